@@ -1,0 +1,42 @@
+# Two commands do all on a fresh machine:  make scan   and   make test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: scan test unit check setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make scan    set up .venv, scan the built-in model, say where the report is"
+	@echo "make test    set up .venv, run linters, type checks and all tests"
+	@echo "make unit    the unit tests alone (no downloads)"
+	@echo "make check   ruff, mypy, import-linter, deptry"
+	@echo "make clean   remove .venv and caches"
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $(STAMP)
+
+setup: $(STAMP)
+
+scan: $(STAMP)
+	$(BIN)/studfinder scan smollm2
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry src
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not real"
+
+test: check
+	$(BIN)/python -m pytest -n 2 -m "not real"
+	$(BIN)/python -m pytest -m real
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

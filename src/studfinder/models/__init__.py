@@ -1,0 +1,30 @@
+"""LM, load, anatomy (where the parts of each architecture are), built-in models, fingerprint."""
+
+from studfinder.models.anatomy import FAMILIES, Anatomy, Layer, MatrixRef, anatomy_of
+from studfinder.models.builtin import BUILTINS, builtin_folder, cache_folder
+from studfinder.models.card import model_card
+from studfinder.models.fingerprint import cached_content_hash, content_hash
+from studfinder.models.lm import LM, Source
+from studfinder.models.load import check_finite, load
+from studfinder.models.rotary import Rotary, rotary_of, train_length
+
+__all__ = [
+    "BUILTINS",
+    "FAMILIES",
+    "LM",
+    "Anatomy",
+    "Layer",
+    "MatrixRef",
+    "Rotary",
+    "Source",
+    "anatomy_of",
+    "builtin_folder",
+    "cache_folder",
+    "cached_content_hash",
+    "check_finite",
+    "content_hash",
+    "load",
+    "model_card",
+    "rotary_of",
+    "train_length",
+]

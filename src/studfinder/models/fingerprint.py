@@ -1,0 +1,90 @@
+"""The content hash of a model: which weights exactly a result belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.models.builtin import cache_folder
+from studfinder.models.lm import LM
+
+_CHUNK = 1 << 24
+
+
+def content_hash(lm: LM) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of every parameter and saved buffer, in name order.
+
+    Tied tensors count once. The live object is read, so an edited model has another hash than its files.
+
+    Raises:
+        StudfinderError: a tensor is on the meta device (offloaded), so there are no bytes to read.
+    """
+    state = lm.model.state_dict()
+    names: dict[tuple, str] = {}
+    for name, tensor in sorted(state.items()):
+        if tensor.device.type == "meta":
+            raise StudfinderError(
+                f"{name} is offloaded, so the model has no content hash",
+                do="Load the model without offloading to disk",
+            )
+        names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+    ordered = sorted(names.values())
+    # hashlib lets go of the interpreter lock, so threads share the cores.
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        digests = list(pool.map(lambda name: _digest(state[name]), ordered))
+    whole = hashlib.sha256()
+    for name, digest in zip(ordered, digests, strict=True):
+        tensor = state[name]
+        whole.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + digest)
+    return whole.hexdigest()
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    digest = hashlib.sha256()
+    for start in range(0, flat.numel(), _CHUNK):
+        digest.update(flat[start : start + _CHUNK].cpu().numpy())
+    return digest.digest()
+
+
+def cached_content_hash(lm: LM) -> str:
+    """The content hash of a model just loaded from a folder, remembered by the files' sizes and times.
+
+    For a freshly loaded, untouched model only: whoever holds a live object that may have been edited calls
+    `content_hash`.
+    """
+    signature = _signature(lm)
+    if signature is None:
+        return content_hash(lm)
+    store = cache_folder() / "hashes" / f"{signature}.json"
+    try:
+        return str(json.loads(store.read_text())["hash"])
+    except (OSError, ValueError, KeyError):
+        pass
+    value = content_hash(lm)
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        temporary = store.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"hash": value}))
+        temporary.replace(store)
+    except OSError:
+        pass  # only a convenience: the next run hashes again
+    return value
+
+
+def _signature(lm: LM) -> str | None:
+    folder = lm.source.folder
+    if folder is None:
+        return None
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json")
+    )
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    text = json.dumps([str(folder.resolve()), stats, str(lm.dtype), torch.__version__])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""LM: a live Hugging Face model with its tokenizer and the map of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from studfinder.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from.
+
+    Attributes:
+        id: the name or path it was asked for by; "live" for an object handed over.
+        origin: in words, for print.
+        folder: the checkpoint's folder, where there is one.
+        revision: of the hub repository, where there is one.
+    """
+
+    id: str
+    origin: str
+    folder: Path | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class LM:
+    """A causal language model as studfinder works on it. The weights are the live model's own, never processed.
+
+    Attributes:
+        model: the Hugging Face model, in eval mode.
+        tokenizer: its tokenizer, or None for models that are fed token ids.
+        anatomy: where its parts are.
+        source: where it came from.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    anatomy: Anatomy
+    source: Source = field(default_factory=lambda: Source("live", "a live model object"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.dtype
+
+    def __repr__(self) -> str:
+        return f"LM({self.source.id!r}, {self.anatomy.architecture}, {self.dtype}, {self.device})"

@@ -1,0 +1,30 @@
+"""Plain data, JSON in and out; no torch."""
+
+from studfinder.records.findings import (
+    AttentionSink,
+    Effect,
+    Findings,
+    MassiveActivation,
+    MassiveValue,
+    SuperWeight,
+)
+from studfinder.records.interval import Interval
+from studfinder.records.json import from_json, read_record, to_json, to_plain
+from studfinder.records.run import ModelCard, PromptCard, RunCard
+
+__all__ = [
+    "AttentionSink",
+    "Effect",
+    "Findings",
+    "Interval",
+    "MassiveActivation",
+    "MassiveValue",
+    "ModelCard",
+    "PromptCard",
+    "RunCard",
+    "SuperWeight",
+    "from_json",
+    "read_record",
+    "to_json",
+    "to_plain",
+]

@@ -1,0 +1,139 @@
+"""What a scan found: the schema of `findings.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from studfinder.records.interval import Interval
+from studfinder.records.run import ModelCard, PromptCard, RunCard
+
+Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
+TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What setting a weight to zero did to the model on the proof text.
+
+    Attributes:
+        kl: KL(clean || edited) in nats per token.
+        perplexity_ratio: perplexity edited / clean.
+        control_kl: the largest KL among the matched controls.
+        control_kls: the KL of every matched control.
+        marginal_kl: what the weight adds to the set of all candidates (KL of the set minus KL of the set
+            without it).
+    """
+
+    kl: Interval
+    perplexity_ratio: Interval
+    control_kl: Interval | None = None
+    control_kls: tuple[float, ...] = ()
+    marginal_kl: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperWeight:
+    """One entry of a `down_proj` matrix that carries most of an outlying output (Yu et al. 2024).
+
+    Attributes:
+        layer: block, from 0.
+        parameter: name of the Hugging Face parameter.
+        index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts).
+        checkpoint_tensor, checkpoint_index: the same entry in the checkpoint file, where known.
+        expert: which expert, or None.
+        row, col: output and input channel.
+        value: the weight.
+        input_spike: the input of `col` at the token where the output spikes, x_k.
+        output_spike: the output of `row` there, y_j.
+        share: x_k w_jk / y_j.
+        score: |x_k w_jk| over the median |y| of the layer.
+        prompt, position, token: where that was.
+        effect, verdict: filled in by the proof.
+    """
+
+    layer: int
+    parameter: str
+    index: tuple[int, ...]
+    checkpoint_tensor: str | None
+    checkpoint_index: tuple[int, ...] | None
+    expert: int | None
+    row: int
+    col: int
+    value: float
+    input_spike: float
+    output_spike: float
+    share: float
+    score: float
+    prompt: int
+    position: int
+    token: str
+    effect: Effect | None = None
+    verdict: Verdict = "candidate"
+
+    def __str__(self) -> str:
+        expert = "" if self.expert is None else f".experts.{self.expert}"
+        return f"layers.{self.layer}{expert} down_proj[{self.row}, {self.col}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MassiveActivation:
+    """A scalar of the residual stream with |a| > 100 and |a| > 1000 x the layer's median (Sun et al. 2024)."""
+
+    layer: int
+    dim: int
+    prompt: int
+    position: int
+    token: str
+    token_class: TokenClass
+    value: float
+    median: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MassiveValue:
+    """An entry of M[h,d] = sqrt(sum over tokens of q^2) above lambda times its head's mean (Jin et al. 2025)."""
+
+    layer: int
+    tensor: Literal["query", "key", "value"]
+    head: int
+    dim: int
+    norm: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSink:
+    """A head whose mean attention to the first token exceeds the threshold (Gu et al. 2024)."""
+
+    layer: int
+    head: int
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything a scan found.
+
+    `summary` holds the numbers of the terminal summary (what was searched, nearest misses, per-layer facts);
+    `nonfinite` names every site where inf or NaN appeared.
+    """
+
+    format: Literal["studfinder.findings"] = "studfinder.findings"
+    version: Literal[1] = 1
+    model: ModelCard
+    run: RunCard
+    prompts: PromptCard
+    summary: Mapping[str, object] = field(default_factory=dict)
+    nonfinite: tuple[str, ...] = ()
+    super_weights: tuple[SuperWeight, ...] = ()
+    massive_activations: tuple[MassiveActivation, ...] = ()
+    massive_values: tuple[MassiveValue, ...] = ()
+    attention_sinks: tuple[AttentionSink, ...] = ()
+
+    @property
+    def proven(self) -> tuple[SuperWeight, ...]:
+        """The super weights whose removal was shown to matter."""
+        return tuple(w for w in self.super_weights if w.verdict in ("proven", "proven-jointly"))

@@ -1,0 +1,76 @@
+"""Records to JSON and back: format and version are checked, inf and NaN survive."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from studfinder.errors import StudfinderError
+
+Record = TypeVar("Record")
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter:
+    # "strings" writes inf and nan as "Infinity" and "NaN", which every JSON reader accepts
+    # and which pydantic reads back into floats.
+    kind.__pydantic_config__ = ConfigDict(ser_json_inf_nan="strings", extra="forbid")  # type: ignore[attr-defined]
+    return TypeAdapter(kind)
+
+
+def to_plain(record: Any) -> Any:
+    """A record as dicts, lists and numbers that `json.dumps` takes as they are."""
+    return json.loads(to_json(record))
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """A record as JSON text."""
+    return _adapter(type(record)).dump_json(record, indent=indent).decode()
+
+
+def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text") -> Record:
+    """Read a record back.
+
+    Args:
+        kind: the record's dataclass. If it has `format` and `version` fields they must match its defaults.
+        text: JSON.
+        name: what to call the text in an error.
+
+    Raises:
+        StudfinderError: not JSON, another format, an unknown version, or missing or unknown fields.
+    """
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise StudfinderError(
+            f"{name} is not valid JSON ({error})", do="It may be truncated: make it again"
+        ) from None
+    expected = {f.name: f.default for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
+    for field, value in expected.items():
+        found = plain.get(field) if isinstance(plain, dict) else None
+        if found != value:
+            raise StudfinderError(
+                f"{name} has {field} {found!r}",
+                expected=f"{value!r}",
+                do="Read it with the studfinder version that wrote it, or make it again",
+            )
+    try:
+        return _adapter(kind).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StudfinderError(f"{name} does not fit its format at {where!r}: {first['msg']}") from None
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """Read a record from a file. Raises StudfinderError where `from_json` does, or if there is no such file."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise StudfinderError(f"{path} cannot be read ({error.strerror})") from None
+    return from_json(kind, text, name=str(path))

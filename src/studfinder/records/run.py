@@ -1,0 +1,89 @@
+"""Where a result came from: the model, the texts and the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """The model a result belongs to.
+
+    Attributes:
+        id: the name or path it was loaded by.
+        origin: in words, e.g. "Q4_1 weights expanded to bf16".
+        architecture: the `model_type` of its config.
+        content_hash: SHA-256 over names, dtypes, shapes and bytes of the weights.
+        dtype: the dtype it ran in.
+        layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary: its sizes.
+        parameters: how many there are, tied ones counted once.
+        train_length: the training context used for rotary facts.
+        train_length_source: where that number came from.
+    """
+
+    id: str
+    origin: str
+    architecture: str
+    content_hash: str
+    dtype: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    parameters: int
+    train_length: int
+    train_length_source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCard:
+    """The texts a result was observed on.
+
+    Attributes:
+        id: name of the text source, e.g. "studfinder-default-1".
+        hash: SHA-256 of the token ids, in order.
+        names: the name of each prompt.
+        tokens: real tokens of each prompt, special tokens included.
+        bos: whether each prompt began with the tokenizer's BOS token.
+        chat_template: whether a chat template was applied.
+    """
+
+    id: str
+    hash: str
+    names: tuple[str, ...]
+    tokens: tuple[int, ...]
+    bos: bool
+    chat_template: bool = False
+
+    @property
+    def total(self) -> int:
+        """All tokens together."""
+        return sum(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """One run of a verb.
+
+    Attributes:
+        verb: what was run.
+        key: hash of everything that determines the result.
+        settings: the settings that went into the key.
+        command: the command line or call.
+        started: ISO time, UTC.
+        seconds: wall time.
+        device, seed, versions: of the run.
+    """
+
+    verb: str
+    key: str
+    settings: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    command: str = ""
+    started: str = ""
+    seconds: float = 0.0
+    device: str = "cpu"
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
