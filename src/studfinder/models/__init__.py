@@ -7,6 +7,7 @@ from studfinder.models.fingerprint import cached_content_hash, content_hash
 from studfinder.models.lm import LM, Source
 from studfinder.models.load import check_finite, load
 from studfinder.models.rotary import Rotary, rotary_of, train_length
+from studfinder.models.weights import matrix
 
 __all__ = [
     "BUILTINS",
@@ -24,6 +25,7 @@ __all__ = [
     "check_finite",
     "content_hash",
     "load",
+    "matrix",
     "model_card",
     "rotary_of",
     "train_length",

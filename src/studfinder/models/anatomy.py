@@ -16,7 +16,6 @@ from studfinder.errors import StudfinderError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-AttentionRoute = Literal["interface", "projections", "fused-heads"]
 Stage = Literal["post-RoPE", "pre-RoPE", "no RoPE"]
 
 
@@ -66,8 +65,8 @@ class Anatomy:
     architecture: str
     decoder: str
     layers: tuple[Layer, ...]
-    route: AttentionRoute
     stage: Stage
+    split: str | None
     heads: int
     kv_heads: int
     head_dim: int
@@ -85,15 +84,15 @@ class Family:
         layers: the ModuleList of blocks, from the model; several where a family comes in wrappers.
         attention: the attention module; a block without it is a layer without attention.
         writers: the down projections (Linear or Conv1D modules, or modules that own a fused `down_proj`).
-        route: how Q, K and V are reached: the attention interface, q/k/v projections, or a fused projection
-            that the attention module itself splits into heads.
-        rope: whether positions are rotary, so that what the projections give is pre-RoPE.
+        split: for attention outside transformers' AttentionInterface, the method of the attention module that
+            splits projections into heads: Q, K and V are read and replaced there, before RoPE.
+        rope: whether positions are rotary.
     """
 
     layers: tuple[str, ...] = ("model.layers", "model.language_model.layers", "language_model.model.layers")
     attention: str = "self_attn"
     writers: tuple[str, ...] = ("mlp.down_proj",)
-    route: AttentionRoute = "interface"
+    split: str | None = None
     rope: bool = True
 
 
@@ -118,24 +117,22 @@ FAMILIES: dict[str, Family] = {
         layers=("transformer.h",),
         attention="attn.attention",
         writers=("mlp.c_proj",),
-        route="projections",
+        split="_split_heads",
         rope=False,
     ),
-    "gpt_neox": Family(
-        layers=("gpt_neox.layers",), attention="attention", writers=("mlp.dense_4h_to_h",)
-    ),
+    "gpt_neox": Family(layers=("gpt_neox.layers",), attention="attention", writers=("mlp.dense_4h_to_h",)),
     "opt": Family(layers=("model.decoder.layers",), writers=("fc2",), rope=False),
     "falcon": Family(
         layers=("transformer.h",),
         attention="self_attention",
         writers=("mlp.dense_4h_to_h",),
-        route="fused-heads",
+        split="_split_heads",
     ),
     "bloom": Family(
         layers=("transformer.h",),
         attention="self_attention",
         writers=("mlp.dense_4h_to_h",),
-        route="fused-heads",
+        split="_reshape",
         rope=False,
     ),
     "mixtral": Family(writers=("mlp.experts", "block_sparse_moe.experts")),
@@ -177,8 +174,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         architecture=kind,
         decoder=prefix.rpartition(".")[0],
         layers=layers,
-        route=family.route,
         stage=_stage(config, family),
+        split=family.split,
         heads=heads,
         kv_heads=_kv_heads(config, heads),
         head_dim=getattr(config, "head_dim", None) or hidden // heads,
@@ -234,7 +231,7 @@ def _stage(config: object, family: Family) -> Stage:
     rope = family.rope and not getattr(config, "alibi", False)  # falcon comes with either
     if not rope:
         return "no RoPE"
-    return "post-RoPE" if family.route == "interface" else "pre-RoPE"
+    return "pre-RoPE" if family.split else "post-RoPE"
 
 
 def _kv_heads(config: object, heads: int) -> int:

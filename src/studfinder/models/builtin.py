@@ -202,6 +202,7 @@ def _plain_disk_errors(folder: Path) -> Iterator[None]:
         # safetensors reports a full disk as an error of its own.
         if "No space left" in str(error):
             raise StudfinderError(
-                f"the disk is full at {folder}", do="Nothing was left behind. Free some space or set STUDFINDER_CACHE"
+                f"the disk is full at {folder}",
+                do="Nothing was left behind. Free some space or set STUDFINDER_CACHE",
             ) from None
         raise

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
@@ -49,7 +48,7 @@ def _digest(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256()
     for start in range(0, flat.numel(), _CHUNK):
-        digest.update(flat[start : start + _CHUNK].cpu().numpy())
+        digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
     return digest.digest()
 
 
@@ -82,9 +81,7 @@ def _signature(lm: LM) -> str | None:
     folder = lm.source.folder
     if folder is None:
         return None
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json")
-    )
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     text = json.dumps([str(folder.resolve()), stats, str(lm.dtype), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()

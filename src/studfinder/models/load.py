@@ -95,7 +95,8 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
         return model
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
-            f"cannot load a {type(model).__name__}", expected="a name, a path or a transformers PreTrainedModel"
+            f"cannot load a {type(model).__name__}",
+            expected="a name, a path or a transformers PreTrainedModel",
         )
     name = getattr(model.config, "_name_or_path", "") or "live"
     lm = LM(model.eval(), _named(tokenizer), anatomy_of(model), Source(name, "a live model object"))
@@ -164,7 +165,11 @@ def _from_pretrained(
                 expected="one of " + ", ".join(sorted(FAMILIES)),
                 do="CONTRIBUTING.md says how to add one",
             )
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True, **common}
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "use_safetensors": None if allow_pickle else True,
+            **common,
+        }
         if device_map is not None:
             options["device_map"] = device_map
         if attention is not None:

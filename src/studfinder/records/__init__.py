@@ -6,6 +6,8 @@ from studfinder.records.findings import (
     Findings,
     MassiveActivation,
     MassiveValue,
+    MassiveValueSummary,
+    Summary,
     SuperWeight,
 )
 from studfinder.records.interval import Interval
@@ -19,9 +21,11 @@ __all__ = [
     "Interval",
     "MassiveActivation",
     "MassiveValue",
+    "MassiveValueSummary",
     "ModelCard",
     "PromptCard",
     "RunCard",
+    "Summary",
     "SuperWeight",
     "from_json",
     "read_record",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,19 +113,68 @@ class AttentionSink:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """Everything a scan found.
+class MassiveValueSummary:
+    """Massive values of one tensor over all layers.
 
-    `summary` holds the numbers of the terminal summary (what was searched, nearest misses, per-layer facts);
-    `nonfinite` names every site where inf or NaN appeared.
+    Attributes:
+        tensor, stage: which, and whether it was read after RoPE.
+        entries: massive entries in all layers.
+        layers_with, layers: layers that hold at least one, of how many with attention.
+        overlap: median over layers of the mean pairwise overlap of the heads' top dims; None for a single head.
+        agreeing_layers: layers where that overlap beats its permutation null at p < 0.05.
+        concentration: median over layers and heads of the concentration index (0 even, 1 one dim).
+        concentration_null: what one vector of random direction reaches at its 99th percentile.
+        slow_share, slow_base: share of massive entries in dims that never complete a turn in training, and the share
+            of such dims among all; None without RoPE or without entries.
     """
+
+    tensor: str
+    stage: str
+    entries: int
+    layers_with: int
+    layers: int
+    overlap: float | None
+    agreeing_layers: int
+    concentration: float
+    concentration_null: float
+    slow_share: float | None
+    slow_base: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was searched, by which thresholds, and what came nearest.
+
+    Attributes:
+        thresholds: every threshold by name.
+        enters, leaves: first layer with a massive activation, and the first after the last; None where there is none.
+        nearest_super_weight, nearest_massive_activation, nearest_massive_value: the nearest miss, found or not.
+        massive_values: by tensor.
+        sink_heads: heads looked at; 0 where attention could not be read.
+        unreadable: matrices that are quantised, so that no term could be formed.
+    """
+
+    thresholds: dict[str, float] = field(default_factory=dict)
+    enters: int | None = None
+    leaves: int | None = None
+    nearest_super_weight: SuperWeight | None = None
+    nearest_massive_activation: MassiveActivation | None = None
+    nearest_massive_value: MassiveValue | None = None
+    massive_values: tuple[MassiveValueSummary, ...] = ()
+    sink_heads: int = 0
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything a scan found. `nonfinite` names every site where inf or NaN appeared."""
 
     format: Literal["studfinder.findings"] = "studfinder.findings"
     version: Literal[1] = 1
     model: ModelCard
     run: RunCard
     prompts: PromptCard
-    summary: Mapping[str, object] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     nonfinite: tuple[str, ...] = ()
     super_weights: tuple[SuperWeight, ...] = ()
     massive_activations: tuple[MassiveActivation, ...] = ()

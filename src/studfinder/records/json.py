@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +14,19 @@ from studfinder.errors import StudfinderError
 Record = TypeVar("Record")
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter:
+_ADAPTERS: dict[type, TypeAdapter] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = _make_adapter(kind)
+    return _ADAPTERS[kind]
+
+
+def _make_adapter(kind: Any) -> TypeAdapter:
     # "strings" writes inf and nan as "Infinity" and "NaN", which every JSON reader accepts
     # and which pydantic reads back into floats.
-    kind.__pydantic_config__ = ConfigDict(ser_json_inf_nan="strings", extra="forbid")  # type: ignore[attr-defined]
+    kind.__pydantic_config__ = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
     return TypeAdapter(kind)
 
 
@@ -47,9 +54,7 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
     try:
         plain = json.loads(text)
     except ValueError as error:
-        raise StudfinderError(
-            f"{name} is not valid JSON ({error})", do="It may be truncated: make it again"
-        ) from None
+        raise StudfinderError(f"{name} is not valid JSON ({error})", do="It may be truncated: make it again") from None
     expected = {f.name: f.default for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
     for field, value in expected.items():
         found = plain.get(field) if isinstance(plain, dict) else None

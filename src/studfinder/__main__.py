@@ -1,0 +1,5 @@
+"""python -m studfinder"""
+
+from studfinder.cli import main
+
+main()

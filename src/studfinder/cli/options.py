@@ -1,0 +1,18 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="A built-in name, a folder, a .gguf file or a hub id.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cuda.  [default: cpu]", show_default=False)]
+DeviceMap = Annotated[str | None, typer.Option(help="Handed to transformers, e.g. auto.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Attention = Annotated[str | None, typer.Option(help="transformers' attn_implementation, e.g. eager.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights, which can run code.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record on stdout and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -1,0 +1,134 @@
+"""Attention sinks (Gu et al. 2024, arXiv 2410.10781, section 3).
+
+alpha_h = mean over query positions i of the attention that head h pays to the first token, over the first T = 64 tokens
+of each prompt; a head is a sink if the mean over prompts exceeds 0.3. A first token always attends to itself, so a head
+that spreads evenly over T = 64 tokens has alpha = 0.07.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from studfinder.models import LM
+from studfinder.records import AttentionSink
+from studfinder.sites import AttentionCall
+from studfinder.texts import Batch
+
+_CHUNK = 256
+"""Query positions whose scores are held at once."""
+
+
+class AttentionSinks:
+    """Mean attention to the first token, per layer and head, from Q and K alone."""
+
+    def __init__(self, lm: LM, *, threshold: float = 0.3, tokens: int = 64) -> None:
+        self.lm, self.threshold, self.tokens = lm, threshold, tokens
+        self.totals: dict[int, torch.Tensor] = {}
+        self.prompts: dict[int, int] = {}
+        self.unreadable: set[int] = set()
+        self._batch: Batch | None = None
+
+    def begin(self, batch: Batch) -> None:
+        self._batch = batch
+
+    @property
+    def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
+        return {AttentionCall: self._read}
+
+    def _read(self, events: list[AttentionCall]) -> None:
+        assert self._batch is not None
+        lengths = torch.tensor(self._batch.lengths).clamp_max(self.tokens)
+        usable = lengths > 1
+        self.unreadable |= {event.layer for event in events if not event.comparable}
+        if not bool(usable.any()):
+            return
+        for event in events:
+            if not event.comparable:
+                continue
+            alpha_BH = first_token_attention(event, lengths).cpu().double()[usable]
+            if event.layer not in self.totals:
+                self.totals[event.layer] = torch.zeros(alpha_BH.shape[1], dtype=torch.float64)
+            self.totals[event.layer] += alpha_BH.sum(dim=0)
+            self.prompts[event.layer] = self.prompts.get(event.layer, 0) + int(usable.sum())
+
+    def merge(self, other: AttentionSinks) -> None:
+        for layer, total in other.totals.items():
+            self.totals[layer] = self.totals[layer] + total if layer in self.totals else total
+            self.prompts[layer] = self.prompts.get(layer, 0) + other.prompts[layer]
+        self.unreadable |= other.unreadable
+
+    def strength_H(self, layer: int) -> torch.Tensor | None:
+        """Mean attention to the first token of each head, shape (H,); None where it could not be read."""
+        if not self.prompts.get(layer):
+            return None
+        return self.totals[layer] / self.prompts[layer]
+
+    def found(self) -> tuple[AttentionSink, ...]:
+        """The heads above the threshold, by layer."""
+        return tuple(
+            AttentionSink(layer=layer, head=head, strength=float(value))
+            for layer in sorted(self.totals)
+            for head, value in enumerate((self.totals[layer] / self.prompts[layer]).tolist())
+            if value > self.threshold
+        )
+
+    def share(self) -> float | None:
+        """Share of all heads that are sinks; None where attention could not be read."""
+        heads = sum(total.numel() for total in self.totals.values())
+        return len(self.found()) / heads if heads else None
+
+    def nonfinite(self) -> list[str]:
+        """Sites where inf or NaN appeared."""
+        return [f"attention[{layer}]" for layer, total in self.totals.items() if not torch.isfinite(total).all()]
+
+
+def first_token_attention(event: AttentionCall, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Mean over each row's first `lengths_B` queries of the attention to its first token, shape (B,H), fp32.
+
+    Scores are formed in fp32 for a chunk of queries at a time, with the call's own mask, scale, soft cap and sinks.
+    Rows are padded on the right, if at all.
+    """
+    tokens = int(lengths_B.max())
+    query_BHTD, key_BGSD = event.query_BHTD[:, :, :tokens].float(), event.key_BGSD[:, :, :tokens].float()
+    (rows, heads, _, width), groups = query_BHTD.shape, key_BGSD.shape[1]
+    scale = event.scaling if event.scaling is not None else width**-0.5
+    key_BGDS = (key_BGSD * scale).transpose(2, 3)
+    total_BH = torch.zeros(rows, heads, device=query_BHTD.device)
+    for start in range(0, tokens, _CHUNK):
+        stop = min(tokens, start + _CHUNK)
+        # The query heads of a group share its keys: one product for each group.
+        grouped = query_BHTD[:, :, start:stop].reshape(rows, groups, -1, width)
+        scores_BHTS = (grouped @ key_BGDS).view(rows, heads, stop - start, tokens)
+        if event.softcap is not None:
+            scores_BHTS = torch.tanh(scores_BHTS / event.softcap) * event.softcap
+        scores_BHTS = scores_BHTS + _bias(event, start, stop, tokens)
+        if event.sinks is not None:
+            extra = event.sinks.float().reshape(1, heads, 1, 1).expand(rows, -1, stop - start, 1)
+            scores_BHTS = torch.cat([scores_BHTS, extra], dim=-1)
+        first_BHT = scores_BHTS.softmax(dim=-1)[..., 0]
+        counted_BT = torch.arange(start, stop) < lengths_B[:, None]
+        total_BH += (first_BHT * counted_BT[:, None].to(first_BHT.device)).sum(dim=-1)
+    return total_BH / lengths_B[:, None].clamp_min(1).to(total_BH.device)
+
+
+def _bias(event: AttentionCall, start: int, stop: int, tokens: int) -> torch.Tensor:
+    """What is added to the scores of queries start..stop, broadcastable to (B, H, stop - start, tokens)."""
+    if event.mask is None:
+        return _causal(start, stop, tokens, event.window).to(event.query_BHTD.device)
+    mask = event.mask[:, :, start:stop, :tokens]
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+    return mask.float()
+
+
+@lru_cache(maxsize=16)
+def _causal(start: int, stop: int, tokens: int, window: int | None) -> torch.Tensor:
+    query, key = torch.arange(start, stop)[:, None], torch.arange(tokens)[None, :]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(stop - start, tokens).masked_fill(hidden, float("-inf"))

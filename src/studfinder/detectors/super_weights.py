@@ -1,0 +1,346 @@
+"""Super-weight candidates (Yu et al. 2024, arXiv 2411.07191, section 3), ranked in one pass without editing.
+
+At a token where the output of down_proj spikes at channel j, y_j = sum_k x_k w_jk. A candidate is a weight w_jk whose
+single term x_k w_jk carries most of an outlying y_j, or the fewest weights (at most three) that do so together. That
+covers both geometries: several neurons into one channel, and one neuron that fans out into several. The paper's own
+rule (the input spikes at k and the output at j) is implied; what the terms add is that a large output made of many
+small terms is not mistaken for one weight's doing.
+
+Outlying is relative to the layer: score = |x_k w_jk| / median |y|. In models whose weights are permuted within each
+tensor the largest score over all layers stays below `NULL_CEILING` (benchmarks/null_super_weights.py); the threshold is
+five times that.
+
+For every output channel the token with its largest output is remembered, once among first tokens and once among the
+others: what happens at a first token is a regime of its own and would hide the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from studfinder.models import LM, matrix
+from studfinder.records import SuperWeight
+from studfinder.sites import WriterCall
+from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
+from studfinder.texts import Batch, token_text
+
+NULL_CEILING = 10.0
+MIN_SCORE = 5 * NULL_CEILING
+MIN_SHARE = 0.5
+ROWS = 16
+"""Output channels remembered for each matrix and token class."""
+WORTH = 10.0
+"""Outputs below this many medians are not looked into: they cannot come near a candidate's score."""
+TERMS = 3
+"""Most weights that count as carrying an output together."""
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """The largest output of one channel: where, how large, and its largest terms."""
+
+    bits: int
+    prompt: int
+    position: int
+    output: float
+    cols: tuple[int, ...]
+    terms: tuple[float, ...]
+    weights: tuple[float, ...]
+    inputs: tuple[float, ...]
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return -self.bits, self.prompt, self.position
+
+
+@dataclass(frozen=True)
+class Spike:
+    """The largest |x| or |y| of a layer's FFN matrices: value, token and channel."""
+
+    value: float = 0.0
+    prompt: int = -1
+    position: int = -1
+    channel: int = -1
+    bits: int = 0
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return -self.bits, self.prompt, self.position
+
+
+@dataclass
+class _Best:
+    """For one matrix and token class: the best bits of each channel that can still matter, and what a channel must
+    exceed to matter: its own best, the sixteenth largest of all, and `least`."""
+
+    bits_C: torch.Tensor
+    bar_C: torch.Tensor
+
+    least: int
+
+    @classmethod
+    def of(cls, bits_C: torch.Tensor, least: int) -> _Best:
+        floor = int(bits_C.topk(min(ROWS, len(bits_C))).values[-1])
+        return cls(bits_C, bits_C.clamp_min(max(least, floor - 1)), least)
+
+
+_Place = tuple[int, int, int]
+"""(writer, 0 for first tokens and 1 for others, row)"""
+
+
+class SuperWeights:
+    """Per layer: the largest outputs with the terms that carry them, the median output, and the spike traces."""
+
+    def __init__(self, lm: LM, *, min_score: float = MIN_SCORE, min_share: float = MIN_SHARE) -> None:
+        self.lm, self.min_score, self.min_share = lm, min_score, min_share
+        depth = len(lm.anatomy.layers)
+        self.peaks: list[dict[_Place, _Peak]] = [{} for _ in range(depth)]
+        self.magnitudes = [AbsHistogram() for _ in range(depth)]
+        self.input_spikes = [Spike() for _ in range(depth)]
+        self.overflowed: set[str] = set()
+        self.unreadable: set[str] = set()
+        self._best: dict[tuple[int, int, int], _Best] = {}  # by layer, writer and token class
+        self._batch: Batch | None = None
+
+    def begin(self, batch: Batch) -> None:
+        self._batch = batch
+
+    @property
+    def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
+        return {WriterCall: self._read}
+
+    def _read(self, events: list[WriterCall]) -> None:
+        for event in events:
+            self._read_one(event)
+
+    def _read_one(self, event: WriterCall) -> None:
+        x_NF, y_NC, flat = self._real(event)
+        if not y_NC.numel():
+            return
+        layer = event.layer
+        x_bits, y_bits = magnitude_bits(x_NF), magnitude_bits(y_NC)
+        if int(y_bits.max()) >= INF:
+            self.overflowed.add(f"down_proj.output[{layer}]")
+            y_bits = y_bits.where(y_bits < INF, 0)
+        # The median is only a scale: some forty tokens of each call give it as well as all would.
+        self.magnitudes[layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
+        self._trace(layer, x_NF, x_bits, flat)
+        for kind, tokens in enumerate(self._classes(flat)):
+            if tokens is not None:
+                self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
+
+    def _trace(self, layer: int, x_NF: torch.Tensor, bits: torch.Tensor, flat: torch.Tensor) -> None:
+        assert self._batch is not None
+        peak = int(bits.max())
+        if peak >= INF:
+            self.overflowed.add(f"down_proj.input[{layer}]")
+            bits = bits.where(bits < INF, 0)
+            peak = int(bits.max())
+        if peak < self.input_spikes[layer].bits:
+            return
+        row, channel = divmod(int(bits.argmax()), bits.shape[1])
+        prompt, position = self._batch.where(flat[row : row + 1])[0].tolist()
+        found = Spike(float(x_NF[row, channel]), prompt, position, channel, peak)
+        self.input_spikes[layer] = min(self.input_spikes[layer], found, key=lambda spike: spike.order)
+
+    @property
+    def output_spikes(self) -> list[Spike]:
+        """The largest output of each layer."""
+        spikes = []
+        for peaks in self.peaks:
+            best = min(((p.order, place) for place, p in peaks.items()), default=None)
+            if best is None:
+                spikes.append(Spike())
+            else:
+                peak = peaks[best[1]]
+                spikes.append(Spike(peak.output, peak.prompt, peak.position, best[1][2], peak.bits))
+        return spikes
+
+    def _classes(self, flat: torch.Tensor) -> Iterator[torch.Tensor | slice | None]:
+        """Which rows are first tokens, and which are others; None where there are none."""
+        assert self._batch is not None
+        width = self._batch.input_ids_BT.shape[1]
+        if len(flat) == width and len(self._batch.prompts) == 1:  # one whole prompt: slices cost nothing
+            yield slice(0, 1)
+            yield slice(1, width) if width > 1 else None
+            return
+        first = flat % width == 0
+        for mask in (first, ~first):
+            yield mask.nonzero()[:, 0] if bool(mask.any()) else None
+
+    def _peaks(
+        self,
+        event: WriterCall,
+        kind: int,
+        tokens: torch.Tensor | slice,
+        x_NF: torch.Tensor,
+        y_NC: torch.Tensor,
+        y_bits: torch.Tensor,
+        flat: torch.Tensor,
+    ) -> None:
+        """Remember the channels whose largest output, among these tokens, beats what was seen before."""
+        bits = y_bits[tokens]
+        here = bits.amax(dim=0)
+        place = (event.layer, event.writer, kind)
+        before = self._best.get(place)
+        if before is None:
+            least = to_bits(WORTH * self.magnitudes[event.layer].median)
+            floor = int(here.topk(min(ROWS, len(here))).values[-1])
+            before = _Best(torch.zeros_like(here), torch.full_like(here, max(least, floor - 1)), least)
+            self._best[place] = before
+        rows = (here > before.bar_C).nonzero()[:, 0]
+        if not len(rows):
+            return
+        self._best[place] = _Best.of(before.bits_C.index_copy(0, rows, here[rows]), before.least)
+        token = bits[:, rows].argmax(dim=0)
+        token = token + tokens.start if isinstance(tokens, slice) else tokens.to(token.device)[token]
+        with matrix(self.lm, event.ref) as weight_CF:
+            if weight_CF is None:
+                self.unreadable.add(event.ref.parameter)
+                return
+            inputs_SF = x_NF[token].float()
+            weights_SF = weight_CF[rows.to(weight_CF.device)].to(inputs_SF.device).float()
+            self._remember(event, kind, rows, token, inputs_SF, weights_SF, y_NC, here, flat)
+
+    def _remember(
+        self,
+        event: WriterCall,
+        kind: int,
+        rows: torch.Tensor,
+        token: torch.Tensor,
+        inputs_SF: torch.Tensor,
+        weights_SF: torch.Tensor,
+        y_NC: torch.Tensor,
+        here: torch.Tensor,
+        flat: torch.Tensor,
+    ) -> None:
+        assert self._batch is not None
+        terms_SF = inputs_SF * weights_SF
+        cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
+        columns = zip(
+            rows.tolist(),
+            here[rows].tolist(),
+            self._batch.where(flat[token.cpu()]).tolist(),
+            y_NC[token, rows].float().tolist(),
+            cols.tolist(),
+            *(tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)),
+            strict=True,
+        )
+        for row, bits, (prompt, position), output, col, term, weight, spike in columns:
+            peak = _Peak(bits, prompt, position, output, tuple(col), tuple(term), tuple(weight), tuple(spike))
+            self._offer(event.layer, (event.writer, kind, row), peak)
+
+    def _offer(self, layer: int, place: _Place, peak: _Peak) -> None:
+        held = self.peaks[layer].get(place)
+        if held is None or peak.order < held.order:
+            self.peaks[layer][place] = peak
+
+    def _real(self, event: WriterCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Input, output and flat index of the real tokens that the matrix saw."""
+        assert self._batch is not None
+        x_NF, y_NC = event.input_NF, event.output_NC
+        if event.token_N is None:
+            real = self._batch.real_N
+            if real is None:
+                return x_NF, y_NC, torch.arange(x_NF.shape[0])
+            on_device = real.to(x_NF.device)
+            return x_NF[on_device], y_NC[on_device], real
+        flat = event.token_N.cpu()
+        if self._batch.mask_BT is None:
+            return x_NF, y_NC, flat
+        keep = self._batch.mask_BT.flatten()[flat]
+        on_device = keep.to(x_NF.device)
+        return x_NF[on_device], y_NC[on_device], flat[keep]
+
+    def merge(self, other: SuperWeights) -> None:
+        for layer, peaks in enumerate(other.peaks):
+            for place, peak in peaks.items():
+                self._offer(layer, place, peak)
+            self.magnitudes[layer].merge(other.magnitudes[layer])
+            spikes = (self.input_spikes[layer], other.input_spikes[layer])
+            self.input_spikes[layer] = min(spikes, key=lambda spike: spike.order)
+        for place, best in other._best.items():
+            mine = self._best.get(place)
+            self._best[place] = best if mine is None else _Best.of(torch.maximum(mine.bits_C, best.bits_C), mine.least)
+        self.overflowed |= other.overflowed
+        self.unreadable |= other.unreadable
+
+    def ranked(self, encoded: Sequence[Sequence[int]]) -> list[tuple[SuperWeight, float]]:
+        """Every remembered weight, largest score first, each with its nearness: above 1 it is a candidate."""
+        found: dict[tuple[int, int, int, int], tuple[SuperWeight, float]] = {}
+        for layer, peaks in enumerate(self.peaks):
+            median = self.magnitudes[layer].median
+            for (writer, kind, row), peak in peaks.items():
+                # Only channels among the final best, so that the result does not depend on the order of prompts.
+                if peak.bits <= int(self._best[layer, writer, kind].bar_C.min()):
+                    continue
+                for which, carried in enumerate(self._carried(peak)):
+                    entry = self._entry(layer, writer, row, which, median, peak, encoded)
+                    near = min(entry.score / self.min_score, carried / self.min_share)
+                    key = (layer, writer, row, entry.col)
+                    if key not in found or (near, entry.score) > (found[key][1], found[key][0].score):
+                        found[key] = (entry, near)
+        return sorted(found.values(), key=lambda pair: (-pair[0].score, pair[0].layer, pair[0].row, pair[0].col))
+
+    def found(self, encoded: Sequence[Sequence[int]]) -> tuple[SuperWeight, ...]:
+        """The candidates, largest score first."""
+        return tuple(entry for entry, near in self.ranked(encoded) if near >= 1)
+
+    def nearest(self, encoded: Sequence[Sequence[int]]) -> SuperWeight | None:
+        """The nearest miss: the weight that is no candidate but has the largest share of both thresholds."""
+        misses = [(near, entry) for entry, near in self.ranked(encoded) if near < 1]
+        return max(misses, key=lambda pair: pair[0])[1] if misses else None
+
+    def _entry(
+        self,
+        layer: int,
+        writer: int,
+        row: int,
+        which: int,
+        median: float,
+        peak: _Peak,
+        encoded: Sequence[Sequence[int]],
+    ) -> SuperWeight:
+        ref = self.lm.anatomy.layers[layer].writers[writer]
+        col, term = peak.cols[which], peak.terms[which]
+        return SuperWeight(
+            layer=layer,
+            parameter=ref.parameter,
+            index=ref.index(row, col),
+            # transformers fuses experts while loading; every other parameter keeps its name and layout.
+            checkpoint_tensor=ref.parameter if ref.expert is None else None,
+            checkpoint_index=ref.index(row, col) if ref.expert is None else None,
+            expert=ref.expert,
+            row=row,
+            col=col,
+            value=peak.weights[which],
+            input_spike=peak.inputs[which],
+            output_spike=peak.output,
+            share=term / peak.output,
+            score=abs(term) / median if median else float("inf"),
+            prompt=peak.prompt,
+            position=peak.position,
+            token=token_text(self.lm, encoded[peak.prompt][peak.position]),
+        )
+
+    def nonfinite(self) -> list[str]:
+        """Sites where inf or NaN appeared."""
+        return sorted(self.overflowed)
+
+    def _carried(self, peak: _Peak) -> list[float]:
+        """For each of the largest terms: the share of the output that the fewest weights carry which include it.
+
+        Terms are taken from the largest on until they carry most of the output; one that comes after is not needed, and
+        one that works against the output ends the list: they carry nothing.
+        """
+        shares = [term / peak.output for term in peak.terms]
+        running, members = 0.0, 0
+        for share in shares:
+            if running >= self.min_share or share <= 0:
+                break
+            running, members = running + share, members + 1
+        return [running if which < members else 0.0 for which in range(len(shares))]

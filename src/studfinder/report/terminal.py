@@ -1,0 +1,176 @@
+"""The summary of a scan on one screen."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
+from studfinder.report.words import count, dims, shorten, token, verdict_sentence
+
+_ROWS = 8
+_STYLE = {"proven": "bold green", "proven-jointly": "green", "inert": "dim", "candidate": "yellow"}
+
+
+def print_findings(findings: Findings, folder: Path | None, console: Console | None = None) -> None:
+    """Print what stands out, what was searched when nothing does, where the report is and what to run next."""
+    console = console or _console()
+    _head(findings, console)
+    console.print()
+    console.print(f"[bold]{escape(verdict_sentence(findings))}[/bold]")
+    console.print()
+    _super_weights(findings, console)
+    _facts(findings, console)
+    for site in findings.nonfinite:
+        console.print(f"[bold red]inf or NaN at {escape(site)}[/bold red]: left out of the statistics there")
+    _tail(findings, folder, console)
+
+
+def _console() -> Console:
+    # A pipe or a log has no width of its own; the tables need a hundred columns.
+    return Console() if sys.stdout.isatty() else Console(width=100)
+
+
+def _head(findings: Findings, console: Console) -> None:
+    model, prompts = findings.model, findings.prompts
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    name = model.id if model.origin in ("a local folder", "a live model object") else f"{model.id}: {model.origin}"
+    grid.add_row("model", escape(name))
+    grid.add_row(
+        "",
+        f"{model.architecture}, {model.layers} layers x {model.hidden}, {model.heads} heads "
+        f"({model.kv_heads} KV) x {model.head_dim}, {model.parameters / 1e6:,.1f} M parameters, "
+        f"{model.dtype} on {findings.run.device}",
+    )
+    grid.add_row(
+        "text",
+        f"{count(len(prompts.tokens), 'prompt')} ({escape(prompts.id)}), {prompts.total:,} tokens, "
+        f"{'BOS first' if prompts.bos else 'no BOS'}, no chat template",
+    )
+    grid.add_row("time", f"{findings.run.seconds:.1f} s")
+    console.print(grid)
+
+
+def _super_weights(findings: Findings, console: Console) -> None:
+    weights = findings.super_weights
+    if not weights:
+        return
+    proved = any(weight.effect for weight in weights)
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("super weight", no_wrap=True)
+    names = ["weight", "input", "output", "share", *(["KL", "perplexity"] if proved else ["score"])]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for weight in weights[:_ROWS]:
+        cells = [
+            escape(str(weight)),
+            f"{weight.value:+.3f}",
+            f"{weight.input_spike:,.0f}",
+            f"{weight.output_spike:,.0f}",
+            f"{weight.share:.0%}",
+        ]
+        if not proved:
+            cells.append(f"{weight.score:,.0f}")
+        elif weight.effect is None:
+            cells += ["", ""]
+        else:
+            cells += [f"{weight.effect.kl.value:.3g}", f"x {weight.effect.perplexity_ratio.value:.3g}"]
+        style = _STYLE[weight.verdict]
+        table.add_row(*cells, f"[{style}]{weight.verdict}[/{style}]")
+    console.print(table)
+    more = weights[_ROWS:]
+    if more:
+        kinds = ", ".join(f"{n} {verdict}" for verdict, n in Counter(w.verdict for w in more).most_common())
+        console.print(f"[dim]  and {len(more)} more ({kinds}) in findings.json[/dim]")
+    console.print()
+
+
+def _facts(findings: Findings, console: Console) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    if not findings.super_weights:
+        grid.add_row("super weights", _no_super_weight(findings.summary.nearest_super_weight, findings))
+    grid.add_row("massive activations", _activations(findings))
+    for summary in findings.summary.massive_values:
+        grid.add_row(f"massive values of {summary.tensor[0].upper()}", _values(summary, findings))
+    grid.add_row("attention sinks", _sinks(findings))
+    console.print(grid)
+
+
+def _no_super_weight(nearest: SuperWeight | None, findings: Findings) -> str:
+    at = findings.summary.thresholds
+    rule = f"none with score > {at['score']:.0f} and share >= {at['share']:.0%}"
+    if nearest is None:
+        return rule
+    return f"{rule}; nearest: {nearest} (score {nearest.score:.1f}, share {nearest.share:.0%})"
+
+
+def _activations(findings: Findings) -> str:
+    found, at = findings.massive_activations, findings.summary.thresholds
+    if not found:
+        rule = f"none with |a| > {at['activation']:.0f} and > {at['activation_ratio']:,.0f} x the median"
+        nearest: MassiveActivation | None = findings.summary.nearest_massive_activation
+        if nearest is None:
+            return rule
+        return (
+            f"{rule}; nearest: {nearest.value:,.0f} = {nearest.ratio:,.0f} x the median in layer {nearest.layer}, "
+            f"dim {nearest.dim}"
+        )
+    top = max(found, key=lambda entry: abs(entry.value))
+    classes = Counter(entry.token_class for entry in found)
+    carriers = ", ".join(f"{name} {n / len(found):.0%}" for name, n in classes.most_common())
+    return (
+        f"up to {top.value:,.0f} = {top.ratio:,.0f} x the median, in dim {top.dim} at token {token(top.token)} "
+        f"(position {top.position}); dims {dims(entry.dim for entry in found)}; layers {findings.summary.enters} to "
+        f"{(findings.summary.leaves or 0) - 1}; carried by: {carriers}"
+    )
+
+
+def _values(summary: MassiveValueSummary, findings: Findings) -> str:
+    text = f"in {summary.layers_with} of {summary.layers} layers, {count(summary.entries, 'entry', 'entries')}"
+    if summary.stage == "pre-RoPE":
+        text += " (read before RoPE)"
+    if summary.slow_share is not None:
+        text += f"; {summary.slow_share:.0%} in dims that never turn in training (chance {summary.slow_base:.0%})"
+    if summary.overlap is not None and summary.entries:
+        text += f"; heads agree in {summary.agreeing_layers} layers"
+    text += f"; concentration {summary.concentration:.2f} (one vector by chance: {summary.concentration_null:.2f})"
+    return text
+
+
+def _sinks(findings: Findings) -> str:
+    heads = findings.summary.sink_heads
+    if not heads:
+        return "not measured: this architecture's attention cannot be read after its positions"
+    share = len(findings.attention_sinks) / heads
+    at = findings.summary.thresholds
+    return (
+        f"{len(findings.attention_sinks)} of {heads} heads ({share:.0%}) pay the first token more than "
+        f"{at['sink']:.0%} of their attention"
+    )
+
+
+def _tail(findings: Findings, folder: Path | None, console: Console) -> None:
+    console.print()
+    if folder is not None:
+        report = folder / "report.html"
+        where = report if report.is_file() else folder
+        console.print("report    ", escape(str(where)), sep="", soft_wrap=True)
+    best = findings.super_weights[0] if findings.super_weights else None
+    if best is not None:
+        console.print(
+            "next      ",
+            escape(f"sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})")
+            + escape(f"[{', '.join(map(str, best.index))}]  # {best.value:+.4g}"),
+            sep="",
+            soft_wrap=True,
+        )

@@ -1,0 +1,57 @@
+"""Findings in words: shared by the terminal and the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from studfinder.records import Findings
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """'1 prompt', '12 prompts'."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def token(text: str) -> str:
+    """A token in quotes, with its white space made visible."""
+    return repr(text)
+
+
+def shorten(text: str, width: int = 120) -> str:
+    """Cut in the middle, if need be."""
+    return text if len(text) <= width else text[: width // 2 - 1] + "..." + text[-(width // 2 - 2) :]
+
+
+def dims(values: Iterable[int], k: int = 4) -> str:
+    """The most frequent dims, e.g. '507, 247 and 3 more'."""
+    ranked = [dim for dim, _ in Counter(values).most_common()]
+    text = ", ".join(map(str, ranked[:k]))
+    return text + (f" and {len(ranked) - k} more" if len(ranked) > k else "")
+
+
+def verdict_sentence(findings: Findings) -> str:
+    """What this scan says, in one sentence."""
+    proven = findings.proven
+    if proven:
+        names = str(proven[0]) + (f" and {len(proven) - 1} more" if len(proven) > 1 else "")
+        effect = proven[0].effect
+        if len(proven) == 1 and effect is not None:
+            return (
+                f"One weight holds this model up: without {names} its perplexity is "
+                f"{effect.perplexity_ratio.value:.3g} times as large."
+            )
+        return f"{count(len(proven), 'weight')} hold this model up: {names}."
+    found = []
+    if findings.super_weights:
+        tested = any(weight.effect for weight in findings.super_weights)
+        kind = "tested super-weight candidate" if tested else "super-weight candidate"
+        found.append(count(len(findings.super_weights), kind) + (" (none proven)" if tested else " (not proven yet)"))
+    if findings.massive_activations:
+        found.append(f"massive activations in dim {dims((a.dim for a in findings.massive_activations), 2)}")
+    tensors = [s.tensor[0].upper() for s in findings.summary.massive_values if s.entries and s.tensor != "value"]
+    if tensors:
+        found.append(f"massive values of {' and '.join(tensors)}")
+    if not found:
+        return "None of the three was found: no super weight, no massive activation, no massive value of Q or K."
+    return "What stands out: " + "; ".join(found) + "."

@@ -1,0 +1,18 @@
+"""Read and replace named tensors of a running model: the only place that hooks."""
+
+from studfinder.sites.capture import capture
+from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
+from studfinder.sites.site import KINDS, Site
+from studfinder.sites.tap import Replacement, Tap, tapped
+
+__all__ = [
+    "KINDS",
+    "AttentionCall",
+    "BlockOutput",
+    "Replacement",
+    "Site",
+    "Tap",
+    "WriterCall",
+    "capture",
+    "tapped",
+]

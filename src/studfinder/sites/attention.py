@@ -1,0 +1,255 @@
+"""Hooks on attention: Q, K and V as the model's own attention function receives them."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.sites.events import AttentionCall
+from studfinder.sites.site import Site
+
+if TYPE_CHECKING:
+    from studfinder.sites.tap import _Installed
+
+_KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")
+
+
+def attention_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
+    """Install what is needed to see attention; yields functions that remove it."""
+    if not active.wants(AttentionCall) and not active.replaces(*_KINDS):
+        return
+    modules = {
+        layer: lm.model.get_submodule(part.attention)
+        for layer, part in enumerate(lm.anatomy.layers)
+        if part.attention is not None
+    }
+    if lm.anatomy.split is not None:
+        for layer, module in modules.items():
+            yield _split_hook(lm, layer, module, lm.anatomy.split, active)
+        return
+    rotary = _RotaryInputs() if active.pre_rope and lm.anatomy.stage == "post-RoPE" else None
+    for layer, module in modules.items():
+        if rotary is not None:
+            yield rotary.watch(layer, module, active)
+        yield _dispatch_to(module, _Handler(lm, layer, active, rotary, _is_softmax(module)))
+    # Registries compare by content, so they are told apart by identity.
+    reached = [_registry_and_name(module) for module in modules.values()]
+    for registry, name in {(id(registry), name): (registry, name) for registry, name in reached}.values():
+        yield _wrap(registry, name)
+
+
+# --- the attention interface ------------------------------------------------------------------------------------
+
+_HANDLERS: WeakKeyDictionary[nn.Module, _Handler] = WeakKeyDictionary()
+_WRAPPED: dict[tuple[int, str], int] = {}
+_LOCK = threading.RLock()
+
+
+def _dispatch_to(module: nn.Module, handler: _Handler) -> Callable[[], None]:
+    _HANDLERS[module] = handler
+
+    def undo() -> None:
+        _HANDLERS.pop(module, None)
+
+    return undo
+
+
+def _registry_and_name(module: Any) -> tuple[Any, str]:
+    """The registry the module's own file looks attention up in (most share one, a file may have its own)."""
+    registry = _globals_of(module).get("ALL_ATTENTION_FUNCTIONS")
+    if registry is None:
+        raise StudfinderError(
+            f"{type(module).__name__} does not use transformers' attention interface",
+            do="Its family needs a `split` method in studfinder/models/anatomy.py",
+        )
+    return registry, module.config._attn_implementation or "eager"
+
+
+def _wrap(registry: Any, name: str) -> Callable[[], None]:
+    """Put a dispatcher in front of `registry[name]`, under the same name, so that config, mask and kernel choice
+    stay the model's own. Modules without a handler pass straight through."""
+    with _LOCK:
+        _WRAPPED[id(registry), name] = _WRAPPED.get((id(registry), name), 0) + 1
+        if _WRAPPED[id(registry), name] > 1:
+            return lambda: _unwrap(registry, name)
+        previous = registry._local_mapping.get(name)
+        original = registry.get(name)  # None for eager: each file has its own function
+
+        def dispatcher(
+            module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            function = original or _globals_of(module)["eager_attention_forward"]
+            handler = _HANDLERS.get(module)
+            if handler is not None:
+                query, key, value = handler(query, key, value, mask, kwargs)
+            return function(module, query, key, value, mask, *args, **kwargs)
+
+        dispatcher.previous = previous  # type: ignore[attr-defined]
+        registry[name] = dispatcher
+    return lambda: _unwrap(registry, name)
+
+
+def _unwrap(registry: Any, name: str) -> None:
+    with _LOCK:
+        _WRAPPED[id(registry), name] -= 1
+        if _WRAPPED[id(registry), name]:
+            return
+        del _WRAPPED[id(registry), name]
+        previous = registry._local_mapping[name].previous
+        if previous is None:
+            del registry[name]
+        else:
+            registry[name] = previous
+
+
+def _globals_of(module: nn.Module) -> dict[str, Any]:
+    """The globals of the file whose `forward` this module runs."""
+    return inspect.unwrap(type(module).forward).__globals__
+
+
+def _is_softmax(module: Any) -> bool:
+    """Whether the active implementation is a plain softmax, so that scores from Q and K say what it attends to."""
+    name = module.config._attn_implementation or "eager"
+    return name in ("eager", "sdpa", "flex_attention") or name.startswith("flash_attention")
+
+
+class _Handler:
+    """What happens at one layer's attention call."""
+
+    def __init__(self, lm: LM, layer: int, active: _Installed, rotary: _RotaryInputs | None, softmax: bool) -> None:
+        self.lm, self.layer, self.active, self.rotary, self.softmax = lm, layer, active, rotary, softmax
+        self.sites = Site("query", layer), Site("key", layer), Site("value", layer)
+
+    def __call__(self, query: Any, key: Any, value: Any, mask: Any, kwargs: dict) -> tuple[Any, Any, Any]:
+        if self.active.replacing:
+            query, key, value = map(self.active.replaced, self.sites, (query, key, value))
+        if self.active.wants(AttentionCall):
+            before = self.rotary.take(self.layer, query, key) if self.rotary else (None, None)
+            self.active.show(
+                AttentionCall(
+                    self.layer,
+                    query,
+                    key,
+                    value,
+                    mask,
+                    kwargs.get("scaling"),
+                    kwargs.get("softcap"),
+                    kwargs.get("s_aux"),
+                    kwargs.get("sliding_window"),
+                    self.lm.anatomy.stage,
+                    self.softmax and kwargs.get("position_bias") is None,
+                    *before,
+                )
+            )
+        return query, key, value
+
+
+# --- Q and K before RoPE ----------------------------------------------------------------------------------------
+
+
+class _RotaryInputs:
+    """Sees what goes into `apply_rotary_pos_emb` of the model's own file, and which layer is running it."""
+
+    def __init__(self) -> None:
+        self.layer: int | None = None
+        self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.active: _Installed | None = None
+        self.globals: list[dict[str, Any]] = []
+
+    def watch(self, layer: int, module: nn.Module, active: _Installed) -> Callable[[], None]:
+        self.active = active
+        names = _globals_of(module)
+        if "apply_rotary_pos_emb" not in names:
+            raise StudfinderError(
+                f"{type(module).__name__} hides its rotary step, so Q and K before RoPE cannot be seen"
+            )
+
+        def entering(_module: nn.Module, _args: tuple) -> None:
+            self.layer = layer
+
+        handle = module.register_forward_pre_hook(entering)
+        if any(known is names for known in self.globals):
+            return handle.remove
+        self.globals.append(names)
+        original = names["apply_rotary_pos_emb"]
+
+        def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.layer is None or self.active is None:
+                return original(query, key, *args, **kwargs)
+            query = self.active.replaced(Site("query.pre_rope", self.layer), query)
+            key = self.active.replaced(Site("key.pre_rope", self.layer), key)
+            self.seen[self.layer] = (query, key)
+            return original(query, key, *args, **kwargs)
+
+        names["apply_rotary_pos_emb"] = rotate
+
+        def undo() -> None:
+            handle.remove()
+            names["apply_rotary_pos_emb"] = original
+
+        return undo
+
+    def take(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Q and K of this call before RoPE. Dims that a partial RoPE passes by are the same before and after."""
+        self.layer = None
+        if layer not in self.seen:
+            raise StudfinderError(f"layer {layer} ran attention without the rotary step of its own file")
+        query_pre, key_pre = self.seen.pop(layer)
+        new = key_pre.shape[-2]
+        return (
+            torch.cat([query_pre, query[..., query_pre.shape[-1] :]], dim=-1),
+            torch.cat([key_pre, key[..., -new:, key_pre.shape[-1] :]], dim=-1),
+        )
+
+
+# --- attention outside the interface ------------------------------------------------------------------------------
+
+
+def _split_hook(lm: LM, layer: int, module: Any, method: str, active: _Installed) -> Callable[[], None]:
+    """Stand in front of the method that splits projections into heads (falcon, bloom, gpt_neo)."""
+    original = getattr(module, method)
+    rope = lm.anatomy.stage == "pre-RoPE"
+    sites = [Site(f"{kind}.pre_rope" if rope else kind, layer) for kind in ("query", "key")] + [Site("value", layer)]
+    heads_last = lm.anatomy.architecture == "falcon"  # (B,T,H,D) there, (B,H,T,D) elsewhere
+    gathered: list[torch.Tensor] = []
+
+    def turn(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.transpose(1, 2) if heads_last else tensor
+
+    def split(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        together = isinstance(result, tuple)  # gpt_neo splits Q, K and V in three calls, in this order
+        parts = []
+        for part in result if together else (result,):
+            parts.append(turn(active.replaced(sites[len(gathered)], turn(part))))
+            gathered.append(turn(parts[-1]))
+        if len(gathered) == 3:
+            query, key, value = gathered
+            gathered.clear()
+            if active.wants(AttentionCall):
+                before = (query, key) if rope else (None, None)
+                stage = lm.anatomy.stage
+                active.show(
+                    AttentionCall(layer, query, key, value, None, None, None, None, None, stage, False, *before)
+                )
+        return tuple(parts) if together else parts[0]
+
+    def entering(_module: nn.Module, _args: tuple) -> None:
+        gathered.clear()  # of a forward pass that ended in an exception
+
+    handle = module.register_forward_pre_hook(entering)
+    setattr(module, method, split)
+
+    def undo() -> None:
+        handle.remove()
+        delattr(module, method)
+
+    return undo

@@ -1,0 +1,164 @@
+"""The one mechanism that reads and replaces tensors of a running model.
+
+All taps of a model share one set of hooks, which run every replacement first (in the order the taps were entered) and
+every reader after, so that a reader inside an edit, or an edit inside a reader, sees the same thing. Attention is
+reached by wrapping whatever function the model's attention implementation resolves to, under its own name: the config,
+the mask function and the kernel stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from studfinder.models import LM
+from studfinder.sites.attention import attention_hooks
+from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
+from studfinder.sites.site import Site
+from studfinder.sites.writers import writer_hooks
+
+Replacement = Callable[[torch.Tensor], torch.Tensor]
+Reader = Callable[[Any], None]
+
+
+@dataclass(eq=False)
+class Tap:
+    """What one caller wants of a model: readers by kind of event, replacements by site."""
+
+    read: Mapping[type, Sequence[Reader]]
+    replace: Mapping[Site, Replacement]
+    pre_rope: bool = False
+
+
+class _Installed:
+    """The taps that are active on one model, and the handles of its hooks."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.taps: list[Tap] = []
+        self.replacing: list[Tap] = []
+        self.readers: dict[type, list[Reader]] = {}
+        self.remove: list[Callable[[], None]] = []
+
+    def reinstall(self) -> None:
+        while self.remove:
+            self.remove.pop()()
+        self.replacing = [tap for tap in self.taps if tap.replace]
+        self.readers = {}
+        for tap in self.taps:
+            for event, readers in tap.read.items():
+                self.readers.setdefault(event, []).extend(readers)
+        if not self.taps:
+            return
+        try:
+            for hook in (_block_hooks, writer_hooks, attention_hooks):
+                for undo in hook(self.lm, self):
+                    self.remove.append(undo)
+        except BaseException:
+            while self.remove:
+                self.remove.pop()()
+            raise
+
+    # What hooks ask.
+
+    def wants(self, event: type) -> bool:
+        return event in self.readers
+
+    @property
+    def pre_rope(self) -> bool:
+        kinds = {site.kind for tap in self.taps for site in tap.replace}
+        return any(tap.pre_rope for tap in self.taps) or bool(kinds & {"query.pre_rope", "key.pre_rope"})
+
+    def replaces(self, *kinds: str) -> bool:
+        return any(site.kind in kinds for tap in self.taps for site in tap.replace)
+
+    def replaced(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
+        for tap in self.replacing:
+            if site in tap.replace:
+                tensor = tap.replace[site](tensor)
+        return tensor
+
+    def show(self, event: object) -> None:
+        with torch.no_grad():
+            for reader in self.readers.get(type(event), ()):
+                reader(event)
+
+
+_ACTIVE: WeakKeyDictionary[nn.Module, _Installed] = WeakKeyDictionary()
+
+
+@contextmanager
+def tapped(
+    lm: LM,
+    *,
+    read: Mapping[type, Sequence[Reader]] | None = None,
+    replace: Mapping[Site, Replacement] | None = None,
+    pre_rope: bool = False,
+) -> Iterator[Tap]:
+    """Read and replace tensors of the model while the context lasts; leave no trace after it.
+
+    Args:
+        read: readers by event type (BlockOutput, AttentionCall, WriterCall). They run without gradients.
+        replace: functions by site; each gets the tensor and returns one of the same shape, dtype and device.
+        pre_rope: give readers of AttentionCall Q and K from before RoPE too.
+
+    Raises:
+        StudfinderError: a site to replace is not in this model.
+    """
+    for site in replace or {}:
+        site.check(lm)
+    tap = Tap(read or {}, replace or {}, pre_rope)
+    installed = _ACTIVE.setdefault(lm.model, _Installed(lm))
+    installed.taps.append(tap)
+    try:
+        installed.reinstall()
+        yield tap
+    finally:
+        installed.taps.remove(tap)
+        if not installed.taps:
+            _ACTIVE.pop(lm.model, None)
+        installed.reinstall()
+
+
+def _block_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
+    blocks = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
+    if active.wants(BlockOutput) or active.replaces("embedding"):
+        yield _entry_hook(blocks[0], active)
+    if active.wants(BlockOutput) or active.replaces("residual"):
+        for layer, block in enumerate(blocks):
+            yield _exit_hook(block, layer, active)
+
+
+def _entry_hook(block: nn.Module, active: _Installed) -> Callable[[], None]:
+    def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        new = active.replaced(Site("embedding"), hidden)
+        active.show(BlockOutput(-1, new))
+        if new is hidden:
+            return args, kwargs
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    return block.register_forward_pre_hook(before, with_kwargs=True).remove
+
+
+def _exit_hook(block: nn.Module, layer: int, active: _Installed) -> Callable[[], None]:
+    site = Site("residual", layer)
+
+    def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        new = active.replaced(site, hidden)
+        active.show(BlockOutput(layer, new))
+        if new is hidden:
+            return output
+        return new if isinstance(output, torch.Tensor) else (new, *output[1:])
+
+    return block.register_forward_hook(after).remove
+
+
+__all__ = ["AttentionCall", "BlockOutput", "Replacement", "Tap", "WriterCall", "tapped"]

@@ -1,0 +1,103 @@
+"""Texts to observe a model on: our own prompts and proof text, or the user's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from studfinder.errors import StudfinderError
+from studfinder.texts.tokens import Tokenized
+
+DEFAULT_PROMPTS = "studfinder-prompts-1"
+PROOF_TEXT = "studfinder-proof-1"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A named piece of text."""
+
+    name: str
+    text: str
+
+
+def default_prompts() -> tuple[Text, ...]:
+    """Our twelve prompts: prose with delimiters, code, a list, numbers, French, German, a dialogue, one sentence."""
+    content = json.loads(files("studfinder.texts").joinpath("data/prompts.json").read_text("utf-8"))
+    return tuple(Text(entry["name"], entry["text"]) for entry in content)
+
+
+def proof_text() -> tuple[Text, ...]:
+    """Our proof text: about 4,000 tokens of prose in sixteen pieces. Verdicts are always reached on it, so that they
+    compare across models."""
+    content = files("studfinder.texts").joinpath("data/proof.txt").read_text("utf-8").strip()
+    pieces = [piece for piece in content.split("\n\n") if piece.strip()]
+    return tuple(Text(piece.split("\n", 1)[0], piece) for piece in pieces)
+
+
+def read_prompts(path: Path) -> tuple[Text, ...]:
+    """Prompts from a file: .jsonl with a "text" field a line, or plain text as one prompt.
+
+    Raises:
+        StudfinderError: the file is missing, unreadable or holds no text.
+    """
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudfinderError(f"prompts file {path} cannot be read ({error})") from None
+    if path.suffix != ".jsonl":
+        texts = [Text(path.stem, content)]
+    else:
+        texts = []
+        for number, line in enumerate(content.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                texts.append(Text(f"{path.stem}:{number}", str(json.loads(line)["text"])))
+            except (ValueError, KeyError, TypeError):
+                raise StudfinderError(
+                    f"{path} line {number} is not a prompt", expected='a JSON object with a "text" field'
+                ) from None
+    if not any(text.text.strip() for text in texts):
+        raise StudfinderError(f"prompts file {path} holds no text", expected="at least one non-empty prompt")
+    return tuple(texts)
+
+
+def encode(
+    lm: Tokenized, texts: Sequence[Text], *, bos: bool | None = None, limit: int | None = None
+) -> tuple[list[list[int]], bool]:
+    """Token ids of each text, and whether they begin with BOS.
+
+    Args:
+        bos: None leaves it to the tokenizer, True and False put BOS there or take it away.
+        limit: longest allowed; longer texts are cut. The default is the model's context.
+
+    Raises:
+        StudfinderError: no tokenizer, an empty text, BOS asked for where the tokenizer has none, or ids beyond the
+            model's vocabulary.
+    """
+    tokenizer = lm.tokenizer
+    if tokenizer is None:
+        raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
+    first = tokenizer.bos_token_id
+    if bos and first is None:
+        raise StudfinderError(f"the tokenizer of {lm.source.id} has no BOS token", do="Leave BOS to the tokenizer")
+    limit = limit or lm.anatomy.max_positions or 2048
+    encoded = []
+    for text in texts:
+        if not text.text.strip():
+            raise StudfinderError(f"prompt {text.name!r} is empty", expected="some text")
+        ids = list(tokenizer(text.text, verbose=False)["input_ids"])
+        if bos is not None and first is not None:
+            ids = ids[1:] if ids and ids[0] == first else ids
+            ids = [first, *ids] if bos else ids
+        if not ids or max(ids) >= lm.anatomy.vocabulary:
+            raise StudfinderError(
+                f"the tokenizer gives {'ids beyond the vocabulary' if ids else 'no tokens'} for {text.name!r}",
+                do="Is it this model's tokenizer?",
+            )
+        encoded.append(ids[:limit])
+    begins = first is not None and all(ids[0] == first for ids in encoded)
+    return encoded, begins

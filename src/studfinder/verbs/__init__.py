@@ -1,0 +1,1 @@
+"""What sf.* and the command line both call."""

@@ -1,0 +1,134 @@
+"""Tiny random models of every architecture, made from their configs."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from studfinder.models import LM, load
+
+V, C, F, L, H, D = 96, 32, 48, 3, 4, 8
+
+_COMMON = {
+    "vocab_size": V,
+    "hidden_size": C,
+    "intermediate_size": F,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_HEAD_DIM = {"head_dim": D}
+_GPT = {
+    "vocab_size": V,
+    "n_embd": C,
+    "n_layer": L,
+    "n_head": H,
+    "n_positions": 128,
+    "n_inner": F,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": F, "decoder_sparse_step": 1}
+
+CONFIGS: dict[str, dict] = {
+    "llama": _COMMON,
+    "mistral": {**_COMMON, "sliding_window": 6},
+    "qwen2": _COMMON,
+    "qwen3": {**_COMMON, **_HEAD_DIM},
+    "gemma": {**_COMMON, **_HEAD_DIM},
+    "gemma2": {**_COMMON, **_HEAD_DIM, "query_pre_attn_scalar": D, "sliding_window": 6},
+    "gemma3_text": {**_COMMON, **_HEAD_DIM, "query_pre_attn_scalar": D, "sliding_window": 6},
+    "phi": {**_COMMON, "partial_rotary_factor": 0.5},
+    "phi3": _COMMON,
+    "olmo": _COMMON,
+    "olmo2": _COMMON,
+    "stablelm": {**_COMMON, "partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "gpt2": _GPT,
+    "gpt_neo": {
+        "vocab_size": V,
+        "hidden_size": C,
+        "intermediate_size": F,
+        "num_layers": L,
+        "num_heads": H,
+        "attention_types": [[["global", "local", "global"], 1]],
+        "window_size": 6,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gpt_neox": {**_COMMON, "rotary_pct": 0.5},
+    "opt": {**_COMMON, "ffn_dim": F, "word_embed_proj_dim": C},
+    "falcon": {
+        **_COMMON,
+        "ffn_hidden_size": F,
+        "multi_query": True,
+        "alibi": False,
+        "new_decoder_architecture": False,
+    },
+    "bloom": {
+        "vocab_size": V,
+        "hidden_size": C,
+        "n_layer": L,
+        "n_head": H,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "mixtral": {**_COMMON, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_COMMON, **_MOE, "shared_expert_intermediate_size": F},
+    "qwen3_moe": {**_COMMON, **_HEAD_DIM, **_MOE},
+    "gpt_oss": {
+        **_COMMON,
+        **_HEAD_DIM,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+    },
+    "lfm2": {
+        **_COMMON,
+        "block_ff_dim": F,
+        "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "qwen3_next": {
+        **_COMMON,
+        **_HEAD_DIM,
+        **_MOE,
+        "shared_expert_intermediate_size": F,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+}
+ARCHITECTURES = sorted(CONFIGS)
+
+
+def tiny(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> LM:
+    """A fresh random model of an architecture."""
+    config = _config(architecture)
+    torch.manual_seed(seed)
+    options = {} if attention is None else {"attn_implementation": attention}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval()
+    # Some configs start biases, sinks and gains at 0 or 1; noise makes a wrong place visible.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return load(model)
+
+
+@functools.cache
+def _config(architecture: str) -> transformers.PretrainedConfig:
+    return AutoConfig.for_model(architecture, **CONFIGS[architecture])
+
+
+def token_ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, V, (batch, length), generator=generator)
