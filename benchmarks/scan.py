@@ -3,8 +3,8 @@
     python benchmarks/scan.py [MODEL] [--rounds N]
 
 Both passes get the same batches and the same options (no cache, last logits only; a plain pass with all logits is
-printed beside them). Times are measured in turns within one process, so that a noisy machine hits both alike; the ratio is the
-median over rounds with a bootstrap interval. Memory is the peak of a fresh process each.
+printed beside them). Times are measured in turns within one process, so that a noisy machine hits both alike; the
+ratio is the median over rounds with a bootstrap interval. Memory is the peak of a fresh process each.
 """
 
 from __future__ import annotations

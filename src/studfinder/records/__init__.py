@@ -2,11 +2,14 @@
 
 from studfinder.records.findings import (
     AttentionSink,
+    Continuation,
     Effect,
     Findings,
     MassiveActivation,
     MassiveValue,
     MassiveValueSummary,
+    Proof,
+    PublishedWeight,
     Summary,
     SuperWeight,
 )
@@ -16,6 +19,7 @@ from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 __all__ = [
     "AttentionSink",
+    "Continuation",
     "Effect",
     "Findings",
     "Interval",
@@ -24,6 +28,8 @@ __all__ = [
     "MassiveValueSummary",
     "ModelCard",
     "PromptCard",
+    "Proof",
+    "PublishedWeight",
     "RunCard",
     "Summary",
     "SuperWeight",

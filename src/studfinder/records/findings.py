@@ -33,6 +33,64 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How the candidates were tested.
+
+    Attributes:
+        text, text_hash, windows, tokens: the proof text (always our own), its token ids' hash and its size.
+        floor: KL in nats per token below which nothing matters.
+        level: confidence level of each candidate's interval, corrected for the number tested.
+        tested: how many candidates were tested; the rest keep the verdict "candidate".
+        skipped: candidates beyond the cap, untested.
+        joint: all tested candidates set to zero at once.
+        clean_perplexity: of the untouched model on the proof text.
+    """
+
+    text: str
+    text_hash: str
+    windows: int
+    tokens: int
+    floor: float
+    level: float
+    tested: int
+    skipped: int
+    joint: Effect | None
+    clean_perplexity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A greedy continuation of the same prompt. `label` says by which model: "clean", "without <weight>", "without a
+    random weight of the same size: <weight>"."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeight:
+    """A super weight that a paper or its code has published for a model that looks like this one.
+
+    Attributes:
+        model: the model it was published for.
+        layer, row, col: where.
+        source: where it is published, with misprints named.
+        match: whether name ("name") or only the shape ("shape") of this model fits.
+        rank: its place among this scan's candidates, from 1; None if it is no candidate here.
+        verdict: what the proof said of it here; None if it was not tested.
+    """
+
+    model: str
+    layer: int
+    row: int
+    col: int
+    source: str
+    match: Literal["name", "shape"]
+    rank: int | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuperWeight:
     """One entry of a `down_proj` matrix that carries most of an outlying output (Yu et al. 2024).
 
@@ -180,6 +238,10 @@ class Findings:
     massive_activations: tuple[MassiveActivation, ...] = ()
     massive_values: tuple[MassiveValue, ...] = ()
     attention_sinks: tuple[AttentionSink, ...] = ()
+    proof: Proof | None = None
+    continuation_prompt: str = ""
+    continuations: tuple[Continuation, ...] = ()
+    published: tuple[PublishedWeight, ...] = ()
 
     @property
     def proven(self) -> tuple[SuperWeight, ...]:
