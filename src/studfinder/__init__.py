@@ -9,7 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from studfinder.edits import edited as edited
+    from studfinder.edits import scale as scale
+    from studfinder.edits import zero as zero
     from studfinder.errors import StudfinderError as StudfinderError
+    from studfinder.measures import next_token as next_token
+    from studfinder.measures import perplexity as perplexity
     from studfinder.models import LM as LM
     from studfinder.models import load as load
     from studfinder.records import Findings as Findings
@@ -21,7 +26,12 @@ _PUBLIC = {
     "Findings": "studfinder.records",
     "LM": "studfinder.models",
     "StudfinderError": "studfinder.errors",
+    "edited": "studfinder.edits",
     "load": "studfinder.models",
+    "next_token": "studfinder.measures",
+    "perplexity": "studfinder.measures",
+    "scale": "studfinder.edits",
+    "zero": "studfinder.edits",
     "scan": "studfinder.verbs.scan",
 }
 

@@ -11,8 +11,8 @@ bootstrap over its windows. The rule, written down once:
 * inert: the upper bounds of both are below the floor.
 * candidate: everything else.
 
-Bounds are at 1 - 0.05 / (candidates tested). To save time, a candidate whose KL on the first four windows stays below half
-the floor is not run on the rest (its interval says n = 4), and controls run on the first four windows; the three loudest
+Bounds are at 1 - 0.05 / (candidates tested). To save time, whatever stays below half the floor on the first four
+windows is not run on the rest (its interval says n = 4), and controls run on the first four windows; the three loudest
 of them then run on all, and the largest of those three is the one that counts.
 """
 
@@ -35,7 +35,7 @@ from studfinder.texts.prompts import PROOF_TEXT
 
 FLOOR = 0.01
 CONTROLS = 20
-MOST = 12
+MOST = 10
 """Candidates tested, best score first; the proof of a long list of look-alikes would take hours on a large model."""
 _SCREEN = 4
 _FINALISTS = 3
@@ -157,7 +157,7 @@ def _controls(
 def _loudest(
     bench: _Bench, what: str, variants: Sequence[Sequence[Edit]], minus: np.ndarray | None, level: float
 ) -> tuple[tuple[float, ...], Interval]:
-    """KL of each variant (less `minus`, by window), the loudest three on all windows, and the largest one's interval."""
+    """KL of each variant (less `minus`, by window), three of them on all windows, and the largest one's interval."""
     base = np.zeros(len(bench.windows)) if minus is None else minus
     screen = bench.run(what, variants, _SCREEN)
     values = (screen.kl - base[: screen.kl.shape[1]]).sum(axis=1) / screen.tokens.sum()
@@ -188,8 +188,18 @@ def _marginals(
     open_cases = [case for case in cases if _alone_verdict(case, level, floor) != "proven"]
     if len(tested) < 2 or not open_cases:
         return
+    what = "each one's share of the set"
     without = [zero([w for w in tested if w is not case.candidate]) for case in open_cases]
-    effects = bench.run("each one's share of the set", without)
+    screen = bench.run(what, without, _SCREEN)
+    shares = (joint.kl[0][:_SCREEN] - screen.kl).sum(axis=1) / screen.tokens.sum()
+    loud = [i for i, share in enumerate(shares) if share >= floor / 2]
+    for i, case in enumerate(open_cases):
+        if i not in loud:
+            case.marginal = ratio_interval(joint.kl[0][:_SCREEN] - screen.kl[i], screen.tokens, level=level)
+    if not loud:
+        return
+    open_cases, without = [open_cases[i] for i in loud], [without[i] for i in loud]
+    effects = bench.run(what, without)
     for row, case in enumerate(open_cases):
         case.marginal = ratio_interval(joint.kl[0] - effects.kl[row], joint.tokens, level=level)
         if case.marginal.low <= floor:

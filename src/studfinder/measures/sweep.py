@@ -122,7 +122,7 @@ class _Clean:
         self.nll = torch.stack(nll).cpu().numpy()
 
     def against(self, logits_BTV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """KL(clean || edited) and the edited negative log-likelihood, each summed over a row's positions, shape (B,)."""
+        """KL(clean || edited) and the edited negative log-likelihood, summed over each row's positions, shape (B,)."""
         kl, nll = [], []
         for row, length in enumerate(self.lengths):
             logits_TV = logits_BTV[row, : length - 1].float()
