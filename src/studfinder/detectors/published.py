@@ -1,7 +1,7 @@
 """Super weights that papers and their code have published, with the known misprints.
 
-Sources: Yu et al. 2024 (arXiv 2411.07191v1), Table 2, and the coordinate map in the authors' code. Where the two differ,
-the note says which one the weights themselves bear out.
+Sources: Yu et al. 2024 (arXiv 2411.07191v1), Table 2, and the coordinate map in the authors' code. Where the two
+differ, the note says which one the weights themselves bear out.
 """
 
 from __future__ import annotations
