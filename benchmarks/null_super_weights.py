@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,10 +44,7 @@ def shuffled_score(name: str, seed: int) -> float:
 
 def random_candidates(lm, encoded, count: int, seed: int, large: bool):
     chance = random.Random(seed)
-    template = SuperWeight(
-        layer=0, parameter="", index=(), checkpoint_tensor=None, checkpoint_index=None, expert=None, row=0, col=0,
-        value=0.0, input_spike=0.0, output_spike=0.0, share=0.0, score=0.0, prompt=0, position=0, token="",
-    )  # fmt: skip
+    nothing = {"input_spike": 0.0, "output_spike": 0.0, "share": 0.0, "score": 0.0, "token": ""}
     found = []
     for _ in range(count):
         layer = chance.randrange(len(lm.anatomy.layers))
@@ -64,18 +60,20 @@ def random_candidates(lm, encoded, count: int, seed: int, large: bool):
             value = float(weight[row, col])
         prompt = chance.randrange(len(encoded))
         found.append(
-            replace(
-                template,
+            SuperWeight(
                 layer=layer,
                 parameter=ref.parameter,
                 index=ref.index(row, col),
+                checkpoint_tensor=None,
+                checkpoint_index=None,
                 expert=ref.expert,
                 row=row,
                 col=col,
                 value=value,
                 prompt=prompt,
                 position=chance.randrange(len(encoded[prompt])),
-            )  # fmt: skip
+                **nothing,
+            )
         )
     return found
 
