@@ -1,8 +1,8 @@
 """The paper's own search (Yu et al. 2024, section 3.1): find a spike, zero its weight, look again.
 
 In the first layer where the input of down_proj spikes at channel k and its output at channel j, w_jk is taken for a
-super weight and set to zero; then the model runs again. The paper gives no stopping rule beyond "greatly suppressed"
-and its code a threshold of 50; here the search ends when no layer has both spikes above the threshold, or after ten rounds.
+super weight and set to zero; then the model runs again. The paper gives no stopping rule beyond "greatly suppressed",
+its code a threshold of 50; here the search ends when no layer has both spikes above the threshold, or after ten rounds.
 
 Kept for comparison: it cannot see that a zeroed weight's input still spikes, takes large outputs of late layers for
 super weights, and misses those below 50 (OLMo-1B's second one).
