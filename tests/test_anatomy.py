@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, CONFIGS, tiny, token_ids
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from studfinder.errors import StudfinderError
 from studfinder.models import FAMILIES, LM, load, matrix
 from studfinder.sites import Site, capture
+from tiny import ARCHITECTURES, CONFIGS, tiny, token_ids
 
 B, T = 3, 24
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, H, tiny, token_ids
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
 from studfinder.sites import AttentionCall, BlockOutput, Site, WriterCall, capture, tapped
+from tiny import ARCHITECTURES, H, tiny, token_ids
 
 EVENTS = (BlockOutput, AttentionCall, WriterCall)
 ROTARY = [a for a in ARCHITECTURES if a not in ("bloom", "gpt2", "gpt_neo", "opt", "falcon")]

@@ -71,7 +71,10 @@ def test_histograms_of_parts_merge_exactly(stream, data):
     assert (first.n, first.nonfinite, first.median) == (whole.n, whole.nonfinite, whole.median)
 
 
-@given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=60), st.sampled_from([0.01, 0.25, 0.5, 0.9, 1]))
+@given(
+    st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=60),
+    st.sampled_from([0.01, 0.25, 0.5, 0.9, 1]),
+)
 def test_quantiles_of_bf16_numbers_are_exact(numbers, q):
     values = torch.tensor(numbers).to(torch.bfloat16)
     histogram = AbsHistogram()
