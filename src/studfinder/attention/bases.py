@@ -105,10 +105,20 @@ BASES = {
             extras=lambda module: {"sliding_window": getattr(module.config, "sliding_window", None)},
         ),
         Base(
-            kind="qwen2", package="qwen2", prefix="Qwen2", config="Qwen2Config", project=_separate, extras=_window
+            kind="qwen2",
+            package="qwen2",
+            prefix="Qwen2",
+            config="Qwen2Config",
+            project=_separate,
+            extras=_window,
         ),
         Base(
-            kind="qwen3", package="qwen3", prefix="Qwen3", config="Qwen3Config", project=_separate, extras=_window
+            kind="qwen3",
+            package="qwen3",
+            prefix="Qwen3",
+            config="Qwen3Config",
+            project=_separate,
+            extras=_window,
         ),
         Base(kind="gemma", package="gemma", prefix="Gemma", config="GemmaConfig", project=_separate),
         Base(

@@ -17,9 +17,9 @@ from studfinder.models import LM
 
 Model = TypeVar("Model")
 
-# Pairs of roles that have no common meaning, with the reason.
-_REFUSED = {
-    frozenset({"queries", "weights"}): "differential attention subtracts two softmaxes, and is only defined for them",
+_NEEDS_ROTARY = {
+    "positions": "its positions are added to the embeddings, not made in attention",
+    "queries": "its attention has no query projection of its own shape to pair with",
 }
 
 
@@ -75,7 +75,7 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
         for module in model.modules()
         if isinstance(module, Part)
         for name, parameter in module.named_parameters(recurse=False)
-        if not getattr(module, "decays", lambda name: False)(name)
+        if name not in module.decays
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [p for p in trained if p.dim() >= 2 and id(p) not in spared]
@@ -117,27 +117,33 @@ def _check(model: Any, base: Base, present: list[Variant], variant: Variant) -> 
     name = type(variant).__name__
     weight = getattr(getattr(module, base.output), "weight", None)
     if weight is None or not weight.is_floating_point():
-        raise StudfinderError("the weights of this model are quantised", expected="fp32, bf16 or fp16 weights")
-    if variant.role == "positions" and not base.rotary:
         raise StudfinderError(
-            f"{name} cannot replace the positions of a {base.kind!r} model: they are added to its embeddings",
-            expected="a model with rotary positions",
+            "the weights of this model are quantised", expected="fp32, bf16 or fp16 weights"
         )
-    softmax_only = hasattr(variant, "needs_own_softmax")
-    if softmax_only and getattr(module, "attn_logit_softcapping", None):
+    if not base.rotary and variant.role in _NEEDS_ROTARY:
+        raise StudfinderError(
+            f"{name} cannot be put into a {base.kind!r} model: {_NEEDS_ROTARY[variant.role]}",
+            expected="a llama, mistral, qwen or gemma model",
+        )
+    if variant.own_function and getattr(module, "attn_logit_softcapping", None):
         raise StudfinderError(
             f"{name} does not combine with capped logits",
-            do="Set model.config.attn_logit_softcapping (and that of its layers) to None first",
+            do="Set attn_logit_softcapping to None in the model's config before loading it",
         )
     for other in present:
-        pair = frozenset({variant.role, other.role})
-        own = softmax_only and hasattr(other, "needs_own_softmax")
-        if other.role == variant.role or pair in _REFUSED or own:
-            reason = _REFUSED.get(pair, f"both change the {variant.role}" if len(pair) == 1 else _ONE_FUNCTION)
+        reason = _conflict(variant, other)
+        if reason:
             raise StudfinderError(f"{name} does not combine with {type(other).__name__}: {reason}")
 
 
-_ONE_FUNCTION = "each brings its own attention function, and there is one per model"
+def _conflict(one: Variant, other: Variant) -> str | None:
+    if one.role == other.role:
+        return f"both change the {one.role}"
+    if one.own_function and other.own_function:
+        return "each brings its own attention function, and there is one per model"
+    if "queries" in (one.role, other.role) and (one.own_function or other.own_function):
+        return "differential attention subtracts two plain softmaxes of twice the heads"
+    return None
 
 
 @torch.no_grad()

@@ -6,7 +6,10 @@ import torch
 
 
 def scores(
-    query_BHTD: torch.Tensor, key_BGSD: torch.Tensor, mask_BHTS: torch.Tensor | None, scale: float | None = None
+    query_BHTD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    mask_BHTS: torch.Tensor | None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """Scaled dot products (B, H, T, S), -inf where `mask` is False; a key head serves H / G query heads in a row."""
     heads, groups = query_BHTD.shape[1], key_BGSD.shape[1]

@@ -27,22 +27,20 @@ def install(model: Any, base: Base, variants: list[Variant]) -> None:
     for layer, module in enumerate(list(attention_modules(model, base))):
         shape = shape_of(module)
         like = getattr(module, base.output).weight
-        if any(variant.role in _IN_MODULE for variant in variants) and not isinstance(module, VariantAttention):
+        if any(variant.role in _IN_MODULE for variant in variants) and not isinstance(
+            module, VariantAttention
+        ):
             module.__class__ = attention_class(base)
             module.parts = {}
         for variant in variants:
-            part = variant.part(shape, layer)
-            module.add_module(variant.name, part.to(device=like.device, dtype=like.dtype))
+            part = variant.part(shape, layer).to(device=like.device, dtype=like.dtype)
+            part.start_from(module)
+            module.add_module(variant.name, part)
             if isinstance(module, VariantAttention):
                 module.parts[variant.role] = variant.name
-            if hasattr(part, "attend"):
+            if variant.own_function:
                 module.weights_part = variant.name
             if variant.role == "queries" and hasattr(module, "num_key_value_groups"):
                 module.num_key_value_groups *= 2
-    if any(hasattr(type_, "attend") for type_ in _part_types(model, base, variants)):
+    if any(variant.own_function for variant in variants):
         model.config._attn_implementation = NAME
-
-
-def _part_types(model: Any, base: Base, variants: list[Variant]) -> list[Any]:
-    module = next(attention_modules(model, base))
-    return [getattr(module, variant.name) for variant in variants]

@@ -54,8 +54,6 @@ class VariantAttention:
         query, key = self._rotate(query, key, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, module.layer_idx)
-        if second is not None and not hasattr(module, "num_key_value_groups"):
-            key, value = second.spread(key), second.spread(value)
         mixed, weights = self._function()(
             self,
             query,

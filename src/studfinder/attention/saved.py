@@ -18,7 +18,14 @@ from studfinder.attention.variant import Part, Variant, variant_from
 from studfinder.errors import StudfinderError
 
 PREFIX = "studfinder-"
-_OWN_SOFTMAX = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+_OWN_SOFTMAX = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+)
 
 
 def variants_of(config: Any) -> list[Variant]:

@@ -43,8 +43,13 @@ class Shape:
 class Part(nn.Module):
     """The learned numbers of a variant in one layer. `reset` draws them as the settings' `init` says."""
 
+    decays: ClassVar[frozenset[str]] = frozenset()  # parameters that take weight decay: the matrix products
+
     def reset(self) -> None:
         """Set every parameter to its start."""
+
+    def start_from(self, module: Any) -> None:
+        """Copy what the start needs from the attention module this part is put into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +62,22 @@ class Variant:
         inits: allowed values of `init`, the first being the default; with `identity` None there is no default,
             because no start leaves the model's outputs as they are.
         identity: the start that is bit-exact and trainable, if there is one.
+        own_function: whether it needs the attention function for itself (its part then has `attend`).
     """
 
     name: ClassVar[str]
     role: ClassVar[Role]
     inits: ClassVar[tuple[str, ...]]
     identity: ClassVar[str | None] = None
+    own_function: ClassVar[bool] = False
 
     init: str | None = None
 
     def __post_init__(self) -> None:
         if self.init is not None and self.init not in self.inits:
             raise StudfinderError(
-                f"{type(self).__name__}(init={self.init!r}) is unknown", expected=" or ".join(map(repr, self.inits))
+                f"{type(self).__name__}(init={self.init!r}) is unknown",
+                expected=" or ".join(map(repr, self.inits)),
             )
 
     def started(self, init: str | None) -> Variant:
@@ -110,7 +118,9 @@ def variant_from(entry: dict[str, Any]) -> Variant:
     fields = dict(entry)
     name = fields.pop("name", None)
     if name not in VARIANTS:
-        raise StudfinderError(f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS))
+        raise StudfinderError(
+            f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS)
+        )
     module, _, attribute = VARIANTS[name].partition(":")
     return getattr(import_module(module), attribute)(**fields)
 

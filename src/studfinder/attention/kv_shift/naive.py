@@ -11,7 +11,10 @@ def shift(x_BTGD: torch.Tensor) -> torch.Tensor:
 
 
 def mix(
-    x_BTGD: torch.Tensor, current_G: torch.Tensor, previous_G: torch.Tensor, starts_BT: torch.Tensor | None = None
+    x_BTGD: torch.Tensor,
+    current_G: torch.Tensor,
+    previous_G: torch.Tensor,
+    starts_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """current * x + previous * shift(x), before RoPE; `starts` marks tokens that begin a document."""
     shifted = shift(x_BTGD)
