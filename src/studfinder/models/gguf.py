@@ -31,9 +31,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         expanded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, KeyError, NotImplementedError, IndexError) as error:
-        raise StudfinderError(
-            f"transformers cannot read {path} ({str(error).splitlines()[0][:200]})"
-        ) from None
+        raise StudfinderError(f"transformers cannot read {path} ({str(error).splitlines()[0][:200]})") from None
     settings = expanded.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(expanded.config).from_dict(settings)

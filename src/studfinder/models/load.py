@@ -95,8 +95,7 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
         return model
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
-            f"cannot load a {type(model).__name__}",
-            expected="a name, a path or a transformers PreTrainedModel",
+            f"cannot load a {type(model).__name__}", expected="a name, a path or a transformers PreTrainedModel"
         )
     name = getattr(model.config, "_name_or_path", "") or "live"
     lm = LM(model.eval(), _named(tokenizer), anatomy_of(model), Source(name, "a live model object"))
@@ -120,9 +119,7 @@ def _resolve(asked: str, revision: str | None) -> Source:
     if path.is_file():
         if path.suffix == ".gguf":
             return Source(asked, "a GGUF file, dequantised", path)
-        raise StudfinderError(
-            f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id"
-        )
+        raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if path.is_dir():
         return Source(asked, "a local folder", path)
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
@@ -167,11 +164,7 @@ def _from_pretrained(
                 expected="one of " + ", ".join(sorted(FAMILIES)),
                 do="CONTRIBUTING.md says how to add one",
             )
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "use_safetensors": None if allow_pickle else True,
-            **common,
-        }
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if allow_pickle else True, **common}
         if device_map is not None:
             options["device_map"] = device_map
         if attention is not None:
@@ -180,9 +173,7 @@ def _from_pretrained(
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
-        raise StudfinderError(
-            f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)
-        ) from error
+        raise StudfinderError(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
     if tokenizer is None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **common)
@@ -194,9 +185,7 @@ def _from_pretrained(
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
     """Say what is wrong with a checkpoint folder before transformers says it in a traceback."""
     if not (folder / "config.json").is_file():
-        raise StudfinderError(
-            f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder"
-        )
+        raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -211,9 +200,7 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
                 do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
             )
         if not pickles:
-            raise StudfinderError(
-                f"folder {folder} has no weights", expected="*.safetensors beside config.json"
-            )
+            raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
     for shard in shards:
         _check_safetensors(shard)
 
@@ -245,9 +232,8 @@ def _first_line(error: Exception) -> str:
 def _advice(source: Source) -> str | None:
     if source.folder is not None:
         return None
-    return (
-        "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
-        + ", ".join(BUILTINS)
+    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
+        BUILTINS
     )
 
 

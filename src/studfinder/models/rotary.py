@@ -57,9 +57,7 @@ def rotary_of(lm: LM, layer: int) -> Rotary | None:
         inv_freq = _inverse_frequencies(lm.model.get_submodule(name), config, layer)
     if inv_freq is None:
         return None
-    interleaved = bool(
-        getattr(config, "rope_interleave", False) or getattr(config, "rope_interleaved", False)
-    )
+    interleaved = bool(getattr(config, "rope_interleave", False) or getattr(config, "rope_interleaved", False))
     return Rotary(tuple(inv_freq.float().tolist()), interleaved, lm.anatomy.head_dim)
 
 
