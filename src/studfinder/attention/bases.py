@@ -1,4 +1,4 @@
-"""The architectures that convert knows: how each one projects, rotates and writes out. A new one is one entry."""
+"""The architectures that convert knows: how each one projects and writes out. A new one is one entry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Base:
         config: the configuration's class name.
         output: the name of W_o in the attention module.
         rotary: whether positions are rotary (and so can be changed inside attention).
-        project: (module, hidden (B, T, C)) -> query (B, T, H, D), key and value (B, T, G, D), before any norm.
+        project: (module, hidden (B, T, C)) -> query (B, T, H, D), key and value (B, T, G, D), before any
+            norm.
         dropout: (module) -> its attention dropout.
         scaling: (module) -> what the attention function multiplies scores with.
         extras: further keywords the base hands to its attention function.

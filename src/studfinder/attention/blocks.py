@@ -1,8 +1,8 @@
 """Attention with other weights than softmax, in memory that grows linearly in T, forward and backward.
 
-A block of queries is scored against all its keys at once, so a row's sum is at hand and nothing of size T x T ever
-exists; the backward pass scores each block again. Blocks are small enough to stay in a CPU's cache, where the
-element-wise passes that a fused kernel would save cost little. On a GPU all heads go together.
+A block of queries is scored against all its keys at once, so a row's sum is at hand and nothing of size T x T
+ever exists; the backward pass scores each block again. Blocks are small enough to stay in a CPU's cache,
+where the element-wise passes that a fused kernel would save cost little. On a GPU all heads go together.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import torch
 
 from studfinder.errors import StudfinderError
 
-# Scores held at once. 2**17 fp32 numbers are half a megabyte: a core's second-level cache, and small enough for the
-# allocator to hand the same pages out again (with 2**20 page faults made the backward pass ten times slower).
+# Scores held at once. 2**17 fp32 numbers are half a megabyte: a core's second-level cache, and small enough
+# for the allocator to hand the same pages out again (with 2**20 page faults made the backward pass ten times
+# slower).
 CPU_BLOCK, GPU_BLOCK = 2**17, 2**26
 _FEWEST_ROWS = 16
 
 
 class Weights(Protocol):
-    """A weight function on blocks of scores (..., S), -inf where `blocked` is True. It may overwrite the scores.
+    """A weight function on blocks of scores (..., S), -inf where `blocked`. It may overwrite them.
 
-    The attention weights are `factor * weights`, the factor per row (..., 1) or one number; it is applied to the
-    (much smaller) output instead. `state` is what `backward` needs.
+    The attention weights are `factor * weights`, the factor per row (..., 1) or one number; it is applied to
+    the (much smaller) output instead. `state` is what `backward` needs.
     """
 
     def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
@@ -85,7 +86,9 @@ class _Problem:
                 yield b, g, slice(first, last), (last if self.causal else keys)
                 first = last
 
-    def scores(self, b: slice, g: slice, t: slice, keys: int) -> tuple[torch.Tensor, Any, Any, torch.Tensor]:
+    def scores(
+        self, b: slice, g: slice, t: slice, keys: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
         """(scores (n, R, rows, S), scaled queries (n, R * rows, D), keys (n, S, D), blocked or None)."""
         part = self.query[b, g, :, t]
         repeats, rows = part.shape[2], part.shape[3]
@@ -190,7 +193,7 @@ def attend_in_blocks(
     kind: str,
     numbers: list[float],
 ) -> torch.Tensor:
-    """Attention with weight function `kind`; query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
+    """Attention with weight function `kind`; shapes as in `forward`."""
     return forward(_weights(kind, numbers), query, key, value, mask, causal, scale)
 
 
@@ -210,12 +213,12 @@ def _attend_in_blocks_backward(
 
 
 @attend_in_blocks.register_fake
-def _(query, key, value, mask, causal, scale, kind, numbers):  # type: ignore[no-untyped-def]
+def _(query, key, value, mask, causal, scale, kind, numbers):
     return query.new_empty(query.shape)
 
 
 @_attend_in_blocks_backward.register_fake
-def _(grad, query, key, value, mask, causal, scale, kind, numbers):  # type: ignore[no-untyped-def]
+def _(grad, query, key, value, mask, causal, scale, kind, numbers):
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

@@ -26,19 +26,21 @@ _NEEDS_ROTARY = {
 def convert(lm: Model, variant: Variant, init: str | None = None) -> Model:
     """Swap a variant of attention into a live model, in place, and return it.
 
-    Variants combine by converting again, e.g. KV shift and then a gate. `save_pretrained` writes a checkpoint of
-    model_type "studfinder-<base>", which `AutoModelForCausalLM.from_pretrained` loads after
+    Variants combine by converting again, e.g. KV shift and then a gate. `save_pretrained` writes a checkpoint
+    of model_type "studfinder-<base>", which `AutoModelForCausalLM.from_pretrained` loads after
     `import studfinder.attention`.
 
     Args:
-        lm: an LM or a transformers model: llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gpt2 or opt.
+        lm: an LM or a transformers model: llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gpt2 or
+            opt.
         variant: its settings, e.g. KVShift(init="identity").
-        init: the start; overrides the settings' own. Variants that have a start which keeps the model's outputs
-            bit for bit use it unless told otherwise; the others have no default, because they change the model.
+        init: the start; overrides the settings' own. Variants that have a start which keeps the model's
+            outputs bit for bit use it unless told otherwise; the others have no default, because they change
+            the model.
 
     Raises:
-        StudfinderError: the architecture is not supported, the shapes do not fit, the start is missing, or the
-            model already has a variant that this one does not combine with.
+        StudfinderError: the architecture is not supported, the shapes do not fit, the start is missing, or
+            the model already has a variant that this one does not combine with.
     """
     model: Any = lm.model if isinstance(lm, LM) else lm
     base = _base_of(model)
@@ -56,7 +58,8 @@ def convert(lm: Model, variant: Variant, init: str | None = None) -> Model:
 
 
 def shift_cache(model: Any) -> Any:
-    """An empty dynamic cache for a model with KV shift, ready for `activate_past_recording` and then `crop`."""
+    """An empty dynamic cache for a model with KV shift, ready for `activate_past_recording` and then
+    `crop`."""
     from transformers import DynamicCache
 
     model = model.model if isinstance(model, LM) else model
@@ -64,8 +67,9 @@ def shift_cache(model: Any) -> Any:
 
 
 def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: matrices with weight decay; biases, norms, embeddings' peers of one axis, and everything
-    a variant adds that is no matrix product (KV shift's scalars, sink logits, k' and v', gate biases) without.
+    """Optimizer groups: matrices with weight decay; biases, norms, embeddings' peers of one axis, and
+    everything a variant adds that is no matrix product (KV shift's scalars, sink logits, k' and v', gate
+    biases) without.
 
     Decay would pull KV shift's (1, 0) towards (0, 0), which is no attention at all rather than a plain one.
     """

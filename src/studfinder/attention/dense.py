@@ -11,7 +11,8 @@ def scores(
     mask_BHTS: torch.Tensor | None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Scaled dot products (B, H, T, S), -inf where `mask` is False; a key head serves H / G query heads in a row."""
+    """Scaled dot products (B, H, T, S), -inf where `mask` is False; a key head serves H / G query heads in a
+    row."""
     heads, groups = query_BHTD.shape[1], key_BGSD.shape[1]
     key_BHSD = key_BGSD.repeat_interleave(heads // groups, dim=1)
     scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale

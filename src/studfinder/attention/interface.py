@@ -1,7 +1,7 @@
 """The entry in transformers' attention interface through which other weight functions than softmax run.
 
-The mask function is registered under the same name: without it transformers builds no mask at all, and padding (for
-some functions causality too) is silently ignored.
+The mask function is registered under the same name: without it transformers builds no mask at all, and
+padding (for some functions causality too) is silently ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query (B, H, T, D), key and value (B, G, S, D) -> (B, T, H, D), None."""
+    """transformers' attention function: query (B, H, T, D), key and value (B, G, S, D) -> (B, T, H, D),
+    None."""
     if kwargs.get("softcap") is not None:
         raise StudfinderError(
             "this model caps its attention logits", expected="attn_logit_softcapping=None with this variant"

@@ -2,8 +2,8 @@
 
     project -> mix keys and values -> norm -> rotate -> cache -> attention function -> gate -> W_o
 
-It subclasses the base's attention class and adds no parameter of its own, so a model in which every part is at an
-identity start computes what the base computes, bit for bit.
+It subclasses the base's attention class and adds no parameter of its own, so a model in which every part is
+at an identity start computes what the base computes, bit for bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Saved variants: one `model_type` per base, "studfinder-llama" and so on.
 
-Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto classes load
-it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
+Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto classes
+load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SavedVariant:
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, self.base, variants_of(config))
 
     def _init_weights(self, module: Any) -> None:
@@ -54,7 +54,7 @@ class SavedVariant:
         """As in transformers; refused where it would silently replace the variant by plain softmax."""
         if self.config._attn_implementation == NAME and attn_implementation in _OWN_SOFTMAX:
             raise StudfinderError(
-                f"attention implementation {attn_implementation!r} would turn this variant into plain softmax",
+                f"attention implementation {attn_implementation!r} would make this variant plain softmax",
                 expected=repr(NAME),
             )
         super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]

@@ -1,8 +1,9 @@
 """Softmax with one more key: a logit per row and a value (or none). Fused, exact, with gradients.
 
 PyTorch's CPU flash attention returns the log-sum-exp of a row. With a sink of logit s the output is
-out * e^(lse - total) + value * e^(s - total), total = log(e^lse + e^s), and the fused backward pass is right as soon
-as it is given the new output and `total`: it recomputes p = e^(score - total) and takes dO . O as the row term.
+out * e^(lse - total) + value * e^(s - total), total = log(e^lse + e^s), and the fused backward pass is right
+as soon as it is given the new output and `total`: it recomputes p = e^(score - total) and takes dO . O as the
+row term.
 """
 
 from __future__ import annotations
@@ -124,13 +125,13 @@ def _sink_backward(
 
 
 @_sink.register_fake
-def _(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale):  # type: ignore[no-untyped-def]
+def _(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale):
     wide = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=wide)
 
 
 @_sink_backward.register_fake
-def _(grad, query, key, value, sink_BHT, sink_value_HD, *rest):  # type: ignore[no-untyped-def]
+def _(grad, query, key, value, sink_BHT, sink_value_HD, *rest):
     return tuple(x.new_empty(x.shape) for x in (query, key, value, sink_BHT, sink_value_HD))
 
 

@@ -59,8 +59,8 @@ class Variant:
     Class attributes:
         name: its key in VARIANTS and the name of its part in the attention module.
         role: what it changes; two variants of one role do not combine.
-        inits: allowed values of `init`, the first being the default; with `identity` None there is no default,
-            because no start leaves the model's outputs as they are.
+        inits: allowed values of `init`, the first being the default; with `identity` None there is no
+            default, because no start leaves the model's outputs as they are.
         identity: the start that is bit-exact and trainable, if there is one.
         own_function: whether it needs the attention function for itself (its part then has `attend`).
     """
@@ -91,8 +91,8 @@ class Variant:
             raise StudfinderError(
                 f"{type(self).__name__} has no start that leaves the model's outputs as they are",
                 expected="init= said aloud",
-                do=f"Say convert(model, {type(self).__name__}(...), init={self.inits[0]!r}); the model has to be "
-                "trained, or trained further, afterwards",
+                do=f"Say convert(model, {type(self).__name__}(...), init={self.inits[0]!r}); the model has to "
+                "be trained, or trained further, afterwards",
             )
         return dataclasses.replace(self, init=init)
 

@@ -13,10 +13,11 @@ from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBias(Variant):
-    """A learned key k' and value v' per key/value head, visible to every query (Sun et al. 2024, arXiv 2402.17762).
+    """A learned key k' and value v' per key/value head, visible to every query (Sun et al. 2024, arXiv
+    2402.17762).
 
-    k' is used as it is: without norm and without position. "fresh" draws both from N(0, 0.02), as the authors do.
-    No start leaves a model as it is.
+    k' is used as it is: without norm and without position. "fresh" draws both from N(0, 0.02), as the authors
+    do. No start leaves a model as it is.
     """
 
     name: ClassVar[str] = "attention_bias"

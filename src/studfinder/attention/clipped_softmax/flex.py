@@ -1,8 +1,8 @@
 """Clipped softmax through FlexAttention, in two passes.
 
-Pass 1 gives the log-sum-exp of every row. Pass 2 attends with the scores log(max((1 - gamma) p + gamma, 0)), whose
-softmax is the clipped weights up to a row's sum; multiplying by that sum (its own log-sum-exp) undoes the
-normalisation. A row without any weight left has log-sum-exp -inf and gives zeros.
+Pass 1 gives the log-sum-exp of every row. Pass 2 attends with the scores log(max((1 - gamma) p + gamma, 0)),
+whose softmax is the clipped weights up to a row's sum; multiplying by that sum (its own log-sum-exp) undoes
+the normalisation. A row without any weight left has log-sum-exp -inf and gives zeros.
 """
 
 from __future__ import annotations

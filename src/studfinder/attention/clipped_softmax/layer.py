@@ -17,9 +17,9 @@ from studfinder.errors import StudfinderError
 class ClippedSoftmax(Variant):
     """clip((zeta - gamma) softmax + gamma, 0, 1) (Bondarenko et al. 2023, arXiv 2306.12929, section 4.1).
 
-    Weights below -gamma / (zeta - gamma) become exactly zero and get no gradient. Give `gamma`, or `alpha` and the
-    training length T for gamma = -alpha / T, or `alpha` and `per_row` for gamma = -alpha / (keys the row may see).
-    It has no start that leaves a trained softmax model as it is.
+    Weights below -gamma / (zeta - gamma) become exactly zero and get no gradient. Give `gamma`, or `alpha`
+    and the training length T for gamma = -alpha / T, or `alpha` and `per_row` for gamma = -alpha / (keys the
+    row may see). It has no start that leaves a trained softmax model as it is.
 
     Attributes:
         gamma: at most 0.
@@ -106,10 +106,10 @@ class ClippedPart(Part):
 class Clipped:
     """The weight function of the block loop.
 
-    With c = clip((zeta - gamma) p + gamma, 0, 1), the weights are c / (zeta - gamma) = min(relu(p - tau), cap), so
-    that one shift does the work and the factor goes to the output. The row term of the softmax's gradient is
-    sum_j p_j dP_j over the entries that are neither zero nor saturated; in terms of the output it is
-    dO . (O - gamma * sum of their V - sum of the saturated V), not flash attention's dO . O.
+    With c = clip((zeta - gamma) p + gamma, 0, 1), the weights are c / (zeta - gamma) = min(relu(p - tau),
+    cap), so that one shift does the work and the factor goes to the output. The row term of the softmax's
+    gradient is sum_j p_j dP_j over the entries that are neither zero nor saturated; in terms of the output it
+    is dO . (O - gamma * sum of their V - sum of the saturated V), not flash attention's dO . O.
     """
 
     gamma: float
@@ -120,14 +120,14 @@ class Clipped:
         p = torch.softmax(scores, dim=-1)
         if blocked is not None:
             p.masked_fill_(blocked, 0)  # a row that sees nothing is NaN until here
+        span: Any = self.zeta - self.gamma
         if self.per_row:
             gamma = self.gamma / rows.visible(blocked, p)
             span = self.zeta - gamma
             weights = (p + gamma / span).clamp_(min=0)
         else:
-            span = self.zeta - self.gamma
             weights = F.softshrink(p, -self.gamma / span)
-        cap = None
+        cap: Any = None
         if self.zeta > 1:  # otherwise p = 1 is the largest value and gives 1
             cap = 1 / span
             weights = weights.clamp(max=cap)

@@ -14,15 +14,17 @@ from studfinder.errors import StudfinderError
 
 @dataclass(frozen=True, kw_only=True)
 class Differential(Variant):
-    """out_h = o_(2h) - sigmoid(strength_(t,h)) o_(2h+1) over the same keys and values (Diff Transformer, version 2).
+    """out_h = o_(2h) - sigmoid(strength_(t,h)) o_(2h+1) over the same keys and values (Diff Transformer,
+    version 2).
 
-    A second query projection gives the odd heads; the strength is linear in the layer's input. There is no RMSNorm
-    and no lambda_init, unlike version 1.
+    A second query projection gives the odd heads; the strength is linear in the layer's input. There is no
+    RMSNorm and no lambda_init, unlike version 1.
 
     Attributes:
-        init: "fresh" draws the second queries and the strengths from N(0, 0.02); it changes the model. "copy" is a
-            start of our own that does not: the second queries are the first, so that out = o - o / 2, and W_o is
-            doubled. It is exact and has a gradient, but is not the default, since no paper has trained from it.
+        init: "fresh" draws the second queries and the strengths from N(0, 0.02); it changes the model. "copy"
+            is a start of our own that does not: the second queries are the first, so that out = o - o / 2,
+            and W_o is doubled. It is exact and has a gradient, but is not the default, since no paper has
+            trained from it.
     """
 
     name: ClassVar[str] = "differential"
@@ -75,7 +77,8 @@ class DifferentialPart(Part):
                 self.query_bias.copy_(module.q_proj.bias)
 
     def queries(self, query_BTHD: torch.Tensor, hidden_BTC: torch.Tensor) -> torch.Tensor:
-        """Both queries of every head, (B, T, 2H, D): head h's are 2h and 2h + 1, so they share its key head."""
+        """Both queries of every head, (B, T, 2H, D): head h's are 2h and 2h + 1, so they share its key
+        head."""
         second = F.linear(hidden_BTC, self.query_weight, self.query_bias).view_as(query_BTHD)
         return torch.stack([query_BTHD, second], dim=3).flatten(2, 3)
 

@@ -1,4 +1,5 @@
-"""Differential attention, version 2, the specification (Ye et al. 2024, arXiv 2410.05258; v2 of January 2026)."""
+"""Differential attention, version 2, the specification (Ye et al. 2024, arXiv 2410.05258; v2 of January
+2026)."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ class Gated(Variant):
     Always one gate per token: the published per-head gate that averages over tokens sees the future.
 
     Attributes:
-        kind: Bondarenko et al. 2023 (arXiv 2306.12929): "linear" and "mlp" read the head's slice of x, "all-heads"
-            reads all of x. Qiu et al. 2025 (arXiv 2505.06708, G1): "headwise" is "all-heads" without a bias,
-            "elementwise" gives every dim of a head its own gate.
+        kind: Bondarenko et al. 2023 (arXiv 2306.12929): "linear" and "mlp" read the head's slice of x,
+            "all-heads" reads all of x. Qiu et al. 2025 (arXiv 2505.06708, G1): "headwise" is "all-heads"
+            without a bias, "elementwise" gives every dim of a head its own gate.
         hidden: units of the MLP; None is a quarter of the slice.
         pi_init: where a gate stands at the start, by its bias logit(pi_init); 1/2 for kinds without a bias.
-        init: "identity": weights and bias 0, so that every gate is 1/2, and W_o doubled: bit-exact, and trainable
-            as a saturated gate would not be. "paper": weights N(0, 0.001), bias logit(pi_init), W_o divided by
-            pi_init (the paper's fine-tuning start: near, but not exact). "fresh": weights N(0, 0.02), bias
-            logit(pi_init), W_o as it is.
+        init: "identity": weights and bias 0, so that every gate is 1/2, and W_o doubled: bit-exact, and
+            trainable as a saturated gate would not be. "paper": weights N(0, 0.001), bias logit(pi_init), W_o
+            divided by pi_init (the paper's fine-tuning start: near, but not exact). "fresh": weights N(0,
+            0.02), bias logit(pi_init), W_o as it is.
     """
 
     name: ClassVar[str] = "gated"
@@ -85,8 +85,8 @@ class Gated(Variant):
 
 
 class GatedPart(Part):
-    """`weight` and, by kind, `bias` (H,): (H, C / H), (H, N) behind `weight_in` (H, N, C / H) and `bias_in` (H, N),
-    (H, C) or (H * D, C)."""
+    """`weight` and, by kind, `bias` (H,): (H, C / H), (H, N) behind `weight_in` (H, N, C / H) and `bias_in`
+    (H, N), (H, C) or (H * D, C)."""
 
     decays = frozenset({"weight", "weight_in"})
 

@@ -15,8 +15,8 @@ from studfinder.errors import StudfinderError
 def import_kernels(model: Any, tensors: Mapping[str, torch.Tensor]) -> int:
     """Copy published kernels into a model that has KV shift; returns the number of layers filled.
 
-    A kernel is a causal convolution of width 2, shape (1, 1, G, 1, 2) (Baichuan-M1) or (G, 2): its column 0 stands
-    for the *previous* token and column 1 for the current one, the reverse of the formula's (a1, a2).
+    A kernel is a causal convolution of width 2, shape (1, 1, G, 1, 2) (Baichuan-M1) or (G, 2): its column 0
+    stands for the *previous* token and column 1 for the current one, the reverse of the formula's (a1, a2).
 
     Args:
         model: a model converted with KVShift, keys and values both, ungated.

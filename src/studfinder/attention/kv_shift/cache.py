@@ -42,7 +42,8 @@ class RawRows:
         rows = 0 if self.raw_BNC is None else self.raw_BNC.shape[1]
         if tokens_to_remove < 0 and kept > 0 and rows <= abs(tokens_to_remove):
             raise StudfinderError(
-                f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per layer",
+                f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per "
+                "layer",
                 expected="cache.activate_past_recording() before the tokens that are to be undone",
                 do="Make the cache with studfinder.attention.shift_cache(model), then activate the recording",
             )
@@ -73,7 +74,7 @@ class RawRows:
 
 
 @cache
-def _with_rows(kind: type) -> type:
+def _with_rows(kind: Any) -> type:
     # _layer_type None: transformers registers a cache layer class that names one.
     return type(f"Shifted{kind.__name__}", (RawRows, kind), {"_layer_type": None, "__module__": __name__})
 
@@ -104,8 +105,7 @@ def shifted_layer(past_key_values: Any, layer: int) -> RawRows:
 
 
 def _rehoused(found: Any) -> Any:
-    kind = _with_rows(type(found))
-    layer = kind.__new__(kind)
+    layer: Any = object.__new__(_with_rows(type(found)))
     layer.__dict__.update(found.__dict__, raw_BNC=None, record_past=getattr(found, "record_past", False))
     return layer
 

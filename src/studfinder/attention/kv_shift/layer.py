@@ -15,16 +15,16 @@ from studfinder.errors import StudfinderError
 class KVShift(Variant):
     """K' = a1 K + a2 shift(K), V' = b1 V + b2 shift(V), four scalars per key/value head (arXiv 2411.19574).
 
-    The mixture is taken right after the projections: before a QK-norm where the model has one, and before RoPE, so
-    that key i is rotated as position i though half of it is token i-1.
+    The mixture is taken right after the projections: before a QK-norm where the model has one, and before
+    RoPE, so that key i is rotated as position i though half of it is token i-1.
 
     Attributes:
-        init: "identity" is (1, 0) for every head: the outputs stay as they are, bit for bit, and the gradient is
-            not zero. "paper" draws a1, b1 ~ U(0, 1) and sets a2 = 1 - a1, b2 = 1 - b1.
+        init: "identity" is (1, 0) for every head: the outputs stay as they are, bit for bit, and the gradient
+            is not zero. "paper" draws a1, b1 ~ U(0, 1) and sets a2 = 1 - a1, b2 = 1 - b1.
         keys: mix the keys.
         values: mix the values. The paper finds K alone and V alone both worse than the two together.
-        gated: the paper's ablation a1 = sigmoid(logit), a2 = 1 - a1. It has no exact start ((1, 0) would need an
-            infinite logit, which has no gradient).
+        gated: the paper's ablation a1 = sigmoid(logit), a2 = 1 - a1. It has no exact start ((1, 0) would need
+            an infinite logit, which has no gradient).
     """
 
     name: ClassVar[str] = "kv_shift"
@@ -56,7 +56,8 @@ class KVShift(Variant):
 
 
 class KVShiftPart(Part):
-    """The scalars of one layer, (G,) each: key_current a1, key_previous a2, value_current b1, value_previous b2.
+    """The scalars of one layer, (G,) each: key_current a1, key_previous a2, value_current b1, value_previous
+    b2.
 
     With `gated` there are key_logit and value_logit instead.
     """
@@ -100,8 +101,8 @@ class KVShiftPart(Part):
         Args:
             key_BTGD: keys as projected; the same for values.
             row: the raw key and value (B, 1, G, D) of the token before these, or None at the start.
-            visible_BT: whether a token may look at the one before it (False at the start of a document or after
-                padding); None where all may.
+            visible_BT: whether a token may look at the one before it (False at the start of a document or
+                after padding); None where all may.
         """
         key_row, value_row = row if row is not None else (None, None)
         if self.settings.keys:

@@ -1,7 +1,7 @@
 """Which tokens may look at the token before them, read from the mask that the model built.
 
-A key may be mixed with the previous token's exactly if attention may see that token: then left padding, packed
-documents and any mask of the caller's own are respected by one rule.
+A key may be mixed with the previous token's exactly if attention may see that token: then left padding,
+packed documents and any mask of the caller's own are respected by one rule.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def previous_visible(
     sequence has no row before it and needs no mask).
 
     Args:
-        mask: what the attention function gets: None, (B, 1|H, T, S) bool or additive, (B, S) for flash attention,
-            or a BlockMask.
+        mask: what the attention function gets: None, (B, 1|H, T, S) bool or additive, (B, S) for flash
+            attention, or a BlockMask.
         tokens: T.
         seen: tokens in the cache before this call.
         key_offset: the absolute position of the mask's first key column (sliding caches drop old keys).

@@ -20,9 +20,9 @@ class RoPE(Variant):
     """Rotary positions on a part of the pairs.
 
     Attributes:
-        kind: "partial" rotates the first `fraction` of the dims, with frequencies spread over the whole range (so
-            1 / fraction must be whole: every k-th of the model's own); "p-rope" keeps the fastest `fraction` of
-            the pairs and stops the others (Barbero et al. 2025, arXiv 2410.06205).
+        kind: "partial" rotates the first `fraction` of the dims, with frequencies spread over the whole range
+            (so 1 / fraction must be whole: every k-th of the model's own); "p-rope" keeps the fastest
+            `fraction` of the pairs and stops the others (Barbero et al. 2025, arXiv 2410.06205).
         fraction: 1 is the model's own RoPE.
     """
 
@@ -74,7 +74,8 @@ class RoPEPart(Part):
             return cos_BTD.masked_fill(stopped, 1), sin_BTD.masked_fill(stopped, 0)
         step = round(1 / self.settings.fraction)
         cos, sin = cos_BTD[..., :pairs:step], sin_BTD[..., :pairs:step]
-        # Pair j of the rotate-half layout is (j, j + pairs); the rotated ones are the first pairs of the head.
+        # Pair j of the rotate-half layout is (j, j + pairs); the rotated ones are the first pairs of the
+        # head.
         cos, sin = F.pad(cos, (0, pairs - cos.shape[-1]), value=1.0), F.pad(sin, (0, pairs - sin.shape[-1]))
         return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
 

@@ -8,8 +8,9 @@ from studfinder.attention import dense
 
 
 def rotate(x_BHTD: torch.Tensor, position_T: torch.Tensor, frequency_P: torch.Tensor) -> torch.Tensor:
-    """RoPE in the rotate-half layout: pair j is dims (j, j + P), turned by position * frequency_j; dims from 2P on
-    stay. Partial RoPE has fewer pairs, p-RoPE (Barbero et al. 2025, arXiv 2410.06205) has zeros in `frequency`."""
+    """RoPE in the rotate-half layout: pair j is dims (j, j + P), turned by position * frequency_j; dims from
+    2P on stay. Partial RoPE has fewer pairs, p-RoPE (Barbero et al. 2025, arXiv 2410.06205) has zeros in
+    `frequency`."""
     pairs = len(frequency_P)
     angle_TP = position_T[:, None] * frequency_P
     a, b, rest = x_BHTD[..., :pairs], x_BHTD[..., pairs : 2 * pairs], x_BHTD[..., 2 * pairs :]
@@ -18,8 +19,8 @@ def rotate(x_BHTD: torch.Tensor, position_T: torch.Tensor, frequency_P: torch.Te
 
 
 def slopes(heads: int) -> list[float]:
-    """ALiBi's slopes (Press et al. 2022, arXiv 2108.12409, section 3): 2^(-8i/n) for n heads, n a power of two;
-    otherwise those of the next lower power, and every other one of the next higher."""
+    """ALiBi's slopes (Press et al. 2022, arXiv 2108.12409, section 3): 2^(-8i/n) for n heads, n a power of
+    two; otherwise those of the next lower power, and every other one of the next higher."""
     power = 1 << (heads.bit_length() - 1)
     first = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     return first if power == heads else first + slopes(2 * power)[0::2][: heads - power]

@@ -15,8 +15,8 @@ from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
 class SinkLogit(Variant):
     """One learned logit per query head joins the softmax and gives nothing (as in gpt-oss).
 
-    No trainable start leaves a model as it is: a logit of -inf would, and has no gradient. "fresh" draws N(0, 0.02);
-    "zero" starts as softmax off by one.
+    No trainable start leaves a model as it is: a logit of -inf would, and has no gradient. "fresh" draws N(0,
+    0.02); "zero" starts as softmax off by one.
     """
 
     name: ClassVar[str] = "sink_logit"

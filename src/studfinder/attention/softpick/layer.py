@@ -38,7 +38,8 @@ class SoftpickPart(Part):
 
 @dataclass(frozen=True)
 class Picked:
-    """The weight function of the block loop: u = e^(s - top) - e^(-top), weights relu(u), factor 1 / sum |u|."""
+    """The weight function of the block loop: u = e^(s - top) - e^(-top), weights relu(u), factor 1 / sum
+    |u|."""
 
     def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
         top = scores.amax(dim=-1, keepdim=True).clamp_(min=0)
