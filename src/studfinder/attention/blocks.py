@@ -7,6 +7,7 @@ where the element-wise passes that a fused kernel would save cost little. On a G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,8 +82,10 @@ class _Problem:
         for b, g in whole if together else each:
             first = 0
             while first < tokens:
-                wide = min(keys, first + 64) if self.causal else keys
-                last = min(tokens, first + max(_FEWEST_ROWS, budget // wide))
+                rows = budget // keys
+                if self.causal:  # the block's last row sees the most keys: rows * (first + rows) = budget
+                    rows = max(rows, (math.isqrt(first * first + 4 * budget) - first) // 2)
+                last = min(tokens, first + max(_FEWEST_ROWS, rows))
                 yield b, g, slice(first, last), (last if self.causal else keys)
                 first = last
 
@@ -127,7 +130,7 @@ def _problem(
 def forward(weights: Weights, *args: Any) -> torch.Tensor:
     """query (B, H, T, D), key and value (B, G, S, D), mask, causal, scale -> (B, H, T, D)."""
     problem = _problem(*args)
-    out = torch.empty_like(problem.query, memory_format=torch.contiguous_format)
+    out = problem.query.new_empty(*problem.query.shape[:-1], problem.value.shape[-1])
     for b, g, t, keys in problem.blocks():
         scores, _, _, blocked = problem.scores(b, g, t, keys)
         rows = Rows(t.start, t.stop, keys, problem.causal)
@@ -214,7 +217,7 @@ def _attend_in_blocks_backward(
 
 @attend_in_blocks.register_fake
 def _(query, key, value, mask, causal, scale, kind, numbers):
-    return query.new_empty(query.shape)
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 @_attend_in_blocks_backward.register_fake

@@ -1,7 +1,7 @@
 """Saved variants: one `model_type` per base, "studfinder-llama" and so on.
 
-Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto classes
-load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
+Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto
+classes load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
 """
 
 from __future__ import annotations

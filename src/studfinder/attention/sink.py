@@ -91,6 +91,8 @@ def _sink(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse = _flash(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    if mask is not None:  # for a row that sees nothing the kernel reports 0
+        lse = lse.masked_fill(~(mask > -torch.inf).any(dim=-1), -torch.inf)
     sink = sink_BHT.to(lse.dtype)
     total = torch.logaddexp(lse, sink)
     share, rest = torch.exp(lse - total), torch.exp(sink - total)

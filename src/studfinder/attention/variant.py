@@ -91,8 +91,7 @@ class Variant:
             raise StudfinderError(
                 f"{type(self).__name__} has no start that leaves the model's outputs as they are",
                 expected="init= said aloud",
-                do=f"Say convert(model, {type(self).__name__}(...), init={self.inits[0]!r}); the model has to "
-                "be trained, or trained further, afterwards",
+                do=f"Say convert(model, {type(self).__name__}(...), init={self.inits[0]!r}), then train it",
             )
         return dataclasses.replace(self, init=init)
 

@@ -7,6 +7,7 @@ the normalisation. A row without any weight left has log-sum-exp -inf and gives 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def attend(
         return score
 
     options: dict[str, Any] = {"scale": scale, "enable_gqa": True, "return_aux": AuxRequest(lse=True)}
-    first = flex_attention(query, key, value, score_mod=seen, **options)[1].lse
+    kernel: Any = flex_attention if query.device.type == "cpu" else _compiled()
+    first = kernel(query, key, value, score_mod=seen, **options)[1].lse
     lse = torch.where(torch.isfinite(first), first, torch.inf)
 
     def clipped(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
@@ -48,6 +50,12 @@ def attend(
             weight > 0, torch.log(weight.clamp(min=torch.finfo(weight.dtype).tiny)), -torch.inf
         )
 
-    out, aux = flex_attention(query, key, value, score_mod=clipped, **options)
+    out, aux = kernel(query, key, value, score_mod=clipped, **options)
     total = torch.exp(aux.lse).to(out.dtype).unsqueeze(-1)
     return torch.where(total > 0, out * total, 0)
+
+
+@cache
+def _compiled() -> Any:
+    # Not on a CPU: compiled there it cannot return the log-sum-exp.
+    return torch.compile(flex_attention)

@@ -1,7 +1,7 @@
 """Where KV shift keeps its one raw row per layer: in the cache object's layer, never on the module.
 
-A row there follows whatever is done to the cache: beam search reorders it, crop takes it back, copies copy it, and
-two generations at once do not see each other.
+A row there follows whatever is done to the cache: beam search reorders it, crop takes it back, copies copy
+it, and two generations at once do not see each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class RawRows:
     record_past: bool
 
     def push(self, rows_BTC: torch.Tensor) -> torch.Tensor | None:
-        """Remember these tokens' rows; return the row (B, 1, C) of the token before them, None at the start."""
+        """Remember these tokens' rows; return the row (B, 1, C) of the token before them, None at the
+        start."""
         previous = None if self.raw_BNC is None else self.raw_BNC[:, -1:]
         if not self.record_past:
             # Copied, so that one row does not keep the whole prefill's storage alive.

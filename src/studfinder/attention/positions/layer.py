@@ -136,10 +136,8 @@ class ALiBiPart(NoPEPart):
         distance_TS = place_S[-queries:, None] - place_S
         if causal:
             mask = (distance_TS >= 0)[None, None]
-        elif mask is None:
-            distance_TS = distance_TS.abs()
         slope_H = torch.tensor(self.slopes, device=query.device, dtype=query.dtype)
-        bias = -slope_H[:, None, None] * distance_TS.to(query.dtype)
+        bias = -slope_H[:, None, None] * distance_TS.abs().to(query.dtype)
         if mask is not None:
             additive = mask.dtype != torch.bool
             bias = bias + mask if additive else bias.masked_fill(~mask, -torch.inf)
