@@ -106,7 +106,8 @@ def shifted_layer(past_key_values: Any, layer: int) -> RawRows:
 
 
 def _rehoused(found: Any) -> Any:
-    layer: Any = object.__new__(_with_rows(type(found)))
+    kind: Any = found.__class__
+    layer: Any = object.__new__(_with_rows(kind))
     layer.__dict__.update(found.__dict__, raw_BNC=None, record_past=getattr(found, "record_past", False))
     return layer
 
