@@ -14,7 +14,7 @@ from studfinder.attention.positions import ALiBi, NoPE, RoPE
 from studfinder.attention.sink_logit import SinkLogit
 from studfinder.attention.softmax_one import SoftmaxOne
 from studfinder.attention.softpick import Softpick
-from studfinder.attention.variant import VARIANTS, Variant
+from studfinder.attention.variant import VARIANTS, Part, Variant
 
 __all__ = [
     "VARIANTS",
@@ -25,6 +25,7 @@ __all__ = [
     "Gated",
     "KVShift",
     "NoPE",
+    "Part",
     "RoPE",
     "SinkLogit",
     "SoftmaxOne",

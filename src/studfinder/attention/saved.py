@@ -65,7 +65,9 @@ class SavedVariant:
         if any(variant.role == "keys and values" for variant in variants_of(self.config)):
             for argument in (*args, *kwargs.values()):
                 if isinstance(argument, dict) and hasattr(argument.get("past_key_values"), "layers"):
-                    prepare(argument["past_key_values"])
+                    cache = prepare(argument["past_key_values"])
+                    if any(getattr(given_to, "is_assistant", False) for given_to in args):
+                        cache.activate_past_recording()
         return given
 
 
