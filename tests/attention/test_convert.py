@@ -33,9 +33,9 @@ def test_save_load_generate(name: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_is_saved_under_its_own_name(base: str, tmp_path) -> None:
-    model = model_with("shift + clip + gate", base)
+    model = model_with("shift + clip + gate", base, dtype=torch.float32)  # Gemma's embedding scale is fp32
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert again.config.model_type == f"studfinder-{base}"
     assert torch.equal(again(tokens()).logits, model(tokens()).logits)
     assert load(str(tmp_path)).anatomy.architecture.removeprefix("studfinder-") == base
@@ -164,9 +164,7 @@ def test_refused_models() -> None:
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9
         )
     )
-    with pytest.raises(
-        StudfinderError, match="'gpt_neox' cannot be converted; expected one of llama, mistral"
-    ):
+    with pytest.raises(StudfinderError, match="'gpt_neox' cannot be converted; expected one of llama"):
         sa.convert(other, sa.KVShift())
     with pytest.raises(StudfinderError, match="expected a causal LM"):
         sa.convert(LlamaModel(tiny().config), sa.KVShift())
@@ -176,7 +174,7 @@ def test_refused_models() -> None:
         sa.convert(tiny("opt"), sa.Differential(), init="fresh")
     with pytest.raises(StudfinderError, match="capped logits"):
         sa.convert(tiny("gemma2", attn_logit_softcapping=30.0), sa.Softpick(), init="fresh")
-    with pytest.raises(StudfinderError, match="cannot convert a str|of architecture 'str'"):
+    with pytest.raises(StudfinderError, match="architecture 'str' cannot be converted"):
         sa.convert("smollm2", sa.KVShift())
 
 
@@ -207,5 +205,12 @@ def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     config.studfinder = {"variants": [sa.KVShift().started(None).to_dict()]}
     loaded = MODELS["llama"].from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
     assert torch.equal(loaded(tokens()).logits, plain(tokens()).logits)
+    # A checkpoint with some of a part's numbers: those are kept, the others started.
+    tensors = {k: v.clone() for k, v in loaded.state_dict().items()}
+    tensors["model.layers.1.self_attn.kv_shift.key_previous"] += 0.5
+    del tensors["model.layers.1.self_attn.kv_shift.key_current"]
+    some = MODELS["llama"].from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float64)
+    part = some.model.layers[1].self_attn.kv_shift
+    assert (part.key_current.tolist(), part.key_previous.tolist()) == ([1, 1], [0.5, 0.5])
     made = AutoModelForCausalLM.from_config(config)
     assert made.model.layers[0].self_attn.kv_shift.key_current.tolist() == [1, 1]

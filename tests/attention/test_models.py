@@ -47,6 +47,7 @@ COMBINED = {
 }
 ALL = {name: [entry] for name, entry in LIST.items()} | COMBINED
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+EAGER = {"rtol": 1e-3, "atol": 1e-5}  # transformers' eager attention takes its softmax in fp32
 
 
 def model_with(name: str, base: str = "llama", **changes: object):
@@ -92,7 +93,8 @@ def test_sliding_windows(name: str, base: str) -> None:
     model, ids = model_with(name, base), tokens(length=17)
     full = model(ids, use_cache=False).logits
     for pieces in ([1] * 17, [9, 1, 4, 3]):
-        torch.testing.assert_close(in_pieces(model, ids, pieces), full, **CLOSE)
+        near = EAGER if model.config._attn_implementation == "eager" else CLOSE  # gemma2's default
+        torch.testing.assert_close(in_pieces(model, ids, pieces), full, **near)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -196,7 +198,8 @@ def test_identity_starts_are_bit_exact_and_trainable(base: str, dtype: torch.dty
 def test_every_base_runs(name: str, base: str) -> None:
     model, ids = model_with(name, base), tokens()
     full = model(ids, use_cache=False).logits
-    torch.testing.assert_close(in_pieces(model, ids, [5, 1, 7]), full, **CLOSE)
+    near = EAGER if model.config._attn_implementation == "eager" else CLOSE
+    torch.testing.assert_close(in_pieces(model, ids, [5, 1, 7]), full, **near)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -245,10 +248,12 @@ def test_module_variants_run_on_any_implementation(name: str, attention: str) ->
     model = model_with(name)
     expected = model(tokens()).logits
     model.set_attn_implementation(attention)
-    torch.testing.assert_close(model(tokens()).logits, expected, **CLOSE)
+    near = EAGER if attention == "eager" else CLOSE
+    torch.testing.assert_close(model(tokens()).logits, expected, **near)
+    model.float()  # in fp64 transformers' own eager attention makes NaN of padding
     mask = torch.ones(2, 13, dtype=torch.long)
     mask[0, :4] = 0
     model.set_attn_implementation("sdpa")
     expected = model(tokens(), attention_mask=mask).logits[0, 4:]
     model.set_attn_implementation(attention)
-    torch.testing.assert_close(model(tokens(), attention_mask=mask).logits[0, 4:], expected, **CLOSE)
+    torch.testing.assert_close(model(tokens(), attention_mask=mask).logits[0, 4:], expected, **EAGER)

@@ -1,4 +1,4 @@
-"""Law 7 on the attention module: one layer of a converted model against the naive specifications put together."""
+"""Law 7 on the attention module: a converted layer against the naive specifications put together."""
 
 from __future__ import annotations
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from studfinder.attention.bases import Base, shape_of
 from studfinder.attention.interface import NAME
 from studfinder.attention.module import VariantAttention, attention_class
-from studfinder.attention.variant import Variant
+from studfinder.attention.variant import Part, Variant
 
 # Roles whose work is done outside the attention function.
 _IN_MODULE = {"keys and values", "queries", "positions", "output"}
@@ -44,3 +46,21 @@ def install(model: Any, base: Base, variants: list[Variant]) -> None:
                 module.num_key_value_groups *= 2
     if any(variant.own_function for variant in variants):
         model.config._attn_implementation = NAME
+
+
+@torch.no_grad()
+def start_missing(model: Any, base: Base) -> None:
+    """Start the parts' parameters that no checkpoint gave (transformers flags the others), and leave the
+    rest.
+
+    transformers hands initialisation to the innermost model, which does not know our parts, and the memory of
+    a missing parameter holds anything.
+    """
+    for module in attention_modules(model, base):
+        for part in (child for child in module.children() if isinstance(child, Part)):
+            given = [p for p in part.parameters() if getattr(p, "_is_hf_initialized", False)]
+            kept = [p.clone() for p in given]
+            part.reset()
+            part.start_from(module)
+            for parameter, value in zip(given, kept, strict=True):
+                parameter.copy_(value)

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from studfinder.attention.bases import BASES, Base
-from studfinder.attention.install import install
+from studfinder.attention.install import install, start_missing
 from studfinder.attention.interface import NAME
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.variant import Part, Variant, variant_from
+from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
 
 PREFIX = "studfinder-"
@@ -43,12 +43,11 @@ class SavedVariant:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, self.base, variants_of(config))
 
-    def _init_weights(self, module: Any) -> None:
-        if isinstance(module, Part):
-            if not any(getattr(p, "_is_hf_initialized", False) for p in module.parameters()):
-                module.reset()
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
+    def initialize_weights(self) -> None:
+        """As in transformers, which asks for what a checkpoint lacks; parts of a variant are ours to
+        start."""
+        super().initialize_weights()  # type: ignore[misc]
+        start_missing(self, self.base)
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers; refused where it would silently replace the variant by plain softmax."""
