@@ -97,7 +97,7 @@ def test_state_is_in_the_cache_and_not_on_the_module() -> None:
         torch.testing.assert_close(a[:, 0], full[:, t])
         torch.testing.assert_close(b[:, 0], full_other[:, t])
     assert {name: id(value) for name, value in vars(model.model.layers[0].self_attn).items()} == before
-    assert first.layers[0].raw_BNC.shape == (2, 1, 2 * 2 * 8)
+    assert [x.shape for x in first.layers[0].raw] == [(2, 1, 2, 8)] * 2
 
 
 @pytest.mark.parametrize("base", ["llama", "mistral", "gemma3_text"])

@@ -74,7 +74,8 @@ class _Problem:
         """(batch, groups, queries, keys) of every block."""
         batch, groups, repeats, tokens, _ = self.query.shape
         keys = self.key.shape[2]
-        together = self.query.device.type != "cpu"
+        small = self.query.shape[:-1].numel() * keys <= CPU_BLOCK  # decoding, above all
+        together = small or self.query.device.type != "cpu"
         heads = batch * groups * repeats if together else repeats
         budget = (GPU_BLOCK if together else CPU_BLOCK) // heads
         whole = [(slice(0, batch), slice(0, groups))]
@@ -182,6 +183,23 @@ def _weights(kind: str, numbers: list[float]) -> Weights:
 
         return Picked(*numbers)
     raise StudfinderError(f"weight function {kind!r} is unknown", expected="clipped_softmax or softpick")
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    kind: str,
+    numbers: list[float],
+) -> torch.Tensor:
+    """Attention with weight function `kind`; shapes as in `forward`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return attend_in_blocks(query, key, value, mask, causal, scale, kind, numbers)
+    # Past the dispatcher: in decoding its cost would show.
+    return forward(_weights(kind, numbers), query, key, value, mask, causal, scale)
 
 
 # Custom operators rather than an autograd.Function: torch.compile then keeps the loop as one opaque step.

@@ -79,16 +79,14 @@ class VariantAttention:
         self, shift: Any, key: torch.Tensor, value: torch.Tensor, mask: Any, past: Any, kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         module: Any = self
-        tokens, row, seen, offset = key.shape[1], None, 0, 0
+        row, seen, offset = None, 0, 0
         if past is not None:
             layer: Any = shifted_layer(past, module.layer_idx)
-            seen = layer.get_seq_length()
-            offset = layer.get_mask_sizes(tokens)[1]
-            raw = layer.push(torch.cat([key.flatten(2), value.flatten(2)], dim=-1))
-            if raw is not None:
-                row = tuple(x.unflatten(-1, key.shape[2:]) for x in raw.chunk(2, dim=-1))
+            if mask is not None:
+                seen, offset = layer.get_seq_length(), layer.get_mask_sizes(key.shape[1])[1]
+            row = layer.push(key, value)
         flash = "flash" in (module.config._attn_implementation or "")
-        visible = previous_visible(mask, tokens, seen, offset, kwargs.get("position_ids"), flash)
+        visible = previous_visible(mask, key.shape[1], seen, offset, kwargs.get("position_ids"), flash)
         return shift(key, value, row, visible)
 
     def _rotate(

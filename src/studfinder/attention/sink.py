@@ -44,9 +44,10 @@ def attend_with_sink(
         return attend_with_extra_key(query, key, value, mask, causal, scale, sink_BHT, sink_value_HD)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    if sink_value_HD is None:
-        sink_value_HD = query.new_zeros(query.shape[1], query.shape[-1])
-    return _sink(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale)[0]
+    inputs = (query, key, value, sink_BHT, sink_value_HD, mask, causal, scale)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _sink(*inputs)[0]
+    return _sink_forward(*inputs)[0]  # past the dispatcher: in decoding its cost would show
 
 
 def attend_with_extra_key(
@@ -79,13 +80,12 @@ def attend_with_extra_key(
     return out[:, :, 1:, :dim] if causal else out[..., :dim]
 
 
-@torch.library.custom_op("studfinder::sink_attention", mutates_args=())
-def _sink(
+def _sink_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     sink_BHT: torch.Tensor,
-    sink_value_HD: torch.Tensor,
+    sink_value_HD: torch.Tensor | None,
     mask: torch.Tensor | None,
     causal: bool,
     scale: float,
@@ -95,10 +95,24 @@ def _sink(
         lse = lse.masked_fill(~(mask > -torch.inf).any(dim=-1), -torch.inf)
     sink = sink_BHT.to(lse.dtype)
     total = torch.logaddexp(lse, sink)
-    share, rest = torch.exp(lse - total), torch.exp(sink - total)
-    mixed = out.to(lse.dtype) * share.unsqueeze(-1)
-    mixed.addcmul_(rest.unsqueeze(-1), sink_value_HD[:, None].to(lse.dtype))
+    mixed = out * torch.exp(lse - total).unsqueeze(-1)
+    if sink_value_HD is not None:
+        mixed.addcmul_(torch.exp(sink - total).unsqueeze(-1), sink_value_HD[:, None].to(mixed.dtype))
     return mixed.to(query.dtype), total
+
+
+@torch.library.custom_op("studfinder::sink_attention", mutates_args=())
+def _sink(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sink_BHT: torch.Tensor,
+    sink_value_HD: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _sink_forward(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale)
 
 
 @torch.library.custom_op("studfinder::sink_attention_backward", mutates_args=())
@@ -108,7 +122,7 @@ def _sink_backward(
     key: torch.Tensor,
     value: torch.Tensor,
     sink_BHT: torch.Tensor,
-    sink_value_HD: torch.Tensor,
+    sink_value_HD: torch.Tensor | None,
     mask: torch.Tensor | None,
     out: torch.Tensor,
     total: torch.Tensor,
@@ -119,9 +133,12 @@ def _sink_backward(
     wide = grad.to(total.dtype)
     rest = torch.exp(sink_BHT.to(total.dtype) - total)
     row = torch.linalg.vecdot(wide, out.to(total.dtype))
-    given = torch.einsum("bhtd,hd->bht", wide, sink_value_HD.to(total.dtype))
-    d_sink = (rest * (given - row)).to(sink_BHT.dtype)
-    d_value = torch.einsum("bhtd,bht->hd", wide, rest).to(sink_value_HD.dtype)
+    if sink_value_HD is not None:
+        row = row - torch.einsum("bhtd,hd->bht", wide, sink_value_HD.to(total.dtype))
+        d_value = torch.einsum("bhtd,bht->hd", wide, rest).to(sink_value_HD.dtype)
+    else:
+        d_value = wide.new_empty(0)
+    d_sink = (-rest * row).to(sink_BHT.dtype)
     gradients = _flash_backward(grad, query, key, value, out, total, 0.0, causal, attn_mask=mask, scale=scale)
     return *(g.contiguous() for g in gradients), d_sink, d_value
 
@@ -134,7 +151,8 @@ def _(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale):
 
 @_sink_backward.register_fake
 def _(grad, query, key, value, sink_BHT, sink_value_HD, *rest):
-    return tuple(x.new_empty(x.shape) for x in (query, key, value, sink_BHT, sink_value_HD))
+    last = query.new_empty(0) if sink_value_HD is None else sink_value_HD.new_empty(sink_value_HD.shape)
+    return *(x.new_empty(x.shape) for x in (query, key, value, sink_BHT)), last
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
@@ -143,7 +161,8 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
-    return *_sink_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
+    *gradients, d_value = _sink_backward(grad, *ctx.saved_tensors, *ctx.rest)
+    return *gradients, d_value if ctx.needs_input_grad[4] else None, None, None, None
 
 
 _sink.register_autograd(_backward, setup_context=_keep)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from studfinder.attention.blocks import Rows, attend_in_blocks
+from studfinder.attention.blocks import Rows, attend
 from studfinder.attention.variant import Part, Role, Shape, Variant
 from studfinder.errors import StudfinderError
 
@@ -95,11 +95,11 @@ class ClippedPart(Part):
     def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
         """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
         if self.settings.kernel == "flex":
-            from studfinder.attention.clipped_softmax.flex import attend
+            from studfinder.attention.clipped_softmax import flex
 
-            return attend(query, key, value, mask, causal, scale, self.settings.offset)
+            return flex.attend(query, key, value, mask, causal, scale, self.settings.offset)
         numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
-        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
+        return attend(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True)

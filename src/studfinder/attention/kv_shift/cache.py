@@ -13,26 +13,31 @@ import torch
 
 from studfinder.errors import StudfinderError
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 class RawRows:
-    """Mixed into a transformers cache layer: the raw (unmixed, unrotated) keys and values of the last token.
+    """Mixed into a transformers cache layer: the raw (unmixed, unrotated) key and value of the last token.
 
-    `raw_BNC` holds them flattened; N is 1, or every row since the last crop while past recording is on.
+    `raw` holds them as (B, N, G, D) each; N is 1, or every row since the last crop while past recording is
+    on.
     """
 
-    raw_BNC: torch.Tensor | None
+    raw: Pair | None
     record_past: bool
 
-    def push(self, rows_BTC: torch.Tensor) -> torch.Tensor | None:
-        """Remember these tokens' rows; return the row (B, 1, C) of the token before them, None at the
+    def push(self, key_BTGD: torch.Tensor, value_BTGD: torch.Tensor) -> Pair | None:
+        """Remember these tokens' rows; return those (B, 1, G, D) of the token before them, None at the
         start."""
-        previous = None if self.raw_BNC is None else self.raw_BNC[:, -1:]
-        if not self.record_past:
+        new, old = (key_BTGD, value_BTGD), self.raw
+        if self.record_past:
+            self.raw = new if old is None else _both(lambda x, y: torch.cat([x, y], dim=1), old, new)
+        elif key_BTGD.shape[1] > 1:
             # Copied, so that one row does not keep the whole prefill's storage alive.
-            self.raw_BNC = rows_BTC[:, -1:].clone() if rows_BTC.shape[1] > 1 else rows_BTC
+            self.raw = _both(lambda x: x[:, -1:].clone(), new)
         else:
-            self.raw_BNC = rows_BTC if self.raw_BNC is None else torch.cat([self.raw_BNC, rows_BTC], dim=1)
-        return previous
+            self.raw = new
+        return old if old is None or old[0].shape[1] == 1 else _both(lambda x: x[:, -1:], old)
 
     def activate_past_recording(self) -> None:
         getattr(super(), "activate_past_recording", lambda: None)()
@@ -40,7 +45,7 @@ class RawRows:
 
     def crop(self, tokens_to_remove: int) -> None:
         kept = self.get_seq_length() - abs(tokens_to_remove)  # type: ignore[attr-defined]
-        rows = 0 if self.raw_BNC is None else self.raw_BNC.shape[1]
+        rows = 0 if self.raw is None else self.raw[0].shape[1]
         if tokens_to_remove < 0 and kept > 0 and rows <= abs(tokens_to_remove):
             raise StudfinderError(
                 f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per "
@@ -49,13 +54,15 @@ class RawRows:
                 do="Make the cache with studfinder.attention.shift_cache(model), then activate the recording",
             )
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        if self.raw_BNC is not None:
-            end = rows - abs(tokens_to_remove)
-            self.raw_BNC = self.raw_BNC[:, end - 1 : end].clone() if kept > 0 else None
+        end = rows - abs(tokens_to_remove)
+        if kept > 0:
+            self._map(lambda raw: raw[:, end - 1 : end].clone())
+        else:
+            self.raw = None
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.raw_BNC = None
+        self.raw = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -70,8 +77,12 @@ class RawRows:
         self._map(lambda raw: raw[indices])
 
     def _map(self, change: Any) -> None:
-        if self.raw_BNC is not None:
-            self.raw_BNC = change(self.raw_BNC)
+        if self.raw is not None:
+            self.raw = _both(change, self.raw)
+
+
+def _both(change: Any, *pairs: Pair) -> Pair:
+    return change(*(pair[0] for pair in pairs)), change(*(pair[1] for pair in pairs))
 
 
 @cache
@@ -108,7 +119,7 @@ def shifted_layer(past_key_values: Any, layer: int) -> RawRows:
 def _rehoused(found: Any) -> Any:
     kind: Any = found.__class__
     layer: Any = object.__new__(_with_rows(kind))
-    layer.__dict__.update(found.__dict__, raw_BNC=None, record_past=getattr(found, "record_past", False))
+    layer.__dict__.update(found.__dict__, raw=None, record_past=getattr(found, "record_past", False))
     return layer
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from studfinder.attention.blocks import Rows, attend_in_blocks
+from studfinder.attention.blocks import Rows, attend
 from studfinder.attention.softpick.naive import EPSILON
 from studfinder.attention.variant import Part, Role, Shape, Variant
 
@@ -33,7 +33,7 @@ class SoftpickPart(Part):
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
         """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        return attend_in_blocks(query, key, value, mask, causal, scale, "softpick", [])
+        return attend(query, key, value, mask, causal, scale, "softpick", [])
 
 
 @dataclass(frozen=True)
