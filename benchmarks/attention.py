@@ -191,8 +191,8 @@ def table(found: dict, used: dict, lengths: list[int]) -> str:
         "# What the attention variants cost",
         "",
         f"Written by `python benchmarks/attention.py --threads {torch.get_num_threads()}`; "
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s), fp32, batch 1,
-        " "SmolLM2-135M's shapes (2 layers; 1 at T = 8192).",
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s), fp32, "
+        "batch 1, SmolLM2-135M's shapes (2 layers; 1 at T = 8192).",
         "",
         "Time as a multiple of SDPA's in the same model: median of interleaved pairs [90 % interval]. A goal "
         "that was set and is missed is marked with its number.",
