@@ -161,13 +161,15 @@ def memory(lengths: list[int]) -> dict[str, dict[int, float]]:
     return found
 
 
-def measure(lengths: list[int], names: list[str], quick: bool) -> dict[str, dict[str, dict[int, dict]]]:
-    """{work: {variant: {T: ratio}}}."""
+def measure(
+    lengths: list[int], names: list[str], quick: bool, keep: Callable[[dict], None]
+) -> dict[str, dict[str, dict[int, dict]]]:
+    """{work: {variant: {T: ratio}}}, handed to `keep` as it grows: a run takes long, and may be cut short."""
     work = {"forward": forward, "training step": training_step, "decode": decode}
     found: dict[str, dict[str, dict[int, dict]]] = {w: {n: {} for n in names} for w in WORK}
     for length in lengths:
         layers = 1 if length > 4000 else 2
-        repetitions = 3 if quick else {512: 25, 2048: 9}.get(length, 3)
+        repetitions = 3 if quick else {512: 9, 2048: 5}.get(length, 2)
         for name in names:
             variant, init = VARIANTS[name]
             models = plain(layers), sa.convert(plain(layers), variant, init=init)
@@ -176,6 +178,7 @@ def measure(lengths: list[int], names: list[str], quick: bool) -> dict[str, dict
                 result = ratio(*(prepare(model, length) for model in models), times)
                 found[kind][name][length] = result
                 print(f"{length:5} {name:20} {kind:14} {result['ratio']:.3f}", file=sys.stderr, flush=True)
+            keep(found)
     return found
 
 
@@ -203,11 +206,15 @@ def table(found: dict, used: dict, lengths: list[int]) -> str:
         for name, by_length in found[kind].items():
             cells = []
             for t in lengths:
+                if t not in by_length:
+                    cells.append("not run")
+                    continue
                 r, wanted = by_length[t], goal(name, kind, t)
                 missed = f" **> {wanted}**" if wanted and r["ratio"] > wanted else ""
                 cells.append(f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]{missed}")
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        base = [f"{next(iter(found[kind].values()))[t]['base_seconds'] * 1e3:.1f} ms" for t in lengths]
+        first = next(iter(found[kind].values()))
+        base = [f"{first[t]['base_seconds'] * 1e3:.1f} ms" if t in first else "not run" for t in lengths]
         lines.append("| *SDPA itself* | " + " | ".join(base) + " |")
     lines += ["", "## Peak memory of clipped softmax, forward and backward, one layer of 9 heads (MiB)", ""]
     columns = sorted({t for by in used.values() for t in by})
@@ -231,14 +238,16 @@ def main() -> None:
     if options.peak:
         print(peak(options.peak[0], int(options.peak[1])))
         return
-    found = measure(options.lengths, options.variants, options.quick)
     used = memory([1024, 2048, 4096, 8192])
-    page = table(found, used, options.lengths)
-    print(page)
-    if options.out:
-        options.out.write_text(page, encoding="utf-8")
-        numbers = {"time": found, "memory_mib": used}
-        options.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+    def keep(found: dict) -> None:
+        if options.out:
+            options.out.write_text(table(found, used, options.lengths), encoding="utf-8")
+            numbers = json.dumps({"time": found, "memory_mib": used}, indent=1)
+            options.out.with_suffix(".json").write_text(numbers + "\n", encoding="utf-8")
+
+    found = measure(options.lengths, options.variants, options.quick, keep)
+    print(table(found, used, options.lengths))
 
 
 if __name__ == "__main__":
