@@ -54,7 +54,7 @@ def loss(lm: sf.LM) -> float:
 
 @torch.no_grad()
 def zero_share(lm: sf.LM, variant: sa.ClippedSoftmax) -> float:
-    """The share of plain softmax's visible weights that clipping sets to zero, over all layers, one window."""
+    """The share of plain softmax's visible weights that clipping sets to zero: all layers, one window."""
     zeros = visible = 0
     for p in lm.model(windows(lm)[:1], output_attentions=True).attentions:
         p = p.float()
@@ -77,7 +77,8 @@ def page() -> str:
         "",
         "Written by `python benchmarks/attention_untrained.py --out docs/results/attention-smollm2.md`.",
         f"Model: {lm.source.origin}, bf16.",
-        f"Text: the start of the package's proof text, {count} tokens in windows of {WINDOW}, no BOS added. Plain attention: perplexity {math.exp(plain):.4f}.",
+        f"Text: the start of the package's proof text, {count} tokens in windows of {WINDOW}, no BOS added.",
+        f"Plain attention: perplexity {math.exp(plain):.4f}.",
         "",
         "## Starts that change nothing",
         "",
