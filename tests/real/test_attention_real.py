@@ -12,8 +12,8 @@ import studfinder.attention as sa
 pytestmark = pytest.mark.real
 
 TEXT = (
-    "The kitchen had been quiet since morning. On the table stood a bowl of plums, and beside it lay the "
-    "letter that nobody had opened. When the bell rang, she took the letter, and left the plums where they were."
+    "The kitchen had been quiet since morning. On the table stood a bowl of plums, and beside it lay "
+    "the letter that nobody had opened. When the bell rang, she took the letter, and left the plums where they were."
 )
 
 
