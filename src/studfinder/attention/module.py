@@ -48,7 +48,7 @@ class VariantAttention:
         shift = self.part("keys and values")
         if shift is not None:
             key, value = self._shift(shift, key, value, attention_mask, past_key_values, kwargs)
-        if hasattr(module, "q_norm"):
+        if "q_norm" in module._modules:  # hasattr is slow where the answer is no
             query, key = module.q_norm(query), module.k_norm(key)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         query, key = self._rotate(query, key, position_embeddings)
@@ -71,7 +71,7 @@ class VariantAttention:
         if gate is not None:
             mixed = gate(mixed, hidden_states)
         out = getattr(self, self.base.output)(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
-        if hasattr(module, "resid_dropout"):
+        if "resid_dropout" in module._modules:
             out = module.resid_dropout(out)
         return out, weights
 
