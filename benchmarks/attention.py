@@ -155,9 +155,7 @@ def memory(lengths: list[int]) -> dict[str, dict[int, float]]:
             if kind == "dense" and length > 4096:
                 continue  # tens of gigabytes
             command = [sys.executable, __file__, "--peak", kind, str(length)]
-            by_length[length] = float(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            )
+            by_length[length] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
 

@@ -151,18 +151,14 @@ def test_refused_combinations(first, second, says: str) -> None:
     weights = {n: p.clone() for n, p in model.named_parameters()}
     with pytest.raises(StudfinderError, match=says):
         sa.convert(model, second)
-    assert dict.fromkeys(weights, True) == {
-        n: torch.equal(p, weights[n]) for n, p in model.named_parameters()
-    }
+    assert dict.fromkeys(weights, True) == {n: torch.equal(p, weights[n]) for n, p in model.named_parameters()}
 
 
 def test_refused_models() -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaModel
 
     other = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9
-        )
+        GPTNeoXConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
     )
     with pytest.raises(StudfinderError, match="'gpt_neox' cannot be converted; expected one of llama"):
         sa.convert(other, sa.KVShift())
@@ -183,9 +179,7 @@ def test_an_own_weight_function_is_not_replaced_by_softmax(tmp_path) -> None:
     with pytest.raises(StudfinderError, match="plain softmax"):
         model.set_attn_implementation("eager")
     model.save_pretrained(tmp_path)
-    asked = AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float64, attn_implementation="eager"
-    ).eval()
+    asked = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
     torch.testing.assert_close(asked(tokens()).logits, model(tokens()).logits, **CLOSE)
 
 

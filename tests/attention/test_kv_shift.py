@@ -166,11 +166,7 @@ def test_foreign_cache_is_refused() -> None:
 
 def test_import_of_published_kernels_reverses_the_columns() -> None:
     model = sa.convert(tiny(), sa.KVShift())
-    kernels = {
-        f"model.layers.{i}.self_attn.conv_{side}": torch.rand(1, 1, 2, 1, 2)
-        for i in range(2)
-        for side in "kv"
-    }
+    kernels = {f"model.layers.{i}.self_attn.conv_{side}": torch.rand(1, 1, 2, 1, 2) for i in range(2) for side in "kv"}
     assert sa.import_kernels(model, kernels) == 2
     part = model.model.layers[1].self_attn.kv_shift
     kernel = kernels["model.layers.1.self_attn.conv_v"].double()

@@ -142,9 +142,7 @@ def test_beam_search_is_beam_search_without_a_cache(name: str) -> None:
         "pad_token_id": 0,
         "eos_token_id": None,
     }
-    assert torch.equal(
-        model.generate(ids, use_cache=True, **options), model.generate(ids, use_cache=False, **options)
-    )
+    assert torch.equal(model.generate(ids, use_cache=True, **options), model.generate(ids, use_cache=False, **options))
 
 
 @pytest.mark.parametrize("name", ["kv_shift", "shift + clip + gate"])
@@ -183,17 +181,13 @@ def test_identity_starts_are_bit_exact_and_trainable(base: str, dtype: torch.dty
         assert torch.equal(old, new)
     model(ids, labels=ids).loss.backward()
     for name, parameter in model.named_parameters():
-        hidden = name.endswith(
-            ("weight_in", "bias_in")
-        )  # gets its gradient once the layer behind it has moved
+        hidden = name.endswith(("weight_in", "bias_in"))  # gets its gradient once the layer behind it has moved
         if any(f".{variant.name}." in name for variant in variants) and not hidden:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize(
-    "name", ["kv_shift", "clipped_softmax", "softpick", "sink_logit", "shift + clip + gate"]
-)
+@pytest.mark.parametrize("name", ["kv_shift", "clipped_softmax", "softpick", "sink_logit", "shift + clip + gate"])
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_runs(name: str, base: str) -> None:
     model, ids = model_with(name, base), tokens()

@@ -62,9 +62,7 @@ def test_kv_shift_mixes_before_rope() -> None:
     k = kv_shift.mix(k.transpose(1, 2), *part.scalars("key")).transpose(1, 2)
     v = kv_shift.mix(v.transpose(1, 2), *part.scalars("value")).transpose(1, 2)
     mask = causal_mask(LENGTH, LENGTH)
-    _agree(
-        attention, hidden, embeddings, dense.attend(_rotated(q, frequency), _rotated(k, frequency), v, mask)
-    )
+    _agree(attention, hidden, embeddings, dense.attend(_rotated(q, frequency), _rotated(k, frequency), v, mask))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "all-heads", "headwise", "elementwise"])

@@ -15,9 +15,7 @@ def test_one_layer_copies_and_plain_attention_does_not() -> None:
 
 def test_difference_to_the_definition_is_the_two_extra_terms() -> None:
     def at(sharpness: float) -> dict[str, float]:
-        return measure(
-            Setting(length=48, vocabulary=64, width=64, sharpness=sharpness, slope=0.01), sequences=60
-        )
+        return measure(Setting(length=48, vocabulary=64, width=64, sharpness=sharpness, slope=0.01), sequences=60)
 
     blunt, sharp = at(10), at(20)
     assert 0 < sharp["largest"] < 1e-6 < blunt["largest"] < 1e-2

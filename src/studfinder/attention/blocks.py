@@ -90,9 +90,7 @@ class _Problem:
                 yield b, g, slice(first, last), (last if self.causal else keys)
                 first = last
 
-    def scores(
-        self, b: slice, g: slice, t: slice, keys: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+    def scores(self, b: slice, g: slice, t: slice, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
         """(scores (n, R, rows, S), scaled queries (n, R * rows, D), keys (n, S, D), blocked or None)."""
         part = self.query[b, g, :, t]
         repeats, rows = part.shape[2], part.shape[3]
@@ -142,9 +140,7 @@ def forward(weights: Weights, *args: Any) -> torch.Tensor:
     return out.flatten(1, 2)
 
 
-def backward(
-    weights: Weights, grad: torch.Tensor, *args: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward(weights: Weights, grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value."""
     problem = _problem(*args)
     grad = grad.unflatten(1, (problem.key.shape[1], -1))
@@ -162,9 +158,7 @@ def backward(
         d_weights = torch.bmm(d_out, value.transpose(1, 2)).view(shape)
         d_scores = weights.backward(d_weights, state).reshape(n, -1, keys)
         _add(d_key, b, g, keys, d_scores.transpose(1, 2), query)
-        d_query[b, g, :, t] = (
-            (torch.bmm(d_scores, key) * problem.scale).view(*shape[:-1], -1).to(d_query.dtype)
-        )
+        d_query[b, g, :, t] = (torch.bmm(d_scores, key) * problem.scale).view(*shape[:-1], -1).to(d_query.dtype)
     return d_query.flatten(1, 2), d_key.to(args[1].dtype), d_value.to(args[2].dtype)
 
 

@@ -121,9 +121,7 @@ def _check(model: Any, base: Base, present: list[Variant], variant: Variant) -> 
     name = type(variant).__name__
     weight = getattr(getattr(module, base.output), "weight", None)
     if weight is None or not weight.is_floating_point():
-        raise StudfinderError(
-            "the weights of this model are quantised", expected="fp32, bf16 or fp16 weights"
-        )
+        raise StudfinderError("the weights of this model are quantised", expected="fp32, bf16 or fp16 weights")
     if not base.rotary and variant.role in _NEEDS_ROTARY:
         raise StudfinderError(
             f"{name} cannot be put into a {base.kind!r} model: {_NEEDS_ROTARY[variant.role]}",

@@ -29,9 +29,7 @@ def install(model: Any, base: Base, variants: list[Variant]) -> None:
     for layer, module in enumerate(list(attention_modules(model, base))):
         shape = shape_of(module)
         like = getattr(module, base.output).weight
-        if any(variant.role in _IN_MODULE for variant in variants) and not isinstance(
-            module, VariantAttention
-        ):
+        if any(variant.role in _IN_MODULE for variant in variants) and not isinstance(module, VariantAttention):
             module.__class__ = attention_class(base)
             module.parts = {}
         for variant in variants:

@@ -117,9 +117,7 @@ def variant_from(entry: dict[str, Any]) -> Variant:
     fields = dict(entry)
     name = fields.pop("name", None)
     if name not in VARIANTS:
-        raise StudfinderError(
-            f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS)
-        )
+        raise StudfinderError(f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS))
     module, _, attribute = VARIANTS[name].partition(":")
     return getattr(import_module(module), attribute)(**fields)
 

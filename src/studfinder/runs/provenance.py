@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # noqa: PERF203  (six rounds)
+        except PackageNotFoundError:
             found[name] = "not installed"
     return found
 

@@ -46,9 +46,7 @@ def attend(
     def clipped(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
         p = torch.exp(seen(score, b, h, q, k) - lse[b, h, q])
         weight = (1 - gamma) * p + gamma
-        return torch.where(
-            weight > 0, torch.log(weight.clamp(min=torch.finfo(weight.dtype).tiny)), -torch.inf
-        )
+        return torch.where(weight > 0, torch.log(weight.clamp(min=torch.finfo(weight.dtype).tiny)), -torch.inf)
 
     out, aux = kernel(query, key, value, score_mod=clipped, **options)
     total = torch.exp(aux.lse).to(out.dtype).unsqueeze(-1)

@@ -49,23 +49,17 @@ class ClippedSoftmax(Variant):
                 "ClippedSoftmax needs gamma or alpha, and not both", expected="e.g. alpha=4, length=T"
             )
         if self.gamma is not None and not -1e6 < self.gamma <= 0:
-            raise StudfinderError(
-                f"gamma={self.gamma} is out of range", expected="a finite gamma of at most 0"
-            )
+            raise StudfinderError(f"gamma={self.gamma} is out of range", expected="a finite gamma of at most 0")
         if not 1 <= self.zeta < 1e6:
             raise StudfinderError(f"zeta={self.zeta} is out of range", expected="a finite zeta of at least 1")
         if self.alpha is not None and not 0 <= self.alpha < 1e6:
-            raise StudfinderError(
-                f"alpha={self.alpha} is out of range", expected="a finite alpha of at least 0"
-            )
+            raise StudfinderError(f"alpha={self.alpha} is out of range", expected="a finite alpha of at least 0")
         if self.alpha is not None and (self.length is None) != self.per_row:
             raise StudfinderError(
                 "alpha needs the training length or per_row, and not both", expected="alpha=4, length=T"
             )
         if self.length is not None and (self.alpha is None or self.length < 1):
-            raise StudfinderError(
-                f"length={self.length} does not fit", expected="a training length beside alpha"
-            )
+            raise StudfinderError(f"length={self.length} does not fit", expected="a training length beside alpha")
         if self.per_row and self.alpha is None:
             raise StudfinderError("per_row needs alpha", expected="ClippedSoftmax(alpha=4, per_row=True)")
         if self.kernel not in ("blocks", "flex"):

@@ -64,9 +64,7 @@ class DifferentialPart(Part):
     def reset(self) -> None:
         self.query_weight.normal_(0, 0.02)
         self.query_bias.zero_()
-        self.strength_weight.normal_(
-            0, 0.02
-        ) if self.settings.init == "fresh" else self.strength_weight.zero_()
+        self.strength_weight.normal_(0, 0.02) if self.settings.init == "fresh" else self.strength_weight.zero_()
         self.strength_bias.zero_()
 
     @torch.no_grad()

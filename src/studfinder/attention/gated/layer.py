@@ -51,9 +51,7 @@ class Gated(Variant):
         if not 0 < self.pi_init < 1:
             raise StudfinderError(f"pi_init={self.pi_init} is no gate", expected="a number between 0 and 1")
         if self.pi_init != 0.5 and self.kind not in _WITH_BIAS:
-            raise StudfinderError(
-                f"a {self.kind} gate has no bias to set pi_init with", expected="pi_init=0.5"
-            )
+            raise StudfinderError(f"a {self.kind} gate has no bias to set pi_init with", expected="pi_init=0.5")
         if self.pi_init != 0.5 and self.init == "identity":
             raise StudfinderError(
                 "the identity start has its gates at 1/2", expected="pi_init=0.5, or init='paper' or 'fresh'"

@@ -36,9 +36,7 @@ def import_kernels(model: Any, tensors: Mapping[str, torch.Tensor]) -> int:
             if kernel is None:
                 raise StudfinderError(f"the checkpoint has no {source}", expected="one kernel per layer")
             if not hasattr(part, f"{side}_current"):
-                raise StudfinderError(
-                    f"{name} has no {side} scalars", expected="KVShift(keys=True, values=True)"
-                )
+                raise StudfinderError(f"{name} has no {side} scalars", expected="KVShift(keys=True, values=True)")
             current, previous = getattr(part, f"{side}_current"), getattr(part, f"{side}_previous")
             if kernel.numel() != 2 * current.numel() or kernel.shape[-1] != 2:
                 raise StudfinderError(

@@ -48,8 +48,7 @@ class RawRows:
         rows = 0 if self.raw is None else self.raw[0].shape[1]
         if tokens_to_remove < 0 and kept > 0 and rows <= abs(tokens_to_remove):
             raise StudfinderError(
-                f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per "
-                "layer",
+                f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per layer",
                 expected="cache.activate_past_recording() before the tokens that are to be undone",
                 do="Make the cache with studfinder.attention.shift_cache(model), then activate the recording",
             )

@@ -38,9 +38,7 @@ class KVShift(Variant):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.keys or self.values):
-            raise StudfinderError(
-                "KVShift(keys=False, values=False) shifts nothing", expected="keys or values"
-            )
+            raise StudfinderError("KVShift(keys=False, values=False) shifts nothing", expected="keys or values")
         if self.gated and self.init == "identity":
             raise StudfinderError(
                 "KVShift(gated=True) has no identity start: a gate of exactly 1 has no gradient",

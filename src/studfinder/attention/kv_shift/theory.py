@@ -84,9 +84,7 @@ def definition(x_BTD: torch.Tensor, setting: Setting) -> torch.Tensor:
     length = x_BTD.shape[1]
     s = torch.arange(2, length)  # 1-based, as printed
     last, earlier, here = x_BTD[:, -1], x_BTD[:, s - 2], x_BTD[:, s - 1]
-    scores = torch.einsum("bd,bsd->bs", last, earlier) * setting.sharpness - setting.slope * (length - s).to(
-        last.dtype
-    )
+    scores = torch.einsum("bd,bsd->bs", last, earlier) * setting.sharpness - setting.slope * (length - s).to(last.dtype)
     return torch.einsum("bs,bsd->bd", torch.softmax(scores, dim=-1), here)
 
 

@@ -45,20 +45,14 @@ def previous_visible(
 def _from_dense(
     mask_BTS: torch.Tensor, tokens: int, seen: int | torch.Tensor, key_offset: int | torch.Tensor
 ) -> torch.Tensor:
-    if isinstance(seen, torch.Tensor) or isinstance(
-        key_offset, torch.Tensor
-    ):  # static caches count in tensors
+    if isinstance(seen, torch.Tensor) or isinstance(key_offset, torch.Tensor):  # static caches count in tensors
         column_T = seen - key_offset - 1 + torch.arange(tokens, device=mask_BTS.device)
         index = column_T.clamp(min=0)[None, :, None].expand(mask_BTS.shape[0], -1, -1)
         allowed = mask_BTS.gather(-1, index)[..., 0]
         return _as_bool(allowed) & (column_T >= 0)
     offset = seen - key_offset - 1
     allowed = _as_bool(torch.diagonal(mask_BTS, offset=offset, dim1=1, dim2=2))
-    return (
-        torch.nn.functional.pad(allowed, (1, 0), value=False)[:, :tokens]
-        if offset < 0
-        else allowed[:, :tokens]
-    )
+    return torch.nn.functional.pad(allowed, (1, 0), value=False)[:, :tokens] if offset < 0 else allowed[:, :tokens]
 
 
 def _as_bool(allowed: torch.Tensor) -> torch.Tensor:

@@ -50,9 +50,7 @@ class RoPE(Variant):
     def check(self, shape: Shape) -> None:
         pairs = shape.head_dim // 2
         if self.kind == "partial" and pairs % round(1 / self.fraction):
-            raise StudfinderError(
-                f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor"
-            )
+            raise StudfinderError(f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor")
 
     def part(self, shape: Shape, layer: int) -> RoPEPart:
         return RoPEPart(self)

@@ -29,6 +29,4 @@ class SoftmaxOnePart(Part):
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
         """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        return attend_with_sink(
-            query, key, value, mask, causal, scale, query.new_zeros(()).expand(query.shape[:3])
-        )
+        return attend_with_sink(query, key, value, mask, causal, scale, query.new_zeros(()).expand(query.shape[:3]))
