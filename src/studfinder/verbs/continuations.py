@@ -13,7 +13,7 @@ from studfinder.models import LM
 from studfinder.records import Continuation, SuperWeight
 from studfinder.texts import Text, encode
 
-PROMPT = "The old lighthouse keeper climbed the stairs every evening because"
+PROMPT = "Photosynthesis is the process by which"
 _NEW = 40
 
 
