@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def command(
         raise StudfinderError(f"--out {out} is a file", expected="a folder, or a name that does not exist yet")
     texts = _texts(prompt, prompts)
 
-    import studfinder.attention  # registers the architectures of saved variants
+    import_module("studfinder.attention")  # registers the architectures of saved variants
     from studfinder.models import cached_content_hash, load
     from studfinder.report import print_findings
     from studfinder.runs import find_findings
