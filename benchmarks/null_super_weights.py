@@ -3,7 +3,7 @@
     python benchmarks/null_super_weights.py [MODEL ...] [--seeds N] [--out FILE]
 
 1. The score. Every tensor of a model is shuffled (its numbers stay, their places go) and scanned: the largest score any
-   weight reaches, over seeds. `NULL_CEILING` in studfinder/detectors/super_weights.py must lie above it.
+   weight reaches, over seeds. `MIN_SCORE` in studfinder/detectors/super_weights.py must lie above it.
 2. The verdict. Candidates that nobody found - weights drawn at random, and at random from the largest 0.1 % of their
    matrix - are put to the proof on the untouched model: the share that is called proven is the false-positive rate.
 3. Random models of tiny sizes of every architecture in the test suite go through the whole scan (tests/test_prove.py).
