@@ -8,14 +8,14 @@ from studfinder.report.terminal import print_findings
 
 if TYPE_CHECKING:
     from studfinder.report.comparison import print_comparison as print_comparison
-    from studfinder.report.page import comparison_page as comparison_page
-    from studfinder.report.page import page as page
+    from studfinder.report.html import comparison_page as comparison_page
+    from studfinder.report.html import page as page
 
 __all__ = ["comparison_page", "page", "print_comparison", "print_findings"]
 
 _LATER = {
-    "comparison_page": "studfinder.report.page",
-    "page": "studfinder.report.page",
+    "comparison_page": "studfinder.report.html",
+    "page": "studfinder.report.html",
     "print_comparison": "studfinder.report.comparison",
 }
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from studfinder.errors import StudfinderError
 from studfinder.records import Findings, read_record
 from studfinder.report import figures
-from studfinder.report.page import comparison_page, page
+from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
 from studfinder.report.style import save
 from studfinder.runs import find_findings, write_bytes, write_text
