@@ -17,7 +17,7 @@ from studfinder.report.comparison import rows as comparison_rows
 from studfinder.report.profile import Profile, pack
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, inline_svg
-from studfinder.report.words import count, token, verdict_sentence
+from studfinder.report.words import count, number, percent, token, verdict_sentence
 
 _STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
 _TITLES = {
@@ -47,6 +47,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "") -> str:
         data=data,
         charts={name: _chart(name, findings, profile) if name in charts else None for name in _STATIC},
         describe={name: figures.describe(name, findings, profile) for name in charts},
+        controls=_controls(findings),
         layers=_layers(data),
         start=_start(findings, data),
         searched=tables.searched(findings),
@@ -110,9 +111,14 @@ def _svg(name: str, findings: Findings, profile: Profile, width: int, css: str, 
     return inline_svg(figure, name=unique, title=_TITLES[name], description=description, css=css)
 
 
+def _controls(findings: Findings) -> str:
+    sizes = {len(weight.effect.control_kls) for weight in findings.super_weights if weight.effect is not None}
+    return count(max(sizes, default=0), "control weight")
+
+
 def _layers(data: dict) -> list[int]:
     """Every layer that the slider can show."""
-    return sorted({layer for tensor in data["maps"].values() for layer in tensor["layers"]})
+    return sorted({layer for tensor in data["maps"] for layer in tensor["layers"]})
 
 
 def _start(findings: Findings, data: dict) -> int:
@@ -123,19 +129,3 @@ def _start(findings: Findings, data: dict) -> int:
         if entry.layer in counts and entry.tensor != "value":
             counts[entry.layer] += 1
     return layers.index(max(counts, key=lambda layer: counts[layer])) if counts else 0
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number to read: 21,624, 0.0123, 5.88."""
-    if value is None:
-        return "–"
-    if value != value or abs(value) == float("inf"):
-        return str(value)
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def percent(value: float | None) -> str:
-    """73%"""
-    return "–" if value is None else f"{value:.0%}"

@@ -44,17 +44,18 @@ def pack(profile: Profile) -> dict[str, Any]:
     cells = sum(profile[f"norm.{tensor}"].size for tensor in present)
     code = "f16" if 2 * cells <= _BUDGET else "u8"
     step = max(1, -(-cells // _BUDGET))
-    maps = {}
+    maps = []
     for tensor in present:
         norm = np.nan_to_num(profile[f"norm.{tensor}"][::step].astype(np.float32), posinf=0.0)
         ratio = ratios(norm)
-        maps[tensor] = {
+        maps.append({
+            "name": tensor,
             "layers": layers_of(profile, tensor)[::step],
             "heads": norm.shape[1],
             "dims": norm.shape[2],
             "ratio": _base64(ratio.astype("<f2") if code == "f16" else _log_codes(ratio)),
             "mean": _base64(norm.mean(axis=-1).astype("<f4")),
-        }
+        })
     packed: dict[str, Any] = {"code": code, "step": step, "maps": maps, "never": None, "sinks": None}
     if "rotary.never_turns" in profile:
         never = profile["rotary.never_turns"][::step]

@@ -80,6 +80,11 @@ RAMP = LinearSegmentedColormap.from_list(
 """Blue below the threshold, orange above it; the page's own ramps are in page.css."""
 
 
+def plain(value: float, _: object = None) -> str:
+    """A tick of a log axis as a plain number: 10,000 or 0.001."""
+    return f"{value:,.12g}" if value >= 1 else f"{value:.10f}".rstrip("0")
+
+
 @contextmanager
 def styled(**more: Any) -> Iterator[None]:
     """Our settings for the time of drawing; the user's own stay untouched."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studfinder.records import Findings, MassiveActivation, SuperWeight
-from studfinder.report.words import token
+from studfinder.report.words import number, token
 
-_RANK = {"proven": 0, "proven-jointly": 1, "candidate": 2, "inert": 3}
+_RANK = {"proven": 0, "proven-jointly": 1}
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class ActivationRow:
 
 
 def ranked(findings: Findings) -> list[SuperWeight]:
-    """Super weights, proven ones first, then by effect, then by score."""
+    """Super weights: proven ones, then tested ones by effect, then the rest by score."""
 
-    def place(weight: SuperWeight) -> tuple[int, float, float]:
+    def place(weight: SuperWeight) -> tuple[int, bool, float, float]:
         kl = weight.effect.kl.value if weight.effect is not None else 0.0
-        return _RANK[weight.verdict], -kl, -weight.score
+        return _RANK.get(weight.verdict, 2), weight.effect is None, -kl, -weight.score
 
     return sorted(findings.super_weights, key=place)
 
@@ -85,7 +85,7 @@ def _activations(findings: Findings) -> Searched:
     rule = f"|a| > {at.get('activation', 100):g} and > {at.get('activation_ratio', 1000):,.0f} × the layer's median"
     miss = ""
     if nearest is not None:
-        miss = f"{nearest.value:,.3g} = {nearest.ratio:,.0f} × the median in layer {nearest.layer}, dim {nearest.dim}"
+        miss = f"{number(nearest.value)} = {nearest.ratio:,.0f} × the median in layer {nearest.layer}, dim {nearest.dim}"
     return Searched("massive activations", rule, str(len(findings.massive_activations)), miss)
 
 

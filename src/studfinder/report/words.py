@@ -41,7 +41,9 @@ def verdict_sentence(findings: Findings) -> str:
                 f"One weight holds this model up: without {names} its perplexity is "
                 f"{effect.perplexity_ratio.value:.3g} times as large."
             )
-        return f"{count(len(proven), 'weight')} hold this model up: {names}."
+        joint = findings.proof.joint if findings.proof else None
+        lost = f"; without them its perplexity is {number(joint.perplexity_ratio.value)} times as large" if joint else ""
+        return f"{count(len(proven), 'weight')} hold this model up: {names}{lost}."
     found = []
     if findings.super_weights:
         tested = any(weight.effect for weight in findings.super_weights)
@@ -61,3 +63,19 @@ def brief(weight: SuperWeight) -> str:
     """'L11 [507, 1229]', for the rows of a figure."""
     expert = "" if weight.expert is None else f"e{weight.expert} "
     return f"L{weight.layer} {expert}[{weight.row}, {weight.col}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to read: 21,624, 0.0123, 5.88."""
+    if value is None:
+        return "–"
+    if value != value or abs(value) == float("inf"):
+        return str(value)
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """73%"""
+    return "–" if value is None else f"{value:.0%}"

@@ -6,11 +6,11 @@ from collections import Counter
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from studfinder.records import Findings
 from studfinder.report.profile import Profile, magnitude
-from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MARKERS, MUTED, ORANGE, WIDE, new_figure
+from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MARKERS, MUTED, ORANGE, WIDE, new_figure, plain
 from studfinder.report.words import dims
 
 _TOP = 16
@@ -55,8 +55,11 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.set(yscale="log", xlim=(-1.6, len(top) - 1.4))
     axes.set_xlabel("after layer")
     axes.set_ylabel("|a| in the residual stream")
-    axes.xaxis.set_major_locator(MaxNLocator(10 if wide else 6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "emb" if value == -1 else f"{value:.0f}"))
+    axes.set_ylim(top=8 * float(np.nanmax(np.append(top, rule))))  # room for the words above
+    axes.yaxis.set_major_formatter(plain)
+    ticks = MaxNLocator(10 if wide else 6, integer=True).tick_values(0, len(top) - 2)
+    ticks = [-1, *(int(tick) for tick in ticks if len(top) / 12 < tick < len(top) - 1)]
+    axes.set_xticks(ticks, ["embed", *map(str, ticks[1:])])
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=6 if wide else 3, borderaxespad=0.2)
     return figure

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from studfinder.records import Effect, Findings, SuperWeight
 from studfinder.report.profile import Profile
-from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, new_figure
+from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, new_figure, plain
 from studfinder.report.words import brief, count
 
 ROWS = 16
@@ -40,16 +40,17 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     for y, (_, effect, verdict) in enumerate(rows):
         _row(axes, y, effect, verdict, left)
         if wide:
-            text = f"perplexity x {effect.perplexity_ratio.value:.3g}"
+            text = f"perplexity × {effect.perplexity_ratio.value:.3g}"
             axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=MUTED)
     axes.axvline(floor, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xscale="log", xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlabel("KL(clean || without the weight), nats per token" if wide else "KL, nats per token")
+    axes.xaxis.set_major_formatter(plain)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    figure.legend(handles=_key(floor), loc="outside upper left", ncols=4 if wide else 2, borderaxespad=0.2)
+    figure.legend(handles=_key(rows, floor), loc="outside upper left", ncols=5 if wide else 2, borderaxespad=0.2)
     return figure
 
 
@@ -72,13 +73,17 @@ def _row(axes: Axes, y: int, effect: Effect, verdict: str, left: float) -> None:
         axes.plot(seen(effect.marginal_kl.value), y, "D", color=colour, markersize=6.5)
 
 
-def _key(floor: float) -> list[Line2D]:
-    return [
+def _key(rows: list[tuple[str, Effect, str]], floor: float) -> list[Line2D]:
+    key = [
         Line2D([], [], color=VERMILLION, marker="o", markersize=8, linewidth=2.2, label="proven weight"),
         Line2D([], [], color=BLUE, marker="o", markersize=8, mfc="none", mew=1.8, linewidth=2.2, label="not proven"),
         Line2D([], [], color=GREY, marker="|", markersize=11, linewidth=0, mew=1.5, label="a control"),
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"floor ({floor:g} nats)"),
     ]
+    if any(verdict == "proven-jointly" for _, _, verdict in rows):
+        share = Line2D([], [], color=VERMILLION, marker="D", markersize=6.5, linewidth=0, label="its share of the set")
+        key.insert(1, share)
+    return key
 
 
 def describe(findings: Findings, profile: Profile) -> str:

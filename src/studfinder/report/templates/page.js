@@ -145,9 +145,7 @@
   // --- Q, K and V ---------------------------------------------------------------------------------------------------
 
   const decode = data.code === "f16" ? float16 : logCodes;
-  const tensors = Object.entries(data.maps).map(([name, map]) => ({
-    name, ...map, ratio: decode(map.ratio), mean: float32(map.mean),
-  }));
+  const tensors = data.maps.map((map) => ({ ...map, ratio: decode(map.ratio), mean: float32(map.mean) }));
   const layers = [...new Set(tensors.flatMap((tensor) => tensor.layers))].sort((a, b) => a - b);
   const never = data.never && bytes(data.never.flags);
   const slider = $("layer");
