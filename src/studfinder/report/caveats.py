@@ -16,16 +16,30 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
     )
     template = "a chat template was applied" if prompts.chat_template else "no chat template was applied"
     notes = [
-        ("first token", f"{begins}; {template}. Massive activations and sinks sit on the first token: both may move "
-         "when this changes."),
-        ("prompts", f"All statistics come from {count(len(prompts.tokens), 'prompt')} ({prompts.id}, "
-         f"{prompts.total:,} tokens). Other text can reach other channels; what never fired here was not seen."),
-        ("dtype", f"The model ran in {model.dtype}. Sizes differ by a rounding step in another dtype, and an entry near "
-         "a threshold can change sides."),
-        ("massive values", f"λ = {at.get('lam', 5):g} times the head's own mean. How many entries pass depends on the "
-         "head dim, so counts compare between models of the same head dim only."),
-        ("never turning dims", f"Judged by a training length of {model.train_length:,} tokens "
-         f"({model.train_length_source})."),
+        (
+            "first token",
+            f"{begins}; {template}. Massive activations and sinks sit on the first token: both may move "
+            "when this changes.",
+        ),
+        (
+            "prompts",
+            f"All statistics come from {count(len(prompts.tokens), 'prompt')} ({prompts.id}, "
+            f"{prompts.total:,} tokens). Other text can reach other channels; what never fired here was not seen.",
+        ),
+        (
+            "dtype",
+            f"The model ran in {model.dtype}. Sizes differ by a rounding step in another dtype, and an entry near "
+            "a threshold can change sides.",
+        ),
+        (
+            "massive values",
+            f"λ = {at.get('lam', 5):g} times the head's own mean. How many entries pass depends on the "
+            "head dim, so counts compare between models of the same head dim only.",
+        ),
+        (
+            "never turning dims",
+            f"Judged by a training length of {model.train_length:,} tokens ({model.train_length_source}).",
+        ),
         ("verdicts", _proof(findings)),
     ]
     if findings.nonfinite:
@@ -33,8 +47,14 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
         notes.insert(0, ("overflow", f"inf or NaN appeared at {sites}: those numbers are left out."))
     if findings.summary.unreadable:
         names = ", ".join(findings.summary.unreadable[:4])
-        notes.insert(0, ("not searched", f"{count(len(findings.summary.unreadable), 'matrix', 'matrices')} could not be "
-                         f"read entry by entry (quantised): {names}."))
+        notes.insert(
+            0,
+            (
+                "not searched",
+                f"{count(len(findings.summary.unreadable), 'matrix', 'matrices')} could not be "
+                f"read entry by entry (quantised): {names}.",
+            ),
+        )
     return notes
 
 

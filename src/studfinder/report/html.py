@@ -62,9 +62,9 @@ def page(findings: Findings, profile: Profile, *, folder: str = "") -> str:
 def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
     """Several scans side by side as HTML: (name, findings, profile) each."""
     charts = []
-    for number, (name, findings, profile) in enumerate(runs):
+    for place, (name, findings, profile) in enumerate(runs):
         if "depth" in figures.available(findings, profile):
-            charts.append((name, _svg("depth", findings, profile, NARROW, "chart", f"run{number}-depth")))
+            charts.append((name, _svg("depth", findings, profile, NARROW, "chart", f"run{place}-depth")))
     return _render(
         "comparison.html",
         names=[name for name, _, _ in runs],
@@ -88,15 +88,15 @@ def _render(template: str, **context: object) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     return environment.get_template(template).render(
-        css=Markup(css),  # noqa: S704 - our own files
-        script=Markup(script),  # noqa: S704
+        css=Markup(css),
+        script=Markup(script),
         policy=policy,
         **context,
     )
 
 
 def _read(name: str) -> str:
-    return files("studfinder.report").joinpath("templates", name).read_text("utf-8")
+    return files("studfinder.report").joinpath(f"templates/{name}").read_text("utf-8")
 
 
 def _chart(name: str, findings: Findings, profile: Profile) -> Markup:
@@ -124,7 +124,7 @@ def _layers(data: dict) -> list[int]:
 def _start(findings: Findings, data: dict) -> int:
     """Where the slider stands first: the layer with the most massive values of Q and K."""
     layers = _layers(data)
-    counts = {layer: 0 for layer in layers}
+    counts = dict.fromkeys(layers, 0)
     for entry in findings.massive_values:
         if entry.layer in counts and entry.tensor != "value":
             counts[entry.layer] += 1

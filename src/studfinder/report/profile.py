@@ -48,14 +48,16 @@ def pack(profile: Profile) -> dict[str, Any]:
     for tensor in present:
         norm = np.nan_to_num(profile[f"norm.{tensor}"][::step].astype(np.float32), posinf=0.0)
         ratio = ratios(norm)
-        maps.append({
-            "name": tensor,
-            "layers": layers_of(profile, tensor)[::step],
-            "heads": norm.shape[1],
-            "dims": norm.shape[2],
-            "ratio": _base64(ratio.astype("<f2") if code == "f16" else _log_codes(ratio)),
-            "mean": _base64(norm.mean(axis=-1).astype("<f4")),
-        })
+        maps.append(
+            {
+                "name": tensor,
+                "layers": layers_of(profile, tensor)[::step],
+                "heads": norm.shape[1],
+                "dims": norm.shape[2],
+                "ratio": _base64(ratio.astype("<f2") if code == "f16" else _log_codes(ratio)),
+                "mean": _base64(norm.mean(axis=-1).astype("<f4")),
+            }
+        )
     packed: dict[str, Any] = {"code": code, "step": step, "maps": maps, "never": None, "sinks": None}
     if "rotary.never_turns" in profile:
         never = profile["rotary.never_turns"][::step]
@@ -65,7 +67,7 @@ def pack(profile: Profile) -> dict[str, Any]:
         packed["sinks"] = {
             "layers": [int(layer) for layer in profile["sink.layers"]],
             "heads": sink.shape[1],
-            "strength": _base64(np.nan_to_num(sink).astype("<f2")),
+            "strength": _base64(np.nan_to_num(sink, posinf=0.0).astype("<f2")),
         }
     return packed
 

@@ -16,7 +16,12 @@ def as_python(findings: Findings, weights: Sequence[SuperWeight]) -> str:
     for weight in weights:
         index = ", ".join(map(str, weight.index))
         lines.append(f"    ({weight.parameter!r}, ({index})),  # {weight.value:+.6g}, {weight.verdict}")
-    lines += ["]", "for name, index in super_weights:", "    print(name, index, lm.model.get_parameter(name)[index])", ""]
+    lines += [
+        "]",
+        "for name, index in super_weights:",
+        "    print(name, index, lm.model.get_parameter(name)[index])",
+        "",
+    ]
     return "\n".join(lines)
 
 

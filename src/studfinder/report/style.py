@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 WIDE, NARROW = 980, 358
 """Widths in CSS pixels: of a figure file and a wide screen, and of a phone."""
@@ -94,12 +95,10 @@ def styled(**more: Any) -> Iterator[None]:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many CSS pixels (one SVG unit each). No pyplot: nothing global is touched."""
-    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    figure.get_layout_engine().set(w_pad=4 / 72, h_pad=4 / 72)  # type: ignore[union-attr]
-    return figure
+    return Figure(figsize=(width / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=4 / 72, h_pad=4 / 72))
 
 
-def save(figure: Figure, path: Any, kind: str, name: str) -> None:
+def save(figure: Figure, path: Any, *, kind: str, name: str) -> None:
     """Write a figure as "png" (twice the pixels) or "svg" (text stays text, the same bytes every time)."""
     with styled(**{"svg.hashsalt": name}):
         metadata = {"Date": None} if kind == "svg" else None
@@ -122,11 +121,12 @@ def inline_svg(figure: Figure, *, name: str, title: str, description: str, css: 
     assert view is not None
     body = text[text.index(">", view.end()) + 1 : text.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r' id="[a-zA-Z_]+\d+(?:\.\d+)?"(?=>)', "", body)  # groups are numbered alike in every figure
     body = re.sub(r"\n\s*", "\n", body).replace("xlink:href", "href")
+    used = set(re.findall(r'#([\w.]+)["\')]', body))  # the others are numbered alike in every figure
+    body = re.sub(r' id="([\w.]+)"', lambda match: match[0] if match[1] in used else "", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
-    return Markup(  # noqa: S704 - matplotlib's own output; what comes from outside is escaped
+    return Markup(  # matplotlib's own output; what comes from outside is escaped
         f'<svg class="{escape(css)}" viewBox="{escape(view[1])}" role="img" '
         f'aria-labelledby="{escape(name)}-t {escape(name)}-d">'
         f'<title id="{escape(name)}-t">{escape(title)}</title>'

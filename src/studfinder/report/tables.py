@@ -53,11 +53,7 @@ def activations(findings: Findings) -> list[ActivationRow]:
         largest = max(entries, key=lambda entry: abs(entry.value))
         layers = [entry.layer for entry in entries]
         classes = sorted({entry.token_class for entry in entries})
-        rows.append(
-            ActivationRow(
-                dim, len(entries), _span(layers), largest, token(largest.token), ", ".join(classes)
-            )
-        )
+        rows.append(ActivationRow(dim, len(entries), _span(layers), largest, token(largest.token), ", ".join(classes)))
     return sorted(rows, key=lambda row: -abs(row.largest.value))
 
 
@@ -85,7 +81,9 @@ def _activations(findings: Findings) -> Searched:
     rule = f"|a| > {at.get('activation', 100):g} and > {at.get('activation_ratio', 1000):,.0f} × the layer's median"
     miss = ""
     if nearest is not None:
-        miss = f"{number(nearest.value)} = {nearest.ratio:,.0f} × the median in layer {nearest.layer}, dim {nearest.dim}"
+        miss = (
+            f"{number(nearest.value)} = {nearest.ratio:,.0f} × the median in layer {nearest.layer}, dim {nearest.dim}"
+        )
     return Searched("massive activations", rule, str(len(findings.massive_activations)), miss)
 
 

@@ -42,7 +42,9 @@ def verdict_sentence(findings: Findings) -> str:
                 f"{effect.perplexity_ratio.value:.3g} times as large."
             )
         joint = findings.proof.joint if findings.proof else None
-        lost = f"; without them its perplexity is {number(joint.perplexity_ratio.value)} times as large" if joint else ""
+        lost = (
+            f"; without them its perplexity is {number(joint.perplexity_ratio.value)} times as large" if joint else ""
+        )
         return f"{count(len(proven), 'weight')} hold this model up: {names}{lost}."
     found = []
     if findings.super_weights:

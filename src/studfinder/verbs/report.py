@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Pat
     for name in drawn:
         figure = figures.draw(name, findings, profile)
         for kind in ("png", "svg"):
-            write_bytes(folder / f"figure-{name}.{kind}", lambda path, k=kind, f=figure, n=name: save(f, path, k, n))
+            write_bytes(folder / f"figure-{name}.{kind}", partial(save, figure, kind=kind, name=name))
     for name in figures.REGISTRY:
         if name not in drawn:  # of an earlier scan into this folder, with other results
             for kind in ("png", "svg"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -40,7 +41,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     x = np.arange(len(top)) - 1  # row 0 is the embedding
     figure = new_figure(width, 380 if wide else 340)
     axes = figure.add_subplot()
-    _band(axes, findings, len(top) - 1)
+    _band(axes, findings, len(top) - 1, wide)
     named = _named(findings)
     for dim, colour, marker in [(None, GREY, "."), *zip(named, CATEGORIES, MARKERS, strict=False)]:
         chosen = ~np.isin(where[..., 2], named) if dim is None else where[..., 2] == dim
@@ -61,18 +62,18 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     ticks = [-1, *(int(tick) for tick in ticks if len(top) / 12 < tick < len(top) - 1)]
     axes.set_xticks(ticks, ["embed", *map(str, ticks[1:])])
     axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=6 if wide else 3, borderaxespad=0.2)
+    figure.legend(loc="outside upper left", ncols=6 if wide else 2, borderaxespad=0.2)
     return figure
 
 
-def _band(axes, findings: Findings, layers: int) -> None:  # type: ignore[no-untyped-def]
+def _band(axes: Axes, findings: Findings, layers: int, wide: bool) -> None:
     enters, leaves = findings.summary.enters, findings.summary.leaves
     if enters is None or leaves is None:
         return
     axes.axvspan(enters - 0.5, leaves - 0.5, color=ORANGE, alpha=0.13, linewidth=0)
     last = f"leave after {leaves - 1}" if leaves < layers else "stay to the end"
     for text, x, side in ((f"enter at {enters}", enters - 0.5, "left"), (last, leaves - 0.5, "right")):
-        if side == "right" and leaves - enters < layers / 4:
+        if side == "right" and (leaves - enters) / layers < (0.25 if wide else 0.75):  # both would not fit
             continue
         offset = (4 if side == "left" else -4, -3)
         axes.annotate(

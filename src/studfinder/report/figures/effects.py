@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from studfinder.records import Effect, Findings, SuperWeight
 from studfinder.report.profile import Profile
@@ -45,6 +46,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.axvline(floor, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xscale="log", xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlabel("KL(clean || without the weight), nats per token" if wide else "KL, nats per token")
+    axes.xaxis.set_major_locator(LogLocator(numticks=8 if wide else 4))
     axes.xaxis.set_major_formatter(plain)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.tick_params(axis="y", length=0, labelcolor=INK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -32,8 +33,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     for axes, tensor in zip(panels, present, strict=True):
         image = axes.imshow(largest[tensor], cmap=RAMP, norm=norm, aspect="auto", interpolation="nearest")
         layers = layers_of(profile, tensor)
-        ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, len(layers) - 1) if tick < len(layers)]
-        ticks = [int(tick) for tick in ticks if tick >= 0]
+        ticks = [int(t) for t in MaxNLocator(6, integer=True).tick_values(0, len(layers) - 1) if 0 <= t < len(layers)]
         axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
         axes.set_title(tensor, pad=13)
         axes.set_xlabel("dim of the head")
@@ -48,7 +48,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     return figure
 
 
-def _rotary_band(axes, never_LD: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+def _rotary_band(axes: Axes, never_LD: np.ndarray) -> None:
     share = (never_LD == 1).mean(axis=0)
     for dim in np.nonzero(share)[0]:
         axes.plot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from studfinder.records import Findings, SuperWeight
 from studfinder.report.figures.effects import ROWS, tested
@@ -41,6 +42,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     right = max([threshold, *(weight.score for weight in weights)]) * 2
     axes.set(xscale="log", xlim=(left, right), ylim=(len(weights) - 0.4, -0.6))
     axes.set_xlabel("score: |input x weight| / the layer's median |output|" if wide else "score, medians of the layer")
+    axes.xaxis.set_major_locator(LogLocator(numticks=8 if wide else 4))
     axes.xaxis.set_major_formatter(plain)
     axes.set_yticks(range(len(weights)), [brief(weight) for weight in weights])
     axes.tick_params(axis="y", length=0, labelcolor=INK)

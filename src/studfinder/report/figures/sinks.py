@@ -19,7 +19,7 @@ def applies(findings: Findings, profile: Profile) -> bool:
 
 def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure:
     """Heads by layers; orange above the threshold."""
-    sink = np.nan_to_num(profile["sink"])
+    sink = np.nan_to_num(profile["sink"], posinf=0.0)
     layers = [int(layer) for layer in profile["sink.layers"]]
     threshold = findings.summary.thresholds.get("sink", 0.3)
     figure = new_figure(width, 150 + min(320, max(60, 22 * sink.shape[1])))

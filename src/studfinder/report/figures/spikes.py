@@ -56,10 +56,9 @@ def _panel(axes: Axes, profile: Profile, name: str, marked: set[int], wide: bool
         axes.plot(layer, value, marker, color=colour, markersize=7 if layer in marked else 5)
     peak = int(np.nanargmax(size))
     channel = int(profile[f"spike.{name}.where"][peak, 2])
-    word = "channel" if wide else "ch."
     side = "left" if peak < 0.7 * len(size) else "right"
     axes.annotate(
-        f"layer {peak}, {word} {channel}: {float(profile[f'spike.{name}'][peak]):,.0f}",
+        f"{f'layer {peak}, channel' if wide else 'ch.'} {channel}: {float(profile[f'spike.{name}'][peak]):,.0f}",
         (peak, size[peak]),
         xytext=(9 if side == "left" else -9, 0),
         textcoords="offset points",
