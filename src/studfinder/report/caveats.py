@@ -18,7 +18,7 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
     notes = [
         (
             "first token",
-            f"{begins}; {template}. Massive activations and sinks sit on the first token: both may move "
+            f"{begins}; {template}. Massive activations and sinks usually sit on the first token: both may move "
             "when this changes.",
         ),
         (

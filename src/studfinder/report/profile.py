@@ -12,7 +12,7 @@ Profile = Mapping[str, np.ndarray]
 """`profile.safetensors` as arrays."""
 
 TENSORS = ("query", "key", "value")
-_BUDGET = 1_000_000
+_BUDGET = 800_000
 """Bytes of maps that a page carries, before base64."""
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 WIDE, NARROW = 980, 358
 """Widths in CSS pixels: of a figure file and a wide screen, and of a phone."""
@@ -81,8 +83,15 @@ RAMP = LinearSegmentedColormap.from_list(
 """Blue below the threshold, orange above it; the page's own ramps are in page.css."""
 
 
-def plain(value: float, _: object = None) -> str:
-    """A tick of a log axis as a plain number: 10,000 or 0.001."""
+def log_ticks(axis: Axis, *, most: int = 8) -> None:
+    """Ticks of a log axis, its limits being set, as plain numbers: 10,000 and 0.001."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,), numticks=most))
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: object) -> str:
     return f"{value:,.12g}" if value >= 1 else f"{value:.10f}".rstrip("0")
 
 

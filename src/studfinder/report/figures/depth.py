@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from studfinder.records import Findings
 from studfinder.report.profile import Profile, magnitude
-from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MARKERS, MUTED, ORANGE, WIDE, new_figure, plain
+from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MARKERS, MUTED, ORANGE, WIDE, log_ticks, new_figure
 from studfinder.report.words import dims
 
-_TOP = 16
+_TOP = 32
 """Entries of a layer that are drawn."""
 
 
@@ -57,9 +57,10 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.set_xlabel("after layer")
     axes.set_ylabel("|a| in the residual stream")
     axes.set_ylim(top=8 * float(np.nanmax(np.append(top, rule))))  # room for the words above
-    axes.yaxis.set_major_formatter(plain)
+    log_ticks(axes.yaxis)
     ticks = MaxNLocator(10 if wide else 6, integer=True).tick_values(0, len(top) - 2)
-    ticks = [-1, *(int(tick) for tick in ticks if len(top) / 12 < tick < len(top) - 1)]
+    first = 0 if len(top) < 12 else len(top) / 12  # "embed" needs its room
+    ticks = [-1, *(int(tick) for tick in ticks if first <= tick < len(top) - 1)]
     axes.set_xticks(ticks, ["embed", *map(str, ticks[1:])])
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=6 if wide else 2, borderaxespad=0.2)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from studfinder.records import Effect, Findings, SuperWeight
 from studfinder.report.profile import Profile
-from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, new_figure, plain
+from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, log_ticks, new_figure
 from studfinder.report.words import brief, count
 
 ROWS = 16
@@ -46,8 +45,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.axvline(floor, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xscale="log", xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
     axes.set_xlabel("KL(clean || without the weight), nats per token" if wide else "KL, nats per token")
-    axes.xaxis.set_major_locator(LogLocator(numticks=8 if wide else 4))
-    axes.xaxis.set_major_formatter(plain)
+    log_ticks(axes.xaxis, most=8 if wide else 4)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from studfinder.records import Findings, SuperWeight
 from studfinder.report.figures.effects import ROWS, tested
 from studfinder.report.profile import Profile
-from studfinder.report.style import BLUE, GREY, INK, MUTED, WIDE, new_figure, plain
+from studfinder.report.style import BLUE, GREY, INK, MUTED, WIDE, log_ticks, new_figure
 from studfinder.report.words import brief
 
 
@@ -42,8 +41,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     right = max([threshold, *(weight.score for weight in weights)]) * 2
     axes.set(xscale="log", xlim=(left, right), ylim=(len(weights) - 0.4, -0.6))
     axes.set_xlabel("score: |input x weight| / the layer's median |output|" if wide else "score, medians of the layer")
-    axes.xaxis.set_major_locator(LogLocator(numticks=8 if wide else 4))
-    axes.xaxis.set_major_formatter(plain)
+    log_ticks(axes.xaxis, most=8 if wide else 4)
     axes.set_yticks(range(len(weights)), [brief(weight) for weight in weights])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)

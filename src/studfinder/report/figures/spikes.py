@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from studfinder.records import Findings
 from studfinder.report.profile import Profile, magnitude
-from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, new_figure, plain
+from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, log_ticks, new_figure
 
 
 def applies(findings: Findings, profile: Profile) -> bool:
@@ -67,7 +67,7 @@ def _panel(axes: Axes, profile: Profile, name: str, marked: set[int], wide: bool
         color=INK,
     )
     axes.set(yscale="log", xlim=(-0.7, len(size) - 0.3), ylim=(low / 2, float(np.nanmax(size)) * 2.5))
-    axes.yaxis.set_major_formatter(plain)
+    log_ticks(axes.yaxis)
     axes.set_ylabel(f"|{name}|", color=MUTED)
     axes.set_title(f"{name} of down_proj")
     axes.grid(axis="y")
