@@ -125,6 +125,17 @@ def test_numbers_that_overflowed_do_not_stop_the_page():
     assert page(findings, spoiled)
 
 
+def test_a_loss_without_bound_has_a_page():
+    findings, profile = a_scan()
+    findings = made_up_proof(findings)
+    first = findings.super_weights[0]
+    assert first.effect is not None
+    endless = dataclasses.replace(first.effect.kl, value=np.inf, high=np.inf)
+    effect = dataclasses.replace(first.effect, kl=endless, perplexity_ratio=endless, control_kls=(-0.001, 0.0, 0.002))
+    weights = (dataclasses.replace(first, effect=effect), *findings.super_weights[1:])
+    assert page(dataclasses.replace(findings, super_weights=weights), profile)
+
+
 def test_report_draws_a_run_again(tmp_path: Path):
     folder = _written(tmp_path / "run")
     _, html = report(folder)

@@ -41,6 +41,12 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+def test_findings_are_written_last(scanned: Run):
+    written = sorted(scanned.folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert written[-1].name == "findings.json"
+    assert {"report.html", "figure-depth.png", "figure-depth.svg"} <= {file.name for file in written}
+
+
 def test_the_page_can_be_explored(scanned: Run, browser: Any):
     with _opened(browser, scanned.folder / "report.html") as (page, heard):
         query = page.locator("#detail canvas[data-tensor=query]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,7 +40,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     floor = findings.proof.floor if findings.proof else 0.01
     left, right = _limits(rows, floor)
     for y, (_, effect, verdict) in enumerate(rows):
-        _row(axes, y, effect, verdict, left)
+        _row(axes, y, effect, verdict, (left, right))
         if wide:
             text = f"perplexity × {effect.perplexity_ratio.value:.3g}"
             axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=MUTED)
@@ -55,14 +57,15 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
 
 
 def _limits(rows: list[tuple[str, Effect, str]], floor: float) -> tuple[float, float]:
-    kls = [kl for _, effect, _ in rows for kl in (effect.kl.low, effect.kl.value, *effect.control_kls) if kl > 0]
-    left = max(min([*kls, floor]) / 2, floor * 1e-5)
-    return left, max([*(effect.kl.high for _, effect, _ in rows), *kls, floor]) * 2
+    kls = [floor]
+    for _, effect, _ in rows:
+        kls += [kl for kl in (effect.kl.low, effect.kl.value, effect.kl.high, *effect.control_kls) if 0 < kl < inf]
+    return max(min(kls) / 2, floor * 1e-5), max(kls) * 2
 
 
-def _row(axes: Axes, y: int, effect: Effect, verdict: str, left: float) -> None:
-    def seen(kl: float) -> float:  # a control can gain by chance: it stands at the left edge
-        return max(kl, left * 1.06)
+def _row(axes: Axes, y: int, effect: Effect, verdict: str, limits: tuple[float, float]) -> None:
+    def seen(kl: float) -> float:  # a control can gain by chance, and a loss can be infinite: both stand at the edge
+        return min(max(kl, limits[0] * 1.06), limits[1] / 1.06)
 
     axes.plot([seen(kl) for kl in effect.control_kls], [y] * len(effect.control_kls), "|", color=GREY, markersize=11)
     colour = {"proven": VERMILLION, "proven-jointly": VERMILLION, "joint": INK}.get(verdict, BLUE)

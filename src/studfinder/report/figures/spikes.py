@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from studfinder.records import Findings
 from studfinder.report.profile import Profile, magnitude
 from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, log_ticks, new_figure
+from studfinder.report.words import number
 
 
 def applies(findings: Findings, profile: Profile) -> bool:
@@ -49,36 +50,51 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
 
 def _panel(axes: Axes, profile: Profile, name: str, marked: set[int], wide: bool) -> None:
     size = magnitude(profile[f"spike.{name}"])
-    low = float(np.nanmin(np.append(size, magnitude(profile["spike.output.median"]) if name == "output" else np.nan)))
+    base = magnitude(profile["spike.output.median"]) if name == "output" else size
+    known = np.append(size, base)
+    low = float(np.nanmin(known)) if np.isfinite(known).any() else 1.0
     for layer, value in enumerate(size):
         colour, marker = (VERMILLION, "s") if layer in marked else (BLUE, "o")
         axes.plot([layer, layer], [low / 2, value], color=colour, linewidth=2.4 if layer in marked else 1.6)
         axes.plot(layer, value, marker, color=colour, markersize=7 if layer in marked else 5)
-    peak = int(np.nanargmax(size))
-    channel = int(profile[f"spike.{name}.where"][peak, 2])
-    side = "left" if peak < 0.7 * len(size) else "right"
-    axes.annotate(
-        f"{f'layer {peak}, channel' if wide else 'ch.'} {channel}: {float(profile[f'spike.{name}'][peak]):,.0f}",
-        (peak, size[peak]),
-        xytext=(9 if side == "left" else -9, 0),
-        textcoords="offset points",
-        ha=side,
-        va="center",
-        color=INK,
-    )
-    axes.set(yscale="log", xlim=(-0.7, len(size) - 0.3), ylim=(low / 2, float(np.nanmax(size)) * 2.5))
+    peak = _peak(profile, name)
+    if peak is None:
+        axes.annotate(f"no {name} stands out", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
+    else:
+        channel = int(profile[f"spike.{name}.where"][peak, 2])
+        side = "left" if peak < 0.7 * len(size) else "right"
+        axes.annotate(
+            f"{f'layer {peak}, channel' if wide else 'ch.'} {channel}: {number(float(profile[f'spike.{name}'][peak]))}",
+            (peak, size[peak]),
+            xytext=(9 if side == "left" else -9, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            color=INK,
+        )
+    high = low * 10 if peak is None else size[peak]
+    axes.set(yscale="log", xlim=(-0.7, len(size) - 0.3), ylim=(low / 2, high * 2.5))
     log_ticks(axes.yaxis)
     axes.set_ylabel(f"|{name}|", color=MUTED)
     axes.set_title(f"{name} of down_proj")
     axes.grid(axis="y")
 
 
+def _peak(profile: Profile, name: str) -> int | None:
+    """The layer with the largest one; None where no layer has one that stands out."""
+    size = magnitude(profile[f"spike.{name}"])
+    return int(np.nanargmax(size)) if np.isfinite(size).any() else None
+
+
 def describe(findings: Findings, profile: Profile) -> str:
     """In words."""
     parts = []
     for name in ("input", "output"):
-        size = magnitude(profile[f"spike.{name}"])
-        peak = int(np.nanargmax(size))
+        peak = _peak(profile, name)
+        if peak is None:
+            parts.append(f"no {name} stands out")
+            continue
         channel = int(profile[f"spike.{name}.where"][peak, 2])
-        parts.append(f"{name} peaks in layer {peak}, channel {channel}, at {size[peak]:,.0f}")
+        value = number(float(profile[f"spike.{name}"][peak]))
+        parts.append(f"{name} peaks in layer {peak}, channel {channel}, at {value}")
     return "Largest absolute input and output of every layer's down projection on log axes: " + "; ".join(parts) + "."
