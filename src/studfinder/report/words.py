@@ -41,11 +41,11 @@ def verdict_sentence(findings: Findings) -> str:
                 f"One weight holds this model up: without {names} its perplexity is "
                 f"{effect.perplexity_ratio.value:.3g} times as large."
             )
-        joint = findings.proof.joint if findings.proof else None
-        lost = (
-            f"; without them its perplexity is {number(joint.perplexity_ratio.value)} times as large" if joint else ""
-        )
-        return f"{count(len(proven), 'weight')} hold this model up: {names}{lost}."
+        first = max(proven, key=lambda weight: weight.effect.kl.value if weight.effect else 0.0)
+        lost = ""
+        if first.effect is not None and first.verdict == "proven":
+            lost = f"; without {first} alone its perplexity is {number(first.effect.perplexity_ratio.value)} times as large"
+        return f"{count(len(proven), 'weight')} hold this model up{lost or f': {names}'}."
     found = []
     if findings.super_weights:
         tested = any(weight.effect for weight in findings.super_weights)

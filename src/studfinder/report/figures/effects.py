@@ -33,9 +33,9 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     joint = findings.proof.joint if findings.proof else None
     rows: list[tuple[str, Effect, str]] = [(brief(w), w.effect, w.verdict) for w in weights if w.effect is not None]
     if joint is not None and len(rows) > 1:
-        rows.insert(0, ("all together", joint, "joint"))
+        rows.insert(0, ("all tested at once", joint, "joint"))
     wide = width > 600
-    figure = new_figure(width, (96 if wide else 128) + (27 if wide else 24) * len(rows))
+    figure = new_figure(width, (96 if wide else 170) + (27 if wide else 24) * len(rows))
     axes = figure.add_subplot()
     floor = findings.proof.floor if findings.proof else 0.01
     left, right = _limits(rows, floor)
@@ -52,7 +52,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    figure.legend(handles=_key(rows, floor), loc="outside upper left", ncols=5 if wide else 2, borderaxespad=0.2)
+    figure.legend(handles=_key(rows, floor), loc="outside upper left", ncols=5 if wide else 1, borderaxespad=0.2)
     return figure
 
 
@@ -84,7 +84,9 @@ def _key(rows: list[tuple[str, Effect, str]], floor: float) -> list[Line2D]:
         Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"floor ({floor:g} nats)"),
     ]
     if any(verdict == "proven-jointly" for _, _, verdict in rows):
-        share = Line2D([], [], color=VERMILLION, marker="D", markersize=6.5, linewidth=0, label="its share of the set")
+        share = Line2D(
+            [], [], color=VERMILLION, marker="D", markersize=6.5, linewidth=0, label="proven jointly: share of the set"
+        )
         key.insert(1, share)
     return key
 
