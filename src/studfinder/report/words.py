@@ -44,7 +44,8 @@ def verdict_sentence(findings: Findings) -> str:
         first = max(proven, key=lambda weight: weight.effect.kl.value if weight.effect else 0.0)
         lost = ""
         if first.effect is not None and first.verdict == "proven":
-            lost = f"; without {first} alone its perplexity is {number(first.effect.perplexity_ratio.value)} times as large"
+            ratio = number(first.effect.perplexity_ratio.value)
+            lost = f"; take out {first} alone, and its perplexity is {ratio} times as large"
         return f"{count(len(proven), 'weight')} hold this model up{lost or f': {names}'}."
     found = []
     if findings.super_weights:
