@@ -72,9 +72,8 @@ def main():
             observed(lm, encoded)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    print(
-        f"{arguments.model}, our 12 prompts in the scan's own batches, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
-    )
+    threads = torch.get_num_threads()
+    print(f"{arguments.model}, our 12 prompts, {threads} threads, {arguments.rounds} rounds")
     print(f"{'dtype':10}{'observe / plain':>28}{'observe / plain, all logits':>32}{'peak memory':>14}")
     for dtype in ("float32", "bfloat16"):
         lm = sf.load(arguments.model, dtype=dtype)

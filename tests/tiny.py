@@ -24,6 +24,7 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_WITHOUT_GQA = {name: value for name, value in _COMMON.items() if name != "num_key_value_heads"}
 _HEAD_DIM = {"head_dim": D}
 _GPT = {
     "vocab_size": V,
@@ -63,8 +64,8 @@ CONFIGS: dict[str, dict] = {
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
-    "gpt_neox": {**_COMMON, "rotary_pct": 0.5},
-    "opt": {**_COMMON, "ffn_dim": F, "word_embed_proj_dim": C},
+    "gpt_neox": {**_WITHOUT_GQA, "rotary_pct": 0.5},
+    "opt": {**_WITHOUT_GQA, "ffn_dim": F, "word_embed_proj_dim": C},
     "falcon": {
         **_COMMON,
         "ffn_hidden_size": F,
@@ -132,3 +133,21 @@ def _config(architecture: str) -> transformers.PretrainedConfig:
 def token_ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, V, (batch, length), generator=generator)
+
+
+def tokenizer(words: int = V - 3) -> transformers.PreTrainedTokenizerFast:
+    """A word-level tokenizer for the tiny models: the words w3, w4, ... are the ids 3, 4, ..., with BOS in front."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 3 + words)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="</s>"
+    )
+
+
+def prompts(lengths: tuple[int, ...] = (9, 14, 6, 11), seed: int = 0) -> list[list[int]]:
+    """Random prompts of unequal lengths, as token ids."""
+    return [token_ids(1, length, seed + i)[0].tolist() for i, length in enumerate(lengths)]

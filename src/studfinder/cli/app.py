@@ -45,6 +45,8 @@ def run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
+        if code == 130:  # newer releases of typer turn Ctrl-C into an exit code, without a word
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except StudfinderError as error:
         if debug:

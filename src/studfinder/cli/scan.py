@@ -34,6 +34,8 @@ def command(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 1,
     lam: Annotated[float, typer.Option(min=0, help="Massive values exceed this times their head's mean.")] = 5.0,
     train_length: Annotated[int | None, typer.Option(min=1, help="Training context.  [default: the config's]")] = None,
+    prove: Annotated[bool, typer.Option("--prove/--no-prove", help="Test the candidates (minutes).")] = True,
+    iterative: Annotated[bool, typer.Option("--iterative", help="Candidates from the paper's own loop.")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     device_map: o.DeviceMap = None,
@@ -45,9 +47,11 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Find a model's super weights, massive activations, massive values and attention sinks.
+    """Find a model's super weights, massive activations, massive values and attention sinks, and prove what the
+    super weights carry.
 
-    One forward pass over a dozen prompts; the model is read, never changed.
+    One forward pass over a dozen prompts finds them; then the model runs without each candidate on a proof text, beside
+    matched controls. The model itself is never changed.
     """
     from studfinder.errors import StudfinderError
 
@@ -76,6 +80,8 @@ def command(
         bos=bos,
         thresholds=Thresholds(lam=lam),
         train_length=train_length,
+        prove=prove,
+        iterative=iterative,
         hash_of=cached_content_hash,
     )
     if dry_run:
@@ -83,6 +89,7 @@ def command(
         print(
             f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) on "
             f"{len(plan.encoded)} prompts, {plan.prompts.total:,} tokens"
+            + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if prove else "")
         )
         return
     with progress_bar(as_json) as progress:

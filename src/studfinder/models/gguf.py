@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,9 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     try:
         expanded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, NotImplementedError, IndexError) as error:
-        raise StudfinderError(f"transformers cannot read {path} ({str(error).splitlines()[0][:200]})") from None
+    except (ValueError, KeyError, NotImplementedError, IndexError, struct.error) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise StudfinderError(f"transformers cannot read {path} ({reason})") from None
     settings = expanded.config.to_dict()
     settings.pop("quantization_config", None)
     config = type(expanded.config).from_dict(settings)

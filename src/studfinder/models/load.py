@@ -121,7 +121,7 @@ def _resolve(asked: str, revision: str | None) -> Source:
         if path.suffix == ".gguf":
             return Source(asked, "a GGUF file, dequantised", path)
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
-    if path.is_dir():
+    if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:

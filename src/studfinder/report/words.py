@@ -32,21 +32,15 @@ def dims(values: Iterable[int], k: int = 4) -> str:
 
 def verdict_sentence(findings: Findings) -> str:
     """What this scan says, in one sentence."""
-    proven = findings.proven
-    if proven:
-        names = str(proven[0]) + (f" and {len(proven) - 1} more" if len(proven) > 1 else "")
-        effect = proven[0].effect
-        if len(proven) == 1 and effect is not None:
-            return (
-                f"One weight holds this model up: without {names} its perplexity is "
-                f"{effect.perplexity_ratio.value:.3g} times as large."
-            )
-        first = max(proven, key=lambda weight: weight.effect.kl.value if weight.effect else 0.0)
-        lost = ""
-        if first.effect is not None and first.verdict == "proven":
-            ratio = number(first.effect.perplexity_ratio.value)
-            lost = f"; take out {first} alone, and its perplexity is {ratio} times as large"
-        return f"{count(len(proven), 'weight')} hold this model up{lost or f': {names}'}."
+    proven = sorted(findings.proven, key=lambda w: -w.effect.kl.value if w.effect else 0.0)
+    if proven and proven[0].effect is not None:
+        ratio = proven[0].effect.perplexity_ratio
+        more = proven[1:]
+        rest = f" ({count(len(more), 'more weight')} proven, with smaller effects)" if more else ""
+        return (
+            f"One weight holds this model up: without {proven[0]} its perplexity is {ratio.value:.2f} times as large "
+            f"[{ratio.low:.2f}, {ratio.high:.2f}]{rest}."
+        )
     found = []
     if findings.super_weights:
         tested = any(weight.effect for weight in findings.super_weights)

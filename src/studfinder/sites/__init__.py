@@ -2,6 +2,7 @@
 
 from studfinder.sites.capture import capture
 from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
+from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
 from studfinder.sites.tap import Replacement, Tap, tapped
 
@@ -14,5 +15,7 @@ __all__ = [
     "Tap",
     "WriterCall",
     "capture",
+    "kept_outputs",
+    "resumed",
     "tapped",
 ]

@@ -162,7 +162,6 @@ class _RotaryInputs:
         self.layer: int | None = None
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.active: _Installed | None = None
-        self.globals: list[dict[str, Any]] = []
 
     def watch(self, layer: int, module: nn.Module, active: _Installed) -> Callable[[], None]:
         self.active = active
@@ -174,32 +173,29 @@ class _RotaryInputs:
 
         def entering(_module: nn.Module, _args: tuple) -> None:
             self.layer = layer
+            _RUNNING.rotary = self
 
         handle = module.register_forward_pre_hook(entering)
-        if any(known is names for known in self.globals):
-            return handle.remove
-        self.globals.append(names)
-        original = names["apply_rotary_pos_emb"]
-
-        def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.layer is None or self.active is None:
-                return original(query, key, *args, **kwargs)
-            query = self.active.replaced(Site("query.pre_rope", self.layer), query)
-            key = self.active.replaced(Site("key.pre_rope", self.layer), key)
-            self.seen[self.layer] = (query, key)
-            return original(query, key, *args, **kwargs)
-
-        names["apply_rotary_pos_emb"] = rotate
+        unpatch = _patch_rotary(names)
 
         def undo() -> None:
             handle.remove()
-            names["apply_rotary_pos_emb"] = original
+            unpatch()
 
         return undo
 
+    def show(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace Q and K on their way into RoPE, and remember them."""
+        assert self.active is not None
+        assert self.layer is not None
+        query = self.active.replaced(Site("query.pre_rope", self.layer), query)
+        key = self.active.replaced(Site("key.pre_rope", self.layer), key)
+        self.seen[self.layer] = (query, key)
+        return query, key
+
     def take(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Q and K of this call before RoPE. Dims that a partial RoPE passes by are the same before and after."""
-        self.layer = None
+        self.layer = _RUNNING.rotary = None
         if layer not in self.seen:
             raise StudfinderError(f"layer {layer} ran attention without the rotary step of its own file")
         query_pre, key_pre = self.seen.pop(layer)
@@ -208,6 +204,43 @@ class _RotaryInputs:
             torch.cat([query_pre, query[..., query_pre.shape[-1] :]], dim=-1),
             torch.cat([key_pre, key[..., -new:, key_pre.shape[-1] :]], dim=-1),
         )
+
+
+class _Running(threading.local):
+    """Whose attention module this thread is in, between its entry and its attention call."""
+
+    rotary: _RotaryInputs | None = None
+
+
+_RUNNING = _Running()
+_PATCHED: dict[int, int] = {}
+"""How many watchers share each file's patched rotary step, by the identity of its globals."""
+
+
+def _patch_rotary(names: dict[str, Any]) -> Callable[[], None]:
+    """Put one dispatcher in front of a file's rotary step, shared by every watcher: models of one architecture share
+    the file, and may come and go in any order."""
+    with _LOCK:
+        _PATCHED[id(names)] = _PATCHED.get(id(names), 0) + 1
+        if _PATCHED[id(names)] == 1:
+            original = names["apply_rotary_pos_emb"]
+
+            def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                if _RUNNING.rotary is not None:
+                    query, key = _RUNNING.rotary.show(query, key)
+                return original(query, key, *args, **kwargs)
+
+            rotate.original = original  # type: ignore[attr-defined]
+            names["apply_rotary_pos_emb"] = rotate
+
+    def undo() -> None:
+        with _LOCK:
+            _PATCHED[id(names)] -= 1
+            if not _PATCHED[id(names)]:
+                del _PATCHED[id(names)]
+                names["apply_rotary_pos_emb"] = names["apply_rotary_pos_emb"].original
+
+    return undo
 
 
 # --- attention outside the interface ------------------------------------------------------------------------------

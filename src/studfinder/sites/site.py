@@ -20,7 +20,9 @@ KINDS = (
     "down_proj.output",
 )
 """Every kind of site. Shapes: embedding and residual (B,T,C); query (B,H,T,D); key and value (B,G,S,D), after the
-cache; pre_rope only the new tokens; down_proj.input (N,F) and .output (N,C) with one row a token that the matrix saw.
+cache; pre_rope only the new tokens (a replacement there gets only the dims that a partial RoPE turns: the others go
+past it and are replaced in query and key); down_proj.input (N,F) and .output (N,C) with one row a token that the
+matrix saw.
 """
 
 _TEXT = re.compile(r"([a-z_.]+?)(?:\[(\d+)(?:,\s*(\d+))?\])?")

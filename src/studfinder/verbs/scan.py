@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from studfinder.detectors import Detector, observe
 from studfinder.detectors.attention_sinks import AttentionSinks
+from studfinder.detectors.iterative import iterative_search
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import (
     TENSORS,
@@ -22,12 +23,15 @@ from studfinder.detectors.massive_values import (
     concentration_null,
     rotary_share,
 )
+from studfinder.detectors.published import published_for
 from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM, content_hash, model_card, rotary_of
+from studfinder.prove import prove as prove_candidates
 from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary, to_json
 from studfinder.runs import key_of, now, open_run, versions, write_bytes, write_text
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS
+from studfinder.verbs.continuations import PROMPT, continuations
 
 Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
@@ -79,6 +83,9 @@ class ScanPlan:
     prompts: PromptCard
     encoded: list[list[int]]
     thresholds: Thresholds
+    bos: bool | None
+    prove: bool
+    iterative: bool
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,6 +96,8 @@ def plan_scan(
     bos: bool | None = None,
     thresholds: Thresholds | None = None,
     train_length: int | None = None,
+    prove: bool = True,
+    iterative: bool = False,
     hash_of: Callable[[LM], str] = content_hash,
 ) -> ScanPlan:
     """Encode the prompts and fix the settings. Raises StudfinderError for an empty prompt or no prompts."""
@@ -111,9 +120,11 @@ def plan_scan(
         "prompts_hash": card.hash,
         "bos": card.bos,
         "train_length": model.train_length,
+        "prove": prove,
+        "iterative": iterative,
         **{f"threshold_{name}": value for name, value in vars(thresholds).items()},
     }
-    return ScanPlan(lm, model, card, encoded, thresholds, settings)
+    return ScanPlan(lm, model, card, encoded, thresholds, bos, prove, iterative, settings)
 
 
 def scan(
@@ -123,6 +134,8 @@ def scan(
     bos: bool | None = None,
     thresholds: Thresholds | None = None,
     train_length: int | None = None,
+    prove: bool = True,
+    iterative: bool = False,
     batch_size: int = 1,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -130,7 +143,8 @@ def scan(
 ) -> Findings:
     """Find the super-weight candidates, massive activations, massive values and attention sinks of a model.
 
-    One forward pass per prompt feeds every detector; the model is read, not changed.
+    One forward pass per prompt feeds every detector. The candidates are then proved: the model runs without each of
+    them on our proof text, against matched controls (studfinder/prove.py), and is left bit for bit as it was.
 
     Args:
         lm: from `sf.load`.
@@ -138,6 +152,8 @@ def scan(
         bos: None leaves BOS to the tokenizer; True and False put it there or take it away.
         thresholds: when a number stands out.
         train_length: the training context for rotary facts; the default is `max_position_embeddings`.
+        prove: test the candidates; without it they stay candidates.
+        iterative: take the candidates from the paper's own loop (zero, look again) instead of from the terms.
         batch_size: prompts a forward pass; results do not depend on it beyond rounding.
         out: a folder to write findings.json and profile.safetensors to.
         overwrite: replace another run in `out`.
@@ -146,7 +162,15 @@ def scan(
     Raises:
         StudfinderError: an empty prompt, no tokenizer, `out` holds another run.
     """
-    plan = plan_scan(lm, prompts=prompts, bos=bos, thresholds=thresholds, train_length=train_length)
+    plan = plan_scan(
+        lm,
+        prompts=prompts,
+        bos=bos,
+        thresholds=thresholds,
+        train_length=train_length,
+        prove=prove,
+        iterative=iterative,
+    )
     return run_scan(
         plan,
         batch_size=batch_size,
@@ -178,6 +202,7 @@ def run_scan(
         folder = open_run("scan", plan.model.id, plan.settings, result="findings.json", out=out, overwrite=overwrite)
     started, clock = now(), time.monotonic()
     observation = observe_model(plan, batch_size=batch_size, progress=progress)
+    tested = _tested(plan, observation, progress)
     run = RunCard(
         verb="scan",
         key=folder.key if folder else key_of(plan.settings),
@@ -188,10 +213,31 @@ def run_scan(
         device=str(plan.lm.device),
         versions=versions(),
     )
-    findings = findings_of(plan, observation, run)
+    findings = replace(findings_of(plan, observation, run), **tested)
     if folder is not None:
         _write(folder.path, findings, profile_of(observation, plan.model.train_length))
     return findings, folder.path if folder else None
+
+
+def _tested(plan: ScanPlan, seen: Observation, progress: Progress | None) -> dict[str, Any]:
+    """The super weights with their verdicts, how they were reached, the continuations and the published coordinates."""
+    weights = seen.super_weights.found(plan.encoded)
+    if plan.iterative:
+
+        def rounds(number: int) -> None:
+            if progress is not None:
+                progress("the paper's loop", number, number)
+
+        weights = iterative_search(plan.lm, plan.encoded, progress=rounds)
+    fields: dict[str, Any] = {"super_weights": weights, "published": published_for(plan.model, weights)}
+    if not plan.prove:
+        return fields
+    proved, proof = prove_candidates(plan.lm, weights, plan.encoded, bos=plan.bos, progress=progress)
+    fields.update(super_weights=proved, proof=proof, published=published_for(plan.model, proved))
+    if proof.tested:
+        fields["continuation_prompt"] = PROMPT
+        fields["continuations"] = continuations(plan.lm, proved[0], plan.encoded, bos=plan.bos)
+    return fields
 
 
 def observe_model(plan: ScanPlan, *, batch_size: int = 1, progress: Progress | None = None) -> Observation:

@@ -1,0 +1,91 @@
+"""Saved variants: one `model_type` per base, "studfinder-llama" and so on.
+
+Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto
+classes load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from studfinder.attention.bases import BASES, Base
+from studfinder.attention.install import install, start_missing
+from studfinder.attention.interface import NAME
+from studfinder.attention.kv_shift.cache import prepare
+from studfinder.attention.variant import Variant, variant_from
+from studfinder.errors import StudfinderError
+
+PREFIX = "studfinder-"
+_OWN_SOFTMAX = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+)
+
+
+def variants_of(config: Any) -> list[Variant]:
+    """The variants a config names; an empty list for a plain one."""
+    return [variant_from(entry) for entry in (getattr(config, "studfinder", None) or {}).get("variants", [])]
+
+
+class SavedVariant:
+    """Mixed into a base's causal LM: builds the parts that the config names."""
+
+    base: Base
+    config: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        install(self, self.base, variants_of(config))
+
+    def initialize_weights(self) -> None:
+        """As in transformers, which asks for what a checkpoint lacks; parts of a variant are ours to
+        start."""
+        super().initialize_weights()  # type: ignore[misc]
+        start_missing(self, self.base)
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; refused where it would silently replace the variant by plain softmax."""
+        if self.config._attn_implementation == NAME and attn_implementation in _OWN_SOFTMAX:
+            raise StudfinderError(
+                f"attention implementation {attn_implementation!r} would make this variant plain softmax",
+                expected=repr(NAME),
+            )
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        # Early, because assisted decoding switches past recording on before the first forward pass.
+        given = super()._prepare_cache_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if any(variant.role == "keys and values" for variant in variants_of(self.config)):
+            for argument in (*args, *kwargs.values()):
+                if isinstance(argument, dict) and hasattr(argument.get("past_key_values"), "layers"):
+                    cache = prepare(argument["past_key_values"])
+                    if any(getattr(given_to, "is_assistant", False) for given_to in args):
+                        cache.activate_past_recording()
+        return given
+
+
+def _config_class(base: Base) -> type[Any]:
+    contents = {"model_type": PREFIX + base.kind, "__module__": __name__}
+    return type(f"Studfinder{base.config}", (base.config_class,), contents)
+
+
+def _model_class(base: Base, config: type[Any]) -> type[Any]:
+    name = f"Studfinder{base.model_class.__name__}"
+    contents = {"base": base, "config_class": config, "__module__": __name__}
+    return type(name, (SavedVariant, base.model_class), contents)
+
+
+CONFIGS = {kind: _config_class(base) for kind, base in BASES.items()}
+MODELS = {kind: _model_class(base, CONFIGS[kind]) for kind, base in BASES.items()}
+
+for _kind, _config in CONFIGS.items():
+    globals()[_config.__name__] = _config  # so that they pickle
+    globals()[MODELS[_kind].__name__] = MODELS[_kind]
+    AutoConfig.register(PREFIX + _kind, _config, exist_ok=True)
+    AutoModelForCausalLM.register(_config, MODELS[_kind], exist_ok=True)

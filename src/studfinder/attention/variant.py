@@ -1,0 +1,127 @@
+"""What a variant is: a frozen record of its settings, and a module (a part) for the numbers it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+
+Role = Literal["keys and values", "queries", "weights", "positions", "output"]
+
+# name -> class of its settings; a new variant is one folder and one line here.
+VARIANTS = {
+    "kv_shift": "studfinder.attention.kv_shift.layer:KVShift",
+    "clipped_softmax": "studfinder.attention.clipped_softmax.layer:ClippedSoftmax",
+    "gated": "studfinder.attention.gated.layer:Gated",
+    "attention_bias": "studfinder.attention.attention_bias.layer:AttentionBias",
+    "sink_logit": "studfinder.attention.sink_logit.layer:SinkLogit",
+    "softmax_one": "studfinder.attention.softmax_one.layer:SoftmaxOne",
+    "softpick": "studfinder.attention.softpick.layer:Softpick",
+    "differential": "studfinder.attention.differential.layer:Differential",
+    "rope": "studfinder.attention.positions.layer:RoPE",
+    "nope": "studfinder.attention.positions.layer:NoPE",
+    "alibi": "studfinder.attention.positions.layer:ALiBi",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of one attention module: heads H, key/value heads G, head dim D, hidden size C."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+
+class Part(nn.Module):
+    """The learned numbers of a variant in one layer. `reset` draws them as the settings' `init` says."""
+
+    decays: ClassVar[frozenset[str]] = frozenset()  # parameters that take weight decay: the matrix products
+
+    def reset(self) -> None:
+        """Set every parameter to its start."""
+
+    def start_from(self, module: Any) -> None:
+        """Copy what the start needs from the attention module this part is put into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Base of all settings.
+
+    Class attributes:
+        name: its key in VARIANTS and the name of its part in the attention module.
+        role: what it changes; two variants of one role do not combine.
+        inits: allowed values of `init`, the first being the default; with `identity` None there is no
+            default, because no start leaves the model's outputs as they are.
+        identity: the start that is bit-exact and trainable, if there is one.
+        own_function: whether it needs the attention function for itself (its part then has `attend`).
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[Role]
+    inits: ClassVar[tuple[str, ...]]
+    identity: ClassVar[str | None] = None
+    own_function: ClassVar[bool] = False
+
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.init is not None and self.init not in self.inits:
+            raise StudfinderError(
+                f"{type(self).__name__}(init={self.init!r}) is unknown",
+                expected=" or ".join(map(repr, self.inits)),
+            )
+
+    def started(self, init: str | None) -> Variant:
+        """These settings with the start made explicit.
+
+        Raises:
+            StudfinderError: none was given and the variant has no start that keeps the model's outputs.
+        """
+        init = init or self.init or self.identity
+        if init is None:
+            raise StudfinderError(
+                f"{type(self).__name__} has no start that leaves the model's outputs as they are",
+                expected="init= said aloud",
+                do=f"Say convert(model, {type(self).__name__}(...), init={self.inits[0]!r}), then train it",
+            )
+        return dataclasses.replace(self, init=init)
+
+    def check(self, shape: Shape) -> None:
+        """Raise StudfinderError if attention of this shape cannot carry the variant."""
+
+    def part(self, shape: Shape, layer: int) -> Part:
+        """A fresh part for one layer."""
+        raise NotImplementedError
+
+    @property
+    def output_factor(self) -> float:
+        """What W_o is multiplied by when a trained model is converted."""
+        return 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For config.json."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+def variant_from(entry: dict[str, Any]) -> Variant:
+    """The settings that `to_dict` wrote."""
+    fields = dict(entry)
+    name = fields.pop("name", None)
+    if name not in VARIANTS:
+        raise StudfinderError(f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS))
+    module, _, attribute = VARIANTS[name].partition(":")
+    return getattr(import_module(module), attribute)(**fields)
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """An unset parameter in torch's default dtype and device, as from_pretrained wants it."""
+    return nn.Parameter(torch.empty(*shape))

@@ -1,0 +1,119 @@
+"""with edited(lm, edits): change exactly those numbers, and leave no bit behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from studfinder.edits.edit import Edit
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+
+
+class edited:
+    """Apply edits while the context lasts, in order. Contexts nest.
+
+    Every touched number is saved before it is written and put back bit by bit: after the block, through an exception,
+    and through Ctrl-C at any moment. A KeyboardInterrupt can be raised between leaving the block and the first line of
+    `__exit__`, where no `finally` would see it; so in the main thread the interrupt handler itself puts the numbers
+    back before it lets the interrupt through.
+
+    Raises:
+        StudfinderError: nothing to edit, no such parameter or index, or a weight that is offloaded or quantised.
+    """
+
+    def __init__(self, lm: LM, edits: Edit | Iterable[Edit]) -> None:
+        self.edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+        if not self.edits:
+            raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
+        self._plan = [(_parameter(lm, edit), _index(lm, edit), edit.factor) for edit in self.edits]
+        self._saved: list[tuple[nn.Parameter, list[tuple], list[torch.Tensor]]] = []
+        self._previous: Any = None
+        self._guarded = False
+
+    def __enter__(self) -> edited:
+        try:
+            self._guard()
+            with torch.no_grad():
+                for parameter, places, factor in self._plan:
+                    old = [parameter[place].clone() for place in places]
+                    self._saved.append((parameter, places, old))
+                    for place, values in zip(places, old, strict=True):
+                        parameter[place] = 0 if factor == 0 else values * factor
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._restore()
+        self._unguard()
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            while self._saved:
+                # Written before it is forgotten: if this is interrupted and run again, it is only written twice.
+                parameter, places, old = self._saved[-1]
+                for place, values in reversed(list(zip(places, old, strict=True))):
+                    parameter[place] = values
+                if self._saved and self._saved[-1][2] is old:
+                    self._saved.pop()
+
+    def _guard(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+            if callable(self._previous):
+                signal.signal(signal.SIGINT, self._interrupted)
+                self._guarded = True
+
+    def _unguard(self) -> None:
+        if self._guarded:
+            self._guarded = False
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._leave()
+        self._previous(number, frame)
+
+
+def _parameter(lm: LM, edit: Edit) -> nn.Parameter:
+    name = edit.target.parameter
+    try:
+        parameter = lm.model.get_parameter(name)
+    except AttributeError:
+        raise StudfinderError(f"there is no parameter {name!r} in this model") from None
+    if parameter.device.type == "meta":
+        raise StudfinderError(
+            f"{name} is offloaded, so an edit of it would be lost", do="Load the model without offloading to disk"
+        )
+    if not parameter.is_floating_point():
+        raise StudfinderError(f"{name} is quantised ({parameter.dtype})", do="Edit the unquantised model")
+    return parameter
+
+
+def _index(lm: LM, edit: Edit) -> list[tuple]:
+    parameter = _parameter(lm, edit)
+    places = []
+    for entry in edit.target.entries:
+        if len(entry) != parameter.dim() or any(
+            at is not None and not 0 <= at < size for at, size in zip(entry, parameter.shape, strict=False)
+        ):
+            raise StudfinderError(
+                f"{list(entry)} is not an index into {edit.target.parameter}",
+                expected=f"one within {tuple(parameter.shape)}",
+            )
+        places.append(tuple(slice(None) if at is None else at for at in entry))
+    if not places:
+        raise StudfinderError(f"no entries of {edit.target.parameter} are selected", expected="at least one")
+    return places

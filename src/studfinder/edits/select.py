@@ -1,0 +1,87 @@
+"""Which weights: one entry, a neuron's column, a channel's row, the largest of all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from studfinder.edits.edit import Weights
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, MatrixRef, matrix
+
+
+def entry(lm: LM, layer: int, row: int, col: int, writer: int = 0) -> Weights:
+    """One entry of a block's down projection. `writer` is the expert, for a mixture."""
+    ref = _ref(lm, layer, writer)
+    _check(lm, ref, row, col)
+    return Weights(parameter=ref.parameter, entries=(ref.index(row, col),))
+
+
+def neuron(lm: LM, layer: int, col: int, writer: int = 0) -> Weights:
+    """Everything one FFN neuron writes: the column of its down projection."""
+    ref = _ref(lm, layer, writer)
+    _check(lm, ref, 0, col)
+    return Weights(parameter=ref.parameter, entries=(_axis(ref, None, col),))
+
+
+def channel(lm: LM, layer: int, row: int, writer: int = 0) -> Weights:
+    """Everything a block's FFN writes into one channel of the residual stream: the row of its down projection."""
+    ref = _ref(lm, layer, writer)
+    _check(lm, ref, row, 0)
+    return Weights(parameter=ref.parameter, entries=(_axis(ref, row, None),))
+
+
+def top_fraction(
+    lm: LM, fraction: float, parameters: Sequence[str] | None = None, keep: Collection[tuple[str, tuple]] = ()
+) -> list[Weights]:
+    """The largest weights by magnitude, a fraction of each parameter (at least one entry of each).
+
+    Args:
+        parameters: which; the default is every matrix inside the blocks.
+        keep: (parameter, index) pairs to leave out.
+
+    Raises:
+        StudfinderError: the fraction is not between 0 and 1, or a parameter is not in the model.
+    """
+    if not 0 < fraction <= 1:
+        raise StudfinderError(f"fraction {fraction}", expected="a number above 0 and at most 1")
+    blocks = tuple(layer.block + "." for layer in lm.anatomy.layers)
+    known = dict(lm.model.named_parameters())
+    names = parameters or [n for n, p in known.items() if n.startswith(blocks) and p.dim() >= 2]
+    chosen = []
+    for name in names:
+        if name not in known:
+            raise StudfinderError(f"there is no parameter {name!r} in this model")
+        values = known[name].detach().abs()
+        count = max(1, int(fraction * values.numel()))
+        places = torch.unravel_index(values.flatten().topk(count).indices, values.shape)
+        entries = tuple(zip(*(axis.tolist() for axis in places), strict=True))
+        left = tuple(index for index in entries if (name, index) not in keep)
+        if left:
+            chosen.append(Weights(parameter=name, entries=left))
+    return chosen
+
+
+def _ref(lm: LM, layer: int, writer: int) -> MatrixRef:
+    layers = lm.anatomy.layers
+    if not 0 <= layer < len(layers):
+        raise StudfinderError(f"there is no layer {layer}", expected=f"0 to {len(layers) - 1}")
+    writers = layers[layer].writers
+    if not 0 <= writer < len(writers):
+        raise StudfinderError(f"layer {layer} has no writer {writer}", expected=f"0 to {len(writers) - 1}")
+    return writers[writer]
+
+
+def _check(lm: LM, ref: MatrixRef, row: int, col: int) -> None:
+    with matrix(lm, ref) as weight:
+        if weight is None:
+            raise StudfinderError(f"{ref.parameter} is quantised", do="Edit the unquantised model")
+        rows, cols = weight.shape
+    if not (0 <= row < rows and 0 <= col < cols):
+        raise StudfinderError(f"[{row}, {col}] is outside {ref.parameter}", expected=f"[0..{rows - 1}, 0..{cols - 1}]")
+
+
+def _axis(ref: MatrixRef, row: int | None, col: int | None) -> tuple[int | None, ...]:
+    pair = (col, row) if ref.transposed else (row, col)
+    return pair if ref.expert is None else (ref.expert, *pair)

@@ -1,0 +1,7 @@
+"""One score a file; sweep.py runs many edits and shares the work."""
+
+from studfinder.measures.perplexity import perplexity
+from studfinder.measures.scores import Scores
+from studfinder.measures.sweep import Effects, next_token, sweep
+
+__all__ = ["Effects", "Scores", "next_token", "perplexity", "sweep"]

@@ -1,0 +1,128 @@
+"""Perplexity, by protocols that are named and never confused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.measures.scores import Scores
+from studfinder.models import LM
+from studfinder.stats import ratio_interval
+from studfinder.texts import Text, corpus, encode, proof_text
+
+Protocol = Literal["windows", "gptq", "word"]
+
+
+def perplexity(
+    lm: LM,
+    text: str | Path | list[str] = "proof",
+    *,
+    protocol: Protocol = "windows",
+    window: int = 512,
+    stride: int | None = None,
+    limit: int | None = None,
+    level: float = 0.95,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Perplexity of a text.
+
+    Args:
+        text: "proof" (our own), "wikitext2", "c4", the path of a text file, or a list of texts.
+        protocol: "windows" cuts the token stream into windows of `window` tokens, `stride` apart (the default is
+            `window`; a smaller one scores only the tokens that are new to each window); "gptq" is GPTQ's: documents
+            joined by blank lines, whole windows of 2,048 tokens only; "word" is lm-evaluation-harness's word
+            perplexity: the same likelihood spread over white-space separated words, every document scored whole.
+        limit: at most so many windows.
+        level: of the interval, a bootstrap over windows (documents, for "word").
+
+    Raises:
+        StudfinderError: the text is not there, or shorter than one window.
+    """
+    name, documents = _documents(text)
+    if protocol == "gptq":
+        window, stride = 2048, None
+    stride = stride or window
+    if window < 2 or not 0 < stride <= window:
+        raise StudfinderError(f"window {window} with stride {stride}", expected="2 <= window and 0 < stride <= window")
+    units = None
+    if protocol == "word":
+        spans, units = _word_spans(lm, documents, window)
+    else:
+        joined = "\n\n".join(documents)
+        ids = encode(lm, [Text(name, joined)], limit=len(joined))[0][0]
+        spans = _spans(ids, window, stride, whole=protocol == "gptq")
+    if not spans:
+        raise StudfinderError(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
+    spans = spans[:limit]
+    nll, tokens = _score(lm, spans, progress)
+    weights = np.array(units[: len(spans)], dtype=float) if units is not None else tokens
+    interval = ratio_interval(nll, weights, level=level, exponential=True)
+    digest = hashlib.sha256(repr([ids for ids, _ in spans]).encode()).hexdigest()[:12]
+    return Scores(
+        measure=f"perplexity ({protocol}, window {window}, stride {stride})",
+        value=interval.value,
+        interval=interval,
+        items={"nll": tuple(nll.tolist()), "tokens": tuple(weights.tolist())},
+        text=f"{name} {digest}",
+    )
+
+
+def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:
+    if isinstance(text, list):
+        return "given", text
+    if str(text) == "proof":
+        return "studfinder-proof-1", [piece.text for piece in proof_text()]
+    return corpus(text)
+
+
+_Span = tuple[list[int], int]
+"""Token ids, and from which position on they are scored."""
+
+
+def _spans(ids: list[int], window: int, stride: int, *, whole: bool) -> list[_Span]:
+    spans: list[_Span] = []
+    end = 0
+    for start in range(0, len(ids), stride):
+        piece = ids[start : start + window]
+        if len(piece) < 2 or (whole and len(piece) < window):
+            break
+        spans.append((piece, max(1, end - start)))
+        end = start + len(piece)
+        if end >= len(ids):
+            break
+    return spans
+
+
+def _word_spans(lm: LM, documents: list[str], window: int) -> tuple[list[_Span], list[int]]:
+    """Each document by itself, in windows no longer than the context; the words of a document count at its first."""
+    spans: list[_Span] = []
+    words: list[int] = []
+    for number, document in enumerate(documents):
+        if not document.strip():
+            continue
+        ids = encode(lm, [Text(f"document {number}", document)], limit=len(document) + 1)[0][0]
+        found = _spans(ids, window, window, whole=False)
+        spans += found
+        words += [len(re.split(r"\s+", document.strip())) if i == 0 else 0 for i in range(len(found))]
+    return spans, words
+
+
+def _score(lm: LM, spans: list[_Span], progress: Callable[[int], Any] | None) -> tuple[np.ndarray, np.ndarray]:
+    nll, tokens = np.zeros(len(spans)), np.zeros(len(spans))
+    with torch.no_grad():
+        for number, (ids, first) in enumerate(spans):
+            logits_TV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
+            targets = torch.tensor(ids[first:], device=logits_TV.device)
+            scored = logits_TV[first - 1 : len(ids) - 1].float()
+            nll[number] = float(torch.nn.functional.cross_entropy(scored, targets, reduction="sum").double())
+            tokens[number] = len(targets)
+            if progress is not None:
+                progress(1)
+    return nll, tokens

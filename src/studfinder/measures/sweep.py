@@ -1,0 +1,135 @@
+"""Many edits, one model: how each changes the next-token distribution, with the shared work done once.
+
+For each batch of windows the clean model runs once. Every edit then starts at its own layer from the clean residual
+stream, because nothing below an edit changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from studfinder.edits import Edit, edited, layer_of
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.records import Interval
+from studfinder.sites import kept_outputs, resumed
+from studfinder.stats import ratio_interval
+from studfinder.texts import Batch, batches
+
+_LOGITS = 1 << 26
+"""Logits of a batch of windows: 64 M, a quarter of a gigabyte in fp32."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What edits did, by window.
+
+    Attributes:
+        kl: sum over a window's positions of KL(clean || edited) in nats, shape (edits, windows).
+        nll: sum of the edited model's negative log-likelihood, shape (edits, windows).
+        clean_nll: of the clean model, shape (windows,).
+        tokens: scored positions, shape (windows,).
+    """
+
+    kl: np.ndarray
+    nll: np.ndarray
+    clean_nll: np.ndarray
+    tokens: np.ndarray
+
+    def kl_interval(self, edit: int, level: float = 0.95, minus: int | None = None) -> Interval:
+        """KL per token of an edit, or by how much it exceeds that of another."""
+        sums = self.kl[edit] if minus is None else self.kl[edit] - self.kl[minus]
+        return ratio_interval(sums, self.tokens, level=level)
+
+    def perplexity_ratio(self, edit: int, level: float = 0.95) -> Interval:
+        """Perplexity with the edit over perplexity without."""
+        return ratio_interval(self.nll[edit] - self.clean_nll, self.tokens, level=level, exponential=True)
+
+    @property
+    def clean_perplexity(self) -> float:
+        """Perplexity of the clean model."""
+        return float(np.exp(self.clean_nll.sum() / self.tokens.sum()))
+
+
+def next_token(lm: LM, encoded: Sequence[Sequence[int]], edits: Sequence[Edit]) -> Effects:
+    """How one set of edits shifts the next-token distribution on windows of token ids."""
+    return sweep(lm, encoded, [edits])
+
+
+def sweep(
+    lm: LM,
+    encoded: Sequence[Sequence[int]],
+    variants: Sequence[Sequence[Edit]],
+    *,
+    progress: Callable[[int], Any] | None = None,
+) -> Effects:
+    """Measure several sets of edits against the clean model, each on its own.
+
+    Args:
+        encoded: windows of token ids; each is scored on all tokens but its first.
+        variants: sets of edits.
+        progress: called with the number of (variant, batch) pairs done.
+
+    Raises:
+        StudfinderError: no windows, or a window of fewer than two tokens.
+    """
+    if not encoded or min(len(ids) for ids in encoded) < 2:
+        raise StudfinderError("there is nothing to score", expected="windows of at least two tokens")
+    starts = [layer_of(lm, edits) for edits in variants]
+    kl = np.zeros((len(variants), len(encoded)))
+    nll = np.zeros_like(kl)
+    clean_nll = np.zeros(len(encoded))
+    size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
+    with torch.no_grad():
+        for batch in batches(encoded, size):
+            where = list(batch.prompts)
+            with kept_outputs(lm, sorted({start - 1 for start in starts if start})) as kept:
+                clean = _Clean(_logits(lm, batch), batch)
+            clean_nll[where] = clean.nll
+            for number, (edits, start) in enumerate(zip(variants, starts, strict=True)):
+                with edited(lm, edits), resumed(lm, start, kept.get(start - 1)):
+                    logits = _logits(lm, batch)
+                kl[number, where], nll[number, where] = clean.against(logits)
+                if progress is not None:
+                    progress(1)
+    return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
+
+
+def _logits(lm: LM, batch: Batch) -> torch.Tensor:
+    return lm.model(input_ids=batch.input_ids_BT.to(lm.device), use_cache=False).logits
+
+
+class _Clean:
+    """The clean model's distributions over one batch, against which edited ones are held."""
+
+    def __init__(self, logits_BTV: torch.Tensor, batch: Batch) -> None:
+        self.lengths = batch.lengths
+        self.targets = [
+            batch.input_ids_BT[row, 1:length].to(logits_BTV.device) for row, length in enumerate(self.lengths)
+        ]
+        self.probabilities, self.minus_entropy, nll = [], [], []
+        for row, length in enumerate(self.lengths):
+            log_p_TV = logits_BTV[row, : length - 1].float().log_softmax(dim=-1)
+            nll.append(-log_p_TV.gather(1, self.targets[row][:, None]).double().sum())
+            p_TV = log_p_TV.exp()
+            self.minus_entropy.append((p_TV * log_p_TV).sum(dim=-1))
+            self.probabilities.append(p_TV)
+        self.nll = torch.stack(nll).cpu().numpy()
+
+    def against(self, logits_BTV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """KL(clean || edited) and the edited negative log-likelihood, summed over each row's positions, shape (B,)."""
+        kl, nll = [], []
+        for row, length in enumerate(self.lengths):
+            logits_TV = logits_BTV[row, : length - 1].float()
+            total_T = logits_TV.logsumexp(dim=-1)
+            nll.append((total_T - logits_TV.gather(1, self.targets[row][:, None])[:, 0]).double().sum())
+            # sum p (log p - log q), with log q = logit - total: the clean half is known already.
+            cross_T = total_T - torch.linalg.vecdot(self.probabilities[row], logits_TV)
+            # fp32 rounding can make a tiny divergence negative; a divergence is not.
+            kl.append((self.minus_entropy[row] + cross_T).clamp_min(0).double().sum())
+        return torch.stack(kl).cpu().numpy(), torch.stack(nll).cpu().numpy()

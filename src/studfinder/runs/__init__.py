@@ -1,0 +1,16 @@
+"""Run folder, provenance, atomic writes."""
+
+from studfinder.runs.atomic import write_bytes, write_text
+from studfinder.runs.folder import RunFolder, find_findings, open_run
+from studfinder.runs.provenance import key_of, now, versions
+
+__all__ = [
+    "RunFolder",
+    "find_findings",
+    "key_of",
+    "now",
+    "open_run",
+    "versions",
+    "write_bytes",
+    "write_text",
+]

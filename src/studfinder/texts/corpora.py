@@ -1,0 +1,69 @@
+"""Evaluation texts: from STUDFINDER_DATA, from a file, or from the hub by name. The source is always said."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from studfinder.errors import StudfinderError
+
+_LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt"}
+_HUB = {
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    "c4": ("allenai/c4", "en", "validation"),
+}
+
+
+def corpus(name: str | Path) -> tuple[str, list[str]]:
+    """A text by name or path: its name with where it came from, and its documents.
+
+    Names are looked up in the folder STUDFINDER_DATA, then on the Hugging Face hub.
+
+    Raises:
+        StudfinderError: it is in none of these places; there is no silent substitute.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _file(path)
+    key = str(name)
+    if key not in _LOCAL:
+        raise StudfinderError(f"there is no text {key!r}", expected="proof, " + ", ".join(_LOCAL) + ", or a file")
+    folder = os.environ.get("STUDFINDER_DATA")
+    local = Path(folder) / _LOCAL[key] if folder else None
+    if local is not None and local.is_file():
+        return f"{key} (STUDFINDER_DATA)", _file(local)[1]
+    return f"{key} (hub)", _hub(key)
+
+
+def _file(path: Path) -> tuple[str, list[str]]:
+    try:
+        content = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            documents = [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
+        else:
+            # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
+            documents = [line for line in content.split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise StudfinderError(f"text {path} cannot be read ({error})") from None
+    if not documents:
+        raise StudfinderError(f"text {path} is empty", expected="some text")
+    return path.name, documents
+
+
+def _hub(key: str) -> list[str]:
+    advice = "Set STUDFINDER_DATA to a folder that holds it, or pip install datasets where there is network"
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise StudfinderError(f"text {key!r} is not here", do=advice) from None
+    repository, config, split = _HUB[key]
+    try:
+        rows = load_dataset(repository, config, split=split, streaming=key == "c4")
+        texts = (row["text"] for row in rows)
+        found = [text for text, _ in zip(texts, range(5000), strict=False)] if key == "c4" else list(texts)
+    except Exception as error:
+        raise StudfinderError(
+            f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice
+        ) from None
+    return [text for text in found if text.strip()]

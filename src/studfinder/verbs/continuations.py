@@ -1,0 +1,58 @@
+"""The same prompt continued by the clean model, without one weight, and without another of the same size."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from studfinder.edits import Edit, Weights, edited, matched_controls, zero
+from studfinder.models import LM
+from studfinder.records import Continuation, SuperWeight
+from studfinder.texts import Text, encode
+
+PROMPT = "The old lighthouse keeper climbed the stairs every evening because"
+_NEW = 40
+
+
+def continuations(
+    lm: LM, weight: SuperWeight, encoded: Sequence[Sequence[int]], *, bos: bool | None = None
+) -> tuple[Continuation, ...]:
+    """Three greedy continuations of PROMPT, 40 tokens each.
+
+    The control is drawn (fixed seed) from the ten weights of the same matrix that are nearest in |w|.
+    """
+    ids = encode(lm, [Text("continuation", PROMPT)], bos=bos)[0][0]
+    nearest = matched_controls(lm, weight, encoded[weight.prompt])[:10]
+    control = random.Random(0).choice(nearest)
+    cases: list[tuple[str, tuple[Edit, ...]]] = [
+        ("clean", ()),
+        (f"without {weight}", zero(weight)),
+        (f"without a random weight of the same size: {_name(weight, control)}", zero(control)),
+    ]
+    return tuple(Continuation(label=label, text=_greedy(lm, ids, edits)) for label, edits in cases)
+
+
+def _greedy(lm: LM, ids: list[int], edits: tuple[Edit, ...]) -> str:
+    with edited(lm, edits) if edits else nullcontext():
+        with torch.no_grad():
+            output = lm.model.generate(
+                torch.tensor([ids], device=lm.device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=lm.device),
+                max_new_tokens=_NEW,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=0,
+            )
+    assert lm.tokenizer is not None
+    return str(lm.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def _name(weight: SuperWeight, control: Weights) -> str:
+    index = ", ".join(map(str, control.entries[0]))
+    return f"layers.{weight.layer} {control.parameter.rpartition('mlp.')[2]}[{index}]"

@@ -1,0 +1,48 @@
+"""What every test shares: one thread a worker, quiet libraries, a cache of its own, and where the large things are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+import transformers
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder, so that a unit test neither reads nor writes the user's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("STUDFINDER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of evaluation texts."""
+    given = os.environ.get("STUDFINDER_DATA")
+    if not given:
+        pytest.skip("STUDFINDER_DATA is not set")
+    if not Path(given).is_dir():
+        pytest.skip(f"STUDFINDER_DATA is {given}, which is no folder")
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
+def small_models() -> Path:
+    """The folder of checkpoints that come beside the evaluation texts."""
+    given = os.environ.get("STUDFINDER_MODELS")
+    data = os.environ.get("STUDFINDER_DATA")
+    folder = Path(given) if given else Path(data).parent / "models" if data else None
+    if folder is None or not folder.is_dir():
+        pytest.skip("there is no folder of checkpoints: set STUDFINDER_MODELS")
+    return folder

@@ -1,0 +1,101 @@
+"""The main job on real models: what is known of each is what a scan says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+import studfinder as sf
+from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
+from studfinder.texts import default_prompts, encode
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> sf.LM:
+    return sf.load("smollm2")
+
+
+@pytest.fixture(scope="module")
+def findings(smollm2) -> sf.Findings:
+    return sf.scan(smollm2)
+
+
+def test_the_super_weight_of_smollm2_comes_first(smollm2, findings):
+    best = findings.super_weights[0]
+    assert str(best) == "layers.11 down_proj[507, 1229]"
+    assert best.share == pytest.approx(0.74, abs=0.03)
+    assert smollm2.model.get_parameter(best.parameter)[best.index].item() == best.value
+
+
+def test_its_massive_activation_is_dim_507_at_the_first_token(findings):
+    top = max(findings.massive_activations, key=lambda entry: abs(entry.value))
+    assert (top.dim, top.position, top.token_class) == (507, 0, "first")
+    assert abs(top.value) > 20_000
+    assert findings.summary.enters == 11
+
+
+def test_massive_values_are_in_q_and_k_and_hardly_in_v(findings):
+    layers = {tensor: {e.layer for e in findings.massive_values if e.tensor == tensor} for tensor in ("query", "key")}
+    assert layers["query"] == set(range(30))
+    assert layers["key"] >= set(range(1, 30))
+    entries = Counter(entry.tensor for entry in findings.massive_values)
+    assert entries["value"] < 0.05 * entries["query"]
+
+
+def test_its_record_says_what_it_is(findings):
+    assert (findings.model.dtype, findings.prompts.bos, findings.nonfinite) == ("bfloat16", False, ())
+    assert "Q4_1 weights expanded to bf16" in findings.model.origin
+    assert len(findings.attention_sinks) > 100
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_reading_it_changes_no_bit(attention):
+    lm = sf.load("smollm2", attention=attention)
+    encoded, _ = encode(lm, default_prompts()[:3])
+    pad = lm.model.config.pad_token_id or 0
+    width = max(map(len, encoded))
+    ids = torch.tensor([[pad] * (width - len(e)) + e for e in encoded])
+    mask = torch.tensor([[0] * (width - len(e)) + [1] * len(e) for e in encoded])
+    seen: list = []
+    with torch.no_grad():
+        clean = lm.model(input_ids=ids, attention_mask=mask).logits
+        with tapped(lm, read={event: [seen.append] for event in (AttentionCall, BlockOutput, WriterCall)}):
+            read = lm.model(input_ids=ids, attention_mask=mask).logits
+    assert lm.dtype == torch.bfloat16
+    assert torch.equal(clean.view(torch.int16), read.view(torch.int16))
+    assert len(seen) == 1 + 3 * 30
+
+
+def test_its_results_do_not_depend_on_the_batch_size(smollm2):
+    prompts = default_prompts()[:4]
+    one, four = (sf.scan(smollm2, prompts=prompts, batch_size=size) for size in (1, 4))
+    assert str(one.super_weights[0]) == str(four.super_weights[0])
+    tops = [max(found.massive_activations, key=lambda e: abs(e.value)) for found in (one, four)]
+    assert tops[0].dim == tops[1].dim
+    assert tops[0].value == pytest.approx(tops[1].value, rel=0.02)
+
+
+def test_a_tiny_story_teller_has_none_of_the_three(small_models):
+    folder = small_models / "stories260k"
+    if not folder.is_dir():
+        pytest.skip("stories260k is not there")
+    found = sf.scan(sf.load(folder))
+    assert found.super_weights == ()
+    assert found.massive_activations == ()
+    assert [entry for entry in found.massive_values if entry.tensor != "value"] == []
+    assert found.summary.nearest_super_weight is not None
+    assert found.prompts.total > 100
+
+
+def test_gemma_is_read_with_its_bos_and_its_qk_norm():
+    lm = sf.load("gemma3-270m")
+    found = sf.scan(lm, prompts=default_prompts()[:3])
+    assert found.prompts.bos
+    assert (found.model.architecture, found.model.dtype) == ("gemma3_text", "bfloat16")
+    assert found.nonfinite == ()
+    assert max(abs(entry.value) for entry in found.massive_activations) > 10_000
+    assert [entry.layers for entry in found.summary.massive_values] == [18, 18, 18]
