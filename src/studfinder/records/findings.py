@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from studfinder.records.interval import Interval
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
+if TYPE_CHECKING:
+    import pandas
+
 Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
+ListName = Literal["super_weights", "massive_activations", "massive_values", "attention_sinks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,3 +251,16 @@ class Findings:
     def proven(self) -> tuple[SuperWeight, ...]:
         """The super weights whose removal was shown to matter."""
         return tuple(w for w in self.super_weights if w.verdict in ("proven", "proven-jointly"))
+
+    def to_frame(self, of: ListName = "super_weights") -> pandas.DataFrame:
+        """One of the four lists as a pandas DataFrame, a row an entry; an effect becomes columns `kl`, `kl_low` and so
+        on. Raises StudfinderError if pandas is not installed, or for another name."""
+        from studfinder.records.frame import frame_of
+
+        return frame_of(self, of)
+
+    def _repr_html_(self) -> str:
+        """A few lines for a notebook."""
+        from studfinder.records.notebook import html_of
+
+        return html_of(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from studfinder.records import Findings
+from studfinder.records import Findings, SuperWeight
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -54,3 +54,25 @@ def verdict_sentence(findings: Findings) -> str:
     if not found:
         return "None of the three was found: no super weight, no massive activation, no massive value of Q or K."
     return "What stands out: " + "; ".join(found) + "."
+
+
+def brief(weight: SuperWeight) -> str:
+    """'L11 [507, 1229]', for the rows of a figure."""
+    expert = "" if weight.expert is None else f"e{weight.expert} "
+    return f"L{weight.layer} {expert}[{weight.row}, {weight.col}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to read: 21,624, 0.0123, 5.88."""
+    if value is None:
+        return "–"
+    if value != value or abs(value) == float("inf"):
+        return str(value)
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    """73%"""
+    return "–" if value is None else f"{value:.0%}"

@@ -25,7 +25,7 @@ from studfinder.detectors.massive_values import (
 )
 from studfinder.detectors.published import published_for
 from studfinder.detectors.super_weights import SuperWeights
-from studfinder.models import LM, content_hash, model_card
+from studfinder.models import LM, content_hash, model_card, rotary_of
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary, to_json
 from studfinder.runs import key_of, now, open_run, versions, write_bytes, write_text
@@ -215,7 +215,7 @@ def run_scan(
     )
     findings = replace(findings_of(plan, observation, run), **tested)
     if folder is not None:
-        _write(folder.path, findings, profile_of(observation))
+        _write(folder.path, findings, profile_of(observation, plan.model.train_length))
     return findings, folder.path if folder else None
 
 
@@ -322,11 +322,12 @@ def _value_summary(plan: ScanPlan, seen: Observation, tensor: str) -> MassiveVal
     )
 
 
-def profile_of(seen: Observation) -> dict[str, torch.Tensor]:
+def profile_of(seen: Observation, train_length: int) -> dict[str, torch.Tensor]:
     """Arrays from which every figure can be redrawn, and which can weigh a quantiser.
 
     `norm.query` (L,H,D) and its kin hold M, with `norm.query.layers` naming the layers of models that have some
-    without attention; `residual.*` (L+1, ...) start at the embedding; `spike.*` (L,) are the FFN traces.
+    without attention; `rotary.never_turns` (L,D) is 1 where a dim never completes a turn within `train_length` tokens
+    and 2 in layers without RoPE; `residual.*` (L+1, ...) start at the embedding; `spike.*` (L,) are the FFN traces.
     """
     profile: dict[str, torch.Tensor] = {}
     for tensor in TENSORS:
@@ -334,6 +335,11 @@ def profile_of(seen: Observation) -> dict[str, torch.Tensor]:
         if layers:
             profile[f"norm.{tensor}"] = torch.stack([seen.values.norm_HD(tensor, layer) for layer in layers]).float()
             profile[f"norm.{tensor}.layers"] = torch.tensor(layers)
+    rotary = [rotary_of(seen.lm, layer) for layer in seen.values.layers("query")]
+    if any(rotary):
+        none = (2,) * seen.lm.anatomy.head_dim
+        flags = [none if facts is None else facts.never_turns(train_length) for facts in rotary]
+        profile["rotary.never_turns"] = torch.tensor(flags, dtype=torch.uint8)
     residual = [seen.activations.layers[layer] for layer in sorted(seen.activations.layers)]
     k = max(len(layer.top.entries) for layer in residual)
     values, where = torch.full((len(residual), k), float("nan")), torch.full((len(residual), k, 3), -1)
@@ -361,7 +367,10 @@ def profile_of(seen: Observation) -> dict[str, torch.Tensor]:
 def _write(folder: Path, findings: Findings, profile: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
+    from studfinder.verbs.report import write_report
+
     write_bytes(folder / "profile.safetensors", lambda path: save_file(profile, path))
+    write_report(folder, findings, {name: tensor.numpy() for name, tensor in profile.items()})
     write_text(folder / "findings.json", to_json(findings, indent=1))  # last: it marks the run as complete
 
 

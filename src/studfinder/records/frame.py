@@ -1,0 +1,52 @@
+"""Findings as a pandas DataFrame; pandas is optional."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, get_args
+
+from studfinder.errors import StudfinderError
+from studfinder.records.findings import (
+    AttentionSink,
+    Findings,
+    ListName,
+    MassiveActivation,
+    MassiveValue,
+    SuperWeight,
+)
+from studfinder.records.interval import Interval
+
+if TYPE_CHECKING:
+    import pandas
+
+_ENTRIES: dict[str, type] = {
+    "super_weights": SuperWeight,
+    "massive_activations": MassiveActivation,
+    "massive_values": MassiveValue,
+    "attention_sinks": AttentionSink,
+}
+
+
+def frame_of(findings: Findings, of: ListName = "super_weights") -> pandas.DataFrame:
+    """One list as a frame with a column a field, also when it is empty."""
+    if of not in _ENTRIES:
+        raise StudfinderError(f"findings have no list {of!r}", expected=", ".join(get_args(ListName)))
+    try:
+        import pandas
+    except ImportError:
+        raise StudfinderError("to_frame() needs pandas", do="Install it: pip install studfinder[frames]") from None
+    rows = [_row(entry) for entry in getattr(findings, of)]
+    names = [field.name for field in dataclasses.fields(_ENTRIES[of]) if field.name != "effect"]
+    more = list(dict.fromkeys(name for row in rows for name in row if name not in names))
+    return pandas.DataFrame(rows, columns=[*names, *more])
+
+
+def _row(entry: Any) -> dict[str, Any]:
+    row = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name != "effect"}
+    effect = getattr(entry, "effect", None)
+    if effect is not None:
+        for field in dataclasses.fields(effect):
+            value = getattr(effect, field.name)
+            if isinstance(value, Interval):
+                row |= {field.name: value.value, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+    return row

@@ -1,0 +1,72 @@
+"""What to keep in mind about these numbers."""
+
+from __future__ import annotations
+
+from studfinder.records import Findings
+from studfinder.report.words import count
+
+
+def caveats(findings: Findings) -> list[tuple[str, str]]:
+    """(what it is about, a sentence or two), always the same subjects, so that reports compare."""
+    prompts, model, at = findings.prompts, findings.model, findings.summary.thresholds
+    begins = (
+        "Every prompt began with the BOS token"
+        if prompts.bos
+        else "No prompt began with a BOS token (this tokenizer adds none, or it was taken away)"
+    )
+    template = "a chat template was applied" if prompts.chat_template else "no chat template was applied"
+    notes = [
+        (
+            "first token",
+            f"{begins}; {template}. Massive activations and sinks usually sit on the first token: both may move "
+            "when this changes.",
+        ),
+        (
+            "prompts",
+            f"All statistics come from {count(len(prompts.tokens), 'prompt')} ({prompts.id}, "
+            f"{prompts.total:,} tokens). Other text can reach other channels; what never fired here was not seen.",
+        ),
+        (
+            "dtype",
+            f"The model ran in {model.dtype}. Sizes differ by a rounding step in another dtype, and an entry near "
+            "a threshold can change sides.",
+        ),
+        (
+            "massive values",
+            f"λ = {at.get('lam', 5):g} times the head's own mean. How many entries pass depends on the "
+            "head dim, so counts compare between models of the same head dim only.",
+        ),
+        (
+            "never turning dims",
+            f"Judged by a training length of {model.train_length:,} tokens ({model.train_length_source}).",
+        ),
+        ("verdicts", _proof(findings)),
+    ]
+    if findings.nonfinite:
+        sites = ", ".join(findings.nonfinite[:8]) + (" and more" if len(findings.nonfinite) > 8 else "")
+        notes.insert(0, ("overflow", f"inf or NaN appeared at {sites}: those numbers are left out."))
+    if findings.summary.unreadable:
+        names = ", ".join(findings.summary.unreadable[:4])
+        notes.insert(
+            0,
+            (
+                "not searched",
+                f"{count(len(findings.summary.unreadable), 'matrix', 'matrices')} could not be "
+                f"read entry by entry (quantised): {names}.",
+            ),
+        )
+    return notes
+
+
+def _proof(findings: Findings) -> str:
+    proof = findings.proof
+    if proof is None:
+        return "Nothing was tested: a candidate is a guess until the model has been run without it."
+    text = (
+        f"{count(proof.tested, 'candidate')} tested on our own text {proof.text} ({count(proof.windows, 'window')}, "
+        f"{proof.tokens:,} tokens; clean perplexity {proof.clean_perplexity:.3g}), at level {proof.level:.4g} each, "
+        f"floor {proof.floor:g} nats. Proven on this text means proven on this text."
+    )
+    if proof.skipped:
+        text += f" {count(proof.skipped, 'weaker candidate')} beyond the cap stayed untested."
+    return text

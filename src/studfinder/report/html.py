@@ -1,0 +1,131 @@
+"""report.html: findings and arrays to one file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from studfinder.records import Findings
+from studfinder.report import figures, tables
+from studfinder.report.caveats import caveats
+from studfinder.report.comparison import rows as comparison_rows
+from studfinder.report.profile import Profile, pack
+from studfinder.report.snippets import as_keep, as_python
+from studfinder.report.style import NARROW, WIDE, inline_svg
+from studfinder.report.words import count, number, percent, token, verdict_sentence
+
+_STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
+_TITLES = {
+    "effects": "Effect of each super weight against its controls",
+    "scores": "How far the candidates stand out",
+    "depth": "Massive activations by depth",
+    "spikes": "Input and output spikes of down_proj by layer",
+}
+
+
+def page(findings: Findings, profile: Profile, *, folder: str = "") -> str:
+    """The report of one scan as HTML.
+
+    Args:
+        findings: what a scan found, proved or not.
+        profile: the arrays of `profile.safetensors`.
+        folder: the run folder as a user would type it, for the copied `--keep`.
+    """
+    data = pack(profile)
+    at = findings.summary.thresholds
+    data |= {"lam": at.get("lam", 5.0), "sinkThreshold": at.get("sink", 0.3)}
+    charts = figures.available(findings, profile)
+    return _render(
+        "page.html",
+        f=findings,
+        verdict=verdict_sentence(findings),
+        data=data,
+        charts={name: _chart(name, findings, profile) if name in charts else None for name in _STATIC},
+        describe={name: figures.describe(name, findings, profile) for name in charts},
+        controls=_controls(findings),
+        layers=_layers(data),
+        start=_start(findings, data),
+        searched=tables.searched(findings),
+        weights=[(weight, as_python(findings, (weight,))) for weight in tables.ranked(findings)],
+        activations=tables.activations(findings),
+        python=as_python(findings, findings.proven or findings.super_weights),
+        keep=as_keep(folder),
+        caveats=caveats(findings),
+    )
+
+
+def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
+    """Several scans side by side as HTML: (name, findings, profile) each."""
+    charts = []
+    for place, (name, findings, profile) in enumerate(runs):
+        if "depth" in figures.available(findings, profile):
+            charts.append((name, _svg("depth", findings, profile, NARROW, "chart", f"run{place}-depth")))
+    return _render(
+        "comparison.html",
+        names=[name for name, _, _ in runs],
+        rows=comparison_rows([findings for _, findings, _ in runs]),
+        verdicts=[(name, verdict_sentence(findings)) for name, findings, _ in runs],
+        charts=charts,
+    )
+
+
+def _render(template: str, **context: object) -> str:
+    environment = Environment(
+        loader=PackageLoader("studfinder.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
+    css, script = _read("page.css"), _read("page.js")
+    # The page may run this one script and load nothing: a browser refuses what a prompt might smuggle in.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    return environment.get_template(template).render(
+        css=Markup(css),
+        script=Markup(script),
+        policy=policy,
+        **context,
+    )
+
+
+def _read(name: str) -> str:
+    return files("studfinder.report").joinpath(f"templates/{name}").read_text("utf-8")
+
+
+def _chart(name: str, findings: Findings, profile: Profile) -> Markup:
+    """The same drawing for a wide screen and for a phone; the style sheet shows one."""
+    wide = _svg(name, findings, profile, WIDE, "chart wide", f"{name}-wide")
+    return wide + _svg(name, findings, profile, NARROW, "chart narrow", f"{name}-narrow")
+
+
+def _svg(name: str, findings: Findings, profile: Profile, width: int, css: str, unique: str) -> Markup:
+    figure = figures.draw(name, findings, profile, width=width)
+    description = figures.describe(name, findings, profile)
+    return inline_svg(figure, name=unique, title=_TITLES[name], description=description, css=css)
+
+
+def _controls(findings: Findings) -> str:
+    sizes = {len(weight.effect.control_kls) for weight in findings.super_weights if weight.effect is not None}
+    return count(max(sizes, default=0), "control weight")
+
+
+def _layers(data: dict) -> list[int]:
+    """Every layer that the slider can show."""
+    return sorted({layer for tensor in data["maps"] for layer in tensor["layers"]})
+
+
+def _start(findings: Findings, data: dict) -> int:
+    """Where the slider stands first: the layer with the most massive values of Q and K."""
+    layers = _layers(data)
+    counts = dict.fromkeys(layers, 0)
+    for entry in findings.massive_values:
+        if entry.layer in counts and entry.tensor != "value":
+            counts[entry.layer] += 1
+    return layers.index(max(counts, key=lambda layer: counts[layer])) if counts else 0

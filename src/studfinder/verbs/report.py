@@ -1,0 +1,92 @@
+"""report: draw the page and the figures of finished scans again, or set several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from studfinder.errors import StudfinderError
+from studfinder.records import Findings, read_record
+from studfinder.report import figures
+from studfinder.report.html import comparison_page, page
+from studfinder.report.profile import Profile
+from studfinder.report.style import save
+from studfinder.runs import find_findings, write_bytes, write_text
+
+
+class Run(NamedTuple):
+    """A finished scan: its folder, findings and arrays."""
+
+    folder: Path
+    findings: Findings
+    profile: Profile
+
+
+def report(paths: Sequence[str | Path] | str | Path, *, out: str | Path | None = None) -> tuple[list[Run], Path | None]:
+    """Draw one report again, or several scans side by side.
+
+    Args:
+        paths: run folders of scans, or their findings.json files.
+        out: where to write; the default is the run's own folder, and nowhere for several runs.
+
+    Returns:
+        the runs, and the page that was written, if any.
+
+    Raises:
+        StudfinderError: no runs, a folder without findings or arrays, `out` is a file.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not paths:
+        raise StudfinderError("there are no runs", expected="the folder of at least one scan")
+    runs = [read_run(Path(path)) for path in paths]
+    folder = Path(out) if out is not None else runs[0].folder if len(runs) == 1 else None
+    if folder is None:
+        return runs, None
+    if folder.exists() and not folder.is_dir():
+        raise StudfinderError(f"--out {folder} is a file", expected="a folder, or a name that does not exist yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(runs) == 1:
+        return runs, write_report(folder, runs[0].findings, runs[0].profile, run=runs[0].folder)
+    named = [(name, run.findings, run.profile) for name, run in zip(names_of(runs), runs, strict=True)]
+    write_text(folder / "report.html", comparison_page(named))
+    return runs, folder / "report.html"
+
+
+def read_run(path: Path) -> Run:
+    """A finished scan from its folder or its findings.json."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = find_findings(path)
+    arrays = file.parent / "profile.safetensors"
+    try:
+        profile = load_file(arrays)
+    except (OSError, SafetensorError):
+        raise StudfinderError(
+            f"{arrays} is missing or not readable", expected="the arrays that the scan wrote", do="Scan again"
+        ) from None
+    return Run(file.parent, read_record(Findings, file), profile)
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """A name a column: the model, with the folder where models repeat."""
+    ids = [run.findings.model.id for run in runs]
+    return [name if ids.count(name) == 1 else f"{name} ({run.folder})" for name, run in zip(ids, runs, strict=True)]
+
+
+def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Path | None = None) -> Path:
+    """Write figure-*.png, figure-*.svg and report.html; returns the page. `run` is the folder that it tells of, if that
+    is not `folder`."""
+    drawn = figures.available(findings, profile)
+    for name in drawn:
+        figure = figures.draw(name, findings, profile)
+        for kind in ("png", "svg"):
+            write_bytes(folder / f"figure-{name}.{kind}", partial(save, figure, kind=kind, name=name))
+    for name in figures.REGISTRY:
+        if name not in drawn:  # of an earlier scan into this folder, with other results
+            for kind in ("png", "svg"):
+                (folder / f"figure-{name}.{kind}").unlink(missing_ok=True)
+    write_text(folder / "report.html", page(findings, profile, folder=str(run or folder)))
+    return folder / "report.html"
