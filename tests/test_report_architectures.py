@@ -20,7 +20,9 @@ def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
     encoded = token_ids(2, 12).tolist()
     prompts = PromptCard(id="given", hash="", names=("one", "two"), tokens=(12, 12), bos=False)
-    plan = ScanPlan(lm, model_card(lm, "0" * 64, None), prompts, encoded, Thresholds())
+    plan = ScanPlan(
+        lm, model_card(lm, "0" * 64, None), prompts, encoded, Thresholds(), bos=None, prove=False, iterative=False
+    )
     run_scan(plan, out=tmp_path / "run")
     run = read_run(tmp_path / "run")
     html = (run.folder / "report.html").read_text("utf-8")
