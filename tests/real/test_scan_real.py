@@ -21,7 +21,22 @@ def smollm2() -> sf.LM:
 
 @pytest.fixture(scope="module")
 def findings(smollm2) -> sf.Findings:
+    """The whole scan, proof included: the slowest fixture of the suite."""
     return sf.scan(smollm2)
+
+
+def test_its_super_weight_is_proven_and_the_look_alike_is_not(findings):
+    best = findings.super_weights[0]
+    assert best.verdict == "proven"
+    assert best.effect.perplexity_ratio.low > 3
+    assert len(best.effect.control_kls) == 20
+    assert best.effect.kl.low > max(best.effect.control_kls)
+    late = [weight for weight in findings.super_weights if weight.layer >= 28]
+    assert late
+    assert all(weight.verdict not in ("proven", "proven-jointly") for weight in late)
+    clean, without, control = (continuation.text for continuation in findings.continuations)
+    assert clean == control
+    assert clean != without
 
 
 def test_the_super_weight_of_smollm2_comes_first(smollm2, findings):
@@ -72,7 +87,7 @@ def test_reading_it_changes_no_bit(attention):
 
 def test_its_results_do_not_depend_on_the_batch_size(smollm2):
     prompts = default_prompts()[:4]
-    one, four = (sf.scan(smollm2, prompts=prompts, batch_size=size) for size in (1, 4))
+    one, four = (sf.scan(smollm2, prompts=prompts, batch_size=size, prove=False) for size in (1, 4))
     assert str(one.super_weights[0]) == str(four.super_weights[0])
     tops = [max(found.massive_activations, key=lambda e: abs(e.value)) for found in (one, four)]
     assert tops[0].dim == tops[1].dim
@@ -89,11 +104,12 @@ def test_a_tiny_story_teller_has_none_of_the_three(small_models):
     assert [entry for entry in found.massive_values if entry.tensor != "value"] == []
     assert found.summary.nearest_super_weight is not None
     assert found.prompts.total > 100
+    assert found.proven == ()
 
 
 def test_gemma_is_read_with_its_bos_and_its_qk_norm():
     lm = sf.load("gemma3-270m")
-    found = sf.scan(lm, prompts=default_prompts()[:3])
+    found = sf.scan(lm, prompts=default_prompts()[:3], prove=False)
     assert found.prompts.bos
     assert (found.model.architecture, found.model.dtype) == ("gemma3_text", "bfloat16")
     assert found.nonfinite == ()

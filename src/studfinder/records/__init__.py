@@ -14,7 +14,7 @@ from studfinder.records.findings import (
     SuperWeight,
 )
 from studfinder.records.interval import Interval
-from studfinder.records.json import from_json, read_record, to_json, to_plain
+from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "SuperWeight",
     "from_json",
     "read_record",
+    "schema",
     "to_json",
     "to_plain",
 ]

@@ -30,6 +30,11 @@ def _make_adapter(kind: Any) -> TypeAdapter:
     return TypeAdapter(kind)
 
 
+def schema(kind: type) -> dict[str, Any]:
+    """The JSON Schema of a record, as published in docs/schema/."""
+    return _adapter(kind).json_schema()
+
+
 def to_plain(record: Any) -> Any:
     """A record as dicts, lists and numbers that `json.dumps` takes as they are."""
     return json.loads(to_json(record))
