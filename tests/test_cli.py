@@ -38,7 +38,9 @@ def test_a_scan_prints_a_screen_and_leaves_a_complete_run(model, tmp_path, capsy
     assert "None of the three was found" in printed.out
     assert "1 prompt" in printed.out
     assert "7 tokens, BOS first" in printed.out
-    assert sorted(path.name for path in out.iterdir()) == ["findings.json", "profile.safetensors", "run.json"]
+    left = {path.name for path in out.iterdir()}
+    assert {"findings.json", "profile.safetensors", "report.html", "run.json"} <= left
+    assert not [name for name in left if name.startswith(".")]
     findings = read_record(Findings, out / "findings.json")
     assert (findings.model.architecture, findings.prompts.bos, findings.prompts.tokens) == ("llama", True, (7,))
     profile = load_file(out / "profile.safetensors")
@@ -175,7 +177,7 @@ def test_an_interruption_exits_with_130(model, monkeypatch, capsys):
 def test_an_interrupted_scan_is_taken_up_again(model, tmp_path, monkeypatch, capsys):
     arguments = ["scan", str(model), "--out", str(tmp_path / "mine"), "--prompt", PROMPT]
     with monkeypatch.context() as patched:
-        patched.setattr("studfinder.verbs.scan.profile_of", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("studfinder.verbs.scan.profile_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(arguments) == 130
     assert not (tmp_path / "mine" / "findings.json").exists()
     assert run(arguments) == 0

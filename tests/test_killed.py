@@ -21,7 +21,8 @@ def _scan(out: Path) -> None:
     run_scan(plan_scan(lm), out=out)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.real  # fifty scans take their time
+@pytest.mark.timeout(600)
 def test_fifty_kills(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     _scan(tmp_path / "whole")
