@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
@@ -37,8 +36,8 @@ def test_its_super_weight_is_proven_and_the_look_alike_is_not(findings):
     assert all(weight.verdict not in ("proven", "proven-jointly") for weight in late)
     clean, without, control = (continuation.text for continuation in findings.continuations)
     # A control may change a word; the super weight changes everything from the start.
-    assert len(os.path.commonprefix([clean, control])) > 60
-    assert len(os.path.commonprefix([clean, without])) < 10
+    assert clean[:60] == control[:60]
+    assert clean[:10] != without[:10]
 
 
 def test_the_super_weight_of_smollm2_comes_first(smollm2, findings):
