@@ -5,8 +5,9 @@
 Makes an environment for each peer under build/peers (once; torch is pinned to the version installed here), hands every
 library the same model folder and the same token ids, and prints one table. Times are taken in turns: one prompt goes
 through the plain pass and every row of the library, in rotating order, in one process; the ratio is the median over
-all turns with a bootstrap interval. Peak memory is that of a fresh process a row, over that of a fresh process in the
-same environment which imports the library but runs only plain passes. `child.py` holds the calls.
+all turns with a bootstrap interval. Peak memory (resident, after loading; Linux) is that of a fresh process a row, over
+that of a fresh process in the same environment which imports the library but runs only plain passes. `child.py` holds
+the calls.
 """
 
 from __future__ import annotations
