@@ -17,7 +17,7 @@ from studfinder.sites.tap import tapped
 def capture(
     lm: LM, input_ids: torch.Tensor, sites: Iterable[Site | str], attention_mask: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """One forward pass; returns copies of the named tensors by site name.
+    """One forward pass; returns the named tensors by site name, as they were when the model showed them.
 
     Args:
         input_ids: token ids (B,T).
@@ -28,14 +28,26 @@ def capture(
         StudfinderError: a site is not in this model, or the forward pass did not reach it (an expert nobody
             chose, say): never an empty result.
     """
+    sites = list(sites)
+    found, changed = _run(lm, input_ids, sites, attention_mask, copy=False)
+    # Holding on to a tensor costs nothing; only a model that writes into its own activations makes copies needed.
+    return _run(lm, input_ids, sites, attention_mask, copy=True)[0] if changed else found
+
+
+def _run(
+    lm: LM, input_ids: torch.Tensor, sites: Iterable[Site | str], attention_mask: torch.Tensor | None, *, copy: bool
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors, and whether the model wrote into one after showing it."""
     wanted = [site if isinstance(site, Site) else Site.parse(site) for site in sites]
     for site in wanted:
         site.check(lm)
     kept: dict[str, torch.Tensor] = {}
+    versions: dict[str, int] = {}
 
     def keep(site: Site, tensor: torch.Tensor | None) -> None:
         if tensor is not None and site in wanted:
-            kept[str(site)] = tensor.detach().clone()
+            kept[str(site)] = tensor.detach().clone() if copy else tensor.detach()
+            versions[str(site)] = kept[str(site)]._version
 
     def on_block(event: BlockOutput) -> None:
         keep(Site("embedding") if event.layer < 0 else Site("residual", event.layer), event.hidden_BTC)
@@ -73,4 +85,4 @@ def capture(
     missed = [str(site) for site in wanted if str(site) not in kept]
     if missed:
         raise StudfinderError(f"the forward pass did not reach {', '.join(missed)}")
-    return kept
+    return kept, any(kept[name]._version != version for name, version in versions.items())
