@@ -1,7 +1,19 @@
 """One score a file; sweep.py runs many edits and shares the work."""
 
 from studfinder.measures.perplexity import perplexity
-from studfinder.measures.scores import Scores
+from studfinder.measures.registry import REGISTRY, Measure, measure_named
+from studfinder.measures.scores import Scores, compare, scored
 from studfinder.measures.sweep import Effects, next_token, sweep
 
-__all__ = ["Effects", "Scores", "next_token", "perplexity", "sweep"]
+__all__ = [
+    "REGISTRY",
+    "Effects",
+    "Measure",
+    "Scores",
+    "compare",
+    "measure_named",
+    "next_token",
+    "perplexity",
+    "scored",
+    "sweep",
+]

@@ -71,7 +71,21 @@ def perplexity(
         interval=interval,
         items={"nll": tuple(nll.tolist()), "tokens": tuple(weights.tolist())},
         text=f"{name} {digest}",
+        better="lower",
     )
+
+
+def perplexity_of(
+    lm: LM,
+    text: str = "proof",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Perplexity as a scorecard takes it: windows of 512 tokens (256 for our proof text, which is short), at most
+    `limit` of them; nothing is drawn at random, so `seed` changes nothing."""
+    return perplexity(lm, text, window=256 if text == "proof" else 512, limit=limit, progress=progress)
 
 
 def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:

@@ -13,12 +13,13 @@ from studfinder.records.findings import (
     Summary,
     SuperWeight,
 )
-from studfinder.records.interval import Interval
+from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 __all__ = [
     "AttentionSink",
+    "Comparison",
     "Continuation",
     "Effect",
     "Findings",

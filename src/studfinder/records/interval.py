@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +27,24 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What changed between two runs on the same items.
+
+    Attributes:
+        kind: "ratio" (after / before, of perplexities) or "difference" (after - before, of means).
+        interval: of the change, paired within items.
+        p: exact two-sided McNemar test where items are right or wrong; None elsewhere.
+    """
+
+    kind: Literal["ratio", "difference"]
+    interval: Interval
+    p: float | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the interval leaves out no change."""
+        none = 1.0 if self.kind == "ratio" else 0.0
+        return not self.interval.low <= none <= self.interval.high

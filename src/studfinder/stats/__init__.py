@@ -2,8 +2,18 @@
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 from studfinder.stats.histogram import AbsHistogram
-from studfinder.stats.paired import ratio_interval
+from studfinder.stats.paired import mcnemar, mean_interval, ratio_interval
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
 
-__all__ = ["INF", "AbsHistogram", "SumOfSquares", "TopK", "magnitude_bits", "ratio_interval", "to_bits"]
+__all__ = [
+    "INF",
+    "AbsHistogram",
+    "SumOfSquares",
+    "TopK",
+    "magnitude_bits",
+    "mcnemar",
+    "mean_interval",
+    "ratio_interval",
+    "to_bits",
+]
