@@ -15,10 +15,12 @@ from studfinder.records.findings import (
 )
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
+from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 __all__ = [
     "AttentionSink",
+    "Cell",
     "Comparison",
     "Continuation",
     "Effect",
@@ -27,13 +29,17 @@ __all__ = [
     "MassiveActivation",
     "MassiveValue",
     "MassiveValueSummary",
+    "Measured",
     "ModelCard",
     "PromptCard",
     "Proof",
     "PublishedWeight",
+    "Result",
     "RunCard",
+    "Scorecard",
     "Summary",
     "SuperWeight",
+    "Table",
     "from_json",
     "read_record",
     "schema",

@@ -40,7 +40,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "") -> str:
     at = findings.summary.thresholds
     data |= {"lam": at.get("lam", 5.0), "sinkThreshold": at.get("sink", 0.3)}
     charts = figures.available(findings, profile)
-    return _render(
+    return render(
         "page.html",
         f=findings,
         verdict=verdict_sentence(findings),
@@ -65,7 +65,7 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
     for place, (name, findings, profile) in enumerate(runs):
         if "depth" in figures.available(findings, profile):
             charts.append((name, _svg("depth", findings, profile, NARROW, "chart", f"run{place}-depth")))
-    return _render(
+    return render(
         "comparison.html",
         names=[name for name, _, _ in runs],
         rows=comparison_rows([findings for _, findings, _ in runs]),
@@ -74,7 +74,8 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
     )
 
 
-def _render(template: str, **context: object) -> str:
+def render(template: str, **context: object) -> str:
+    """A template filled in; everything from outside is escaped."""
     environment = Environment(
         loader=PackageLoader("studfinder.report"),
         autoescape=True,

@@ -2,9 +2,11 @@
 
 from studfinder.runs.atomic import write_bytes, write_text
 from studfinder.runs.folder import RunFolder, find_findings, open_run
+from studfinder.runs.ledger import Ledger
 from studfinder.runs.provenance import key_of, now, versions
 
 __all__ = [
+    "Ledger",
     "RunFolder",
     "find_findings",
     "key_of",

@@ -1,0 +1,18 @@
+"""One table or figure of a paper a file; a paper's own quirks live here, not below."""
+
+from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.registry import REGISTRY, experiment_named
+from studfinder.experiments.run import Plan, plan_experiment, read_result, redraw, run_experiment
+
+__all__ = [
+    "REGISTRY",
+    "Bench",
+    "Experiment",
+    "Outcome",
+    "Plan",
+    "experiment_named",
+    "plan_experiment",
+    "read_result",
+    "redraw",
+    "run_experiment",
+]

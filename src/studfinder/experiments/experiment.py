@@ -1,0 +1,98 @@
+"""What an experiment is: one table or figure of a paper, on the user's own models.
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from studfinder.models import LM, cached_content_hash, load, model_card
+from studfinder.records import ModelCard, Table
+from studfinder.runs import Ledger
+
+Progress = Callable[[str, int, int], Any]
+"""Told (what is being done, how many are done, of how many)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """An experiment's entry.
+
+    Attributes:
+        name: e.g. "super-weight/ablation".
+        paper: arXiv number.
+        shows: which table or figure of the paper; "ours" if nobody has published it.
+        summary: what it asks, in one line.
+        needs: time and memory with the built-in model on two cores, as measured.
+        presets: settings by preset; "cpu" always, "paper" where the paper's own sizes are known. A `limit` among them
+            is what --limit sets.
+    """
+
+    name: str
+    paper: str
+    shows: str
+    summary: str
+    needs: str
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass
+class Outcome:
+    """What an experiment measured; see `records.Result`."""
+
+    tables: list[Table]
+    notes: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """What an experiment works with: models, settings, and a memory of what is already done.
+
+    Attributes:
+        models: names or paths, as the user gave them.
+        settings: of the preset, with what the user changed.
+        cards: the models that were loaded so far.
+    """
+
+    def __init__(
+        self,
+        models: tuple[str, ...],
+        settings: Mapping[str, Any],
+        ledger: Ledger,
+        progress: Progress | None = None,
+        loader: Callable[[str], LM] = load,
+    ) -> None:
+        self.models, self.settings = models, dict(settings)
+        self.cards: list[ModelCard] = []
+        self._ledger, self._progress, self._loader = ledger, progress, loader
+        self._lm: LM | None = None
+        self._name = ""
+        self._scope = ""
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[LM]:
+        """Load a model; steps inside belong to it (to its weights: other weights under the same name begin anew)."""
+        if self._name != name or self._lm is None:
+            self._lm = None  # the old one is let go before the new one is loaded
+            self._lm, self._name = self._loader(name), name
+        digest = cached_content_hash(self._lm)
+        if digest not in [card.content_hash for card in self.cards]:
+            self.cards.append(model_card(self._lm, digest, None))
+        self._scope = digest[:16]
+        try:
+            yield self._lm
+        finally:
+            self._scope = ""
+
+    def once(self, step: str, compute: Callable[[], Any]) -> Any:
+        """Do a step, or take its result from an earlier, interrupted run. The value must be plain JSON (records go
+        through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
+        return self._ledger.once(f"{self._scope}/{step}" if self._scope else step, compute)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Say how far the work is."""
+        if self._progress is not None:
+            self._progress(what, done, total)

@@ -1,0 +1,171 @@
+"""Run an experiment: settings, run folder, steps that are not done twice, and what is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from studfinder.errors import StudfinderError
+from studfinder.experiments.experiment import Bench, Experiment, Progress
+from studfinder.experiments.registry import experiment_named
+from studfinder.models import LM, load
+from studfinder.records import Result, RunCard, read_record, to_json
+from studfinder.report.result import Chart, Sheet
+from studfinder.report.style import NARROW, WIDE, styled
+from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
+from studfinder.verbs.results import write_sheet
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines an experiment's result, worked out before it starts."""
+
+    module: ModuleType
+    entry: Experiment
+    models: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run folder's key is made from."""
+        return {"experiment": self.entry.name, "models": list(self.models), **self.settings}
+
+
+def plan_experiment(
+    name: str,
+    models: Sequence[str] = ("smollm2",),
+    *,
+    preset: str = "cpu",
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Look the experiment up and fix its settings.
+
+    Args:
+        settings: what differs from the preset, by the names that the preset has; None values are left as they are.
+
+    Raises:
+        StudfinderError: no such experiment or preset, a setting that it does not have, or one that is out of range.
+    """
+    module = experiment_named(name)
+    entry: Experiment = module.EXPERIMENT
+    if preset not in entry.presets:
+        raise StudfinderError(f"{name} has no preset {preset!r}", expected=", ".join(entry.presets))
+    if not models:
+        raise StudfinderError("there are no models", expected="at least one --model")
+    chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
+    for key, value in (settings or {}).items():
+        if value is None:
+            continue
+        if key not in chosen:
+            raise StudfinderError(f"{name} has no setting {key!r}", expected=", ".join(chosen))
+        chosen[key] = _as(type(chosen[key]), key, value)
+    if chosen.get("limit") is not None and chosen["limit"] < 1:
+        raise StudfinderError(f"--limit {chosen['limit']}", expected="1 or more")
+    return Plan(module, entry, tuple(models), chosen)
+
+
+def _as(kind: type, key: str, value: Any) -> Any:
+    """A setting from the command line in the type that the preset has."""
+    if not isinstance(value, str) or kind is str:
+        return value
+    try:
+        if kind in (list, tuple):
+            return [float(part) if "." in part else int(part) for part in value.split(",")]
+        return kind(value) if kind in (int, float) else value == "true" if kind is bool else value
+    except ValueError:
+        raise StudfinderError(f"setting {key}={value}", expected=f"a {kind.__name__}") from None
+
+
+def run_experiment(
+    plan: Plan,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+    loader: Callable[[str], LM] = load,
+) -> tuple[Result, Path]:
+    """Carry out a planned experiment; returns its result and its run folder.
+
+    Steps that an interrupted run into the same folder finished are not done again. A finished run is drawn again from
+    its steps, which costs next to nothing.
+
+    Raises:
+        StudfinderError: `out` holds another run, a model cannot be loaded, or what the experiment itself refuses.
+    """
+    place = "-".join(Path(model).name for model in plan.models)
+    verb = plan.entry.name.replace("/", "-")
+    folder = open_run(verb, place, plan.identity, result=RESULT, out=out, overwrite=overwrite)
+    started, clock = now(), time.monotonic()
+    bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader)
+    outcome = plan.module.run(bench)
+    result = Result(
+        name=plan.entry.name,
+        paper=plan.entry.paper,
+        shows=plan.entry.shows,
+        models=tuple(bench.cards),
+        run=RunCard(
+            verb="experiment",
+            key=key_of(plan.identity),
+            settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
+            command=command or f"studfinder experiment {plan.entry.name}",
+            started=started,
+            seconds=time.monotonic() - clock,
+            seed=int(plan.settings["seed"]),
+            versions=versions(),
+        ),
+        tables=tuple(outcome.tables),
+        notes=tuple(outcome.notes),
+        data=outcome.data,
+    )
+    draw_into(folder.path, result, plan.module)
+    write_text(folder.path / RESULT, to_json(result, indent=1))
+    return result, folder.path
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
+    """Write the tables, figures and page of a result; returns the page."""
+    entry: Experiment = module.EXPERIMENT
+    with styled():
+        wide, narrow = module.draw(result, WIDE), module.draw(result, NARROW)
+    charts = {
+        name: Chart(wide=wide[name], narrow=narrow[name], description=f"{entry.summary} The tables hold the numbers.")
+        for name in wide
+    }
+    lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
+    sheet = Sheet(
+        title=entry.name,
+        lead=lead,
+        models=result.models,
+        run=result.run,
+        tables=result.tables,
+        notes=result.notes,
+        charts=charts,
+    )
+    return write_sheet(folder, sheet)
+
+
+def read_result(folder: Path) -> Result:
+    """A finished experiment from its folder or its result.json. Raises StudfinderError if there is none."""
+    file = folder / RESULT if folder.is_dir() else folder
+    if not file.is_file():
+        raise StudfinderError(f"{folder} holds no {RESULT}", expected="the folder of a finished experiment")
+    return read_record(Result, file)
+
+
+def redraw(folder: Path, out: Path | None = None) -> Path:
+    """Draw the tables, figures and page of a finished experiment again."""
+    result = read_result(folder)
+    target = out or (folder if folder.is_dir() else folder.parent)
+    target.mkdir(parents=True, exist_ok=True)
+    return draw_into(target, result, experiment_named(result.name))

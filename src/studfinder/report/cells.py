@@ -1,0 +1,103 @@
+"""Tables of results as Markdown, CSV and in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from studfinder.records import Cell, Comparison, Interval, Table
+from studfinder.report.words import number
+
+
+def text(cell: Cell) -> str:
+    """A cell to read: 5.08 [4.47, 5.78], ×1.52 [1.4, 1.6], -0.12 [-0.2, -0.05], 21,624."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, Comparison):
+        inside = cell.interval
+        if cell.kind == "ratio":
+            return f"×{number(inside.value)} [{number(inside.low)}, {number(inside.high)}]"
+        return f"{inside.value:+.3g} [{inside.low:+.3g}, {inside.high:+.3g}]"
+    if isinstance(cell, Interval):
+        return f"{number(cell.value)} [{number(cell.low)}, {number(cell.high)}]"
+    if isinstance(cell, float):
+        return number(cell, 4)
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def is_number(cell: Cell) -> bool:
+    """Whether the cell belongs on the right of its column."""
+    return cell is not None and not isinstance(cell, str)
+
+
+def markdown(table: Table) -> str:
+    """A table as GitHub Markdown, under its title."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    right = [_numeric(table, column) for column in range(len(table.columns))]
+    lines = [f"### {table.title}", "", line(table.columns), line(["---:" if side else "---" for side in right])]
+    lines += [line([text(cell) for cell in row]) for row in table.rows]
+    return "\n".join([*lines, "", *([table.note, ""] if table.note else [])])
+
+
+def as_csv(table: Table) -> str:
+    """A table as CSV: a number with uncertainty takes three columns, value, low and high."""
+    wide = [any(isinstance(row[c], (Interval, Comparison)) for row in table.rows) for c in range(len(table.columns))]
+    header: list[str] = []
+    for column, has in zip(table.columns, wide, strict=True):
+        header += [column, f"{column} low", f"{column} high"] if has else [column]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        cells: list[object] = []
+        for cell, has in zip(row, wide, strict=True):
+            inside = cell.interval if isinstance(cell, Comparison) else cell
+            if isinstance(inside, Interval):
+                cells += [inside.value, inside.low, inside.high]
+            else:
+                cells += [inside, None, None] if has else [inside]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def print_table(table: Table, console: Console) -> None:
+    """A table in the terminal."""
+    shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, header_style="dim")
+    for column, name in enumerate(table.columns):
+        shown.add_column(escape(name), justify="right" if _numeric(table, column) else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(escape(text(cell)) for cell in row))
+    console.print(shown)
+    if table.note:
+        console.print(table.note, style="dim", highlight=False)
+
+
+def _numeric(table: Table, column: int) -> bool:
+    cells = [row[column] for row in table.rows if row[column] is not None]
+    return bool(cells) and all(is_number(cell) for cell in cells)
+
+
+def print_sheet(title: str, tables: Sequence[Table], notes: Sequence[str], folder: Path | None) -> None:
+    """A result in the terminal: its tables, what they say, and where the rest is."""
+    # A pipe or a log has no width of its own; the tables need more than its default.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for table in tables:
+        console.print()
+        print_table(table, console)
+    if notes:
+        console.print()
+    for note in notes:
+        console.print(f"• {escape(note)}", highlight=False)
+    if folder is not None:
+        console.print()
+        console.print(f"[dim]report[/dim]    {escape(str(folder))}/report.html", highlight=False, soft_wrap=True)

@@ -1,0 +1,63 @@
+"""A result as one Markdown file and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from studfinder.records import ModelCard, RunCard, Table
+from studfinder.report.cells import is_number, markdown, text
+from studfinder.report.html import render
+from studfinder.report.style import inline_svg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure of a result: drawn for a wide screen (and for files) and for a phone, and said in words."""
+
+    wide: Figure
+    narrow: Figure
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """What a person reads of a result.
+
+    Attributes:
+        title, lead: what it is, and what it asks.
+        models, run: what it was made from.
+        tables, notes, charts: what was measured, what that says, and how it looks.
+    """
+
+    title: str
+    lead: str
+    models: Sequence[ModelCard]
+    run: RunCard
+    tables: Sequence[Table]
+    notes: Sequence[str] = ()
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+
+
+def markdown_sheet(sheet: Sheet) -> str:
+    """All of it but the figures."""
+    names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models)
+    lines = [f"# {sheet.title}", "", sheet.lead, "", f"Models: {names}. Command: `{sheet.run.command}`", ""]
+    lines += [f"* {note}" for note in sheet.notes]
+    return "\n".join([*lines, "", *(markdown(table) for table in sheet.tables)]).rstrip() + "\n"
+
+
+def html_sheet(sheet: Sheet) -> str:
+    """All of it, in one file that loads nothing."""
+    charts = [(name, _drawn(name, chart), chart.description) for name, chart in sheet.charts.items()]
+    return render("result.html", sheet=sheet, charts=charts, cell=text, is_number=is_number)
+
+
+def _drawn(name: str, chart: Chart) -> Markup:
+    def svg(figure: Figure, size: str) -> Markup:
+        return inline_svg(figure, name=f"{name}-{size}", title=name, description=chart.description, css=f"chart {size}")
+
+    return svg(chart.wide, "wide") + svg(chart.narrow, "narrow")
