@@ -1,5 +1,8 @@
 """What an experiment is: one table or figure of a paper, on the user's own models.
 
+Each is a file that reads like the paper's method section. It holds `EXPERIMENT`, its entry; `run(bench)`, which
+measures and returns an Outcome; and `draw(result, width)`: figures by name, from the result alone, so that they can be
+drawn again.
 """
 
 from __future__ import annotations
