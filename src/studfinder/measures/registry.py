@@ -37,6 +37,12 @@ REGISTRY: dict[str, Measure] = {
         "perplexity on windows of 512 tokens",
         "proof (default), wikitext2, c4 or a text file",
     ),
+    "tasks": Measure(
+        "reasoning",
+        "studfinder.measures.tasks:tasks",
+        "public benchmark tasks, scored by lm-eval (each with a kind of its own: studfinder ls tasks)",
+        "a task, e.g. piqa, lambada, arithmetic:100",
+    ),
 }
 
 

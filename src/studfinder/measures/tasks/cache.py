@@ -1,8 +1,8 @@
 """Scores of tasks, kept on disk so that a clean model is measured once.
 
 A kept score is only ever given back for the same model in the same state: every byte of its weights and buffers, its
-settings, its code, and the edits that are live. Where the state cannot be known (a hook that nobody declared), nothing
-is kept and nothing is given back.
+settings, its code, and the edits that the measure itself applies. Where the state cannot be known (a hook that is live
+already), nothing is kept and nothing is given back.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from studfinder import edits as edits_room
-from studfinder import sites
 from studfinder.edits import Edit, edits_hash
 from studfinder.errors import StudfinderError
 from studfinder.measures.scores import Scores
@@ -46,26 +44,24 @@ def score_key(lm: LM, task: str, edits: Sequence[Edit] = ()) -> str | None:
     """The name under which a task's scores are kept; None where they must not be.
 
     Args:
+        lm: the model before `edits` are applied.
         task: what determines the task's items and how they are scored, as a hash.
-        edits: those that the caller says are live.
+        edits: those that will be applied for the measure.
     """
-    state = model_state(lm, edits)
+    state = model_state(lm)
     if state is None:
         return None
-    parts = {"state": state, "task": task, **versions(), "measures": _own_code()}
+    parts = {"state": state, "edits": edits_hash(edits), "task": task, "code": _own_code(), **versions()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def model_state(lm: LM, edits: Sequence[Edit] = ()) -> str | None:
+def model_state(lm: LM) -> str | None:
     """A hash of everything about a live model that its output depends on; None if that cannot be known.
 
-    Edits of weights change the weights' bytes. Edits of activations do not: they live in hooks, so any hook means that
-    the state is unknown, unless all that the model's edits do is told by `edits.active`.
+    Edits of weights change the weights' bytes. Edits of activations do not: they live in hooks, and what a hook does
+    cannot be told from outside, so a model with any hook has no known state.
     """
-    if lm.model.training:
-        return None
-    live = _live(lm)
-    if live is None or (edits and live and edits_hash(live) != edits_hash(edits)):
+    if lm.model.training or _hooked(lm):
         return None
     try:
         weights = content_hash(lm)
@@ -74,8 +70,6 @@ def model_state(lm: LM, edits: Sequence[Edit] = ()) -> str | None:
     parts = {
         "weights": weights,
         "buffers": {name: _bytes_hash(buffer) for name, buffer in lm.model.named_buffers()},
-        "edits": edits_hash(edits),
-        "live": edits_hash(live),
         "config": lm.model.config.to_dict(),
         "generation": lm.model.generation_config.to_dict() if lm.model.generation_config else None,
         "modules": {name: _settings(module) for name, module in lm.model.named_modules()},
@@ -86,19 +80,9 @@ def model_state(lm: LM, edits: Sequence[Edit] = ()) -> str | None:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _live(lm: LM) -> tuple[Edit, ...] | None:
-    """The edits of activations that are live; None if something is live that nobody can name."""
-    active = getattr(edits_room, "active", None)
-    replacing = getattr(sites, "replacing", None)
-    if active is not None and replacing is not None and replacing(lm):
-        found = tuple(active(lm))
-        return found or None
-    return None if _hooked(lm) else ()
-
-
 def _hooked(lm: LM) -> bool:
     """Whether anything runs inside the model's forward pass that is not its own code."""
-    if lm.model in _ACTIVE:
+    if lm.model in _ACTIVE:  # those of attention are no hooks of modules
         return True
     for module in lm.model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):

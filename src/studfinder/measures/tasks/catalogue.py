@@ -184,9 +184,7 @@ TASKS: dict[str, Task] = {
     "sentiment": Task(
         kind="context",
         summary="whether the end of a film review is positive; Pang and Lee's reviews, or IMDB's from the hub",
-        config=_labels(
-            "{{review}}\nQuestion: Is this film review positive or negative?\nAnswer:", ["negative", "positive"]
-        ),
+        config=_labels("Review: {{review}}\nSentiment:", ["negative", "positive"]),
         local="text/movie_reviews.jsonl",
         rows=documents.review,
         hub="stanfordnlp/imdb::test",
@@ -219,8 +217,9 @@ def availability(name: str) -> Availability:
         return "generated"
     if local_file(task) is not None:
         return "STUDFINDER_DATA"
-    return "hub" if task.hub and not _offline() else "not here"
+    return "hub" if task.hub and not offline() else "not here"
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether the user has said that the hub is not to be asked."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))

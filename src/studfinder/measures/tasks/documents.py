@@ -9,7 +9,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_REVIEW_WORDS = 120
+_REVIEW_WORDS = 60
 """The last words of a review: there reviewers say what they think, and a whole one would be 900 tokens."""
 
 
@@ -49,7 +49,7 @@ def boolq_without_passage(row: Row) -> Row:
 
 
 def review(row: Row) -> Row:
-    """text, label (1 is positive) -> the last 120 words as review, label"""
+    """text, label (1 is positive) -> the last 60 words as review, label"""
     label = row["label"]
     positive = label in (1, "1", "pos", "positive", True)
     return {"review": " ".join(row["text"].split()[-_REVIEW_WORDS:]), "label": int(positive)}

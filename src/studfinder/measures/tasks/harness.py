@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.tasks.catalogue import Task, local_file
+from studfinder.measures.tasks.catalogue import Task, local_file, offline
 
 _ADVICE = "Set STUDFINDER_DATA to a folder that holds {local}, or run where the hub can be reached"
 
@@ -47,6 +47,8 @@ def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Bu
         spec, source = _spec(name, task, list(generated)), "generated"
     elif path is not None:
         spec, source = _spec(name, task, _read(path, task)), "STUDFINDER_DATA"
+    elif offline():
+        raise _missing(name, task, OSError("HF_HUB_OFFLINE is set"))
     elif task.harness:
         spec, source = task.harness, f"hub: {task.hub}"
     else:
@@ -102,14 +104,16 @@ def version() -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """lm-eval's progress bars and advice kept off the terminal; its errors still come."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _loader(task: Task) -> Any:

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from studfinder.edits import Edit
+from studfinder.edits import Edit, edited
 from studfinder.errors import StudfinderError
 from studfinder.measures.scores import Scores, scored
 from studfinder.measures.tasks import arithmetic
@@ -38,8 +39,9 @@ def tasks(
         name: one of TASKS; "arithmetic:100" gives the difficulty, which otherwise is tuned on the clean model.
         limit: at most so many documents, drawn at random; the default is all (200 sums of arithmetic).
         seed: of the draw.
-        edits: the edits of activations that are live, if any; they only tell kept scores apart, so scores of a model
-            with undeclared ones are never kept.
+        edits: applied while the task runs, and part of what its score is kept under. (Inside `with edited(...)` the
+            task sees those edits too; but as nobody can tell what a hook does, scores are not kept there if any edit
+            is one of activations.)
         progress: called with the number of requests done.
 
     Returns:
@@ -60,7 +62,7 @@ def tasks(
         raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
     if task is TASKS["arithmetic"]:
         if bound is None:
-            bound = _tuned(lm, seed, edits)
+            bound = _tuned(lm, seed)
         name = f"arithmetic:{bound}"
         rows = arithmetic.sums(bound, limit or arithmetic.DEFAULT_ITEMS, seed)
         return _run(lm, name, task, build("arithmetic", task, rows), None, seed, edits, progress)
@@ -83,14 +85,14 @@ def _named(name: str) -> tuple[Task, int | None]:
     return TASKS[plain], int(argument)
 
 
-def _tuned(lm: LM, seed: int, edits: Sequence[Edit]) -> int:
+def _tuned(lm: LM, seed: int) -> int:
     task = TASKS["arithmetic"]
 
     def accuracy(bound: int) -> float:
         rows = arithmetic.sums(bound, _TUNING, seed, for_tuning=True)
         return _run(lm, f"arithmetic:{bound} (tuning)", task, build("arithmetic", task, rows), None, seed).value
 
-    return arithmetic.tuned_bound(lm, accuracy, lambda: not edits and model_state(lm) is not None)
+    return arithmetic.tuned_bound(lm, accuracy, lambda: model_state(lm) is not None)
 
 
 def _run(
@@ -114,7 +116,8 @@ def _run(
     def measure() -> Scores:
         from studfinder.measures.tasks.adapter import LiveLM
 
-        samples = evaluated(LiveLM(lm, progress), built, indices)
+        with edited(lm, edits) if edits else nullcontext():
+            samples = evaluated(LiveLM(lm, progress), built, indices)
         return _scores(name, task, built, samples, text)
 
     return remembered(score_key(lm, identity, edits), measure)
