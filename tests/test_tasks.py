@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def data(tmp_path, monkeypatch, cache):
     folder = tmp_path / "data"
     monkeypatch.setenv("STUDFINDER_DATA", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    write(folder, "choice/piqa.jsonl", choices(40, 2))
+    write(folder, "choice/piqa.jsonl", choices(16, 2))
     return folder
 
 
@@ -196,7 +197,7 @@ def test_scores_by_item(data):
     lm = worded()
     seen = []
     scores = tasks(lm, "piqa", progress=seen.append)
-    assert sum(seen) == 80
+    assert sum(seen) == 32
     assert scores.value == np.mean(scores.items["correct"])
     assert scores.chance == 0.5
     assert [value > 0 for value in scores.items["margin"]] == [bool(value) for value in scores.items["correct"]]
@@ -215,11 +216,11 @@ def test_a_limit_draws_the_same_documents_each_time(data):
 def test_another_document_is_another_text(data):
     lm = worded()
     first = tasks(lm, "piqa")
-    rows = choices(40, 2)
+    rows = choices(16, 2)
     rows[7]["label"] = 1 - rows[7]["label"]
     write(data, "choice/piqa.jsonl", rows)
     changed = tasks(lm, "piqa")
-    assert abs(changed.value - first.value) == pytest.approx(1 / 40)
+    assert abs(changed.value - first.value) == pytest.approx(1 / 16)
     with pytest.raises(StudfinderError, match="cannot be compared"):
         compare(first, changed)
 
@@ -230,7 +231,7 @@ def test_guessing_has_no_headroom_and_knowing_has(data):
     assert guessed.details["headroom"] == 0
     assert headroom_note(guessed) == "at chance: can show nothing"
     # Make right what the model chose.
-    rows = choices(40, 2)
+    rows = choices(16, 2)
     for row, correct in zip(rows, guessed.items["correct"], strict=True):
         row["label"] = row["label"] if correct else 1 - row["label"]
     write(data, "choice/piqa.jsonl", rows)
@@ -279,7 +280,7 @@ def test_edited_weights_never_get_the_clean_score(data, runs):
     assert len(runs) == 3
     assert tasks(lm, "piqa", edits=scale(ROW, 40.0)) == changed
     assert len(runs) == 3
-    assert compare(clean, changed).interval.n == 40
+    assert compare(clean, changed).interval.n == 16
 
 
 def test_the_least_change_of_one_weight_is_seen(data, runs):
@@ -383,9 +384,7 @@ def test_sums_are_right_and_never_both_tuned_on_and_scored():
         *shown, asked = one["context"].split("\n\n")
         assert len(shown) == 5
         for question in [*shown, asked + one["completion"]]:
-            first, second, total = (
-                int(part) for part in question.replace("?\nAnswer:", "").split()[3::2] if part != ""
-            )
+            first, second, total = map(int, re.findall(r"\d+", question))
             assert first + second == total
     asked = [{one["context"].split("\n\n")[-1] for one in rows} for rows in (scored_ones, tuning)]
     shown = [set(rows[0]["context"].split("\n\n")[:-1]) for rows in (scored_ones, tuning)]
@@ -433,18 +432,11 @@ def test_missing_data_names_what_is_needed(name, data):
         tasks(worded(), name)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2"),
-        ('{"question": "w3"}', "line 2"),
-        ('{"question": "w3", "choices": ["w3"], "label": 0}', "line 2"),
-    ],
-)
-def test_a_bad_document_is_named(line, message, data):
+@pytest.mark.parametrize("line", ["{", '{"question": "w3"}', '{"question": "w3", "choices": ["w3"], "label": 0}'])
+def test_a_bad_document_is_named(line, data):
     path = data / "choice/piqa.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
-    with pytest.raises(StudfinderError, match=message):
+    with pytest.raises(StudfinderError, match="line 2"):
         tasks(worded(), "piqa")
 
 

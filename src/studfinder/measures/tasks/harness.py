@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -53,7 +54,7 @@ def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Bu
         spec, source = task.harness, f"hub: {task.hub}"
     else:
         spec, source = _spec(name, task, _from_hub(name, task)), f"hub: {task.hub.split(':')[0]}"
-    with quiet():
+    with at_work():
         try:
             harness = load(spec)
             size = len(harness.eval_docs)
@@ -70,13 +71,12 @@ def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Bu
 
 
 def requests_hash(built: Built, indices: Sequence[int]) -> str:
-    """A hash of every prompt and continuation that the task will ask, and of the right answers."""
-    with quiet():
-        built.harness.build_all_requests(samples=list(indices), rank=0, world_size=1)
+    """A hash of every prompt and continuation that the task will ask, and of the documents with their right answers."""
+    with at_work():
+        built.harness.build_all_requests(samples=_some(built, indices), rank=0, world_size=1)
     asked = [(one.request_type, one.doc_id, one.arguments) for one in built.harness.instances]
-    docs = [built.harness.eval_docs[index] for index in indices]
-    answers = [str(built.harness.doc_to_target(doc)) + str(built.harness.doc_to_text(doc)) for doc in docs]
-    text = json.dumps([asked, answers, built.harness.dump_config()["metric_list"]], default=str, sort_keys=True)
+    docs = [one.doc for one in built.harness.instances]
+    text = json.dumps([asked, docs, built.harness.dump_config()["metric_list"]], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -84,14 +84,19 @@ def evaluated(lm: Any, built: Built, indices: Sequence[int]) -> list[dict[str, A
     """What lm-eval logs of each document: its metrics, responses and target, one entry a document and filter."""
     from lm_eval.evaluator import evaluate
 
-    with quiet():
+    with at_work():
         results = evaluate(
             lm,
             {"tasks": {built.name: built.harness}, "groups": {}, "group_map": {}},
-            samples={built.name: list(indices)},
+            samples={built.name: _some(built, indices)},
             bootstrap_iters=0,
         )
     return results["samples"][built.name]
+
+
+def _some(built: Built, indices: Sequence[int]) -> list[int] | None:
+    """None for all: lm-eval looks each document up in the list of those that are asked for."""
+    return None if len(indices) == built.size else list(indices)
 
 
 def version() -> str:
@@ -102,16 +107,22 @@ def version() -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """lm-eval's progress bars and advice kept off the terminal; its errors still come."""
+def at_work() -> Iterator[None]:
+    """lm-eval with its progress bars and advice kept off the terminal (its errors still come), and with each prompt
+    template compiled once: it compiles one several times a document, which takes longer than a short question."""
+    from lm_eval.utils import env
+
+    compiled = functools.cache(env.from_string)
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    env.from_string = compiled
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        del env.from_string
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -173,7 +184,7 @@ def _from_hub(name: str, task: Task) -> list[dict[str, Any]]:
     try:
         from datasets import load_dataset  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-        with quiet():
+        with at_work():
             return [task.from_hub(row) for row in load_dataset(path, config or None, split=split)]
     except Exception as error:
         raise _missing(name, task, error) from None
