@@ -142,23 +142,17 @@ _SCORES = TypeAdapter(Scores)
 def _read(path: Path) -> Scores | None:
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        return _damaged(path, error)
-    try:
         entry = json.loads(text)
         body = json.dumps(entry["scores"], sort_keys=True)
         if hashlib.sha256(body.encode()).hexdigest() != entry["sha256"]:
-            return _damaged(path, ValueError("its checksum is wrong"))
+            raise ValueError("its checksum is wrong")
         return _SCORES.validate_json(body)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        return _damaged(path, error)
-
-
-def _damaged(path: Path, error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-    warnings.warn(f"kept scores {path} are damaged ({reason}) and are measured again", stacklevel=4)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        warnings.warn(f"kept scores {path} are damaged ({reason}) and are measured again", stacklevel=3)
+        return None
 
 
 def _write(path: Path, scores: Scores) -> None:

@@ -44,6 +44,7 @@ def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Bu
     """
     load = _loader(task)
     path = local_file(task)
+    spec: str | dict[str, Any]
     if generated:
         spec, source = _spec(name, task, list(generated)), "generated"
     elif path is not None:
@@ -156,7 +157,7 @@ def _spec(name: str, task: Task, rows: list[dict[str, Any]]) -> dict[str, Any]:
     def dataset(**_: Any) -> Any:
         return {task.split: datasets.Dataset.from_list(rows)}
 
-    splits = {"training_split": None, "validation_split": None, "test_split": None, "fewshot_split": None}
+    splits: dict[str, str | None] = {"training_split": None, "validation_split": None, "test_split": None, "fewshot_split": None}
     splits[f"{task.split}_split"] = task.split
     if task.harness:
         return {"custom_dataset": dataset, **splits}

@@ -127,10 +127,11 @@ def _scores(name: str, task: Task, built: Built, samples: list[dict[str, Any]], 
     metric, kept = task.metric.split(",")
     samples = [sample for sample in samples if sample["filter"] == kept]
     correct = [float(sample[metric]) for sample in samples]
-    items: dict[str, list[float]] = {"correct": correct}
+    items: dict[str, Any] = {"correct": correct}
     if all("acc_norm" in sample for sample in samples):
         items["acc_norm"] = [float(sample["acc_norm"]) for sample in samples]
-    chance, details = 0.0, {}
+    chance = 0.0
+    details: dict[str, float] = {}
     if built.harness.OUTPUT_TYPE == "multiple_choice":
         answers = [_answer(built, sample["doc"]) for sample in samples]
         logprobs = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
