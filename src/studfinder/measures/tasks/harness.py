@@ -157,7 +157,12 @@ def _spec(name: str, task: Task, rows: list[dict[str, Any]]) -> dict[str, Any]:
     def dataset(**_: Any) -> Any:
         return {task.split: datasets.Dataset.from_list(rows)}
 
-    splits: dict[str, str | None] = {"training_split": None, "validation_split": None, "test_split": None, "fewshot_split": None}
+    splits: dict[str, str | None] = {
+        "training_split": None,
+        "validation_split": None,
+        "test_split": None,
+        "fewshot_split": None,
+    }
     splits[f"{task.split}_split"] = task.split
     if task.harness:
         return {"custom_dataset": dataset, **splits}
