@@ -9,6 +9,11 @@ from typing import Any
 from studfinder.errors import StudfinderError
 
 REGISTRY: dict[str, str] = {
+    "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
+    "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
+    "massive-values/layers": "studfinder.experiments.massive_values_layers",
+    "massive-values/map": "studfinder.experiments.massive_values_map",
+    "massive-values/rope": "studfinder.experiments.massive_values_rope",
     "super-weight/case": "studfinder.experiments.super_weight_case",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
