@@ -241,7 +241,7 @@ def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     for axes in axes_of[(lines - 1) * columns :]:
         axes.set_xlabel("head")
     assert image is not None
-    bar = figure.colorbar(image, ax=axes_of, orientation="horizontal", fraction=0.02, aspect=40 if wide else 20)
+    bar = figure.colorbar(image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20)
     top = colours.vmax or 2 * _LAMBDA
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")
