@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from studfinder.errors import StudfinderError
 from studfinder.measures.recall import Prompt, numbers, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -43,9 +44,11 @@ def lookup(
         seed: draws names, codes and order.
 
     Raises:
-        StudfinderError: prompts do not fit into the model's window.
+        StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
     """
     sizes = numbers(pairs, "lookup")
+    if max(sizes) > (most := 9 * 10 ** (DIGITS - 1)):
+        raise StudfinderError(f"lookup: {max(sizes)} pairs", expected=f"at most {most}, for each has its own code")
     prompts = [
         (size, _prompt(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")))
         for repeat in range(_REPEATS)
