@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from studfinder.edits import (
     AboveLambda,
@@ -21,12 +19,11 @@ from studfinder.edits import (
     mean,
     noise,
 )
-from studfinder.measures import sweep
+from studfinder.measures.damage import damage_matched
 from studfinder.models import LM, rotary_of
 from studfinder.texts import encode, proof_text
 
-_STDS = tuple(0.02 * 2.0**step for step in range(10))
-_TUNING_SEED = 1000
+TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
 
@@ -97,44 +94,8 @@ def neutral(lm: LM) -> tuple[list[list[int]], list[list[int]]]:
     return encoded[::2], encoded[1::2]
 
 
-def damage(lm: LM, windows: list[list[int]], edits: Sequence[Sequence[Edit]]) -> list[float]:
-    """KL(clean || edited) of each, nats a token."""
-    effects = sweep(lm, windows, edits)
-    return [float(kl.sum() / effects.tokens.sum()) for kl in effects.kl]
-
-
-def as_harmful(
-    lm: LM, target: float, windows: list[list[int]], place: str, k: int, curve: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """The noise whose KL is the target: {"std", "kl"}; None if no noise of up to ten times what is there reaches it.
-
-    Args:
-        curve: of `noise_curve`, if it is there already.
-    """
-    curve = curve or noise_curve(lm, windows, place, k)
-    std = _crossing(curve["std"], curve["kl"], target)
-    if std is None:
-        return None
-    near = [std / 1.3, std, std * 1.3]
-    kl = damage(lm, windows, [noise_in(lm, place, k, value, _TUNING_SEED) for value in near])
-    better = _crossing(near, kl, target)
-    if better is not None:
-        std = better
-    return {"std": std, "kl": damage(lm, windows, [noise_in(lm, place, k, std, _TUNING_SEED)])[0]}
-
-
-def noise_curve(
-    lm: LM, windows: list[list[int]], place: str, k: int, progress: Callable[[int], Any] | None = None
-) -> dict[str, Any]:
-    """KL by standard deviation of the noise."""
-    kl = damage(lm, windows, [noise_in(lm, place, k, std, _TUNING_SEED) for std in _STDS])
-    return {"std": list(_STDS), "kl": kl}
-
-
-def _crossing(std: Sequence[float], kl: Sequence[float], target: float) -> float | None:
-    """Where a curve first crosses the target, between its points, on a log scale."""
-    for (low, below), (high, above) in zip(zip(std, kl, strict=True), zip(std[1:], kl[1:], strict=True), strict=False):
-        if 0 < below <= target <= above:
-            share = 0.5 if above == below else float(np.log(target / below) / np.log(above / below))
-            return float(np.exp(np.log(low) + share * np.log(high / low)))
-    return None
+def as_harmful(lm: LM, edits: Sequence[Edit], place: str, k: int) -> dict[str, Any]:
+    """The noise in a place that does as much damage to neutral text as given edits: its strength in units of each
+    dim's root mean square, whether it could be matched (within 5 %), and both KLs on the half it was tuned on."""
+    found = damage_matched(lm, neutral(lm)[0], edits, lambda std: noise_in(lm, place, k, std, TUNING_SEED), start=0.5)
+    return {"std": found.strength, "matched": found.matched, "kl": found.kl.value, "target": found.target.value}
