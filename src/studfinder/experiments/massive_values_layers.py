@@ -12,14 +12,16 @@ massive values must be there before it, and that the counts hardly change is no 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, chance_above, counts, ratios, read_maps, resampled
+from studfinder.experiments.norms import NAMES, Maps, Statistic, chance_above, counts, ratios, read_maps, resampled
 from studfinder.models import LM
 from studfinder.records import Comparison, Interval, Result, Table, to_plain
 from studfinder.report.style import BLUE, GREEN, GREY, MUTED, VERMILLION, new_figure
@@ -50,23 +52,29 @@ def run(bench: Bench) -> Outcome:
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     lam = float(bench.settings["lam"])
     maps = read_maps(lm, bench.settings["limit"], bench.progress)
+
+    def total(norms: Mapping[str, np.ndarray], tensor: str) -> float:
+        return float(counts(norms[tensor], lam).sum())
+
+    statistics: dict[str, Statistic] = {tensor: partial(total, tensor=tensor) for tensor in maps.tensors}
+    turned = [
+        tensor for tensor in ("query", "key") if maps.layers.get(f"{tensor}.pre_rope", 0) == maps.layers.get(tensor)
+    ]
+    for tensor in turned:
+        statistics[f"{tensor} by RoPE"] = partial(_by_rope, total, tensor)
+    found = resampled(maps, statistics)
     return {
         "lambda": lam,
         "prompts": len(maps.squares[maps.tensors[0]]),
-        "tensors": {tensor: _tensor(maps, tensor, lam) for tensor in maps.tensors},
-        "rope": {
-            tensor: to_plain(
-                resampled(
-                    maps,
-                    lambda of, tensor=tensor: (
-                        counts(of[tensor], lam).sum() - counts(of[f"{tensor}.pre_rope"], lam).sum()
-                    ),
-                )
-            )
-            for tensor in ("query", "key")
-            if tensor in maps.squares and maps.layers.get(f"{tensor}.pre_rope") == maps.layers[tensor]
+        "tensors": {
+            tensor: {**_tensor(maps, tensor, lam), "total": to_plain(found[tensor])} for tensor in maps.tensors
         },
+        "rope": {tensor: to_plain(found[f"{tensor} by RoPE"]) for tensor in turned},
     }
+
+
+def _by_rope(total: Callable[..., float], tensor: str, norms: Mapping[str, np.ndarray]) -> float:
+    return total(norms, tensor) - total(norms, f"{tensor}.pre_rope")
 
 
 def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
@@ -78,7 +86,6 @@ def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
         "massive": counts(norm_LHD, lam).tolist(),
         "largest": ratios(norm_LHD).max(axis=(1, 2)).tolist(),
         "chance": chance_above(dims, lam) * heads * dims,
-        "total": to_plain(resampled(maps, lambda of: counts(of[tensor], lam).sum())),
     }
 
 
@@ -191,7 +198,11 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
             fontsize=11,
         )
         figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=5 if wide else 2, title=name, alignment="left"
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=5 if wide else 2,
+            title=name,
+            alignment="left",
         )
         figures["layers" if not place else f"layers-{place + 1}"] = figure
     return figures

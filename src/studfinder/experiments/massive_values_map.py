@@ -60,7 +60,7 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     return {
         "tokens": maps.tokens,
         "prompts": len(maps.squares[maps.tensors[0]]),
-        "counts": {tensor: _counts(maps, tensor, lams) for tensor in maps.tensors},
+        "counts": _counts(maps, lams),
         "layers": {
             str(layer): {tensor: _layer(maps, tensor, layer) for tensor in maps.tensors if layer in maps.layers[tensor]}
             for layer in chosen
@@ -81,20 +81,31 @@ def _chosen(maps: Maps, asked: list[int]) -> list[int]:
     return asked
 
 
-def _counts(maps: Maps, tensor: str, lams: list[float]) -> dict[str, Any]:
-    norm_LHD = maps.norm_LHD(tensor)
-    return {
-        "entries": norm_LHD.size,
-        "by_lambda": [
-            {
-                "lambda": lam,
-                "head": to_plain(resampled(maps, lambda of, lam=lam: counts(of[tensor], lam).sum())),
-                "layer": int(counts(norm_LHD, lam, "layer").sum()),
-                "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
-            }
+def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
+    """By tensor and lambda: entries above it over all layers, against the mean of their head and of their layer."""
+    found = resampled(
+        maps,
+        {
+            f"{tensor} {lam}": lambda norms, tensor=tensor, lam=lam: counts(norms[tensor], lam).sum()
+            for tensor in maps.tensors
             for lam in lams
-        ],
-        "largest": float(ratios(norm_LHD).max()),
+        },
+    )
+    return {
+        tensor: {
+            "entries": maps.norm_LHD(tensor).size,
+            "by_lambda": [
+                {
+                    "lambda": lam,
+                    "head": to_plain(found[f"{tensor} {lam}"]),
+                    "layer": int(counts(maps.norm_LHD(tensor), lam, "layer").sum()),
+                    "chance": chance_above(maps.squares[tensor].shape[-1], lam) * maps.norm_LHD(tensor).size,
+                }
+                for lam in lams
+            ],
+            "largest": float(ratios(maps.norm_LHD(tensor)).max()),
+        }
+        for tensor in maps.tensors
     }
 
 
@@ -194,9 +205,11 @@ def _note(name: str, seen: dict[str, Any]) -> str:
         if tensor != "value" and of["p"] is not None and of["p"] < 0.05
     ]
     where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}" if agreeing else ""
-    return f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; " + (
-        where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)"
-    ) + "."
+    return (
+        f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; "
+        + (where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)")
+        + "."
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -241,7 +254,9 @@ def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     for axes in axes_of[(lines - 1) * columns :]:
         axes.set_xlabel("head")
     assert image is not None
-    bar = figure.colorbar(image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20)
+    bar = figure.colorbar(
+        image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20
+    )
     top = colours.vmax or 2 * _LAMBDA
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")

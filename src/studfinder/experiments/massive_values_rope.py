@@ -62,7 +62,9 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
         "stage": lm.anatomy.stage,
         "length": length,
         "length_from": source,
-        "tensors": {tensor: _tensor(lm, maps, tensor, lam, length, seed) for tensor in maps.tensors if tensor != "value"},
+        "tensors": {
+            tensor: _tensor(lm, maps, tensor, lam, length, seed) for tensor in maps.tensors if tensor != "value"
+        },
     }
 
 
@@ -104,13 +106,14 @@ def _against_rope(
     turns_LD = np.array([turns[place] for place in rotated])
     slow_LD = turns_LD < 1
     entries_L, slow_L = votes_LD.sum(axis=1), (votes_LD * slow_LD).sum(axis=1)
+    holding = entries_L > 0  # a layer without massive entries has no share
     generator = np.random.default_rng(seed)
     null = np.empty(_SHUFFLES)
     for draw_ in range(_SHUFFLES):
         null[draw_] = (generator.permuted(votes_LD, axis=1) * slow_LD).sum()
     quarter_LD = turns_LD <= np.quantile(turns_LD, 0.25, axis=1, keepdims=True)
     return {
-        "share": to_plain(ratio_interval(slow_L, entries_L, what="layers")),
+        "share": to_plain(ratio_interval(slow_L[holding], entries_L[holding], what="layers")),
         "base": float((entries_L * slow_LD.mean(axis=1)).sum() / entries_L.sum()),
         "p": float((1 + (null >= slow_L.sum() - 1e-9).sum()) / (1 + _SHUFFLES)),
         "quarter": float((votes_LD * quarter_LD).sum() / votes_LD.sum()),
@@ -245,7 +248,11 @@ def _otherwise(of: dict[str, Any]) -> str:
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """A panel a model: shares of massive entries and of all dims by the turns that they make."""
-    shown = [(name, seen) for name, seen in result.data.items() if any(_drawn(of) for of in seen["tensors"].values())]
+    shown = [
+        (name, seen)
+        for name, seen in result.data.items()
+        if any(_band(seen["tensors"][tensor]) for tensor, _ in _kinds(seen))
+    ]
     if not shown:
         return {}
     wide = width > 600
@@ -261,22 +268,29 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     return {"rope": figure}
 
 
-def _drawn(of: dict[str, Any]) -> dict[str, Any] | None:
+def _kinds(seen: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The tensors that are drawn, and their colours: after RoPE where that can be read."""
+    stage = "" if "query" in seen["tensors"] else ".pre_rope"
+    return (f"query{stage}", VERMILLION), (f"key{stage}", BLUE)
+
+
+def _band(of: dict[str, Any]) -> dict[str, Any] | None:
     return of["bands"]["distances seen"]
 
 
 def _panel(axes: Axes, name: str, seen: dict[str, Any]) -> None:
     """Bars stand on bins of turns, by factors of two; what makes fewer or more turns counts at the ends."""
     place = np.arange(len(_EDGES) - 1)
-    kinds = (("query", VERMILLION), ("key", BLUE)) if "query" in seen["tensors"] else ()
-    kinds = kinds or (("query.pre_rope", VERMILLION), ("key.pre_rope", BLUE))
-    bands = [(tensor, colour, _drawn(seen["tensors"][tensor])) for tensor, colour in kinds]
+    bands = [(tensor, colour, _band(seen["tensors"][tensor])) for tensor, colour in _kinds(seen)]
     axes.axvspan(-0.5, _EDGES.index(1.0) - 0.5, color=RULE, alpha=0.4, linewidth=0, label="never complete a turn")
     for number, (tensor, colour, band) in enumerate(bands):
+        share = np.zeros(len(place))
         if band:
             share = np.array(band["massive_by_turns"]) / sum(band["massive_by_turns"])
-            axes.bar(place + 0.4 * number - 0.2, share, width=0.4, color=colour, label=f"massive entries of {NAMES[tensor]}")
             dims = np.array(band["dims_by_turns"]) / sum(band["dims_by_turns"])
+        axes.bar(
+            place + 0.4 * number - 0.2, share, width=0.4, color=colour, label=f"massive entries of {NAMES[tensor]}"
+        )
     axes.stairs(dims, np.arange(len(_EDGES)) - 0.5, color=INK, linewidth=1.3, label="all dims")
     axes.set_xlim(-0.5, len(place) - 0.5)
     ticks = [_EDGES.index(2.0**power) for power in range(-8, 13, 4)]

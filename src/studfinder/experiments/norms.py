@@ -21,7 +21,7 @@ from studfinder.records import Interval
 from studfinder.sites import AttentionCall, tapped
 from studfinder.texts import Batch, batches, default_prompts, encode
 
-_DRAWS = 1000
+_DRAWS = 500
 NAMES = {
     "query": "Q",
     "key": "K",
@@ -130,24 +130,29 @@ def chance_above(dims: int, lam: float) -> float:
     return float((drawn > lam * drawn.mean(axis=1, keepdims=True)).mean())
 
 
-def resampled(maps: Maps, statistic: Callable[[Mapping[str, np.ndarray]], float], seed: int = 0) -> Interval:
-    """A number made of all tensors' maps, with its bootstrap interval over prompts (1,000 draws, percentiles).
+Statistic = Callable[[Mapping[str, np.ndarray]], float]
+"""From M by tensor, each of shape (L,H,D), to a number."""
 
-    Args:
-        statistic: from M by tensor, each of shape (L,H,D), to a number.
-    """
+
+def resampled(maps: Maps, statistics: Mapping[str, Statistic], seed: int = 0) -> dict[str, Interval]:
+    """Numbers made of the maps, with bootstrap intervals over prompts (500 draws, percentiles)."""
     prompts = len(next(iter(maps.squares.values())))
     generator = np.random.default_rng(seed)
-    used = {name: maps.squares[name] for name in maps.tensors}
-    drawn = []
-    for _ in range(_DRAWS):
-        weight = np.bincount(generator.integers(0, prompts, prompts), minlength=prompts).astype(float)
-        drawn.append(statistic({name: np.sqrt(np.tensordot(weight, of, 1)) for name, of in used.items()}))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    value = statistic({name: maps.norm_LHD(name) for name in used})
-    return Interval(
-        value=float(value), low=float(low), high=float(high), level=0.95, n=prompts, method="bootstrap over prompts"
-    )
+    drawn: dict[str, list[float]] = {name: [] for name in statistics}
+    for draw in range(_DRAWS + 1):
+        weight = np.ones(prompts)
+        if draw:
+            weight = np.bincount(generator.integers(0, prompts, prompts), minlength=prompts).astype(float)
+        norms = {tensor: np.sqrt(np.tensordot(weight, of, 1)) for tensor, of in maps.squares.items()}
+        for name, statistic in statistics.items():
+            drawn[name].append(float(statistic(norms)))
+    intervals = {}
+    for name, (value, *others) in drawn.items():
+        low, high = (float(end) for end in np.quantile(others, [0.025, 0.975]))
+        intervals[name] = Interval(
+            value=value, low=low, high=high, level=0.95, n=prompts, method="bootstrap over prompts"
+        )
+    return intervals
 
 
 def rounded(values: Sequence[Any] | np.ndarray) -> Any:

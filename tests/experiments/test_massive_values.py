@@ -1,0 +1,299 @@
+"""The experiments of the massive-values paper, end to end on tiny models with planted massive values."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from proving import tokenizer
+from studfinder.edits import edited, massive_value_disruption
+from studfinder.errors import StudfinderError
+from studfinder.experiments import massive_values_disrupt, norms, plan_experiment, run_experiment
+from studfinder.experiments.crossed import crossed
+from studfinder.experiments.disruptions_read import Rows, notes_of
+from studfinder.experiments.massive_values_constant import _halves
+from studfinder.experiments.massive_values_layers import first_layer
+from studfinder.measures.likelihood import log_likelihoods
+from studfinder.models import load
+from studfinder.sites import capture
+from studfinder.stats import mean_interval
+from studfinder.texts import default_prompts, encode
+from tiny import CONFIGS, D, H, L
+
+
+def made(architecture="llama", dim=None, positions=1024):
+    """A tiny model with room for prompts; `dim` is made massive in every head of Q and K."""
+    config = AutoConfig.for_model(architecture, **{**CONFIGS[architecture], "max_position_embeddings": positions})
+    if architecture == "gpt2":
+        config.n_positions = positions
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        if dim is not None:
+            for block in model.model.layers:
+                for projection in (block.self_attn.q_proj, block.self_attn.k_proj):
+                    projection.weight[dim::D] *= 60
+    return load(model, tokenizer())
+
+
+@pytest.fixture
+def ran(cache, tmp_path):
+    """Run an experiment on given models, by name, in a folder of its own."""
+
+    def run(name, models, **settings):
+        plan = plan_experiment(name, tuple(models), settings=settings)
+        return run_experiment(plan, out=tmp_path / name.replace("/", "-"), loader=models.__getitem__)
+
+    return run
+
+
+SLOW = 3  # pair 3 of 4 turns 1024 x 0.001 / 2 pi < 1 times; pairs 0 to 2 turn more than once
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon", "stablelm", "gemma3_text"])
+def test_maps_hold_the_norms_of_what_attention_received(architecture):
+    lm = made(architecture, positions=128)
+    maps = norms.read_maps(lm, 2)
+    encoded = encode(lm, default_prompts()[:2])[0]
+    assert maps.tokens == sum(map(len, encoded))
+    for tensor in maps.tensors:
+        for place, layer in enumerate(maps.layers[tensor]):
+            site = f"{tensor}[{layer}]"
+            total = sum(
+                capture(lm, torch.tensor([ids]), [site])[site].double().square().sum(dim=(0, 2)) for ids in encoded
+            )
+            np.testing.assert_allclose(maps.norm_LHD(tensor)[place], total.sqrt().numpy(), rtol=1e-4)
+    assert ("key.pre_rope" in maps.tensors) == (architecture != "gpt2")
+    assert maps.squares["value"].shape[0] == 2
+
+
+def test_counts_are_those_of_the_definition():
+    norm_LHD = np.ones((1, 2, 8))
+    norm_LHD[0, 0, 5] = 40.0
+    assert norms.counts(norm_LHD, 5.0).tolist() == [1]
+    assert norms.counts(norm_LHD, 10.0).tolist() == [0]  # 40 / (47 / 8) = 6.8
+    assert norms.counts(norm_LHD, 10.0, "layer").tolist() == [1]  # 40 / (55 / 16) = 11.6
+    assert norms.ratios(np.zeros((1, 1, 4))).tolist() == [[[0, 0, 0, 0]]]
+
+
+def test_chance_is_that_of_normal_vectors():
+    drawn = np.abs(np.random.default_rng(7).standard_normal((4000, 64)))
+    own = (drawn > 3 * drawn.mean(axis=1, keepdims=True)).mean()
+    assert norms.chance_above(64, 3.0) == pytest.approx(own, rel=0.1)
+
+
+def test_map_counts_the_planted_dims_and_no_others(ran):
+    models = {"planted": made(dim=SLOW), "plain": made()}
+    result, folder = ran("massive-values/map", models, limit=2, layers=[1], lambdas=[5])
+    for name, expected in (("planted", H * L), ("plain", 0)):
+        by_lambda = {of["lambda"]: of for of in result.data[name]["counts"]["query.pre_rope"]["by_lambda"]}
+        assert by_lambda[5.0]["head"]["value"] == expected
+    shown = np.array(result.data["planted"]["layers"]["1"]["query"]["norm"])
+    assert shown.shape == (H, D)  # every dim, not half of them
+    assert (folder / "figure-map.png").is_file()
+    assert (folder / "figure-map-2.svg").is_file()
+
+
+def test_map_refuses_a_layer_that_is_not_there(ran):
+    with pytest.raises(StudfinderError, match="layers=7"):
+        ran("massive-values/map", {"plain": made()}, limit=1, layers=[7])
+
+
+def test_layers_says_where_massive_values_begin(ran):
+    lm = made(dim=SLOW)
+    with torch.no_grad():
+        lm.model.model.layers[0].self_attn.q_proj.weight[SLOW::D] /= 60
+    result, _ = ran("massive-values/layers", {"planted": lm}, limit=2)
+    tensors = result.data["planted"]["tensors"]
+    assert first_layer(tensors["query"]) == 1
+    assert first_layer(tensors["key"]) == 0
+    assert first_layer(tensors["value"]) is None
+    assert any("Q from layer 1, K from layer 0, V never" in note for note in result.notes)
+    # The planted dim's pair never turns, so RoPE moves hardly anything.
+    assert result.data["planted"]["rope"]["query"]["value"] == 0
+
+
+# --- rotary bands ---------------------------------------------------------------------------------------------------
+
+
+def test_rope_tells_slow_dims_from_fast_ones_and_from_no_rope(ran):
+    models = {"slow": made(dim=SLOW), "fast": made(dim=0), "none": made("gpt2")}
+    result, _ = ran("massive-values/rope", models, limit=2)
+    tensors = {"slow": "query", "fast": "query.pre_rope", "none": "query"}  # RoPE spreads a fast dim over its pair
+    bands = {name: result.data[name]["tensors"][tensors[name]]["bands"]["distances seen"] for name in models}
+    assert bands["slow"]["share"]["value"] == 1
+    assert bands["slow"]["base"] == 0.25
+    assert bands["slow"]["p"] == pytest.approx(0.25**L, abs=0.01)
+    assert bands["fast"]["share"]["value"] == 0
+    assert bands["fast"]["p"] > 0.9
+    assert bands["none"] is None
+    assert any(note.startswith("none, Q") and "no RoPE" in note for note in result.notes)
+
+
+def test_a_window_limits_the_distances_a_layer_sees(ran):
+    result, _ = ran("massive-values/rope", {"gemma": made("gemma3_text", dim=1)}, limit=2)
+    bands = result.data["gemma"]["tensors"]["query"]["bands"]
+    # In a window of 6 tokens pair 1 makes 6 x 0.1 / 2 pi of a turn; over 1024 tokens it makes 16.
+    assert bands["distances seen"]["share"]["value"] > bands["training length"]["share"]["value"] == 0
+    assert any("windows or not" in note for note in result.notes)
+
+
+# --- intervals over items and draws -----------------------------------------------------------------------------------
+
+
+def test_crossed_agrees_with_the_plain_bootstrap_where_nothing_is_drawn():
+    values = np.random.default_rng(0).normal(size=80)
+    clusters = [str(i // 2) for i in range(80)]
+    ours, plain = crossed(lambda m: m["x"], {"x": values[None]}, clusters), mean_interval(values, clusters)
+    assert ours.value == pytest.approx(plain.value)
+    assert (ours.low, ours.high) == pytest.approx((plain.low, plain.high), abs=0.03)
+
+
+def test_crossed_counts_draws_as_random_and_pairs_items():
+    generator = np.random.default_rng(0)
+    items = generator.normal(size=60)
+    alike, apart = np.stack([items] * 4), np.stack([items + shift for shift in (-2, -1, 1, 2)])
+    one, many = (crossed(lambda m: m["x"], {"x": x}) for x in (alike, apart))
+    assert many.high - many.low > 2 * (one.high - one.low)
+    paired = crossed(lambda m: m["a"] - m["b"], {"a": apart + 1, "b": apart})
+    assert (paired.low, paired.high) == pytest.approx((1, 1))
+
+
+# --- disrupting -------------------------------------------------------------------------------------------------------
+
+SMALL = {"limit": 3, "k": [1], "draws": 1, "measures": "facts facts:trex", "facts_in_prompt": 2, "lambdas": [5]}
+
+
+@pytest.fixture(scope="module")
+def disrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
+        patch.delenv("STUDFINDER_DATA", raising=False)
+        yield disrupt(folder / "run"), folder / "run"
+
+
+def disrupt(folder):
+    plan = plan_experiment("massive-values/disrupt", ("planted",), settings=SMALL)
+    return run_experiment(plan, out=folder, loader=lambda _: made(dim=SLOW))[0]
+
+
+def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
+    result, folder = disrupted
+    rows = Rows.of(result.data["planted"])
+    assert {"massive, k = 1", "massive, above 5", "smallest, k = 1", "next in norm, k = 1"} <= set(rows.scores)
+    for row, other in rows.against:
+        assert other.endswith(row)
+        assert rows.neutral(other, "kl").value == pytest.approx(rows.neutral(row, "kl").value, rel=0.5)
+    assert ("massive, k = 1", "noise in the other dims, as harmful as: massive, k = 1") in rows.against
+    assert any("facts:trex is left out" in note for note in result.notes)
+    assert rows.neutral("massive, k = 1", "kl").value > rows.neutral("smallest, k = 1", "kl").value > 0
+    attacks = sum(row.startswith("massive") for row in rows.scores)
+    assert len(result.tables[1].rows) == attacks + sum(row.startswith("noise") for row, _ in rows.against)
+    assert (folder / "figure-disrupt.png").is_file()
+
+
+def test_disrupt_goes_on_where_it_stopped(disrupted, monkeypatch):
+    result, folder = disrupted
+    lines = (folder / "items.jsonl").read_text().splitlines(keepends=True)
+    (folder / "items.jsonl").write_text("".join(lines[:-2]))
+    (folder / "result.json").unlink()
+    asked = []
+    own = massive_values_disrupt._scores
+    monkeypatch.setattr(massive_values_disrupt, "_scores", lambda *args: (asked.append(1), own(*args))[1])
+    again = disrupt(folder)
+    assert len(asked) == 2
+    assert again.tables == result.tables
+    assert again.notes == result.notes
+
+
+def test_likelihoods_under_a_disruption_are_those_of_full_passes():
+    lm = made(dim=SLOW)
+    context, answers = list(range(5, 60)), [[7, 8, 9], [10, 11]]
+    with edited(lm, massive_value_disruption(lm, 1)), torch.no_grad():
+        found = log_likelihoods(lm, [(context, answer) for answer in answers])
+        for answer, likelihood in zip(answers, found, strict=True):
+            ids = torch.tensor([context + answer[:-1]])
+            log_p_TV = lm.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 :].log_softmax(dim=-1)
+            own = sum(float(log_p_TV[place, token]) for place, token in enumerate(answer))
+            assert likelihood.logprob == pytest.approx(own, abs=1e-4)
+
+
+def _rows(context, memory, elsewhere_context, elsewhere_memory, n=80):
+    """Made-up scores: (clean, disrupted) accuracy of each."""
+
+    def record(context_rate, memory_rate):
+        def of(rate):
+            score = (np.arange(n) < rate * n).astype(float).tolist()
+            return {"score": score, "margin": score, "clusters": [str(i) for i in range(n)], "chance": 0.125}
+
+        measures = {"facts-in-context:2": of(context_rate), "facts-parametric-matched:2": of(memory_rate)}
+        return {"measures": measures, "kl": [1.0, 1.1], "nll": [1.0, 1.0], "tokens": [1, 1]}
+
+    return Rows(
+        clean=record(0.8, 0.8),
+        scores={
+            "massive, k = 1": [record(context, memory)],
+            "noise in V": [record(elsewhere_context, elsewhere_memory)],
+        },
+        against=[("massive, k = 1", "noise in V")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("rates", "first", "second"),
+    [
+        ((0.2, 0.8, 0.5, 0.5), "context suffers, and memory is not shown to", "more than by equal damage elsewhere"),
+        ((0.3, 0.3, 0.3, 0.3), "both suffer, so not only context", "not distinguishable"),
+        ((0.8, 0.2, 0.5, 0.5), "memory suffers, and context is not shown to", "less than by equal damage elsewhere"),
+        ((0.8, 0.8, 0.8, 0.8), "neither is shown to suffer", "not distinguishable"),
+    ],
+)
+def test_sentences_follow_the_numbers(rates, first, second):
+    notes = notes_of(_rows(*rates))
+    assert first in notes[0]
+    assert second in notes[1]
+
+
+def test_a_measure_at_chance_is_said_to_show_nothing():
+    rows = _rows(0.1, 0.8, 0.1, 0.8)
+    rows.clean["measures"]["facts-in-context:2"]["score"] = (np.arange(80) < 10).astype(float).tolist()
+    assert "it can show nothing" in notes_of(rows)[0]
+    assert rows.kept("massive, k = 1", "context") is None
+
+
+# --- constant or deviation ----------------------------------------------------------------------------------------------
+
+
+def test_halves_of_energy():
+    values_HTD = torch.zeros(1, 4, 3)
+    values_HTD[0, :, 0] = 10.0  # constant
+    values_HTD[0, :, 1] = torch.tensor([1.0, -1.0, 1.0, -1.0])  # nothing but deviation
+    share, constant, others = _halves(values_HTD.square().mean(1), values_HTD.mean(1).square(), 1)
+    assert share == pytest.approx(100 / 101)
+    assert constant == pytest.approx(1)
+    assert others == 0
+
+
+def test_constant_or_deviation_runs_and_resumes(ran, monkeypatch):
+    lm = made(dim=SLOW)
+    settings = {"limit": 1, "k": [1], "draws": 2, "repeat": 16}
+    result, folder = ran("massive-values/constant-or-deviation", {"planted": lm}, **settings)
+    seen = result.data["planted"]
+    assert len(seen["scores"]["1 random, held constant"]) == 2
+    assert len(seen["scores"]["1 massive, deviation only"]) == 1
+    assert len(result.tables[1].rows) == 1 + 2 * 4
+    before = (folder / "items.jsonl").read_bytes()
+    again, _ = ran("massive-values/constant-or-deviation", {"planted": lm}, **settings)
+    assert (folder / "items.jsonl").read_bytes() == before
+    assert again.tables == result.tables
+    assert {json.loads(line)["key"].partition("/")[2] for line in before.splitlines()} >= {"energy", "clean"}
