@@ -64,7 +64,8 @@ def command(
     from studfinder.models import cached_content_hash, load
     from studfinder.report import print_findings
     from studfinder.runs import find_findings
-    from studfinder.verbs.scan import Thresholds, plan_scan, run_scan
+    from studfinder.verbs.observation import Thresholds
+    from studfinder.verbs.scan import plan_scan, run_scan
 
     lm = load(
         model,
