@@ -91,13 +91,14 @@ def training_step(model: LlamaForCausalLM, length: int) -> Callable[[], None]:
 def decode(model: LlamaForCausalLM, length: int) -> Callable[[], None]:
     """Eight tokens, one by one, behind a cache of `length`."""
     cache, token = DynamicCache(config=model.config), torch.tensor([[5]])
+    model.eval()  # not in the loop: it walks over all modules, which generation does not
     with torch.no_grad():
-        model.eval()(torch.randint(0, 1024, (1, length)), past_key_values=cache)
+        model(torch.randint(0, 1024, (1, length)), past_key_values=cache)
 
     def run() -> None:
         with torch.no_grad():
             for _ in range(8):
-                model.eval()(token, past_key_values=cache)
+                model(token, past_key_values=cache)
 
     return run
 

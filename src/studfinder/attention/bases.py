@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -44,7 +45,7 @@ class Base:
     scaling: Callable[[Any], float] = lambda module: module.scaling
     extras: Callable[[Any], dict[str, Any]] = lambda module: {}
 
-    @property
+    @cached_property
     def modeling(self) -> Any:
         """transformers' own module for this architecture."""
         return import_module(f"transformers.models.{self.package}.modeling_{self.package}")
