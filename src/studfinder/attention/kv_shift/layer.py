@@ -82,13 +82,10 @@ class KVShiftPart(Part):
 
     def scalars(self, side: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(current, previous), (G,) each."""
-        key = side == "key"
         if self.settings.gated:
-            current = torch.sigmoid(self.key_logit if key else self.value_logit)
+            current = torch.sigmoid(getattr(self, f"{side}_logit"))
             return current, 1 - current
-        if key:
-            return self.key_current, self.key_previous
-        return self.value_current, self.value_previous
+        return getattr(self, f"{side}_current"), getattr(self, f"{side}_previous")
 
     def forward(
         self,
