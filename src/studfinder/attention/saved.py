@@ -1,7 +1,8 @@
 """Saved variants: one `model_type` per base, "studfinder-llama" and so on.
 
 Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto
-classes load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
+classes load it (`sf.load` does that import itself). Without a name of its own a checkpoint would load as its
+base and silently drop the variant.
 """
 
 from __future__ import annotations
