@@ -109,15 +109,8 @@ class VariantAttention:
         return self.base.modeling.apply_rotary_pos_emb(query, key, *position_embeddings)
 
 
+@cache
 def attention_class(base: Base) -> type[Any]:
     """The converted attention class of a base."""
-    return _attention_class(base.kind)
-
-
-@cache
-def _attention_class(kind: str) -> type[Any]:
-    from studfinder.attention.bases import BASES
-
-    base = BASES[kind]
-    name = f"Studfinder{base.prefix}Attention"
+    name = f"Studfinder{base.attention_class.__name__}"
     return type(name, (VariantAttention, base.attention_class), {"base": base, "__module__": __name__})

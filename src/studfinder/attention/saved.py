@@ -73,7 +73,7 @@ class SavedVariant:
 
 def _config_class(base: Base) -> type[Any]:
     contents = {"model_type": PREFIX + base.kind, "__module__": __name__}
-    return type(f"Studfinder{base.config}", (base.config_class,), contents)
+    return type(f"Studfinder{base.config_class.__name__}", (base.config_class,), contents)
 
 
 def _model_class(base: Base, config: type[Any]) -> type[Any]:
