@@ -26,10 +26,10 @@ Time as a multiple of SDPA's in the same model: median of interleaved pairs [90 
 was set and is missed is marked with its number.
 """
 _PEER = """\
-The rows of x-transformers {peer} stand beside ours of the same idea: {pairs}. Each is a multiple of that library's own
-plain model of the same sizes on its fused kernel. Its learned sink does not run on the fused kernel, so that its row
-includes the loss of it. Token shift is its nearest thing to KV shift: it moves half of the features of each block's
-input by one token. It has no clipped softmax, no softpick and no differential attention.
+The rows of x-transformers {peer} stand beside ours of the same idea: {pairs}. Only full passes are timed, each as a
+multiple of that library's own plain model of the same sizes on its fused kernel. Its learned sink does not run on the
+fused kernel, so that its row includes the loss of it. Token shift is its nearest thing to KV shift: it moves half of
+the features of each block's input by one token. It has no clipped softmax, no softpick and no differential attention.
 """
 
 
