@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from studfinder.measures import next_token as next_token
     from studfinder.measures import perplexity as perplexity
     from studfinder.models import LM as LM
-    from studfinder.models import load as load
     from studfinder.records import Findings as Findings
+    from studfinder.verbs.load import load as load
     from studfinder.verbs.scan import scan as scan
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _PUBLIC = {
     "LM": "studfinder.models",
     "StudfinderError": "studfinder.errors",
     "edited": "studfinder.edits",
-    "load": "studfinder.models",
+    "load": "studfinder.verbs.load",
     "next_token": "studfinder.measures",
     "perplexity": "studfinder.measures",
     "scale": "studfinder.edits",
