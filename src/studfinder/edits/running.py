@@ -160,10 +160,10 @@ class _Running:
         assert recorded is not None
         if call.past:
             return None  # the record ends with the prompt
-        if recorded.numel() == x_BHTD.numel():  # flat rows, or as they are
-            ordered = recorded.dim() != 4 or recorded.shape == x_BHTD.shape
-            if ordered and recorded.shape[-1] == x_BHTD.shape[-1]:
-                return recorded.reshape(x_BHTD.shape).to(x_BHTD)
+        # A matrix that sees flat rows shows (B*T, F); a reader of one that does not may show them flat all the same.
+        flat = (call.batch * call.tokens, x_BHTD.shape[-1])
+        if tuple(recorded.shape) in (tuple(x_BHTD.shape), flat, (call.batch, call.tokens, flat[1])):
+            return recorded.reshape(x_BHTD.shape).to(x_BHTD)
         raise StudfinderError(
             f"{self.edit.site} was recorded with shape {tuple(recorded.shape)}, and this pass has "
             f"{call.batch} x {call.tokens} tokens",

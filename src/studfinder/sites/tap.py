@@ -159,12 +159,16 @@ def _model_hook(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
     if not active.wants(ModelCall):
         return
     signature = inspect.signature(lm.model.forward)
+    loose = [name for name, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
 
     def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = signature.bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
+        for name in loose:
+            given.update(given.pop(name, {}))
         ids, past = given.get("input_ids"), given.get("past_key_values")
-        first = ids if ids is not None else given["inputs_embeds"]
+        first = ids if ids is not None else given.get("inputs_embeds")
+        if first is None:
+            return  # the model itself will say what is missing
         caching = given.get("use_cache")
         if caching is None:
             caching = bool(getattr(lm.model.config.get_text_config(decoder=True), "use_cache", True))
