@@ -147,16 +147,34 @@ def test_a_call_is_shown_first_with_its_past_and_its_padding(architecture):
         )
         with torch.no_grad():
             lm.model(token_ids(2, 5), None, use_cache=False)
+            lm.model.get_submodule(lm.anatomy.decoder)(token_ids(3, 12), attention_mask=PADDED, use_cache=False)
     calls = [event for event in seen if isinstance(event, ModelCall)]
-    assert [seen.index(call) % (len(lm.anatomy.layers) + 2) for call in calls] == [0, 0, 0, 0]
-    assert [(call.batch, call.tokens, call.past) for call in calls] == [(3, 12, 0), (3, 1, 12), (3, 1, 13), (2, 5, 0)]
-    assert [call.caching for call in calls] == [True, True, True, False]
+    assert [seen.index(call) % (len(lm.anatomy.layers) + 2) for call in calls] == [0, 0, 0, 0, 0]
+    assert [(call.batch, call.tokens, call.past) for call in calls] == [
+        (3, 12, 0),
+        (3, 1, 12),
+        (3, 1, 13),
+        (2, 5, 0),
+        (3, 12, 0),
+    ]
+    assert [call.caching for call in calls] == [True, True, True, False, False]
     assert torch.equal(calls[0].real_BT, PADDED.bool())
+    assert torch.equal(calls[4].real_BT, PADDED.bool())
     assert calls[0].position_BT[:, -1].tolist() == [11, 7, 4]
     assert calls[2].real_BT.tolist() == [[True]] * 3
     assert calls[2].position_BT.tolist() == [[13], [9], [6]]
     assert calls[3].real_BT.all()
     assert calls[3].position_BT.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_a_call_that_fails_does_not_hide_the_next_call_of_the_decoder():
+    lm = tiny("llama")
+    seen: list = []
+    with tapped(lm, read={ModelCall: [seen.append]}), torch.no_grad():
+        with pytest.raises(IndexError):
+            lm.model(token_ids(1, 4) + 10**6, use_cache=False)
+        lm.model.model(token_ids(2, 4), use_cache=False)
+    assert [call.batch for call in seen] == [1, 2]
 
 
 def test_a_mask_that_does_not_say_what_padding_is_is_refused_when_asked():
