@@ -43,6 +43,7 @@ from studfinder.edits import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.measures import next_token, sweep
+from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM, rotary_of
 from studfinder.records import MassiveActivation, MassiveValue, SuperWeight, from_json, to_json
 from studfinder.sites import AttentionCall, ModelCall, Site, capture, replacing, tapped
@@ -719,6 +720,34 @@ def test_reading_inside_an_edit_changes_nothing_and_sees_the_edit() -> None:
     assert isinstance(seen[0], ModelCall)
     assert (seen[0].batch, seen[0].tokens, seen[0].past, seen[0].caching) == (2, 12, 0, False)
     assert (seen[2].query_BHTD[..., 2] == 0).all()
+
+
+def test_a_decoder_that_is_called_by_itself_is_edited_too() -> None:
+    lm, ids = tiny("llama"), token_ids(3, 12)
+    decoder = lm.model.get_submodule(lm.anatomy.decoder)
+    with edited(lm, mean(dims(lm))), torch.no_grad():
+        hidden = decoder(ids, attention_mask=PADDED, use_cache=False).last_hidden_state
+        expected = lm.model(ids, attention_mask=PADDED, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        rope = lm.model.model.rotary_emb(hidden, torch.arange(12)[None])
+    with pytest.raises(StudfinderError, match="by itself"), edited(lm, mean(dims(lm))):
+        lm.model.model.layers[0](hidden, position_embeddings=rope)
+    assert torch.equal(hidden, expected)
+
+
+def test_continuations_scored_in_batches_are_those_scored_alone_under_an_edit() -> None:
+    lm = tiny("llama")
+    prefix = token_ids(1, 40, seed=1)[0].tolist()  # long enough to be shared, were nothing being replaced
+    requests = [
+        (prefix + token_ids(1, n, seed=n)[0].tolist(), token_ids(1, 3, seed=90 + n)[0].tolist()) for n in (2, 5, 9)
+    ]
+    # A mean over tokens, which a prefix read once for all would change.
+    with edited(lm, mean(Activations(("residual[0]", "value[1]"), TopDims(4)))):
+        together = log_likelihoods(lm, requests)
+        alone = [log_likelihoods(lm, [request])[0] for request in requests]
+    clean = log_likelihoods(lm, requests)
+    for one, other, before in zip(together, alone, clean, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert abs(one.logprob - before.logprob) > 1e-3
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------------
