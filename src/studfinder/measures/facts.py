@@ -61,7 +61,7 @@ def facts(
     return multiple_choice(lm, "facts", questions, name, progress)
 
 
-def draw(found: tuple[Relation, ...], limit: int, seed: int) -> list[tuple[Fact, random.Random]]:
+def draw(found: tuple[Relation, ...], limit: int, seed: int | str) -> list[tuple[Fact, random.Random]]:
     """So many facts, relation by relation in turn, each with a generator of its own: what is drawn for a fact does
     not depend on how many others there are."""
     queues = []

@@ -11,7 +11,7 @@ from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
 from studfinder.texts import filler, relations
 
-_ITEMS = 240
+_ITEMS = 180
 BETWEEN = 4
 
 
