@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,6 +27,7 @@ from studfinder.measures.matched_facts import (
 from studfinder.measures.repetition import distinct, loops
 from studfinder.models import load
 from studfinder.texts import encode_pairs, filler, nonce_names, relations
+from tiny import tiny, tokenizer
 
 
 def characters() -> PreTrainedTokenizerFast:
