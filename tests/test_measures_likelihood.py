@@ -87,7 +87,7 @@ def test_variants_of_attention_that_keep_more_than_keys_and_values():
 
 def test_while_a_site_is_replaced_every_request_is_one_full_masked_pass(monkeypatch):
     lm, seen = tiny("llama"), []
-    monkeypatch.setattr(sites, "replacing", lambda _lm: True, raising=False)
+    monkeypatch.setattr(sites, "replacing", lambda _lm: True)
     hook = lm.model.model.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
     try:
         log_likelihoods(lm, choices(head=20))
