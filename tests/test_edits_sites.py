@@ -769,7 +769,7 @@ def test_a_sweep_that_reuses_clean_blocks_equals_full_passes() -> None:
             assert kl > 1e-6
             assert abs(swept.kl[number, window] - kl) < 1e-4 * max(1, kl)
     # Inside another edit of a site nothing may be passed by.
-    with edited(lm, scale(Activations("residual[0]", Everything()), 1.5)):
+    with edited(lm, scale(Activations("residual[1]", Everything()), 1.5)):
         inside = next_token(lm, windows, variants[4])
         clean = logits(lm, torch.tensor([windows[0]]))[0, :-1].log_softmax(dim=-1)
         with edited(lm, variants[4]):
