@@ -493,6 +493,28 @@ def test_fixed_caches_are_refused() -> None:
         lm.model(token_ids(1, 6), past_key_values=cache)
 
 
+@pytest.mark.parametrize("value", ["mean", "pooled", "noise", "zero"])
+def test_generation_in_a_padded_batch_is_that_of_each_prompt_alone(value: str) -> None:
+    lm = tiny("llama")
+    prompts = [token_ids(1, n, seed=n) for n in (10, 6)]
+    ids, mask = torch.zeros(2, 10, dtype=torch.long), torch.zeros(2, 10, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, 10 - prompt.shape[1] :], mask[row, 10 - prompt.shape[1] :] = prompt, 1
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    target = Activations(("query[0]", "key[1]", "residual[1]"), TopDims(2))
+    with edited(lm, EDITS[value](target)):
+        together = torch.stack(lm.model.generate(ids, attention_mask=mask, **options).logits)
+        alone = [
+            torch.stack(lm.model.generate(prompt, attention_mask=torch.ones_like(prompt), **options).logits)[:, 0]
+            for prompt in prompts
+        ]
+    clean = torch.stack(lm.model.generate(ids, attention_mask=mask, **options).logits)
+    for row in range(2):
+        torch.testing.assert_close(together[:, row], alone[row], atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(clean[:, row], alone[row], atol=1e-3)
+
+
 # --- findings -----------------------------------------------------------------------------------------------------
 
 
@@ -769,7 +791,7 @@ def test_a_sweep_that_reuses_clean_blocks_equals_full_passes() -> None:
             assert kl > 1e-6
             assert abs(swept.kl[number, window] - kl) < 1e-4 * max(1, kl)
     # Inside another edit of a site nothing may be passed by.
-    with edited(lm, scale(Activations("residual[0]", Everything()), 1.5)):
+    with edited(lm, scale(Activations("residual[1]", Everything()), 1.5)):
         inside = next_token(lm, windows, variants[4])
         clean = logits(lm, torch.tensor([windows[0]]))[0, :-1].log_softmax(dim=-1)
         with edited(lm, variants[4]):
