@@ -126,6 +126,12 @@ def test_bad_arguments_are_named(lm, name, says):
         measure_named(name)(lm, limit=4)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_no_items_is_an_error(lm, name):
+    with pytest.raises(StudfinderError, match=r"no (items|document)"):
+        measure_named(name)(lm, limit=0)
+
+
 def test_t_rex_is_asked_for_by_name_and_never_substituted(lm, monkeypatch, tmp_path):
     monkeypatch.setenv("STUDFINDER_DATA", str(tmp_path))
     with pytest.raises(StudfinderError, match="T-REx is not here"):
