@@ -37,6 +37,7 @@ from studfinder.measures.tasks.adapter import LiveLM
 from studfinder.texts import Text, corpus, encode
 
 BATCHES = (1, 4, 16, 64)
+CHOICES = ("piqa", "arc_easy")
 WINDOW = 512
 _SWEEP = importlib.import_module("studfinder.measures.sweep")
 
@@ -188,14 +189,19 @@ def main():
         print(f"\n{arguments.model}, {dtype}, {record['threads']} threads, {arguments.rounds} rounds\n")
         print("| | items | HFLM's batch | items a second | HFLM / ours | difference | with fp32 softmax | choices |")
         print("|-|-|-|-|-|-|-|-|")
-        rows = [choice(lm, name, arguments.items, arguments.rounds) for name in ("piqa", "arc_easy")]
-        rows.append(words(lm, texts(arguments.documents), arguments.rounds))
-        for row in rows:
+        rows = []
+        for name in (*CHOICES, ""):
+            if name:
+                row = choice(lm, name, arguments.items, arguments.rounds)
+            else:
+                row = words(lm, texts(arguments.documents), arguments.rounds)
+            rows.append(row)
             speed = "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
             print(
                 f"| {row['what']} | {row['items']} | {row['hflm_batch']} | {row['per_second']:.1f} | {speed} "
                 f"| {row['largest_difference']:.2g} | {row['largest_difference_fp32_softmax']:.2g} "
-                f"| {row['other_choices']} differ |"
+                f"| {row['other_choices']} differ |",
+                flush=True,
             )
         ids = encode(lm, [Text("wikitext2", "\n\n".join(corpus("wikitext2")[1][:400]))], limit=10**6)[0][0]
         windows = [ids[start : start + 256] for start in range(0, 256 * arguments.windows, 256)]
