@@ -40,8 +40,13 @@ if TYPE_CHECKING:
     from studfinder.edits.spec import parse_edits as parse_edits
     from studfinder.errors import StudfinderError as StudfinderError
     from studfinder.measures import Scores as Scores
+    from studfinder.measures import calibrate_facts as calibrate_facts
     from studfinder.measures import compare as compare
+    from studfinder.measures import contrast as contrast
     from studfinder.measures import damage_matched as damage_matched
+    from studfinder.measures import facts_in_context as facts_in_context
+    from studfinder.measures import facts_parametric_matched as facts_parametric_matched
+    from studfinder.measures import log_likelihoods as log_likelihoods
     from studfinder.measures import next_token as next_token
     from studfinder.measures.perplexity import perplexity as perplexity
     from studfinder.measures.sweep import sweep as sweep
@@ -75,6 +80,11 @@ _PUBLIC = {
     "Softpick": "studfinder.attention",
     "StudfinderError": "studfinder.errors",
     "compare": "studfinder.measures",
+    "log_likelihoods": "studfinder.measures",
+    "facts_parametric_matched": "studfinder.measures",
+    "facts_in_context": "studfinder.measures",
+    "contrast": "studfinder.measures",
+    "calibrate_facts": "studfinder.measures",
     "constant_only": "studfinder.edits",
     "convert": "studfinder.attention",
     "damage_matched": "studfinder.measures",
