@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from studfinder.edits import (
     Edit,
+    WeightEdit,
     Weights,
     channel,
     edited,
@@ -146,7 +147,7 @@ def test_scale_by_one_is_the_identity() -> None:
 def test_edits_nest_serialise_and_hash() -> None:
     lm = tiny("llama")
     edits = zero(entry(lm, 1, 2, 3))
-    assert from_json(Edit, to_json(edits[0])) == edits[0]
+    assert from_json(WeightEdit, to_json(edits[0])) == edits[0]
     assert edits_hash(edits) == edits_hash(zero(entry(lm, 1, 2, 3)))
     assert edits_hash(edits) != edits_hash(zero(entry(lm, 1, 3, 2)))
     assert edits_hash(edits) != edits_hash(scale(entry(lm, 1, 2, 3), 0.5))

@@ -2,20 +2,68 @@
 
 from studfinder.edits.apply import edited
 from studfinder.edits.controls import matched_controls
-from studfinder.edits.edit import Edit, Weights, edits_hash, layer_of, scale, zero
+from studfinder.edits.disruption import dims, massive_value_disruption
+from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
+from studfinder.edits.makers import (
+    Activations,
+    Target,
+    constant_only,
+    deviation_only,
+    mean,
+    noise,
+    restore,
+    restore_output,
+    scale,
+    set_to,
+    shuffle,
+    zero,
+)
 from studfinder.edits.select import channel, entry, neuron, top_fraction
+from studfinder.edits.selections import (
+    AboveLambda,
+    Coordinates,
+    Everything,
+    LargestEntry,
+    MatchedDims,
+    RandomDims,
+    Selection,
+    TopDims,
+)
 
 __all__ = [
+    "AboveLambda",
+    "Activations",
+    "Coordinates",
     "Edit",
+    "EditList",
+    "Everything",
+    "LargestEntry",
+    "MatchedDims",
+    "RandomDims",
+    "Selection",
+    "SiteEdit",
+    "Target",
+    "TopDims",
+    "WeightEdit",
     "Weights",
     "channel",
+    "constant_only",
+    "deviation_only",
+    "dims",
     "edited",
     "edits_hash",
     "entry",
     "layer_of",
+    "massive_value_disruption",
     "matched_controls",
+    "mean",
     "neuron",
+    "noise",
+    "restore",
+    "restore_output",
     "scale",
+    "set_to",
+    "shuffle",
     "top_fraction",
     "zero",
 ]

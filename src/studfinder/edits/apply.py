@@ -11,54 +11,82 @@ from typing import Any
 import torch
 from torch import nn
 
-from studfinder.edits.edit import Edit
+from studfinder.edits.edit import Edit, SiteEdit, WeightEdit
+from studfinder.edits.running import SiteEdits
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 
 
 class edited:
-    """Apply edits while the context lasts, in order. Contexts nest.
+    """Apply edits while the context lasts: those of weights at once, those of sites in every forward pass, each kind in
+    the order given. Contexts nest; an inner one's site edits come after the outer one's.
 
-    Every touched number is saved before it is written and put back bit by bit: after the block, through an exception,
-    and through Ctrl-C at any moment. A KeyboardInterrupt can be raised between leaving the block and the first line of
-    `__exit__`, where no `finally` would see it; so in the main thread the interrupt handler itself puts the numbers
-    back before it lets the interrupt through.
+    Every touched weight is saved before it is written and put back bit by bit, and every hook is taken out: after the
+    block, through an exception, and through Ctrl-C at any moment. A KeyboardInterrupt can be raised between leaving the
+    block and the first line of `__exit__`, where no `finally` would see it; so in the main thread the interrupt handler
+    itself undoes everything before it lets the interrupt through (and waits with both while that is being set up).
 
     Raises:
-        StudfinderError: nothing to edit, no such parameter or index, or a weight that is offloaded or quantised.
+        StudfinderError: nothing to edit, no such parameter, index, site, head or dim, or a weight that is offloaded or
+            quantised; on leaving, an edit that changed nothing though the model ran.
     """
 
     def __init__(self, lm: LM, edits: Edit | Iterable[Edit]) -> None:
         self.edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
         if not self.edits:
             raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
-        self._plan = [(_parameter(lm, edit), _index(lm, edit), edit.factor) for edit in self.edits]
+        self._plan = [
+            (_parameter(lm, edit), _index(lm, edit), edit.factor) for edit in self.edits if isinstance(edit, WeightEdit)
+        ]
+        at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
+        self._sites = SiteEdits(lm, at_sites) if at_sites else None
         self._saved: list[tuple[nn.Parameter, list[tuple], list[torch.Tensor]]] = []
         self._previous: Any = None
         self._guarded = False
+        self._busy = False
+        self._pending: tuple[int, FrameType | None] | None = None
 
     def __enter__(self) -> edited:
+        self._guard()
         try:
-            self._guard()
-            with torch.no_grad():
-                for parameter, places, factor in self._plan:
-                    old = [parameter[place].clone() for place in places]
-                    self._saved.append((parameter, places, old))
-                    for place, values in zip(places, old, strict=True):
-                        parameter[place] = 0 if factor == 0 else values * factor
+            self._busy = True
+            self._apply()
+            self._busy = False
         except BaseException:
             self._leave()
             raise
+        if self._pending is not None:
+            self._leave()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave()
+        if kind is None and self._sites is not None:
+            self._sites.check_done()
+
+    def _apply(self) -> None:
+        with torch.no_grad():
+            for parameter, places, factor in self._plan:
+                old = [parameter[place].clone() for place in places]
+                self._saved.append((parameter, places, old))
+                for place, values in zip(places, old, strict=True):
+                    parameter[place] = 0 if factor == 0 else values * factor
+        if self._sites is not None:
+            self._sites.enter()
 
     def _leave(self) -> None:
+        """Undo everything, then let an interrupt through that had to wait."""
+        self._busy = True
+        if self._sites is not None:
+            self._sites.leave()
         self._restore()
+        self._busy = False
         self._unguard()
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._previous(*pending)
 
     def _restore(self) -> None:
         with torch.no_grad():
@@ -74,8 +102,8 @@ class edited:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.getsignal(signal.SIGINT)
             if callable(self._previous):
-                signal.signal(signal.SIGINT, self._interrupted)
                 self._guarded = True
+                signal.signal(signal.SIGINT, self._interrupted)
 
     def _unguard(self) -> None:
         if self._guarded:
@@ -83,11 +111,12 @@ class edited:
             signal.signal(signal.SIGINT, self._previous)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self._leave()
-        self._previous(number, frame)
+        self._pending = (number, frame)
+        if not self._busy:
+            self._leave()
 
 
-def _parameter(lm: LM, edit: Edit) -> nn.Parameter:
+def _parameter(lm: LM, edit: WeightEdit) -> nn.Parameter:
     name = edit.target.parameter
     try:
         parameter = lm.model.get_parameter(name)
@@ -102,7 +131,7 @@ def _parameter(lm: LM, edit: Edit) -> nn.Parameter:
     return parameter
 
 
-def _index(lm: LM, edit: Edit) -> list[tuple]:
+def _index(lm: LM, edit: WeightEdit) -> list[tuple]:
     parameter = _parameter(lm, edit)
     places = []
     for entry in edit.target.entries:

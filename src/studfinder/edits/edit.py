@@ -5,10 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from studfinder.errors import StudfinderError
+from pydantic import Field
+
+from studfinder.edits.selections import Selection
+from studfinder.edits.values import Value
 from studfinder.models import LM
-from studfinder.records import SuperWeight, to_json
+from studfinder.records import to_json
+from studfinder.sites import Site
+
+When = Literal["always", "prefill"]
+Cache = Literal["touched", "clean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +33,7 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class WeightEdit:
     """Multiply entries of a parameter by a factor; 0 sets them to zero.
 
     Attributes:
@@ -33,36 +41,46 @@ class Edit:
         factor: what they are multiplied by.
     """
 
+    kind: Literal["weight"] = "weight"
     target: Weights
     factor: float
 
 
-Target = SuperWeight | Weights | Iterable["Target"]
+@dataclass(frozen=True, kw_only=True)
+class SiteEdit:
+    """Change entries of a site in every forward pass.
+
+    Statistics (which dims, their means) are those of each row's real tokens in the present call. A call of one token
+    that continues a cache uses those of the last call of several tokens.
+
+    Attributes:
+        site: its name, e.g. "query[3]", "key.pre_rope[3]", "residual[3]".
+        where: which entries.
+        value: what they become.
+        when: "prefill" leaves calls of one new token alone; every teacher-forced pass is a prefill.
+        cache: of `key` and `value`, which attention gets from the cache: "touched" writes into the cached rows
+            themselves, so that later steps see them; "clean" changes a copy, for this call only. All other sites lie
+            before the cache and reach it: "touched".
+    """
+
+    kind: Literal["site"] = "site"
+    site: str
+    where: Annotated[Selection, Field(discriminator="kind")]
+    value: Annotated[Value, Field(discriminator="kind")]
+    when: When = "always"
+    cache: Cache = "touched"
 
 
-def zero(target: Target) -> tuple[Edit, ...]:
-    """Set weights to zero: of a finding, a list of findings, or Weights. Raises StudfinderError if that is nothing."""
-    return scale(target, 0.0)
+Edit = WeightEdit | SiteEdit
 
 
-def scale(target: Target, factor: float) -> tuple[Edit, ...]:
-    """Multiply weights by a factor. Raises StudfinderError if the target is nothing."""
-    chosen = _weights(target)
-    if not chosen:
-        raise StudfinderError("the edit has no target", expected="a finding, a list of findings, or Weights")
-    return tuple(Edit(target=weights, factor=float(factor)) for weights in chosen)
+@dataclass(frozen=True, kw_only=True)
+class EditList:
+    """Edits as a file keeps them."""
 
-
-def _weights(target: Target) -> list[Weights]:
-    if isinstance(target, Weights):
-        if not target.entries:
-            raise StudfinderError(f"no entries of {target.parameter} are selected", expected="at least one")
-        return [target]
-    if isinstance(target, SuperWeight):
-        return [Weights(parameter=target.parameter, entries=(target.index,))]
-    if isinstance(target, Iterable) and not isinstance(target, str):
-        return [weights for part in target for weights in _weights(part)]
-    raise StudfinderError(f"cannot edit a {type(target).__name__}", expected="a finding, findings, or Weights")
+    format: Literal["studfinder.edits"] = "studfinder.edits"
+    version: Literal[1] = 1
+    edits: tuple[Annotated[Edit, Field(discriminator="kind")], ...]
 
 
 def edits_hash(edits: Sequence[Edit]) -> str:
@@ -71,13 +89,19 @@ def edits_hash(edits: Sequence[Edit]) -> str:
 
 
 def layer_of(lm: LM, edits: Iterable[Edit]) -> int:
-    """The first block that an edit touches; 0 if one touches something outside the blocks."""
-    found = []
-    for edit in edits:
-        owners = [
-            index
-            for index, layer in enumerate(lm.anatomy.layers)
-            if edit.target.parameter.startswith(layer.block + ".")
-        ]
-        found.append(owners[0] if owners else 0)
-    return min(found, default=0)
+    """The first block that works differently, or gets something different, under the edits.
+
+    A site inside a block changes that block; its output changes the next one (the number of blocks, for the last);
+    the embedding, and weights outside the blocks, change block 0.
+    """
+    return min((_first(lm, edit) for edit in edits), default=0)
+
+
+def _first(lm: LM, edit: Edit) -> int:
+    if isinstance(edit, SiteEdit):
+        site = Site.parse(edit.site)
+        return 0 if site.layer is None else site.layer + (site.kind == "residual")
+    owners = [
+        index for index, layer in enumerate(lm.anatomy.layers) if edit.target.parameter.startswith(layer.block + ".")
+    ]
+    return owners[0] if owners else 0

@@ -17,7 +17,7 @@ from studfinder.edits import Edit, edited, layer_of
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.records import Interval
-from studfinder.sites import kept_outputs, resumed
+from studfinder.sites import kept_outputs, replacing, resumed
 from studfinder.stats import ratio_interval
 from studfinder.texts import Batch, batches
 
@@ -80,7 +80,8 @@ def sweep(
     """
     if not encoded or min(len(ids) for ids in encoded) < 2:
         raise StudfinderError("there is nothing to score", expected="windows of at least two tokens")
-    starts = [layer_of(lm, edits) for edits in variants]
+    # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
+    starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
     kl = np.zeros((len(variants), len(encoded)))
     nll = np.zeros_like(kl)
     clean_nll = np.zeros(len(encoded))
@@ -101,7 +102,9 @@ def sweep(
 
 
 def _logits(lm: LM, batch: Batch) -> torch.Tensor:
-    return lm.model(input_ids=batch.input_ids_BT.to(lm.device), use_cache=False).logits
+    # Padding is on the right, where real tokens cannot see it; the mask is for edits that take statistics over tokens.
+    mask = None if batch.mask_BT is None else batch.mask_BT.long().to(lm.device)
+    return lm.model(input_ids=batch.input_ids_BT.to(lm.device), attention_mask=mask, use_cache=False).logits
 
 
 class _Clean:

@@ -1,21 +1,23 @@
 """Read and replace named tensors of a running model: the only place that hooks."""
 
 from studfinder.sites.capture import capture
-from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
+from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
-from studfinder.sites.tap import Replacement, Tap, tapped
+from studfinder.sites.tap import Replacement, Tap, replacing, tapped
 
 __all__ = [
     "KINDS",
     "AttentionCall",
     "BlockOutput",
+    "ModelCall",
     "Replacement",
     "Site",
     "Tap",
     "WriterCall",
     "capture",
     "kept_outputs",
+    "replacing",
     "resumed",
     "tapped",
 ]

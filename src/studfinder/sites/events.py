@@ -3,10 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
+from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef, Stage
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of the model, shown before anything else of it.
+
+    Attributes:
+        batch, tokens: rows, and new tokens of each (B and T of this call's other events).
+        past: tokens of each row that the cache holds already, padding included.
+        attention_mask: as the caller gave it: (B, past + T), 1 for real tokens; None when all are.
+        caching: whether this call writes a cache.
+        cache: the cache it was given; None if it was given none (a model that caches then makes its own).
+        input_ids_BT: None if the call was given embeddings.
+    """
+
+    batch: int
+    tokens: int
+    past: int
+    attention_mask: torch.Tensor | None
+    caching: bool
+    cache: Any = None
+    input_ids_BT: torch.Tensor | None = None
+
+    @cached_property
+    def real_BT(self) -> torch.Tensor:
+        """True for the new tokens that are no padding. Raises StudfinderError if the mask does not say."""
+        if self.attention_mask is None:
+            return torch.ones(self.batch, self.tokens, dtype=torch.bool)
+        return self._mask_BS()[:, self.past :]
+
+    @cached_property
+    def position_BT(self) -> torch.Tensor:
+        """Each new token's place among its row's real tokens, from 0; meaningless where there is padding."""
+        if self.attention_mask is None:
+            return torch.arange(self.past, self.past + self.tokens).expand(self.batch, -1)
+        return (self._mask_BS().long().cumsum(dim=1) - 1)[:, self.past :]
+
+    def _mask_BS(self) -> torch.Tensor:
+        mask, shape = self.attention_mask, (self.batch, self.past + self.tokens)
+        if not isinstance(mask, torch.Tensor) or tuple(mask.shape) != shape:
+            found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise StudfinderError(
+                f"the attention mask ({found}) does not say which tokens are padding",
+                expected=f"one of shape {shape}, 1 for real tokens",
+            )
+        return mask.bool()
 
 
 @dataclass(frozen=True)

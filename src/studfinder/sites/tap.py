@@ -8,9 +8,10 @@ the mask function and the kernel stay what they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from studfinder.models import LM
 from studfinder.sites.attention import attention_hooks
-from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
+from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.site import Site
 from studfinder.sites.writers import writer_hooks
 
@@ -57,7 +58,7 @@ class _Installed:
         if not self.taps:
             return
         try:
-            for hook in (_block_hooks, writer_hooks, attention_hooks):
+            for hook in (_model_hook, _block_hooks, writer_hooks, attention_hooks):
                 for undo in hook(self.lm, self):
                     self.remove.append(undo)
         except BaseException:
@@ -93,37 +94,93 @@ class _Installed:
 _ACTIVE: WeakKeyDictionary[nn.Module, _Installed] = WeakKeyDictionary()
 
 
-@contextmanager
-def tapped(
-    lm: LM,
-    *,
-    read: Mapping[type, Sequence[Reader]] | None = None,
-    replace: Mapping[Site, Replacement] | None = None,
-    pre_rope: bool = False,
-) -> Iterator[Tap]:
+class tapped:
     """Read and replace tensors of the model while the context lasts; leave no trace after it.
 
     Args:
-        read: readers by event type (BlockOutput, AttentionCall, WriterCall). They run without gradients.
+        read: readers by event type (ModelCall, BlockOutput, AttentionCall, WriterCall). They run without gradients.
         replace: functions by site; each gets the tensor and returns one of the same shape, dtype and device.
         pre_rope: give readers of AttentionCall Q and K from before RoPE too.
 
     Raises:
         StudfinderError: a site to replace is not in this model.
     """
-    for site in replace or {}:
-        site.check(lm)
-    tap = Tap(read or {}, replace or {}, pre_rope)
-    installed = _ACTIVE.setdefault(lm.model, _Installed(lm))
-    installed.taps.append(tap)
-    try:
-        installed.reinstall()
-        yield tap
-    finally:
-        installed.taps.remove(tap)
+
+    def __init__(
+        self,
+        lm: LM,
+        *,
+        read: Mapping[type, Sequence[Reader]] | None = None,
+        replace: Mapping[Site, Replacement] | None = None,
+        pre_rope: bool = False,
+    ) -> None:
+        for site in replace or {}:
+            site.check(lm)
+        self._lm = lm
+        self._tap = Tap(read or {}, replace or {}, pre_rope)
+
+    def __enter__(self) -> Tap:
+        installed = _ACTIVE.setdefault(self._lm.model, _Installed(self._lm))
+        installed.taps.append(self._tap)
+        try:
+            installed.reinstall()
+        except BaseException:
+            self.close()
+            raise
+        return self._tap
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the tap out; nothing happens if it is out already."""
+        installed = _ACTIVE.get(self._lm.model)
+        if installed is None or self._tap not in installed.taps:
+            return
+        installed.taps.remove(self._tap)
         if not installed.taps:
-            _ACTIVE.pop(lm.model, None)
+            _ACTIVE.pop(self._lm.model, None)
         installed.reinstall()
+
+
+def replacing(lm: LM) -> bool:
+    """Whether anything is being replaced in this model right now.
+
+    Who shares work between texts (a common prefix through the KV cache, say) must not while it is: token statistics
+    would differ.
+    """
+    installed = _ACTIVE.get(lm.model)
+    return installed is not None and bool(installed.replacing)
+
+
+def _model_hook(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
+    if not active.wants(ModelCall):
+        return
+    signature = inspect.signature(lm.model.forward)
+
+    def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        given = {**given.pop("kwargs", {}), **given}
+        ids, past = given.get("input_ids"), given.get("past_key_values")
+        first = ids if ids is not None else given["inputs_embeds"]
+        caching = given.get("use_cache")
+        if caching is None:
+            caching = bool(getattr(lm.model.config.get_text_config(decoder=True), "use_cache", True))
+        active.show(
+            ModelCall(
+                first.shape[0],
+                first.shape[1],
+                int(past.get_seq_length()) if past is not None else 0,
+                given.get("attention_mask"),
+                bool(caching) or past is not None,
+                past,
+                ids,
+            )
+        )
+
+    yield lm.model.register_forward_pre_hook(before, with_kwargs=True).remove
 
 
 def _block_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
@@ -161,4 +218,4 @@ def _exit_hook(block: nn.Module, layer: int, active: _Installed) -> Callable[[],
     return block.register_forward_hook(after).remove
 
 
-__all__ = ["AttentionCall", "BlockOutput", "Replacement", "Tap", "WriterCall", "tapped"]
+__all__ = ["AttentionCall", "BlockOutput", "ModelCall", "Replacement", "Tap", "WriterCall", "replacing", "tapped"]
