@@ -37,6 +37,60 @@ REGISTRY: dict[str, Measure] = {
         "perplexity on windows of 512 tokens",
         "proof (default), wikitext2, c4 or a text file",
     ),
+    "repetition": Measure(
+        "fluency",
+        "studfinder.measures.repetition:repetition",
+        "distinct-2 and loops of greedy continuations",
+        "tokens to write (64)",
+    ),
+    "passkey": Measure(
+        "context",
+        "studfinder.measures.passkey:passkey",
+        "a number hidden in a text, over length and depth",
+        "prompt lengths in tokens (128,256,512,1024)",
+    ),
+    "lookup": Measure(
+        "context",
+        "studfinder.measures.lookup:lookup",
+        "key-value recall, over pairs and place",
+        "pairs in the prompt (4,8,16,32)",
+    ),
+    "facts-in-context": Measure(
+        "context",
+        "studfinder.measures.matched_facts:facts_in_context",
+        "facts about invented subjects, stated in the prompt",
+        "facts in the prompt (8)",
+    ),
+    "knowledge-conflict": Measure(
+        "context",
+        "studfinder.measures.knowledge_conflict:knowledge_conflict",
+        "answers from a false statement in the prompt against what is known",
+        "built-in (default) or trex",
+    ),
+    "induction": Measure(
+        "context",
+        "studfinder.measures.induction:induction",
+        "accuracy on the second half of repeated random tokens",
+        "tokens that are repeated (64)",
+    ),
+    "in-context-learning": Measure(
+        "context",
+        "studfinder.measures.induction:in_context_learning",
+        "loss late in a window minus early",
+        "proof (default), wikitext2, c4 or a text file",
+    ),
+    "facts": Measure(
+        "memory",
+        "studfinder.measures.facts:facts",
+        "facts against wrong answers of the same relation",
+        "built-in (default) or trex",
+    ),
+    "facts-parametric-matched": Measure(
+        "memory",
+        "studfinder.measures.matched_facts:facts_parametric_matched",
+        "real facts in the format and after the prompts of facts-in-context",
+        "facts in the prompt (8)",
+    ),
 }
 
 

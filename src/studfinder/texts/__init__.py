@@ -2,18 +2,28 @@
 
 from studfinder.texts.batches import Batch, batches
 from studfinder.texts.corpora import corpus
+from studfinder.texts.digest import digest
+from studfinder.texts.nonce import filler, nonce_names
+from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
+from studfinder.texts.relations import Relation, relations
 from studfinder.texts.tokens import token_class, token_text
 
 __all__ = [
     "Batch",
+    "Relation",
     "Text",
     "batches",
     "corpus",
     "default_prompts",
+    "digest",
     "encode",
+    "encode_pairs",
+    "filler",
+    "nonce_names",
     "proof_text",
     "read_prompts",
+    "relations",
     "token_class",
     "token_text",
 ]

@@ -1,0 +1,43 @@
+"""Greedy continuations, token by token, with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from studfinder.models import LM
+
+
+def greedy(lm: LM, ids: Sequence[int], new: int, *, to_the_end: bool = False) -> list[int]:
+    """The ids that follow a prompt when the likeliest token is taken each time.
+
+    The checkpoint's own generation settings (sampling, penalties) are overruled.
+
+    Args:
+        ids: the prompt.
+        new: at most so many tokens; fewer if the model ends its text.
+        to_the_end: exactly `new` tokens: the model may not end its text.
+    """
+    from transformers import GenerationConfig
+
+    ends = lm.model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    config = GenerationConfig(
+        max_new_tokens=new,
+        use_cache=True,
+        do_sample=False,
+        num_beams=1,
+        # What is None here would come from the checkpoint.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        suppress_tokens=(ends or None) if to_the_end else None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    prompt = torch.tensor([list(ids)], device=lm.device)
+    with torch.no_grad():
+        output = lm.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    return output[0, len(ids) :].tolist()

@@ -1,0 +1,69 @@
+"""One of many numbers, asked for by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from studfinder.measures.recall import Prompt, numbers, recall
+from studfinder.measures.scores import Scores
+from studfinder.models import LM
+from studfinder.texts import nonce_names
+
+PAIRS = "4,8,16,32"
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DIGITS = 4
+_REPEATS = 3
+_WRONG = 7
+
+_PAIR = "The code of {name} is {code}."
+
+
+def lookup(
+    lm: LM,
+    pairs: str = PAIRS,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Key-value recall: share of codes of four digits that greedy generation gives back exactly, over the number of
+    pairs in the prompt and the place of the one that is asked for.
+
+    Names are invented. Chance is that of saying any of the codes, 1 / pairs. "margin" holds the right code against up
+    to seven others of the same prompt. See `recall` for further items and details.
+
+    Args:
+        pairs: how many pairs the prompts hold, "8,16".
+        limit: at most so many prompts; all numbers of pairs and places take their turn.
+        seed: draws names, codes and order.
+
+    Raises:
+        StudfinderError: prompts do not fit into the model's window.
+    """
+    sizes = numbers(pairs, "lookup")
+    prompts = [
+        (size, _prompt(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")))
+        for repeat in range(_REPEATS)
+        for depth in DEPTHS
+        for size in sizes
+    ][:limit]
+    chance = float(np.mean([1 / size for size, _ in prompts]))
+    return recall(lm, "lookup", [prompt for _, prompt in prompts], f"pairs {pairs}", chance, progress)
+
+
+def _prompt(size: int, depth: float, generator: random.Random) -> Prompt:
+    names = nonce_names(size, generator)
+    codes = [str(code) for code in generator.sample(range(10 ** (DIGITS - 1), 10**DIGITS), size)]
+    asked = round(depth * (size - 1))
+    text = " ".join(_PAIR.format(name=name, code=code) for name, code in zip(names, codes, strict=True))
+    wrong = [code for i, code in enumerate(codes) if i != asked]
+    return Prompt(
+        f"{text} Question: what is the code of {names[asked]}? The code of {names[asked]} is",
+        codes[asked],
+        tuple(generator.sample(wrong, min(_WRONG, len(wrong)))),
+        (f"{size} pairs", f"depth {depth:g}"),
+    )

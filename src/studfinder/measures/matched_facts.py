@@ -1,0 +1,201 @@
+"""The same question answered from the prompt or from the weights: one format, one set of answers, one chance level.
+
+An item is a prompt that states facts about invented subjects, in one wording of one relation, and then asks: in the
+contextual version about one of the invented subjects, in the parametric version about a real one. The right answer,
+the wrong answers and the text before the question are the same in both, and every answer on offer stands in the prompt
+once, so that having read an answer there is worth nothing. The contrast of Jin et al. (2025) between contextual and
+parametric tasks also changes length, output format and chance level; this one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from studfinder.errors import StudfinderError
+from studfinder.measures.choices import Question, multiple_choice
+from studfinder.measures.facts import ANSWERS, Fact, draw, others
+from studfinder.measures.scores import Scores
+from studfinder.models import LM
+from studfinder.records import Interval
+from studfinder.stats import mean_interval
+from studfinder.texts import nonce_names, relations
+
+DEFAULT_FACTS = 8
+COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_ITEMS = 240
+
+
+def facts_in_context(
+    lm: LM,
+    count: int | str = DEFAULT_FACTS,
+    *,
+    source: str = "built-in",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Accuracy on facts about invented subjects that stand in the prompt: answered from context.
+
+    Args:
+        count: facts in the prompt, one of which is asked for; up to eight of their answers are the choices. Find it
+            once on the clean model with `calibrate_facts` and use it for every edited one.
+        source: "built-in" or "trex".
+        limit: at most so many items, 240 unless told.
+        seed: draws items, names and order.
+
+    Raises:
+        StudfinderError: `count` is not a number from 2 up, or prompts do not fit into the window.
+    """
+    return _matched(lm, "facts-in-context", count, source, limit, seed, progress)
+
+
+def facts_parametric_matched(
+    lm: LM,
+    count: int | str = DEFAULT_FACTS,
+    *,
+    source: str = "built-in",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Accuracy on real facts after the very prompts of `facts_in_context`, which do not help: answered from the
+    weights. Arguments and errors are the same."""
+    return _matched(lm, "facts-parametric-matched", count, source, limit, seed, progress)
+
+
+def calibrate_facts(
+    lm: LM,
+    *,
+    source: str = "built-in",
+    limit: int = 72,
+    seed: int = 0,
+    low: float = 0.6,
+    high: float = 0.9,
+    progress: Callable[[int], Any] | None = None,
+) -> int:
+    """How many facts in the prompt leave the (clean) model between `low` and `high`, as near the middle as there is.
+
+    Calibrated on other items than those of the same seed that are scored. Both edges of the range being missed is no
+    error: the nearest count is returned, and the score will show it.
+    """
+    middle, best = (low + high) / 2, (float("inf"), COUNTS[0])
+    for count in COUNTS:
+        try:
+            accuracy = _matched(lm, "facts-in-context", count, source, limit, f"calibration {seed}", progress).value
+        except StudfinderError:
+            if count == COUNTS[0]:
+                raise
+            break  # longer prompts do not fit, or no relation has so many answers
+        best = min(best, (abs(accuracy - middle), count))
+        if accuracy < low:
+            break
+    return best[1]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What an edit does to answers from context, and beyond what it does to the same answers from the weights.
+
+    Attributes:
+        context, memory: change of chance-corrected accuracy, (accuracy - chance) / (1 - chance), edited minus clean.
+        accuracy: the difference of the two, context minus memory: below 0, context suffered more.
+        margin: the same difference of differences for margins, nats a token.
+    """
+
+    context: Interval
+    memory: Interval
+    accuracy: Interval
+    margin: Interval
+
+
+def contrast(
+    clean_context: Scores, edited_context: Scores, clean_memory: Scores, edited_memory: Scores, level: float = 0.95
+) -> Contrast:
+    """The difference of differences, item by item; whole subjects are resampled.
+
+    Raises:
+        StudfinderError: the four are not matched runs of `facts_in_context` and `facts_parametric_matched`.
+    """
+    runs = (clean_context, edited_context, clean_memory, edited_memory)
+    if (
+        [run.measure for run in runs] != ["facts-in-context"] * 2 + ["facts-parametric-matched"] * 2
+        or clean_context.text != edited_context.text
+        or clean_memory.text != edited_memory.text
+        or len({(run.clusters, run.chance) for run in runs}) > 1
+    ):
+        raise StudfinderError(
+            "these scores are not matched",
+            expected="facts-in-context, clean and edited, then facts-parametric-matched, clean and edited",
+            do="Run all four with the same count, source, limit and seed",
+        )
+    headroom = 1 - (clean_context.chance or 0.0)
+
+    def change(before: Scores, after: Scores, name: str) -> np.ndarray:
+        return np.array(after.items[name]) - np.array(before.items[name])
+
+    context = change(clean_context, edited_context, "correct") / headroom
+    memory = change(clean_memory, edited_memory, "correct") / headroom
+    margin = change(clean_context, edited_context, "margin") - change(clean_memory, edited_memory, "margin")
+    intervals = [
+        mean_interval(values, clean_context.clusters, level=level, what="subjects")
+        for values in (context, memory, context - memory, margin)
+    ]
+    return Contrast(*intervals)
+
+
+def _matched(
+    lm: LM,
+    measure: str,
+    count: int | str,
+    source: str,
+    limit: int | None,
+    seed: int | str,
+    progress: Callable[[int], Any] | None,
+) -> Scores:
+    if not str(count).isdigit() or int(count) < 2:
+        raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 2 up")
+    name, items = _items(int(count), source, limit or _ITEMS, seed)
+    version = 0 if measure == "facts-in-context" else 1
+    questions = [versions[version] for versions in items]
+    return multiple_choice(lm, measure, questions, f"{name}, {count} facts in the prompt", progress)
+
+
+def _items(count: int, source: str, limit: int, seed: int | str) -> tuple[str, Sequence[tuple[Question, Question]]]:
+    """Pairs of the contextual and the parametric version."""
+    name, found = relations(source)
+    choices = min(count, ANSWERS)
+    # Every relation must fill all choices, so that chance is one number, and further facts need further answers.
+    usable = tuple(relation for relation in found if len(relation.objects) > choices + (count > choices))
+    if not usable:
+        raise StudfinderError(f"no relation of {name} has {choices} answers", do="Ask for fewer facts in the prompt")
+    items = []
+    for fact, generator in draw(usable, limit, seed):
+        wrong = others(fact, len(fact.relation.objects), generator)
+        answers = (fact.answer, *wrong[: choices - 1])
+        spare = wrong[choices - 1 :]
+        if len(answers) < choices or (count > choices and not spare):
+            continue
+        stated = [*answers, *(spare[i % len(spare)] for i in range(count - choices))]
+        items.append(_versions(fact, answers, stated, generator))
+    return name, items
+
+
+def _versions(fact: Fact, answers: tuple[str, ...], stated: list[str], generator: Any) -> tuple[Question, Question]:
+    names = nonce_names(len(stated), generator)
+    sentences = [f"{fact.template.format(s=name)} {answer}." for name, answer in zip(names, stated, strict=True)]
+    generator.shuffle(sentences)
+    prompt = " ".join(sentences)
+    contextual, parametric = (
+        Question(
+            f"{prompt} {fact.template.format(s=subject)}",
+            answers,
+            f"{fact.relation.name}: {fact.subject}",
+            fact.relation.name,
+        )
+        for subject in (names[0], fact.subject)
+    )
+    return contextual, parametric

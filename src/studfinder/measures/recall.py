@@ -1,0 +1,99 @@
+"""Digits to be found again in a prompt: what passkey and lookup share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from studfinder.errors import StudfinderError
+from studfinder.measures.choices import by_group
+from studfinder.measures.greedy import greedy
+from studfinder.measures.likelihood import log_likelihoods
+from studfinder.measures.scores import Scores, scored
+from studfinder.models import LM
+from studfinder.texts import digest, encode_pairs
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that ends where digits follow.
+
+    Attributes:
+        text: the prompt.
+        answer: the digits.
+        wrong: other digits, against which the answer's likelihood is held; may be empty.
+        groups: by which accuracy is detailed, e.g. ("length 256", "depth 0.5").
+    """
+
+    text: str
+    answer: str
+    wrong: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def recall(
+    lm: LM,
+    measure: str,
+    prompts: Sequence[Prompt],
+    source: str,
+    chance: float,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Share of prompts whose greedy continuation is the answer, exactly.
+
+    Items: "score" and "correct", "logprob" (of the answer, teacher-forced, nats a token), and "margin" (that minus the
+    likeliest wrong answer's) where there are wrong answers. Details: accuracy by group; "logprob", its mean.
+
+    Raises:
+        StudfinderError: a prompt with its answer is longer than the model's window.
+    """
+    asked = [(prompt.text, " " + digits) for prompt in prompts for digits in (prompt.answer, *prompt.wrong)]
+    pairs = encode_pairs(lm, asked)
+    window, longest = lm.anatomy.max_positions, max(len(context) + len(digits) for context, digits in pairs)
+    if window is not None and longest > window:
+        raise StudfinderError(
+            f"{measure}: a prompt of {longest} tokens", expected=f"no more than the model's window of {window}"
+        )
+    found = log_likelihoods(lm, pairs)
+    each = np.array([likelihood.logprob / likelihood.tokens for likelihood in found])
+    correct, logprob, margin, at = [], [], [], 0
+    for prompt in prompts:
+        context, digits = pairs[at]
+        values = each[at : at + 1 + len(prompt.wrong)]
+        correct.append(float(_said(lm, context, len(digits)) == prompt.answer))
+        logprob.append(float(values[0]))
+        margin.append(float(values[0] - values[1:].max()) if prompt.wrong else 0.0)
+        at += len(values)
+        if progress is not None:
+            progress(1)
+    details = {"logprob": float(np.mean(logprob))}
+    for column in zip(*(prompt.groups for prompt in prompts), strict=True):
+        details |= by_group(column, correct)
+    items = {"correct": correct, "logprob": logprob} | (
+        {"margin": margin} if all(prompt.wrong for prompt in prompts) else {}
+    )
+    return scored(measure, correct, text=f"{source} {digest(pairs)}", chance=chance, details=details, **items)
+
+
+def numbers(given: str, measure: str) -> tuple[int, ...]:
+    """Sizes as they are written after a measure's name: "128,256".
+
+    Raises:
+        StudfinderError: something else is written there.
+    """
+    parts = given.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise StudfinderError(f"{measure}:{given}", expected=f"numbers, e.g. {measure}:128,256")
+    return tuple(int(part) for part in parts)
+
+
+def _said(lm: LM, context: Sequence[int], tokens: int) -> str:
+    """The digits that the model begins its continuation with."""
+    assert lm.tokenizer is not None
+    text = str(lm.tokenizer.decode(greedy(lm, context, tokens + 1), skip_special_tokens=True))
+    match = re.match(r"\s*(\d+)", text)
+    return match[1] if match else ""

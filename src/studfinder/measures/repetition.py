@@ -1,0 +1,82 @@
+"""Does what a model writes go round in circles?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from studfinder.errors import StudfinderError
+from studfinder.measures.greedy import greedy
+from studfinder.measures.scores import Scores, scored
+from studfinder.models import LM
+from studfinder.texts import Text, default_prompts, digest, encode, proof_text
+
+NEW = 64
+_PROMPT = 24
+_TIMES = 3
+
+
+def repetition(
+    lm: LM,
+    new: str = str(NEW),
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Distinct-2 of greedy continuations: different pairs of neighbouring tokens over all pairs (Li et al. 2016), the
+    mean over prompts. 1 is no repetition; a model stuck on one token has about 0.
+
+    Prompts are the first 24 tokens of our default prompts and of our proof text's pieces. Every continuation is `new`
+    tokens long (the model may not end its text), so that none looks less repetitive by being short. Items: "score",
+    "distinct1", "distinct3", and "loop" (1 if the end of the continuation is one sequence of tokens at least three
+    times over). Details: their means. Repetition is no fault by itself: text may repeat, and a model that writes noise
+    scores 1. Read it beside perplexity.
+
+    Args:
+        new: tokens to write.
+        limit: at most so many prompts. Nothing is drawn, so `seed` changes nothing.
+
+    Raises:
+        StudfinderError: `new` is not a number from 4 up, or does not fit into the model's window.
+    """
+    if not str(new).isdigit() or int(new) < 4:
+        raise StudfinderError(f"repetition:{new}", expected="a number of tokens from 4 up")
+    window, count = lm.anatomy.max_positions, int(new)
+    if window is not None and _PROMPT + count > window:
+        raise StudfinderError(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
+    encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0][:limit]
+    written = []
+    for ids in encoded:
+        written.append(greedy(lm, ids, count, to_the_end=True))
+        if progress is not None:
+            progress(1)
+    items = {f"distinct{n}": [distinct(ids, n) for ids in written] for n in (1, 2, 3)}
+    items["loop"] = [float(loops(ids)) for ids in written]
+    score = items.pop("distinct2")
+    return scored(
+        f"repetition ({count} tokens)",
+        score,
+        text=f"studfinder-prompts-1 and studfinder-proof-1 {digest(encoded)}",
+        details={name: float(np.mean(values)) for name, values in items.items()},
+        **items,
+    )
+
+
+def distinct(ids: Sequence[int], n: int) -> float:
+    """Different n-grams over all n-grams."""
+    grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams)
+
+
+def loops(ids: Sequence[int]) -> bool:
+    """Whether a text ends in one sequence of tokens three times over, or more."""
+    ids = list(ids)
+    return any(ids[-period * _TIMES :] == ids[-period:] * _TIMES for period in range(1, len(ids) // _TIMES + 1))
+
+
+def _body(piece: Text) -> Text:
+    """A piece of the proof text without its title."""
+    return Text(piece.name, piece.text.split("\n", 1)[-1])
