@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.stats import ratio_interval
@@ -129,14 +129,6 @@ def _word_spans(lm: LM, documents: list[str], window: int) -> tuple[list[_Span],
 
 
 def _score(lm: LM, spans: list[_Span], progress: Callable[[int], Any] | None) -> tuple[np.ndarray, np.ndarray]:
-    nll, tokens = np.zeros(len(spans)), np.zeros(len(spans))
-    with torch.no_grad():
-        for number, (ids, first) in enumerate(spans):
-            logits_TV = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0]
-            targets = torch.tensor(ids[first:], device=logits_TV.device)
-            scored = logits_TV[first - 1 : len(ids) - 1].float()
-            nll[number] = float(torch.nn.functional.cross_entropy(scored, targets, reduction="sum").double())
-            tokens[number] = len(targets)
-            if progress is not None:
-                progress(1)
-    return nll, tokens
+    """Negative log-likelihood of each span in nats, and its scored tokens, both of shape (spans,)."""
+    found = log_likelihoods(lm, [(ids[:first], ids[first:]) for ids, first in spans], progress=progress)
+    return np.array([-one.logprob for one in found]), np.array([float(one.tokens) for one in found])

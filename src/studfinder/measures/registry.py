@@ -91,6 +91,12 @@ REGISTRY: dict[str, Measure] = {
         "real facts in the format and after the prompts of facts-in-context",
         "facts in the prompt (8)",
     ),
+    "tasks": Measure(
+        "reasoning",
+        "studfinder.measures.tasks:tasks",
+        "public benchmark tasks, scored by lm-eval (each with a kind of its own: studfinder ls tasks)",
+        "a task, e.g. piqa, lambada, arithmetic:100",
+    ),
 }
 
 
