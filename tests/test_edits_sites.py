@@ -648,7 +648,7 @@ def test_outputs_of_experts_are_refused(architecture: str) -> None:
 # --- nothing is left ----------------------------------------------------------------------------------------------
 
 
-def test_five_hundred_random_edits_leave_nothing() -> None:
+def test_random_edits_leave_nothing() -> None:
     """Weights and sites together; some blocks end by themselves, some by an exception, some by Ctrl-C."""
     chance = random.Random(1)
     models = [tiny(name) for name in ("llama", "gpt2", "gemma3_text")]
@@ -656,7 +656,7 @@ def test_five_hundred_random_edits_leave_nothing() -> None:
     clean = [logits(lm, ids) for lm in models]
     handler = signal.getsignal(signal.SIGINT)
     interrupted = failed = 0
-    for number in range(500):
+    for number in range(250):
         lm = models[number % len(models)]
         name = chance.choice(sites_of(lm))
         edits: list[Edit] = [*zero(entry(lm, 1, 3, 4)), *mean(Activations(name, TopDims(1)))]
@@ -691,8 +691,8 @@ def test_five_hundred_random_edits_leave_nothing() -> None:
         assert signal.getsignal(signal.SIGINT) is handler
         if number % 5 == 0 or ending == "interrupt":
             assert torch.equal(logits(lm, ids), clean[number % len(models)]), f"edit {number}, {ending}"
-    assert interrupted > 100
-    assert failed > 50
+    assert interrupted > 50
+    assert failed > 20
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from studfinder.errors import StudfinderError
 
-_WHAT = ("models", "architectures", "detectors")
+_WHAT = ("models", "architectures", "detectors", "measures", "tasks", "experiments")
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="models, architectures or detectors.")] = "models",
+    what: Annotated[
+        str, typer.Argument(help="models, architectures, detectors, measures, tasks or experiments.")
+    ] = "models",
 ) -> None:
-    """List the built-in models, the known architectures or the detectors."""
+    """List what there is: models, architectures, detectors, measures, tasks or experiments."""
     if what not in _WHAT:
         raise StudfinderError(f"there is no list of {what!r}", expected=", ".join(_WHAT))
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # A pipe or a log has no width of its own.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     if what == "models":
         from studfinder.models import BUILTINS, builtin_folder
 
@@ -38,8 +42,32 @@ def command(
         for name, family in sorted(FAMILIES.items()):
             table.add_row(name, family.layers[0], family.attention, ", ".join(family.writers))
         console.print(table)
-    else:
+    elif what == "detectors":
         from studfinder.detectors import REGISTRY
 
         for name, place in REGISTRY.items():
             console.print(f"{name:22}{place}", highlight=False)
+    elif what == "measures":
+        from studfinder.measures import REGISTRY as MEASURES
+
+        table = Table("name", "about", "what it is", "argument", box=None, header_style="dim")
+        for name, measure in MEASURES.items():
+            table.add_row(name, measure.kind, measure.summary, measure.argument)
+        console.print(table)
+        console.print("An argument follows after a colon: perplexity:wikitext2.", style="dim")
+    elif what == "tasks":
+        from studfinder.measures.tasks import TASKS, availability
+
+        table = Table("name", "about", "documents from", "what it is", box=None, header_style="dim")
+        for name, task in TASKS.items():
+            table.add_row(name, task.kind, availability(name), task.summary)
+        console.print(table)
+    else:
+        from studfinder.experiments import REGISTRY as EXPERIMENTS
+        from studfinder.experiments import experiment_named
+
+        table = Table("name", "paper", "shows", "asks", box=None, header_style="dim")
+        for name in EXPERIMENTS:
+            entry = experiment_named(name).EXPERIMENT
+            table.add_row(name, entry.paper, entry.shows, entry.summary)
+        console.print(table)

@@ -29,6 +29,7 @@ from studfinder.edits.selections import (
     Selection,
     TopDims,
 )
+from studfinder.edits.spec import parse_edits
 
 __all__ = [
     "AboveLambda",
@@ -59,6 +60,7 @@ __all__ = [
     "mean",
     "neuron",
     "noise",
+    "parse_edits",
     "restore",
     "restore_output",
     "scale",

@@ -38,12 +38,13 @@ def perplexity(
         protocol: "windows" cuts the token stream into windows of `window` tokens, `stride` apart (the default is
             `window`; a smaller one scores only the tokens that are new to each window); "gptq" is GPTQ's: documents
             joined by blank lines, whole windows of 2,048 tokens only; "word" is lm-evaluation-harness's word
-            perplexity: the same likelihood spread over white-space separated words, every document scored whole.
-        limit: at most so many windows.
+            perplexity: the likelihood of each document, conditioned on BOS (EOS where there is none) and read `window`
+            tokens at a time (there it is the model's whole context), spread over white-space separated words.
+        limit: at most so many windows (documents, for "word").
         level: of the interval, a bootstrap over windows (documents, for "word").
 
     Raises:
-        StudfinderError: the text is not there, or shorter than one window.
+        StudfinderError: the text is not there, or shorter than one window, or the window is longer than the context.
     """
     name, documents = _documents(text)
     if protocol == "gptq":
@@ -51,18 +52,24 @@ def perplexity(
     stride = stride or window
     if window < 2 or not 0 < stride <= window:
         raise StudfinderError(f"window {window} with stride {stride}", expected="2 <= window and 0 < stride <= window")
-    units = None
     if protocol == "word":
-        spans, units = _word_spans(lm, documents, window)
+        texts = [document for document in documents if document.strip()][:limit]
+        cut = [_rolling(_prefixed(lm, document), window) for document in texts]
+        spans = [span for found in cut for span in found]
+        owners = np.repeat(np.arange(len(texts)), [len(found) for found in cut])
     else:
         joined = "\n\n".join(documents)
         ids = encode(lm, [Text(name, joined)], limit=len(joined))[0][0]
-        spans = _spans(ids, window, stride, whole=protocol == "gptq")
+        spans = _spans(ids, window, stride, whole=protocol == "gptq")[:limit]
+        owners = np.arange(len(spans))
     if not spans:
         raise StudfinderError(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
-    spans = spans[:limit]
-    nll, tokens = _score(lm, spans, progress)
-    weights = np.array(units[: len(spans)], dtype=float) if units is not None else tokens
+    if lm.anatomy.max_positions is not None and window > lm.anatomy.max_positions:
+        raise StudfinderError(
+            f"window {window} is longer than the model's context", expected=f"at most {lm.anatomy.max_positions}"
+        )
+    nll, tokens = (np.bincount(owners, weights=sums) for sums in _score(lm, spans, progress))
+    weights = np.array([len(re.split(r"\s+", text)) for text in texts], float) if protocol == "word" else tokens
     interval = ratio_interval(nll, weights, level=level, exponential=True)
     digest = hashlib.sha256(repr([ids for ids, _ in spans]).encode()).hexdigest()[:12]
     return Scores(
@@ -114,18 +121,25 @@ def _spans(ids: list[int], window: int, stride: int, *, whole: bool) -> list[_Sp
     return spans
 
 
-def _word_spans(lm: LM, documents: list[str], window: int) -> tuple[list[_Span], list[int]]:
-    """Each document by itself, in windows no longer than the context; the words of a document count at its first."""
+def _prefixed(lm: LM, document: str) -> list[int]:
+    """Token ids with something before the first to condition it on: BOS, or EOS where there is no BOS."""
+    ids = encode(lm, [Text("document", document)], limit=len(document) + 1)[0][0]
+    tokenizer = lm.tokenizer
+    assert tokenizer is not None
+    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return ids if prefix is None or ids[0] == prefix else [prefix, *ids]
+
+
+def _rolling(ids: list[int], window: int) -> list[_Span]:
+    """Windows that score every token but the first exactly once, the last one with as much context as it can read."""
     spans: list[_Span] = []
-    words: list[int] = []
-    for number, document in enumerate(documents):
-        if not document.strip():
-            continue
-        ids = encode(lm, [Text(f"document {number}", document)], limit=len(document) + 1)[0][0]
-        found = _spans(ids, window, window, whole=False)
-        spans += found
-        words += [len(re.split(r"\s+", document.strip())) if i == 0 else 0 for i in range(len(found))]
-    return spans, words
+    scored, total = 0, len(ids) - 1
+    while scored < total:
+        count = min(window, total - scored)
+        scored += count
+        piece = ids[max(0, scored - window) : scored + 1]
+        spans.append((piece, len(piece) - count))
+    return spans
 
 
 def _score(lm: LM, spans: list[_Span], progress: Callable[[int], Any] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -67,10 +67,10 @@ class Measured:
         measure: its name on the command line.
         kind: "fluency", "context", "memory" or "reasoning".
         what: the measure's own name with its protocol, and the text it was scored on.
-        score: of the model, edited if there are edits.
+        score: of the model, edited if there are edits; None if it could not be measured.
         baseline: of what it is compared with; None if nothing.
         change: paired, from baseline to score; None if nothing can be compared.
-        why_not: why nothing can be compared, where that needs saying.
+        why_not: why nothing could be measured or compared, where that needs saying.
         chance: what guessing scores.
         better: "higher" or "lower".
         headroom: whether the baseline (the model itself, where there is none) is above chance at all; None where
@@ -82,7 +82,7 @@ class Measured:
     measure: str
     kind: str
     what: str
-    score: Interval
+    score: Interval | None
     baseline: Interval | None = None
     change: Comparison | None = None
     why_not: str = ""

@@ -15,7 +15,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 
-BOUNDS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
+BOUNDS = (10, 12, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
 """Difficulties that tuning tries."""
 
 EXAMPLES = 5

@@ -1,0 +1,214 @@
+"""How fast tasks and perplexity are beside lm-eval's HFLM, with the same scores; and what a sweep of edits saves.
+
+    STUDFINDER_DATA=... python benchmarks/measure.py [MODEL] [--items N] [--rounds N] [--json FILE]
+
+Both sides get the same live model, the same requests and the same process, and are timed in turns, so that a noisy
+machine hits both alike; the ratio is the median over rounds with a bootstrap interval. HFLM runs at the fastest of
+several batch sizes, found before. Tokenising is part of both times, building lm-eval's prompts of neither.
+
+The sweep is timed three ways, with bit-equal results: every edit from the first block and with a clean pass of its own;
+the clean pass shared; and every edit from the clean activations below its own layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import logging
+import random
+import statistics
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+import studfinder as sf
+from studfinder.edits import neuron, zero
+from studfinder.measures import perplexity, sweep
+from studfinder.measures.tasks import TASKS, harness
+from studfinder.measures.tasks.adapter import LiveLM
+from studfinder.texts import Text, corpus, encode
+
+BATCHES = (1, 4, 8, 16, 32, 64)
+WINDOW = 512
+_SWEEP = importlib.import_module("studfinder.measures.sweep")
+
+
+def seconds(function):
+    with contextlib.redirect_stderr(io.StringIO()):
+        start = time.perf_counter()
+        result = function()
+        return time.perf_counter() - start, result
+
+
+def in_turns(functions, rounds):
+    """Seconds of each function by round, and its last result. The order is reversed in every other round."""
+    times = {name: [] for name in functions}
+    results = {}
+    for number in range(rounds):
+        for name in list(functions) if number % 2 else list(functions)[::-1]:
+            spent, results[name] = seconds(functions[name])
+            times[name].append(spent)
+    return times, results
+
+
+def ratio(slow, fast, draws=2000):
+    """Median of the rounds' ratios with a 95 % bootstrap interval."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return statistics.median(ratios), medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
+def fastest(make, requests, method):
+    """HFLM at the batch size that is fastest on these requests."""
+    spent = {size: seconds(lambda size=size: getattr(make(size), method)(requests))[0] for size in BATCHES}
+    return make(min(spent, key=spent.get))
+
+
+def choice(lm, name, items, rounds):
+    """A multiple choice task: questions a second, and how far the two sides' log-probabilities are apart."""
+    built = harness.build(name, TASKS[name])
+    picked = sorted(np.random.default_rng(0).choice(built.size, min(items, built.size), replace=False).tolist())
+    harness.requests_hash(built, picked)
+    requests = built.harness.instances
+    theirs = fastest(lambda size: hflm(lm, size), requests, "loglikelihood")
+    ours = LiveLM(lm)
+    times, results = in_turns(
+        {"hflm": lambda: theirs.loglikelihood(requests), "ours": lambda: ours.loglikelihood(requests)}, rounds
+    )
+    precise = hflm(lm, theirs.batch_size, softmax_dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):
+        exact = np.array([one[0] for one in precise.loglikelihood(requests)])
+    found = {side: np.array([one[0] for one in results[side]]) for side in results}
+    owners = np.array([one.doc_id for one in requests])
+    chosen = {side: [int(found[side][owners == doc].argmax()) for doc in np.unique(owners)] for side in found}
+    return {
+        "what": name,
+        "items": len(picked),
+        "hflm_batch": theirs.batch_size,
+        "per_second": len(picked) / statistics.median(times["ours"]),
+        "ratio": ratio(times["hflm"], times["ours"]),
+        "largest_difference": float(np.abs(found["ours"] - found["hflm"]).max()),
+        "largest_difference_fp32_softmax": float(np.abs(found["ours"] - exact).max()),
+        "other_choices": int(np.sum(np.array(chosen["ours"]) != np.array(chosen["hflm"]))),
+        "seconds": times,
+    }
+
+
+def words(lm, documents, rounds):
+    """Word perplexity of whole documents, in windows of 512 tokens."""
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(documents)]
+    theirs = fastest(lambda size: hflm(lm, size), requests, "loglikelihood_rolling")
+    times, results = in_turns(
+        {
+            "hflm": lambda: theirs.loglikelihood_rolling(requests),
+            "ours": lambda: perplexity(lm, documents, protocol="word", window=WINDOW),
+        },
+        rounds,
+    )
+    precise = hflm(lm, theirs.batch_size, softmax_dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):
+        exact = np.array(precise.loglikelihood_rolling(requests))
+    ours = -np.array(results["ours"].items["nll"])
+    tokens = np.array([len(lm.tokenizer(text)["input_ids"]) for text in documents])
+    return {
+        "what": "word perplexity (nats a token)",
+        "items": len(documents),
+        "hflm_batch": theirs.batch_size,
+        "per_second": len(documents) / statistics.median(times["ours"]),
+        "ratio": ratio(times["hflm"], times["ours"]),
+        "largest_difference": float(np.abs((ours - np.array(results["hflm"])) / tokens).max()),
+        "largest_difference_fp32_softmax": float(np.abs((ours - exact) / tokens).max()),
+        "other_choices": 0,
+        "seconds": times,
+    }
+
+
+def edits(lm, windows, rounds):
+    """One edit a layer (a neuron's column set to zero), each against the clean model on the same windows."""
+    variants = [zero(neuron(lm, layer, 0)) for layer in range(len(lm.anatomy.layers))]
+    from_start = mock.patch.object(_SWEEP, "layer_of", return_value=0)
+
+    def alone():
+        with from_start:
+            return np.concatenate([sweep(lm, windows, [variant]).kl for variant in variants])
+
+    def shared():
+        with from_start:
+            return sweep(lm, windows, variants).kl
+
+    times, results = in_turns(
+        {"alone": alone, "shared": shared, "reused": lambda: sweep(lm, windows, variants).kl}, rounds
+    )
+    return {
+        "edits": len(variants),
+        "shared": ratio(times["alone"], times["shared"]),
+        "reused": ratio(times["alone"], times["reused"]),
+        "largest_difference": float(
+            max(np.abs(results["alone"] - results[name]).max() for name in ("shared", "reused"))
+        ),
+        "seconds": times,
+    }
+
+
+def hflm(lm, size, **options):
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=size, max_length=WINDOW, **options)
+
+
+def texts(count, lines=8):
+    """Whole stretches of WikiText-2, several lines each."""
+    _, found = corpus("wikitext2")
+    return ["\n".join(found[start : start + lines]) for start in range(0, lines * count, lines)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="?", default="smollm2")
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    record = {"model": arguments.model, "threads": torch.get_num_threads(), "rounds": arguments.rounds, "dtypes": {}}
+    for dtype in arguments.dtypes:
+        lm = sf.load(arguments.model, dtype=dtype)
+        print(f"\n{arguments.model}, {dtype}, {record['threads']} threads, {arguments.rounds} rounds\n")
+        print(
+            "| | items | HFLM's batch | items a second | HFLM / ours | largest difference | with fp32 softmax | choices |"
+        )
+        print("|-|-|-|-|-|-|-|-|")
+        rows = [choice(lm, name, arguments.items, arguments.rounds) for name in ("piqa", "arc_easy")]
+        rows.append(words(lm, texts(arguments.documents), arguments.rounds))
+        for row in rows:
+            speed = "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
+            print(
+                f"| {row['what']} | {row['items']} | {row['hflm_batch']} | {row['per_second']:.1f} | {speed} "
+                f"| {row['largest_difference']:.2g} | {row['largest_difference_fp32_softmax']:.2g} "
+                f"| {row['other_choices']} differ |"
+            )
+        ids = encode(lm, [Text("wikitext2", "\n\n".join(corpus("wikitext2")[1][:400]))], limit=10**6)[0][0]
+        windows = [ids[start : start + 256] for start in range(0, 256 * arguments.windows, 256)]
+        row = edits(lm, windows, arguments.rounds)
+        print(f"\nsweep of {row['edits']} edits, each alone from the first block over:")
+        for name in ("shared", "reused"):
+            print(f"  {name:8}{'{:.2f} [{:.2f}, {:.2f}]'.format(*row[name])}")
+        print(f"  largest difference of KL: {row['largest_difference']:.2g}")
+        record["dtypes"][dtype] = {"rows": rows, "sweep": row}
+        del lm
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

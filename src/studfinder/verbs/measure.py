@@ -1,0 +1,278 @@
+"""measure: what a model can still do, beside what it could before an edit, or beside another model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from studfinder.edits import Edit, edited, edits_hash
+from studfinder.errors import StudfinderError
+from studfinder.measures import REGISTRY, Scores, compare, measure_named
+from studfinder.measures.registry import Kind
+from studfinder.models import LM, content_hash, model_card
+from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
+from studfinder.report.result import Chart, Sheet
+from studfinder.report.scorecard import draw, tables
+from studfinder.report.style import NARROW, WIDE, styled
+from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
+from studfinder.verbs.results import write_sheet
+
+DEFAULT = (
+    "perplexity",
+    "repetition",
+    "passkey",
+    "lookup",
+    "induction",
+    "facts-in-context",
+    "facts-parametric-matched",
+    "facts",
+    "tasks:arithmetic",
+)
+"""Fluency, context, memory and reasoning, from texts and items of our own: they need nothing but the model."""
+
+RESULT = "scorecard.json"
+Progress = Callable[[str, int, int], Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines a scorecard, worked out before it starts."""
+
+    lm: LM
+    measures: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    words: tuple[str, ...]
+    against: LM | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_measure(
+    lm: LM,
+    measures: Sequence[str] = DEFAULT,
+    *,
+    edits: Sequence[Edit] = (),
+    words: Sequence[str] = (),
+    against: LM | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    hash_of: Callable[[LM], str] = content_hash,
+) -> Plan:
+    """Fix what is measured.
+
+    Args:
+        measures: names as in `studfinder ls measures`, with an argument after a colon where one is taken.
+        edits: what is changed in the model; the baseline is then the model without them.
+        words: the edits in words, for the record.
+        against: another model as the baseline.
+
+    Raises:
+        StudfinderError: no measures, an unknown one, a limit below 1, or both edits and another model.
+    """
+    if not measures:
+        raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(REGISTRY))
+    if limit is not None and limit < 1:
+        raise StudfinderError(f"--limit {limit}", expected="1 or more")
+    if edits and against is not None:
+        raise StudfinderError(
+            "both edits and another model as the baseline",
+            do="Compare the edited model with itself (--edit) or the model with another (--against)",
+        )
+    for name in measures:
+        measure_named(name)
+    settings = {
+        "model": lm.source.id,
+        "model_hash": hash_of(lm),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "measures": ",".join(measures),
+        "edits": edits_hash(edits) if edits else "",
+        "against": against.source.id if against is not None else "",
+        "against_hash": hash_of(against) if against is not None else "",
+        "limit": limit,
+        "seed": seed,
+    }
+    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), tuple(words), against, settings)
+
+
+def measure(
+    lm: LM,
+    measures: Sequence[str] = DEFAULT,
+    *,
+    edits: Sequence[Edit] | Edit = (),
+    against: LM | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Scorecard:
+    """A scorecard: fluency, context, memory and reasoning side by side, with intervals.
+
+    With `edits` every measure runs on the model as it is and with the edits, on the same items, and the change is
+    paired; with `against` the baseline is another model.
+
+    Args:
+        measures: names as in `studfinder ls measures`.
+        limit: at most so many items (windows, prompts, questions) of each measure.
+        seed: of what is drawn at random.
+        out: a folder to write scorecard.json, tables and figure to; interrupted, the same call goes on where it
+            stopped.
+
+    Raises:
+        StudfinderError: see `plan_measure`; or a measure cannot run on this model.
+    """
+    given = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    words = tuple(to_json(edit) for edit in given)
+    plan = plan_measure(lm, measures, edits=given, words=words, against=against, limit=limit, seed=seed)
+    folder = None if out is None else Path(out)
+    return run_measure(plan, out=folder, overwrite=overwrite, progress=progress, command="sf.measure(lm)")[0]
+
+
+def run_measure(
+    plan: Plan,
+    *,
+    out: Path | None = None,
+    write: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+) -> tuple[Scorecard, Path | None]:
+    """Carry out a planned measurement; returns the scorecard and its folder, if one was written (`write` writes one
+    at its default place)."""
+    folder = None
+    if out is not None or write:
+        run = open_run("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, overwrite=overwrite)
+        folder = run.path
+    started, clock = now(), time.monotonic()
+    ledger = Ledger(folder / "items.jsonl" if folder else None)
+    lines = []
+    for number, name in enumerate(plan.measures):
+        if progress is not None:
+            progress(name, number, len(plan.measures))
+        lines.append(_line(plan, name, ledger))
+    card = Scorecard(
+        model=model_card(plan.lm, plan.settings["model_hash"], None),
+        edits=plan.words,
+        against=_against(plan),
+        measured=tuple(lines),
+        run=RunCard(
+            verb="measure",
+            key=key_of(plan.settings),
+            settings=plan.settings,
+            command=command,
+            started=started,
+            seconds=time.monotonic() - clock,
+            device=str(plan.lm.device),
+            seed=plan.settings["seed"],
+            versions=versions(),
+        ),
+    )
+    if folder is not None:
+        write_cards(folder, [card])
+        write_text(folder / RESULT, to_json(card, indent=1))
+    return card, folder
+
+
+def _against(plan: Plan) -> str:
+    if plan.edits:
+        return "the same model without the edits"
+    return plan.against.source.id if plan.against is not None else ""
+
+
+def _line(plan: Plan, name: str, ledger: Ledger) -> Measured:
+    """One measure: the score, the baseline on the same items, and the paired change."""
+    kind = _kind(name)
+    clock = time.monotonic()
+    try:
+        baseline = None
+        if plan.edits:
+            baseline = _scores(plan, name, plan.lm, (), ledger, "clean")
+        elif plan.against is not None:
+            baseline = _scores(plan, name, plan.against, (), ledger, "against")
+        score = _scores(plan, name, plan.lm, plan.edits, ledger, "edited" if plan.edits else "model")
+    except StudfinderError as error:
+        if len(plan.measures) == 1:
+            raise
+        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=str(error))
+    change, why_not = None, ""
+    if baseline is not None:
+        try:
+            change = compare(baseline, score)
+        except StudfinderError:
+            why_not = "the two models were asked different tokens, so items cannot be paired"
+    first = baseline or score
+    return Measured(
+        measure=name,
+        kind=kind,
+        what=f"{score.measure}, {score.text}",
+        score=score.interval,
+        baseline=baseline.interval if baseline else None,
+        change=change,
+        why_not=why_not,
+        chance=score.chance,
+        better=score.better,
+        headroom=_headroom(first),
+        details=dict(score.details),
+        seconds=time.monotonic() - clock,
+    )
+
+
+def _kind(name: str) -> Kind:
+    plain, _, argument = name.partition(":")
+    if plain == "tasks":
+        from studfinder.measures.tasks import TASKS
+
+        return TASKS[argument.partition(":")[0]].kind
+    return REGISTRY[plain].kind
+
+
+def _headroom(scores: Scores) -> bool | None:
+    """Whether a model is above chance; a measure that says so itself (a task with a majority class) is believed."""
+    if "headroom" in scores.details:
+        return bool(scores.details["headroom"])
+    return None if scores.chance is None else scores.interval.low > scores.chance
+
+
+def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], ledger: Ledger, state: str) -> Scores:
+    options: Mapping[str, Any] = {"limit": plan.settings["limit"], "seed": plan.settings["seed"]}
+    call = partial(measure_named(name), lm, **options)
+
+    def run() -> Any:
+        if name.startswith("tasks"):  # it keeps scores on disk, and has to know under which edits
+            return to_plain(call(edits=edits))
+        with edited(lm, edits) if edits else nullcontext():
+            return to_plain(call())
+
+    return from_json(Scores, json.dumps(ledger.once(f"{name}/{state}", run)), name=f"the remembered {name}")
+
+
+def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
+    """The tables, figure and page of a scorecard, or of several side by side. Raises StudfinderError if the folder
+    cannot be made."""
+    if folder.exists() and not folder.is_dir():
+        raise StudfinderError(f"--out {folder} is a file", expected="a folder, or a name that does not exist yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    card = cards[0]
+    names = ", ".join(dict.fromkeys(card.model.id for card in cards))
+    title = f"What {names} can still do" if card.edits or card.against else f"What {names} can do"
+    edits = [f"edit: {words}" for card in cards for words in card.edits]
+    lead = "; ".join(edits + ([f"against {card.against}"] if card.against else []))
+    with styled():
+        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
+    charts = {"scorecard": Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")}
+    models = [card.model for card in cards]
+    sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
+    return write_sheet(folder, sheet)
+
+
+def read_card(path: Path) -> Scorecard:
+    """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
+    file = path / RESULT if path.is_dir() else path
+    if not file.is_file():
+        raise StudfinderError(f"{path} holds no {RESULT}", expected="the folder of a finished measurement")
+    return read_record(Scorecard, file)
