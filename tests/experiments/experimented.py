@@ -19,8 +19,10 @@ def run(name: str, lm: LM, folder: Path, **settings: Any) -> Result:
     assert steps, "no step is remembered"
     again, _ = run_experiment(plan, out=folder / name, loader=lambda _: lm)
     assert (out / "items.jsonl").read_bytes() == steps, "a finished step was done again"
-    assert to_json(again.tables[0]) == to_json(result.tables[0]) and again.notes == result.notes
-    assert (out / "table.md").is_file() and (out / "report.html").is_file()
+    assert to_json(again.tables[0]) == to_json(result.tables[0])
+    assert again.notes == result.notes
+    assert (out / "table.md").is_file()
+    assert (out / "report.html").is_file()
     back = from_json(Result, (out / "result.json").read_text())
     with styled():
         assert experiment_named(name).draw(back, NARROW).keys()

@@ -66,6 +66,12 @@ class Panel:
         """Those of them that are means of one score an item."""
         return [name for name in self.measures if "score" in self.scores[self.labels[0]][name].items]
 
+    def changes(self, measure: str) -> dict[str, Interval]:
+        """What changed against the original, paired, for every other variant: perplexity as a factor, tasks as a
+        difference."""
+        original = self.scores[self.labels[0]][measure]
+        return {label: compare(original, self.scores[label][measure]).interval for label in self.labels[1:]}
+
     def lost(self, label: str) -> list[np.ndarray]:
         """By how much the original is better, for each task an array with one difference an item."""
         original = self.scores[self.labels[0]]

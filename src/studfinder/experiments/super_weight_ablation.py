@@ -30,7 +30,6 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.panel import Panel, Variant, averaged, change_table, panel_of, value_table, with_edits
 from studfinder.experiments.super_weight_units import add_units, count_of, draw_units, measure_units
 from studfinder.experiments.weights import super_weights_of
-from studfinder.measures import compare
 from studfinder.models import LM
 from studfinder.records import Interval, Result, SuperWeight, Table
 from studfinder.report.style import log_ticks, new_figure
@@ -122,7 +121,7 @@ def _recovered(panel: Panel) -> dict[str, Interval | None]:
         original, pruned, restored = (
             np.array(panel.scores[v][name].items["nll"]) for v in (ORIGINAL, PRUNED, RESTORED)
         )
-        gone = compare(panel.scores[ORIGINAL][name], panel.scores[PRUNED][name]).interval.low > 1
+        gone = panel.changes(name)[PRUNED].low > 1
         shares[f"log {name.replace(':', ' ')}"] = averaged([pruned - restored], [pruned - original]) if gone else None
     return shares
 
@@ -142,8 +141,7 @@ def _panel_notes(name: str, panel: Panel, shares: dict[str, Interval | None], ot
     for measure in panel.measures:
         if measure in panel.tasks:
             continue
-        pruned = compare(panel.scores[ORIGINAL][measure], panel.scores[PRUNED][measure]).interval
-        other = compare(panel.scores[ORIGINAL][measure], panel.scores[OTHERS][measure]).interval
+        pruned, other = panel.changes(measure)[PRUNED], panel.changes(measure)[OTHERS]
         how = "more" if pruned.low > other.high else "less" if pruned.high < other.low else "not clearly more"
         notes.append(
             f"{name}: without {'its super weight' if count == 1 else f'its {count} super weights'} "
@@ -166,13 +164,9 @@ def _times(interval: Interval) -> str:
 
 
 def _panel_data(panel: Panel) -> dict[str, Any]:
-    original = panel.scores[ORIGINAL]
     return {
         "labels": panel.labels[1:],
-        "tasks": {
-            name: [point(compare(original[name], panel.scores[label][name]).interval) for label in panel.labels[1:]]
-            for name in panel.measures
-        },
+        "changes": {name: [point(i) for i in panel.changes(name).values()] for name in panel.measures},
         "accuracies": panel.tasks,
     }
 
@@ -190,7 +184,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
 def _changes(name: str, seen: dict[str, Any], width: float) -> Figure:
     wide = width > 600
     groups = [
-        ([m for m in seen["tasks"] if m not in seen["accuracies"]], "perplexity / original", 1.0, True),
+        ([m for m in seen["changes"] if m not in seen["accuracies"]], "perplexity / original", 1.0, True),
         (seen["accuracies"], "accuracy minus original", 0.0, False),
     ]
     groups = [group for group in groups if group[0]]
@@ -202,7 +196,7 @@ def _changes(name: str, seen: dict[str, Any], width: float) -> Figure:
         figure.subplots(*grid, squeeze=False, gridspec_kw=ratios).flat, groups, strict=True
     ):
         series = {
-            row: [seen["tasks"][measure][place] for measure in measures] for place, row in enumerate(seen["labels"])
+            row: [seen["changes"][measure][place] for measure in measures] for place, row in enumerate(seen["labels"])
         }
         dots(axes, [measure.partition(":")[2] for measure in measures], series, none=none, log=log)
         axes.set_xlabel(f"{label} ({name})" if wide else label)
