@@ -115,8 +115,8 @@ def test_anatomy(planted, folder):
     weight = read_findings().super_weights[0]
     assert product["act(gate) x up"] == pytest.approx(weight.input_spike, rel=1e-4)
     row = dict(zip(output.columns, output.rows[0], strict=True))
-    assert row["largest |a| there"] > 5 * row["without the weight"]
-    assert row["without a control"] == pytest.approx(row["largest |a| there"], rel=0.2)
+    assert row["|a| there after its layer"] > 5 * row["without the weight"]
+    assert row["without a control"] == pytest.approx(row["|a| there after its layer"], rel=0.2)
     assert row["rank of the row"] == 1
 
 

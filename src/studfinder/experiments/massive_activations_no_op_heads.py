@@ -186,7 +186,7 @@ def _over(seen: Sequence[dict[str, Any]], layers: Sequence[int], key: str) -> In
         found = text["layers"][str(layer)]
         return found["constancy"] - found["null"] if key == "apart" else found[key]
 
-    return mean_interval([np.mean([of(text, layer) for layer in layers]) for text in seen], what="texts")
+    return mean_interval([float(np.mean([of(text, layer) for layer in layers])) for text in seen], what="texts")
 
 
 def _triple(interval: Interval) -> list[float]:

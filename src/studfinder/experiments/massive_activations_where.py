@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.models import LM
-from studfinder.records import Interval, Result, Table
+from studfinder.records import Cell, Interval, Result, Table
 from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import count, number
 from studfinder.sites import BlockOutput, tapped
@@ -146,7 +146,7 @@ def _span(windows: Sequence[dict[str, Any]]) -> list[int] | None:
 
 
 def _size_table(name: str, seen: dict[str, list[dict[str, Any]]], source: str) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         top = np.array([window["top"] for window in windows])  # (windows, layers, top)
         layer = int(top[:, :, 0].mean(axis=0).argmax())
@@ -159,7 +159,8 @@ def _size_table(name: str, seen: dict[str, list[dict[str, Any]]], source: str) -
         columns=columns,
         rows=tuple(rows),
         note=f"Mean over {count(len(next(iter(seen.values()))), 'window')}: our prompts and {source}. The paper, "
-        "without BOS: LLaMA2-7B 2622, 1547, 802, 477.3, 156.9, median 0.2; LLaMA2-13B 1264, 781, 51, 50.5, 47.1, median 0.4.",
+        "without BOS: LLaMA2-7B 2622, 1547, 802, 477.3, 156.9, median 0.2; "
+        "LLaMA2-13B 1264, 781, 51, 50.5, 47.1, median 0.4.",
     )
 
 
@@ -171,16 +172,8 @@ def _class_table(name: str, seen: dict[str, list[dict[str, Any]]]) -> Table:
             held = np.array([sum(h[0] == kind for h in window["holders"].values()) for window in windows], dtype=float)
             share = _share(held, total)
             texts = Counter(h[1] for window in windows for h in window["holders"].values() if h[0] == kind)
-            rows.append(
-                (
-                    label,
-                    kind,
-                    int(total.sum()),
-                    int(held.sum()),
-                    share,
-                    ", ".join(repr(t) for t, _ in texts.most_common(5)),
-                )
-            )
+            often = ", ".join(repr(text) for text, _ in texts.most_common(5))
+            rows.append((label, kind, int(total.sum()), int(held.sum()), share, often))
     return Table(
         title=f"{name}: tokens that hold a massive activation, by class",
         columns=("prompts", "class", "tokens", "that hold one", "share", "most often"),
@@ -216,9 +209,9 @@ def _dim_table(name: str, seen: dict[str, list[dict[str, Any]]]) -> Table:
             "prompts",
             "dim",
             "share of windows",
-            "enters after layer",
+            "first after layer",
             "last after layer",
-            "mean of the largest",
+            "mean",
             "spread / |mean|",
         ),
         rows=tuple(rows),
@@ -256,14 +249,11 @@ def _note(name: str, label: str, windows: list[dict[str, Any]]) -> str:
     shares = ", ".join(f"{kind} {n / kinds.total():.0%}" for kind, n in kinds.most_common())
     always = [str(dim) for dim, n in dims.items() if n == having]
     top = np.mean([window["top"] for window in windows], axis=0)[:, 0]
-    before = (
-        f"; there the largest |a| grows from {number(top[span[0]])} to {number(top[span[0] + 1])}"
-        if span[0] >= 0
-        else ""
-    )
+    grows = f"; there the largest |a| goes from {number(top[span[0]])} to {number(top[span[0] + 1])}"
     return (
         f"{name}, {label}: {having} of {count(len(windows), 'window')} hold massive activations, first after layer "
-        f"{span[0]} and last after layer {span[1]} of {len(top) - 2}{grows if span[0] >= 0 else ''}. In all of those windows: dim "
+        f"{span[0]} and last after layer {span[1]} of {len(top) - 2}"
+        f"{grows if span[0] >= 0 else ''}. In all of those windows: dim "
         f"{', '.join(always) or 'none'}. Tokens that hold one: {shares}."
     )
 

@@ -131,16 +131,10 @@ def _report(outcome: Outcome, name: str, panel: Panel, onset: Onset, controls: d
         )
     )
     outcome.notes += _notes(name, panel)
-    original = panel.scores[ORIGINAL]
     outcome.data[name] = {
         "labels": panel.labels[1:],
         "accuracies": panel.tasks,
-        "changes": {
-            measure: [
-                point(compare(original[measure], panel.scores[label][measure]).interval) for label in panel.labels[1:]
-            ]
-            for measure in panel.measures
-        },
+        "changes": {measure: [point(i) for i in panel.changes(measure).values()] for measure in panel.measures},
     }
 
 
@@ -149,16 +143,10 @@ def _notes(name: str, panel: Panel) -> list[str]:
     for measure in panel.measures:
         if measure in panel.tasks:
             continue
-        changes = {
-            label: compare(original[measure], panel.scores[label][measure]).interval for label in panel.labels[1:]
-        }
+        changes = panel.changes(measure)
         zero, mean = changes[ZERO], changes[MEAN]
         rest = {label: interval for label, interval in changes.items() if label.startswith("control")}
-        moved = [
-            label.removeprefix("control: ").removesuffix(" to zero")
-            for label, i in rest.items()
-            if i.low > 1.01 or i.high < 0.99
-        ]
+        moved = [label.removeprefix("control: ") for label, i in rest.items() if i.low > 1.01 or i.high < 0.99]
         notes.append(
             f"{name}: {measure.replace(':', ' on ')} becomes {_times(zero)} as large with the massive activations at "
             f"zero and {_times(mean)} with them at their mean{_back(panel, measure, zero)}. Of the controls, "
@@ -176,9 +164,7 @@ def _back(panel: Panel, measure: str, zero: Interval) -> str:
         return " (zero costs nothing that an interval would show)"
     nll = {label: np.array(panel.scores[label][measure].items["nll"]) for label in (ORIGINAL, ZERO, MEAN)}
     share = averaged([nll[ZERO] - nll[MEAN]], [nll[ZERO] - nll[ORIGINAL]])
-    return (
-        f": the mean keeps {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of what zero loses in log perplexity"
-    )
+    return f" (the mean keeps {_points(share)} of what zero loses in log perplexity)"
 
 
 def _times(interval: Interval) -> str:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from studfinder.edits import edited, matched_controls, zero
+from studfinder.edits import Weights, edited, matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
@@ -52,10 +52,12 @@ def run(bench: Bench) -> Outcome:
     for name in bench.models:
         with bench.model(name) as lm:
             weights, encoded = super_weights_of(bench, lm)
+            taken = [weight.index for weight in weights]
             seen = []
             for place, weight in enumerate(weights):
                 bench.progress("taking apart", place, len(weights))
-                seen.append(bench.once(str(weight), partial(_apart, bench, lm, weight, encoded)))
+                control = matched_controls(lm, weight, encoded[weight.prompt], count=1, exclude=taken)[0]
+                seen.append(bench.once(str(weight), partial(_apart, bench, lm, weight, control, encoded)))
             bench.progress("taken apart", len(weights), len(weights))
         _report(outcome, name, seen)
     return outcome
@@ -85,9 +87,8 @@ def _gated(lm: LM, layer: int, writer: int) -> _Gated | None:
     return _Gated(gate, up, act, path) if act is not None else None
 
 
-def _apart(bench: Bench, lm: LM, weight: SuperWeight, encoded: list[list[int]]) -> dict[str, Any]:
+def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, encoded: list[list[int]]) -> dict[str, Any]:
     ids = torch.tensor([encoded[weight.prompt]], device=lm.device)
-    control = matched_controls(lm, weight, encoded[weight.prompt], count=1)[0]
     sites = [f"residual[{layer}]" for layer in range(len(lm.anatomy.layers))]
     traces, medians = {}, []
     for state, target in (("clean", None), ("without", weight), ("control", control)):
@@ -104,6 +105,7 @@ def _apart(bench: Bench, lm: LM, weight: SuperWeight, encoded: list[list[int]]) 
         "token": weight.token,
         "position": weight.position,
         "layer": weight.layer,
+        "control_index": list(control.entries[0]),
         "spike": weight.input_spike,
         "medians": medians,
         **traces,
@@ -219,9 +221,7 @@ def _output_table(name: str, seen: Sequence[dict[str, Any]]) -> Table:
                 one.get("score"),
                 one.get("score_rank"),
                 _starts(one),
-                max(map(abs, one["clean"])),
-                max(map(abs, one["without"])),
-                max(map(abs, one["control"])),
+                *(abs(one[state][one["layer"]]) for state in ("clean", "without", "control")),
                 gain,
             )
         )
@@ -234,7 +234,7 @@ def _output_table(name: str, seen: Sequence[dict[str, Any]]) -> Table:
             "row score / median row",
             "rank of the row",
             "its channel is outlying from layer",
-            "largest |a| there",
+            "|a| there after its layer",
             "without the weight",
             "without a control",
             "later norms' gain / median",
@@ -258,12 +258,14 @@ def _starts(one: dict[str, Any]) -> int | str:
 
 
 def _note(name: str, one: dict[str, Any]) -> str:
-    whole, rest = max(map(abs, one["clean"])), max(map(abs, one["without"]))
+    whole, rest, other = (abs(one[state][one["layer"]]) for state in ("clean", "without", "control"))
+    later = max(map(abs, one["without"][one["layer"] :]))
     start = _starts(one)
     text = (
-        f"{name}, {one['weight']} at {one['token']!r}: its residual channel reaches {number(whole)} and, without the "
-        f"weight, {number(rest)}; it is outlying {'nowhere' if start == 'never' else f'from layer {start}'} (the "
-        f"weight sits in layer {one['layer']})."
+        f"{name}, {one['weight']} at {one['token']!r}: after its layer the residual channel stands at {number(whole)}; "
+        f"without the weight at {number(rest)}, which becomes at most {number(later)} in later layers; without the "
+        f"control {one['control_index']} at {number(other)}. The channel is outlying "
+        f"{'nowhere' if start == 'never' else f'from layer {start} on'}."
     )
     if "parts" not in one:
         return text + " This FFN has no gate to take apart."
