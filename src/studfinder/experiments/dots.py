@@ -37,7 +37,8 @@ def dots(
         log: whether the axis of values is logarithmic.
         colours: of the series.
     """
-    step = 0.62 / max(1, len(series))
+    finite = [np.isfinite(np.array(points, dtype=float).reshape(-1, 3)[:, 0]) for points in series.values()]
+    step = 0.62 / len(series) if np.sum(finite, axis=0).max() > 1 else 0.0  # side by side only where they would meet
     for place, (name, points) in enumerate(series.items()):
         shift = (place - (len(series) - 1) / 2) * step
         value, low, high = np.array(points, dtype=float).reshape(-1, 3).T

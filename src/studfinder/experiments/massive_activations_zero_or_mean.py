@@ -30,7 +30,7 @@ from studfinder.experiments.panel import Panel, Variant, averaged, change_table,
 from studfinder.models import LM
 from studfinder.records import Interval, Result
 from studfinder.report.style import log_ticks, new_figure
-from studfinder.report.words import number
+from studfinder.report.words import count, number
 from studfinder.sites import Site, tapped
 
 EXPERIMENT = Experiment(
@@ -154,7 +154,9 @@ def _notes(name: str, panel: Panel) -> list[str]:
         )
     if panel.tasks:
         parts = [f"{label} {_points(averaged([-lost for lost in panel.lost(label)]))}" for label in (ZERO, MEAN)]
-        notes.append(f"{name}: change of the average accuracy over {len(panel.tasks)} tasks: {'; '.join(parts)}.")
+        notes.append(
+            f"{name}: change of the average accuracy over {count(len(panel.tasks), 'task')}: {'; '.join(parts)}."
+        )
     return notes + [f"{name}: {measure} was not measured. {why}" for measure, why in panel.missing.items()]
 
 

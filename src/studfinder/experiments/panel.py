@@ -17,7 +17,7 @@ from studfinder.experiments.experiment import Bench
 from studfinder.measures import Scores, compare, measure_named
 from studfinder.measures.tasks import headroom_note
 from studfinder.models import LM
-from studfinder.records import Cell, Interval, Table, from_json, to_plain
+from studfinder.records import Cell, Comparison, Interval, Table, from_json, to_plain
 
 _DRAWS = 10_000
 
@@ -170,9 +170,10 @@ def change_table(panel: Panel, title: str, note: str = "") -> Table:
     rows = []
     for label in panel.labels[1:]:
         cells: list[Cell] = [compare(original[name], panel.scores[label][name]) for name in panel.measures]
-        average = averaged([-lost for lost in panel.lost(label)]) if panel.tasks else None
-        rows.append((label, *cells, average))
-    heads = ("model", *(_head(name) for name in panel.measures), "average of tasks")
+        if panel.tasks:
+            cells.append(Comparison(kind="difference", interval=averaged([-lost for lost in panel.lost(label)])))
+        rows.append((label, *cells))
+    heads = ("model", *(_head(name) for name in panel.measures), *(["average of tasks"] if panel.tasks else []))
     return Table(title=title, columns=heads, rows=tuple(rows), note=note)
 
 

@@ -1,6 +1,6 @@
 """What breaks without the super weight, and how much of it the super activation mends (Yu et al. 2024, table 1).
 
-The paper sets Llama-7B's super weight to zero, then instead 7,000 other weights that are larger, then the super weight
+The paper sets Llama-7B's super weight to zero, then instead 7,000 others, the largest there are, then the super weight
 again while putting its activation back, and scores seven zero-shot tasks and two perplexities, without intervals. Here
 "the super weight" is every proven one at once; the others are the largest by magnitude of every matrix in the blocks,
 less the super weights, about 7,000 in all; "+SA" recomputes, in each text, the one largest output of the super weight's
@@ -40,7 +40,7 @@ EXPERIMENT = Experiment(
     name="super-weight/ablation",
     paper="2411.07191",
     shows="table 1",
-    summary="What breaks without the super weight, without 7,000 larger weights, and with its activation put back?",
+    summary="What breaks without the super weight, without 7,000 large others, and with its activation put back?",
     needs="about 14 minutes and 2 GB with smollm2 on two cores (plus the scan that finds the weights)",
     presets={
         "cpu": {"limit": 200, "windows": 32, "others": 7000, "tasks": _TASKS, "texts": "wikitext2,proof"},
@@ -95,7 +95,7 @@ def _add_panel(outcome: Outcome, name: str, panel: Panel, weights: Sequence[Supe
         "The paper, Llama-7B: average of seven tasks 70.11, prune SW 35.14, prune 7,000 others 69.22, prune SW +SA "
         "50.09 (two of its tasks equal the original to two decimals); WikiText-2 perplexity 5.67, 1211, 6.08, 721."
     )
-    which = "SW: " + ", ".join(brief(weight) for weight in weights) + f"; others: {others:,} larger weights."
+    which = "SW: " + ", ".join(brief(weight) for weight in weights) + f"; others: the {others:,} largest by magnitude."
     outcome.tables.append(value_table(panel, f"{name}: scores", f"{which} {paper}"))
     outcome.tables.append(
         change_table(
@@ -145,8 +145,8 @@ def _panel_notes(name: str, panel: Panel, shares: dict[str, Interval | None], ot
         how = "more" if pruned.low > other.high else "less" if pruned.high < other.low else "not clearly more"
         notes.append(
             f"{name}: without {'its super weight' if count == 1 else f'its {count} super weights'} "
-            f"{measure.replace(':', ' on ')} is {_times(pruned)} as large, {how} than without {others:,} larger "
-            f"weights ({_times(other)})."
+            f"{measure.replace(':', ' on ')} is {_times(pruned)} as large, {how} than without the {others:,} "
+            f"largest other weights ({_times(other)})."
         )
     for measure, share in shares.items():
         if share is not None:

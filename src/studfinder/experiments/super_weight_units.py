@@ -72,7 +72,7 @@ def _unit_edits(
     named.append((f"  control: neuron {col}", zero(neuron(lm, first.layer, col, writer))))
     named.append((f"channel {first.row} of layer {first.layer}", zero(channel(lm, first.layer, first.row, writer))))
     named.append((f"  control: channel {row}", zero(channel(lm, first.layer, row, writer))))
-    named.append((f"{count_of(others):,} larger weights", zero(others)))
+    named.append((f"the {count_of(others):,} largest others", zero(others)))
     return named
 
 
@@ -121,7 +121,8 @@ def draw_units(name: str, units: list[Any], width: float) -> Figure:
         "set to zero": [nothing if label.startswith(" ") else at for label, at in units],
         "its control": [at if label.startswith(" ") else nothing for label, at in units],
     }
-    dots(axes, [label.strip().removeprefix("control: ") for label in labels], series, none=1.0, log=True)
+    shown = [label.strip() if width > 600 else label.strip().removeprefix("control: ") for label in labels]
+    dots(axes, shown, series, none=1.0, log=True)
     axes.set_xlabel(f"perplexity / original, proof text ({name})" if width > 600 else "perplexity / original")
     log_ticks(axes.xaxis, most=5)
     figure.legend(loc="outside upper left", ncols=2)
