@@ -138,9 +138,14 @@ def _head_means(
         "null": float(nulls.mean()),
         "no_op_heads": int(((mass_H > 0.5) & (norm_H < 0.5)).sum()),
         "heads": heads,
-        "value": value_GSD[:, held[0]].tolist(),
-        "other": value_GSD[:, some].tolist(),
+        "value": _short(value_GSD[:, held[0]]),
+        "other": _short(value_GSD[:, some]),
     }
+
+
+def _short(value_GD: torch.Tensor) -> list[list[float]]:
+    """Four digits: enough for a cosine, and a third of the file."""
+    return [[float(f"{x:.4g}") for x in row] for row in value_GD.tolist()]
 
 
 def _constancy(p_HTS: torch.Tensor, value_HSD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

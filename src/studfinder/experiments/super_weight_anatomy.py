@@ -17,7 +17,6 @@ Look at: the products' rank against that of gate and up alone, and the residual 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,10 +24,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import nn
 
 from studfinder.edits import Weights, edited, matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.gated_ffn import Gated, gated_ffn
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Result, SuperWeight, Table
@@ -63,30 +62,6 @@ def run(bench: Bench) -> Outcome:
     return outcome
 
 
-@dataclass(frozen=True)
-class _Gated:
-    """The parts of a gated FFN: W_gate and W_up (F,C), the activation, and the FFN module."""
-
-    gate_FC: torch.Tensor
-    up_FC: torch.Tensor
-    act: nn.Module
-    module: str
-
-
-def _gated(lm: LM, layer: int, writer: int) -> _Gated | None:
-    """The FFN around a down projection; None if it has no gate that we know of."""
-    path = lm.anatomy.layers[layer].writers[writer].module.rpartition(".")[0]
-    module = lm.model.get_submodule(path)
-    act = getattr(module, "act_fn", None) or getattr(module, "activation_fn", None)
-    if isinstance(getattr(module, "gate_up_proj", None), nn.Linear):
-        gate, up = module.gate_up_proj.weight.detach().float().chunk(2)
-    elif isinstance(getattr(module, "gate_proj", None), nn.Linear):
-        gate, up = (getattr(module, name).weight.detach().float() for name in ("gate_proj", "up_proj"))
-    else:
-        return None
-    return _Gated(gate, up, act, path) if act is not None else None
-
-
 def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, encoded: list[list[int]]) -> dict[str, Any]:
     ids = torch.tensor([encoded[weight.prompt]], device=lm.device)
     sites = [f"residual[{layer}]" for layer in range(len(lm.anatomy.layers))]
@@ -111,7 +86,7 @@ def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, encoded:
         **traces,
     }
     seen.update(_meets(lm, weight))
-    parts = _gated(lm, weight.layer, _writer(lm, weight)) if weight.expert is None else None
+    parts = gated_ffn(lm, weight.layer, _writer(lm, weight)) if weight.expert is None else None
     if parts is not None:
         with module_inputs(lm, [parts.module]) as kept, torch.no_grad():
             lm.model(input_ids=ids, use_cache=False)
@@ -125,7 +100,7 @@ def _writer(lm: LM, weight: SuperWeight) -> int:
     return [ref.parameter for ref in lm.anatomy.layers[weight.layer].writers].index(weight.parameter)
 
 
-def _spike(bench: Bench, weight: SuperWeight, parts: _Gated, normed_TC: torch.Tensor) -> dict[str, Any]:
+def _spike(bench: Bench, weight: SuperWeight, parts: Gated, normed_TC: torch.Tensor) -> dict[str, Any]:
     """The neuron's gate and up at its token, among the layer's neurons and the text's other tokens."""
     gate_TF, up_TF = normed_TC @ parts.gate_FC.T, normed_TC @ parts.up_FC.T
     with torch.no_grad():
@@ -160,7 +135,7 @@ def _shares(terms_C: torch.Tensor, count: int) -> list[list[float]]:
     return [[channel, float(terms_C[channel] / terms_C.sum())] for channel in top]
 
 
-def _score(lm: LM, weight: SuperWeight, parts: _Gated) -> dict[str, Any]:
+def _score(lm: LM, weight: SuperWeight, parts: Gated) -> dict[str, Any]:
     """The weight-only score of the row over the median row of its layer, and its rank."""
     ref = lm.anatomy.layers[weight.layer].writers[_writer(lm, weight)]
     down_CF = ref.view(lm.model.get_parameter(ref.parameter)).detach().float()

@@ -232,7 +232,9 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
         dots(axes, labels, series, log=True, colours=(BLUE, VERMILLION, GREY))
         for tick, kind in zip(axes.get_yticklabels()[1:], seen["classes"], strict=True):
             tick.set_fontweight("bold" if kind != "other" else "normal")
-        axes.set_xlabel(f"mean probability ({name}); bold: stopwords")
+        axes.set_xlabel(
+            f"mean probability ({name}); bold: stopwords" if width > 600 else "probability; bold: stopwords"
+        )
         log_ticks(axes.xaxis, most=6)
         figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
         figures["stopwords" if not place else f"stopwords-{place + 1}"] = figure
