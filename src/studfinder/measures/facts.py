@@ -56,12 +56,12 @@ def facts(
             f"{fact.relation.name}: {fact.subject}",
             fact.relation.name,
         )
-        for fact, generator in draw(found, limit or _ITEMS, seed)
+        for fact, generator in draw(found, _ITEMS if limit is None else limit, seed)
     ]
     return multiple_choice(lm, "facts", questions, name, progress)
 
 
-def draw(found: tuple[Relation, ...], limit: int, seed: int) -> list[tuple[Fact, random.Random]]:
+def draw(found: tuple[Relation, ...], limit: int, seed: int | str) -> list[tuple[Fact, random.Random]]:
     """So many facts, relation by relation in turn, each with a generator of its own: what is drawn for a fact does
     not depend on how many others there are."""
     queues = []

@@ -9,13 +9,13 @@ import torch
 from studfinder.models import LM
 
 
-def greedy(lm: LM, ids: Sequence[int], new: int, *, to_the_end: bool = False) -> list[int]:
-    """The ids that follow a prompt when the likeliest token is taken each time.
+def greedy(lm: LM, prompts: Sequence[Sequence[int]], new: int, *, to_the_end: bool = False) -> list[list[int]]:
+    """The ids that follow prompts of one length when the likeliest token is taken each time.
 
     The checkpoint's own generation settings (sampling, penalties) are overruled.
 
     Args:
-        ids: the prompt.
+        prompts: run together, so they must be equally long (padding in front of a prompt changes some models).
         new: at most so many tokens; fewer if the model ends its text.
         to_the_end: exactly `new` tokens: the model may not end its text.
     """
@@ -37,7 +37,7 @@ def greedy(lm: LM, ids: Sequence[int], new: int, *, to_the_end: bool = False) ->
         suppress_tokens=(ends or None) if to_the_end else None,
         pad_token_id=ends[0] if ends else 0,
     )
-    prompt = torch.tensor([list(ids)], device=lm.device)
+    prompt = torch.tensor([list(ids) for ids in prompts], device=lm.device)
     with torch.no_grad():
         output = lm.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-    return output[0, len(ids) :].tolist()
+    return output[:, prompt.shape[1] :].tolist()

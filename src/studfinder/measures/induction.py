@@ -7,6 +7,7 @@ a repeated random sequence, so loss there is a pure reading of the context.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from studfinder.texts import Text, corpus, digest, encode, proof_text
 
 LENGTH = 64
 _SEQUENCES = 32
-_EARLY, _LATE = (32, 64), (192, 256)
+_EARLY, _LATE = (16, 48), (144, 208)
 
 
 def induction(
@@ -49,7 +50,9 @@ def induction(
     if not str(length).isdigit() or int(length) < 2:
         raise StudfinderError(f"induction:{length}", expected="a number of tokens from 2 up")
     size = int(length)
-    sequences = _sequences(lm, size, limit or _SEQUENCES, seed)
+    sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
+    if not sequences:
+        raise StudfinderError("induction has no items", expected="at least one")
     window, longest = lm.anatomy.max_positions, len(sequences[0])
     if window is not None and longest > window:
         raise StudfinderError(
@@ -85,29 +88,30 @@ def in_context_learning(
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> Scores:
-    """How much less a model loses late in a window than early: mean loss of tokens 192 to 255 minus tokens 32 to 63 of
-    windows of 256 tokens, nats a token. Lower is better; a model that does not use its context stays at 0.
+    """How much less a model loses late in a window than early: mean loss of tokens 144 to 207 minus tokens 16 to 47 of
+    each document, nats a token. Lower is better; a model that does not use its context stays at 0.
 
-    Olsson et al. take the 500th token minus the 50th; spans say the same with less noise. Which text is late and which
-    is early differs by window, so the paired change between two models is much sharper than the score.
+    Olsson et al. take the 500th token minus the 50th; spans say the same with less noise. What stands early and
+    late in a document differs in difficulty by itself, so the paired change between two models is much sharper than
+    the score.
 
     Args:
         text: "proof" (our own), or what `perplexity` takes.
-        limit: at most so many windows. Nothing is drawn, so `seed` changes nothing.
+        limit: at most so many documents; those of fewer than 208 tokens are passed over.
+        seed: changes nothing, as nothing is drawn.
 
     Raises:
-        StudfinderError: the text is not there or shorter than a window, or the model's window is.
+        StudfinderError: the text is not there or has no such document, or the model's window is shorter.
     """
     window = lm.anatomy.max_positions
     if window is not None and window < _LATE[1]:
-        raise StudfinderError("in-context-learning needs windows of 256 tokens", expected=f"no more than {window}")
+        raise StudfinderError("in-context-learning needs windows of 208 tokens", expected=f"no more than {window}")
     name, documents = ("studfinder-proof-1", [p.text for p in proof_text()]) if text == "proof" else corpus(text)
-    joined = "\n\n".join(documents)
-    ids = encode(lm, [Text(name, joined)], limit=len(joined) + 8)[0][0]
-    # A stride of half a window: each text is late in one window and early in another.
-    windows = [ids[start : start + 256] for start in range(0, len(ids) - 255, 128)][:limit]
+    longest = max(map(len, documents)) + 8
+    encoded = (encode(lm, [Text(name, document)], limit=longest)[0][0] for document in documents)
+    windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:
-        raise StudfinderError(f"{name} is shorter than one window of 256 tokens")
+        raise StudfinderError(f"{name} has no document of {_LATE[1]} tokens")
     score, early, late = [], [], []
     for piece in windows:
         nll_T, _ = _next(lm, piece)

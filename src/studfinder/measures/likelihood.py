@@ -72,7 +72,7 @@ def log_likelihoods(
     cut = [_checked(lm, number, request, limit, truncate) for number, request in enumerate(requests)]
     rows = _rows(cut)
     size = batch_tokens or (2048 if lm.device.type == "cpu" else 16384)
-    whole = _replacing(lm)
+    whole = _uncut(lm)
     results: list[Likelihood | None] = [None] * len(requests)
     with torch.no_grad():
         engine = _Engine(lm, whole)
@@ -298,10 +298,7 @@ def _selected(cache: Any, rows: list[int]) -> Any:
     return chosen
 
 
-def _replacing(lm: LM) -> bool:
+def _uncut(lm: LM) -> bool:
     """Whether requests must be read whole: something replaces activations, or the model keeps states that are not
     keys and values (convolutions, linear attention), which a cache cannot be cut from."""
-    replacing = getattr(sites, "replacing", None)
-    if replacing is not None and replacing(lm):
-        return True
-    return any(layer.attention is None for layer in lm.anatomy.layers)
+    return sites.replacing(lm) or any(layer.attention is None for layer in lm.anatomy.layers)

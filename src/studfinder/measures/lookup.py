@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from studfinder.errors import StudfinderError
 from studfinder.measures.recall import Prompt, numbers, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import nonce_names
 
-PAIRS = "4,8,16,32"
+PAIRS = "2,4,8,16"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DIGITS = 4
-_REPEATS = 3
+DIGITS = 3
+_REPEATS = 2
 _WRONG = 7
 
-_PAIR = "The code of {name} is {code}."
+_HEAD = "Each name has a code."
+_QUESTION = "Once more, the code of one of them:"
 
 
 def lookup(
@@ -30,7 +32,7 @@ def lookup(
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> Scores:
-    """Key-value recall: share of codes of four digits that greedy generation gives back exactly, over the number of
+    """Key-value recall: share of codes of three digits that greedy generation gives back exactly, over the number of
     pairs in the prompt and the place of the one that is asked for.
 
     Names are invented. Chance is that of saying any of the codes, 1 / pairs. "margin" holds the right code against up
@@ -42,16 +44,18 @@ def lookup(
         seed: draws names, codes and order.
 
     Raises:
-        StudfinderError: prompts do not fit into the model's window.
+        StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
     """
     sizes = numbers(pairs, "lookup")
+    if max(sizes) > (most := 9 * 10 ** (DIGITS - 1)):
+        raise StudfinderError(f"lookup: {max(sizes)} pairs", expected=f"at most {most}, for each has its own code")
     prompts = [
         (size, _prompt(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")))
         for repeat in range(_REPEATS)
         for depth in DEPTHS
         for size in sizes
     ][:limit]
-    chance = float(np.mean([1 / size for size, _ in prompts]))
+    chance = float(np.mean([1 / size for size, _ in prompts])) if prompts else 0.0
     return recall(lm, "lookup", [prompt for _, prompt in prompts], f"pairs {pairs}", chance, progress)
 
 
@@ -59,10 +63,10 @@ def _prompt(size: int, depth: float, generator: random.Random) -> Prompt:
     names = nonce_names(size, generator)
     codes = [str(code) for code in generator.sample(range(10 ** (DIGITS - 1), 10**DIGITS), size)]
     asked = round(depth * (size - 1))
-    text = " ".join(_PAIR.format(name=name, code=code) for name, code in zip(names, codes, strict=True))
+    lines = [f"{name}: {code}" for name, code in zip(names, codes, strict=True)]
     wrong = [code for i, code in enumerate(codes) if i != asked]
     return Prompt(
-        f"{text} Question: what is the code of {names[asked]}? The code of {names[asked]} is",
+        "\n".join([_HEAD, *lines, _QUESTION, f"{names[asked]}:"]),
         codes[asked],
         tuple(generator.sample(wrong, min(_WRONG, len(wrong)))),
         (f"{size} pairs", f"depth {depth:g}"),

@@ -1,14 +1,15 @@
 """The same question answered from the prompt or from the weights: one format, one set of answers, one chance level.
 
-An item is a prompt that states facts about invented subjects, in one wording of one relation, and then asks: in the
-contextual version about one of the invented subjects, in the parametric version about a real one. The right answer,
-the wrong answers and the text before the question are the same in both, and every answer on offer stands in the prompt
-once, so that having read an answer there is worth nothing. The contrast of Jin et al. (2025) between contextual and
-parametric tasks also changes length, output format and chance level; this one does not.
+An item is a prompt that states facts about invented subjects and then asks for one. In the contextual version it asks
+about one of the invented subjects. In the parametric version it asks about a real one, in the same words, and the
+sentence with the answer has made way for one of another relation, so that the prompt is as long and does not help.
+Right and wrong answers are the same in both. The contrast of Jin et al. (2025) between contextual and parametric tasks
+also changes length, output format and chance level; this one does not.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,14 @@ from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.stats import mean_interval
-from studfinder.texts import nonce_names, relations
+from studfinder.texts import Relation, nonce_names, relations
 
-DEFAULT_FACTS = 8
-COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-_ITEMS = 240
+DEFAULT_FACTS = 2
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+STATEMENTS = 8
+"""Sentences in a prompt, unless more facts of the relation are asked for."""
+
+_ITEMS = 180
 
 
 def facts_in_context(
@@ -41,14 +45,16 @@ def facts_in_context(
     """Accuracy on facts about invented subjects that stand in the prompt: answered from context.
 
     Args:
-        count: facts in the prompt, one of which is asked for; up to eight of their answers are the choices. Find it
-            once on the clean model with `calibrate_facts` and use it for every edited one.
+        count: facts of the same relation in the prompt, one of which is asked for; the others' answers are among the
+            eight choices, so that with 1 it is enough to find the answer, and with more it must be that of the right
+            subject. Sentences of other relations make every prompt eight sentences long. Find `count` once on the
+            clean model with `calibrate_facts` and use it for every edited one.
         source: "built-in" or "trex".
-        limit: at most so many items, 240 unless told.
+        limit: at most so many items, 180 unless told.
         seed: draws items, names and order.
 
     Raises:
-        StudfinderError: `count` is not a number from 2 up, or prompts do not fit into the window.
+        StudfinderError: `count` is not a number from 1 up, or prompts do not fit into the window.
     """
     return _matched(lm, "facts-in-context", count, source, limit, seed, progress)
 
@@ -156,46 +162,60 @@ def _matched(
     seed: int | str,
     progress: Callable[[int], Any] | None,
 ) -> Scores:
-    if not str(count).isdigit() or int(count) < 2:
-        raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 2 up")
-    name, items = _items(int(count), source, limit or _ITEMS, seed)
+    if not str(count).isdigit() or int(count) < 1:
+        raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 1 up")
+    name, items = _items(int(count), source, _ITEMS if limit is None else limit, seed)
     version = 0 if measure == "facts-in-context" else 1
     questions = [versions[version] for versions in items]
-    return multiple_choice(lm, measure, questions, f"{name}, {count} facts in the prompt", progress)
+    return multiple_choice(lm, measure, questions, f"{name}, {count} of the relation in the prompt", progress)
 
 
 def _items(count: int, source: str, limit: int, seed: int | str) -> tuple[str, Sequence[tuple[Question, Question]]]:
     """Pairs of the contextual and the parametric version."""
     name, found = relations(source)
-    choices = min(count, ANSWERS)
-    # Every relation must fill all choices, so that chance is one number, and further facts need further answers.
-    usable = tuple(relation for relation in found if len(relation.objects) > choices + (count > choices))
-    if not usable:
-        raise StudfinderError(f"no relation of {name} has {choices} answers", do="Ask for fewer facts in the prompt")
+    # Every relation must fill all choices, so that chance is one number.
+    usable = tuple(relation for relation in found if len(relation.objects) >= max(ANSWERS, count) + 2)
+    if len(usable) < 2:
+        raise StudfinderError(f"no relations of {name} have {count} answers", do="Ask for fewer facts in the prompt")
     items = []
     for fact, generator in draw(usable, limit, seed):
         wrong = others(fact, len(fact.relation.objects), generator)
-        answers = (fact.answer, *wrong[: choices - 1])
-        spare = wrong[choices - 1 :]
-        if len(answers) < choices or (count > choices and not spare):
-            continue
-        stated = [*answers, *(spare[i % len(spare)] for i in range(count - choices))]
-        items.append(_versions(fact, answers, stated, generator))
+        if len(wrong) < max(ANSWERS, count) - 1:
+            continue  # a subject with many right answers
+        items.append(_versions(fact, wrong, count, usable, generator))
     return name, items
 
 
-def _versions(fact: Fact, answers: tuple[str, ...], stated: list[str], generator: Any) -> tuple[Question, Question]:
-    names = nonce_names(len(stated), generator)
-    sentences = [f"{fact.template.format(s=name)} {answer}." for name, answer in zip(names, stated, strict=True)]
-    generator.shuffle(sentences)
-    prompt = " ".join(sentences)
+def _versions(
+    fact: Fact, wrong: list[str], count: int, usable: tuple[Relation, ...], generator: random.Random
+) -> tuple[Question, Question]:
+    elsewhere = [
+        relation for relation in usable if relation is not fact.relation and fact.answer not in relation.objects
+    ]
+    names = nonce_names(max(STATEMENTS, count) + 1, generator)
+    stated = [
+        _say(fact.template, name, answer)
+        for name, answer in zip(names, [fact.answer, *wrong[: count - 1]], strict=False)
+    ]
+    beside = []
+    for name in names[count:]:  # one more than there is room for: it takes the answer's place
+        relation = generator.choice(elsewhere)
+        beside.append(_say(generator.choice(relation.templates), name, generator.choice(relation.objects)))
+    answer, spare, rest = stated[0], beside[0], [*stated[1:], *beside[1:]]
+    generator.shuffle(rest)
+    place = generator.randrange(len(rest) + 1)
+    answers = (fact.answer, *wrong[: ANSWERS - 1])
     contextual, parametric = (
         Question(
-            f"{prompt} {fact.template.format(s=subject)}",
+            " ".join([*rest[:place], sentence, *rest[place:], fact.template.format(s=subject)]),
             answers,
             f"{fact.relation.name}: {fact.subject}",
             fact.relation.name,
         )
-        for subject in (names[0], fact.subject)
+        for sentence, subject in ((answer, names[0]), (spare, fact.subject))
     )
     return contextual, parametric
+
+
+def _say(template: str, subject: str, answer: str) -> str:
+    return f"{template.format(s=subject)} {answer}."

@@ -90,9 +90,10 @@ def perplexity_of(
     seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> Scores:
-    """Perplexity as a scorecard takes it: windows of 512 tokens (256 for our proof text, which is short), at most
-    `limit` of them; nothing is drawn at random, so `seed` changes nothing."""
-    return perplexity(lm, text, window=256 if text == "proof" else 512, limit=limit, progress=progress)
+    """Perplexity as a scorecard takes it: windows of 512 tokens (256 for our proof text, which is short; no longer than
+    the model's context), at most `limit` of them; nothing is drawn at random, so `seed` changes nothing."""
+    window = min(256 if text == "proof" else 512, lm.anatomy.max_positions or 512)
+    return perplexity(lm, text, window=window, limit=limit, progress=progress)
 
 
 def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:

@@ -49,8 +49,10 @@ def recall(
     likeliest wrong answer's) where there are wrong answers. Details: accuracy by group; "logprob", its mean.
 
     Raises:
-        StudfinderError: a prompt with its answer is longer than the model's window.
+        StudfinderError: no prompts, or a prompt with its answer is longer than the model's window.
     """
+    if not prompts:
+        raise StudfinderError(f"{measure} has no items", expected="at least one")
     asked = [(prompt.text, " " + digits) for prompt in prompts for digits in (prompt.answer, *prompt.wrong)]
     pairs = encode_pairs(lm, asked)
     window, longest = lm.anatomy.max_positions, max(len(context) + len(digits) for context, digits in pairs)
@@ -73,10 +75,17 @@ def recall(
     details = {"logprob": float(np.mean(logprob))}
     for column in zip(*(prompt.groups for prompt in prompts), strict=True):
         details |= by_group(column, correct)
-    items = {"correct": correct, "logprob": logprob} | (
-        {"margin": margin} if all(prompt.wrong for prompt in prompts) else {}
+    against = {"margin": margin} if all(prompt.wrong for prompt in prompts) else {}
+    return scored(
+        measure,
+        correct,
+        text=f"{source} {digest(pairs)}",
+        chance=chance,
+        details=details,
+        correct=correct,
+        logprob=logprob,
+        **against,  # type: ignore[arg-type]
     )
-    return scored(measure, correct, text=f"{source} {digest(pairs)}", chance=chance, details=details, **items)
 
 
 def numbers(given: str, measure: str) -> tuple[int, ...]:
@@ -94,6 +103,6 @@ def numbers(given: str, measure: str) -> tuple[int, ...]:
 def _said(lm: LM, context: Sequence[int], tokens: int) -> str:
     """The digits that the model begins its continuation with."""
     assert lm.tokenizer is not None
-    text = str(lm.tokenizer.decode(greedy(lm, context, tokens + 1), skip_special_tokens=True))
+    text = str(lm.tokenizer.decode(greedy(lm, [context], tokens + 1)[0], skip_special_tokens=True))
     match = re.match(r"\s*(\d+)", text)
     return match[1] if match else ""

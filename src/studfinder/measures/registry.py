@@ -53,13 +53,13 @@ REGISTRY: dict[str, Measure] = {
         "context",
         "studfinder.measures.lookup:lookup",
         "key-value recall, over pairs and place",
-        "pairs in the prompt (4,8,16,32)",
+        "pairs in the prompt (2,4,8,16)",
     ),
     "facts-in-context": Measure(
         "context",
         "studfinder.measures.matched_facts:facts_in_context",
         "facts about invented subjects, stated in the prompt",
-        "facts in the prompt (8)",
+        "facts of the relation in the prompt (2)",
     ),
     "knowledge-conflict": Measure(
         "context",
@@ -89,7 +89,7 @@ REGISTRY: dict[str, Measure] = {
         "memory",
         "studfinder.measures.matched_facts:facts_parametric_matched",
         "real facts in the format and after the prompts of facts-in-context",
-        "facts in the prompt (8)",
+        "facts of the relation in the prompt (2)",
     ),
     "tasks": Measure(
         "reasoning",

@@ -11,6 +11,7 @@ from studfinder.errors import StudfinderError
 from studfinder.measures.greedy import greedy
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
+from studfinder.sites import replacing
 from studfinder.texts import Text, default_prompts, digest, encode, proof_text
 
 NEW = 64
@@ -47,21 +48,29 @@ def repetition(
     window, count = lm.anatomy.max_positions, int(new)
     if window is not None and _PROMPT + count > window:
         raise StudfinderError(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
-    encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0][:limit]
+    encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0]
+    encoded = [ids for ids in encoded if len(ids) == _PROMPT][:limit]
+    if not encoded:
+        raise StudfinderError("repetition has no items", expected="at least one prompt")
+    # An edit of activations may depend on all tokens of a pass, so then each prompt has its own.
+    size = 1 if replacing(lm) else len(encoded)
     written = []
-    for ids in encoded:
-        written.append(greedy(lm, ids, count, to_the_end=True))
+    for start in range(0, len(encoded), size):
+        written += greedy(lm, encoded[start : start + size], count, to_the_end=True)
         if progress is not None:
-            progress(1)
+            progress(size)
     items = {f"distinct{n}": [distinct(ids, n) for ids in written] for n in (1, 2, 3)}
     items["loop"] = [float(loops(ids)) for ids in written]
     score = items.pop("distinct2")
+    details = {name: float(np.mean(values)) for name, values in items.items()}
     return scored(
         f"repetition ({count} tokens)",
         score,
         text=f"studfinder-prompts-1 and studfinder-proof-1 {digest(encoded)}",
-        details={name: float(np.mean(values)) for name, values in items.items()},
-        **items,
+        details=details,
+        distinct1=items["distinct1"],
+        distinct3=items["distinct3"],
+        loop=items["loop"],
     )
 
 
