@@ -41,7 +41,7 @@ EXPERIMENT = Experiment(
     paper="2411.07191",
     shows="table 1",
     summary="What breaks without the super weight, without 7,000 large others, and with its activation put back?",
-    needs="about 14 minutes and 2 GB with smollm2 on two cores (plus the scan that finds the weights)",
+    needs="about 10 minutes and 2 GB with smollm2 on two cores (plus the scan that finds the weights)",
     presets={
         "cpu": {"limit": 200, "windows": 32, "others": 7000, "tasks": _TASKS, "texts": "wikitext2,proof"},
         "paper": {"limit": 100_000, "windows": 100_000, "others": 7000, "tasks": _TASKS, "texts": "wikitext2,c4,proof"},
