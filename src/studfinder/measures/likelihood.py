@@ -212,8 +212,7 @@ class _Engine:
     def __init__(self, lm: LM, whole: bool) -> None:
         self.lm, self.whole = lm, whole
         self.decoder = lm.model.get_submodule(lm.anatomy.decoder)
-        # Edits learn from a call of the whole model which tokens are real; the decoder by itself tells them nothing.
-        self.head = None if whole else head_of(lm)
+        self.head = head_of(lm)
         self.slice = max(1, (1 << 26) // lm.anatomy.vocabulary)
 
     def read(self, cache: Any, rows: Sequence[Sequence[int]], start: int, end: int) -> Any:
