@@ -9,7 +9,14 @@ from typing import Any
 from studfinder.errors import StudfinderError
 
 REGISTRY: dict[str, str] = {
+    "super-weight/ablation": "studfinder.experiments.super_weight_ablation",
+    "super-weight/stopwords": "studfinder.experiments.super_weight_stopwords",
+    "super-weight/scaling": "studfinder.experiments.super_weight_scaling",
     "super-weight/case": "studfinder.experiments.super_weight_case",
+    "super-weight/anatomy": "studfinder.experiments.super_weight_anatomy",
+    "massive-activations/where": "studfinder.experiments.massive_activations_where",
+    "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
+    "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
 
