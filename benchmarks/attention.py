@@ -1,11 +1,15 @@
 """How much each attention variant costs, as a ratio to SDPA in the same model.
 
     python benchmarks/attention.py --out docs/results/attention-speed.md
+    python benchmarks/attention.py --out docs/results/attention-speed.md --lengths 512 --variants kv_shift --again
 
 The model has SmolLM2-135M's shapes (hidden 576, 9 heads over 3 key/value heads of 64, feed-forward 1536) and
 a small vocabulary. Plain model and variant run by turns; a pair gives one ratio, and the table has the median
 with a bootstrap interval. On a shared machine use one thread (the default): the clock is then the thread's
 own CPU time, which other processes do not stop. Peak memory is measured in processes of their own.
+
+A run is long and may be cut short at any time: every number is written as soon as it is there, and the next
+run of the same command goes on where the last one stopped. `--again` measures anew what it is asked for.
 """
 
 from __future__ import annotations
@@ -13,25 +17,29 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 
+import attention_peer as peer
 import torch
+from attention_page import TIMES, page
+from attention_timing import paired_ratio
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import studfinder.attention as sa
 from studfinder.attention.clipped_softmax import naive
+from studfinder.runs import write_text
 
 VARIANTS = {
     "kv_shift": (sa.KVShift(), "paper"),
+    "gated, linear": (sa.Gated(kind="linear"), "fresh"),
+    "gated, mlp": (sa.Gated(kind="mlp"), "fresh"),
+    "gated, all-heads": (sa.Gated(kind="all-heads"), "fresh"),
     "gated, headwise": (sa.Gated(kind="headwise"), "fresh"),
     "gated, elementwise": (sa.Gated(kind="elementwise"), "fresh"),
-    "gated, mlp": (sa.Gated(kind="mlp"), "fresh"),
     "sink_logit": (sa.SinkLogit(), "fresh"),
     "softmax_one": (sa.SoftmaxOne(), "fresh"),
     "attention_bias": (sa.AttentionBias(), "fresh"),
@@ -39,16 +47,9 @@ VARIANTS = {
     "softpick": (sa.Softpick(), "fresh"),
     "differential": (sa.Differential(), "fresh"),
 }
-GOALS = {  # (forward, training step at 512, from 2048 on, decode); None: no goal was set
-    "kv_shift": (None, 1.10, 1.05, 1.05),
-    "gated, headwise": (1.05, 1.05, 1.05, 1.05),
-    "sink_logit": (1.15, 1.15, 1.15, 1.15),
-    "softmax_one": (1.15, 1.15, 1.15, 1.15),
-    "attention_bias": (1.15, 1.15, 1.15, 1.15),
-    "clipped_softmax": (4.0, 3.0, 3.0, None),
-    "softpick": (4.0, 3.0, 3.0, None),
-}
-WORK = ("forward", "training step", "decode")
+ROWS = [*VARIANTS, *peer.ROWS]
+MEMORY = [("blocks", 1024), ("blocks", 2048), ("blocks", 4096), ("blocks", 8192)]
+MEMORY += [("dense", 1024), ("dense", 2048), ("dense", 4096)]  # 8192 would take tens of gigabytes
 
 
 def plain(layers: int) -> LlamaForCausalLM:
@@ -91,39 +92,16 @@ def training_step(model: LlamaForCausalLM, length: int) -> Callable[[], None]:
 def decode(model: LlamaForCausalLM, length: int) -> Callable[[], None]:
     """Eight tokens, one by one, behind a cache of `length`."""
     cache, token = DynamicCache(config=model.config), torch.tensor([[5]])
+    model.eval()  # not in the loop: it walks over all modules, which generation does not
     with torch.no_grad():
-        model.eval()(torch.randint(0, 1024, (1, length)), past_key_values=cache)
+        model(torch.randint(0, 1024, (1, length)), past_key_values=cache)
 
     def run() -> None:
         with torch.no_grad():
             for _ in range(8):
-                model.eval()(token, past_key_values=cache)
+                model(token, past_key_values=cache)
 
     return run
-
-
-def seconds(run: Callable[[], None]) -> float:
-    """CPU time of one thread, or wall time of several."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    run()
-    return clock() - start
-
-
-def ratio(base: Callable[[], None], variant: Callable[[], None], repetitions: int) -> dict[str, float]:
-    """The median of paired ratios, its 90 % bootstrap interval, and the base's median seconds."""
-    base(), variant()
-    pairs = [(seconds(base), seconds(variant)) for _ in range(repetitions)]
-    ratios = [b / a for a, b in pairs]
-    draw = random.Random(0)
-    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return {
-        "ratio": median(ratios),
-        "low": medians[100],
-        "high": medians[1899],
-        "pairs": repetitions,
-        "base_seconds": median(a for a, _ in pairs),
-    }
 
 
 def peak(kind: str, length: int) -> float:
@@ -147,80 +125,59 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def memory(lengths: list[int]) -> dict[str, dict[int, float]]:
-    """Peak memory of the dense form and of the block form, each in a process of its own."""
-    found: dict[str, dict[int, float]] = {"dense": {}, "blocks": {}}
-    for kind, by_length in found.items():
-        for length in lengths:
-            if kind == "dense" and length > 4096:
-                continue  # tens of gigabytes
-            command = [sys.executable, __file__, "--peak", kind, str(length)]
-            by_length[length] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+def memory(form: str, length: int) -> float:
+    """Peak memory of one form, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", form, str(length)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(
-    lengths: list[int], names: list[str], quick: bool, keep: Callable[[dict], None]
-) -> dict[str, dict[str, dict[int, dict]]]:
-    """{work: {variant: {T: ratio}}}, handed to `keep` as it grows: a run takes long, and may be cut short."""
-    work = {"forward": forward, "training step": training_step, "decode": decode}
-    found: dict[str, dict[str, dict[int, dict]]] = {w: {n: {} for n in names} for w in WORK}
-    for length in lengths:
-        layers = 1 if length > 4000 else 2
-        repetitions = 3 if quick else {512: 9, 2048: 5}.get(length, 2)
-        for name in names:
-            variant, init = VARIANTS[name]
-            models = plain(layers), sa.convert(plain(layers), variant, init=init)
-            for kind, prepare in work.items():
-                times = 15 if kind == "decode" and not quick else repetitions
-                result = ratio(*(prepare(model, length) for model in models), times)
-                found[kind][name][length] = result
-                print(f"{length:5} {name:20} {kind:14} {result['ratio']:.3f}", file=sys.stderr, flush=True)
-            keep(found)
-    return found
+def timing(name: str, kind: str, length: int, rounds: int | None) -> dict[str, float]:
+    """One cell of the table."""
+    layers = 1 if length >= 4096 else 2
+    rounds = rounds or (31 if kind == "decode" else 15 if length <= 512 else 9 if length < 4096 else 5)
+    if name in peer.ROWS:
+        return peer.ask(name, kind, length, layers, rounds)
+    variant, init = VARIANTS[name]
+    models = plain(layers), sa.convert(plain(layers), variant, init=init)
+    prepare = {"forward": forward, "training step": training_step, "decode": decode}[kind]
+    return paired_ratio(*(prepare(model, length) for model in models), rounds)
 
 
-def goal(name: str, kind: str, length: int) -> float | None:
-    """What was to be reached."""
-    forward_, short, long, step = GOALS.get(name, (None,) * 4)
-    return {"forward": forward_, "decode": step, "training step": short if length <= 512 else long}[kind]
+def wanted(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str, str], Callable[[], object]]]:
+    """(where the number belongs, how to get it) of all that was asked for, short ones first."""
+    if "memory" in options.work:
+        for form, length in MEMORY:
+            yield ("memory", form, str(length)), partial(memory, form, length)
+    for length in options.lengths:
+        for name in options.variants:
+            for kind in options.work:
+                if kind in (peer.KINDS if name in peer.ROWS else TIMES):
+                    yield (kind, name, str(length)), partial(timing, name, kind, length, options.rounds)
 
 
-def table(found: dict, used: dict, lengths: list[int]) -> str:
-    """The page."""
-    lines = [
-        "# What the attention variants cost",
-        "",
-        f"Written by `python benchmarks/attention.py --threads {torch.get_num_threads()}`; "
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s), fp32, "
-        "batch 1, SmolLM2-135M's shapes (2 layers; 1 at T = 8192).",
-        "",
-        "Time as a multiple of SDPA's in the same model: median of interleaved pairs [90 % interval]. A goal "
-        "that was set and is missed is marked with its number.",
-    ]
-    for kind in WORK:
-        lines += ["", f"## {kind}", "", "| variant | " + " | ".join(f"T = {t}" for t in lengths) + " |"]
-        lines.append("|-|" + "-|" * len(lengths))
-        for name, by_length in found[kind].items():
-            cells = []
-            for t in lengths:
-                if t not in by_length:
-                    cells.append("not run")
-                    continue
-                r, wanted = by_length[t], goal(name, kind, t)
-                missed = f" **> {wanted}**" if wanted and r["ratio"] > wanted else ""
-                cells.append(f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]{missed}")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        first = next(iter(found[kind].values()))
-        base = [f"{first[t]['base_seconds'] * 1e3:.1f} ms" if t in first else "not run" for t in lengths]
-        lines.append("| *SDPA itself* | " + " | ".join(base) + " |")
-    lines += ["", "## Peak memory of clipped softmax, forward and backward, one layer of 9 heads (MiB)", ""]
-    columns = sorted({t for by in used.values() for t in by})
-    lines += ["| form | " + " | ".join(f"T = {t}" for t in columns) + " |", "|-|" + "-|" * len(columns)]
-    for kind, by_length in used.items():
-        cells = [f"{by_length[t]:.0f}" if t in by_length else "not run" for t in columns]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def opened(path: Path | None, overwrite: bool) -> dict:
+    """The numbers so far; refused where they come from other conditions."""
+    now = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    if path is None or overwrite or not path.exists():
+        return {"conditions": now, "time": {}, "memory": {}}
+    numbers = json.loads(path.read_text("utf-8"))
+    then = numbers.get("conditions")
+    if then != now:
+        sys.exit(f"{path} was measured with {then}, this is {now}: give another --out, or --overwrite")
+    return numbers
+
+
+def measure(options: argparse.Namespace, numbers: dict, keep: Callable[[], None]) -> None:
+    """Fill in what is missing, or with `--again` all that was asked for."""
+    for (kind, name, length), take in wanted(options):
+        place = numbers["memory"] if kind == "memory" else numbers["time"].setdefault(kind, {})
+        row = place.setdefault(name, {})
+        if length in row and not options.again:
+            continue
+        row[length] = take()
+        said = f"{row[length]:.0f} MiB" if kind == "memory" else f"{row[length]['ratio']:.3f}"
+        print(f"{length:>5} {name:38} {kind:14} {said}", file=sys.stderr, flush=True)
+        keep()
 
 
 def main() -> None:
@@ -228,24 +185,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the page here, and the numbers beside it as .json")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--quick", action="store_true", help="three pairs each")
+    parser.add_argument("--variants", nargs="+", default=ROWS, choices=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--work", nargs="+", default=[*TIMES, "memory"], choices=[*TIMES, "memory"])
+    parser.add_argument("--rounds", type=int, help="pairs per number (by default 5 to 31, by length and work)")
+    parser.add_argument("--again", action="store_true", help="measure anew what is asked for, also where known")
+    parser.add_argument("--overwrite", action="store_true", help="forget the numbers of an earlier run")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
         print(peak(options.peak[0], int(options.peak[1])))
         return
-    used = memory([1024, 2048, 4096, 8192])
+    file = options.out.with_suffix(".json") if options.out else None
+    numbers = opened(file, options.overwrite)
 
-    def keep(found: dict) -> None:
-        if options.out:
-            options.out.write_text(table(found, used, options.lengths), encoding="utf-8")
-            numbers = json.dumps({"time": found, "memory_mib": used}, indent=1)
-            options.out.with_suffix(".json").write_text(numbers + "\n", encoding="utf-8")
+    def drawn() -> str:
+        return page(numbers, list(VARIANTS), peer.ROWS, peer.PINNED)
 
-    found = measure(options.lengths, options.variants, options.quick, keep)
-    print(table(found, used, options.lengths))
+    def keep() -> None:
+        if file:
+            write_text(file, json.dumps(numbers, indent=1) + "\n")
+            write_text(options.out, drawn())
+
+    measure(options, numbers, keep)
+    keep()
+    print(drawn())
 
 
 if __name__ == "__main__":

@@ -194,15 +194,47 @@ def test_an_edit_of_nothing_is_an_error(make) -> None:  # type: ignore[no-untype
 
 def test_offloaded_and_quantised_weights_are_refused() -> None:
     lm = tiny("llama")
-    ref = lm.anatomy.layers[0].writers[0]
-    module = lm.model.get_submodule(ref.module)
-    target = entry(lm, 0, 1, 2)
-    module.weight = torch.nn.Parameter(module.weight.to("meta"))
+    block = lm.model.get_submodule("model.layers.0")
+    block.self_attn.q_proj.weight = torch.nn.Parameter(block.self_attn.q_proj.weight.to("meta"))
     with pytest.raises(StudfinderError, match="offloaded"):
-        edited(lm, zero(target))
-    module.weight = torch.nn.Parameter(torch.zeros(32, 48, dtype=torch.int8), requires_grad=False)
+        edited(lm, zero(Weights(parameter="model.layers.0.self_attn.q_proj.weight", entries=((1, 2),))))
+    target = entry(lm, 0, 1, 2)
+    block.mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(32, 48, dtype=torch.int8), requires_grad=False)
     with pytest.raises(StudfinderError, match="quantised"):
         edited(lm, zero(target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_an_offloaded_down_projection_gives_what_an_edit_in_place_gives(architecture, dtype, tmp_path) -> None:
+    from accelerate import disk_offload
+
+    whole, lm = tiny(architecture, dtype=dtype), tiny(architecture, dtype=dtype)
+    ref = lm.anatomy.layers[1].writers[0]
+    for each in (whole, lm):
+        with torch.no_grad():
+            each.model.get_parameter(ref.parameter)[ref.index(3, 4)] = 30.0
+    disk_offload(lm.model.get_submodule(lm.anatomy.layers[1].block), tmp_path)
+    assert lm.model.get_parameter(ref.parameter).is_meta
+    clean = logits(lm)
+    assert torch.equal(clean, logits(whole))
+    cases = [
+        zero(entry(whole, 1, 3, 4)),
+        [*scale(entry(whole, 1, 3, 4), 0.5), *zero(channel(whole, 1, 3)), *scale(entry(whole, 1, 5, 6), 40.0)],
+        [*zero(neuron(whole, 1, 4)), *scale(entry(whole, 1, 3, 4), 2.0)],
+        [*scale(neuron(whole, 1, 4), 3.0), *zero(entry(whole, 2, 1, 1))],
+    ]
+    for edits in cases:
+        with edited(whole, edits):
+            expected = logits(whole)
+        with edited(lm, edits):
+            found = logits(lm)
+        tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+        torch.testing.assert_close(found, expected, **tolerance)
+        assert not torch.allclose(found, clean, **tolerance)
+    assert torch.equal(logits(lm), clean)
+    with pytest.raises(StudfinderError, match="not an index"):
+        edited(lm, zero(Weights(parameter=ref.parameter, entries=((99, 0),))))
 
 
 def test_controls_are_nearest_in_size_and_in_contribution() -> None:

@@ -43,6 +43,7 @@ from studfinder.edits import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.measures import next_token, sweep
+from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM, rotary_of
 from studfinder.records import MassiveActivation, MassiveValue, SuperWeight, from_json, to_json
 from studfinder.sites import AttentionCall, ModelCall, Site, capture, replacing, tapped
@@ -492,6 +493,28 @@ def test_fixed_caches_are_refused() -> None:
         lm.model(token_ids(1, 6), past_key_values=cache)
 
 
+@pytest.mark.parametrize("value", ["mean", "pooled", "noise", "zero"])
+def test_generation_in_a_padded_batch_is_that_of_each_prompt_alone(value: str) -> None:
+    lm = tiny("llama")
+    prompts = [token_ids(1, n, seed=n) for n in (10, 6)]
+    ids, mask = torch.zeros(2, 10, dtype=torch.long), torch.zeros(2, 10, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, 10 - prompt.shape[1] :], mask[row, 10 - prompt.shape[1] :] = prompt, 1
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    target = Activations(("query[0]", "key[1]", "residual[1]"), TopDims(2))
+    with edited(lm, EDITS[value](target)):
+        together = torch.stack(lm.model.generate(ids, attention_mask=mask, **options).logits)
+        alone = [
+            torch.stack(lm.model.generate(prompt, attention_mask=torch.ones_like(prompt), **options).logits)[:, 0]
+            for prompt in prompts
+        ]
+    clean = torch.stack(lm.model.generate(ids, attention_mask=mask, **options).logits)
+    for row in range(2):
+        torch.testing.assert_close(together[:, row], alone[row], atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(clean[:, row], alone[row], atol=1e-3)
+
+
 # --- findings -----------------------------------------------------------------------------------------------------
 
 
@@ -721,6 +744,34 @@ def test_reading_inside_an_edit_changes_nothing_and_sees_the_edit() -> None:
     assert (seen[2].query_BHTD[..., 2] == 0).all()
 
 
+def test_a_decoder_that_is_called_by_itself_is_edited_too() -> None:
+    lm, ids = tiny("llama"), token_ids(3, 12)
+    decoder = lm.model.get_submodule(lm.anatomy.decoder)
+    with edited(lm, mean(dims(lm))), torch.no_grad():
+        hidden = decoder(ids, attention_mask=PADDED, use_cache=False).last_hidden_state
+        expected = lm.model(ids, attention_mask=PADDED, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        rope = lm.model.model.rotary_emb(hidden, torch.arange(12)[None])
+    with pytest.raises(StudfinderError, match="by itself"), edited(lm, mean(dims(lm))):
+        lm.model.model.layers[0](hidden, position_embeddings=rope)
+    assert torch.equal(hidden, expected)
+
+
+def test_continuations_scored_in_batches_are_those_scored_alone_under_an_edit() -> None:
+    lm = tiny("llama")
+    prefix = token_ids(1, 40, seed=1)[0].tolist()  # long enough to be shared, were nothing being replaced
+    requests = [
+        (prefix + token_ids(1, n, seed=n)[0].tolist(), token_ids(1, 3, seed=90 + n)[0].tolist()) for n in (2, 5, 9)
+    ]
+    # A mean over tokens, which a prefix read once for all would change.
+    with edited(lm, mean(Activations(("residual[0]", "value[1]"), TopDims(4)))):
+        together = log_likelihoods(lm, requests)
+        alone = [log_likelihoods(lm, [request])[0] for request in requests]
+    clean = log_likelihoods(lm, requests)
+    for one, other, before in zip(together, alone, clean, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert abs(one.logprob - before.logprob) > 1e-3
+
+
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
@@ -740,7 +791,7 @@ def test_a_sweep_that_reuses_clean_blocks_equals_full_passes() -> None:
             assert kl > 1e-6
             assert abs(swept.kl[number, window] - kl) < 1e-4 * max(1, kl)
     # Inside another edit of a site nothing may be passed by.
-    with edited(lm, scale(Activations("residual[0]", Everything()), 1.5)):
+    with edited(lm, scale(Activations("residual[1]", Everything()), 1.5)):
         inside = next_token(lm, windows, variants[4])
         clean = logits(lm, torch.tensor([windows[0]]))[0, :-1].log_softmax(dim=-1)
         with edited(lm, variants[4]):

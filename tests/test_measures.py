@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,6 +27,7 @@ from studfinder.measures.matched_facts import (
 from studfinder.measures.repetition import distinct, loops
 from studfinder.models import load
 from studfinder.texts import encode_pairs, filler, nonce_names, relations
+from tiny import tiny, tokenizer
 
 
 def characters() -> PreTrainedTokenizerFast:
@@ -124,6 +124,12 @@ def test_items_depend_on_the_seed_alone(lm, name):
 def test_bad_arguments_are_named(lm, name, says):
     with pytest.raises(StudfinderError, match=says):
         measure_named(name)(lm, limit=4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_items_is_an_error(lm, name):
+    with pytest.raises(StudfinderError, match=r"no (items|document)"):
+        measure_named(name)(lm, limit=0)
 
 
 def test_t_rex_is_asked_for_by_name_and_never_substituted(lm, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 import studfinder.attention as sa
 from studfinder import sites
+from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.measures import head, likelihood
 from studfinder.measures.likelihood import log_likelihoods
@@ -87,7 +88,7 @@ def test_variants_of_attention_that_keep_more_than_keys_and_values():
 
 def test_while_a_site_is_replaced_every_request_is_one_full_masked_pass(monkeypatch):
     lm, seen = tiny("llama"), []
-    monkeypatch.setattr(sites, "replacing", lambda _lm: True, raising=False)
+    monkeypatch.setattr(sites, "replacing", lambda _lm: True)
     hook = lm.model.model.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
     try:
         log_likelihoods(lm, choices(head=20))
@@ -154,3 +155,17 @@ def test_progress_counts_requests():
 def test_the_common_beginning_stops_before_a_contexts_last_token():
     rows = likelihood._rows([(list(range(20)), [1]), (list(range(20)), [2, 3]), (list(range(25)), [4])])
     assert likelihood._common(rows) == 19
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_an_edit_that_depends_on_all_tokens_sees_those_of_its_request_alone(architecture):
+    lm, requests = tiny(architecture), choices(head=20)
+    with edited(lm, massive_value_disruption(lm, 2)):
+        found = log_likelihoods(lm, requests)
+        for likelihood_, (context, continuation) in zip(found, requests, strict=True):
+            with torch.no_grad():
+                logits = lm.model(torch.tensor([(context + continuation)[:-1]]), use_cache=False).logits[0].double()
+            log_p = logits.log_softmax(-1)[len(context) - 1 :]
+            plain_ = float(log_p[range(len(continuation)), continuation].sum())
+            assert likelihood_.logprob == pytest.approx(plain_, abs=2e-4)
+    assert found != log_likelihoods(lm, requests)

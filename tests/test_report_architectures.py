@@ -10,8 +10,9 @@ import pytest
 
 from studfinder.models import model_card, rotary_of
 from studfinder.records import PromptCard
+from studfinder.verbs.observation import Thresholds
 from studfinder.verbs.report import read_run
-from studfinder.verbs.scan import ScanPlan, Thresholds, run_scan
+from studfinder.verbs.scan import ScanPlan, run_scan
 from tiny import ARCHITECTURES, D, tiny, token_ids
 
 

@@ -11,7 +11,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
-from studfinder.sites import AttentionCall, BlockOutput, Site, WriterCall, capture, tapped
+from studfinder.sites import AttentionCall, BlockOutput, ModelCall, Site, WriterCall, capture, replacing, tapped
 from tiny import ARCHITECTURES, H, tiny, token_ids
 
 EVENTS = (BlockOutput, AttentionCall, WriterCall)
@@ -135,6 +135,65 @@ def test_a_keys_history_is_shown_whole_and_only_new_keys_before_rope():
         lm.model(input_ids=token_ids(2, 2, seed=1), past_key_values=first.past_key_values)
     call = next(event for event in seen if isinstance(event, AttentionCall))
     assert (call.query_BHTD.shape[2], call.key_BGSD.shape[2], call.key_pre_BGTD.shape[2]) == (2, 8, 2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_call_is_shown_first_with_its_past_and_its_padding(architecture):
+    lm = tiny(architecture)
+    seen: list = []
+    with tapped(lm, read={ModelCall: [seen.append], BlockOutput: [seen.append]}):
+        lm.model.generate(
+            token_ids(3, 12), attention_mask=PADDED, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=-1
+        )
+        with torch.no_grad():
+            lm.model(token_ids(2, 5), None, use_cache=False)
+            lm.model.get_submodule(lm.anatomy.decoder)(token_ids(3, 12), attention_mask=PADDED, use_cache=False)
+    calls = [event for event in seen if isinstance(event, ModelCall)]
+    assert [seen.index(call) % (len(lm.anatomy.layers) + 2) for call in calls] == [0, 0, 0, 0, 0]
+    assert [(call.batch, call.tokens, call.past) for call in calls] == [
+        (3, 12, 0),
+        (3, 1, 12),
+        (3, 1, 13),
+        (2, 5, 0),
+        (3, 12, 0),
+    ]
+    assert [call.caching for call in calls] == [True, True, True, False, False]
+    assert torch.equal(calls[0].real_BT, PADDED.bool())
+    assert torch.equal(calls[4].real_BT, PADDED.bool())
+    assert calls[0].position_BT[:, -1].tolist() == [11, 7, 4]
+    assert calls[2].real_BT.tolist() == [[True]] * 3
+    assert calls[2].position_BT.tolist() == [[13], [9], [6]]
+    assert calls[3].real_BT.all()
+    assert calls[3].position_BT.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_a_call_that_fails_does_not_hide_the_next_call_of_the_decoder():
+    lm = tiny("llama")
+    seen: list = []
+    with tapped(lm, read={ModelCall: [seen.append]}), torch.no_grad():
+        with pytest.raises(IndexError):
+            lm.model(token_ids(1, 4) + 10**6, use_cache=False)
+        lm.model.model(token_ids(2, 4), use_cache=False)
+    assert [call.batch for call in seen] == [1, 2]
+
+
+def test_a_mask_that_does_not_say_what_padding_is_is_refused_when_asked():
+    call = ModelCall(2, 3, 0, torch.zeros(2, 1, 3, 3), False)
+    for ask in ("real_BT", "position_BT"):
+        with pytest.raises(StudfinderError, match="which tokens are padding"):
+            getattr(call, ask)
+
+
+def test_whether_a_model_is_being_replaced_is_known():
+    lm = tiny("llama")
+    assert not replacing(lm)
+    with reading(lm):
+        assert not replacing(lm)
+        with tapped(lm, replace={Site("residual", 1): lambda x: x}) as tap, reading(lm):
+            assert replacing(lm)
+            assert not replacing(tiny("llama", seed=1))
+        assert not replacing(lm)
+    assert tap
 
 
 def test_readers_get_no_gradient_and_gradients_still_flow():

@@ -13,7 +13,7 @@ from tasked import choices, worded, words, write
 
 pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
 
-from studfinder.edits import Weights, edited, scale
+from studfinder.edits import Activations, Everything, Weights, edited, mean, scale
 from studfinder.errors import StudfinderError
 from studfinder.measures import compare, measure_named
 from studfinder.measures.tasks import TASKS, arithmetic, availability, harness, headroom_note, run, tasks
@@ -308,6 +308,23 @@ def test_edited_activations_never_get_the_clean_score(site, data, runs):
         assert len(runs) == count  # nor is the score of an unknown state kept
     assert tasks(lm, "piqa") == clean
     assert len(runs) == 3
+
+
+def test_scores_under_given_edits_are_kept_apart(data, runs):
+    lm = worded()
+    values = Activations(("value[0]", "value[1]"), Everything())
+    kept = [(), scale(values, -1.0), scale(values, 0.5), mean(values), scale(ROW, 40.0)]
+    first = [tasks(lm, "piqa", edits=edits) for edits in kept]
+    assert len(runs) == 5
+    assert [tasks(lm, "piqa", edits=edits) for edits in kept] == first
+    assert len(runs) == 5
+    assert len({scores.items["margin"] for scores in first}) == 5
+    with edited(lm, kept[1]):  # the same edit, but nobody says so
+        assert tasks(lm, "piqa") == first[1]
+        assert len(runs) == 6
+        # On top of it another one: no score of either alone.
+        assert tasks(lm, "piqa", edits=kept[2]) not in first
+    assert len(runs) == 7
 
 
 def test_edited_first_and_clean_after(data):

@@ -24,15 +24,39 @@ if TYPE_CHECKING:
     from studfinder.attention import import_kernels as import_kernels
     from studfinder.attention import parameter_groups as parameter_groups
     from studfinder.attention import shift_cache as shift_cache
+    from studfinder.edits import constant_only as constant_only
+    from studfinder.edits import deviation_only as deviation_only
+    from studfinder.edits import dims as dims
     from studfinder.edits import edited as edited
+    from studfinder.edits import massive_value_disruption as massive_value_disruption
+    from studfinder.edits import mean as mean
+    from studfinder.edits import noise as noise
+    from studfinder.edits import restore as restore
+    from studfinder.edits import restore_output as restore_output
     from studfinder.edits import scale as scale
+    from studfinder.edits import set_to as set_to
+    from studfinder.edits import shuffle as shuffle
     from studfinder.edits import zero as zero
+    from studfinder.edits.spec import parse_edits as parse_edits
     from studfinder.errors import StudfinderError as StudfinderError
+    from studfinder.measures import Scores as Scores
+    from studfinder.measures import calibrate_facts as calibrate_facts
+    from studfinder.measures import compare as compare
+    from studfinder.measures import contrast as contrast
+    from studfinder.measures import damage_matched as damage_matched
+    from studfinder.measures import facts_in_context as facts_in_context
+    from studfinder.measures import facts_parametric_matched as facts_parametric_matched
+    from studfinder.measures import log_likelihoods as log_likelihoods
     from studfinder.measures import next_token as next_token
-    from studfinder.measures import perplexity as perplexity
+    from studfinder.measures.perplexity import perplexity as perplexity
+    from studfinder.measures.sweep import sweep as sweep
+    from studfinder.measures.tasks import tasks as tasks
     from studfinder.models import LM as LM
-    from studfinder.models import load as load
     from studfinder.records import Findings as Findings
+    from studfinder.records import Interval as Interval
+    from studfinder.records import Scorecard as Scorecard
+    from studfinder.verbs.load import load as load
+    from studfinder.verbs.measure import measure as measure
     from studfinder.verbs.scan import scan as scan
 
 __version__ = "0.1.0"
@@ -42,27 +66,51 @@ _PUBLIC = {
     "AttentionBias": "studfinder.attention",
     "ClippedSoftmax": "studfinder.attention",
     "Differential": "studfinder.attention",
+    "Findings": "studfinder.records",
     "Gated": "studfinder.attention",
+    "Interval": "studfinder.records",
     "KVShift": "studfinder.attention",
+    "LM": "studfinder.models",
     "NoPE": "studfinder.attention",
     "RoPE": "studfinder.attention",
+    "Scorecard": "studfinder.records",
+    "Scores": "studfinder.measures",
     "SinkLogit": "studfinder.attention",
     "SoftmaxOne": "studfinder.attention",
     "Softpick": "studfinder.attention",
-    "convert": "studfinder.attention",
-    "import_kernels": "studfinder.attention",
-    "parameter_groups": "studfinder.attention",
-    "shift_cache": "studfinder.attention",
-    "Findings": "studfinder.records",
-    "LM": "studfinder.models",
     "StudfinderError": "studfinder.errors",
+    "compare": "studfinder.measures",
+    "log_likelihoods": "studfinder.measures",
+    "facts_parametric_matched": "studfinder.measures",
+    "facts_in_context": "studfinder.measures",
+    "contrast": "studfinder.measures",
+    "calibrate_facts": "studfinder.measures",
+    "constant_only": "studfinder.edits",
+    "convert": "studfinder.attention",
+    "damage_matched": "studfinder.measures",
+    "deviation_only": "studfinder.edits",
+    "dims": "studfinder.edits",
     "edited": "studfinder.edits",
-    "load": "studfinder.models",
+    "import_kernels": "studfinder.attention",
+    "load": "studfinder.verbs.load",
+    "massive_value_disruption": "studfinder.edits",
+    "mean": "studfinder.edits",
+    "measure": "studfinder.verbs.measure",
     "next_token": "studfinder.measures",
-    "perplexity": "studfinder.measures",
+    "noise": "studfinder.edits",
+    "parameter_groups": "studfinder.attention",
+    "parse_edits": "studfinder.edits.spec",
+    "perplexity": "studfinder.measures.perplexity",
+    "restore": "studfinder.edits",
+    "restore_output": "studfinder.edits",
     "scale": "studfinder.edits",
-    "zero": "studfinder.edits",
     "scan": "studfinder.verbs.scan",
+    "set_to": "studfinder.edits",
+    "shift_cache": "studfinder.attention",
+    "shuffle": "studfinder.edits",
+    "sweep": "studfinder.measures.sweep",
+    "tasks": "studfinder.measures.tasks",
+    "zero": "studfinder.edits",
 }
 
 __all__ = ["LM", "Findings", "StudfinderError", "__version__", "load", "scan"]

@@ -51,6 +51,28 @@ def test_plain_transformers_names_what_is_missing(tmp_path) -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
+def test_sf_load_needs_no_other_import(tmp_path) -> None:
+    """In a fresh process: the lower room alone does not know the variant, the public name does."""
+    model = model_with("kv_shift")
+    model.save_pretrained(tmp_path)
+    torch.save(model(tokens()).logits, tmp_path / "logits.pt")
+    code = f"""
+import sys, torch, studfinder as sf
+from studfinder.models import load
+try:
+    load({str(tmp_path)!r})
+except sf.StudfinderError as error:
+    assert "studfinder-llama" in str(error), error
+else:
+    raise AssertionError("models.load knew the variant, so this test shows nothing")
+lm = sf.load({str(tmp_path)!r})
+assert type(lm.model).__name__ == "StudfinderLlamaForCausalLM"
+assert torch.equal(lm.model(torch.tensor({tokens().tolist()})).logits, torch.load({str(tmp_path / "logits.pt")!r}))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_lm_is_changed_in_place_and_returned() -> None:
     model = tiny()
     lm = LM(model, None, anatomy_of(model))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from attention_models import tiny, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 import studfinder.attention as sa
@@ -98,6 +100,36 @@ def test_state_is_in_the_cache_and_not_on_the_module() -> None:
         torch.testing.assert_close(b[:, 0], full_other[:, t])
     assert {name: id(value) for name, value in vars(model.model.layers[0].self_attn).items()} == before
     assert [x.shape for x in first.layers[0].raw] == [(2, 1, 2, 8)] * 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach torch's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.seen[operation.overloadpacket.__name__] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_decode_step_adds_one_product_and_one_sum_a_tensor() -> None:
+    """What decoding costs: in a small model a step is as long as its list of operations. No copy, no cat, no clone."""
+
+    def step(model) -> Counter[str]:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(tokens(), past_key_values=cache)
+            with Operations() as operations:
+                model(tokens(length=1), past_key_values=cache)
+        return operations.seen
+
+    model = shifted()
+    added = step(model)
+    added.subtract(step(tiny()))
+    layers = model.config.num_hidden_layers
+    assert {name: n / layers for name, n in added.items() if n} == {"mul": 2, "addcmul": 2, "unsqueeze": 4}
 
 
 @pytest.mark.parametrize("base", ["llama", "mistral", "gemma3_text"])

@@ -179,7 +179,7 @@ def _weights(kind: str, numbers: list[float]) -> Weights:
     raise StudfinderError(f"weight function {kind!r} is unknown", expected="clipped_softmax or softpick")
 
 
-def attend(
+def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -189,27 +189,27 @@ def attend(
     kind: str,
     numbers: list[float],
 ) -> torch.Tensor:
-    """Attention with weight function `kind`; shapes as in `forward`."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return attend_in_blocks(query, key, value, mask, causal, scale, kind, numbers)
-    # Past the dispatcher: in decoding its cost would show.
     return forward(_weights(kind, numbers), query, key, value, mask, causal, scale)
 
 
 # Custom operators rather than an autograd.Function: torch.compile then keeps the loop as one opaque step.
-@torch.library.custom_op("studfinder::attend_in_blocks", mutates_args=())
-def attend_in_blocks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    kind: str,
-    numbers: list[float],
-) -> torch.Tensor:
-    """Attention with weight function `kind`; shapes as in `forward`."""
-    return forward(_weights(kind, numbers), query, key, value, mask, causal, scale)
+_operator = torch.library.custom_op("studfinder::attend_in_blocks", _attend, mutates_args=())
+
+
+def attend(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """Attention with another weight function than softmax, differentiable.
+
+    Args:
+        query: (B, H, T, D).
+        rest: key and value (B, G, S, D), mask (B, 1|H, T, S) bool or additive or None, causal, scale, the name
+            of the weight function ("clipped_softmax" or "softpick") and its numbers.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _operator(query, *rest)
+    return _attend(query, *rest)  # past the dispatcher: in decoding its cost would show
 
 
 @torch.library.custom_op("studfinder::attend_in_blocks_backward", mutates_args=())
@@ -227,7 +227,7 @@ def _attend_in_blocks_backward(
     return backward(_weights(kind, numbers), grad, query, key, value, mask, causal, scale)
 
 
-@attend_in_blocks.register_fake
+@_operator.register_fake
 def _(query, key, value, mask, causal, scale, kind, numbers):
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
@@ -248,4 +248,4 @@ def _backward(ctx: Any, grad: torch.Tensor) -> Any:
     return *gradients, None, None, None, None, None
 
 
-attend_in_blocks.register_autograd(_backward, setup_context=_keep)
+_operator.register_autograd(_backward, setup_context=_keep)

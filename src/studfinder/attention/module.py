@@ -8,7 +8,6 @@ at an identity start computes what the base computes, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,8 +27,8 @@ class VariantAttention:
 
     def part(self, role: str) -> Any:
         """The part that plays a role, or None."""
-        name = self.parts.get(role)
-        return None if name is None else getattr(self, name)
+        modules: Any = self._modules  # type: ignore[attr-defined]
+        return modules.get(self.parts.get(role))
 
     def forward(
         self,
@@ -41,28 +40,32 @@ class VariantAttention:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As the base's forward; hidden_states (B, T, C)."""
         module: Any = self
-        query, key, value = self.base.project(self, hidden_states)
+        base = self.base
+        implementation = module.config._attn_implementation  # once: a config's attributes are slow to read
+        query, key, value = base.project(self, hidden_states)
         second = self.part("queries")
         if second is not None:
             query = second.queries(query, hidden_states)
         shift = self.part("keys and values")
         if shift is not None:
-            key, value = self._shift(shift, key, value, attention_mask, past_key_values, kwargs)
+            key, value = self._shift(shift, key, value, attention_mask, past_key_values, kwargs, implementation)
         if "q_norm" in module._modules:  # hasattr is slow where the answer is no
             query, key = module.q_norm(query), module.k_norm(key)
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         query, key = self._rotate(query, key, position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, module.layer_idx)
-        mixed, weights = self._function()(
+        # Asked for at every call: whoever wraps the active implementation must find it here.
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, base.modeling.eager_attention_forward)
+        mixed, weights = function(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=self.base.dropout(self) if module.training else 0.0,
-            scaling=self.base.scaling(self),
-            **self.base.extras(self),
+            dropout=base.dropout(self) if module.training else 0.0,
+            scaling=base.scaling(self),
+            **base.extras(self),
             **kwargs,
         )
         if second is not None:
@@ -70,24 +73,28 @@ class VariantAttention:
         gate = self.part("output")
         if gate is not None:
             mixed = gate(mixed, hidden_states)
-        out = getattr(self, self.base.output)(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
+        out = getattr(self, base.output)(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
         if "resid_dropout" in module._modules:
             out = module.resid_dropout(out)
         return out, weights
 
     def _shift(
-        self, shift: Any, key: torch.Tensor, value: torch.Tensor, mask: Any, past: Any, kwargs: dict[str, Any]
+        self,
+        shift: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        past: Any,
+        kwargs: dict[str, Any],
+        implementation: str | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        module: Any = self
-        row, seen, offset = None, 0, 0
-        if past is not None:
-            layer: Any = shifted_layer(past, module.layer_idx)
-            if mask is not None:
-                seen, offset = layer.get_seq_length(), layer.get_mask_sizes(key.shape[1])[1]
-            row = layer.push(key, value)
-        flash = "flash" in (module.config._attn_implementation or "")
+        layer: Any = None if past is None else shifted_layer(past, self.layer_idx)  # type: ignore[attr-defined]
+        seen, offset = 0, 0
+        if layer is not None and mask is not None:
+            seen, offset = layer.get_seq_length(), layer.get_mask_sizes(key.shape[1])[1]
+        flash = "flash" in (implementation or "")
         visible = previous_visible(mask, key.shape[1], seen, offset, kwargs.get("position_ids"), flash)
-        return shift(key, value, row, visible)
+        return shift(key, value, None if layer is None else layer.push(key, value), visible)
 
     def _rotate(
         self, query: torch.Tensor, key: torch.Tensor, position_embeddings: Any
@@ -101,23 +108,9 @@ class VariantAttention:
                 return query, key
         return self.base.modeling.apply_rotary_pos_emb(query, key, *position_embeddings)
 
-    def _function(self) -> Callable[..., Any]:
-        # Asked for at every call: whoever wraps the active implementation must find it here.
-        return ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation,  # type: ignore[attr-defined]
-            self.base.modeling.eager_attention_forward,
-        )
-
-
-def attention_class(base: Base) -> type[Any]:
-    """The converted attention class of a base."""
-    return _attention_class(base.kind)
-
 
 @cache
-def _attention_class(kind: str) -> type[Any]:
-    from studfinder.attention.bases import BASES
-
-    base = BASES[kind]
-    name = f"Studfinder{base.prefix}Attention"
+def attention_class(base: Base) -> type[Any]:
+    """The converted attention class of a base."""
+    name = f"Studfinder{base.attention_class.__name__}"
     return type(name, (VariantAttention, base.attention_class), {"base": base, "__module__": __name__})

@@ -1,7 +1,8 @@
 """Saved variants: one `model_type` per base, "studfinder-llama" and so on.
 
 Plain transformers refuses such a checkpoint by this name; after `import studfinder.attention` the Auto
-classes load it. Without a name of its own a checkpoint would load as its base and silently drop the variant.
+classes load it (`sf.load` does that import itself). Without a name of its own a checkpoint would load as its
+base and silently drop the variant.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class SavedVariant:
 
 def _config_class(base: Base) -> type[Any]:
     contents = {"model_type": PREFIX + base.kind, "__module__": __name__}
-    return type(f"Studfinder{base.config}", (base.config_class,), contents)
+    return type(f"Studfinder{base.config_class.__name__}", (base.config_class,), contents)
 
 
 def _model_class(base: Base, config: type[Any]) -> type[Any]:

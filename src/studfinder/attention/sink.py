@@ -101,18 +101,7 @@ def _sink_forward(
     return mixed.to(query.dtype), total
 
 
-@torch.library.custom_op("studfinder::sink_attention", mutates_args=())
-def _sink(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sink_BHT: torch.Tensor,
-    sink_value_HD: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _sink_forward(query, key, value, sink_BHT, sink_value_HD, mask, causal, scale)
+_sink = torch.library.custom_op("studfinder::sink_attention", _sink_forward, mutates_args=())
 
 
 @torch.library.custom_op("studfinder::sink_attention_backward", mutates_args=())

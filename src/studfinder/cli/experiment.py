@@ -43,7 +43,7 @@ def command(
     from functools import partial
 
     from studfinder.experiments import plan_experiment, run_experiment
-    from studfinder.models import load
+    from studfinder.verbs.load import load
 
     settings = {"limit": limit, "seed": seed, **_changes(change or [])}
     plan = plan_experiment(name, model or ["smollm2"], preset=preset, settings=settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,9 +56,9 @@ def command(
     from functools import partial
 
     names = _names(measures, tasks)
-    import_module("studfinder.attention")  # registers the architectures of saved variants
     from studfinder.measures import measure_named
-    from studfinder.models import cached_content_hash, load
+    from studfinder.models import cached_content_hash
+    from studfinder.verbs.load import load
     from studfinder.verbs.measure import DEFAULT, RESULT, plan_measure, run_measure
 
     for name in names:  # said before a model is loaded for nothing

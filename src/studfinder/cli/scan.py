@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -60,11 +59,12 @@ def command(
         raise StudfinderError(f"--out {out} is a file", expected="a folder, or a name that does not exist yet")
     texts = _texts(prompt, prompts)
 
-    import_module("studfinder.attention")  # registers the architectures of saved variants
-    from studfinder.models import cached_content_hash, load
+    from studfinder.models import cached_content_hash
     from studfinder.report import print_findings
     from studfinder.runs import find_findings
-    from studfinder.verbs.scan import Thresholds, plan_scan, run_scan
+    from studfinder.verbs.load import load
+    from studfinder.verbs.observation import Thresholds
+    from studfinder.verbs.scan import plan_scan, run_scan
 
     lm = load(
         model,

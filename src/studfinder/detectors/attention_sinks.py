@@ -93,26 +93,32 @@ def first_token_attention(event: AttentionCall, lengths_B: torch.Tensor) -> torc
     Rows are padded on the right, if at all.
     """
     tokens = int(lengths_B.max())
-    query_BHTD, key_BGSD = event.query_BHTD[:, :, :tokens].float(), event.key_BGSD[:, :, :tokens].float()
-    (rows, heads, _, width), groups = query_BHTD.shape, key_BGSD.shape[1]
-    scale = event.scaling if event.scaling is not None else width**-0.5
-    key_BGDS = (key_BGSD * scale).transpose(2, 3)
-    total_BH = torch.zeros(rows, heads, device=query_BHTD.device)
+    rows, heads = event.query_BHTD.shape[:2]
+    total_BH = torch.zeros(rows, heads, device=event.query_BHTD.device)
     for start in range(0, tokens, _CHUNK):
         stop = min(tokens, start + _CHUNK)
-        # The query heads of a group share its keys: one product for each group.
-        grouped = query_BHTD[:, :, start:stop].reshape(rows, groups, -1, width)
-        scores_BHTS = (grouped @ key_BGDS).view(rows, heads, stop - start, tokens)
-        if event.softcap is not None:
-            scores_BHTS = torch.tanh(scores_BHTS / event.softcap) * event.softcap
-        scores_BHTS = scores_BHTS + _bias(event, start, stop, tokens)
-        if event.sinks is not None:
-            extra = event.sinks.float().reshape(1, heads, 1, 1).expand(rows, -1, stop - start, 1)
-            scores_BHTS = torch.cat([scores_BHTS, extra], dim=-1)
-        first_BHT = scores_BHTS.softmax(dim=-1)[..., 0]
+        first_BHT = attention_weights(event, start, stop, tokens)[..., 0]
         counted_BT = torch.arange(start, stop) < lengths_B[:, None]
         total_BH += (first_BHT * counted_BT[:, None].to(first_BHT.device)).sum(dim=-1)
     return total_BH / lengths_B[:, None].clamp_min(1).to(total_BH.device)
+
+
+def attention_weights(event: AttentionCall, start: int, stop: int, tokens: int) -> torch.Tensor:
+    """How queries start..stop attend to the first `tokens` keys, shape (B, H, stop - start, S), fp32. A learned sink
+    takes its share and is left out, so that rows may add up to less than one."""
+    query_BHTD, key_BGSD = event.query_BHTD[:, :, start:stop].float(), event.key_BGSD[:, :, :tokens].float()
+    (rows, heads, _, width), groups = query_BHTD.shape, key_BGSD.shape[1]
+    scale = event.scaling if event.scaling is not None else width**-0.5
+    # The query heads of a group share its keys: one product for each group.
+    grouped = query_BHTD.reshape(rows, groups, -1, width)
+    scores_BHTS = (grouped @ (key_BGSD * scale).transpose(2, 3)).view(rows, heads, stop - start, tokens)
+    if event.softcap is not None:
+        scores_BHTS = torch.tanh(scores_BHTS / event.softcap) * event.softcap
+    scores_BHTS = scores_BHTS + _bias(event, start, stop, tokens)
+    if event.sinks is not None:
+        extra = event.sinks.float().reshape(1, heads, 1, 1).expand(rows, -1, stop - start, 1)
+        scores_BHTS = torch.cat([scores_BHTS, extra], dim=-1)
+    return scores_BHTS.softmax(dim=-1)[..., :tokens]
 
 
 def _bias(event: AttentionCall, start: int, stop: int, tokens: int) -> torch.Tensor:

@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from studfinder.edits.edit import Edit, SiteEdit, WeightEdit
+from studfinder.edits.offloaded import RecomputedRows, offloaded_writer
 from studfinder.edits.running import SiteEdits
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.sites import Site
 
 
 class edited:
     """Apply edits while the context lasts: those of weights at once, those of sites in every forward pass, each kind in
-    the order given. Contexts nest; an inner one's site edits come after the outer one's.
+    the order given. Contexts nest; an inner one's site edits come after the outer one's. A down projection that is
+    offloaded is not written to: its edited output rows are computed again in every pass.
 
     Every touched weight is saved before it is written and put back bit by bit, and every hook is taken out: after the
     block, through an exception, and through Ctrl-C at any moment. A KeyboardInterrupt can be raised between leaving the
@@ -35,11 +38,19 @@ class edited:
         self.edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
         if not self.edits:
             raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
-        self._plan = [
-            (_parameter(lm, edit), _index(lm, edit), edit.factor) for edit in self.edits if isinstance(edit, WeightEdit)
-        ]
+        self._plan: list[tuple[nn.Parameter, list[tuple], float]] = []
+        recomputed: dict[Site, list[WeightEdit]] = {}
+        for edit in self.edits:
+            if isinstance(edit, WeightEdit):
+                places = _index(lm, edit)
+                site = offloaded_writer(lm, edit.target.parameter)
+                if site is None:
+                    self._plan.append((_parameter(lm, edit), places, edit.factor))
+                else:
+                    recomputed.setdefault(site, []).append(edit)
+        rows = [RecomputedRows(lm, site, edits) for site, edits in recomputed.items()]
         at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
-        self._sites = SiteEdits(lm, at_sites) if at_sites else None
+        self._sites = SiteEdits(lm, at_sites, rows) if at_sites or rows else None
         self._saved: list[tuple[nn.Parameter, list[tuple], list[torch.Tensor]]] = []
         self._previous: Any = None
         self._guarded = False
@@ -116,15 +127,21 @@ class edited:
             self._leave()
 
 
-def _parameter(lm: LM, edit: WeightEdit) -> nn.Parameter:
-    name = edit.target.parameter
+def _named(lm: LM, name: str) -> nn.Parameter:
     try:
-        parameter = lm.model.get_parameter(name)
+        return lm.model.get_parameter(name)
     except AttributeError:
         raise StudfinderError(f"there is no parameter {name!r} in this model") from None
-    if parameter.device.type == "meta":
+
+
+def _parameter(lm: LM, edit: WeightEdit) -> nn.Parameter:
+    name = edit.target.parameter
+    parameter = _named(lm, name)
+    if parameter.is_meta:
         raise StudfinderError(
-            f"{name} is offloaded, so an edit of it would be lost", do="Load the model without offloading to disk"
+            f"{name} is offloaded, so an edit of it would be lost",
+            expected="a parameter in memory, or a down projection that is no fused expert",
+            do="Load the model without offloading to disk",
         )
     if not parameter.is_floating_point():
         raise StudfinderError(f"{name} is quantised ({parameter.dtype})", do="Edit the unquantised model")
@@ -132,7 +149,7 @@ def _parameter(lm: LM, edit: WeightEdit) -> nn.Parameter:
 
 
 def _index(lm: LM, edit: WeightEdit) -> list[tuple]:
-    parameter = _parameter(lm, edit)
+    parameter = _named(lm, edit.target.parameter)
     places = []
     for entry in edit.target.entries:
         if len(entry) != parameter.dim() or any(

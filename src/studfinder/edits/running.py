@@ -10,6 +10,7 @@ import torch
 from studfinder.edits.change import new_entries
 from studfinder.edits.choose import Statistics, chosen_dims, chosen_entries
 from studfinder.edits.edit import SiteEdit
+from studfinder.edits.offloaded import RecomputedRows
 from studfinder.edits.selections import AboveLambda, Coordinates, Ranked, check_selection
 from studfinder.edits.values import CleanOutput, Deviation, Mean, Noise, Recorded
 from studfinder.errors import StudfinderError
@@ -20,9 +21,10 @@ from studfinder.sites import ModelCall, Site, tapped
 class SiteEdits:
     """The site edits of one `edited` block: what to replace where, and whether every edit did something."""
 
-    def __init__(self, lm: LM, edits: Sequence[SiteEdit]) -> None:
+    def __init__(self, lm: LM, edits: Sequence[SiteEdit], recomputed: Sequence[RecomputedRows] = ()) -> None:
         self.call: ModelCall | None = None
         self._calls = 0
+        self._recomputed = recomputed
         self._running = [_Running(lm, edit) for edit in edits]
         self._tap = tapped(lm, read={ModelCall: [self._begin]}, replace=self._replacements())
 
@@ -51,12 +53,15 @@ class SiteEdits:
 
     def _replacements(self) -> dict[Site, Callable[[torch.Tensor], torch.Tensor]]:
         by_site: dict[Site, list[Callable[[torch.Tensor, ModelCall], torch.Tensor]]] = {}
-        for running in self._running:
-            by_site.setdefault(running.site, []).append(running)
-        for running in self._running:  # after every edit of the input: what the matrix really gets
-            if isinstance(running.edit.value, CleanOutput):
-                source = Site("down_proj.input", running.site.layer, running.site.writer)
-                by_site.setdefault(source, []).append(running.remember_input)
+        steps: list[RecomputedRows | _Running] = [*self._recomputed, *self._running]
+        for step in steps:  # edits of weights come before those of what they give
+            by_site.setdefault(step.site, []).append(step)
+        for step in steps:
+            if isinstance(step, _Running) and not isinstance(step.edit.value, CleanOutput):
+                continue
+            # After every edit of the input: what the matrix really gets.
+            source = Site("down_proj.input", step.site.layer, step.site.writer)
+            by_site.setdefault(source, []).append(step.remember_input)
         return {site: self._in_turn(functions) for site, functions in by_site.items()}
 
     def _in_turn(
@@ -155,10 +160,10 @@ class _Running:
         assert recorded is not None
         if call.past:
             return None  # the record ends with the prompt
-        if recorded.numel() == x_BHTD.numel():  # flat rows, or as they are
-            ordered = recorded.dim() != 4 or recorded.shape == x_BHTD.shape
-            if ordered and recorded.shape[-1] == x_BHTD.shape[-1]:
-                return recorded.reshape(x_BHTD.shape).to(x_BHTD)
+        # A matrix that sees flat rows shows (B*T, F); a reader of one that does not may show them flat all the same.
+        flat = (call.batch * call.tokens, x_BHTD.shape[-1])
+        if tuple(recorded.shape) in (tuple(x_BHTD.shape), flat, (call.batch, call.tokens, flat[1])):
+            return recorded.reshape(x_BHTD.shape).to(x_BHTD)
         raise StudfinderError(
             f"{self.edit.site} was recorded with shape {tuple(recorded.shape)}, and this pass has "
             f"{call.batch} x {call.tokens} tokens",

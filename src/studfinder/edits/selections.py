@@ -56,7 +56,8 @@ class MatchedDims:
     """A control for TopDims(k): k other dims of the same head that could have mattered as much.
 
     Attributes:
-        by: "norm" takes those nearest in M (the next largest); "band" takes, for each of the k largest, a random dim
+        by: "norm" takes those nearest in M (the next largest, which are massive themselves where a head has more than k
+            massive dims); "band" takes, for each of the k largest, a random dim
             whose rotary pair is at most a sixteenth of all pairs away, never one of the k largest or its pair's other
             half.
     """

@@ -9,12 +9,19 @@ from typing import Any
 from studfinder.errors import StudfinderError
 
 REGISTRY: dict[str, str] = {
-    "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
-    "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
-    "massive-values/layers": "studfinder.experiments.massive_values_layers",
-    "massive-values/map": "studfinder.experiments.massive_values_map",
-    "massive-values/rope": "studfinder.experiments.massive_values_rope",
+    "super-weight/ablation": "studfinder.experiments.super_weight_ablation",
+    "super-weight/stopwords": "studfinder.experiments.super_weight_stopwords",
+    "super-weight/scaling": "studfinder.experiments.super_weight_scaling",
     "super-weight/case": "studfinder.experiments.super_weight_case",
+    "super-weight/anatomy": "studfinder.experiments.super_weight_anatomy",
+    "massive-activations/where": "studfinder.experiments.massive_activations_where",
+    "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
+    "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
+    "massive-values/map": "studfinder.experiments.massive_values_map",
+    "massive-values/layers": "studfinder.experiments.massive_values_layers",
+    "massive-values/rope": "studfinder.experiments.massive_values_rope",
+    "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
+    "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
 

@@ -1,6 +1,14 @@
 """One score a file; sweep.py runs many edits and shares the work."""
 
 from studfinder.measures.damage import DamageMatch, damage_matched
+from studfinder.measures.likelihood import Likelihood, log_likelihoods
+from studfinder.measures.matched_facts import (
+    Contrast,
+    calibrate_facts,
+    contrast,
+    facts_in_context,
+    facts_parametric_matched,
+)
 from studfinder.measures.perplexity import perplexity
 from studfinder.measures.registry import REGISTRY, Measure, measure_named
 from studfinder.measures.scores import Scores, compare, scored
@@ -8,12 +16,19 @@ from studfinder.measures.sweep import Effects, next_token, sweep
 
 __all__ = [
     "REGISTRY",
+    "Contrast",
     "DamageMatch",
     "Effects",
+    "Likelihood",
     "Measure",
     "Scores",
+    "calibrate_facts",
     "compare",
+    "contrast",
     "damage_matched",
+    "facts_in_context",
+    "facts_parametric_matched",
+    "log_likelihoods",
     "measure_named",
     "next_token",
     "perplexity",

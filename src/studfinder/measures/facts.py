@@ -56,7 +56,7 @@ def facts(
             f"{fact.relation.name}: {fact.subject}",
             fact.relation.name,
         )
-        for fact, generator in draw(found, limit or _ITEMS, seed)
+        for fact, generator in draw(found, _ITEMS if limit is None else limit, seed)
     ]
     return multiple_choice(lm, "facts", questions, name, progress)
 

@@ -50,7 +50,9 @@ def induction(
     if not str(length).isdigit() or int(length) < 2:
         raise StudfinderError(f"induction:{length}", expected="a number of tokens from 2 up")
     size = int(length)
-    sequences = _sequences(lm, size, limit or _SEQUENCES, seed)
+    sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
+    if not sequences:
+        raise StudfinderError("induction has no items", expected="at least one")
     window, longest = lm.anatomy.max_positions, len(sequences[0])
     if window is not None and longest > window:
         raise StudfinderError(

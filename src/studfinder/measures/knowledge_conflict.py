@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from studfinder.errors import StudfinderError
 from studfinder.measures.choices import Question, by_group, per_token
 from studfinder.measures.facts import draw, others
 from studfinder.measures.scores import Scores, scored
@@ -36,11 +37,11 @@ def knowledge_conflict(
     answer beats the stated one when nothing was stated, and the score by relation.
 
     Raises:
-        StudfinderError: the facts are not there.
+        StudfinderError: the facts are not there, or no items were asked for.
     """
     name, found = relations(source)
     told, untold = [], []
-    for fact, generator in draw(found, limit or _ITEMS, seed):
+    for fact, generator in draw(found, _ITEMS if limit is None else limit, seed):
         false = others(fact, 1, generator)[0]
         wordings = [template for template in fact.relation.templates if template != fact.template]
         statement = f"{generator.choice(wordings).format(s=fact.subject)} {false}."
@@ -49,6 +50,8 @@ def knowledge_conflict(
         prompt = " ".join([statement, *generator.sample(filler(), between), question])
         told.append(Question(prompt, (false, fact.answer), cluster, group))
         untold.append(Question(question, (false, fact.answer), cluster, group))
+    if not told:
+        raise StudfinderError("knowledge-conflict has no items", expected="at least one")
     answers, ids = per_token(lm, told, progress)
     margin = [float(stated - true) for stated, true in answers]
     score = [float(value > 0) for value in margin]

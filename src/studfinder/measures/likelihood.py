@@ -297,13 +297,7 @@ def _selected(cache: Any, rows: list[int]) -> Any:
     return chosen
 
 
-def replacing(lm: LM) -> bool:
-    """Whether something replaces activations now (an edit at a site): passes must then not be cut or put together."""
-    active = getattr(sites, "replacing", None)
-    return active is not None and bool(active(lm))
-
-
 def _uncut(lm: LM) -> bool:
     """Whether requests must be read whole: something replaces activations, or the model keeps states that are not
     keys and values (convolutions, linear attention), which a cache cannot be cut from."""
-    return replacing(lm) or any(layer.attention is None for layer in lm.anatomy.layers)
+    return sites.replacing(lm) or any(layer.attention is None for layer in lm.anatomy.layers)

@@ -55,7 +55,7 @@ def lookup(
         for depth in DEPTHS
         for size in sizes
     ][:limit]
-    chance = float(np.mean([1 / size for size, _ in prompts]))
+    chance = float(np.mean([1 / size for size, _ in prompts])) if prompts else 0.0
     return recall(lm, "lookup", [prompt for _, prompt in prompts], f"pairs {pairs}", chance, progress)
 
 

@@ -164,7 +164,7 @@ def _matched(
 ) -> Scores:
     if not str(count).isdigit() or int(count) < 1:
         raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 1 up")
-    name, items = _items(int(count), source, limit or _ITEMS, seed)
+    name, items = _items(int(count), source, _ITEMS if limit is None else limit, seed)
     version = 0 if measure == "facts-in-context" else 1
     questions = [versions[version] for versions in items]
     return multiple_choice(lm, measure, questions, f"{name}, {count} of the relation in the prompt", progress)

@@ -49,8 +49,10 @@ def recall(
     likeliest wrong answer's) where there are wrong answers. Details: accuracy by group; "logprob", its mean.
 
     Raises:
-        StudfinderError: a prompt with its answer is longer than the model's window.
+        StudfinderError: no prompts, or a prompt with its answer is longer than the model's window.
     """
+    if not prompts:
+        raise StudfinderError(f"{measure} has no items", expected="at least one")
     asked = [(prompt.text, " " + digits) for prompt in prompts for digits in (prompt.answer, *prompt.wrong)]
     pairs = encode_pairs(lm, asked)
     window, longest = lm.anatomy.max_positions, max(len(context) + len(digits) for context, digits in pairs)

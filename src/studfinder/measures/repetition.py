@@ -9,9 +9,9 @@ import numpy as np
 
 from studfinder.errors import StudfinderError
 from studfinder.measures.greedy import greedy
-from studfinder.measures.likelihood import replacing
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
+from studfinder.sites import replacing
 from studfinder.texts import Text, default_prompts, digest, encode, proof_text
 
 NEW = 64

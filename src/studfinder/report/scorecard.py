@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from studfinder.records import Cell, Interval, Measured, Scorecard, Table
-from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MUTED, VERMILLION, new_figure
+from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MUTED, VERMILLION, log_ticks, new_figure
 
 _KINDS = ("fluency", "context", "memory", "reasoning")
 
@@ -79,6 +79,7 @@ def draw(cards: Sequence[Scorecard], width: float) -> Figure:
     top.set(xlim=(-0.02, 1.02), xlabel="share right")
     _rows(bottom, cards, [line.measure for line in ratios])
     bottom.set(xscale="log", xlabel="perplexity")
+    log_ticks(bottom.xaxis)
     key = [Line2D([], [], color=GREY, marker="|", markersize=12, mew=2, linewidth=0, label="chance")]
     if cards[0].against and len(cards) == 1:
         key += [

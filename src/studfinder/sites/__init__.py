@@ -2,6 +2,7 @@
 
 from studfinder.sites.capture import capture
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
+from studfinder.sites.modules import module_inputs
 from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
 from studfinder.sites.tap import Replacement, Tap, replacing, tapped
@@ -17,6 +18,7 @@ __all__ = [
     "WriterCall",
     "capture",
     "kept_outputs",
+    "module_inputs",
     "replacing",
     "resumed",
     "tapped",

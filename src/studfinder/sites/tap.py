@@ -8,7 +8,6 @@ the mask function and the kernel stay what they were.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +19,7 @@ from torch import nn
 
 from studfinder.models import LM
 from studfinder.sites.attention import attention_hooks
+from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.site import Site
 from studfinder.sites.writers import writer_hooks
@@ -58,7 +58,7 @@ class _Installed:
         if not self.taps:
             return
         try:
-            for hook in (_model_hook, _block_hooks, writer_hooks, attention_hooks):
+            for hook in (call_hooks, _block_hooks, writer_hooks, attention_hooks):
                 for undo in hook(self.lm, self):
                     self.remove.append(undo)
         except BaseException:
@@ -153,34 +153,6 @@ def replacing(lm: LM) -> bool:
     """
     installed = _ACTIVE.get(lm.model)
     return installed is not None and bool(installed.replacing)
-
-
-def _model_hook(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    if not active.wants(ModelCall):
-        return
-    signature = inspect.signature(lm.model.forward)
-
-    def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
-        ids, past = given.get("input_ids"), given.get("past_key_values")
-        first = ids if ids is not None else given["inputs_embeds"]
-        caching = given.get("use_cache")
-        if caching is None:
-            caching = bool(getattr(lm.model.config.get_text_config(decoder=True), "use_cache", True))
-        active.show(
-            ModelCall(
-                first.shape[0],
-                first.shape[1],
-                int(past.get_seq_length()) if past is not None else 0,
-                given.get("attention_mask"),
-                bool(caching) or past is not None,
-                past,
-                ids,
-            )
-        )
-
-    yield lm.model.register_forward_pre_hook(before, with_kwargs=True).remove
 
 
 def _block_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:

@@ -11,67 +11,24 @@ from typing import Any
 
 import torch
 
-from studfinder.detectors import Detector, observe
+from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.iterative import iterative_search
 from studfinder.detectors.massive_activations import MassiveActivations
-from studfinder.detectors.massive_values import (
-    TENSORS,
-    MassiveValues,
-    agreement,
-    concentration,
-    concentration_null,
-    rotary_share,
-)
+from studfinder.detectors.massive_values import MassiveValues
 from studfinder.detectors.published import published_for
 from studfinder.detectors.super_weights import SuperWeights
-from studfinder.models import LM, content_hash, model_card, rotary_of
+from studfinder.models import LM, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
-from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary, to_json
+from studfinder.records import Findings, ModelCard, PromptCard, RunCard, to_json
 from studfinder.runs import key_of, now, open_run, versions, write_bytes, write_text
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS
 from studfinder.verbs.continuations import PROMPT, continuations
+from studfinder.verbs.observation import Observation, Thresholds, findings_of, profile_of
 
 Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """When a number stands out. The defaults are the papers', or calibrated as the detectors' files say.
-
-    Attributes:
-        activation, activation_ratio: a massive activation exceeds both |a| and |a| / median (Sun et al. 2024).
-        lam: a massive value exceeds this times its head's mean (Jin et al. 2025).
-        score, share: a super-weight candidate's |x w| / median |y|, and its share of y.
-        sink, sink_tokens: mean attention to the first token, over that many tokens (Gu et al. 2024).
-    """
-
-    activation: float = 100.0
-    activation_ratio: float = 1000.0
-    lam: float = 5.0
-    score: float = 50.0
-    share: float = 0.5
-    sink: float = 0.3
-    sink_tokens: int = 64
-
-
-@dataclass
-class Observation:
-    """What the detectors saw in one pass over the prompts."""
-
-    lm: LM
-    encoded: list[list[int]]
-    super_weights: SuperWeights
-    activations: MassiveActivations
-    values: MassiveValues
-    sinks: AttentionSinks
-    finite_logits: bool = True
-
-    @property
-    def detectors(self) -> tuple[Detector, ...]:
-        return self.super_weights, self.activations, self.values, self.sinks
 
 
 @dataclass(frozen=True)
@@ -213,7 +170,8 @@ def run_scan(
         device=str(plan.lm.device),
         versions=versions(),
     )
-    findings = replace(findings_of(plan, observation, run), **tested)
+    found = findings_of(observation, model=plan.model, prompts=plan.prompts, thresholds=plan.thresholds, run=run)
+    findings = replace(found, **tested)
     if folder is not None:
         _write(folder.path, findings, profile_of(observation, plan.model.train_length))
     return findings, folder.path if folder else None
@@ -263,105 +221,6 @@ def observe_model(plan: ScanPlan, *, batch_size: int = 1, progress: Progress | N
         lm, plan.encoded, observation.detectors, batch_size=batch_size, progress=advance
     )
     return observation
-
-
-def findings_of(plan: ScanPlan, seen: Observation, run: RunCard) -> Findings:
-    """Statistics to records."""
-    activations = seen.activations.found(plan.encoded)
-    layers = [entry.layer for entry in activations]
-    heads = sum(total.numel() for total in seen.sinks.totals.values())
-    nonfinite = [
-        *(site for detector in seen.detectors for site in detector.nonfinite()),  # type: ignore[attr-defined]
-        *(() if seen.finite_logits else ("logits",)),
-    ]
-    summary = Summary(
-        thresholds={name: float(value) for name, value in vars(plan.thresholds).items()},
-        enters=min(layers, default=None),
-        leaves=max(layers) + 1 if layers else None,
-        nearest_super_weight=seen.super_weights.nearest(plan.encoded),
-        nearest_massive_activation=seen.activations.nearest(plan.encoded),
-        nearest_massive_value=seen.values.nearest(),
-        massive_values=tuple(_value_summary(plan, seen, tensor) for tensor in TENSORS if seen.values.layers(tensor)),
-        sink_heads=heads,
-        unreadable=tuple(sorted(seen.super_weights.unreadable)),
-    )
-    return Findings(
-        model=plan.model,
-        run=run,
-        prompts=plan.prompts,
-        summary=summary,
-        nonfinite=tuple(nonfinite),
-        super_weights=seen.super_weights.found(plan.encoded),
-        massive_activations=activations,
-        massive_values=seen.values.found(),
-        attention_sinks=seen.sinks.found(),
-    )
-
-
-def _value_summary(plan: ScanPlan, seen: Observation, tensor: str) -> MassiveValueSummary:
-    values = seen.values
-    layers = values.layers(tensor)
-    entries = [entry for entry in values.found() if entry.tensor == tensor]
-    maps = [values.norm_HD(tensor, layer) for layer in layers]
-    agreements = [found for found in map(agreement, maps) if found is not None]
-    overlaps = torch.tensor([found.overlap for found in agreements])
-    slow = rotary_share(plan.lm, entries, plan.model.train_length) if tensor != "value" else None
-    stage = plan.lm.anatomy.stage
-    return MassiveValueSummary(
-        tensor=tensor,
-        stage="no RoPE" if tensor == "value" else stage,
-        entries=len(entries),
-        layers_with=len({entry.layer for entry in entries}),
-        layers=len(layers),
-        overlap=float(overlaps.median()) if len(overlaps) else None,
-        agreeing_layers=sum(found.p < 0.05 for found in agreements),
-        concentration=float(torch.cat([concentration(m) for m in maps]).median()),
-        concentration_null=concentration_null(maps[0].shape[1]),
-        slow_share=slow.share if slow else None,
-        slow_base=slow.base_rate if slow else None,
-    )
-
-
-def profile_of(seen: Observation, train_length: int) -> dict[str, torch.Tensor]:
-    """Arrays from which every figure can be redrawn, and which can weigh a quantiser.
-
-    `norm.query` (L,H,D) and its kin hold M, with `norm.query.layers` naming the layers of models that have some
-    without attention; `rotary.never_turns` (L,D) is 1 where a dim never completes a turn within `train_length` tokens
-    and 2 in layers without RoPE; `residual.*` (L+1, ...) start at the embedding; `spike.*` (L,) are the FFN traces.
-    """
-    profile: dict[str, torch.Tensor] = {}
-    for tensor in TENSORS:
-        layers = seen.values.layers(tensor)
-        if layers:
-            profile[f"norm.{tensor}"] = torch.stack([seen.values.norm_HD(tensor, layer) for layer in layers]).float()
-            profile[f"norm.{tensor}.layers"] = torch.tensor(layers)
-    rotary = [rotary_of(seen.lm, layer) for layer in seen.values.layers("query")]
-    if any(rotary):
-        none = (2,) * seen.lm.anatomy.head_dim
-        flags = [none if facts is None else facts.never_turns(train_length) for facts in rotary]
-        profile["rotary.never_turns"] = torch.tensor(flags, dtype=torch.uint8)
-    residual = [seen.activations.layers[layer] for layer in sorted(seen.activations.layers)]
-    k = max(len(layer.top.entries) for layer in residual)
-    values, where = torch.full((len(residual), k), float("nan")), torch.full((len(residual), k, 3), -1)
-    for row, layer in enumerate(residual):
-        for column, (value, coordinates) in enumerate(layer.top.entries):
-            values[row, column] = value
-            where[row, column] = torch.tensor(coordinates)
-    profile["residual.top"] = values
-    profile["residual.top.where"] = where  # prompt, position, dim
-    profile["residual.median"] = torch.tensor([layer.magnitudes.median for layer in residual])
-    for name, spikes in (
-        ("input", seen.super_weights.input_spikes),
-        ("output", seen.super_weights.output_spikes),
-    ):
-        profile[f"spike.{name}"] = torch.tensor([spike.value for spike in spikes])
-        profile[f"spike.{name}.where"] = torch.tensor([(s.prompt, s.position, s.channel) for s in spikes])
-    profile["spike.output.median"] = torch.tensor([h.median for h in seen.super_weights.magnitudes])
-    sinks = {layer: strength for layer in seen.sinks.totals if (strength := seen.sinks.strength_H(layer)) is not None}
-    if sinks:
-        profile["sink"] = torch.stack([sinks[layer] for layer in sorted(sinks)]).float()
-        profile["sink.layers"] = torch.tensor(sorted(sinks))
-    return {name: tensor.contiguous() for name, tensor in profile.items()}
 
 
 def _write(folder: Path, findings: Findings, profile: dict[str, torch.Tensor]) -> None:

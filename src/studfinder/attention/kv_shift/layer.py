@@ -118,9 +118,10 @@ def mix(
     visible_BT: torch.Tensor | None,
 ) -> torch.Tensor:
     """current * x + previous * (x one token earlier)."""
-    row = torch.zeros_like(x_BTGD[:, :1]) if row_B1GD is None else row_B1GD
-    earlier = torch.cat([row, x_BTGD[:, :-1]], dim=1) if x_BTGD.shape[1] > 1 else row
+    earlier = torch.zeros_like(x_BTGD[:, :1]) if row_B1GD is None else row_B1GD
+    if x_BTGD.shape[1] > 1:
+        earlier = torch.cat([earlier, x_BTGD[:, :-1]], dim=1)
     if visible_BT is not None:
         # where, not a product: what padding holds may be inf or NaN.
         earlier = torch.where(visible_BT[:, :, None, None], earlier, 0)
-    return torch.addcmul(current_G[:, None] * x_BTGD, previous_G[:, None], earlier)
+    return torch.addcmul(x_BTGD * current_G.unsqueeze(-1), previous_G.unsqueeze(-1), earlier)

@@ -160,10 +160,15 @@ again where m * distance comes near 1/sigma (the row with m = 0.1: then the head
 far, nor does IH). With several earlier copies of the last token both average over their successors with
 weights exp(-m * distance): that, and vectors that are not orthogonal, is what else fails to copy.
 
-Published lower bound for one layer without shift (the paper's statement, not measured here): h heads of
-m dims in p bits cannot solve the induction-heads task on n tokens unless h * m * p = Omega(n) (Sanford,
-Hsu and Telgarsky 2024, arXiv 2408.14332). Plain attention with the same weights, in the last column,
-finds the earlier copy of the token but reads that copy, not its successor.
+Plain attention with the same weights, in the last column, finds the earlier copy of the token but reads
+that copy, not its successor. That is what these weights do, not the best that plain attention could do.
+
+A published lower bound, theirs and not measured here: a single plain layer of h heads of m dims in p bits
+that solves the induction-heads task on n tokens needs h * m * p = Omega(n), where two layers get by with h
+and m constant and p = O(log n) for an alphabet of at most n (Sanford, Hsu and Telgarsky 2024, arXiv
+2408.14332). It is about growing n: no row above is small enough to show it (d = 16 in 64 bits is 1024 bits
+for 512 tokens).
+The KV-shift paper's Theorems 1 and 2 are constructions: they say what suffices, not what is needed.
 """
 
 

@@ -6,6 +6,7 @@ out the model, so that an edited model would get the clean model's score.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,9 @@ class LiveLM(TemplateLM):
         self.lm, self.tokenizer, self.progress = lm, lm.tokenizer, progress
         self._device = lm.device
         self.max_length = resolve_max_length(lm.model.config, lm.tokenizer)
+        self._prefix = self.tokenizer.decode([self.prefix_token_id])
+        # lm-eval asks for a question once for each of its answers.
+        self._encoded = functools.lru_cache(maxsize=64)(self._encode)
 
     @property
     def eot_token_id(self) -> int:
@@ -61,10 +65,13 @@ class LiveLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; special tokens as the tokenizer adds them, unless the text begins with BOS already."""
-        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
+        if add_special_tokens is None and string.startswith(self._prefix):
             add_special_tokens = False
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **options)
+        return tuple(self.tokenizer.encode(string, **options))
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, in nats, and whether it is the greedy one."""

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +198,12 @@ def _from_hub(name: str, task: Task) -> list[dict[str, Any]]:
 
 
 def _missing(name: str, task: Task, error: Exception) -> StudfinderError:
-    where = "is not in STUDFINDER_DATA and the hub does not give it"
-    return StudfinderError(f"task {name} {where} ({_short(error)})", do=_ADVICE.format(local=task.local))
+    folder = os.environ.get("STUDFINDER_DATA")
+    here = f"{task.local} is not in STUDFINDER_DATA ({folder})" if folder else "STUDFINDER_DATA is not set"
+    return StudfinderError(
+        f"task {name} has no documents: {here}, and the hub does not give {task.hub.split(':')[0]} ({_short(error)})",
+        do=_ADVICE.format(local=task.local),
+    )
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,67 @@
+"""Build the result pages from what runs wrote: no number on them is typed by hand.
+
+    python docs/results/build.py collect runs/smollm2/super-weight-case-1a2b3c4d5e ...   keep a run's tables and figures
+    python docs/results/build.py                                                         write the pages again
+
+A page is a template in docs/results/pages/. A line `{{ NAME }}` in it becomes the tables, notes and figures of the run
+that was collected under docs/results/runs/NAME, with the command that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEPT = ("table*.md", "table*.csv", "figure-*.png", "result.json", "scorecard.json")
+LARGEST = 400_000
+"""Bytes: larger files stay in the run folder."""
+
+
+def collect(folder: Path) -> None:
+    """Keep the tables and figures of a finished run as docs/results/runs/<verb>-<models>."""
+    record = next((folder / name for name in ("result.json", "scorecard.json") if (folder / name).is_file()), None)
+    if record is None:
+        sys.exit(f"{folder} holds no finished run")
+    plain = json.loads(record.read_text("utf-8"))
+    cards = plain.get("models") or [plain["model"]]
+    name = "-".join([plain.get("name", "measure").replace("/", "-"), *(Path(card["id"]).name for card in cards)])
+    if plain.get("edits"):
+        name += "-edited"
+    target = HERE / "runs" / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for pattern in KEPT:
+        for file in folder.glob(pattern):
+            if file.stat().st_size <= LARGEST:
+                shutil.copy(file, target / file.name)
+    print(f"{folder} -> {target.relative_to(HERE)}")
+
+
+def build() -> None:
+    """Fill every template."""
+    for template in sorted((HERE / "pages").glob("*.md")):
+        text = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _run(match[1]), template.read_text("utf-8"), flags=re.M)
+        (HERE / template.name).write_text(text, encoding="utf-8")
+        print(f"docs/results/{template.name}")
+
+
+def _run(name: str) -> str:
+    folder = HERE / "runs" / name
+    if not (folder / "table.md").is_file():
+        sys.exit(f"no run was collected as {name}")
+    text = (folder / "table.md").read_text("utf-8")
+    body = text.split("\n", 1)[1].strip()  # the page has its own heading
+    figures = sorted(folder.glob("figure-*.png"))
+    return "\n\n".join([body, *(f"![{figure.stem}](runs/{name}/{figure.name})" for figure in figures)])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["collect"]:
+        for path in sys.argv[2:]:
+            collect(Path(path))
+    else:
+        build()

@@ -1,0 +1,131 @@
+"""The super-weight paper's experiments, from end to end, on a tiny model with a planted super weight."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from experimented import run
+
+from proving import COL, LAYER, ROW, provable
+from studfinder.experiments.super_weight_scaling import held_out_gain
+from studfinder.models import cached_content_hash, load
+from studfinder.records import Comparison, Findings, Interval, read_record, to_json
+from studfinder.runs import open_run, write_text
+from studfinder.verbs.scan import plan_scan, run_scan
+from tasked import choices, words, write
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with small data, a cache and a run folder of its own: the scan in it serves all experiments."""
+    folder = tmp_path_factory.mktemp("experiments")
+    random = np.random.default_rng(0)
+    write(folder / "data", "choice/piqa.jsonl", choices(12, 2))
+    write(folder / "data", "choice/winogrande.jsonl", [])
+    write(folder, "passages.jsonl", [{"text": words(random, 9)} for _ in range(12)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("STUDFINDER_DATA", str(folder / "data"))
+        patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def planted(folder):
+    """A model with one super weight, and a tokenizer that has an end."""
+    lm = provable("llama", planted=True)[0]
+    lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.eos_token = "?"
+    lm = load(lm.model, tokenizer)
+    plan = plan_scan(lm, hash_of=cached_content_hash)
+    scan = open_run("scan", plan.model.id, plan.settings, result="findings.json")
+    write_text(scan.path / "findings.json", to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
+    return lm
+
+
+def cells(table, label):
+    (row,) = [row for row in table.rows if row[0] == label]
+    return dict(zip(table.columns, row, strict=True))
+
+
+def test_ablation(planted, folder):
+    result = run(
+        "super-weight/ablation", planted, folder, limit=6, windows=3, others=40, tasks="piqa,hellaswag", texts="proof"
+    )
+    scores, change, _, units = result.tables
+    assert f"[{ROW}, {COL}]" in scores.note
+    assert "hellaswag is not here" in scores.note
+    assert cells(scores, "original")["hellaswag"] == "not here"
+    pruned, others = cells(change, "prune SW"), cells(change, "prune others")
+    assert isinstance(pruned["perplexity proof"], Comparison)
+    alone = cells(units, f"L{LAYER} [{ROW}, {COL}] alone")["KL in nats per token"]
+    control = units.rows[1][1]
+    assert isinstance(alone, Interval)
+    assert isinstance(control, Interval)
+    assert alone.low > control.high
+    assert others["perplexity proof"].interval.value != pruned["perplexity proof"].interval.value
+
+
+def test_stopwords(planted, folder):
+    text = str(folder / "passages.jsonl")
+    result = run("super-weight/stopwords", planted, folder, limit=12, top=5, text=text)
+    by_class, by_token = result.tables
+    classes = [cells(by_class, f"{kind} tokens") for kind in ("delimiter", "low-semantic", "other")]
+    assert sum(row["as it is"].value for row in classes) == pytest.approx(1.0)
+    assert classes[0]["as it is"].n == 6  # half of the prompts judge
+    assert len(by_token.rows) == 5
+    assert cells(by_class, "all stopwords")["control / as it is"].interval.value == pytest.approx(1, abs=0.3)
+
+
+def test_scaling(planted, folder):
+    result = run(
+        "super-weight/scaling",
+        planted,
+        folder,
+        limit=6,
+        windows=3,
+        factors=[0.0, 1.0, 2.0],
+        tasks="piqa",
+        text="proof",
+    )
+    change, gain = result.tables
+    assert [row[0] for row in change.rows] == ["0", "1", "2"]
+    zeroed = cells(change, "0")
+    assert zeroed["perplexity, SW"].interval.value != pytest.approx(1, abs=1e-3)
+    assert gain.rows[0][2].interval.n == 6
+
+
+def test_a_factor_is_judged_on_items_that_did_not_choose_it():
+    first, second = np.zeros(8), np.zeros(8)
+    first[0::2], second[1::2] = 1.0, 1.0  # each factor helps on one half only
+    chosen, judged = held_out_gain([[first], [second]])
+    assert chosen == [0, 1]
+    assert np.all(judged[0] == 0)  # what one half chose does nothing on the other
+    chosen, judged = held_out_gain([[-np.ones(8)], [np.ones(8)]])
+    assert chosen == [1, 1]
+    assert np.all(judged[0] == 1)
+    assert held_out_gain([[-np.ones(8)]])[0] == [-1, -1]  # factor 1 stays
+
+
+def test_anatomy(planted, folder):
+    result = run("super-weight/anatomy", planted, folder)
+    spike, output = result.tables
+    product = {row[2]: row[3] for row in spike.rows}
+    assert product["act(gate) x up"] == pytest.approx(product["act(gate)"] * product["up"], rel=1e-5)
+    # The neuron's product is the input that the down projection really got.
+    weight = read_findings().super_weights[0]
+    assert product["act(gate) x up"] == pytest.approx(weight.input_spike, rel=1e-4)
+    row = dict(zip(output.columns, output.rows[0], strict=True))
+    assert row["|a| there after its layer"] > 5 * row["without the weight"]
+    assert row["without a control"] == pytest.approx(row["|a| there after its layer"], rel=0.2)
+    assert row["rank of the row"] == 1
+
+
+def read_findings():
+    (file,) = Path("runs").glob("*/scan-*/findings.json")
+    return read_record(Findings, file)

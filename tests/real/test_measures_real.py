@@ -1,0 +1,69 @@
+"""The measures on the built-in model: headroom where there should be some, and a known edit is seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import studfinder as sf
+from studfinder.measures import compare
+from studfinder.measures.facts import facts
+from studfinder.measures.induction import induction
+from studfinder.measures.likelihood import log_likelihoods
+from studfinder.measures.matched_facts import contrast, facts_in_context, facts_parametric_matched
+from studfinder.measures.passkey import passkey
+from studfinder.texts import default_prompts, encode_pairs
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> sf.LM:
+    return sf.load("smollm2")
+
+
+def test_fast_likelihoods_are_the_plain_ones_in_fp32():
+    lm = sf.load("smollm2", dtype="float32")
+    texts = [prompt.text for prompt in default_prompts()[:3]]
+    pairs = encode_pairs(lm, [(text[:cut], text[cut : cut + 30]) for text in texts for cut in (60, 61, 150)])
+    pairs += [(context, continuation[::-1]) for context, continuation in pairs]
+    for found, (context, continuation) in zip(log_likelihoods(lm, pairs), pairs, strict=True):
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([context + continuation]), use_cache=False).logits[0]
+        log_p = logits.log_softmax(-1)[len(context) - 1 : -1]
+        assert found.logprob == pytest.approx(float(log_p[range(len(continuation)), continuation].sum()), abs=5e-3)
+
+
+def test_it_knows_facts_and_reads_them_with_headroom(smollm2):
+    known = facts(smollm2, limit=90)
+    assert 0.5 < known.value < 0.95
+    assert known.interval.low > 2 * known.chance
+    read = facts_in_context(smollm2, limit=45)
+    assert 0.5 < read.value < 0.95
+
+
+def test_it_copies_by_induction_and_a_head_shows_it(smollm2):
+    scores = induction(smollm2, limit=6)
+    assert scores.value > 0.4
+    assert scores.details["loss"] < scores.details["first loss"] - 5
+    assert scores.details["prefix matching"] > 0.5
+
+
+def test_without_its_super_weight_context_and_memory_both_suffer(smollm2):
+    """Layer 11's down_proj[507, 1229]: the pairs are the same items, the model is not."""
+    weight = smollm2.model.model.layers[11].mlp.down_proj.weight
+    runs = [measure(smollm2, limit=45) for measure in (facts_in_context, facts_parametric_matched)]
+    keys = passkey(smollm2, "128", limit=5)
+    before = weight[507, 1229].item()
+    with torch.no_grad():
+        weight[507, 1229] = 0
+    try:
+        edited = [measure(smollm2, limit=45) for measure in (facts_in_context, facts_parametric_matched)]
+        lost = compare(keys, passkey(smollm2, "128", limit=5))
+    finally:
+        with torch.no_grad():
+            weight[507, 1229] = before
+    found = contrast(runs[0], edited[0], runs[1], edited[1])
+    assert found.context.high < 0
+    assert found.memory.high < 0
+    assert lost.interval.value < 0
