@@ -141,7 +141,7 @@ def test_rope_tells_slow_dims_from_fast_ones_and_from_no_rope(ran):
 
 def test_a_window_limits_the_distances_a_layer_sees(ran):
     result, _ = ran("massive-values/rope", {"gemma": made("gemma3_text", dim=1)}, limit=2)
-    bands = result.data["gemma"]["tensors"]["query"]["bands"]
+    bands = result.data["gemma"]["tensors"]["query.pre_rope"]["bands"]
     # In a window of 6 tokens pair 1 makes 6 x 0.1 / 2 pi of a turn; over 1024 tokens it makes 16.
     assert bands["distances seen"]["share"]["value"] > bands["training length"]["share"]["value"] == 0
     assert any("windows or not" in note for note in result.notes)
@@ -271,7 +271,7 @@ def test_a_measure_at_chance_is_said_to_show_nothing():
     assert rows.kept("massive, k = 1", "context") is None
 
 
-# --- constant or deviation ----------------------------------------------------------------------------------------------
+# --- constant or deviation -----------------------------------------------------------------------------------------
 
 
 def test_halves_of_energy():

@@ -61,11 +61,13 @@ def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Disruption]:
     for k in ks:
         found.append(_of_means(lm, f"smallest, k = {k}", f"smallest {k}", TopDims(k, largest=False)))
         found.append(_of_means(lm, f"next in norm, k = {k}", f"norm {k}", MatchedDims(k, "norm")))
-        for seed in range(draws):
-            found.append(_of_means(lm, f"random, k = {k}", f"random {k} draw {seed}", RandomDims(k, seed)))
-        for seed in range(draws if banded else 0):
-            matched = MatchedDims(k, "band", seed)
-            found.append(_of_means(lm, f"same rotary band, k = {k}", f"band {k} draw {seed}", matched))
+        found += [
+            _of_means(lm, f"random, k = {k}", f"random {k} draw {seed}", RandomDims(k, seed)) for seed in range(draws)
+        ]
+        found += [
+            _of_means(lm, f"same rotary band, k = {k}", f"band {k} draw {seed}", MatchedDims(k, "band", seed))
+            for seed in range(draws if banded else 0)
+        ]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Rows:
 
     # --- context against memory ---------------------------------------------------------------------------------------
 
-    def _pairs(self, names: dict[str, str | None], what: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    def _pairs(self, names: Mapping[str, str | None], what: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
         context, memory = self.measure(CONTEXT), self.measure(MEMORY)
         arrays = {}
         for letter, name in {"0": None, **names}.items():
@@ -134,25 +134,12 @@ def scores_table(name: str, rows: Rows) -> Table:
 
 def comparisons_table(name: str, rows: Rows) -> Table:
     """Context against memory, and against equal damage elsewhere."""
-    others: dict[str, list[str | None]] = {}
+    others: dict[str, list[str]] = {}
     for row, other in rows.against:
         others.setdefault(row, []).append(other)
-    lines = []
-    for row in [row for row in rows.scores if row.startswith("massive") or row in others]:
-        for other in others.get(row, [None]):
-            lines.append(
-                (
-                    row,
-                    rows.kept(row, "context"),
-                    rows.kept(row, "memory"),
-                    _difference(rows.contrast(row)),
-                    _difference(rows.contrast(row, what="margin")),
-                    None if other is None else other.split(", as harmful")[0],
-                    None if other is None else _difference(rows.contrast(other)),
-                    None if other is None else _difference(rows.contrast(row, other)),
-                    None if other is None else _difference(rows.contrast(row, other, "margin")),
-                )
-            )
+    compared = [row for row in rows.scores if row.startswith("massive") or row in others]
+    alone: list[str | None] = [None]
+    lines = [_comparison(rows, row, other) for row in compared for other in others.get(row) or alone]
     return Table(
         title=f"{name}: the same questions from context and from memory",
         columns=(
@@ -168,9 +155,33 @@ def comparisons_table(name: str, rows: Rows) -> Table:
         ),
         rows=tuple(lines),
         note="Kept: share of the accuracy above chance. Context - memory: difference of the two changes of "
-        "chance-corrected accuracy; below 0, context suffered more. Difference: less the same under the noise elsewhere "
-        "that costs as much KL on neutral text; below 0, massive values serve context more than such damage explains.",
+        "chance-corrected accuracy; below 0, context suffered more. Difference: less the same under noise elsewhere "
+        "that costs as much KL on neutral text; below 0, these dims serve context more than such damage explains.",
     )
+
+
+def _comparison(rows: Rows, row: str, other: str | None) -> tuple[Cell, ...]:
+    own = (
+        row,
+        rows.kept(row, "context"),
+        rows.kept(row, "memory"),
+        _difference(rows.contrast(row)),
+        _difference(rows.contrast(row, what="margin")),
+    )
+    if other is None:
+        return *own, None, None, None, None
+    return (
+        *own,
+        _place(other),
+        _difference(rows.contrast(other)),
+        _difference(rows.contrast(row, other)),
+        _difference(rows.contrast(row, other, "margin")),
+    )
+
+
+def _place(other: str) -> str:
+    """The short name of noise that was tuned to another row's damage."""
+    return other.split(", as harmful")[0]
 
 
 def _difference(interval: Interval) -> Comparison:
@@ -209,8 +220,8 @@ def _specific(rows: Rows, row: str, other: str) -> str:
     accuracy, margin = rows.contrast(row, other), rows.contrast(row, other, "margin")
     kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
     return (
-        f"{row} against {other.split(', as harmful')[0]} of equal damage (KL {own.value:.2f} and {kl.value:.2f} on text "
-        f"that was not tuned on): context loses relative to memory by {_signed(accuracy)} in accuracy "
+        f"{row}, against {_place(other)} of equal damage (KL {own.value:.2f} and {kl.value:.2f} on text that nothing "
+        f"was tuned on): context loses relative to memory by {_signed(accuracy)} in accuracy "
         f"({_verdict(accuracy)}) and {_signed(margin)} nats in margin ({_verdict(margin)})."
     )
 

@@ -13,6 +13,7 @@ half (64 of 128 are drawn). Here every dim is drawn, and K also before RoPE. The
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -85,11 +86,7 @@ def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
     """By tensor and lambda: entries above it over all layers, against the mean of their head and of their layer."""
     found = resampled(
         maps,
-        {
-            f"{tensor} {lam}": lambda norms, tensor=tensor, lam=lam: counts(norms[tensor], lam).sum()
-            for tensor in maps.tensors
-            for lam in lams
-        },
+        {f"{tensor} {lam}": partial(_total, tensor, lam) for tensor in maps.tensors for lam in lams},
     )
     return {
         tensor: {
@@ -107,6 +104,10 @@ def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
         }
         for tensor in maps.tensors
     }
+
+
+def _total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> float:
+    return float(counts(norms[tensor], lam).sum())
 
 
 def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _tensor(lm: LM, maps: Maps, tensor: str, lam: float, length: int, seed: int)
     above_LHD = ratios(norm_LHD) > lam
     full = [length] * len(layers)
     reach = [min(length, _window(lm, layer) or length) for layer in layers]
-    found = {
+    found: dict[str, Any] = {
         "massive": int(above_LHD.sum()),
         "entries": norm_LHD.size,
         "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
@@ -225,8 +225,8 @@ def _notes(name: str, seen: dict[str, Any]) -> list[str]:
         )
     if seen["length_from"] == "max_position_embeddings":
         notes.append(
-            f"{name}: the training length is taken to be max_position_embeddings ({seen['length']:,}); where a model was trained on shorter "
-            "texts, more dims never turned: set train_length."
+            f"{name}: the training length is taken to be max_position_embeddings ({seen['length']:,}); where a model "
+            "was trained on shorter texts, more dims never turned: set train_length."
         )
     return notes
 
