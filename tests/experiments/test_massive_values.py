@@ -267,7 +267,7 @@ def test_sentences_follow_the_numbers(rates, first, second):
 def test_a_measure_at_chance_is_said_to_show_nothing():
     rows = _rows(0.1, 0.8, 0.1, 0.8)
     rows.clean["measures"]["facts-in-context:2"]["score"] = (np.arange(80) < 10).astype(float).tolist()
-    assert "it can show nothing" in notes_of(rows)[0]
+    assert "can show nothing" in notes_of(rows)[0]
     assert rows.kept("massive, k = 1", "context") is None
 
 

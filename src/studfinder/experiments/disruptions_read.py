@@ -156,7 +156,9 @@ def comparisons_table(name: str, rows: Rows) -> Table:
         rows=tuple(lines),
         note="Kept: share of the accuracy above chance. Context - memory: difference of the two changes of "
         "chance-corrected accuracy; below 0, context suffered more. Difference: less the same under noise elsewhere "
-        "that costs as much KL on neutral text; below 0, these dims serve context more than such damage explains.",
+        "that costs as much KL on neutral text; below 0, these dims serve context more than such damage explains. "
+        "Where nothing is left of either, context - memory only says where they started. Intervals are of 95 % each, "
+        "not corrected for the number of rows.",
     )
 
 
@@ -198,7 +200,12 @@ def notes_of(rows: Rows) -> list[str]:
         measure = rows.measure(base)
         clean, chance = rows.score(None, measure), rows.clean["measures"][measure]["chance"]
         if clean.low <= chance:
-            notes.append(f"{measure} is at chance ({clean.value:.0%}) on the clean model: it can show nothing.")
+            notes.append(
+                f"{measure} is at chance ({clean.value:.0%}) on the clean model: context against memory can show "
+                "nothing here."
+            )
+    if notes:
+        return notes
     notes += [_only_context(rows, row) for row in rows.scores if row.startswith("massive")]
     return notes + [_specific(rows, row, other) for row, other in rows.against]
 
@@ -213,6 +220,9 @@ def _only_context(rows: Rows, row: str) -> str:
         says = "memory suffers, and context is not shown to"
     else:
         says = "neither is shown to suffer"
+    left = [rows.kept(row, which) for which in ("context", "memory")]
+    if all(kept is not None and kept.low <= 0 for kept in left):
+        says += "; nothing may be left of either, and then their difference only says where they started"
     return f"{row}: skill from context changes by {_signed(context)}, from memory by {_signed(memory)}: {says}."
 
 
@@ -221,15 +231,15 @@ def _specific(rows: Rows, row: str, other: str) -> str:
     kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
     return (
         f"{row}, against {_place(other)} of equal damage (KL {own.value:.2f} and {kl.value:.2f} on text that nothing "
-        f"was tuned on): context loses relative to memory by {_signed(accuracy)} in accuracy "
-        f"({_verdict(accuracy)}) and {_signed(margin)} nats in margin ({_verdict(margin)})."
+        f"was tuned on): context less memory comes out {_signed(accuracy)} apart in accuracy ({_verdict(accuracy)}) "
+        f"and {_signed(margin)} nats apart in margin ({_verdict(margin)})."
     )
 
 
 def _verdict(difference: Interval) -> str:
     if difference.high < 0:
-        return "more than by equal damage elsewhere"
-    return "less than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
+        return "context suffers more than by equal damage elsewhere"
+    return "context suffers less than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
 
 
 def _signed(interval: Interval) -> str:
