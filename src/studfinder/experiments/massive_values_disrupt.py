@@ -45,10 +45,10 @@ EXPERIMENT = Experiment(
     paper="2502.01563",
     shows="table 1",
     summary="When massive values are disrupted, do only answers from context suffer, and more than by equal damage?",
-    needs="about 25 minutes with smollm2 on two cores",
+    needs="about 20 minutes with smollm2 on two cores",
     presets={
         "cpu": {
-            "limit": 64,
+            "limit": 48,
             "k": [1, 2],
             "lambdas": [5],
             "noise": [0.5],
@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
         }
     },
 )
-_MOST = {"passkey": 10, "tasks": 32}
+_MOST = {"passkey": 10, "tasks": 24}
 """Measures whose items are long take fewer of them."""
 
 
