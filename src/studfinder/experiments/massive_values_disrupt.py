@@ -106,9 +106,7 @@ def _exists(lm: LM, edits: tuple[Edit, ...]) -> bool:
     return True
 
 
-def _noises(
-    bench: Bench, lm: LM, rows: Rows, left_out: list[str], std: float, k: int, draws: int
-) -> list[Disruption]:
+def _noises(bench: Bench, lm: LM, rows: Rows, left_out: list[str], std: float, k: int, draws: int) -> list[Disruption]:
     """Noise in the massive dims, and noise of the same damage in the others and in V: only the place differs."""
     name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
     here = [
@@ -138,9 +136,7 @@ def _as_harmful(
             left_out.append(f"no {name} ({error.what}).")
             continue
         if not tuned["matched"]:
-            left_out.append(
-                f"no {name}: its KL of {tuned['target']:.3g} was not reached (nearest: {tuned['kl']:.3g})."
-            )
+            left_out.append(f"no {name}: its KL of {tuned['target']:.3g} was not reached (nearest: {tuned['kl']:.3g}).")
             continue
         rows.against.append((of.name, name))
         found += [

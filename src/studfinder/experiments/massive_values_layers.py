@@ -191,7 +191,11 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
             fontsize=11,
         )
         figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=5 if wide else 2, title=name, alignment="left"
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=5 if wide else 2,
+            title=name,
+            alignment="left",
         )
         figures["layers" if not place else f"layers-{place + 1}"] = figure
     return figures

@@ -194,9 +194,11 @@ def _note(name: str, seen: dict[str, Any]) -> str:
         if tensor != "value" and of["p"] is not None and of["p"] < 0.05
     ]
     where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}" if agreeing else ""
-    return f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; " + (
-        where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)"
-    ) + "."
+    return (
+        f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; "
+        + (where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)")
+        + "."
+    )
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -241,7 +243,9 @@ def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     for axes in axes_of[(lines - 1) * columns :]:
         axes.set_xlabel("head")
     assert image is not None
-    bar = figure.colorbar(image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20)
+    bar = figure.colorbar(
+        image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20
+    )
     top = colours.vmax or 2 * _LAMBDA
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")

@@ -62,7 +62,9 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
         "stage": lm.anatomy.stage,
         "length": length,
         "length_from": source,
-        "tensors": {tensor: _tensor(lm, maps, tensor, lam, length, seed) for tensor in maps.tensors if tensor != "value"},
+        "tensors": {
+            tensor: _tensor(lm, maps, tensor, lam, length, seed) for tensor in maps.tensors if tensor != "value"
+        },
     }
 
 
@@ -275,7 +277,9 @@ def _panel(axes: Axes, name: str, seen: dict[str, Any]) -> None:
     for number, (tensor, colour, band) in enumerate(bands):
         if band:
             share = np.array(band["massive_by_turns"]) / sum(band["massive_by_turns"])
-            axes.bar(place + 0.4 * number - 0.2, share, width=0.4, color=colour, label=f"massive entries of {NAMES[tensor]}")
+            axes.bar(
+                place + 0.4 * number - 0.2, share, width=0.4, color=colour, label=f"massive entries of {NAMES[tensor]}"
+            )
             dims = np.array(band["dims_by_turns"]) / sum(band["dims_by_turns"])
     axes.stairs(dims, np.arange(len(_EDGES)) - 0.5, color=INK, linewidth=1.3, label="all dims")
     axes.set_xlim(-0.5, len(place) - 0.5)
