@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from studfinder.attention import import_kernels as import_kernels
     from studfinder.attention import parameter_groups as parameter_groups
     from studfinder.attention import shift_cache as shift_cache
+    from studfinder.edits import AboveLambda as AboveLambda
+    from studfinder.edits import Activations as Activations
+    from studfinder.edits import Coordinates as Coordinates
+    from studfinder.edits import EditList as EditList
+    from studfinder.edits import Everything as Everything
+    from studfinder.edits import LargestEntry as LargestEntry
+    from studfinder.edits import MatchedDims as MatchedDims
+    from studfinder.edits import RandomDims as RandomDims
+    from studfinder.edits import TopDims as TopDims
     from studfinder.edits import constant_only as constant_only
     from studfinder.edits import deviation_only as deviation_only
     from studfinder.edits import dims as dims
@@ -40,8 +49,13 @@ if TYPE_CHECKING:
     from studfinder.edits.spec import parse_edits as parse_edits
     from studfinder.errors import StudfinderError as StudfinderError
     from studfinder.measures import Scores as Scores
+    from studfinder.measures import calibrate_facts as calibrate_facts
     from studfinder.measures import compare as compare
+    from studfinder.measures import contrast as contrast
     from studfinder.measures import damage_matched as damage_matched
+    from studfinder.measures import facts_in_context as facts_in_context
+    from studfinder.measures import facts_parametric_matched as facts_parametric_matched
+    from studfinder.measures import log_likelihoods as log_likelihoods
     from studfinder.measures import next_token as next_token
     from studfinder.measures.perplexity import perplexity as perplexity
     from studfinder.measures.sweep import sweep as sweep
@@ -50,6 +64,7 @@ if TYPE_CHECKING:
     from studfinder.records import Findings as Findings
     from studfinder.records import Interval as Interval
     from studfinder.records import Scorecard as Scorecard
+    from studfinder.sites import capture as capture
     from studfinder.verbs.load import load as load
     from studfinder.verbs.measure import measure as measure
     from studfinder.verbs.scan import scan as scan
@@ -75,6 +90,11 @@ _PUBLIC = {
     "Softpick": "studfinder.attention",
     "StudfinderError": "studfinder.errors",
     "compare": "studfinder.measures",
+    "log_likelihoods": "studfinder.measures",
+    "facts_parametric_matched": "studfinder.measures",
+    "facts_in_context": "studfinder.measures",
+    "contrast": "studfinder.measures",
+    "calibrate_facts": "studfinder.measures",
     "constant_only": "studfinder.edits",
     "convert": "studfinder.attention",
     "damage_matched": "studfinder.measures",
@@ -100,6 +120,16 @@ _PUBLIC = {
     "shuffle": "studfinder.edits",
     "sweep": "studfinder.measures.sweep",
     "tasks": "studfinder.measures.tasks",
+    "Activations": "studfinder.edits",
+    "AboveLambda": "studfinder.edits",
+    "Coordinates": "studfinder.edits",
+    "EditList": "studfinder.edits",
+    "Everything": "studfinder.edits",
+    "LargestEntry": "studfinder.edits",
+    "MatchedDims": "studfinder.edits",
+    "RandomDims": "studfinder.edits",
+    "TopDims": "studfinder.edits",
+    "capture": "studfinder.sites",
     "zero": "studfinder.edits",
 }
 

@@ -17,6 +17,11 @@ REGISTRY: dict[str, str] = {
     "massive-activations/where": "studfinder.experiments.massive_activations_where",
     "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
     "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
+    "massive-values/map": "studfinder.experiments.massive_values_map",
+    "massive-values/layers": "studfinder.experiments.massive_values_layers",
+    "massive-values/rope": "studfinder.experiments.massive_values_rope",
+    "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
+    "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
 

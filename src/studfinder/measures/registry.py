@@ -22,12 +22,15 @@ class Measure:
         place: "module:function"; the function takes (lm, [argument], *, limit, seed, progress) and returns Scores.
         summary: a line for `studfinder ls measures`.
         argument: what may follow the name after a colon, e.g. a text; empty if nothing.
+        calibrate: "module:function" that takes a model as it is and gives the argument to use where none is given, so
+            that the model has room to fall; empty if nothing needs choosing.
     """
 
     kind: Kind
     place: str
     summary: str
     argument: str = ""
+    calibrate: str = ""
 
 
 REGISTRY: dict[str, Measure] = {
@@ -60,6 +63,7 @@ REGISTRY: dict[str, Measure] = {
         "studfinder.measures.matched_facts:facts_in_context",
         "facts about invented subjects, stated in the prompt",
         "facts of the relation in the prompt (2)",
+        "studfinder.measures.matched_facts:calibrate_facts",
     ),
     "knowledge-conflict": Measure(
         "context",
@@ -90,6 +94,7 @@ REGISTRY: dict[str, Measure] = {
         "studfinder.measures.matched_facts:facts_parametric_matched",
         "real facts in the format and after the prompts of facts-in-context",
         "facts of the relation in the prompt (2)",
+        "studfinder.measures.matched_facts:calibrate_facts",
     ),
     "tasks": Measure(
         "reasoning",
@@ -123,3 +128,12 @@ def measure_named(text: str) -> Callable[..., Scores]:
         return found(lm, argument, **options)
 
     return with_argument
+
+
+def calibrated(text: str, lm: object) -> str:
+    """The name with the argument that suits this model, where the measure has one to choose and none was given."""
+    name, colon, _ = text.partition(":")
+    if colon or not REGISTRY[name].calibrate:
+        return text
+    module, function = REGISTRY[name].calibrate.split(":")
+    return f"{name}:{getattr(import_module(module), function)(lm)}"

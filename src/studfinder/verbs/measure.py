@@ -14,7 +14,7 @@ from typing import Any
 from studfinder.edits import Edit, edited, edits_hash
 from studfinder.errors import StudfinderError
 from studfinder.measures import REGISTRY, Scores, compare, measure_named
-from studfinder.measures.registry import Kind
+from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
 from studfinder.report.result import Chart, Sheet
@@ -239,6 +239,7 @@ def _headroom(scores: Scores) -> bool | None:
 
 
 def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], ledger: Ledger, state: str) -> Scores:
+    name = _with_argument(plan, name, ledger)
     options: Mapping[str, Any] = {"limit": plan.settings["limit"], "seed": plan.settings["seed"]}
     call = partial(measure_named(name), lm, **options)
 
@@ -249,6 +250,16 @@ def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], ledger: Ledg
             return to_plain(call())
 
     return from_json(Scores, json.dumps(ledger.once(f"{name}/{state}", run)), name=f"the remembered {name}")
+
+
+def _with_argument(plan: Plan, name: str, ledger: Ledger) -> str:
+    """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
+    choosing share the choice."""
+    way = REGISTRY[name.partition(":")[0]].calibrate
+    if not way or ":" in name:
+        return name
+    baseline = plan.against or plan.lm
+    return f"{name}:" + ledger.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
