@@ -22,6 +22,9 @@ from studfinder.models import LM
 Request = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
 
+_IN_CACHE = 8
+"""Positions whose logits are turned into log-probabilities at a time on a CPU."""
+
 _WORTH = 16
 """Shortest beginning common to all requests that is run by itself."""
 
@@ -279,14 +282,29 @@ class _Engine:
 def _at(
     logits_PV: torch.Tensor, target_N: torch.Tensor, which_N: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target at its position, and whether it is the likeliest token there."""
-    logits_PV = logits_PV.float()
-    target_N = target_N.to(logits_PV.device)
-    which_N = torch.arange(len(target_N)) if which_N is None else which_N
-    which_N = which_N.to(logits_PV.device)
-    total_P, best_P = logits_PV.logsumexp(dim=-1), logits_PV.argmax(dim=-1)
-    log_p_N = logits_PV[which_N, target_N].double() - total_P[which_N].double()
-    return log_p_N.cpu(), (best_P[which_N] == target_N).cpu()
+    """Log-probability of each target at its position, and whether it is the likeliest token there.
+
+    On a CPU a few positions at a time, so that their logits stay in its cache. Of equal logits the first is the
+    likeliest, as for argmax, which is slow.
+    """
+    device = logits_PV.device
+    target_N = target_N.to(device)
+    which_N = torch.arange(len(target_N), device=device) if which_N is None else which_N.to(device)
+    vocabulary_V = torch.arange(logits_PV.shape[-1], device=device)
+    log_p_N = torch.zeros(len(target_N), dtype=torch.float64, device=device)
+    greedy_N = torch.zeros(len(target_N), dtype=torch.bool, device=device)
+    step = _IN_CACHE if device.type == "cpu" else len(logits_PV)
+    for begin in range(0, len(logits_PV), step):
+        logits_RV = logits_PV[begin : begin + step].float()
+        here = ((which_N >= begin) & (which_N < begin + step)).nonzero()[:, 0]
+        row_M, target_M = which_N[here] - begin, target_N[here]
+        own_M, top_M = logits_RV[row_M, target_M], logits_RV.amax(dim=-1)[row_M]
+        log_p_N[here] = own_M.double() - logits_RV.logsumexp(dim=-1)[row_M].double()
+        best_K = (own_M == top_M).nonzero()[:, 0]
+        equal_KV = logits_RV[row_M[best_K]] == top_M[best_K, None]
+        earlier_K = (equal_KV & (vocabulary_V < target_M[best_K, None])).any(dim=-1)
+        greedy_N[here[best_K]] = ~earlier_K
+    return log_p_N.cpu(), greedy_N.cpu()
 
 
 def _selected(cache: Any, rows: list[int]) -> Any:
