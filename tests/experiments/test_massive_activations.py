@@ -136,3 +136,13 @@ def test_a_model_without_any_is_refused(folder):
     plan = plan_experiment("massive-activations/no-op-heads", ["tiny"])
     with pytest.raises(StudfinderError, match="no massive activation"):
         run_experiment(plan, out=folder / "none", loader=lambda _: plain)
+
+
+@pytest.mark.real
+def test_onset_of_the_built_in_model():
+    lm = load("smollm2")
+    onset = onset_of(lm)
+    assert (onset.layer, 507 in onset.dims) == (11, True)
+    assert {entry.token_class for entry in onset.found} == {"first"}
+    controls = control_dims(lm, onset, seed=0)
+    assert all(len(dims) == len(onset.dims) for dims in controls.values())

@@ -276,7 +276,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
         drawn = (
             ("attention mass", (("mass", VERMILLION),)),
             ("value norm / others'" if wide else "value norm", (("norm", VERMILLION),)),
-            ("constancy", (("null", GREY), ("constancy", VERMILLION))),
+            ("variation over queries" if wide else "variation", (("null", GREY), ("constancy", VERMILLION))),
         )
         for axes, (label, keys) in zip(panels, drawn, strict=True):
             for key, colour in keys:

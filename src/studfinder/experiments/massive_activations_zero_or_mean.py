@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
@@ -185,7 +186,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
         texts = [measure for measure in seen["changes"] if measure not in seen["accuracies"]]
         groups = [(texts, "perplexity / original", 1.0), (seen["accuracies"], "accuracy minus original", 0.0)]
         groups = [group for group in groups if group[0]]
-        labels = [label.replace("control: ", "") for label in seen["labels"]]
+        labels = [label if wide else label.replace("control: ", "") for label in seen["labels"]]
         figure = new_figure(width, 90 + (46 if wide else 92) * len(labels))
         panels = figure.subplots(*((1, len(groups)) if wide else (len(groups), 1)), squeeze=False, sharey=wide).flat
         for axes, (measures, label, none) in zip(panels, groups, strict=True):
@@ -194,6 +195,8 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
             axes.set_xlabel(f"{label} ({name})" if wide else label)
             if none == 1.0:
                 log_ticks(axes.xaxis, most=5)
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.legend(loc="lower right")
         figures["changes" if not place else f"changes-{place + 1}"] = figure
     return figures

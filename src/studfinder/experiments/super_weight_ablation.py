@@ -77,13 +77,19 @@ def _panel(bench: Bench, lm: LM, weights: Sequence[SuperWeight], others: Sequenc
         Variant(ORIGINAL),
         with_edits(lm, PRUNED, zero(weights)),
         with_edits(lm, OTHERS, zero(others)),
-        with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))),
     ]
+    if _restorable(weights):
+        variants.append(with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))))
     measures = [f"perplexity:{text}" for text in _listed(bench, "texts")]
     measures += [f"tasks:{task}" for task in _listed(bench, "tasks")]
     return panel_of(
         bench, lm, variants, measures, {"tasks": bench.settings["limit"], "perplexity": bench.settings["windows"]}
     )
+
+
+def _restorable(weights: Sequence[SuperWeight]) -> bool:
+    """Whether the super activations can be put back: what a fused expert gives cannot be replaced."""
+    return all(weight.expert is None for weight in weights)
 
 
 def _listed(bench: Bench, setting: str) -> list[str]:
@@ -102,8 +108,11 @@ def _add_panel(outcome: Outcome, name: str, panel: Panel, weights: Sequence[Supe
             panel, f"{name}: change against the original", "Paired; perplexity as a factor, tasks as a difference."
         )
     )
-    shares = _recovered(panel)
-    outcome.tables.append(_share_table(name, shares))
+    shares = _recovered(panel) if _restorable(weights) else {}
+    if shares:
+        outcome.tables.append(_share_table(name, shares))
+    else:
+        outcome.notes.append(f"{name}: +SA is left out: the output of a fused expert cannot be replaced.")
     outcome.notes += _panel_notes(name, panel, shares, others, len(weights))
     outcome.data.setdefault("models", {})[name] = _panel_data(panel)
 
@@ -150,7 +159,9 @@ def _panel_notes(name: str, panel: Panel, shares: dict[str, Interval | None], ot
         )
     for measure, share in shares.items():
         if share is not None:
-            verdict = "part" if share.low > 0 and share.high < 1 else "nothing certain" if share.low <= 0 else "all"
+            verdict = (
+                "part" if share.low > 0 and share.high < 1 else "nothing certain" if share.low <= 0 else "part or all"
+            )
             notes.append(
                 f"{name}: putting the super activation back brings back {verdict} of the loss in {measure}: "
                 f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]."
