@@ -3,8 +3,9 @@
 The paper sets Llama-7B's super weight to zero, then instead 7,000 others, the largest there are, then the super weight
 again while putting its activation back, and scores seven zero-shot tasks and two perplexities, without intervals. Here
 "the super weight" is every proven one at once; the others are the largest by magnitude of every matrix in the blocks,
-less the super weights, about 7,000 in all; "+SA" recomputes, in each text, the one largest output of the super weight's
-channel as the whole matrix would give it. Every difference is paired within items. In the paper's own +SA row two of
+less the super weights, about 7,000 in all (the paper's share of each matrix, a millionth or one, is among the single
+edits); "+SA" recomputes, in each text, the one largest output of the super weight's channel as the whole matrix would
+give it. Every difference is paired within items. In the paper's own +SA row two of
 seven tasks equal the original to two decimals, almost surely a copying error; the recovered share is therefore quoted
 over the other five as well (31 % instead of 42 %).
 

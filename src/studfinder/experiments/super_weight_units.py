@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from studfinder.edits import Edit, Weights, channel, edits_hash, matched_controls, neuron, zero
+from studfinder.edits import Edit, Weights, channel, edits_hash, matched_controls, neuron, top_fraction, zero
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Outcome
 from studfinder.measures import sweep
@@ -72,6 +72,9 @@ def _unit_edits(
     named.append((f"  control: neuron {col}", zero(neuron(lm, first.layer, col, writer))))
     named.append((f"channel {first.row} of layer {first.layer}", zero(channel(lm, first.layer, first.row, writer))))
     named.append((f"  control: channel {row}", zero(channel(lm, first.layer, row, writer))))
+    # 7,000 weights are a millionth of Llama-7B's; on a small model the same share is far fewer.
+    few = top_fraction(lm, 1e-6, keep={(weight.parameter, weight.index) for weight in weights})
+    named.append((f"the {count_of(few):,} largest others", zero(few)))
     named.append((f"the {count_of(others):,} largest others", zero(others)))
     return named
 
