@@ -1,6 +1,6 @@
-"""The published JSON Schema is the one of this code.
+"""The published JSON Schemas are those of this code.
 
-To renew it: python -c "from tests.test_schema import renew; renew()"
+To renew them: python -c "from tests.test_schema import renew; renew()"
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from studfinder.records import Findings, schema
+import pytest
 
-PUBLISHED = Path(__file__).parent.parent / "docs" / "schema" / "findings.schema.json"
+from studfinder.records import Findings, Result, Scorecard, schema
+
+PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
+RECORDS = {"findings": Findings, "scorecard": Scorecard, "experiment": Result}
 
 
 def renew() -> None:
-    PUBLISHED.parent.mkdir(exist_ok=True)
-    PUBLISHED.write_text(json.dumps(schema(Findings), indent=1) + "\n")
+    PUBLISHED.mkdir(exist_ok=True)
+    for name, record in RECORDS.items():
+        (PUBLISHED / f"{name}.schema.json").write_text(json.dumps(schema(record), indent=1) + "\n")
 
 
-def test_the_published_schema_is_current() -> None:
-    assert json.loads(PUBLISHED.read_text()) == schema(Findings)
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_published_schema_is_current(name) -> None:
+    assert json.loads((PUBLISHED / f"{name}.schema.json").read_text()) == schema(RECORDS[name])

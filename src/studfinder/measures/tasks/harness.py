@@ -198,8 +198,8 @@ def _from_hub(name: str, task: Task) -> list[dict[str, Any]]:
 
 
 def _missing(name: str, task: Task, error: Exception) -> StudfinderError:
-    folder = os.environ.get("STUDFINDER_DATA")
-    here = f"{task.local} is not in STUDFINDER_DATA ({folder})" if folder else "STUDFINDER_DATA is not set"
+    # Without the folder's own name: the message goes into tables that are shown to others.
+    here = "STUDFINDER_DATA does not hold them" if "STUDFINDER_DATA" in os.environ else "STUDFINDER_DATA is not set"
     return StudfinderError(
         f"task {name} has no documents: {here}, and the hub does not give {task.hub.split(':')[0]} ({_short(error)})",
         do=_ADVICE.format(local=task.local),
