@@ -1,0 +1,179 @@
+"""Quantised matrices as compressed-tensors, which plain transformers and vLLM load without studfinder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.targets import Target
+
+Format = Literal["auto", "pack-quantized", "int-quantized", "float-quantized", "dense"]
+FORMATS = ("auto", "pack-quantized", "int-quantized", "float-quantized", "dense")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequence[Target] = ()) -> str:
+    """The format that holds this scheme, or an error before any work is done.
+
+    Args:
+        asked: one of FORMATS; "auto" takes the packed one for integers, and float-quantized for fp8.
+        dtype: of the model's weights: stored scales are read in this type.
+        found: what is to be quantised.
+
+    Raises:
+        StudfinderError: no format, or not the one asked for, holds the scheme; "dense" holds every one.
+    """
+    if asked not in FORMATS:
+        raise StudfinderError(f"there is no format {asked!r}", expected=", ".join(FORMATS))
+    if asked == "dense":
+        return asked
+    possible = _formats(scheme)
+    problem = _problem(scheme, dtype, found) or (None if possible else f"{scheme} has no place in compressed-tensors")
+    if problem is None and asked not in ("auto", *possible):
+        problem = f"{asked} does not hold {scheme}"
+    if problem:
+        do = f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
+        raise StudfinderError(problem, do=do)
+    return possible[0] if asked == "auto" else asked
+
+
+def _formats(scheme: Scheme) -> tuple[str, ...]:
+    if scheme.zero == "float" or scheme.scale in ("e8m0", "e4m3"):
+        return ()
+    if scheme.integer and not isinstance(scheme.block, tuple):
+        return ("pack-quantized", "int-quantized") if scheme.bits == 8 else ("pack-quantized",)
+    if scheme.element == "fp8":
+        return ("float-quantized",)
+    return ()
+
+
+def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str | None:
+    own = _DTYPES.get(scheme.scale)
+    if own is not None and own is not dtype and dtype is not torch.float32:
+        return f"scales in {scheme.scale} cannot be read by a model in {str(dtype).removeprefix('torch.')}"
+    if scheme.remainder == "block" and not isinstance(scheme.block, str | tuple):
+        return "compressed-tensors has no smaller last block"
+    transposed = next((target.name for target in found if target.ref.transposed), None)
+    return f"{transposed} is a Conv1D, and compressed-tensors holds Linear only" if transposed else None
+
+
+def weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    """The scheme as compressed-tensors' QuantizationArgs."""
+    arguments: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.integer else "float",
+        "symmetric": scheme.zero == "none",
+        "dynamic": False,
+    }
+    if isinstance(scheme.block, tuple):
+        return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
+    if isinstance(scheme.block, int):
+        return {**arguments, "strategy": "group", "group_size": scheme.block}
+    return {**arguments, "strategy": scheme.block}
+
+
+def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts: dict | None = None) -> dict[str, Any]:
+    """What goes into config.json: which modules are quantised, and how.
+
+    Args:
+        ignore: names of Linear modules that are left alone.
+        acts: QuantizationArgs of input activations, where a method quantises those too.
+    """
+    import compressed_tensors
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
+    group = QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(**weight_arguments(scheme)),
+        input_activations=None if acts is None else QuantizationArgs(**acts),
+        format=format,
+    )
+    config = QuantizationConfig(
+        config_groups={"group_0": group}, format=format, ignore=list(ignore), quantization_status="compressed"
+    )
+    return {
+        "version": compressed_tensors.__version__,
+        "quant_method": "compressed-tensors",
+        **config.model_dump(exclude={"quant_method"}),
+    }
+
+
+def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
+    """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
+    from studfinder.quantizers.scheme import tile
+
+    rows, cols = shape
+    height, width = tile(torch.Size(shape), scheme)
+    blocks = (-(-rows // height), -(-cols // width))
+    scale_shape = (1,) if scheme.block == "tensor" else blocks
+    entries: dict[str, tuple] = {}
+    if format == "pack-quantized":
+        entries["weight_packed"] = (torch.int32, (rows, _words(cols, scheme.bits)))
+        entries["weight_shape"] = (torch.int64, (2,))
+    else:
+        entries["weight"] = (torch.int8 if scheme.integer else torch.float8_e4m3fn, (rows, cols))
+    entries["weight_scale"] = (dtype, scale_shape)
+    if scheme.zero == "integer":
+        packed = format == "pack-quantized" and not isinstance(scheme.block, str)
+        packed = packed or (format == "pack-quantized" and scheme.block == "channel")
+        entries["weight_zero_point"] = (
+            (torch.int32, (_words(blocks[0], scheme.bits), blocks[1])) if packed else (torch.int8, scale_shape)
+        )
+    return entries
+
+
+def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The matrix in a compressed-tensors format, by suffix of the module's name.
+
+    Raises:
+        StudfinderError: entries are kept, or columns are grouped out of order: no format has a place for those.
+    """
+    if quantized.kept is not None:
+        raise StudfinderError("compressed-tensors has no place for kept entries", do="Skip the matrix, or --format dense")
+    if quantized.group_C is not None:
+        raise StudfinderError("groups out of column order cannot be exported yet", do="Use static groups")
+    scheme, grid = quantized.scheme, quantized.grid
+    whole = scheme.block == "tensor"
+    made: dict[str, torch.Tensor] = {}
+    if format == "pack-quantized":
+        made["weight_packed"] = pack(quantized.codes_RC, scheme.bits)
+        made["weight_shape"] = torch.tensor(quantized.codes_RC.shape)
+    else:
+        made["weight"] = quantized.codes_RC
+    made["weight_scale"] = (grid.scale.reshape(1) if whole else grid.scale).to(dtype)
+    if grid.zero is not None:
+        zero = grid.zero.to(torch.int8)
+        if format == "pack-quantized" and not whole:
+            made["weight_zero_point"] = pack(zero.T, scheme.bits).T.contiguous()
+        else:
+            made["weight_zero_point"] = zero.reshape(1) if whole else zero
+    return made
+
+
+def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes as a dense run of bits along each row, in int32 words, (out, words).
+
+    4 and 8 bits are done here, by shifts of whole tensors; the others by compressed-tensors' own packer.
+    """
+    if bits not in (4, 8) or codes_RC.shape[1] % (32 // bits):
+        from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+        return pack_to_int32(codes_RC.contiguous(), bits)  # type: ignore[no-any-return]
+    unsigned = (codes_RC.contiguous() + 2 ** (bits - 1)).view(torch.uint8) if bits == 4 else _offset_byte(codes_RC)
+    if bits == 4:
+        unsigned = unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
+    return unsigned.contiguous().view(torch.int32)
+
+
+def _offset_byte(codes_RC: torch.Tensor) -> torch.Tensor:
+    # -128..127 to 0..255 is a flip of the sign bit.
+    return codes_RC.contiguous().view(torch.uint8) ^ 0x80
+
+
+def _words(size: int, bits: int) -> int:
+    return -(-size * bits // 32)
