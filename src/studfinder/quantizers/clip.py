@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.grid import codes, dequantized, grid_of, ranges, tile_sums
+from studfinder.quantizers.grid import Grid, fits, grid_of, in_steps, pieces_of, ranges, rounded
 from studfinder.quantizers.scheme import Scheme
 
 
@@ -18,13 +18,13 @@ class Clip:
     Attributes:
         steps: how many candidates, evenly spaced from 1 downwards.
         lowest: the smallest factor.
-        norm: the exponent of the error |w - q|^norm: 2.4 as in GPTQ's own search (IST-DASLab `quant.py`, which tries
-            80 factors down to 0.2).
+        norm: the exponent of the error |w - q|^norm. GPTQ's own search (IST-DASLab `quant.py`) takes 2.4, and 80
+            factors down to 0.2.
     """
 
     steps: int = 16
     lowest: float = 0.6
-    norm: float = 2.4
+    norm: float = 2.0
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.lowest < 1 or self.norm <= 0:
@@ -48,19 +48,38 @@ def search(
         held_RC: entries that neither set the range nor count as error.
         importance_C: weights the error of each input channel, e.g. the mean square of what comes in there.
     """
-    weight_RC = weight_RC.float()
     low, high = ranges(weight_RC, scheme, held_RC)
-    best = torch.ones_like(low)
-    least: torch.Tensor | None = None
-    for factor in torch.linspace(1.0, clip.lowest, clip.steps).tolist():
-        grid = grid_of(low * factor, high * factor, scheme)
-        error = dequantized(codes(weight_RC, grid, scheme), grid, scheme).sub_(weight_RC).abs_().pow_(clip.norm)
-        if importance_C is not None:
-            error *= importance_C
-        if held_RC is not None:
-            error.masked_fill_(held_RC, 0.0)
-        sums = tile_sums(error, scheme)
-        better = sums < least if least is not None else torch.zeros_like(sums, dtype=torch.bool)
-        best = torch.where(better, torch.full_like(best, factor), best)
-        least = sums if least is None else torch.minimum(sums, least)
-    return best
+    factors = torch.linspace(1.0, clip.lowest, clip.steps)
+    grids = [grid_of(low * factor, high * factor, scheme) for factor in factors.tolist()]
+    best = torch.zeros_like(low, dtype=torch.long)
+    counts = _counts(weight_RC, scheme, held_RC, importance_C)
+    counted = iter(()) if counts is None else pieces_of(counts, (), scheme)
+    for part, tiles, _ in pieces_of(weight_RC, (), scheme):
+        count = None if counts is None else next(counted)[1]
+        errors = torch.stack([_error(tiles, grid, part, scheme, clip.norm, count) for grid in grids])
+        best[part] = errors.argmin(dim=0)  # the first of equals: no clip where it is no worse
+    return factors.to(low.device)[best]
+
+
+def _counts(
+    weight_RC: torch.Tensor, scheme: Scheme, held_RC: torch.Tensor | None, importance_C: torch.Tensor | None
+) -> torch.Tensor | None:
+    """How much the error of each entry counts, (out, in), so that what pads a last block counts nothing; None if all
+    count alike."""
+    if importance_C is None and held_RC is None and fits(weight_RC.shape, scheme):
+        return None
+    counts = torch.ones(weight_RC.shape) if importance_C is None else importance_C.float().expand(weight_RC.shape)
+    return counts if held_RC is None else counts.masked_fill(held_RC, 0.0)
+
+
+def _error(
+    tiles: torch.Tensor, grid: Grid, part: slice, scheme: Scheme, norm: float, count: torch.Tensor | None
+) -> torch.Tensor:
+    """Sum of |w - q|^norm over each block of a piece."""
+    step = grid.step[part, None, :, None]
+    scaled = in_steps(tiles, step, None if grid.zero is None else grid.zero[part, None, :, None], scheme)
+    off = rounded(scaled.clone(), scheme).sub_(scaled)
+    powers = off.square_() if norm == 2 else off.abs_().pow_(norm)
+    if count is not None:
+        powers *= count
+    return powers.sum(dim=(1, 3)) * step[:, 0, :, 0].pow(norm)

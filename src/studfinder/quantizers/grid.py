@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ _FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 # Midpoints; a tie goes to the even mantissa, which is up for 0.75, 1.75 and 3.5, so these lie a hair lower.
 _FP4_EDGES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 _FP4_EDGES[1::2] = torch.nextafter(_FP4_EDGES[1::2], torch.zeros(3))
+
+
+_PIECE = 1 << 18
+"""Entries that are worked on at a time: their temporaries fit in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +131,26 @@ def ranges(
     weight_RC: torch.Tensor, scheme: Scheme, held_RC: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest and the largest entry of each block, (row blocks, col blocks) each; 0 where all are held out."""
-    tiles = _tiled(weight_RC.float(), scheme, fill=float("nan"))
-    unset = None if held_RC is None else _tiled(held_RC, scheme, fill=True)
-    if unset is None and tiles.numel() != weight_RC.numel():
-        unset = _tiled(torch.zeros(weight_RC.shape, dtype=torch.bool), scheme, fill=True)
-    if unset is None:
-        if tiles.shape[1] == 1:
-            low, high = torch.aminmax(tiles[:, 0], dim=-1)
-            return low, high
-        return tiles.amin(dim=(1, 3)), tiles.amax(dim=(1, 3))
+    if held_RC is None and fits(weight_RC.shape, scheme):
+        found = [(t.amin(dim=(1, 3)), t.amax(dim=(1, 3))) for t in _floats(weight_RC, scheme)]
+        return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    held_RC = torch.zeros(weight_RC.shape, dtype=torch.bool) if held_RC is None else held_RC
+    tiles, unset = _tiled(weight_RC.float(), scheme, fill=0.0), _tiled(held_RC, scheme, fill=True)
     low = tiles.masked_fill(unset, float("inf")).amin(dim=(1, 3))
     high = tiles.masked_fill(unset, -float("inf")).amax(dim=(1, 3))
     empty = unset.all(dim=3).all(dim=1)
     return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
+
+
+def fits(shape: torch.Size, scheme: Scheme) -> bool:
+    """Whether whole blocks fill a matrix of this shape."""
+    height, width = tile(shape, scheme)
+    return shape[0] % height == 0 and shape[1] % width == 0
+
+
+def _floats(weight_RC: torch.Tensor, scheme: Scheme) -> Iterator[torch.Tensor]:
+    for _, tiles, _ in pieces_of(weight_RC, (), scheme):
+        yield tiles.float()
 
 
 def grid_of(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Grid:
@@ -166,51 +178,87 @@ def grid_of(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Grid:
 
 def codes(weight_RC: torch.Tensor, grid: Grid, scheme: Scheme, *, group_C: torch.Tensor | None = None) -> torch.Tensor:
     """The nearest code of every entry, (out, in); see `Quantized.codes_RC` for the dtypes."""
-    bottom, top = scheme.codes
-    weight_RC = weight_RC.float().contiguous()  # a Conv1D comes as a transposed view
-    step = spread(grid.step, weight_RC.shape, scheme, group_C)
-    if scheme.zero == "float":
-        assert grid.zero is not None
-        scaled = (weight_RC - spread(grid.zero, weight_RC.shape, scheme, group_C)) / step
-        return scaled.round_().clamp_(bottom, top).to(torch.uint8)
-    scaled = weight_RC / step
-    if grid.zero is not None:
-        scaled += spread(grid.zero, weight_RC.shape, scheme, group_C)
-    if scheme.integer:
-        return scaled.round_().clamp_(bottom, top).to(torch.int8)
-    scaled.clamp_(bottom, top)
-    if scheme.element == "fp8":
-        return scaled.to(torch.float8_e4m3fn)
-    place = torch.bucketize(scaled.abs(), _FP4_EDGES.to(scaled.device))
-    return (place + 8 * ((scaled < 0) & (place > 0))).to(torch.uint8)  # no negative zero
+    made = [_codes(*piece, scheme) for piece in _pieces(weight_RC, grid, scheme, group_C)]
+    return _untiled(torch.cat(made), weight_RC.shape)
 
 
 def dequantized(
     codes_RC: torch.Tensor, grid: Grid, scheme: Scheme, *, group_C: torch.Tensor | None = None
 ) -> torch.Tensor:
     """What codes stand for, (out, in) fp32."""
-    step = spread(grid.step, codes_RC.shape, scheme, group_C)
+    made = [_values(*piece, scheme) for piece in _pieces(codes_RC, grid, scheme, group_C)]
+    return _untiled(torch.cat(made), codes_RC.shape)
+
+
+def rounded(scaled: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Numbers in units of a step, zero point added, to the value of their nearest code; fp32, in place."""
+    bottom, top = scheme.codes
+    if scheme.integer:
+        return scaled.round_().clamp_(bottom, top)
+    scaled.clamp_(bottom, top)
+    if scheme.element == "fp8":
+        return scaled.to(torch.float8_e4m3fn).float()
+    return _FP4.to(scaled.device)[torch.bucketize(scaled.abs(), _FP4_EDGES.to(scaled.device))].copysign_(scaled)
+
+
+def in_steps(
+    tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme
+) -> torch.Tensor:
+    """Entries in units of their block's step, zero point added, fp32."""
+    own = tiles.to(torch.float32, copy=True)
+    if zero is None:
+        return own.div_(step)
+    if scheme.zero == "float":
+        return own.sub_(zero).div_(step)
+    return own.div_(step).add_(zero)
+
+
+def pieces_of(
+    weight_RC: torch.Tensor, blocks: Sequence[torch.Tensor | None], scheme: Scheme
+) -> Iterator[tuple[slice, torch.Tensor, list[torch.Tensor | None]]]:
+    """A matrix in pieces that stay in the cache: which row blocks, their tiles (row blocks, rows, col blocks, cols),
+    and what each of `blocks` (row blocks, col blocks) says of them, ready to broadcast."""
+    tiles = _tiled(weight_RC, scheme, fill=0)
+    count = max(1, _PIECE // max(1, tiles[0].numel()))
+    for start in range(0, len(tiles), count):
+        part = slice(start, start + count)
+        yield part, tiles[part], [None if b is None else b[part, None, :, None] for b in blocks]
+
+
+def _pieces(
+    matrix_RC: torch.Tensor, grid: Grid, scheme: Scheme, group_C: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    step, zero = grid.step, grid.zero
+    if group_C is not None:  # every column looks up its block
+        yield (
+            matrix_RC[:, None, :, None],
+            step[:, group_C][:, None, :, None],
+            None if zero is None else zero[:, group_C][:, None, :, None],
+        )
+        return
+    for _, tiles, (own_step, own_zero) in pieces_of(matrix_RC, (step, zero), scheme):
+        assert own_step is not None
+        yield tiles, own_step, own_zero
+
+
+def _codes(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
+    scaled = in_steps(tiles, step, zero, scheme)
+    if scheme.integer:
+        return rounded(scaled, scheme).to(torch.uint8 if scheme.zero == "float" else torch.int8)
+    if scheme.element == "fp8":
+        return scaled.clamp_(*scheme.codes).to(torch.float8_e4m3fn)
+    place = torch.bucketize(scaled.abs(), _FP4_EDGES.to(scaled.device))
+    return (place + 8 * ((scaled < 0) & (place > 0))).to(torch.uint8)  # no negative zero
+
+
+def _values(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
     if scheme.element == "fp4":
-        value = _FP4.to(codes_RC.device)[(codes_RC & 7).long()]
-        return torch.where(codes_RC > 7, -value, value) * step
-    value = codes_RC.float()
-    if grid.zero is None:
+        value = _FP4.to(tiles.device)[(tiles & 7).long()]
+        return torch.where(tiles > 7, -value, value) * step
+    value = tiles.float()
+    if zero is None:
         return value.mul_(step)
-    zero = spread(grid.zero, codes_RC.shape, scheme, group_C)
     return value.mul_(step).add_(zero) if scheme.zero == "float" else value.sub_(zero).mul_(step)
-
-
-def spread(block: torch.Tensor, shape: torch.Size, scheme: Scheme, group_C: torch.Tensor | None = None) -> torch.Tensor:
-    """One number a block as one number an entry: broadcasts to (out, in)."""
-    if group_C is not None:
-        return block[:, group_C]
-    rows, cols = shape
-    height, width = tile(shape, scheme)
-    if block.shape[0] > 1 and height > 1:
-        block = block.repeat_interleave(height, dim=0)[:rows]
-    if block.shape[1] > 1 and width > 1:
-        block = block.repeat_interleave(width, dim=1)[:, :cols]
-    return block
 
 
 def tile_sums(matrix_RC: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -231,6 +279,12 @@ def restored(weight_RC: torch.Tensor, kept: Kept) -> torch.Tensor:
     cols = weight_RC.shape[1]
     weight_RC[kept.index_N // cols, kept.index_N % cols] = kept.value_N.to(weight_RC.dtype)
     return weight_RC
+
+
+def _untiled(tiles: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    rows, cols = shape
+    matrix = tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
+    return matrix if matrix.shape == shape else matrix[:rows, :cols].contiguous()
 
 
 def _tiled(matrix_RC: torch.Tensor, scheme: Scheme, fill: float | bool) -> torch.Tensor:

@@ -47,20 +47,22 @@ class Target:
         return self.ref.view(lm.model.get_parameter(self.name)).detach()
 
 
-def targets(lm: LM) -> tuple[Target, ...]:
+def targets(lm: LM, *, offloaded: bool = False) -> tuple[Target, ...]:
     """Every Linear or Conv1D inside the blocks, in order; embeddings, the head and routers are left alone.
+
+    Args:
+        offloaded: whether matrices without numbers in memory count too.
 
     Raises:
         StudfinderError: experts fused into 3-D parameters, weights that are quantised already, or offloaded ones.
     """
-    return tuple(target for layer in range(len(lm.anatomy.layers)) for target in layer_targets(lm, layer))
+    return tuple(target for layer in range(len(lm.anatomy.layers)) for target in _in_block(lm, layer, offloaded))
 
 
-def layer_targets(lm: LM, layer: int) -> Iterator[Target]:
-    """The matrices of one block. Raises as `targets`."""
+def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
     path = lm.anatomy.layers[layer].block
     for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
-        _refuse(lm, name, module)
+        _refuse(lm, name, module, offloaded)
         leaf = name.rpartition(".")[2]
         if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
             continue
@@ -84,7 +86,7 @@ def named(found: Sequence[Target]) -> dict[str, Target]:
     return {target.name: target for target in found}
 
 
-def _refuse(lm: LM, name: str, module: nn.Module) -> None:
+def _refuse(lm: LM, name: str, module: nn.Module, offloaded: bool) -> None:
     for leaf, parameter in module.named_parameters(recurse=False):
         if parameter.dim() == 3 and not isinstance(module, nn.Conv1d | nn.Conv2d):
             raise StudfinderError(
@@ -92,7 +94,7 @@ def _refuse(lm: LM, name: str, module: nn.Module) -> None:
                 expected="a model whose matrices are Linear or Conv1D modules",
                 do="Mixtures with fused experts cannot be quantised by studfinder yet",
             )
-        if parameter.dim() == 2 and parameter.device.type == "meta":
+        if parameter.dim() == 2 and parameter.device.type == "meta" and not offloaded:
             raise StudfinderError(f"{name}.{leaf} is offloaded", do="Load the model without offloading to disk")
     quantised = isinstance(module, nn.Linear) and not module.weight.is_floating_point()
     if quantised or hasattr(module, "qweight") or hasattr(module, "weight_packed"):
