@@ -11,13 +11,21 @@ from typing import Any
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench, Progress
-from studfinder.quantizers.keep import Keep, resolve
+from studfinder.quantizers.keep import resolve, transforms_of
 from studfinder.quantizers.method import Method
+from studfinder.quantizers.scheme import tile
 from studfinder.quantizers.targets import targets
 
 
-class quantized:
-    """Quantise a live model while the context lasts.
+def quantized(
+    lm: LM,
+    method: Method,
+    *,
+    keep: Any = None,
+    windows: Sequence[Sequence[int]] = (),
+    progress: Progress = lambda what, done, total: None,
+) -> running:
+    """Quantise a live model while the context lasts; gives the Bench.
 
     The dequantised weights stand in the model, so that every measure runs on it as on any other. Every parameter that
     is written is saved first and put back bit by bit: after the block, through an exception, and through Ctrl-C at any
@@ -25,7 +33,7 @@ class quantized:
 
     Args:
         method: its settings, e.g. RTN(...).
-        keep: what must survive: findings, a fraction, skips (see `keep`); several are combined.
+        keep: what must survive: findings, hold_out(...), skip(...), transforms; several are combined.
         windows: calibration token ids, for methods that need them.
         progress: told what is being done, how many are done, of how many.
 
@@ -33,17 +41,14 @@ class quantized:
         StudfinderError: a matrix that the scheme does not fit, no calibration windows where the method needs them,
             findings of another model.
     """
+    return running(bench_for(lm, method, keep=keep, windows=windows, progress=progress), method)
 
-    def __init__(
-        self,
-        lm: LM,
-        method: Method,
-        *,
-        keep: Keep | Sequence[Keep] | Any = None,
-        windows: Sequence[Sequence[int]] = (),
-        progress: Progress = lambda what, done, total: None,
-    ) -> None:
-        self.bench = bench_for(lm, method, keep=keep, windows=windows, progress=progress)
+
+class running:
+    """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
+
+    def __init__(self, bench: Bench, method: Method) -> None:
+        self.bench = bench
         self.method = method
         self._previous: Any = None
         self._guarded = False
@@ -51,6 +56,8 @@ class quantized:
     def __enter__(self) -> Bench:
         try:
             self._guard()
+            for transform in self.bench.transforms:
+                transform.apply(self.bench)
             self.method.run(self.bench)
         except BaseException:
             self._leave()
@@ -87,30 +94,37 @@ def bench_for(
     keep: Any = None,
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
-    originals: bool = True,
 ) -> Bench:
     """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
     found = targets(lm)
     if method.calibrated and not windows:
         raise StudfinderError(
-            f"{type(method).__name__} needs calibration text", do="Give windows=sf.calibration_windows(lm)"
+            f"{type(method).__name__} needs calibration text", do="Give windows from calibration_windows(lm)"
         )
-    held, skipped = resolve(lm, found, keep, method.scheme)
+    held, skipped = resolve(lm, found, keep)
     kept = tuple(target for target in found if target.fused not in skipped)
     if not kept:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    check_fits(lm, method, kept)
+    for target in kept:
+        check_fits(target.name, target.weight(lm).shape, method)
     return Bench(
-        lm, kept, windows=windows, held=held, skipped=tuple(sorted(skipped)), progress=progress, originals=originals
+        lm,
+        kept,
+        windows=windows,
+        held={name: mask for name, mask in held.items() if name in {target.name for target in kept}},
+        skipped=tuple(sorted(skipped)),
+        left=tuple(target for target in found if target.fused in skipped),
+        transforms=transforms_of(keep),
+        progress=progress,
     )
 
 
-def check_fits(lm: LM, method: Method, found: Sequence[Any]) -> None:
-    """Raise StudfinderError, naming the matrix, if the scheme's blocks do not fit one of them."""
-    from studfinder.quantizers.scheme import tile
+def check_fits(name: str, shape: Any, method: Method) -> None:
+    """Raise StudfinderError, naming the matrix, if the scheme's blocks do not fit it."""
+    try:
+        tile(shape, method.scheme)
+    except StudfinderError as error:
+        raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
-    for target in found:
-        try:
-            tile(target.weight(lm).shape, method.scheme)
-        except StudfinderError as error:
-            raise StudfinderError(f"{target.name}: {error.what}", expected=error.expected, do=error.do) from None
+
+

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,8 @@ class Bench:
 
     A method calls `put` for each target, layer by layer; the dequantised matrix stands in the live model from then
     on, so that later layers see what earlier ones lost. What else it changes exactly (norms, scales folded into a
-    neighbour) goes through `write`; hooks go through `enter`. `restore` undoes all of it, bit by bit.
+    neighbour) goes through `write`, parameters of another shape through `replace`, settings through `set`, hooks
+    through `enter`. `restore` undoes all of it in reverse, bit by bit.
 
     Attributes:
         lm: the model.
@@ -33,21 +34,24 @@ class Bench:
         windows: calibration token ids, for methods that need them.
         held: by parameter name, a bool mask (out, in), True for entries to hold out.
         skipped: fused groups that stay as they are.
+        transforms: exact changes that are made before the method runs.
+        progress: see `Progress`.
         done: what was put, by parameter name.
-        originals: whether old values are kept; without them `restore` is an error.
+        notes: what methods and transforms report of themselves, for the card.
     """
 
     lm: LM
     targets: tuple[Target, ...]
     windows: Sequence[Sequence[int]] = ()
-    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    left: tuple[Target, ...] = ()
+    transforms: tuple[Any, ...] = ()
     progress: Progress = lambda what, done, total: None
-    originals: bool = True
-    on_put: Callable[[Target, Quantized], None] | None = None
     done: dict[str, Quantized] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _saved: dict[str, torch.Tensor] = field(default_factory=dict)
+    _undo: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    _saved: set[int] = field(default_factory=set)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def put(self, target: Target, quantized: Quantized) -> None:
@@ -59,8 +63,6 @@ class Bench:
         with torch.no_grad():
             weight.copy_(quantized.dequantized())
         self.done[target.name] = quantized
-        if self.on_put is not None:
-            self.on_put(target, quantized)
         self.progress("quantise", len(self.done), len(self.targets))
 
     def write(self, name: str, value: torch.Tensor) -> None:
@@ -69,43 +71,65 @@ class Bench:
         with torch.no_grad():
             self.lm.model.get_parameter(name).copy_(value)
 
+    def replace(self, name: str, value: torch.Tensor) -> None:
+        """Put a new parameter in the place of another, of whatever shape; what was tied to it no longer is."""
+        path, _, leaf = name.rpartition(".")
+        owner = self.lm.model.get_submodule(path)
+        self.set(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+    def set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute of a module or config until the model is restored."""
+        old = getattr(owner, attribute)
+        self._undo.append((0, lambda: setattr(owner, attribute, old)))
+        setattr(owner, attribute, value)
+
     def enter(self, context: AbstractContextManager[Any]) -> Any:
         """Enter a context (a tap, a hook) that lasts until the model is restored."""
         return self._stack.enter_context(context)
 
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Every parameter that was written."""
-        return tuple(self._saved)
+    def skip_held(self) -> None:
+        """Skip what has entries to hold out, with all that is fused with it: for formats without a place for them."""
+        groups = {target.fused for target in self.targets if target.name in self.held}
+        kept = tuple(target for target in self.targets if target.fused not in groups)
+        if not kept:
+            raise StudfinderError(
+                "every matrix has numbers to hold out, and the format has no place for them", do="Use --format dense"
+            )
+        self.left += tuple(target for target in self.targets if target.fused in groups)
+        self.targets, self.held = kept, {}
+        self.skipped = tuple(sorted({*self.skipped, *groups}))
 
     @property
     def bits(self) -> float:
         """True bits a weight over what was quantised; skipped matrices count with their 16 (or 32) bits."""
-        skipped = _skipped_parameters(self)
-        total = sum(q.codes_RC.numel() for q in self.done.values()) + sum(p.numel() for p in skipped)
-        if not total:
+        sizes = [(q.codes_RC.numel(), q.bits) for q in self.done.values()]
+        for target in self.left:
+            weight = target.weight(self.lm)
+            sizes.append((weight.numel(), 8 * weight.element_size()))
+        if not self.done:
             raise StudfinderError("nothing was quantised", expected="at least one matrix")
-        bits = sum(q.bits * q.codes_RC.numel() for q in self.done.values())
-        return (bits + sum(p.numel() * 8 * p.element_size() for p in skipped)) / total
+        return sum(size * bits for size, bits in sizes) / sum(size for size, _ in sizes)
 
     def restore(self) -> None:
         """Put every number back and remove every hook. Safe to call again after an interrupt."""
         self._stack.close()
         with torch.no_grad():
-            while self._saved:
-                name = next(reversed(self._saved))
-                # Written before it is forgotten: if this is interrupted and run again, it is only written twice.
-                self.lm.model.get_parameter(name).copy_(self._saved[name])
-                self._saved.pop(name, None)
+            while self._undo:
+                # Undone before it is forgotten: if this is interrupted and run again, it is only undone twice.
+                entry = self._undo[-1]
+                entry[1]()
+                if self._undo and self._undo[-1] is entry:
+                    self._undo.pop()
+                    self._saved.discard(entry[0])
 
     def _save(self, name: str) -> None:
-        if name not in self._saved:
-            parameter = self.lm.model.get_parameter(name)
-            self._saved[name] = parameter.detach().clone() if self.originals else torch.empty(0)
+        parameter = self.lm.model.get_parameter(name)
+        if id(parameter) in self._saved:
+            return
+        old = parameter.detach().clone()
 
+        def back() -> None:
+            parameter.copy_(old)
 
-def _skipped_parameters(bench: Bench) -> list[nn.Parameter]:
-    from studfinder.quantizers.targets import targets
-
-    left = [target for target in targets(bench.lm) if target.name not in {t.name for t in bench.targets}]
-    return [bench.lm.model.get_parameter(target.name) for target in left]
+        self._undo.append((id(parameter), back))
+        self._saved.add(id(parameter))

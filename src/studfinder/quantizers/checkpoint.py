@@ -30,6 +30,8 @@ _NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+"""Dtypes by their names in safetensors files."""
 _LEDGER = "studfinder-partial.json"
 
 

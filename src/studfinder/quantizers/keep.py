@@ -5,16 +5,18 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, content_hash
-from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target, named
 from studfinder.records import Findings, SuperWeight
+
+if TYPE_CHECKING:
+    from studfinder.quantizers.bench import Bench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,15 @@ class Skip:
 Keep = HoldOut | Skip
 
 
+@runtime_checkable
+class Transform(Protocol):
+    """A change that leaves the model what it computes and makes it easier to quantise."""
+
+    def apply(self, bench: Bench) -> None:
+        """Change the model on the bench, and what is held out along with it."""
+        ...
+
+
 def hold_out(what: Any = None, *, fraction: float = 0.0) -> HoldOut:
     """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
 
@@ -68,7 +79,7 @@ def skip(*names: str) -> Skip:
     return Skip(names=tuple(names))
 
 
-def resolve(lm: LM, found: Sequence[Target], keep: Any, scheme: Scheme) -> tuple[dict[str, torch.Tensor], set[str]]:
+def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
     """Masks by parameter name, (out, in) with True for held entries, and the fused groups to skip.
 
     Raises:
@@ -79,16 +90,23 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any, scheme: Scheme) -> tuple
     for one in as_keeps(lm, keep):
         if isinstance(one, Skip):
             skipped |= _skipped(found, one)
-        else:
+        elif isinstance(one, HoldOut):
             _hold(lm, found, one, held)
     return held, skipped
 
 
-def as_keeps(lm: LM, keep: Any) -> list[Keep]:
+def transforms_of(keep: Any) -> tuple[Transform, ...]:
+    """The transforms among what was given as `keep`, in order."""
+    if isinstance(keep, list | tuple):
+        return tuple(one for part in keep for one in transforms_of(part))
+    return (keep,) if isinstance(keep, Transform) else ()
+
+
+def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     """What was given as `keep`, as records. Findings mean: hold out their super weights."""
     if keep is None:
         return []
-    if isinstance(keep, HoldOut | Skip):
+    if isinstance(keep, HoldOut | Skip | Transform):
         return [keep]
     if isinstance(keep, Findings):
         check_same_model(lm, keep)
@@ -97,7 +115,7 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep]:
         return [hold_out(keep)]
     if isinstance(keep, Iterable) and not isinstance(keep, str):
         return [one for part in keep for one in as_keeps(lm, part)]
-    raise StudfinderError(f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out() or skip()")
+    raise StudfinderError(f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform")
 
 
 def check_same_model(lm: LM, findings: Findings) -> None:

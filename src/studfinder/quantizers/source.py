@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source, anatomy_of
+from studfinder.quantizers.checkpoint import DTYPES
 from studfinder.quantizers.targets import Target, targets
 
 
@@ -21,13 +23,23 @@ class Files:
 
     Attributes:
         folder: the checkpoint.
-        shards: file names, each with the names of its tensors in the order they are stored.
+        shards: file names, each with its tensors in the order they are stored: name to (dtype, shape).
         targets: the matrices to quantise, by parameter name.
     """
 
     folder: Path
-    shards: Mapping[str, tuple[str, ...]]
+    shards: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
     targets: Mapping[str, Target]
+
+    @property
+    def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every tensor."""
+        return {name: what for tensors in self.shards.values() for name, what in tensors.items()}
+
+    def read(self, shard: str, name: str) -> torch.Tensor:
+        """One tensor, mapped from its file."""
+        with safe_open(self.folder / shard, framework="pt") as file:
+            return file.get_tensor(name)
 
     def signature(self) -> dict[str, Any]:
         """Names, sizes and times of the files: the same signature is taken for the same weights."""
@@ -45,8 +57,8 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     """
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    shards = {path.name: _names(path) for path in sorted(folder.glob("*.safetensors"))}
-    stored = {name for names in shards.values() for name in names}
+    shards = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    stored = {name for tensors in shards.values() for name in tensors}
     if not set(found) <= stored or any(target.ref.transposed for target in found.values()):
         return None
     return Files(folder, shards, found)
@@ -64,8 +76,9 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    named = [(entry["data_offsets"][0], name) for name, entry in header.items() if name != "__metadata__"]
-    return tuple(name for _, name in sorted(named))
+    header.pop("__metadata__", None)
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    return {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in ordered}
