@@ -96,11 +96,16 @@ def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts
     config = QuantizationConfig(
         config_groups={"group_0": group}, format=format, ignore=list(ignore), quantization_status="compressed"
     )
-    return {
+    made = {
         "version": compressed_tensors.__version__,
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
+    if scheme.zero == "integer" and format == "pack-quantized":
+        # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
+        # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
+        made["dequantize"] = True
+    return made
 
 
 def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
@@ -164,15 +169,13 @@ def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
         return pack_to_int32(codes_RC.contiguous(), bits)  # type: ignore[no-any-return]
-    unsigned = (codes_RC.contiguous() + 2 ** (bits - 1)).view(torch.uint8) if bits == 4 else _offset_byte(codes_RC)
-    if bits == 4:
-        unsigned = unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
-    return unsigned.contiguous().view(torch.int32)
-
-
-def _offset_byte(codes_RC: torch.Tensor) -> torch.Tensor:
-    # -128..127 to 0..255 is a flip of the sign bit.
-    return codes_RC.contiguous().view(torch.uint8) ^ 0x80
+    bytes_RC = codes_RC.contiguous().view(torch.uint8)
+    if bits == 8:
+        unsigned = bytes_RC ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
+    else:
+        nibbles = (bytes_RC + 8) & 0x0F
+        unsigned = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
+    return unsigned.reshape(-1).view(torch.int32).reshape(codes_RC.shape[0], -1)
 
 
 def _words(size: int, bits: int) -> int:

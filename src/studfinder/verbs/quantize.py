@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     dtype = stored[found[0].name][0]
     method = method or RTN(scheme=default_scheme([stored[t.name][1] for t in found], dtype), clip=Clip())
     _, skipped = resolve(skeleton(files.folder), found, keep)
-    chosen = {target.name for target in found if target.fused not in skipped}
+    chosen = tuple(target.name for target in found if target.fused not in skipped)
     if not chosen:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     for target in chosen:
@@ -220,7 +220,7 @@ def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Seq
     return [chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes][0]
 
 
-def _bits(files: Files, chosen: set[str], scheme: Scheme) -> float:
+def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
     bits = total = 0.0
     for name in files.targets:
         dtype, shape = files.stored[name]
