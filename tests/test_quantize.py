@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from scanned import a_scan
 from tiny import tiny, token_ids, tokenizer
 
+from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import load
@@ -288,3 +289,27 @@ def test_a_model_that_is_quantised_already_is_refused(tmp_path):
     with pytest.raises(StudfinderError, match="quantised already"):
         quantize(tmp_path / "out", W4, out=tmp_path / "again")
     assert len(targets(load(source))) == 21
+
+
+def test_the_command_line(tmp_path, capsys):
+    source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
+
+    def says(code: int, *arguments: object) -> str:
+        assert run(["quantize", str(source), "--out", str(out), *map(str, arguments)]) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    plan = says(0, "--dry-run")
+    assert "21 matrices" in plan
+    assert "int4 per channel" in plan  # no usual group divides 48
+    assert "do not divide a matrix" in says(2, "--group", 32)
+    assert "element type 'int9'" in says(2, "--bits", 9)
+    assert "there is no scheme 'w5'" in says(2, "--scheme", "w5")
+    assert "one or the other" in says(2, "--scheme", "fp8", "--bits", 4)
+    assert "there is no method 'guess'" in says(2, "--method", "guess")
+    assert not out.exists()
+    record = json.loads(says(0, "--group", 16, "--json", "--skip", "*.0.mlp.up_proj"))
+    assert record == json.loads((out / "studfinder.json").read_text())
+    assert record["skipped"] == ["model.layers.0.mlp.gate_proj+up_proj"]
+    assert "exists" in says(2, "--group", 16)
+    assert "float-quantized" in says(0, "--scheme", "fp8", "--overwrite")

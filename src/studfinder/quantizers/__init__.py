@@ -3,6 +3,7 @@
 from studfinder.quantizers.apply import quantized
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.calibration import calibration_windows
+from studfinder.quantizers.card import Quantization
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.grid import Grid, Quantized, codes, dequantized, fit, quantize_weight
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
@@ -21,6 +22,7 @@ __all__ = [
     "HoldOut",
     "Keep",
     "Method",
+    "Quantization",
     "Quantized",
     "Scheme",
     "Skip",

@@ -34,7 +34,7 @@ _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What is copied along with the weights: tokenizer and generation settings."""
 
 
-def default_scheme(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
     """4 bits, integer zero point, groups of 128, or of 64 or 32 where 128 does not divide every matrix.
 
     Args:
@@ -44,6 +44,21 @@ def default_scheme(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sch
     sizes = [size for size in _GROUPS if all(shape[1] % size == 0 for shape in shapes)]
     scale: Any = str(dtype).removeprefix("torch.")
     return Scheme(block=sizes[0] if sizes else "channel", zero="integer", scale=scale)
+
+
+def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """(out, in) of every matrix that is quantised, by parameter name, and their dtype.
+
+    Args:
+        source: a model, or the folder of one, which is not loaded.
+    """
+    if isinstance(source, LM):
+        return {t.name: tuple(t.weight(source).shape) for t in targets(source)}, source.dtype
+    files = open_files(source)
+    if files is None:
+        return shapes_of(load(source))
+    stored = files.stored
+    return {name: stored[name][1] for name in files.targets}, stored[next(iter(files.targets))][0]
 
 
 def quantize(
@@ -79,7 +94,7 @@ def quantize(
     """
     job = _Job(Path(out), format, overwrite, progress)
     check_free(job.out, overwrite)
-    folder = _folder(source)
+    folder = folder_of(source)
     if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep):
         files = open_files(folder)
         if files is not None:
@@ -99,7 +114,7 @@ class _Job:
 def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
     found, stored = tuple(files.targets.values()), files.stored
     dtype = stored[found[0].name][0]
-    method = method or RTN(scheme=default_scheme([stored[t.name][1] for t in found], dtype), clip=Clip())
+    method = method or RTN(scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip())
     _, skipped = resolve(skeleton(files.folder), found, keep)
     chosen = tuple(target.name for target in found if target.fused not in skipped)
     if not chosen:
@@ -236,7 +251,7 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _folder(source: Any) -> Path | None:
+def folder_of(source: Any) -> Path | None:
     """The folder that a name stands for, where it is here; None for a live model or a hub id."""
     if isinstance(source, LM):
         return None
