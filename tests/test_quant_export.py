@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import SCHEMES, Scheme, quantize_weight, targets
 from studfinder.quantizers.export import chosen_format, described, pack, tensors
+from tiny import tiny
 
 BF16 = torch.bfloat16
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import checkpoint
 from safetensors.torch import load_file, save_file
-from scanned import a_scan
-from tiny import tiny, token_ids, tokenizer
 
+from checkpoints import checkpoint
+from scanned import a_scan
 from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
@@ -22,6 +21,7 @@ from studfinder.models import load
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized, skip, targets
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
 from studfinder.verbs.quantize import default_scheme, quantize
+from tiny import tiny, token_ids, tokenizer
 
 BF16 = torch.bfloat16
 W4 = RTN(scheme=Scheme(block=16, zero="integer"), clip=Clip(steps=3))
@@ -162,7 +162,7 @@ def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(tmp_path):
     out = tmp_path / "out"
     quantize(source, W4, out=out)
     old = (out / "model.safetensors").read_bytes()
-    with pytest.raises(StudfinderError, match="exists.*--overwrite"):
+    with pytest.raises(StudfinderError, match=r"exists.*--overwrite"):
         quantize(source, RTN(scheme=Scheme(block=32, scale="bfloat16")), out=out)
     assert (out / "model.safetensors").read_bytes() == old
     quantize(source, RTN(scheme=Scheme(element="int8", block=16)), out=out, overwrite=True)
@@ -248,7 +248,11 @@ def test_an_interrupted_export_is_not_continued_with_other_settings(tmp_path):
 
 
 def test_a_shard_is_what_safetensors_reads(tmp_path):
-    made = {"a": torch.arange(6).reshape(2, 3), "b": torch.randn(3).to(BF16), "c": torch.randn(2, 2).to(torch.float8_e4m3fn)}
+    made = {
+        "a": torch.arange(6).reshape(2, 3),
+        "b": torch.randn(3).to(BF16),
+        "c": torch.randn(2, 2).to(torch.float8_e4m3fn),
+    }
     entries = [Entry({n: (t.dtype, tuple(t.shape))}, lambda n=n, t=t: {n: t}) for n, t in made.items()]
     write_shard(tmp_path / "x.safetensors", entries)
     found = load_file(tmp_path / "x.safetensors")

@@ -74,7 +74,13 @@ def command(
     from studfinder.verbs.quantize import folder_of, quantize, shapes_of
 
     source: Any = folder_of(model)
-    if source is None or (dtype, device, revision, trust_remote_code, allow_pickle) != ("auto", None, None, False, False):
+    if source is None or (dtype, device, revision, trust_remote_code, allow_pickle) != (
+        "auto",
+        None,
+        None,
+        False,
+        False,
+    ):
         source = load(
             model,
             dtype=dtype,

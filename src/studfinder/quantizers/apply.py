@@ -58,6 +58,8 @@ class running:
             self._guard()
             for transform in self.bench.transforms:
                 transform.apply(self.bench)
+            if self.bench.held and not self.bench.numbers:
+                self.bench.skip_held()
             self.method.run(self.bench)
         except BaseException:
             self._leave()
@@ -97,10 +99,11 @@ def bench_for(
 ) -> Bench:
     """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
     found = targets(lm)
-    if method.calibrated and not windows:
-        raise StudfinderError(
-            f"{type(method).__name__} needs calibration text", do="Give windows from calibration_windows(lm)"
-        )
+    for part in (method, *transforms_of(keep)):
+        if getattr(part, "calibrated", False) and not windows:
+            raise StudfinderError(
+                f"{type(part).__name__} needs calibration text", do="Give windows from calibration_windows(lm)"
+            )
     held, skipped = resolve(lm, found, keep)
     kept = tuple(target for target in found if target.fused not in skipped)
     if not kept:
@@ -116,6 +119,8 @@ def bench_for(
         left=tuple(target for target in found if target.fused in skipped),
         transforms=transforms_of(keep),
         progress=progress,
+        scheme=method.scheme,
+        size=sum(target.weight(lm).numel() for target in found),
     )
 
 
@@ -125,6 +130,3 @@ def check_fits(name: str, shape: Any, method: Method) -> None:
         tile(shape, method.scheme)
     except StudfinderError as error:
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
-
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target
 
 Progress = Callable[[str, int, int], Any]
@@ -33,7 +34,11 @@ class Bench:
         targets: what to quantise, skipped ones left out.
         windows: calibration token ids, for methods that need them.
         held: by parameter name, a bool mask (out, in), True for entries to hold out.
-        skipped: fused groups that stay as they are.
+        skipped, left: fused groups that stay as they are, and their matrices.
+        instead: those of them that are skipped because there is no place for the numbers to hold out in them.
+        scheme: how the method will store weights.
+        numbers: whether what is made has a place for single numbers; otherwise `skip_held` comes before the method.
+        size: weights of all matrices before any of them was widened.
         transforms: exact changes that are made before the method runs.
         progress: see `Progress`.
         done: what was put, by parameter name.
@@ -46,6 +51,10 @@ class Bench:
     held: dict[str, torch.Tensor] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     left: tuple[Target, ...] = ()
+    instead: tuple[str, ...] = ()
+    scheme: Scheme = field(default_factory=Scheme)
+    numbers: bool = True
+    size: int = 0
     transforms: tuple[Any, ...] = ()
     progress: Progress = lambda what, done, total: None
     done: dict[str, Quantized] = field(default_factory=dict)
@@ -90,25 +99,31 @@ class Bench:
     def skip_held(self) -> None:
         """Skip what has entries to hold out, with all that is fused with it: for formats without a place for them."""
         groups = {target.fused for target in self.targets if target.name in self.held}
-        kept = tuple(target for target in self.targets if target.fused not in groups)
-        if not kept:
+        if all(target.fused in groups for target in self.targets):
             raise StudfinderError(
                 "every matrix has numbers to hold out, and the format has no place for them", do="Use --format dense"
             )
+        self.held = {}
+        self.instead = tuple(sorted(groups))
+        self.skip(groups)
+
+    def skip(self, groups: Collection[str]) -> None:
+        """Leave fused groups as they are."""
         self.left += tuple(target for target in self.targets if target.fused in groups)
-        self.targets, self.held = kept, {}
+        self.targets = tuple(target for target in self.targets if target.fused not in groups)
         self.skipped = tuple(sorted({*self.skipped, *groups}))
 
     @property
     def bits(self) -> float:
-        """True bits a weight over what was quantised; skipped matrices count with their 16 (or 32) bits."""
+        """True bits a weight over all matrices; skipped ones count with their 16 (or 32) bits, and what a split added
+        counts as a cost of the weights that were there before."""
         sizes = [(q.codes_RC.numel(), q.bits) for q in self.done.values()]
         for target in self.left:
             weight = target.weight(self.lm)
             sizes.append((weight.numel(), 8 * weight.element_size()))
         if not self.done:
             raise StudfinderError("nothing was quantised", expected="at least one matrix")
-        return sum(size * bits for size, bits in sizes) / sum(size for size, _ in sizes)
+        return sum(size * bits for size, bits in sizes) / (self.size or sum(size for size, _ in sizes))
 
     def restore(self) -> None:
         """Put every number back and remove every hook. Safe to call again after an interrupt."""

@@ -138,7 +138,9 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise StudfinderError(f"folder {out} exists", do="Choose another --out, or replace it with --overwrite")
     if not (out / "config.json").is_file():
         raise StudfinderError(
-            f"folder {out} is no checkpoint, so it is not replaced", expected="a config.json in it", do="Choose another --out"
+            f"folder {out} is no checkpoint, so it is not replaced",
+            expected="a config.json in it",
+            do="Choose another --out",
         )
 
 

@@ -37,7 +37,9 @@ def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequenc
     if problem is None and asked not in ("auto", *possible):
         problem = f"{asked} does not hold {scheme}"
     if problem:
-        do = f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
+        do = (
+            f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
+        )
         raise StudfinderError(problem, do=do)
     return possible[0] if asked == "auto" else asked
 
@@ -139,7 +141,9 @@ def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, 
         StudfinderError: entries are kept, or columns are grouped out of order: no format has a place for those.
     """
     if quantized.kept is not None:
-        raise StudfinderError("compressed-tensors has no place for kept entries", do="Skip the matrix, or --format dense")
+        raise StudfinderError(
+            "compressed-tensors has no place for kept entries", do="Skip the matrix, or --format dense"
+        )
     if quantized.group_C is not None:
         raise StudfinderError("groups out of column order cannot be exported yet", do="Use static groups")
     scheme, grid = quantized.scheme, quantized.grid
@@ -168,7 +172,7 @@ def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
     if bits not in (4, 8) or codes_RC.shape[1] % (32 // bits):
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-        return pack_to_int32(codes_RC.contiguous(), bits)  # type: ignore[no-any-return]
+        return pack_to_int32(codes_RC.contiguous(), bits)
     bytes_RC = codes_RC.contiguous().view(torch.uint8)
     if bits == 8:
         unsigned = bytes_RC ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit

@@ -201,9 +201,7 @@ def rounded(scaled: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return _FP4.to(scaled.device)[torch.bucketize(scaled.abs(), _FP4_EDGES.to(scaled.device))].copysign_(scaled)
 
 
-def in_steps(
-    tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme
-) -> torch.Tensor:
+def in_steps(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
     """Entries in units of their block's step, zero point added, fp32."""
     own = tiles.to(torch.float32, copy=True)
     if zero is None:

@@ -115,7 +115,9 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
         return [hold_out(keep)]
     if isinstance(keep, Iterable) and not isinstance(keep, str):
         return [one for part in keep for one in as_keeps(lm, part)]
-    raise StudfinderError(f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform")
+    raise StudfinderError(
+        f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform"
+    )
 
 
 def check_same_model(lm: LM, findings: Findings) -> None:

@@ -11,6 +11,7 @@ from studfinder.quantizers.scheme import Scheme
 
 METHODS = {
     "rtn": "studfinder.quantizers.rtn:RTN",
+    "clip-restore": "studfinder.quantizers.clip_restore:ClipRestore",
 }
 """Every method, as module:class. A new one is one new file and one line here."""
 

@@ -92,6 +92,17 @@ def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str
     return {target.name: means[first[target.fused]] for target in wanted if first[target.fused] in means}
 
 
+def output_error(delta_RC: torch.Tensor, moment_CC: torch.Tensor) -> float:
+    """Mean over the calibration tokens of |delta x|^2: what a change of a matrix does to its output.
+
+    Args:
+        delta_RC: the change, (out, in).
+        moment_CC: mean of x x^T, from `second_moments`.
+    """
+    delta_RC = delta_RC.float()
+    return float(((delta_RC @ moment_CC) * delta_RC).sum(dtype=torch.float64))
+
+
 class _Enough(Exception):
     """The block has run; what comes after it is not needed."""
 

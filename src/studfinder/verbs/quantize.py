@@ -114,7 +114,9 @@ class _Job:
 def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
     found, stored = tuple(files.targets.values()), files.stored
     dtype = stored[found[0].name][0]
-    method = method or RTN(scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip())
+    method = method or RTN(
+        scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip()
+    )
     _, skipped = resolve(skeleton(files.folder), found, keep)
     chosen = tuple(target.name for target in found if target.fused not in skipped)
     if not chosen:
@@ -134,7 +136,7 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     )
     settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
     with staged(job.out, settings, job.overwrite) as stage:
-        _write_files(job, files, stage, {n: method for n in chosen}, format)
+        _write_files(job, files, stage, dict.fromkeys(chosen, method), format)
         for path in files.folder.iterdir():
             if path.suffix in _BESIDE and path.name not in ("model.safetensors.index.json", "config.json"):
                 shutil.copyfile(path, stage / path.name)
@@ -166,14 +168,13 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
     format = chosen_format(method.scheme, job.format, lm.dtype, found)
-    text, windows = None, ()
+    text: str | None = None
+    windows: Sequence[Sequence[int]] = ()
     if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
         origin, windows = calibration_windows(lm, calibration[0], count=calibration[1], length=calibration[2])
         text = f"{origin}, {len(windows)} windows of {calibration[2]} tokens"
     bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
-    before = set(bench.skipped)
-    if format != "dense":
-        bench.skip_held()
+    bench.numbers = format == "dense"
     with running(bench, method):
         done = _record(
             lm.source.id,
@@ -183,7 +184,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
             bits=bench.bits,
             quantized=len(bench.done),
             skipped=bench.skipped,
-            instead=tuple(sorted(set(bench.skipped) - before)),
+            instead=bench.instead,
             kept=tuple(map(str, as_keeps(lm, keep))),
             notes=tuple(bench.notes),
             calibration=text,
@@ -232,7 +233,8 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
 
 
 def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
-    return [chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes][0]
+    formats = {chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes}
+    return formats.pop()
 
 
 def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
