@@ -191,6 +191,7 @@ def test_a_weight_that_is_not_finite_is_named_and_the_old_folder_stays(tmp_path)
         with pytest.raises(StudfinderError, match=f"{name}: a weight is NaN"):
             quantize(source, W4, out=out, overwrite=True)
         assert (out / "model.safetensors").read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def sharded(tmp_path: Path) -> Path:

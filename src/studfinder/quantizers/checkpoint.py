@@ -104,11 +104,13 @@ def write_index(folder: Path, files: Mapping[str, Sequence[Entry]]) -> None:
 
 
 @contextmanager
-def staged(out: Path, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Path]:
+def staged(
+    out: Path, settings: Mapping[str, Any], overwrite: bool = False, *, resumable: bool = True
+) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when the block ends well; until then `out` is what it was.
 
-    After an interruption the staged folder stays, and the same settings continue with the shards it holds; other
-    settings begin anew.
+    After an interruption the staged folder stays if it is resumable, and the same settings continue with the shards
+    it holds; other settings begin anew. After a user's mistake it is removed.
 
     Raises:
         StudfinderError: `out` exists and is not to be replaced, or the place cannot be written.
@@ -123,7 +125,12 @@ def staged(out: Path, settings: Mapping[str, Any], overwrite: bool = False) -> I
     except OSError as error:
         raise StudfinderError(f"folder {out} cannot be made ({error.strerror})") from None
     write_text(stage / _LEDGER, json.dumps(plain))
-    yield stage
+    try:
+        yield stage
+    except BaseException as error:
+        if isinstance(error, StudfinderError) or not resumable:  # nothing of it can be used again
+            shutil.rmtree(stage, ignore_errors=True)
+        raise
     (stage / _LEDGER).unlink()
     _put_in_place(stage, out)
 

@@ -190,7 +190,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
             calibration=text,
         )
         # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
-        with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite) as stage:
+        with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
             parts = shards(bench_entries(bench, format))
             files = dict(zip(_shard_names(len(parts)), parts, strict=True))
             for file, entries in files.items():

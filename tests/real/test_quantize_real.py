@@ -1,0 +1,73 @@
+"""The built-in model, quantised: numbers that have to come out again, and the checkpoint in plain transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import studfinder as sf
+from studfinder.edits import Weights
+from studfinder.measures.perplexity import perplexity
+from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized, targets
+from studfinder.quantizers.transforms import Rebalance
+from studfinder.verbs.quantize import quantize
+
+pytestmark = pytest.mark.real
+
+PLAIN = """
+import json, sys, torch
+sys.modules["studfinder"] = None  # importing it is an error
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    torch.save(model(torch.tensor([json.loads(sys.argv[2])])).logits, sys.argv[3])
+"""
+IDS = list(range(1000, 1064))
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return sf.load("smollm2")
+
+
+def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(lm, tmp_path):
+    done = quantize("smollm2", out=tmp_path / "out")
+    assert (done.bits, done.kernel) == (4.3125, "Marlin W4A16")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", PLAIN, tmp_path / "out", json.dumps(IDS), tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, env=environment)
+    scheme = Scheme(block=64, zero="integer")
+    with quantized(lm, RTN(scheme=scheme, clip=Clip())), torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), lm.model(torch.tensor([IDS])).logits)
+
+
+def test_the_zero_point_matters_more_than_the_clip(lm, data):
+    """Per-channel W4: a float minimum, an integer zero point, and holding out the largest half percent with a clip."""
+
+    def after(zero, clip=None, keep=None):
+        method = RTN(scheme=Scheme(block="channel", zero=zero), clip=clip)
+        with quantized(lm, method, keep=keep):
+            return perplexity(lm, "wikitext2", limit=4).value
+
+    floating, integer = after("float"), after("integer")
+    kept = after("integer", Clip(), hold_out(fraction=0.005))
+    assert floating > 1.3 * integer
+    assert kept < 0.9 * integer
+
+
+def test_growing_the_spike_of_the_super_weight_hurts(lm, data):
+    """Its rounding error is multiplied by what comes in."""
+    weight = Weights(parameter="model.layers.11.mlp.down_proj.weight", entries=((507, 1229),))
+    assert weight.parameter in {target.name for target in targets(lm)}
+    method = RTN(scheme=Scheme(block=64, zero="integer"))
+    found = {}
+    for power in (-2, 0):
+        keep = Rebalance(neurons=((11, 1229),), power=power) if power else None
+        with quantized(lm, method, keep=keep):
+            found[power] = perplexity(lm, "wikitext2", limit=4).value
+    assert found[-2] > 1.2 * found[0]
