@@ -66,7 +66,7 @@ def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
         leaf = name.rpartition(".")[2]
         if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
             continue
-        if leaf in _ROUTERS and "down_proj" not in name:
+        if leaf in _ROUTERS:
             continue
         ref = MatrixRef(f"{name}.weight", None, type(module).__name__ == "Conv1D")
         yield Target(ref, layer, fused_name(name))
