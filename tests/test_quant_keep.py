@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
-from studfinder.quantizers import RTN, Scheme, hold_out, quantized
+from studfinder.models import content_hash
+from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized
 from studfinder.quantizers.apply import bench_for, running
 from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
@@ -105,6 +107,27 @@ def test_auto_skips_where_there_is_no_place_for_numbers():
     with pytest.raises(StudfinderError, match="no group keeps its error"):
         with quantized(lm, two, keep=Auto(budget=1e-9, fractions=()), windows=prompts()):
             pass
+
+
+def test_findings_mean_their_super_weights_less_the_inert_ones():
+    lm = with_outlier()
+    findings, _ = a_scan()
+    weights = tuple(
+        replace(
+            findings.super_weights[0], layer=1, parameter=DOWN, index=index, row=index[0], col=index[1], verdict=verdict
+        )
+        for index, verdict in (((3, 4), "proven"), ((5, 6), "inert"))
+    )
+    card = replace(findings.model, content_hash=content_hash(lm))
+    findings = replace(findings, model=card, super_weights=weights)
+    with quantized(lm, RTN(scheme=CHANNEL), keep=findings) as bench:
+        assert bench.held[DOWN].nonzero().tolist() == [[3, 4]]
+        assert set(bench.held) == {DOWN}
+    assert neurons_of(findings) == ((1, 4),)
+    with torch.no_grad():
+        lm.model.get_parameter(DOWN)[0, 0] += 1
+    with pytest.raises(StudfinderError, match="findings of the model that is quantised"):
+        quantized(lm, RTN(scheme=CHANNEL), keep=findings)
 
 
 def test_what_needs_calibration_says_so():

@@ -124,6 +124,20 @@ def test_the_card_says_what_was_done_and_how_kept_numbers_are_held(tmp_path):
     assert record["settings"]["scheme"]["block"] == 16
 
 
+def test_the_card_can_say_what_was_lost(tmp_path, monkeypatch):
+    from studfinder.measures.perplexity import perplexity as real
+
+    text = [" ".join(f"w{(i * j) % 90 + 3}" for i in range(60)) for j in range(1, 5)]
+    monkeypatch.setattr("studfinder.verbs.quantize.perplexity", lambda lm: real(lm, text, window=16))
+    lm = load(tiny("llama", dtype=BF16).model, tokenizer())
+    done = quantize(lm, W4, out=tmp_path / "out", score=True)
+    with quantized(lm, W4):
+        after = real(lm, text, window=16).value
+    (line,) = done.scores.values()
+    assert line.startswith(f"{after:.3f}, {after / real(lm, text, window=16).value:.3f} times")
+    assert line in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_default_group_is_the_largest_that_divides():
     assert default_scheme([(8, 256), (8, 1024)], BF16).block == 128
     assert default_scheme([(8, 576), (8, 1536)], BF16).block == 64

@@ -77,7 +77,7 @@ def test_nothing_is_left_when_the_method_fails_half_way():
 
 
 @pytest.mark.parametrize("at", [0, 3, 20])
-def test_nothing_is_left_after_ctrl_c(at):
+def test_nothing_is_left_after_ctrl_c(at, request):
     lm = tiny("llama")
     before = state(lm)
 
@@ -85,7 +85,9 @@ def test_nothing_is_left_after_ctrl_c(at):
         if done == at:
             os.kill(os.getpid(), signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.default_int_handler  # a shell's background jobs start with Ctrl-C ignored
+    started = signal.signal(signal.SIGINT, handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, started))
     with pytest.raises(KeyboardInterrupt):
         with quantized(lm, W4, progress=interrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -31,7 +31,7 @@ def command(
     model: o.Model,
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in --out.")] = False,
-    method: Annotated[str, typer.Option(help="How to round: `studfinder ls methods`.")] = "rtn",
+    method: Annotated[str, typer.Option(help="How to round: rtn, clip-restore, ...")] = "rtn",
     scheme: Annotated[str | None, typer.Option(help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of an integer, 2 to 8.  [default: 4]")] = None,
     group: Annotated[
@@ -44,6 +44,10 @@ def command(
     hold_fraction: Annotated[
         float, typer.Option(min=0, max=0.5, help="Hold out this share of each matrix, the largest by magnitude.")
     ] = 0.0,
+    auto: Annotated[
+        float | None,
+        typer.Option(min=0, help="Keep each fused group's relative output error below this, at the least cost."),
+    ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A matrix to leave alone; * matches (repeatable).")] = None,
     format: Annotated[
         str, typer.Option(help="auto, pack-quantized, int-quantized, float-quantized or dense.")
@@ -51,6 +55,9 @@ def command(
     calibration: Annotated[str, typer.Option(help="Calibration text: wikipedia, c4 or a file.")] = "wikipedia",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
+    score: Annotated[
+        bool, typer.Option("--score", help="Put the perplexity of our proof text before and after into the card.")
+    ] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     revision: o.Revision = None,
@@ -91,7 +98,7 @@ def command(
         )
     shapes, own_dtype = shapes_of(source)
     chosen = _method(method, _scheme(scheme, bits, group, zero, list(shapes.values()), own_dtype), clip)
-    kept = _keep(keep or [], hold_fraction, skip or [])
+    kept = _keep(keep or [], hold_fraction, skip or [], auto)
     if dry_run:
         form = chosen_format(chosen.scheme, format, own_dtype)
         print(_plan(model, chosen.scheme, method, form, shapes))
@@ -106,6 +113,7 @@ def command(
             calibration=calibration,
             samples=samples,
             length=length,
+            score=score,
             overwrite=overwrite,
             progress=progress,
         )
@@ -149,8 +157,8 @@ def _method(name: str, scheme: Scheme, clip: bool) -> Method:
     return kind(scheme=scheme, clip=Clip() if clip else None) if name == "rtn" else kind(scheme=scheme)
 
 
-def _keep(runs: list[Path], fraction: float, skips: list[str]) -> list[Any]:
-    from studfinder.quantizers import hold_out, skip
+def _keep(runs: list[Path], fraction: float, skips: list[str], budget: float | None) -> list[Any]:
+    from studfinder.quantizers import Auto, hold_out, skip
     from studfinder.records import Findings
     from studfinder.records.json import read_record
     from studfinder.runs import find_findings
@@ -158,7 +166,9 @@ def _keep(runs: list[Path], fraction: float, skips: list[str]) -> list[Any]:
     kept: list[Any] = [read_record(Findings, find_findings(run)) for run in runs]
     if fraction:
         kept.append(hold_out(fraction=fraction))
-    return [*kept, *([skip(*skips)] if skips else [])]
+    if skips:
+        kept.append(skip(*skips))
+    return kept if budget is None else [*kept, Auto(budget=budget)]
 
 
 def _plan(model: str, scheme: Scheme, method: str, format: str, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -180,6 +190,8 @@ def _print(done: Quantization, out: Path) -> None:
     console.print(f"{done.scheme}: {done.bits:.3f} bits a weight, {done.quantized} matrices, {done.format}")
     for name in done.instead:
         console.print(f"kept by leaving it whole: {name}", highlight=False)
+    for name, line in done.scores.items():
+        console.print(f"{name}: {line}", highlight=False)
     for note in done.notes:
         console.print(note, highlight=False)
     console.print(f"kernel in vLLM: {done.kernel or ('not needed' if done.format == 'dense' else 'none known')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -41,7 +41,7 @@ class Quantization:
     instead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calibration: str | None = None
-    scores: Mapping[str, str]
+    scores: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str]
     made: str
 

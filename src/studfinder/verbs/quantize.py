@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.measures.perplexity import perplexity
+from studfinder.measures.scores import Scores, compare
 from studfinder.models import BUILTINS, LM, load
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
@@ -71,6 +73,7 @@ def quantize(
     calibration: str | Path = "wikipedia",
     samples: int = 128,
     length: int = 512,
+    score: bool = False,
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Quantization:
@@ -87,15 +90,16 @@ def quantize(
             numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
         format: "auto", "pack-quantized", "int-quantized", "float-quantized", or "dense": dequantised weights.
         calibration, samples, length: text and size of the calibration windows, for methods that need them.
+        score: put the perplexity of our proof text before and after into the card; needs the model in memory.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
             model; calibration text too short; a weight that is not finite.
     """
-    job = _Job(Path(out), format, overwrite, progress)
+    job = _Job(Path(out), format, score, overwrite, progress)
     check_free(job.out, overwrite)
     folder = folder_of(source)
-    if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep):
+    if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep) and not score:
         files = open_files(folder)
         if files is not None:
             return _from_files(job, str(source), files, method, keep)
@@ -107,6 +111,7 @@ def quantize(
 class _Job:
     out: Path
     format: str
+    score: bool
     overwrite: bool
     progress: Progress
 
@@ -175,6 +180,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
         text = f"{origin}, {len(windows)} windows of {calibration[2]} tokens"
     bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
     bench.numbers = format == "dense"
+    before = perplexity(lm) if job.score else None
     with running(bench, method):
         done = _record(
             lm.source.id,
@@ -188,6 +194,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
             kept=tuple(map(str, as_keeps(lm, keep))),
             notes=tuple(bench.notes),
             calibration=text,
+            scores={} if before is None else _scores(before, perplexity(lm)),
         )
         # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
         with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
@@ -225,11 +232,18 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
         scheme=str(method.scheme),
         kernel=None if format == "dense" else kernel(method.scheme),
         format=format,
-        scores={},
         versions=versions(),
         made=now(),
         **rest,
     )
+
+
+def _scores(before: Scores, after: Scores) -> dict[str, str]:
+    change = compare(before, after).interval
+    return {
+        f"perplexity of {after.text.split()[0]}": f"{after.value:.3f}, {change.value:.3f} times that of the original "
+        f"({change.low:.3f} to {change.high:.3f}, paired bootstrap over windows)"
+    }
 
 
 def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
