@@ -8,6 +8,7 @@ from math import inf
 import pytest
 import torch
 
+from scanned import a_scan
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash

@@ -18,13 +18,13 @@ class Clip:
     Attributes:
         steps: how many candidates, evenly spaced from 1 downwards.
         lowest: the smallest factor.
-        norm: the exponent of the error |w - q|^norm. GPTQ's own search (IST-DASLab `quant.py`) takes 2.4, and 80
-            factors down to 0.2.
+        norm: the exponent of the error |w - q|^norm; 2.4 as in GPTQ's own search (IST-DASLab `quant.py`), which tries
+            80 factors down to 0.2. A smaller one clips more of what stands out, super weights first.
     """
 
     steps: int = 16
     lowest: float = 0.6
-    norm: float = 2.0
+    norm: float = 2.4
 
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.lowest < 1 or self.norm <= 0:
@@ -79,7 +79,8 @@ def _error(
     step = grid.step[part, None, :, None]
     scaled = in_steps(tiles, step, None if grid.zero is None else grid.zero[part, None, :, None], scheme)
     off = rounded(scaled.clone(), scheme).sub_(scaled)
-    powers = off.square_() if norm == 2 else off.abs_().pow_(norm)
+    # exp2(norm log2 |off|) takes half the time of a power; log2 of 0 is -inf, and its exp2 is 0 again.
+    powers = off.square_() if norm == 2 else off.abs_().log2_().mul_(norm).exp2_()
     if count is not None:
         powers *= count
     return powers.sum(dim=(1, 3)) * step[:, 0, :, 0].pow(norm)
