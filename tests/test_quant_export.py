@@ -37,6 +37,9 @@ EXPORTED = [
     (Scheme(element="fp8", block="channel"), "float-quantized"),
     (Scheme(element="fp8", block="tensor"), "float-quantized"),
     (Scheme(element="fp8", block=(16, 32)), "float-quantized"),
+    (Scheme(element="fp8", block=(20, 48), remainder="block"), "float-quantized"),
+    (SCHEMES["nvfp4"], "nvfp4-pack-quantized"),
+    (SCHEMES["mxfp4"], "mxfp4-pack-quantized"),
 ]
 
 
@@ -60,8 +63,8 @@ def test_what_is_described_is_what_is_made_and_it_decompresses_to_the_same(schem
     ("scheme", "format", "dtype", "message"),
     [
         (Scheme(zero="float"), "auto", BF16, "float minimum.* has no place"),
-        (SCHEMES["nvfp4"], "auto", BF16, "no place"),
-        (SCHEMES["mxfp4"], "auto", BF16, "no place"),
+        (SCHEMES["nvfp4"], "auto", torch.float32, "fp4 is read as bfloat16"),
+        (Scheme(element="fp4", block=64), "auto", BF16, "no place"),
         (Scheme(element="int4", block=(8, 8)), "auto", BF16, "no place"),
         (Scheme(element="int4"), "int-quantized", BF16, "does not hold"),
         (Scheme(element="int4"), "gptq", BF16, "there is no format 'gptq'"),

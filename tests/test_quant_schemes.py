@@ -160,7 +160,7 @@ def test_bits_count_scales_zero_points_and_kept_numbers():
     assert bits_per_weight((128, 1024), SCHEMES["mxfp4"]) == 4.25
     assert bits_per_weight((128, 1024), SCHEMES["nvfp4"]) == 4.5 + 32 / (128 * 1024)
     assert bits_per_weight((128, 1024), Scheme(block="tensor"), kept=3) == 4 + (16 + 3 * 48) / (128 * 1024)
-    assert bits_per_weight((100, 100), SCHEMES["fp8-block"]) == 8 + 32 / 10_000
+    assert bits_per_weight((100, 100), SCHEMES["fp8-block"]) == 8 + 16 / 10_000
 
 
 def test_fp4_rounds_ties_to_even():

@@ -18,7 +18,7 @@ from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import load
-from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized, skip, targets
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantized, skip, targets
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
 from studfinder.verbs.quantize import default_scheme, quantize
 from tiny import tiny, token_ids, tokenizer
@@ -52,6 +52,8 @@ def plainly(folders: list[Path]) -> list[torch.Tensor]:
 def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
     ids = token_ids()
     source = checkpoint(tmp_path / "source", dtype=BF16)
+    wide = tmp_path / "wide"  # every matrix has inputs in blocks of 32
+    quantize(load(source), W4, keep=Split(neurons=((0, 1),), multiple=32), out=wide, format="dense")
     tied = tmp_path / "tied"
     lm = tiny("llama", dtype=BF16)
     lm.model.config.tie_word_embeddings = True
@@ -64,6 +66,8 @@ def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
         (source, RTN(scheme=Scheme(element="int8", block="channel")), "int-quantized", None),
         (source, RTN(scheme=Scheme(element="fp8", block="channel")), "auto", None),
         (source, RTN(scheme=Scheme(element="int8", block="tensor", zero="integer")), "auto", None),
+        (source, RTN(scheme=SCHEMES["nvfp4"]), "auto", None),
+        (wide, RTN(scheme=SCHEMES["mxfp4"]), "auto", None),
         (source, W4, "auto", skip("*.1.self_attn.v_proj")),
         (source, RTN(scheme=Scheme(block=7, zero="float", remainder="block", scale="float32")), "dense", None),
         (tied, W4, "auto", None),

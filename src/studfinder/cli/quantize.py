@@ -50,7 +50,7 @@ def command(
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A matrix to leave alone; * matches (repeatable).")] = None,
     format: Annotated[
-        str, typer.Option(help="auto, pack-quantized, int-quantized, float-quantized or dense.")
+        str, typer.Option(help="auto, dense, or the name of a compressed-tensors format.")
     ] = "auto",
     calibration: Annotated[str, typer.Option(help="Calibration text: wikipedia, c4 or a file.")] = "wikipedia",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.grid import Quantized
-from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
 from studfinder.quantizers.targets import Target
 
-Format = Literal["auto", "pack-quantized", "int-quantized", "float-quantized", "dense"]
-FORMATS = ("auto", "pack-quantized", "int-quantized", "float-quantized", "dense")
+FORMATS = (
+    "auto",
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "dense",
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,6 +52,10 @@ def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequenc
 
 
 def _formats(scheme: Scheme) -> tuple[str, ...]:
+    if scheme == SCHEMES["nvfp4"]:
+        return ("nvfp4-pack-quantized",)
+    if scheme == SCHEMES["mxfp4"]:
+        return ("mxfp4-pack-quantized",)
     if scheme.zero == "float" or scheme.scale in ("e8m0", "e4m3"):
         return ()
     if scheme.integer and not isinstance(scheme.block, tuple):
@@ -56,8 +67,11 @@ def _formats(scheme: Scheme) -> tuple[str, ...]:
 
 def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str | None:
     own = _DTYPES.get(scheme.scale)
+    model = str(dtype).removeprefix("torch.")
     if own is not None and own is not dtype and dtype is not torch.float32:
-        return f"scales in {scheme.scale} cannot be read by a model in {str(dtype).removeprefix('torch.')}"
+        return f"scales in {scheme.scale} cannot be read by a model in {model}"
+    if scheme.element == "fp4" and dtype is not torch.bfloat16:
+        return f"fp4 is read as bfloat16, and this model is in {model}"
     if scheme.remainder == "block" and not isinstance(scheme.block, str | tuple):
         return "compressed-tensors has no smaller last block"
     transposed = next((target.name for target in found if target.ref.transposed), None)
@@ -72,6 +86,17 @@ def weight_arguments(scheme: Scheme) -> dict[str, Any]:
         "symmetric": scheme.zero == "none",
         "dynamic": False,
     }
+    if scheme.element == "fp4":
+        two = scheme.scale == "e4m3"
+        stored = torch.float8_e4m3fn if two else torch.uint8
+        kind = "tensor_group" if two else "group"
+        return {
+            **arguments,
+            "strategy": kind,
+            "group_size": scheme.block,
+            "scale_dtype": stored,
+            "zp_dtype": stored,
+        }
     if isinstance(scheme.block, tuple):
         return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
     if isinstance(scheme.block, int):
@@ -112,13 +137,16 @@ def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts
 
 def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
     """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
-    from studfinder.quantizers.scheme import tile
-
     rows, cols = shape
     height, width = tile(torch.Size(shape), scheme)
     blocks = (-(-rows // height), -(-cols // width))
     scale_shape = (1,) if scheme.block == "tensor" else blocks
     entries: dict[str, tuple] = {}
+    if scheme.element == "fp4":
+        two = scheme.scale == "e4m3"
+        entries["weight_packed"] = (torch.uint8, (rows, cols // 2))
+        entries["weight_scale"] = (torch.float8_e4m3fn if two else torch.uint8, blocks)
+        return {**entries, "weight_global_scale": (torch.float32, (1,))} if two else entries
     if format == "pack-quantized":
         entries["weight_packed"] = (torch.int32, (rows, _words(cols, scheme.bits)))
         entries["weight_shape"] = (torch.int64, (2,))
@@ -149,6 +177,14 @@ def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, 
     scheme, grid = quantized.scheme, quantized.grid
     whole = scheme.block == "tensor"
     made: dict[str, torch.Tensor] = {}
+    if scheme.element == "fp4":
+        made["weight_packed"] = quantized.codes_RC[:, ::2] | (quantized.codes_RC[:, 1::2] << 4)
+        if grid.tensor_scale is None:  # the exponent of a power of two, biased by 127
+            made["weight_scale"] = (torch.frexp(grid.scale).exponent + 126).to(torch.uint8)
+        else:
+            made["weight_scale"] = grid.scale.to(torch.float8_e4m3fn)
+            made["weight_global_scale"] = grid.tensor_scale.reshape(1).float()
+        return made
     if format == "pack-quantized":
         made["weight_packed"] = pack(quantized.codes_RC, scheme.bits)
         made["weight_shape"] = torch.tensor(quantized.codes_RC.shape)

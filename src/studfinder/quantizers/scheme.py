@@ -104,7 +104,7 @@ SCHEMES: dict[str, Scheme] = {
     "w8-channel": Scheme(element="int8", block="channel"),
     "w8-tensor": Scheme(element="int8", block="tensor", narrow=True),
     "fp8": Scheme(element="fp8", block="channel"),
-    "fp8-block": Scheme(element="fp8", block=(128, 128), scale="float32", remainder="block"),
+    "fp8-block": Scheme(element="fp8", block=(128, 128), remainder="block"),
     "mxfp4": Scheme(element="fp4", block=32, scale="e8m0"),
     "nvfp4": Scheme(element="fp4", block=16, scale="e4m3"),
 }

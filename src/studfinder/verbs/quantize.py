@@ -88,7 +88,7 @@ def quantize(
         method: its settings; the default is RTN with clip search in the `default_scheme`.
         keep: findings, hold_out(...), skip(...), transforms, or several. compressed-tensors has no place for single
             numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
-        format: "auto", "pack-quantized", "int-quantized", "float-quantized", or "dense": dequantised weights.
+        format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
         calibration, samples, length: text and size of the calibration windows, for methods that need them.
         score: put the perplexity of our proof text before and after into the card; needs the model in memory.
 
