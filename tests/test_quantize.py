@@ -249,6 +249,16 @@ def test_an_interrupted_export_leaves_the_old_and_goes_on_where_it_was(tmp_path,
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_kill_between_the_two_renames_is_undone(tmp_path):
+    source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
+    quantize(source, W4, out=out)
+    old = (out / "model.safetensors").read_bytes()
+    out.rename(tmp_path / ".out.old")
+    with pytest.raises(StudfinderError, match="exists"):
+        quantize(source, W4, out=out)
+    assert (out / "model.safetensors").read_bytes() == old
+
+
 def test_an_interrupted_export_is_not_continued_with_other_settings(tmp_path):
     source, out = sharded(tmp_path), tmp_path / "out"
 

@@ -136,7 +136,14 @@ def staged(
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raise StudfinderError if `out` exists and must not be replaced."""
+    """Raise StudfinderError if `out` exists and must not be replaced.
+
+    A process that was killed between moving the old folder aside and putting the new one in its place left the old one
+    beside it: that is undone first.
+    """
+    old = _aside(out)
+    if old.is_dir() and not out.exists():
+        old.rename(out)
     if out.is_file() or out.is_symlink():
         raise StudfinderError(f"--out {out} is a file", expected="a folder that does not exist yet")
     if not out.exists() or not any(out.iterdir()):
@@ -152,7 +159,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 
 def _put_in_place(stage: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
+    old = _aside(out)
     shutil.rmtree(old, ignore_errors=True)
     there = out.exists()
     if there:
@@ -164,6 +171,10 @@ def _put_in_place(stage: Path, out: Path) -> None:
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
 
 
 def _ledger(stage: Path) -> Any:

@@ -68,7 +68,8 @@ def _counts(
     count alike."""
     if importance_C is None and held_RC is None and fits(weight_RC.shape, scheme):
         return None
-    counts = torch.ones(weight_RC.shape) if importance_C is None else importance_C.float().expand(weight_RC.shape)
+    ones = torch.ones_like(weight_RC, dtype=torch.float32)
+    counts = ones if importance_C is None else importance_C.float().expand(weight_RC.shape)
     return counts if held_RC is None else counts.masked_fill(held_RC, 0.0)
 
 

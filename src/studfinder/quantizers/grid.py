@@ -132,9 +132,12 @@ def ranges(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest and the largest entry of each block, (row blocks, col blocks) each; 0 where all are held out."""
     if held_RC is None and fits(weight_RC.shape, scheme):
-        found = [(t.amin(dim=(1, 3)), t.amax(dim=(1, 3))) for t in _floats(weight_RC, scheme)]
+        found = []
+        for _, tiles, _ in pieces_of(weight_RC, (), scheme):
+            piece = tiles.float()
+            found.append((piece.amin(dim=(1, 3)), piece.amax(dim=(1, 3))))
         return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
-    held_RC = torch.zeros(weight_RC.shape, dtype=torch.bool) if held_RC is None else held_RC
+    held_RC = torch.zeros_like(weight_RC, dtype=torch.bool) if held_RC is None else held_RC
     tiles, unset = _tiled(weight_RC.float(), scheme, fill=0.0), _tiled(held_RC, scheme, fill=True)
     low = tiles.masked_fill(unset, float("inf")).amin(dim=(1, 3))
     high = tiles.masked_fill(unset, -float("inf")).amax(dim=(1, 3))
@@ -146,11 +149,6 @@ def fits(shape: torch.Size, scheme: Scheme) -> bool:
     """Whether whole blocks fill a matrix of this shape."""
     height, width = tile(shape, scheme)
     return shape[0] % height == 0 and shape[1] % width == 0
-
-
-def _floats(weight_RC: torch.Tensor, scheme: Scheme) -> Iterator[torch.Tensor]:
-    for _, tiles, _ in pieces_of(weight_RC, (), scheme):
-        yield tiles.float()
 
 
 def grid_of(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Grid:
@@ -257,11 +255,6 @@ def _values(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, 
     if zero is None:
         return value.mul_(step)
     return value.mul_(step).add_(zero) if scheme.zero == "float" else value.sub_(zero).mul_(step)
-
-
-def tile_sums(matrix_RC: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """The sum over each block, (row blocks, col blocks)."""
-    return _tiled(matrix_RC, scheme, fill=0.0).sum(dim=(1, 3))
 
 
 def kept_entries(weight_RC: torch.Tensor, held_RC: torch.Tensor | None) -> Kept | None:

@@ -41,8 +41,8 @@ class RotaryPairs:
         heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
         weight = lm.model.get_parameter(f"{key}.weight").detach().float().reshape(groups, dim, -1)
         size_GD = weight.norm(dim=-1)
-        pair_D = _pairs(lm, layer)
-        of_pair = torch.zeros(groups, int(pair_D.max()) + 1).index_add_(1, pair_D, size_GD.square())
+        pair_D = _pairs(lm, layer).to(weight.device)
+        of_pair = size_GD.new_zeros(groups, int(pair_D.max()) + 1).index_add_(1, pair_D, size_GD.square())
         size_GP = (of_pair / torch.bincount(pair_D)).sqrt()
         power_GP = (size_GP.mean(dim=1, keepdim=True) / size_GP).log2().round().nan_to_num(0, 0, 0)
         factor_GD = torch.exp2(power_GP.clamp(-self.most, self.most))[:, pair_D]

@@ -40,7 +40,7 @@ class Rotate:
             raise StudfinderError(
                 "numbers to hold out do not survive a rotation", do="Keep them by skip(), or rotate not"
             )
-        rotation_CC = hadamard(lm.anatomy.hidden, self.seed)
+        rotation_CC = hadamard(lm.anatomy.hidden, self.seed).to(lm.device)
         decoder = lm.anatomy.decoder
         for part in lm.anatomy.layers:
             reads = {
