@@ -46,8 +46,9 @@ def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(lm, tmp_
         assert torch.equal(torch.load(tmp_path / "logits.pt"), lm.model(torch.tensor([IDS])).logits)
 
 
-def test_the_zero_point_matters_more_than_the_clip(lm, data):
-    """Per-channel W4: a float minimum, an integer zero point, and holding out the largest half percent with a clip."""
+def test_the_zero_point_matters_and_a_clip_helps_only_what_holds_out(lm, data):
+    """Per-channel W4: a float minimum, an integer zero point, a clip search by weight error alone, and the same with
+    the largest half percent held out."""
 
     def after(zero, clip=None, keep=None):
         method = RTN(scheme=Scheme(block="channel", zero=zero), clip=clip)
@@ -55,8 +56,9 @@ def test_the_zero_point_matters_more_than_the_clip(lm, data):
             return perplexity(lm, "wikitext2", limit=4).value
 
     floating, integer = after("float"), after("integer")
-    kept = after("integer", Clip(), hold_out(fraction=0.005))
+    clipped, kept = after("integer", Clip()), after("integer", Clip(), hold_out(fraction=0.005))
     assert floating > 1.3 * integer
+    assert clipped > 1.1 * integer
     assert kept < 0.9 * integer
 
 
