@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import studfinder as sf
-from studfinder.edits import Weights
 from studfinder.measures.perplexity import perplexity
-from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized, targets
+from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.transforms import Rebalance
 from studfinder.verbs.quantize import quantize
 
@@ -62,14 +62,15 @@ def test_the_zero_point_matters_and_a_clip_helps_only_what_holds_out(lm, data):
     assert kept < 0.9 * integer
 
 
-def test_growing_the_spike_of_the_super_weight_hurts(lm, data):
-    """Its rounding error is multiplied by what comes in."""
-    weight = Weights(parameter="model.layers.11.mlp.down_proj.weight", entries=((507, 1229),))
-    assert weight.parameter in {target.name for target in targets(lm)}
-    method = RTN(scheme=Scheme(block=64, zero="integer"))
-    found = {}
-    for power in (-2, 0):
-        keep = Rebalance(neurons=((11, 1229),), power=power) if power else None
-        with quantized(lm, method, keep=keep):
-            found[power] = perplexity(lm, "wikitext2", limit=4).value
-    assert found[-2] > 1.2 * found[0]
+@pytest.mark.parametrize("transform", [Rebalance(neurons=((11, 1229), (2, 90)), power=p) for p in (-2, 2)])
+def test_rebalancing_the_super_weights_leaves_logits_bit_equal(lm, transform):
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        logits = lm.model(ids).logits
+        bench = bench_for(lm, RTN(scheme=Scheme(block=64)), keep=transform)
+        try:
+            transform.apply(bench)
+            assert torch.equal(lm.model(ids).logits, logits)
+        finally:
+            bench.restore()
+        assert torch.equal(lm.model(ids).logits, logits)

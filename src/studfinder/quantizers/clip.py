@@ -19,7 +19,7 @@ class Clip:
         steps: how many candidates, evenly spaced from 1 downwards.
         lowest: the smallest factor.
         norm: the exponent of the error |w - q|^norm; 2.4 as in GPTQ's own search (IST-DASLab `quant.py`), which tries
-            80 factors down to 0.2. A smaller one clips more of what stands out, super weights first.
+            80 factors down to 0.2. A smaller one clips more of what stands out.
     """
 
     steps: int = 16

@@ -25,8 +25,8 @@ class Rebalance:
 
     Attributes:
         neurons: (layer, col) each.
-        power: above 0 the written weight grows and the neuron shrinks; below 0 the other way. Shrinking a super weight
-            multiplies its rounding error by the grown spike.
+        power: above 0 the written weight grows and the neuron shrinks; below 0 the other way, and then the rounding
+            error of the whole column is multiplied by a grown spike.
     """
 
     neurons: tuple[tuple[int, int], ...]
