@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from studfinder.cli import env, experiment, ls, measure, report, scan
+from studfinder.cli import env, experiment, ls, measure, quantize, report, scan
 from studfinder.errors import StudfinderError
 
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("scan", epilog=scan.EXAMPLES)(scan.command)
 app.command("measure", epilog=measure.EXAMPLES)(measure.command)
 app.command("experiment", epilog=experiment.EXAMPLES)(experiment.command)
+app.command("quantize", epilog=quantize.EXAMPLES)(quantize.command)
 app.command("report", epilog=report.EXAMPLES)(report.command)
 app.command("ls")(ls.command)
 app.command("env")(env.command)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 
-_LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt"}
+_LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 _HUB = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
     "c4": ("allenai/c4", "en", "validation"),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en", "train"),
 }
+_LONG = ("c4", "wikipedia")
+"""Of these only the first 5,000 documents are fetched."""
 
 
 def corpus(name: str | Path) -> tuple[str, list[str]]:
@@ -32,7 +35,9 @@ def corpus(name: str | Path) -> tuple[str, list[str]]:
     folder = os.environ.get("STUDFINDER_DATA")
     local = Path(folder) / _LOCAL[key] if folder else None
     if local is not None and local.is_file():
-        return f"{key} (STUDFINDER_DATA)", _file(local)[1]
+        # WikiExtractor puts each article between marks of its own.
+        documents = [line for line in _file(local)[1] if not line.startswith(("<doc ", "</doc>"))]
+        return f"{key} (STUDFINDER_DATA)", documents
     return f"{key} (hub)", _hub(key)
 
 
@@ -59,9 +64,9 @@ def _hub(key: str) -> list[str]:
         raise StudfinderError(f"text {key!r} is not here", do=advice) from None
     repository, config, split = _HUB[key]
     try:
-        rows = load_dataset(repository, config, split=split, streaming=key == "c4")
+        rows = load_dataset(repository, config, split=split, streaming=key in _LONG)
         texts = (row["text"] for row in rows)
-        found = [text for text, _ in zip(texts, range(5000), strict=False)] if key == "c4" else list(texts)
+        found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
     except Exception as error:
         raise StudfinderError(
             f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice

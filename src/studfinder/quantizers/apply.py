@@ -1,0 +1,132 @@
+"""with quantized(lm, method): the model as it would be after quantising, and bit-identical again afterwards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.keep import resolve, transforms_of
+from studfinder.quantizers.method import Method
+from studfinder.quantizers.scheme import tile
+from studfinder.quantizers.targets import targets
+
+
+def quantized(
+    lm: LM,
+    method: Method,
+    *,
+    keep: Any = None,
+    windows: Sequence[Sequence[int]] = (),
+    progress: Progress = lambda what, done, total: None,
+) -> running:
+    """Quantise a live model while the context lasts; gives the Bench.
+
+    The dequantised weights stand in the model, so that every measure runs on it as on any other. Every parameter that
+    is written is saved first and put back bit by bit: after the block, through an exception, and through Ctrl-C at any
+    moment (the interrupt handler itself puts them back, as in `edited`).
+
+    Args:
+        method: its settings, e.g. RTN(...).
+        keep: what must survive: findings, hold_out(...), skip(...), transforms; several are combined.
+        windows: calibration token ids, for methods that need them.
+        progress: told what is being done, how many are done, of how many.
+
+    Raises:
+        StudfinderError: a matrix that the scheme does not fit, no calibration windows where the method needs them,
+            findings of another model.
+    """
+    return running(bench_for(lm, method, keep=keep, windows=windows, progress=progress), method)
+
+
+class running:
+    """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
+
+    def __init__(self, bench: Bench, method: Method) -> None:
+        self.bench = bench
+        self.method = method
+        self._previous: Any = None
+        self._guarded = False
+
+    def __enter__(self) -> Bench:
+        try:
+            self._guard()
+            for transform in self.bench.transforms:
+                transform.apply(self.bench)
+            if self.bench.held and not self.bench.numbers:
+                self.bench.skip_held()
+            self.method.run(self.bench)
+        except BaseException:
+            self._leave()
+            raise
+        return self.bench
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self.bench.restore()
+        if self._guarded:
+            self._guarded = False
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _guard(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+            if callable(self._previous):
+                signal.signal(signal.SIGINT, self._interrupted)
+                self._guarded = True
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._leave()
+        self._previous(number, frame)
+
+
+def bench_for(
+    lm: LM,
+    method: Method,
+    *,
+    keep: Any = None,
+    windows: Sequence[Sequence[int]] = (),
+    progress: Progress = lambda what, done, total: None,
+) -> Bench:
+    """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
+    found = targets(lm)
+    for part in (method, *transforms_of(keep)):
+        if getattr(part, "calibrated", False) and not windows:
+            raise StudfinderError(
+                f"{type(part).__name__} needs calibration text", do="Give windows from calibration_windows(lm)"
+            )
+    held, skipped = resolve(lm, found, keep)
+    kept = tuple(target for target in found if target.fused not in skipped)
+    if not kept:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in kept:
+        check_fits(target.name, target.weight(lm).shape, method)
+    return Bench(
+        lm,
+        kept,
+        windows=windows,
+        held={name: mask for name, mask in held.items() if name in {target.name for target in kept}},
+        skipped=tuple(sorted(skipped)),
+        left=tuple(target for target in found if target.fused in skipped),
+        transforms=transforms_of(keep),
+        progress=progress,
+        scheme=method.scheme,
+        size=sum(target.weight(lm).numel() for target in found),
+    )
+
+
+def check_fits(name: str, shape: Any, method: Method) -> None:
+    """Raise StudfinderError, naming the matrix, if the scheme's blocks do not fit it."""
+    try:
+        tile(shape, method.scheme)
+    except StudfinderError as error:
+        raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None

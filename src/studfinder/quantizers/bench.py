@@ -1,0 +1,150 @@
+"""The workbench: what a method gets to work with, and the one place where quantising writes to a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.targets import Target
+
+Progress = Callable[[str, int, int], Any]
+"""Told what is being done, how many are done, of how many."""
+
+
+@dataclass
+class Bench:
+    """A live model under the knife.
+
+    A method calls `put` for each target, layer by layer; the dequantised matrix stands in the live model from then
+    on, so that later layers see what earlier ones lost. What else it changes exactly (norms, scales folded into a
+    neighbour) goes through `write`, parameters of another shape through `replace`, settings through `set`, hooks
+    through `enter`. `restore` undoes all of it in reverse, bit by bit.
+
+    Attributes:
+        lm: the model.
+        targets: what to quantise, skipped ones left out.
+        windows: calibration token ids, for methods that need them.
+        held: by parameter name, a bool mask (out, in), True for entries to hold out.
+        skipped, left: fused groups that stay as they are, and their matrices.
+        instead: those of them that are skipped because there is no place for the numbers to hold out in them.
+        scheme: how the method will store weights.
+        numbers: whether what is made has a place for single numbers; otherwise `skip_held` comes before the method.
+        size: weights of all matrices before any of them was widened.
+        transforms: exact changes that are made before the method runs.
+        progress: see `Progress`.
+        done: what was put, by parameter name.
+        notes: what methods and transforms report of themselves, for the card.
+    """
+
+    lm: LM
+    targets: tuple[Target, ...]
+    windows: Sequence[Sequence[int]] = ()
+    held: dict[str, torch.Tensor] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    left: tuple[Target, ...] = ()
+    instead: tuple[str, ...] = ()
+    scheme: Scheme = field(default_factory=Scheme)
+    numbers: bool = True
+    size: int = 0
+    transforms: tuple[Any, ...] = ()
+    progress: Progress = lambda what, done, total: None
+    done: dict[str, Quantized] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _undo: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    _saved: set[int] = field(default_factory=set)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def put(self, target: Target, quantized: Quantized) -> None:
+        """Record a quantised matrix and write what it stands for into the model."""
+        weight = target.weight(self.lm)
+        if quantized.codes_RC.shape != weight.shape:
+            raise ValueError(f"{target.name}: {tuple(quantized.codes_RC.shape)} for {tuple(weight.shape)}")
+        self._save(target.name)
+        with torch.no_grad():
+            weight.copy_(quantized.dequantized())
+        self.done[target.name] = quantized
+        self.progress("quantise", len(self.done), len(self.targets))
+
+    def write(self, name: str, value: torch.Tensor) -> None:
+        """Write a parameter that is changed but not quantised, in its own layout."""
+        self._save(name)
+        with torch.no_grad():
+            self.lm.model.get_parameter(name).copy_(value)
+
+    def replace(self, name: str, value: torch.Tensor) -> None:
+        """Put a new parameter in the place of another, of whatever shape; what was tied to it no longer is."""
+        path, _, leaf = name.rpartition(".")
+        owner = self.lm.model.get_submodule(path)
+        self.set(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+    def set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute of a module or config until the model is restored."""
+        old = getattr(owner, attribute)
+        self._undo.append((0, lambda: setattr(owner, attribute, old)))
+        setattr(owner, attribute, value)
+
+    def enter(self, context: AbstractContextManager[Any]) -> Any:
+        """Enter a context (a tap, a hook) that lasts until the model is restored."""
+        return self._stack.enter_context(context)
+
+    def skip_held(self) -> None:
+        """Skip what has entries to hold out, with all that is fused with it: for formats without a place for them."""
+        groups = {target.fused for target in self.targets if target.name in self.held}
+        if all(target.fused in groups for target in self.targets):
+            raise StudfinderError(
+                "every matrix has numbers to hold out, and the format has no place for them", do="Use --format dense"
+            )
+        self.held = {}
+        self.instead = tuple(sorted(groups))
+        self.skip(groups)
+
+    def skip(self, groups: Collection[str]) -> None:
+        """Leave fused groups as they are."""
+        self.left += tuple(target for target in self.targets if target.fused in groups)
+        self.targets = tuple(target for target in self.targets if target.fused not in groups)
+        self.skipped = tuple(sorted({*self.skipped, *groups}))
+
+    @property
+    def bits(self) -> float:
+        """True bits a weight over all matrices; skipped ones count with their 16 (or 32) bits, and what a split added
+        counts as a cost of the weights that were there before."""
+        sizes = [(q.codes_RC.numel(), q.bits) for q in self.done.values()]
+        for target in self.left:
+            weight = target.weight(self.lm)
+            sizes.append((weight.numel(), 8 * weight.element_size()))
+        if not self.done:
+            raise StudfinderError("nothing was quantised", expected="at least one matrix")
+        return sum(size * bits for size, bits in sizes) / (self.size or sum(size for size, _ in sizes))
+
+    def restore(self) -> None:
+        """Put every number back and remove every hook. Safe to call again after an interrupt."""
+        self._stack.close()
+        with torch.no_grad():
+            while self._undo:
+                # Undone before it is forgotten: if this is interrupted and run again, it is only undone twice.
+                entry = self._undo[-1]
+                entry[1]()
+                if self._undo and self._undo[-1] is entry:
+                    self._undo.pop()
+                    self._saved.discard(entry[0])
+
+    def _save(self, name: str) -> None:
+        parameter = self.lm.model.get_parameter(name)
+        if id(parameter) in self._saved:
+            return
+        old = parameter.detach().clone()
+
+        def back() -> None:
+            parameter.copy_(old)
+
+        self._undo.append((id(parameter), back))
+        self._saved.add(id(parameter))

@@ -1,0 +1,79 @@
+"""CLIP-quantise-RESTORE: clamp a matrix, round it to nearest, put the super weights back (Yu et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
+from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.walk import output_error, second_moments, walk
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRestore:
+    """Clamp the entries of each block to mean|w| + z std|w|, round to nearest, and restore what is held out.
+
+    The paper's CLIP is a clamp by a "z-score" of the magnitudes; z minimises the reconstruction error on training
+    text (arXiv 2411.07191, §5.1 and its code; layer scope, candidates and error are not stated there). Here z is
+    chosen for each matrix by the error of its output on calibration text, among candidates that hold "no clip", and
+    never on the text that the model is judged on. What is to be restored is given as `keep`; entries that are clamped
+    and not kept stay clamped.
+
+    Attributes:
+        scheme: how weights are stored.
+        candidates: values of z; infinity is no clip.
+    """
+
+    scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
+    candidates: tuple[float, ...] = (inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0)
+
+    def __post_init__(self) -> None:
+        if not self.candidates or min(self.candidates) <= 0:
+            raise StudfinderError(f"candidates {self.candidates} for z", expected="numbers above 0, at least one")
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    def run(self, bench: Bench) -> None:
+        clipped: dict[float, int] = {}
+        for block in walk(bench):
+            moments = second_moments(block)
+            for target in block.targets:
+                weight_RC = target.weight(bench.lm).float()
+                z, found = self.best(weight_RC, moments[target.name], bench.held.get(target.name))
+                clipped[z] = clipped.get(z, 0) + 1
+                bench.put(target, found)
+        counts = ", ".join(f"{'no clip' if z == inf else f'z = {z:g}'}: {n}" for z, n in sorted(clipped.items()))
+        bench.notes.append(f"matrices by the clip that was chosen: {counts}")
+
+    def best(
+        self, weight_RC: torch.Tensor, moment_CC: torch.Tensor, held_RC: torch.Tensor | None
+    ) -> tuple[float, Quantized]:
+        """The candidate with the smallest output error, and the matrix quantised with it."""
+        tried = []
+        for z in self.candidates:
+            found = clip_and_round(weight_RC, self.scheme, z, held_RC)
+            tried.append((output_error(found.dequantized() - weight_RC, moment_CC), -z, found))
+        _, minus_z, found = min(tried, key=lambda one: one[:2])
+        return -minus_z, found
+
+
+def clip_and_round(weight_RC: torch.Tensor, scheme: Scheme, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
+    """Clamp each block to mean|w| + z std|w| of its entries, held-out ones included, and round; then restore."""
+    if z == inf:
+        return quantize_weight(weight_RC, scheme, held_RC=held_RC)
+    limit_RC = torch.empty_like(weight_RC)
+    for part, tiles, _ in pieces_of(weight_RC.abs(), (), scheme):
+        limit = tiles.mean(dim=(1, 3), keepdim=True) + z * tiles.std(dim=(1, 3), keepdim=True, unbiased=False)
+        rows = slice(part.start * tiles.shape[1], (part.start + len(tiles)) * tiles.shape[1])
+        limit_RC[rows] = limit.expand_as(tiles).reshape(-1, tiles.shape[2] * tiles.shape[3])[
+            : limit_RC[rows].shape[0], : limit_RC.shape[1]
+        ]
+    found = quantize_weight(weight_RC.clamp(-limit_RC, limit_RC), scheme, held_RC=held_RC)
+    return Quantized(found.codes_RC, found.grid, scheme, kept_entries(weight_RC, held_RC))

@@ -1,0 +1,78 @@
+"""What goes into an exported checkpoint, tensor by tensor: from files, or from a model on the bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.checkpoint import Entry
+from studfinder.quantizers.export import described, tensors
+from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.rtn import RTN, round_to_nearest
+from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.source import Files
+
+
+def file_entry(files: Files, shard: str, name: str, method: RTN | None, format: str) -> Entry:
+    """A tensor of a checkpoint file: rounded to nearest, or copied where `method` is None.
+
+    Made when it is written. Raises StudfinderError, naming the tensor, for one that is not finite.
+    """
+    dtype, shape = files.shards[shard][name]
+    if method is None:
+        return Entry({name: (dtype, shape)}, lambda: {name: _finite(name, files.read(shard, name))})
+    chosen = method
+
+    def rounded() -> Quantized:
+        try:
+            return round_to_nearest(files.read(shard, name), chosen)
+        except StudfinderError as error:
+            raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
+
+    if format == "dense":
+        return Entry({name: (dtype, shape)}, lambda: {name: rounded().dequantized().to(dtype)})
+    return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
+
+
+def bench_entries(bench: Bench, format: str) -> list[Entry]:
+    """Every tensor of a model as it stands on the bench; tied ones once, under their first name."""
+    entries, seen = [], set()
+    for name, tensor in bench.lm.model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key in seen and tensor.numel():
+            continue
+        seen.add(key)
+        quantized = bench.done.get(name)
+        shape = tuple(tensor.shape)
+        if quantized is None or format == "dense":
+            entries.append(_plain_entry(name, tensor))
+        else:
+            entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, _given(quantized)))
+    return entries
+
+
+def _plain_entry(name: str, tensor: torch.Tensor) -> Entry:
+    return Entry({name: (tensor.dtype, tuple(tensor.shape))}, lambda: {name: tensor})
+
+
+def _quantized_entry(
+    name: str, shape: tuple[int, ...], scheme: Scheme, format: str, dtype: torch.dtype, make: Callable[[], Quantized]
+) -> Entry:
+    module = name.rpartition(".")[0]
+    what = {f"{module}.{suffix}": value for suffix, value in described(shape, scheme, format, dtype).items()}
+    return Entry(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
+
+
+def _given(quantized: Quantized) -> Callable[[], Quantized]:
+    return lambda: quantized
+
+
+def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    # A sum is one fast pass; only a suspicious one is looked at entry by entry.
+    suspicious = tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
+    if suspicious and not torch.isfinite(tensor).all():
+        raise StudfinderError(f"{name}: a weight is NaN or infinite", expected="finite weights")
+    return tensor

@@ -1,0 +1,222 @@
+"""Quantised matrices as compressed-tensors, which plain transformers and vLLM load without studfinder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
+from studfinder.quantizers.targets import Target
+
+FORMATS = (
+    "auto",
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "dense",
+)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequence[Target] = ()) -> str:
+    """The format that holds this scheme, or an error before any work is done.
+
+    Args:
+        asked: one of FORMATS; "auto" takes the packed one for integers, and float-quantized for fp8.
+        dtype: of the model's weights: stored scales are read in this type.
+        found: what is to be quantised.
+
+    Raises:
+        StudfinderError: no format, or not the one asked for, holds the scheme; "dense" holds every one.
+    """
+    if asked not in FORMATS:
+        raise StudfinderError(f"there is no format {asked!r}", expected=", ".join(FORMATS))
+    if asked == "dense":
+        return asked
+    possible = _formats(scheme)
+    problem = _problem(scheme, dtype, found) or (None if possible else f"{scheme} has no place in compressed-tensors")
+    if problem is None and asked not in ("auto", *possible):
+        problem = f"{asked} does not hold {scheme}"
+    if problem:
+        do = (
+            f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
+        )
+        raise StudfinderError(problem, do=do)
+    return possible[0] if asked == "auto" else asked
+
+
+def _formats(scheme: Scheme) -> tuple[str, ...]:
+    if scheme == SCHEMES["nvfp4"]:
+        return ("nvfp4-pack-quantized",)
+    if scheme == SCHEMES["mxfp4"]:
+        return ("mxfp4-pack-quantized",)
+    if scheme.zero == "float" or scheme.scale in ("e8m0", "e4m3"):
+        return ()
+    if scheme.integer and not isinstance(scheme.block, tuple):
+        return ("pack-quantized", "int-quantized") if scheme.bits == 8 else ("pack-quantized",)
+    if scheme.element == "fp8":
+        return ("float-quantized",)
+    return ()
+
+
+def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str | None:
+    own = _DTYPES.get(scheme.scale)
+    model = str(dtype).removeprefix("torch.")
+    if own is not None and own is not dtype and dtype is not torch.float32:
+        return f"scales in {scheme.scale} cannot be read by a model in {model}"
+    if scheme.element == "fp4" and dtype is not torch.bfloat16:
+        return f"fp4 is read as bfloat16, and this model is in {model}"
+    if scheme.remainder == "block" and not isinstance(scheme.block, str | tuple):
+        return "compressed-tensors has no smaller last block"
+    transposed = next((target.name for target in found if target.ref.transposed), None)
+    return f"{transposed} is a Conv1D, and compressed-tensors holds Linear only" if transposed else None
+
+
+def weight_arguments(scheme: Scheme) -> dict[str, Any]:
+    """The scheme as compressed-tensors' QuantizationArgs."""
+    arguments: dict[str, Any] = {
+        "num_bits": scheme.bits,
+        "type": "int" if scheme.integer else "float",
+        "symmetric": scheme.zero == "none",
+        "dynamic": False,
+    }
+    if scheme.element == "fp4":
+        two = scheme.scale == "e4m3"
+        stored = torch.float8_e4m3fn if two else torch.uint8
+        kind = "tensor_group" if two else "group"
+        return {
+            **arguments,
+            "strategy": kind,
+            "group_size": scheme.block,
+            "scale_dtype": stored,
+            "zp_dtype": stored,
+        }
+    if isinstance(scheme.block, tuple):
+        return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
+    if isinstance(scheme.block, int):
+        return {**arguments, "strategy": "group", "group_size": scheme.block}
+    return {**arguments, "strategy": scheme.block}
+
+
+def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts: dict | None = None) -> dict[str, Any]:
+    """What goes into config.json: which modules are quantised, and how.
+
+    Args:
+        ignore: names of Linear modules that are left alone.
+        acts: QuantizationArgs of input activations, where a method quantises those too.
+    """
+    import compressed_tensors
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+
+    group = QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(**weight_arguments(scheme)),
+        input_activations=None if acts is None else QuantizationArgs(**acts),
+        format=format,
+    )
+    config = QuantizationConfig(
+        config_groups={"group_0": group}, format=format, ignore=list(ignore), quantization_status="compressed"
+    )
+    made = {
+        "version": compressed_tensors.__version__,
+        "quant_method": "compressed-tensors",
+        **config.model_dump(exclude={"quant_method"}),
+    }
+    if scheme.zero == "integer" and format == "pack-quantized":
+        # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
+        # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
+        made["dequantize"] = True
+    return made
+
+
+def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
+    """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
+    rows, cols = shape
+    height, width = tile(torch.Size(shape), scheme)
+    blocks = (-(-rows // height), -(-cols // width))
+    scale_shape = (1,) if scheme.block == "tensor" else blocks
+    entries: dict[str, tuple] = {}
+    if scheme.element == "fp4":
+        two = scheme.scale == "e4m3"
+        entries["weight_packed"] = (torch.uint8, (rows, cols // 2))
+        entries["weight_scale"] = (torch.float8_e4m3fn if two else torch.uint8, blocks)
+        return {**entries, "weight_global_scale": (torch.float32, (1,))} if two else entries
+    if format == "pack-quantized":
+        entries["weight_packed"] = (torch.int32, (rows, _words(cols, scheme.bits)))
+        entries["weight_shape"] = (torch.int64, (2,))
+    else:
+        entries["weight"] = (torch.int8 if scheme.integer else torch.float8_e4m3fn, (rows, cols))
+    entries["weight_scale"] = (dtype, scale_shape)
+    if scheme.zero == "integer":
+        packed = format == "pack-quantized" and not isinstance(scheme.block, str)
+        packed = packed or (format == "pack-quantized" and scheme.block == "channel")
+        entries["weight_zero_point"] = (
+            (torch.int32, (_words(blocks[0], scheme.bits), blocks[1])) if packed else (torch.int8, scale_shape)
+        )
+    return entries
+
+
+def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The matrix in a compressed-tensors format, by suffix of the module's name.
+
+    Raises:
+        StudfinderError: entries are kept, or columns are grouped out of order: no format has a place for those.
+    """
+    if quantized.kept is not None:
+        raise StudfinderError(
+            "compressed-tensors has no place for kept entries", do="Skip the matrix, or --format dense"
+        )
+    if quantized.group_C is not None:
+        raise StudfinderError("groups out of column order cannot be exported yet", do="Use static groups")
+    scheme, grid = quantized.scheme, quantized.grid
+    whole = scheme.block == "tensor"
+    made: dict[str, torch.Tensor] = {}
+    if scheme.element == "fp4":
+        made["weight_packed"] = quantized.codes_RC[:, ::2] | (quantized.codes_RC[:, 1::2] << 4)
+        if grid.tensor_scale is None:  # the exponent of a power of two, biased by 127
+            made["weight_scale"] = (torch.frexp(grid.scale).exponent + 126).to(torch.uint8)
+        else:
+            made["weight_scale"] = grid.scale.to(torch.float8_e4m3fn)
+            made["weight_global_scale"] = grid.tensor_scale.reshape(1).float()
+        return made
+    if format == "pack-quantized":
+        made["weight_packed"] = pack(quantized.codes_RC, scheme.bits)
+        made["weight_shape"] = torch.tensor(quantized.codes_RC.shape)
+    else:
+        made["weight"] = quantized.codes_RC
+    made["weight_scale"] = (grid.scale.reshape(1) if whole else grid.scale).to(dtype)
+    if grid.zero is not None:
+        zero = grid.zero.to(torch.int8)
+        if format == "pack-quantized" and not whole:
+            made["weight_zero_point"] = pack(zero.T, scheme.bits).T.contiguous()
+        else:
+            made["weight_zero_point"] = zero.reshape(1) if whole else zero
+    return made
+
+
+def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes as a dense run of bits along each row, in int32 words, (out, words).
+
+    4 and 8 bits are done here, by shifts of whole tensors; the others by compressed-tensors' own packer.
+    """
+    if bits not in (4, 8) or codes_RC.shape[1] % (32 // bits):
+        from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+        return pack_to_int32(codes_RC.contiguous(), bits)
+    bytes_RC = codes_RC.contiguous().view(torch.uint8)
+    if bits == 8:
+        unsigned = bytes_RC ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
+    else:
+        nibbles = (bytes_RC + 8) & 0x0F
+        unsigned = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
+    return unsigned.reshape(-1).view(torch.int32).reshape(codes_RC.shape[0], -1)
+
+
+def _words(size: int, bits: int) -> int:
+    return -(-size * bits // 32)

@@ -1,0 +1,187 @@
+"""What must survive: entries that are held out of their blocks, fused groups that are skipped."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from studfinder.edits import Weights
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, content_hash
+from studfinder.quantizers.targets import Target, named
+from studfinder.records import Findings, SuperWeight
+
+if TYPE_CHECKING:
+    from studfinder.quantizers.bench import Bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """Entries that are taken out of their block before its range is computed, and keep their value.
+
+    Attributes:
+        entries: which, as Weights; whole rows and columns may be named.
+        fraction: besides, the largest by magnitude of every matrix, this share of them.
+    """
+
+    entries: tuple[Weights, ...] = ()
+    fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.entries and not self.fraction:
+            raise StudfinderError("there is nothing to hold out", expected="entries, or a fraction")
+        if not 0 <= self.fraction < 1:
+            raise StudfinderError(f"fraction {self.fraction}", expected="0 or more, and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Matrices that stay as they are, with all that is fused with them when served.
+
+    Attributes:
+        names: parameter or module names; * and ? match as in a shell.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise StudfinderError("there is nothing to skip", expected="at least one name")
+
+
+Keep = HoldOut | Skip
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A change that leaves the model what it computes and makes it easier to quantise."""
+
+    def apply(self, bench: Bench) -> None:
+        """Change the model on the bench, and what is held out along with it."""
+        ...
+
+
+def hold_out(what: Any = None, *, fraction: float = 0.0) -> HoldOut:
+    """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
+
+    Raises:
+        StudfinderError: nothing to hold out.
+    """
+    return HoldOut(entries=tuple(_weights(what)), fraction=fraction)
+
+
+def skip(*names: str) -> Skip:
+    """Leave matrices, and what is fused with them, in full precision: "*.layers.1.mlp.down_proj"."""
+    return Skip(names=tuple(names))
+
+
+def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Masks by parameter name, (out, in) with True for held entries, and the fused groups to skip.
+
+    Raises:
+        StudfinderError: findings of another model, a name that matches nothing, entries outside a quantised matrix.
+    """
+    held: dict[str, torch.Tensor] = {}
+    skipped: set[str] = set()
+    for one in as_keeps(lm, keep):
+        if isinstance(one, Skip):
+            skipped |= _skipped(found, one)
+        elif isinstance(one, HoldOut):
+            _hold(lm, found, one, held)
+    return held, skipped
+
+
+def transforms_of(keep: Any) -> tuple[Transform, ...]:
+    """The transforms among what was given as `keep`, in order."""
+    if isinstance(keep, list | tuple):
+        return tuple(one for part in keep for one in transforms_of(part))
+    return (keep,) if isinstance(keep, Transform) else ()
+
+
+def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
+    """What was given as `keep`, as records. Findings mean: hold out their super weights."""
+    if keep is None:
+        return []
+    if isinstance(keep, HoldOut | Skip | Transform):
+        return [keep]
+    if isinstance(keep, Findings):
+        check_same_model(lm, keep)
+        return [hold_out(keep)] if _weights(keep) else []
+    if isinstance(keep, SuperWeight | Weights):
+        return [hold_out(keep)]
+    if isinstance(keep, Iterable) and not isinstance(keep, str):
+        return [one for part in keep for one in as_keeps(lm, part)]
+    raise StudfinderError(
+        f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform"
+    )
+
+
+def check_same_model(lm: LM, findings: Findings) -> None:
+    """Raise StudfinderError if the findings are of a model with other weights."""
+    here = content_hash(lm)
+    if findings.model.content_hash != here:
+        raise StudfinderError(
+            f"the findings are of {findings.model.id} with hash {findings.model.content_hash[:12]}, "
+            f"and this is {lm.source.id} with hash {here[:12]}",
+            expected="findings of the model that is quantised",
+            do="Scan this model first",
+        )
+
+
+def _weights(what: Any) -> list[Weights]:
+    if what is None:
+        return []
+    if isinstance(what, Weights):
+        return [what]
+    if isinstance(what, Findings):
+        return _weights([w for w in what.super_weights if w.verdict != "inert"])
+    if isinstance(what, SuperWeight):
+        if what.expert is not None:
+            raise StudfinderError(f"{what} is in a fused expert", expected="a matrix of its own")
+        return [Weights(parameter=what.parameter, entries=(what.index,))]
+    if isinstance(what, Iterable) and not isinstance(what, str):
+        return [weights for part in what for weights in _weights(part)]
+    raise StudfinderError(f"cannot hold out a {type(what).__name__}", expected="findings or Weights")
+
+
+def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
+    groups: set[str] = set()
+    for name in one.names:
+        matched = {t.fused for t in found if any(fnmatch.fnmatchcase(n, name) for n in (t.name, t.ref.module))}
+        if not matched:
+            raise StudfinderError(f"no matrix is called {name!r}", expected=f"one like {found[0].ref.module}")
+        groups |= matched
+    return groups
+
+
+def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
+    by_name = named(found)
+    for weights in one.entries:
+        target = by_name.get(weights.parameter)
+        if target is None:
+            raise StudfinderError(f"{weights.parameter} is not quantised", expected="a Linear inside the blocks")
+        mask = held.setdefault(target.name, _empty(lm, target))
+        own = mask.T if target.ref.transposed else mask
+        for entry in weights.entries:
+            try:
+                own[tuple(slice(None) if at is None else at for at in entry)] = True
+            except IndexError:
+                raise StudfinderError(
+                    f"{list(entry)} is not an index into {target.name}", expected=f"one within {tuple(own.shape)}"
+                ) from None
+    if one.fraction:
+        for target in found:
+            weight = target.weight(lm)
+            count = int(one.fraction * weight.numel())
+            if count:
+                places = weight.abs().reshape(-1).topk(count).indices
+                held.setdefault(target.name, _empty(lm, target)).view(-1)[places] = True
+
+
+def _empty(lm: LM, target: Target) -> torch.Tensor:
+    weight = target.weight(lm)
+    return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)

@@ -1,0 +1,39 @@
+"""RTN: round every number to the nearest code of its block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.clip import Clip, search
+from studfinder.quantizers.grid import Quantized, quantize_weight
+from studfinder.quantizers.scheme import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class RTN:
+    """Round to nearest.
+
+    Attributes:
+        scheme: how weights are stored.
+        clip: search the range of each block by reconstruction error of the weights; None takes min and max.
+    """
+
+    scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
+    clip: Clip | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        return False
+
+    def run(self, bench: Bench) -> None:
+        for target in bench.targets:
+            bench.put(target, round_to_nearest(target.weight(bench.lm), self, bench.held.get(target.name)))
+
+
+def round_to_nearest(weight_RC: torch.Tensor, config: RTN, held_RC: torch.Tensor | None = None) -> Quantized:
+    """One matrix (out, in), any float dtype."""
+    clip = None if config.clip is None else search(weight_RC, config.scheme, config.clip, held_RC=held_RC)
+    return quantize_weight(weight_RC, config.scheme, held_RC=held_RC, clip=clip)

@@ -1,0 +1,84 @@
+"""A checkpoint on disk as it is quantised without building the model: where its tensors are and which are targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, Source, anatomy_of
+from studfinder.quantizers.checkpoint import DTYPES
+from studfinder.quantizers.targets import Target, targets
+
+
+@dataclass(frozen=True)
+class Files:
+    """A folder of safetensors.
+
+    Attributes:
+        folder: the checkpoint.
+        shards: file names, each with its tensors in the order they are stored: name to (dtype, shape).
+        targets: the matrices to quantise, by parameter name.
+    """
+
+    folder: Path
+    shards: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
+    targets: Mapping[str, Target]
+
+    @property
+    def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of every tensor."""
+        return {name: what for tensors in self.shards.values() for name, what in tensors.items()}
+
+    def read(self, shard: str, name: str) -> torch.Tensor:
+        """One tensor, mapped from its file."""
+        with safe_open(self.folder / shard, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def signature(self) -> dict[str, Any]:
+        """Names, sizes and times of the files: the same signature is taken for the same weights."""
+        stats = {name: (self.folder / name).stat() for name in self.shards}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None:
+    """The files of a checkpoint folder, or None where a matrix is stored under another name than its parameter's.
+
+    The model is built without memory (on the meta device), only to know its matrices.
+
+    Raises:
+        StudfinderError: as `targets`.
+    """
+    lm = skeleton(folder, trust_remote_code=trust_remote_code)
+    found = {target.name: target for target in targets(lm, offloaded=True)}
+    shards = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    stored = {name for tensors in shards.values() for name in tensors}
+    if not set(found) <= stored or any(target.ref.transposed for target in found.values()):
+        return None
+    return Files(folder, shards, found)
+
+
+def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
+    """The model of a checkpoint without its numbers. Raises StudfinderError for an unknown architecture."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None):
+        raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))
+
+
+def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    return {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in ordered}

@@ -1,0 +1,101 @@
+"""Which matrices of a model are quantised, and which of them a serving engine fuses into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, MatrixRef
+
+_FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("in_proj_qkvz", "in_proj_ba"),
+)
+"""Siblings that vLLM and others run as one matrix: they share a scheme, and are skipped together."""
+
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Small matrices that choose experts; every quantiser leaves them alone."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One matrix to quantise.
+
+    Attributes:
+        ref: where it is; `ref.view` gives it as (out, in).
+        layer: its block.
+        fused: a name shared by the matrices that are fused when served: decisions are taken for all of them.
+    """
+
+    ref: MatrixRef
+    layer: int
+    fused: str
+
+    @property
+    def name(self) -> str:
+        """The Hugging Face parameter's name."""
+        return self.ref.parameter
+
+    def weight(self, lm: LM) -> torch.Tensor:
+        """The live matrix as (out, in), a view of the parameter."""
+        return self.ref.view(lm.model.get_parameter(self.name)).detach()
+
+
+def targets(lm: LM, *, offloaded: bool = False) -> tuple[Target, ...]:
+    """Every Linear or Conv1D inside the blocks, in order; embeddings, the head and routers are left alone.
+
+    Args:
+        offloaded: whether matrices without numbers in memory count too.
+
+    Raises:
+        StudfinderError: experts fused into 3-D parameters, weights that are quantised already, or offloaded ones.
+    """
+    return tuple(target for layer in range(len(lm.anatomy.layers)) for target in _in_block(lm, layer, offloaded))
+
+
+def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
+    path = lm.anatomy.layers[layer].block
+    for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
+        _refuse(lm, name, module, offloaded)
+        leaf = name.rpartition(".")[2]
+        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
+            continue
+        if leaf in _ROUTERS:
+            continue
+        ref = MatrixRef(f"{name}.weight", None, type(module).__name__ == "Conv1D")
+        yield Target(ref, layer, fused_name(name))
+
+
+def fused_name(module: str) -> str:
+    """The name that a module shares with those it is fused with when served."""
+    parent, _, leaf = module.rpartition(".")
+    for siblings in _FUSED:
+        if leaf in siblings:
+            return f"{parent}.{'+'.join(siblings)}"
+    return module
+
+
+def named(found: Sequence[Target]) -> dict[str, Target]:
+    """Targets by parameter name."""
+    return {target.name: target for target in found}
+
+
+def _refuse(lm: LM, name: str, module: nn.Module, offloaded: bool) -> None:
+    for leaf, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d | nn.Conv2d):
+            raise StudfinderError(
+                f"{name}.{leaf} of {lm.source.id} holds all experts in one parameter",
+                expected="a model whose matrices are Linear or Conv1D modules",
+                do="Mixtures with fused experts cannot be quantised by studfinder yet",
+            )
+        if parameter.dim() == 2 and parameter.device.type == "meta" and not offloaded:
+            raise StudfinderError(f"{name}.{leaf} is offloaded", do="Load the model without offloading to disk")
+    quantised = isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    if quantised or hasattr(module, "qweight") or hasattr(module, "weight_packed"):
+        raise StudfinderError(f"{name} of {lm.source.id} is quantised already", do="Start from the full model")

@@ -1,0 +1,176 @@
+"""Exact changes before quantising: the model computes the same, and its matrices are easier (or harder) to round.
+
+Factors are powers of two, which change no mantissa: logits stay bit-equal. A permutation and a split change only the
+order of a sum; a rotation is exact up to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.ffn import FFN, gated_ffn, scale_columns, scale_rows
+from studfinder.records import Findings, SuperWeight
+
+if TYPE_CHECKING:
+    from studfinder.quantizers.bench import Bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebalance:
+    """Column `col` of the down projection times 2^power, row `col` of the up projection times 2^-power.
+
+    Attributes:
+        neurons: (layer, col) each.
+        power: above 0 the written weight grows and the neuron shrinks; below 0 the other way, and then the rounding
+            error of the whole column is multiplied by a grown spike.
+    """
+
+    neurons: tuple[tuple[int, int], ...]
+    power: int
+
+    def apply(self, bench: Bench) -> None:
+        for layer, cols in _by_layer(self.neurons).items():
+            ffn = gated_ffn(bench.lm, layer)
+            _check_neurons(bench, ffn, layer, cols)
+            factors = torch.full((len(cols),), 2.0**self.power)
+            scale_columns(bench, ffn.down, cols, factors)
+            scale_rows(bench, ffn.up, [ffn.up_first + col for col in cols], 1 / factors)
+        bench.notes.append(f"{len(self.neurons)} neurons rebalanced by 2^{self.power} (exact)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permute:
+    """Sort the neurons of each feed-forward network by the largest weight they write, so that groups along the input
+    of the down projection hold columns of like size. Free, and exact but for the order of a sum."""
+
+    def apply(self, bench: Bench) -> None:
+        lm = bench.lm
+        for layer in range(len(lm.anatomy.layers)):
+            ffn = gated_ffn(lm, layer)
+            down = lm.model.get_parameter(ffn.down).detach()
+            order = down.abs().amax(dim=0).argsort(descending=True, stable=True)
+            bench.write(ffn.down, down[:, order])
+            if ffn.down in bench.held:
+                bench.held[ffn.down] = bench.held[ffn.down][:, order]
+            for name, rows in _inner_rows(ffn, order).items():
+                _reorder_rows(bench, name, rows)
+        bench.notes.append("neurons sorted by the largest weight they write (exact but for the order of a sum)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Copy neurons and let each copy write an equal share, so that an outlying weight is 1/times of what it was.
+
+    Feed-forward networks of all layers grow alike, to a multiple of `multiple`, with neurons that are zero.
+    After outlier channel splitting (Zhao et al. 2019, arXiv 1901.09504).
+
+    Attributes:
+        neurons: (layer, col) each.
+        times: copies of each, a power of two, so that shares are exact.
+        multiple: the new width is a multiple of this; the group size, as a rule.
+    """
+
+    neurons: tuple[tuple[int, int], ...]
+    times: int = 2
+    multiple: int = 64
+
+    def __post_init__(self) -> None:
+        if self.times < 2 or self.times & (self.times - 1):
+            raise StudfinderError(f"split into {self.times}", expected="a power of two: 2, 4, 8, ...")
+
+    def apply(self, bench: Bench) -> None:
+        by_layer = _by_layer(self.neurons)
+        config = bench.lm.model.config.get_text_config(decoder=True)
+        width = bench.lm.anatomy.intermediate
+        copies = (self.times - 1) * max(map(len, by_layer.values()))
+        wider = -(-(width + copies) // self.multiple) * self.multiple
+        for layer in range(len(bench.lm.anatomy.layers)):
+            ffn = gated_ffn(bench.lm, layer)
+            if ffn.up == ffn.gate:
+                raise StudfinderError("gate and up are one parameter here", expected="matrices of their own to split")
+            cols = by_layer.get(layer, [])
+            _check_neurons(bench, ffn, layer, cols)
+            self._widen(bench, ffn, cols, wider - width)
+        bench.set(config, "intermediate_size", wider)
+        bench.notes.append(
+            f"{len(self.neurons)} neurons split in {self.times}; networks widened from {width} to {wider} neurons"
+        )
+
+    def _widen(self, bench: Bench, ffn: FFN, cols: list[int], added: int) -> None:
+        lm, copies = bench.lm, cols * (self.times - 1)
+        down = lm.model.get_parameter(ffn.down).detach().clone()
+        down[:, cols] = down[:, cols] / self.times
+        new = torch.cat([down, down[:, copies], down.new_zeros(down.shape[0], added - len(copies))], dim=1)
+        _replace(bench, ffn.down, new, "in_features")
+        _widen_mask(bench, ffn.down, added, dim=1)
+        for name in (ffn.gate, ffn.up):
+            for parameter in (name, name.removesuffix("weight") + "bias"):
+                if parameter in dict(lm.model.named_parameters(remove_duplicate=False)):
+                    value = lm.model.get_parameter(parameter).detach()
+                    zeros = value.new_zeros(added - len(copies), *value.shape[1:])
+                    _replace(bench, parameter, torch.cat([value, value[copies], zeros]), "out_features")
+            _widen_mask(bench, name, added, dim=0)
+
+
+def neurons_of(findings: Any) -> tuple[tuple[int, int], ...]:
+    """(layer, col) of super weights: of findings, or of some of them. Inert ones are left out of findings.
+
+    Raises:
+        StudfinderError: there are none.
+    """
+    if isinstance(findings, Findings):
+        findings = [weight for weight in findings.super_weights if weight.verdict != "inert"]
+    weights = [findings] if isinstance(findings, SuperWeight) else list(findings)
+    if not weights:
+        raise StudfinderError("there are no super weights", expected="at least one")
+    return tuple(sorted({(weight.layer, weight.col) for weight in weights}))
+
+
+def _by_layer(neurons: tuple[tuple[int, int], ...]) -> dict[int, list[int]]:
+    if not neurons:
+        raise StudfinderError("there are no neurons", expected="at least one (layer, col)")
+    found: dict[int, list[int]] = {}
+    for layer, col in sorted(set(neurons)):
+        found.setdefault(layer, []).append(col)
+    return found
+
+
+def _check_neurons(bench: Bench, ffn: FFN, layer: int, cols: list[int]) -> None:
+    width = bench.lm.model.get_parameter(ffn.down).shape[1]
+    for col in cols:
+        if not 0 <= col < width:
+            raise StudfinderError(f"layer {layer} has no neuron {col}", expected=f"0 to {width - 1}")
+
+
+def _inner_rows(ffn: FFN, order: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By parameter, which row comes where."""
+    if ffn.up == ffn.gate:
+        return {ffn.up: torch.cat([order, order + ffn.up_first])}
+    return {ffn.gate: order, ffn.up: order}
+
+
+def _reorder_rows(bench: Bench, name: str, rows: torch.Tensor) -> None:
+    parameters = dict(bench.lm.model.named_parameters(remove_duplicate=False))
+    for parameter in (name, name.removesuffix("weight") + "bias"):
+        if parameter in parameters:
+            bench.write(parameter, parameters[parameter].detach()[rows])
+    if name in bench.held:
+        bench.held[name] = bench.held[name][rows]
+
+
+def _replace(bench: Bench, name: str, value: torch.Tensor, size: str) -> None:
+    bench.replace(name, value)
+    owner = bench.lm.model.get_submodule(name.rpartition(".")[0])
+    bench.set(owner, size, value.shape[1] if size == "in_features" else value.shape[0])
+
+
+def _widen_mask(bench: Bench, name: str, added: int, dim: int) -> None:
+    if name in bench.held:
+        mask = bench.held[name]
+        shape = list(mask.shape)
+        shape[dim] = added
+        bench.held[name] = torch.cat([mask, mask.new_zeros(shape)], dim=dim)

@@ -1,0 +1,152 @@
+"""Walk through a model block by block: what enters each matrix, with everything before it already quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from studfinder.models import LM
+from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.targets import Target
+from studfinder.sites import kept_outputs, resumed
+from studfinder.texts import Batch, batches
+
+Reader = Callable[[torch.Tensor], Any]
+"""Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
+
+
+class Block:
+    """One block on the walk.
+
+    Attributes:
+        layer: which.
+        targets: its matrices that are on the bench, in order.
+    """
+
+    def __init__(self, layer: int, targets: tuple[Target, ...], lm: LM, windows: Sequence[Batch], inputs: list) -> None:
+        self.layer = layer
+        self.targets = targets
+        self._lm = lm
+        self._batches = windows
+        self._inputs = inputs
+
+    def read(self, readers: Mapping[str, Reader]) -> None:
+        """Run the block as it is now over the calibration windows; `readers` by parameter name see what enters."""
+        self.run(readers)
+
+    def run(self, readers: Mapping[str, Reader] | None = None) -> list[torch.Tensor]:
+        """Run the block as it is now; what it gives for each batch of windows, (B, T, C)."""
+        outputs = []
+        for batch, entering in zip(self._batches, self._inputs, strict=True):
+            with _reading(self._lm, readers or {}, batch):
+                outputs.append(_one_block(self._lm, batch, self.layer, entering))
+        return [_hidden(output) for output in outputs]
+
+
+def walk(bench: Bench, batch_size: int = 1) -> Iterator[Block]:
+    """The blocks that have targets, in order.
+
+    A block's inputs come from the blocks before it as they stand when the walk reaches it: quantised, if the caller
+    has `put` them (as GPTQ does). What is kept is one residual stream of all windows, so the memory is that of one
+    layer. Positions and masks are made by the model's own forward pass.
+    """
+    lm = bench.lm
+    found = list(batches(bench.windows, batch_size))
+    inputs: list[Any] = [None] * len(found)
+    for layer in range(len(lm.anatomy.layers)):
+        own = tuple(target for target in bench.targets if target.layer == layer)
+        block = Block(layer, own, lm, found, inputs)
+        if own:
+            yield block
+        if any(target.layer > layer for target in bench.targets):
+            for number, batch in enumerate(found):
+                inputs[number] = _one_block(lm, batch, layer, inputs[number])
+        else:
+            return
+
+
+def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """Mean of x x^T over the calibration tokens for each target, by parameter name, (in, in) fp32.
+
+    Matrices that see the same input (q/k/v) share one tensor.
+    """
+    wanted = [t for t in block.targets if names is None or t.name in names]
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def reader(name: str) -> Reader:
+        def read(x_NC: torch.Tensor) -> None:
+            x_NC = x_NC.float()
+            product = x_NC.T @ x_NC
+            sums[name] = sums[name].add_(product) if name in sums else product
+            counts[name] = counts.get(name, 0) + x_NC.shape[0]
+
+        return read
+
+    first = {target.fused: target.name for target in reversed(wanted)}
+    block.read({name: reader(name) for name in first.values()})
+    means = {name: total / counts[name] for name, total in sums.items()}
+    return {target.name: means[first[target.fused]] for target in wanted if first[target.fused] in means}
+
+
+def output_error(delta_RC: torch.Tensor, moment_CC: torch.Tensor) -> float:
+    """Mean over the calibration tokens of |delta x|^2: what a change of a matrix does to its output.
+
+    Args:
+        delta_RC: the change, (out, in).
+        moment_CC: mean of x x^T, from `second_moments`.
+    """
+    delta_RC = delta_RC.float()
+    return float(((delta_RC @ moment_CC) * delta_RC).sum(dtype=torch.float64))
+
+
+class _Enough(Exception):
+    """The block has run; what comes after it is not needed."""
+
+
+@torch.no_grad()
+def _one_block(lm: LM, batch: Batch, layer: int, entering: Any) -> Any:
+    def stop(_module: Any, _args: Any, _output: Any) -> None:
+        raise _Enough
+
+    with resumed(lm, layer, entering), kept_outputs(lm, [layer]) as kept:
+        # After the hook that keeps the output, so that it has been kept when this one ends the pass.
+        handle = lm.model.get_submodule(lm.anatomy.layers[layer].block).register_forward_hook(stop)
+        try:
+            mask = batch.mask_BT
+            lm.model(
+                input_ids=batch.input_ids_BT.to(lm.device),
+                attention_mask=None if mask is None else mask.to(lm.device).long(),
+                use_cache=False,
+            )
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+    return kept[layer]
+
+
+@contextmanager
+def _reading(lm: LM, readers: Mapping[str, Reader], batch: Batch) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, reader in readers.items():
+            module = lm.model.get_submodule(name.rpartition(".")[0])
+
+            def before(_module: Any, args: tuple, reader: Reader = reader) -> None:
+                x_NC = args[0].reshape(-1, args[0].shape[-1])
+                real = batch.real_N
+                # A mixture sends each expert only some tokens, in an order of its own: those are taken as they are.
+                if real is None or x_NC.shape[0] != batch.input_ids_BT.numel():
+                    reader(x_NC)
+                else:
+                    reader(x_NC[real.to(x_NC.device)])
+
+            stack.callback(module.register_forward_pre_hook(before).remove)
+        yield
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]

@@ -1,0 +1,287 @@
+"""quantize: a checkpoint that plain transformers loads, and a card that says what was done and what was kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.measures.perplexity import perplexity
+from studfinder.measures.scores import Scores, compare
+from studfinder.models import BUILTINS, LM, load
+from studfinder.models.builtin import ensure
+from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
+from studfinder.quantizers.apply import bench_for, check_fits, running
+from studfinder.quantizers.bench import Progress
+from studfinder.quantizers.card import Quantization, card
+from studfinder.quantizers.checkpoint import Entry, check_free, shards, staged, write_index, write_shard
+from studfinder.quantizers.entries import bench_entries, file_entry
+from studfinder.quantizers.export import chosen_format, quantization_config
+from studfinder.quantizers.keep import Skip, as_keeps, resolve
+from studfinder.quantizers.source import Files, open_files, skeleton
+from studfinder.quantizers.targets import targets
+from studfinder.runs import now, versions, write_text
+
+_GROUPS = (128, 64, 32)
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""What is copied along with the weights: tokenizer and generation settings."""
+
+
+def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+    """4 bits, integer zero point, groups of 128, or of 64 or 32 where 128 does not divide every matrix.
+
+    Args:
+        shapes: (out, in) of what is quantised.
+        dtype: of the model, in which scales are stored.
+    """
+    sizes = [size for size in _GROUPS if all(shape[1] % size == 0 for shape in shapes)]
+    scale: Any = str(dtype).removeprefix("torch.")
+    return Scheme(block=sizes[0] if sizes else "channel", zero="integer", scale=scale)
+
+
+def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """(out, in) of every matrix that is quantised, by parameter name, and their dtype.
+
+    Args:
+        source: a model, or the folder of one, which is not loaded.
+    """
+    if isinstance(source, LM):
+        return {t.name: tuple(t.weight(source).shape) for t in targets(source)}, source.dtype
+    files = open_files(source)
+    if files is None:
+        return shapes_of(load(source))
+    stored = files.stored
+    return {name: stored[name][1] for name in files.targets}, stored[next(iter(files.targets))][0]
+
+
+def quantize(
+    source: LM | str | os.PathLike,
+    method: Method | None = None,
+    *,
+    keep: Any = None,
+    out: str | os.PathLike,
+    format: str = "auto",
+    calibration: str | Path = "wikipedia",
+    samples: int = 128,
+    length: int = 512,
+    score: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Quantization:
+    """Quantise a model and write it as a checkpoint with tokenizer and model card.
+
+    Round to nearest goes from file to file, shard by shard, without building the model (memory of one tensor), and
+    continues where it was interrupted. Other methods, findings and live models work on the model in memory, which is
+    put back afterwards. `out` appears when it is complete.
+
+    Args:
+        source: an LM, a built-in name, a folder or a hub id.
+        method: its settings; the default is RTN with clip search in the `default_scheme`.
+        keep: findings, hold_out(...), skip(...), transforms, or several. compressed-tensors has no place for single
+            numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
+        format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
+        calibration, samples, length: text and size of the calibration windows, for methods that need them.
+        score: put the perplexity of our proof text before and after into the card; needs the model in memory.
+
+    Raises:
+        StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
+            model; calibration text too short; a weight that is not finite.
+    """
+    job = _Job(Path(out), format, score, overwrite, progress)
+    check_free(job.out, overwrite)
+    folder = folder_of(source)
+    if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep) and not score:
+        files = open_files(folder)
+        if files is not None:
+            return _from_files(job, str(source), files, method, keep)
+    lm = source if isinstance(source, LM) else load(source)
+    return _from_memory(job, lm, method, keep, (calibration, samples, length))
+
+
+@dataclass(frozen=True)
+class _Job:
+    out: Path
+    format: str
+    score: bool
+    overwrite: bool
+    progress: Progress
+
+
+def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
+    found, stored = tuple(files.targets.values()), files.stored
+    dtype = stored[found[0].name][0]
+    method = method or RTN(
+        scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip()
+    )
+    _, skipped = resolve(skeleton(files.folder), found, keep)
+    chosen = tuple(target.name for target in found if target.fused not in skipped)
+    if not chosen:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in chosen:
+        check_fits(target, stored[target][1], method)
+    format = _one_format(method, job.format, {stored[target][0] for target in chosen}, found)
+    done = _record(
+        name,
+        BUILTINS[name].origin if name in BUILTINS else "a local folder",
+        method,
+        format,
+        bits=_bits(files, chosen, method.scheme),
+        quantized=len(chosen),
+        skipped=tuple(sorted(skipped)),
+        kept=tuple(map(str, _flat(keep))),
+    )
+    settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
+    with staged(job.out, settings, job.overwrite) as stage:
+        _write_files(job, files, stage, dict.fromkeys(chosen, method), format)
+        for path in files.folder.iterdir():
+            if path.suffix in _BESIDE and path.name not in ("model.safetensors.index.json", "config.json"):
+                shutil.copyfile(path, stage / path.name)
+        config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+        _finish(stage, config, done, method, found)
+    return done
+
+
+def _write_files(job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN], format: str) -> None:
+    total, count = len(files.stored), 0
+
+    def step(_entry: Entry) -> None:
+        nonlocal count
+        count += 1
+        job.progress("quantise", count, total)
+
+    written = {}
+    for shard, names in files.shards.items():
+        written[shard] = [file_entry(files, shard, name, methods.get(name), format) for name in names]
+        if (stage / shard).is_file():  # made before an interruption
+            count += len(names)
+        else:
+            write_shard(stage / shard, written[shard], step)
+    write_index(stage, written)
+
+
+def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
+    found = targets(lm)
+    if method is None:
+        method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
+    format = chosen_format(method.scheme, job.format, lm.dtype, found)
+    text: str | None = None
+    windows: Sequence[Sequence[int]] = ()
+    if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
+        origin, windows = calibration_windows(lm, calibration[0], count=calibration[1], length=calibration[2])
+        text = f"{origin}, {len(windows)} windows of {calibration[2]} tokens"
+    bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
+    bench.numbers = format == "dense"
+    before = perplexity(lm) if job.score else None
+    with running(bench, method):
+        done = _record(
+            lm.source.id,
+            lm.source.origin,
+            method,
+            format,
+            bits=bench.bits,
+            quantized=len(bench.done),
+            skipped=bench.skipped,
+            instead=bench.instead,
+            kept=tuple(map(str, as_keeps(lm, keep))),
+            notes=tuple(bench.notes),
+            calibration=text,
+            scores={} if before is None else _scores(before, perplexity(lm)),
+        )
+        # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
+        with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
+            parts = shards(bench_entries(bench, format))
+            files = dict(zip(_shard_names(len(parts)), parts, strict=True))
+            for file, entries in files.items():
+                write_shard(stage / file, entries)
+            write_index(stage, files)
+            for saved in (lm.tokenizer, getattr(lm.model, "generation_config", None)):
+                if saved is not None:
+                    saved.save_pretrained(stage)
+            config = json.loads(lm.model.config.to_json_string(use_diff=False))
+            config["architectures"] = [type(lm.model).__name__]
+            _finish(stage, config, done, method, found)
+    return done
+
+
+def _finish(stage: Path, config: dict[str, Any], done: Quantization, method: Method, found: Sequence[Target]) -> None:
+    if done.format != "dense":
+        ignored = ["lm_head", *(target.ref.module for target in found if target.fused in done.skipped)]
+        acts = getattr(method, "activation_arguments", None)
+        config["quantization_config"] = quantization_config(method.scheme, done.format, ignored, acts)
+    write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
+    write_text(stage / "README.md", card(done))
+    write_text(stage / "config.json", json.dumps(config, indent=2))
+
+
+def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
+    settings = dataclasses.asdict(method)  # type: ignore[call-overload]
+    return Quantization(
+        model=model,
+        origin=origin,
+        method=type(method).__name__,
+        settings=settings,
+        scheme=str(method.scheme),
+        kernel=None if format == "dense" else kernel(method.scheme),
+        format=format,
+        versions=versions(),
+        made=now(),
+        **rest,
+    )
+
+
+def _scores(before: Scores, after: Scores) -> dict[str, str]:
+    change = compare(before, after).interval
+    return {
+        f"perplexity of {after.text.split()[0]}": f"{after.value:.3f}, {change.value:.3f} times that of the original "
+        f"({change.low:.3f} to {change.high:.3f}, paired bootstrap over windows)"
+    }
+
+
+def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
+    formats = {chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes}
+    return formats.pop()
+
+
+def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
+    bits = total = 0.0
+    for name in files.targets:
+        dtype, shape = files.stored[name]
+        size = torch.Size(shape).numel()
+        bits += size * (bits_per_weight(shape, scheme) if name in chosen else 8 * dtype.itemsize)
+        total += size
+    return bits / total
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def folder_of(source: Any) -> Path | None:
+    """The folder that a name stands for, where it is here; None for a live model or a hub id."""
+    if isinstance(source, LM):
+        return None
+    if str(source) in BUILTINS:
+        return ensure(BUILTINS[str(source)])
+    path = Path(source).expanduser()
+    return path if str(source) and (path / "config.json").is_file() else None
+
+
+def _only_skips(keep: Any) -> bool:
+    return all(isinstance(one, Skip) for one in _flat(keep))
+
+
+def _flat(keep: Any) -> list[Any]:
+    if isinstance(keep, list | tuple):
+        return [one for part in keep for one in _flat(part)]
+    return [] if keep is None else [keep]

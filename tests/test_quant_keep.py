@@ -1,0 +1,143 @@
+"""CLIP-quantise-RESTORE and auto: choices are made by measured error on calibration text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+import torch
+
+from scanned import a_scan
+from studfinder.edits import Weights
+from studfinder.errors import StudfinderError
+from studfinder.models import content_hash
+from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized
+from studfinder.quantizers.apply import bench_for, running
+from studfinder.quantizers.auto import Auto
+from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
+from studfinder.quantizers.walk import output_error, second_moments, walk
+from tiny import prompts, tiny
+
+CHANNEL = Scheme(element="int4", block="channel", zero="integer", scale="float32")
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def with_outlier():
+    lm = tiny("llama")
+    with torch.no_grad():
+        lm.model.get_parameter(DOWN)[3, 4] = 5.0
+    return lm
+
+
+def test_clip_and_round_clamps_each_block_by_its_own_magnitudes():
+    w = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    w[2, 5] = 50
+    scheme = Scheme(element="int8", block=16, scale="float32")
+    found = clip_and_round(w, scheme, 2.0).dequantized()
+    block = w[2, :16].abs()
+    limit = block.mean() + 2 * block.std(unbiased=False)
+    assert found[2, 5] == pytest.approx(limit.item(), rel=0.01)
+    assert torch.equal(clip_and_round(w, scheme, inf).dequantized()[3], clip_and_round(w, scheme, 1e6).dequantized()[3])
+    held = w == 50
+    restored = clip_and_round(w, scheme, 2.0, held).dequantized()
+    assert restored[2, 5] == 50
+    two = Scheme(element="int8", block=(3, 20), remainder="block", scale="float32")
+    assert clip_and_round(w, two, 3.0).dequantized().shape == w.shape
+
+
+def test_the_chosen_clip_is_the_best_of_the_candidates_and_no_clip_is_one():
+    lm = with_outlier()
+    windows = prompts()
+    with quantized(lm, ClipRestore(scheme=CHANNEL), windows=windows) as bench:
+        found = {name: done.dequantized() for name, done in bench.done.items()}
+        assert "no clip" in bench.notes[0]
+    bench = bench_for(lm, RTN(scheme=CHANNEL), windows=windows)
+    first = next(walk(bench))
+    for name, moment in second_moments(first).items():
+        weight = dict(lm.model.named_parameters())[name].detach()
+        errors = [
+            output_error(clip_and_round(weight, CHANNEL, z).dequantized() - weight, moment)
+            for z in ClipRestore().candidates
+        ]
+        assert output_error(found[name] - weight, moment) == pytest.approx(min(errors), rel=1e-5)
+
+
+def test_restoring_without_a_clip_is_a_no_op_for_the_extremum_and_clipping_helps_its_neighbours():
+    lm = with_outlier()
+    keep = hold_out(Weights(parameter=DOWN, entries=((3, 4),)))
+    with quantized(lm, ClipRestore(scheme=CHANNEL), keep=keep, windows=prompts()):
+        kept = lm.model.get_parameter(DOWN).detach().clone()
+    with quantized(lm, RTN(scheme=CHANNEL)):
+        plain = lm.model.get_parameter(DOWN).detach().clone()
+    weight = lm.model.get_parameter(DOWN).detach()
+    assert kept[3, 4] == 5.0
+    rest = [col for col in range(weight.shape[1]) if col != 4]
+    assert (kept - weight)[3, rest].norm() < (plain - weight)[3, rest].norm() / 5
+
+
+def test_auto_takes_the_cheapest_within_its_budget():
+    lm = with_outlier()
+    windows = prompts()
+    for budget, labels in ((1e6, {"as it is: 12"}), (0.001, {"skipped", "held out"})):
+        with quantized(lm, RTN(scheme=CHANNEL), keep=Auto(budget=budget), windows=windows) as bench:
+            note = bench.notes[0]
+            assert all(label in note for label in labels), note
+            if budget > 1:
+                assert not bench.held
+                free = bench.bits
+            else:
+                assert DOWN in bench.held
+                assert bench.held[DOWN][3, 4]
+                assert bench.bits > free
+
+
+def test_auto_skips_where_there_is_no_place_for_numbers():
+    lm = with_outlier()
+    with quantized(lm, RTN(scheme=CHANNEL), keep=Auto(budget=0.005), windows=prompts()) as bench:
+        held = set(bench.held)
+        assert held
+    bench = bench_for(lm, RTN(scheme=CHANNEL), keep=Auto(budget=0.005), windows=prompts())
+    bench.numbers = False
+    with running(bench, RTN(scheme=CHANNEL)):
+        assert not bench.held
+        assert bench.done
+        assert not held & set(bench.done)  # what would have been held out is whole instead
+        assert "held out" not in bench.notes[0]
+    two = RTN(scheme=Scheme(element="int2", block="channel"))
+    with pytest.raises(StudfinderError, match="no group keeps its error"):
+        with quantized(lm, two, keep=Auto(budget=1e-9, fractions=()), windows=prompts()):
+            pass
+
+
+def test_findings_mean_their_super_weights_less_the_inert_ones():
+    lm = with_outlier()
+    findings, _ = a_scan()
+    weights = tuple(
+        replace(
+            findings.super_weights[0], layer=1, parameter=DOWN, index=index, row=index[0], col=index[1], verdict=verdict
+        )
+        for index, verdict in (((3, 4), "proven"), ((5, 6), "inert"))
+    )
+    card = replace(findings.model, content_hash=content_hash(lm))
+    findings = replace(findings, model=card, super_weights=weights)
+    with quantized(lm, RTN(scheme=CHANNEL), keep=findings) as bench:
+        assert bench.held[DOWN].nonzero().tolist() == [[3, 4]]
+        assert set(bench.held) == {DOWN}
+    assert neurons_of(findings) == ((1, 4),)
+    with torch.no_grad():
+        lm.model.get_parameter(DOWN)[0, 0] += 1
+    with pytest.raises(StudfinderError, match="findings of the model that is quantised"):
+        quantized(lm, RTN(scheme=CHANNEL), keep=findings)
+
+
+def test_what_needs_calibration_says_so():
+    lm = tiny("llama")
+    with pytest.raises(StudfinderError, match="ClipRestore needs calibration text"):
+        quantized(lm, ClipRestore(scheme=CHANNEL))
+    with pytest.raises(StudfinderError, match="Auto needs calibration text"):
+        quantized(lm, RTN(scheme=CHANNEL), keep=Auto())
+    with pytest.raises(StudfinderError, match="for z"):
+        ClipRestore(candidates=(0.0,))
+    with pytest.raises(StudfinderError, match="budget"):
+        Auto(budget=0)

@@ -1,0 +1,348 @@
+"""sf.quantize: the checkpoint on disk, its card, what it refuses, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import checkpoint
+from scanned import a_scan
+from studfinder.cli.app import run
+from studfinder.edits import Weights
+from studfinder.errors import StudfinderError
+from studfinder.models import load
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantized, skip, targets
+from studfinder.quantizers.checkpoint import Entry, shards, write_shard
+from studfinder.verbs.quantize import default_scheme, quantize
+from tiny import tiny, token_ids, tokenizer
+
+BF16 = torch.bfloat16
+W4 = RTN(scheme=Scheme(block=16, zero="integer"), clip=Clip(steps=3))
+PLAIN = """
+import json, sys, torch
+sys.modules["studfinder"] = None  # importing it is an error
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+ids = torch.tensor(json.loads(sys.argv[1]))
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        torch.save(model(ids).logits, folder + "/logits.pt")
+"""
+
+
+def plainly(folders: list[Path]) -> list[torch.Tensor]:
+    """Logits of checkpoints by plain transformers, in a process that cannot import studfinder."""
+    command = [sys.executable, "-c", PLAIN, json.dumps(token_ids().tolist()), *map(str, folders)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, check=True, env=environment)
+    return [torch.load(folder / "logits.pt") for folder in folders]
+
+
+def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
+    ids = token_ids()
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    wide = tmp_path / "wide"  # every matrix has inputs in blocks of 32
+    quantize(load(source), W4, keep=Split(neurons=((0, 1),), multiple=32), out=wide, format="dense")
+    tied = tmp_path / "tied"
+    lm = tiny("llama", dtype=BF16)
+    lm.model.config.tie_word_embeddings = True
+    lm.model.tie_weights()
+    lm.model.save_pretrained(tied)
+    tokenizer().save_pretrained(tied)
+    cases = [
+        (source, W4, "auto", None),
+        (source, RTN(scheme=Scheme(element="int3", block="channel")), "auto", None),
+        (source, RTN(scheme=Scheme(element="int8", block="channel")), "int-quantized", None),
+        (source, RTN(scheme=Scheme(element="fp8", block="channel")), "auto", None),
+        (source, RTN(scheme=Scheme(element="int8", block="tensor", zero="integer")), "auto", None),
+        (source, RTN(scheme=SCHEMES["nvfp4"]), "auto", None),
+        (wide, RTN(scheme=SCHEMES["mxfp4"]), "auto", None),
+        (source, W4, "auto", skip("*.1.self_attn.v_proj")),
+        (source, RTN(scheme=Scheme(block=7, zero="float", remainder="block", scale="float32")), "dense", None),
+        (tied, W4, "auto", None),
+        (load(source), W4, "dense", hold_out(fraction=0.02)),  # in memory: findings and held-out numbers
+        (load(tied), W4, "auto", hold_out(Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=((3, 4),)))),
+    ]
+    folders, expected = [], []
+    for number, (where, method, form, keep) in enumerate(cases):
+        out = tmp_path / f"out-{number}"
+        done = quantize(where, method, keep=keep, out=out, format=form)
+        lm = load(where)
+        names = [skip(name) for name in done.skipped if done.instead]  # skipped because of what was to be kept
+        with quantized(lm, method, keep=names or keep) as bench:
+            expected.append(lm.model(ids).logits)
+            assert done.bits == pytest.approx(bench.bits)
+        folders.append(out)
+    for number, (found, wanted) in enumerate(zip(plainly(folders), expected, strict=True)):
+        assert torch.equal(found, wanted), cases[number]
+
+
+def test_files_and_memory_make_the_same_tensors(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    quantize(source, W4, out=tmp_path / "files")
+    quantize(load(source), W4, out=tmp_path / "memory")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("files", "memory"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("files", "memory")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+
+
+def test_a_live_model_is_as_before(tmp_path):
+    lm = tiny("llama", dtype=BF16)
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    quantize(lm, W4, out=tmp_path / "out", keep=hold_out(fraction=0.01), format="dense")
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+
+
+def test_the_card_says_what_was_done_and_how_kept_numbers_are_held(tmp_path):
+    lm = tiny("llama", dtype=BF16)
+    entry = Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=((3, 4),))
+    done = quantize(lm, W4, keep=[hold_out(entry), skip("*.0.mlp.up_proj")], out=tmp_path / "out")
+    assert done.instead == ("model.layers.1.mlp.down_proj",)
+    assert done.skipped == ("model.layers.0.mlp.gate_proj+up_proj", "model.layers.1.mlp.down_proj")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{done.bits:.3f}" in card
+    assert "no place for single numbers" in card
+    for name in done.skipped:
+        assert card.count(f"`{name}`") == 1
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert set(ignored) == {
+        "lm_head",
+        "model.layers.0.mlp.gate_proj",
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.mlp.down_proj",
+    }
+    record = json.loads((tmp_path / "out" / "studfinder.json").read_text())
+    assert record["settings"]["scheme"]["block"] == 16
+
+
+def test_the_card_can_say_what_was_lost(tmp_path, monkeypatch):
+    from studfinder.measures.perplexity import perplexity as real
+
+    text = [" ".join(f"w{(i * j) % 90 + 3}" for i in range(60)) for j in range(1, 5)]
+    monkeypatch.setattr("studfinder.verbs.quantize.perplexity", lambda lm: real(lm, text, window=16))
+    lm = load(tiny("llama", dtype=BF16).model, tokenizer())
+    done = quantize(lm, W4, out=tmp_path / "out", score=True)
+    with quantized(lm, W4):
+        after = real(lm, text, window=16).value
+    (line,) = done.scores.values()
+    assert line.startswith(f"{after:.3f}, {after / real(lm, text, window=16).value:.3f} times")
+    assert line in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_default_group_is_the_largest_that_divides():
+    assert default_scheme([(8, 256), (8, 1024)], BF16).block == 128
+    assert default_scheme([(8, 576), (8, 1536)], BF16).block == 64
+    assert default_scheme([(8, 96)], BF16).block == 32
+    assert default_scheme([(8, 100)], torch.float16) == Scheme(block="channel", zero="integer", scale="float16")
+
+
+def test_what_is_refused_leaves_nothing(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    out = tmp_path / "out"
+    with pytest.raises(StudfinderError, match=r"weight: blocks of 1 x 128 do not divide"):
+        quantize(source, RTN(scheme=Scheme(block=128)), out=out)
+    with pytest.raises(StudfinderError, match="no place in compressed-tensors"):
+        quantize(source, RTN(scheme=Scheme(block=16, zero="float")), out=out)
+    with pytest.raises(StudfinderError, match="everything is skipped"):
+        quantize(source, W4, keep=skip("*"), out=out)
+    with pytest.raises(StudfinderError, match="every matrix has numbers to hold out"):
+        quantize(source, W4, keep=hold_out(fraction=0.1), out=out)
+    with pytest.raises(StudfinderError, match="Conv1D"):
+        quantize(checkpoint(tmp_path / "gpt2", "gpt2", dtype=BF16), W4, out=out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "source"]
+
+
+def test_conv1d_goes_into_a_dense_checkpoint(tmp_path):
+    source = checkpoint(tmp_path / "gpt2", "gpt2")
+    method = RTN(scheme=Scheme(block="channel", scale="float32"))
+    quantize(source, method, out=tmp_path / "out", format="dense")
+    lm = load(source)
+    with quantized(lm, method):
+        expected = lm.model(token_ids()).logits
+    assert torch.equal(load(tmp_path / "out").model(token_ids()).logits, expected)
+
+
+def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    out = tmp_path / "out"
+    quantize(source, W4, out=out)
+    old = (out / "model.safetensors").read_bytes()
+    with pytest.raises(StudfinderError, match=r"exists.*--overwrite"):
+        quantize(source, RTN(scheme=Scheme(block=32, scale="bfloat16")), out=out)
+    assert (out / "model.safetensors").read_bytes() == old
+    quantize(source, RTN(scheme=Scheme(element="int8", block=16)), out=out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != old
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    with pytest.raises(StudfinderError, match="is no checkpoint"):
+        quantize(source, W4, out=mine, overwrite=True)
+    with pytest.raises(StudfinderError, match="is a file"):
+        quantize(source, W4, out=mine / "thesis.txt")
+    assert (mine / "thesis.txt").read_text() == "precious"
+
+
+def test_a_weight_that_is_not_finite_is_named_and_the_old_folder_stays(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    out = tmp_path / "out"
+    quantize(source, W4, out=out)
+    old = (out / "model.safetensors").read_bytes()
+    file = source / "model.safetensors"
+    weights = load_file(file)
+    for name in ("model.layers.2.mlp.up_proj.weight", "model.embed_tokens.weight"):
+        damaged = {key: value.clone() for key, value in weights.items()}
+        damaged[name][1, 1] = float("nan")
+        save_file(damaged, file, metadata={"format": "pt"})
+        with pytest.raises(StudfinderError, match=f"{name}: a weight is NaN"):
+            quantize(source, W4, out=out, overwrite=True)
+        assert (out / "model.safetensors").read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def sharded(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    model = tiny("llama", dtype=BF16).model
+    model.save_pretrained(source, max_shard_size="20KB")
+    tokenizer().save_pretrained(source)
+    assert len(list(source.glob("*.safetensors"))) > 2
+    return source
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 8, 15, 28])
+def test_an_interrupted_export_leaves_the_old_and_goes_on_where_it_was(tmp_path, at):
+    source, out = sharded(tmp_path), tmp_path / "out"
+    quantize(source, RTN(scheme=Scheme(element="int8", block=16)), out=out)
+    old = {path.name: path.read_bytes() for path in out.iterdir()}
+    counts: list[int] = []
+
+    def killed(_what, done, _total):
+        if done == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantize(source, W4, out=out, overwrite=True, progress=killed)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == old
+    quantize(source, W4, out=out, overwrite=True, progress=lambda _w, done, _t: counts.append(done))
+    quantize(source, W4, out=tmp_path / "whole")
+    for path in (tmp_path / "whole").iterdir():
+        if path.name not in ("studfinder.json", "README.md"):  # they say when they were made
+            assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    if at > 10:  # at least one shard was whole by then
+        assert counts[0] > 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_kill_between_the_two_renames_is_undone(tmp_path):
+    source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
+    quantize(source, W4, out=out)
+    old = (out / "model.safetensors").read_bytes()
+    out.rename(tmp_path / ".out.old")
+    with pytest.raises(StudfinderError, match="exists"):
+        quantize(source, W4, out=out)
+    assert (out / "model.safetensors").read_bytes() == old
+
+
+def test_an_interrupted_export_is_not_continued_with_other_settings(tmp_path):
+    source, out = sharded(tmp_path), tmp_path / "out"
+
+    def killed(_what, done, _total):
+        if done == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quantize(source, W4, out=out, progress=killed)
+    assert not out.exists()
+    other = RTN(scheme=Scheme(element="int8", block=16))
+    quantize(source, other, out=out)
+    quantize(source, other, out=tmp_path / "whole")
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_a_shard_is_what_safetensors_reads(tmp_path):
+    made = {
+        "a": torch.arange(6).reshape(2, 3),
+        "b": torch.randn(3).to(BF16),
+        "c": torch.randn(2, 2).to(torch.float8_e4m3fn),
+    }
+    entries = [Entry({n: (t.dtype, tuple(t.shape))}, lambda n=n, t=t: {n: t}) for n, t in made.items()]
+    write_shard(tmp_path / "x.safetensors", entries)
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name].float(), made[name].float()) for name in made)
+    assert [len(part) for part in shards(entries, limit=50)] == [1, 2]
+
+
+def test_only_one_tensor_is_in_memory(tmp_path):
+    """Each entry is made when it is written, after the one before it is gone."""
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def make(name):
+        nonlocal most
+        tensor = torch.zeros(8, 8)
+        most = max(most, sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(tensor))
+        return {name: tensor}
+
+    entries = [Entry({str(i): (torch.float32, (8, 8))}, lambda i=i: make(str(i))) for i in range(5)]
+    write_shard(tmp_path / "x.safetensors", entries)
+    assert len(alive) == 5
+    assert most == 0
+
+
+def test_findings_of_another_model_are_refused(tmp_path):
+    findings, _ = a_scan()
+    with pytest.raises(StudfinderError, match="findings of the model that is quantised"):
+        quantize(tiny("llama", dtype=BF16), W4, keep=findings, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_quantised_already_is_refused(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    quantize(source, W4, out=tmp_path / "out")
+    with pytest.raises(StudfinderError, match="quantised already"):
+        quantize(tmp_path / "out", W4, out=tmp_path / "again")
+    assert len(targets(load(source))) == 21
+
+
+def test_the_command_line(tmp_path, capsys):
+    source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
+
+    def says(code: int, *arguments: object) -> str:
+        assert run(["quantize", str(source), "--out", str(out), *map(str, arguments)]) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    plan = says(0, "--dry-run")
+    assert "21 matrices" in plan
+    assert "int4 per channel" in plan  # no usual group divides 48
+    assert "do not divide a matrix" in says(2, "--group", 32)
+    assert "element type 'int9'" in says(2, "--bits", 9)
+    assert "there is no scheme 'w5'" in says(2, "--scheme", "w5")
+    assert "one or the other" in says(2, "--scheme", "fp8", "--bits", 4)
+    assert "there is no method 'guess'" in says(2, "--method", "guess")
+    assert not out.exists()
+    record = json.loads(says(0, "--group", 16, "--json", "--skip", "*.0.mlp.up_proj"))
+    assert record == json.loads((out / "studfinder.json").read_text())
+    assert record["skipped"] == ["model.layers.0.mlp.gate_proj+up_proj"]
+    assert "exists" in says(2, "--group", 16)
+    assert "float-quantized" in says(0, "--scheme", "fp8", "--overwrite")
