@@ -61,12 +61,22 @@ if TYPE_CHECKING:
     from studfinder.measures.sweep import sweep as sweep
     from studfinder.measures.tasks import tasks as tasks
     from studfinder.models import LM as LM
+    from studfinder.quantizers import RTN as RTN
+    from studfinder.quantizers import Auto as Auto
+    from studfinder.quantizers import Clip as Clip
+    from studfinder.quantizers import ClipRestore as ClipRestore
+    from studfinder.quantizers import Scheme as Scheme
+    from studfinder.quantizers import calibration_windows as calibration_windows
+    from studfinder.quantizers import hold_out as hold_out
+    from studfinder.quantizers import quantized as quantized
+    from studfinder.quantizers import skip as skip
     from studfinder.records import Findings as Findings
     from studfinder.records import Interval as Interval
     from studfinder.records import Scorecard as Scorecard
     from studfinder.sites import capture as capture
     from studfinder.verbs.load import load as load
     from studfinder.verbs.measure import measure as measure
+    from studfinder.verbs.quantize import quantize as quantize
     from studfinder.verbs.scan import scan as scan
 
 __version__ = "0.1.0"
@@ -130,6 +140,16 @@ _PUBLIC = {
     "RandomDims": "studfinder.edits",
     "TopDims": "studfinder.edits",
     "capture": "studfinder.sites",
+    "quantized": "studfinder.quantizers",
+    "RTN": "studfinder.quantizers",
+    "ClipRestore": "studfinder.quantizers",
+    "Scheme": "studfinder.quantizers",
+    "Clip": "studfinder.quantizers",
+    "hold_out": "studfinder.quantizers",
+    "skip": "studfinder.quantizers",
+    "Auto": "studfinder.quantizers",
+    "calibration_windows": "studfinder.quantizers",
+    "quantize": "studfinder.verbs.quantize",
     "zero": "studfinder.edits",
 }
 

@@ -49,9 +49,7 @@ def command(
         typer.Option(min=0, help="Keep each fused group's relative output error below this, at the least cost."),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A matrix to leave alone; * matches (repeatable).")] = None,
-    format: Annotated[
-        str, typer.Option(help="auto, dense, or the name of a compressed-tensors format.")
-    ] = "auto",
+    format: Annotated[str, typer.Option(help="auto, dense, or the name of a compressed-tensors format.")] = "auto",
     calibration: Annotated[str, typer.Option(help="Calibration text: wikipedia, c4 or a file.")] = "wikipedia",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
