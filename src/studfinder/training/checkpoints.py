@@ -30,7 +30,7 @@ class Checkpoints(TrainerCallback):
         self.trainer = trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        loss = self.trainer._nested_gather(self.trainer._tr_loss.reshape(1)).mean().item()
+        loss = self.trainer.accelerator.gather(self.trainer._tr_loss.reshape(1)).mean().item()
         if state.is_world_process_zero:
             mark = {"key": self.key, "loss_since_log": loss, "logged": self.trainer._globalstep_last_logged}
             write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, json.dumps(mark))

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from studfinder.attention import parameter_groups
 from studfinder.errors import StudfinderError
+from studfinder.records import Interval
+from studfinder.stats import ratio_interval
 from studfinder.training.checkpoints import Checkpoints, latest
 from studfinder.training.interrupt import StopAtStep
 from studfinder.training.recipe import Recipe
@@ -32,14 +35,26 @@ class Fitted:
     Attributes:
         model: trained, in eval mode.
         log: Trainer's log: dicts with "step" and what was measured then.
-        last: the last evaluation's "loss", "accuracy" and "correct": (right, scored) of each test sequence.
+        last: the last evaluation's "loss" and "accuracy".
+        items_N3: of that evaluation, for each test sequence: right answers, scored labels, their nats.
         stopped: why it ended early ("interrupted", "diverged"), or None.
     """
 
     model: Any
     log: list[dict[str, Any]]
     last: dict[str, Any]
+    items_N3: np.ndarray
     stopped: str | None = None
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of right answers, resampling test sequences."""
+        return ratio_interval(self.items_N3[:, 0], self.items_N3[:, 1], what="test sequences")
+
+    @property
+    def loss(self) -> Interval:
+        """Nats a scored label, resampling test sequences."""
+        return ratio_interval(self.items_N3[:, 2], self.items_N3[:, 1], what="test sequences")
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of everything logged under a name, e.g. "eval_accuracy"."""
@@ -82,7 +97,6 @@ def fit(
             data_collator=collate,
             train_dataset=Rows(source, "train", recipe.seed, recipe.steps * recipe.batch),
             eval_dataset=Rows(source, "test", recipe.seed, recipe.test),
-            compute_metrics=_metrics,
             preprocess_logits_for_metrics=_score,
             callbacks=[checkpoints, stop, *callbacks],
         )
@@ -102,7 +116,7 @@ def fit(
         history = trainer.state.log_history
         if stop.asked is None and not any("eval_loss" in entry and entry["step"] == recipe.steps for entry in history):
             trainer.evaluate()
-        return Fitted(trainer.model.eval(), trainer.state.log_history, trainer.last, stop.asked)
+        return Fitted(trainer.model.eval(), trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked)
 
 
 def _place(folder: Path | None) -> AbstractContextManager[Any]:
@@ -160,7 +174,9 @@ def _precision(recipe: Recipe) -> str:
 
 def _quiet(trainer: Any) -> None:
     from transformers.trainer_callback import PrinterCallback
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one for each checkpoint that is written
     trainer.remove_callback(PrinterCallback)
 
 
@@ -170,7 +186,18 @@ class _Trainer(Trainer):
     def __init__(self, *, decay_norms: bool, **options: Any) -> None:
         super().__init__(**options)
         self.decay_norms = decay_norms
+        self.optimizer: Any
         self.last: dict[str, Any] = {}
+        self.items_N3 = np.zeros((0, 3))
+        self.compute_metrics = self._metrics
+
+    def _metrics(self, prediction: Any) -> dict[str, float]:
+        """Over all scored labels, where Trainer's own loss is a mean of batches' means."""
+        self.items_N3 = np.asarray(prediction.predictions)
+        right, scored, nats = self.items_N3.sum(axis=0)
+        if not scored:
+            return {"loss": math.nan, "accuracy": math.nan}
+        return {"loss": float(nats / scored), "accuracy": float(right / scored)}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -215,12 +242,3 @@ def _score(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
     right = (logits.argmax(dim=-1) == labels) & scored
     return torch.stack([right.sum(1).double(), scored.sum(1).double(), nats.view_as(right).double().sum(1)], dim=1)
-
-
-def _metrics(prediction: Any) -> dict[str, float]:
-    """Over all scored labels, where Trainer's own loss is a mean of batches' means."""
-    right, scored, nats = prediction.predictions.sum(axis=0)
-    if not scored:
-        return {"loss": math.nan, "accuracy": math.nan}
-    return {"loss": float(nats / scored), "accuracy": float(right / scored)}
-

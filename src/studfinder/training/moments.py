@@ -77,14 +77,15 @@ class Moments:
         self.paper_tails.setdefault(name, _Mean()).add(squares.square().mean(dim=1) / (variance.square() + 1e-6))
 
     def merge(self, other: Moments) -> None:
-        for mine, theirs in (
+        pairs: tuple[tuple[dict[Any, _Mean], dict[Any, _Mean]], ...] = (
             (self.norms, other.norms),
             (self.tails, other.tails),
             (self.paper_norms, other.paper_norms),
             (self.paper_tails, other.paper_tails),
-        ):
-            for name, mean in theirs.items():  # type: ignore[attr-defined]
-                kept = mine.setdefault(name, _Mean())  # type: ignore[attr-defined]
+        )
+        for mine, theirs in pairs:
+            for name, mean in theirs.items():
+                kept = mine.setdefault(name, _Mean())
                 kept.total, kept.n = kept.total + mean.total, kept.n + mean.n
 
     @property

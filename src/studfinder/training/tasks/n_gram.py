@@ -16,8 +16,8 @@ from studfinder.training.tasks.task import Example, Task
 class NGram(Task):
     """3-gram by default, as arXiv 2411.19574, section 3.3: about 200 pairs (x1, x2) -> x3 to be learned by heart.
 
-    Tokens are drawn uniformly; with probability `share` the first tokens of a random rule are put in instead. Wherever
-    the last n-1 tokens are those of a rule, by design or by chance, the token that the rule says follows, and is scored.
+    Tokens are drawn uniformly; with probability `share` the first tokens of a random rule are put in instead. Where the
+    last n-1 tokens are those of a rule, by design or by chance, the token that the rule says follows, and is scored.
     How the paper mixes rules and noise is not said; the table comes from `table`, not from the run's seed.
 
     Attributes:
