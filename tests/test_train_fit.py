@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,10 +49,14 @@ def test_an_interrupted_run_ends_as_if_it_never_stopped(tmp_path, step):
     whole = fit(model(), SOURCE, RECIPE, callbacks=[seen := Outliers(SOURCE, sequences=2)])
     options = {"folder": tmp_path / "checkpoints", "key": "k"}
     file = tmp_path / "outliers.jsonl"
-    first = fit(model(), SOURCE, RECIPE, callbacks=[Interrupt(step), Outliers(SOURCE, file=file, sequences=2)], **options)
+    first = fit(
+        model(), SOURCE, RECIPE, callbacks=[Interrupt(step), Outliers(SOURCE, file=file, sequences=2)], **options
+    )
     assert first.stopped == "interrupted"
     assert latest(tmp_path / "checkpoints", "k").name == f"checkpoint-{step}"
-    resumed = fit(model(seed=5), SOURCE, RECIPE, callbacks=[again := Outliers(SOURCE, file=file, sequences=2)], **options)
+    resumed = fit(
+        model(seed=5), SOURCE, RECIPE, callbacks=[again := Outliers(SOURCE, file=file, sequences=2)], **options
+    )
     assert resumed.stopped is None
     assert measured(resumed.log) == measured(whole.log)
     assert again.looks == seen.looks
@@ -91,8 +95,6 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
 
 
 def test_accumulation_changes_nothing_but_rounding():
-    import dataclasses
-
     split = fit(model(), SOURCE, RECIPE)
     whole = fit(model(), SOURCE, dataclasses.replace(RECIPE, micro=8))
     for (_, a), (_, b) in zip(split.curve("loss"), whole.curve("loss"), strict=True):
@@ -131,10 +133,6 @@ def test_watching_does_not_change_training():
 
 
 def test_scalars_and_norms_are_not_decayed_unless_asked():
-    import dataclasses
-
-    from studfinder.training.fit import _Trainer  # noqa: F401  (the optimizer is reached through a callback)
-
     groups = {}
 
     class Look(TrainerCallback):
@@ -152,8 +150,6 @@ def test_scalars_and_norms_are_not_decayed_unless_asked():
 
 
 def test_bf16_autocast_keeps_fp32_weights():
-    import dataclasses
-
     fitted = fit(model(), SOURCE, dataclasses.replace(RECIPE, precision="bf16"))
     assert {p.dtype for p in fitted.model.parameters()} == {torch.float32}
     exact = fit(model(), SOURCE, RECIPE)
@@ -168,12 +164,18 @@ def test_a_batch_that_does_not_divide():
 
 def test_one_layer_with_kv_shift_learns_induction():
     """Something real: a few seconds of training, against the same model without the shift."""
-    source = TaskSource(task_from("induction:vocabulary=43,length=32"))
-    recipe = Recipe(steps=150, batch=64, lr=3e-3, warmup=20, look_every=150, test=128, precision="fp32")
+    source = TaskSource(task_from("induction:vocabulary=43,length=32,train_on=scored"))
+    recipe = Recipe(steps=60, batch=64, lr=5e-3, warmup=20, look_every=60, test=128, precision="fp32")
     reached = {}
     for attention in ("kv_shift", "vanilla"):
-        shape = Shape(layers=1, hidden=32, heads=2)
+        shape = Shape(layers=1, hidden=64, heads=4)
         fitted = fit(build(shape, variants_from([attention]), vocabulary=43, length=32, seed=0), source, recipe)
         reached[attention] = fitted.accuracy
     assert reached["kv_shift"].low > 2 * reached["vanilla"].high
-    assert np.isfinite(reached["vanilla"].value)
+
+
+def test_a_run_that_only_lacks_its_end(tmp_path):
+    whole = fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Outliers(SOURCE, sequences=2)])
+    again = fit(model(seed=3), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Outliers(SOURCE, sequences=2)])
+    assert measured(again.log) == measured(whole.log)
+    assert (again.items_N3 == whole.items_N3).all()

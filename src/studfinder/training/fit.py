@@ -49,12 +49,18 @@ class Fitted:
     @property
     def accuracy(self) -> Interval:
         """Share of right answers, resampling test sequences."""
-        return ratio_interval(self.items_N3[:, 0], self.items_N3[:, 1], what="test sequences")
+        return self._interval(0)
 
     @property
     def loss(self) -> Interval:
         """Nats a scored label, resampling test sequences."""
-        return ratio_interval(self.items_N3[:, 2], self.items_N3[:, 1], what="test sequences")
+        return self._interval(2)
+
+    def _interval(self, column: int) -> Interval:
+        if not len(self.items_N3):  # it ended before its first evaluation
+            nan = float("nan")
+            return Interval(value=nan, low=nan, high=nan, level=0.95, n=0, method="nothing was evaluated")
+        return ratio_interval(self.items_N3[:, column], self.items_N3[:, 1], what="test sequences")
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of everything logged under a name, e.g. "eval_accuracy"."""
@@ -113,10 +119,17 @@ def fit(
                 if "write" in str(error) or "No space" in str(error):
                     raise _disk(error, place) from error
                 raise
-        history = trainer.state.log_history
-        if stop.asked is None and not any("eval_loss" in entry and entry["step"] == recipe.steps for entry in history):
-            trainer.evaluate()
+        if stop.asked is None and not len(trainer.items_N3):
+            _last_evaluation(trainer, recipe.steps)
         return Fitted(trainer.model.eval(), trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked)
+
+
+def _last_evaluation(trainer: Any, steps: int) -> None:
+    """Evaluate a run that was resumed at its very end; it may have been logged already."""
+    kept = list(trainer.state.log_history)
+    trainer.evaluate()
+    if any("eval_loss" in entry and entry["step"] == steps for entry in kept):
+        trainer.state.log_history = kept
 
 
 def _place(folder: Path | None) -> AbstractContextManager[Any]:
