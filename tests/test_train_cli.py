@@ -133,7 +133,7 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    ("options", "said"),
     [
         ([], "nothing to train on"),
         (["--task", "recall", "--text", "t.txt"], "one of the two"),

@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny, token_ids
 
 from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
@@ -19,6 +18,7 @@ from studfinder.sites.parts import part_names
 from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, look, task_from
 from studfinder.training.moments import Moments
 from studfinder.training.screen import LiveLine
+from tiny import CONFIGS, tiny, token_ids
 
 IDS = token_ids(batch=4, length=12).tolist()
 

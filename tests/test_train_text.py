@@ -101,7 +101,7 @@ def test_text_by_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, content, said",
+    ("name", "content", "said"),
     [
         ("empty.txt", "  \n", "is empty"),
         ("broken.jsonl", '{"text": ', "cannot be read"),
@@ -131,7 +131,7 @@ def test_a_source_says_what_it_is(file):
 
 
 @pytest.mark.parametrize(
-    "name, millions, tokens", [("opt-125m", 125, 12.3e9), ("kv-shift-1.5b", 1560, 10e9), ("1m", 1.05, 20.5e6)]
+    ("name", "millions", "tokens"), [("opt-125m", 125, 12.3e9), ("kv-shift-1.5b", 1560, 10e9), ("1m", 1.05, 20.5e6)]
 )
 def test_presets_have_the_sizes_of_their_papers(name, millions, tokens):
     preset = PRESETS[name]
