@@ -23,6 +23,7 @@ REGISTRY: dict[str, str] = {
     "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
     "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
     "kv-shift/induction": "studfinder.experiments.kv_shift_induction",
+    "outlier-free/backcopy": "studfinder.experiments.outlier_free_backcopy",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
 
