@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ EXAMPLES = """Examples:
   studfinder train --preset 1m --text ./books --attention kv_shift --attention gated
   studfinder train --preset opt-125m --text allenai/c4:en --dry-run    what it would take
   studfinder train --from smollm2 --text wikitext2 --length 512 --batch 8 --steps 2000 --lr 5e-5
-  accelerate launch --num_processes 8 -m studfinder train --preset 10m --text ./books
+  accelerate launch --multi_gpu --num_processes 8 -m studfinder train --preset 10m --text ./books
 """
 
 
@@ -101,7 +102,9 @@ def command(
     if dry_run:
         print(f"would train {what}")
         return
-    print(f"training {what}", file=sys.stderr)
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one speaks
+    if first:
+        print(f"training {what}", file=sys.stderr)
     record, folder = run_train(
         plan,
         out=out,
@@ -110,6 +113,8 @@ def command(
         quiet=as_json,
         command="studfinder " + " ".join(sys.argv[1:]),
     )
+    if not first:
+        return
     if as_json:
         print((folder / "result.json").read_text(encoding="utf-8"))
         return

@@ -19,6 +19,7 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.trained import Curve, curves, every_cell, last, over_seeds, recipe_of, run_cell
 from studfinder.models import load
 from studfinder.records import Result, Table
+from studfinder.records.result import Cell
 from studfinder.report.style import new_figure
 from studfinder.sites import capture
 from studfinder.training import Shape, TaskSource
@@ -139,7 +140,7 @@ def _sink(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> float:
 
 
 def _table(cells: dict[str, list[dict[str, Any]]], task: Backcopy) -> Table:
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
             over_seeds([last(cell) for cell in seeds]),

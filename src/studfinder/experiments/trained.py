@@ -12,9 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench
-from studfinder.records import Interval
+from studfinder.records import Interval, Table
+from studfinder.records.result import Cell
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, new_figure
-from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
+from studfinder.training import Outliers, Recipe, Shape, build, fit, tokenized, variants_from
 from studfinder.training.streams import Source
 
 COLOURS = (VERMILLION, BLUE, GREY, GREEN, PURPLE, ORANGE)
@@ -33,16 +34,15 @@ def run_cell(
     *,
     watch: bool = False,
     callbacks: Sequence[Any] = (),
-    prepare: Callable[[Any], None] = lambda model: None,
+    finish: Callable[[Any], dict[str, Any]] = lambda model: {},
 ) -> dict[str, Any]:
     """Train one model from scratch; plain numbers of what came of it.
 
     Args:
         watch: look at outliers at each evaluation.
-        prepare: what to do to the model before training.
+        finish: what else to measure of the trained model.
     """
     model = build(shape, variants_from(attention), vocabulary=vocabulary, length=source.length, seed=recipe.seed)
-    prepare(model)
     outliers = Outliers(source)
     begun = time.monotonic()
     fitted = fit(model, source, recipe, callbacks=[*([outliers] if watch else []), *callbacks])
@@ -53,6 +53,7 @@ def run_cell(
         "stopped": fitted.stopped,
         "parameters": sum(parameter.numel() for parameter in fitted.model.parameters()),
         "shift": shift_scalars(fitted.model),
+        **finish(fitted.model),
         "seconds": round(time.monotonic() - begun, 1),
         "outliers": {
             name: [[step, look.summary[name]] for step, look in outliers.looks.items()] for name in _names(outliers)
@@ -103,8 +104,10 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def last(cell: dict[str, Any], curve: str = "accuracy") -> float:
-    """Where a curve ends."""
-    return float(cell[curve][-1][1])
+    """Where a curve ends; curves of outliers are named "outliers/...". NaN where nothing was read."""
+    kind, _, name = curve.rpartition("/")
+    points = cell[kind].get(name) if kind else cell[curve]
+    return float(points[-1][1]) if points else float("nan")
 
 
 def steps_to(cell: dict[str, Any], level: float, curve: str = "accuracy") -> float:
@@ -145,6 +148,43 @@ def one_panel(width: float, cells: dict[str, list[Curve]], label: str, **options
     curves(figure, 111, cells, label, **options)
     figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
     return figure
+
+
+def text_source(bench: Bench) -> tuple[Source, int]:
+    """The text that an experiment's settings name, in windows, and the vocabulary trained on it."""
+    s = bench.settings
+    bench.progress(f"reading {s['text']}", 0, 1)
+    source, tokenizer = tokenized(s["text"], s["length"], s["vocabulary"] or None)
+    return source, len(tokenizer)
+
+
+def ends_table(
+    title: str,
+    cells: dict[str, list[dict[str, Any]]],
+    columns: dict[str, str],
+    first: str = "attention",
+    note: str = "",
+) -> Table:
+    """Where curves end, over seeds: `columns` maps names of curves (or "outliers/...") to headings."""
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (name, seeds[0]["parameters"], *(over_seeds([last(cell, curve) for cell in seeds]) for curve in columns))
+        for name, seeds in cells.items()
+    )
+    return Table(title=title, columns=(first, "parameters", *columns.values()), rows=rows, note=note)
+
+
+def against(cells: dict[str, list[dict[str, Any]]], plain: str, columns: dict[str, str]) -> list[str]:
+    """What each kind changes against one of them, paired over seeds, in sentences."""
+    notes = []
+    for name, seeds in cells.items():
+        if name != plain:
+            pairs = list(zip(seeds, cells[plain], strict=True))
+            said = [
+                f"{label} {over_seeds([last(a, curve) - last(b, curve) for a, b in pairs])}"
+                for curve, label in columns.items()
+            ]
+            notes.append(f"{name} minus {plain}: " + "; ".join(said) + ".")
+    return notes
 
 
 def recipe_of(settings: dict[str, Any], seed: int) -> Recipe:

@@ -171,6 +171,7 @@ def _arguments(recipe: Recipe, place: Path, *, save: bool, report_to: Sequence[s
         disable_tqdm=True,
         report_to=list(report_to) or "none",
         use_cpu=not cuda,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
     )
     micro = recipe.micro_batch(arguments.world_size)

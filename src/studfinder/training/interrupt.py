@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 
@@ -42,8 +43,9 @@ class StopAtStep(TrainerCallback):
             signal.signal(signal.SIGINT, before)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.asked == "interrupted":
-            # Every process must stop at the same step: Ctrl-C reaches all of them, but not at the same moment.
+        # Every process must stop at the same step: Ctrl-C reaches all of them, but not at the same moment.
+        if _anywhere(self.asked == "interrupted", args.device):
+            self.asked = "interrupted"
             control.should_training_stop = True
             control.should_save = self.save
         return control
@@ -54,3 +56,12 @@ class StopAtStep(TrainerCallback):
             self.asked = "diverged"
             control.should_training_stop = True
         return control
+
+
+def _anywhere(wish: bool, device: torch.device) -> bool:
+    """Whether any process wishes it."""
+    if not torch.distributed.is_initialized():
+        return wish
+    wishes = torch.tensor(int(wish), device=device)
+    torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+    return bool(wishes)
