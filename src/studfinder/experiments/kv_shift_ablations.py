@@ -1,8 +1,8 @@
 """Parts and forms of KV shift (arXiv 2411.19574, section 5.3), on induction instead of the paper's 1.5 B models.
 
-The paper trains language models on 10 B tokens and finds K alone and V alone worse than both, and that gates (a2 = 1 - a1)
-and clamping to [0, 1] do not help. On the toy task the same forms can be told apart within minutes; that says which of
-them can do induction, not which is best for language.
+The paper trains language models on 10 B tokens and finds K alone and V alone worse than both, and that gates
+(a2 = 1 - a1) and clamping to [0, 1] do not help. On the toy task the same forms can be told apart within minutes; that
+says which of them can do induction, not which is best for language.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Language models with and without KV shift, and what their scalars become (arXiv 2411.19574, section 4, table 4).
 
-The paper: 1.5 B to 19 B parameters, always a lower loss; in the 2.9 B model 50 of 128 head pairs keep a1 > a2 and b1 > b2
-and 17 end in the induction quadrant (a1 <= a2 and b1 > b2). A model of a few hundred thousand parameters on a few
-million tokens can show whether the loss is lower *there*, with how much spread over seeds; nothing about scale.
+The paper: 1.5 B to 19 B parameters, always a lower loss; in the 2.9 B model 50 of 128 head pairs keep a1 > a2 and
+b1 > b2 and 17 end in the induction quadrant (a1 <= a2 and b1 > b2). A model of a few hundred thousand parameters on a
+few million tokens can show whether the loss is lower *there*, with how much spread over seeds; nothing about scale.
 """
 
 from __future__ import annotations
