@@ -75,12 +75,12 @@ def _speed(width: int, precision: str) -> float:
 
 
 def faster_precision(hidden: int) -> str:
-    """`bf16` where autocast is faster: on GPUs with bf16, and on CPUs that multiply bf16 in hardware from a width of
-    512 on. Below it the conversions cost more than the products save (benchmarks/train.py)."""
+    """bf16 where autocast is faster: on GPUs with bf16, and on CPUs that multiply bf16 in hardware from a width of 192
+    on. Below it the conversions cost more than the products save (measured: docs/results/train-speed.md)."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if hardware and hidden >= 512 else "fp32"
+    return "bf16" if hardware and hidden >= 192 else "fp32"
 
 
 def _count(tokens: int) -> str:
