@@ -11,7 +11,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
 from studfinder.training.estimate import estimate
-from studfinder.training.streams import collate
+from studfinder.training.streams import Rows, collate
 from studfinder.training.text import END, documents, fingerprint, train_tokenizer
 
 STORY = "One day a fox met a crow. The crow had some cheese, and the fox said: sing to me! Größe, naïve, 你好.\n"
@@ -34,7 +34,7 @@ def test_tokenizers_are_made_in_place_and_lose_nothing(vocabulary):
     assert (len(ids) == len(STORY.encode())) == (vocabulary is None)
 
 
-def test_windows_hold_the_documents_in_order(file):
+def test_rows_hold_the_documents_in_order(file):
     source, tokenizer = tokenized(str(file), 16, None)
     assert tokenizer.decode(source.tokens_N) == "".join(END + document for document in documents(str(file)))
     row = source.row("test", 0, 0)["input_ids"]
@@ -48,7 +48,13 @@ def test_windows_hold_the_documents_in_order(file):
     assert [source._place("train", 1, i) for i in range(source.train_windows)] != places
     tests = {source._place("test", 0, i) for i in range(100)}
     assert tests.isdisjoint(places)
-    assert len(tests) == source.test_windows
+    assert len(tests) == source.test_rows
+
+
+def test_no_window_is_tested_twice(file):
+    source, _ = tokenized(str(file), 16, None)
+    assert len(Rows(source, "test", 0, 10_000)) == source.test_rows
+    assert len(Rows(source, "train", 0, 10_000)) == 10_000
 
 
 def test_documents_kept_apart_do_not_see_each_other(file):

@@ -18,7 +18,7 @@ EXAMPLES = """Examples:
   studfinder train --text wikitext2 --attention gated    the preset "toy" on a text
   studfinder train --preset 1m --text ./books --attention kv_shift --attention gated
   studfinder train --preset opt-125m --text allenai/c4:en --dry-run    what it would take
-  studfinder train --from smollm2 --text wikitext2 --length 512 --batch 8 --steps 2000 --lr 5e-5
+  studfinder train --from smollm2 --text wikitext2 --steps 2000 --lr 5e-5
   accelerate launch --multi_gpu --num_processes 8 -m studfinder train --preset 10m --text ./books
 """
 

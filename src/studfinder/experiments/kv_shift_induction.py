@@ -43,14 +43,14 @@ EXPERIMENT = Experiment(
     paper="2411.19574",
     shows="figures 2 and 3",
     summary="Does one layer with KV shift learn induction where one vanilla layer cannot, and sooner than two?",
-    needs="minutes on two cores (no model is loaded: small ones are trained)",
+    needs="up to ten minutes on two quiet cores (no model is loaded: small ones are trained)",
     presets={
         "cpu": {
             "vocabulary": 256,
             "length": 64,
             "train_on": "scored",
             "score": "all",
-            "widths": [64, 16],
+            "widths": [64, 32],
             "heads": 4,
             "steps": 600,
             "batch": 64,

@@ -18,7 +18,7 @@ from studfinder.detectors.massive_values import MassiveValues
 from studfinder.models import LM, load
 from studfinder.runs import write_text
 from studfinder.training.moments import Moments
-from studfinder.training.streams import Source
+from studfinder.training.streams import Rows, Source
 
 PREFIX = "outliers/"
 SEQUENCES = 8
@@ -98,7 +98,8 @@ class Outliers(TrainerCallback):
     """
 
     def __init__(self, source: Source, *, file: Path | None = None, sequences: int = SEQUENCES) -> None:
-        self.encoded = [source.row("test", 0, index)["input_ids"].tolist() for index in range(sequences)]
+        rows = Rows(source, "test", 0, sequences)
+        self.encoded = [rows[index]["input_ids"].tolist() for index in range(len(rows))]
         self.file = file
         self.looks: dict[int, Look] = {}
         self.lm: LM | None = None

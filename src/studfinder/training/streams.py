@@ -22,6 +22,11 @@ class Source(Protocol):
     @property
     def length(self) -> int: ...
 
+    @property
+    def test_rows(self) -> int | None:
+        """How many different test rows there are; None if they never end."""
+        ...
+
     def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
         """input_ids (T,) and labels (T,), and position_ids where documents are kept apart."""
         ...
@@ -40,6 +45,10 @@ class TaskSource:
     @property
     def length(self) -> int:
         return self.task.length
+
+    @property
+    def test_rows(self) -> int | None:
+        return None
 
     def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
         example = self.task.example(_generator(split, seed, index))
@@ -62,6 +71,9 @@ class Rows(Dataset):
 
     def __init__(self, source: Source, split: Split, seed: int, count: int) -> None:
         self.source, self.split, self.seed, self.count = source, split, seed, count
+
+        if split == "test" and source.test_rows is not None:  # twice the same row would make intervals too narrow
+            self.count = min(count, source.test_rows)
 
     def __len__(self) -> int:
         return self.count

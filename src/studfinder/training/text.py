@@ -157,14 +157,14 @@ class TextSource:
         return len(self.tokens_N) // self.length
 
     @property
-    def test_windows(self) -> int:
+    def test_rows(self) -> int:
         """Windows kept for evaluation."""
         return max(1, round(HELD_OUT * self.windows))
 
     @property
     def train_windows(self) -> int:
         """Windows of an epoch."""
-        return self.windows - self.test_windows
+        return self.windows - self.test_rows
 
     def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
         place = self._place(split, seed, index) * self.length
@@ -179,7 +179,7 @@ class TextSource:
 
     def _place(self, split: Split, seed: int, index: int) -> int:
         if split == "test":
-            return self.train_windows + index % self.test_windows
+            return self.train_windows + index % self.test_rows
         epoch, within = divmod(index, self.train_windows)
         return int(_order(self.train_windows, seed, epoch)[within])
 
