@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
     found = {}
     for hidden in options.hidden:
         recipes = {
-            name: Recipe(steps=options.steps, batch=64, look_every=options.steps, test=8, precision=name)
+            name: Recipe(steps=options.steps, batch=options.batch, look_every=options.steps, test=8, precision=name)
             for name in ("fp32", "bf16")
         }
         rounds: dict[str, list[float]] = {"tokens/s over plain loop": [], "callback share": [], "bf16 over fp32": []}
@@ -126,7 +127,7 @@ def main() -> None:
         )
         print("   auto precision would choose", faster_precision(hidden))
     if options.out:
-        record = {"task": TASK, "layers": 2, "batch": 64, "rounds": options.rounds, "by_width": found}
+        record = {"task": TASK, "layers": 2, "batch": options.batch, "rounds": options.rounds, "by_width": found}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
