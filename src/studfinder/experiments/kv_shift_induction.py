@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
             "score": "all",
             "widths": [64, 32],
             "heads": 4,
-            "steps": 600,
+            "steps": 500,
             "batch": 64,
             "lr": 1e-3,
             "warmup": 100,
