@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from studfinder.verbs.measure import measure as measure
     from studfinder.verbs.quantize import quantize as quantize
     from studfinder.verbs.scan import scan as scan
+    from studfinder.verbs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -150,6 +151,7 @@ _PUBLIC = {
     "Auto": "studfinder.quantizers",
     "calibration_windows": "studfinder.quantizers",
     "quantize": "studfinder.verbs.quantize",
+    "train": "studfinder.verbs.train",
     "zero": "studfinder.edits",
 }
 
