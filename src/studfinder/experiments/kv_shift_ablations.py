@@ -32,6 +32,7 @@ MODELS: dict[str, list[str]] = {
 _SCORES = {"accuracy": "accuracy on repeats", "test": "nats an answer"}
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="kv-shift/ablations",
     paper="2411.19574",
     shows="section 5.3 (there: 1.5 B language models)",

@@ -22,6 +22,7 @@ from studfinder.training.tasks import HopK
 MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="kv-shift/hop-k",
     paper="2411.19574",
     shows="appendix H",

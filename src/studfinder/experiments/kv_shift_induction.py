@@ -39,6 +39,7 @@ LEVEL = 0.8
 """Accuracy that counts as solved."""
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="kv-shift/induction",
     paper="2411.19574",
     shows="figures 2 and 3",

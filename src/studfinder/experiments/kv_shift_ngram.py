@@ -25,6 +25,7 @@ MODELS: dict[str, tuple[int, list[str]]] = {
 _SCORES = {"accuracy": "answers right", "test": "nats an answer"}
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="kv-shift/n-gram",
     paper="2411.19574",
     shows="section 3.3",

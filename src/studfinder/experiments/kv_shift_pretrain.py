@@ -28,6 +28,7 @@ PAPER = (50, 17, 9, 52)
 """Table 4, 2.9 B, of 128 head pairs."""
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="kv-shift/pretrain",
     paper="2411.19574",
     shows="figure 4 and table 4",

@@ -41,6 +41,7 @@ SEEN = {
 }
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="outlier-free/backcopy",
     paper="2410.13835",
     shows="sections 2 and 3 (ours: the variants)",

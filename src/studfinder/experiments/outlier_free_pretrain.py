@@ -38,6 +38,7 @@ _SCORES = {
 }
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="outlier-free/pretrain",
     paper="2306.12929",
     shows="table 2",

@@ -33,6 +33,7 @@ _SCORES = {
 }
 
 EXPERIMENT = Experiment(
+    trains=True,
     name="massive-values/rope-control",
     paper="2502.01563",
     shows="ours",
