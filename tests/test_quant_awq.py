@@ -128,7 +128,7 @@ def test_massive_values_weigh_rows(tmp_path):
     with quantized(lm, AWQ(scheme=W3, candidates=6), windows=WINDOWS) as bench:
         plain = {name: one.dequantized() for name, one in bench.done.items()}
     assert not all(torch.equal(weighed[name], plain[name]) for name in plain)
-    with pytest.raises(StudfinderError, match="expected|there is no"):
+    with pytest.raises(StudfinderError, match="there is no"):
         row_weights(lm, tmp_path / "nothing")
     save_file({"norm.query": query[:, :2].contiguous()}, tmp_path / "other.safetensors")
     with pytest.raises(StudfinderError, match="is no map of"):

@@ -186,13 +186,13 @@ def test_bad_input_is_named():
         quantized(lm, GPTQ(scheme=W4))
     with torch.no_grad():
         lm.model.get_parameter(DOWN)[0, 0] = float("nan")
-    with pytest.raises(StudfinderError, match="layers.1.mlp.down_proj.weight: a weight is NaN"):
+    with pytest.raises(StudfinderError, match=r"layers\.1\.mlp\.down_proj\.weight: a weight is NaN"):
         with quantized(lm, GPTQ(scheme=W4), windows=prompts()):
             pass
     lm = tiny("llama")
     with torch.no_grad():
         lm.model.get_parameter("model.layers.1.input_layernorm.weight")[0] = float("inf")
-    with pytest.raises(StudfinderError, match="what enters model.layers.1.self_attn.q_proj.weight"):
+    with pytest.raises(StudfinderError, match=r"what enters model\.layers\.1\.self_attn\.q_proj\.weight"):
         with quantized(lm, GPTQ(scheme=W4), windows=prompts()):
             pass
     for settings in ({"order": "random"}, {"groups": "none"}, {"damping": 0.0}):

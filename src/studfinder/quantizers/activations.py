@@ -99,7 +99,7 @@ class Activations:
         """As compressed-tensors' QuantizationArgs. Raises StudfinderError where that has no place for it."""
         if self.restore is not None or self.zero != "none" or self.range == "static":
             raise StudfinderError(
-                "compressed-tensors, as studfinder writes it, holds only symmetric dynamic activations with none restored",
+                "studfinder writes only symmetric dynamic activations to compressed-tensors, with none restored",
                 do="Use --format dense, or Activations() without range, zero and restore",
             )
         kind = "int" if self.element.startswith("int") else "float"
@@ -273,7 +273,7 @@ def _median(x_NC: torch.Tensor, scope: str) -> torch.Tensor:
 
 
 def _check_channels(target: Target, channels: torch.Tensor | None, size: int) -> None:
-    if channels is not None and not (0 <= int(channels.min()) and int(channels.max()) < size):
+    if channels is not None and (int(channels.min()) < 0 or int(channels.max()) >= size):
         raise StudfinderError(f"{target.name} has no input channel {int(channels.max())}", expected=f"0 to {size - 1}")
 
 

@@ -176,9 +176,8 @@ class _Solver:
 
     def solve(self, first: int, end: int) -> None:
         """Round columns first to end - 1; what those before them did to them has been added already."""
-        if self.dynamic and first % self.width == 0 and end - first <= self.width:
-            if first // self.width == len(self.step_GR):
-                self._fit_run(slice(first, min(first + self.width, len(self.order_C))))
+        if self.dynamic and end - first <= self.width and first == len(self.step_GR) * self.width:
+            self._fit_run(slice(first, min(first + self.width, len(self.order_C))))
         if end - first == 1:
             self._column(first)
             return

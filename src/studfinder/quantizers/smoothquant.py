@@ -31,8 +31,8 @@ class SmoothQuant:
         activations: how inputs are rounded; None leaves them.
         alpha: how much goes to the weights.
         size: "absmax" of a channel, or its "range" as llm-compressor, which doubles max|W| too.
-        values, neurons: smooth the inputs of o_proj and of down_proj as well, by v_proj and up_proj; the reference never
-            does. Query heads that share a value share its factors.
+        values, neurons: smooth the inputs of o_proj and of down_proj as well, by v_proj and up_proj; the reference
+            never does. Query heads that share a value share its factors.
     """
 
     scheme: Scheme = field(default_factory=lambda: Scheme(element="int8", block="channel", narrow=True))

@@ -38,7 +38,7 @@ class Block:
         self.run(readers)
 
     def run(self, readers: Mapping[str, Reader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
-        """Run the block as it is now; what it gives for each batch of windows, or for the `first` of them, (B, T, C)."""
+        """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C)."""
         outputs = []
         for batch, entering in list(zip(self._batches, self._inputs, strict=True))[:first]:
             with _reading(self._lm, readers or {}, batch):
