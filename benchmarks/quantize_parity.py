@@ -162,7 +162,10 @@ def main() -> None:
         "awq": AWQ(scheme=w4),
         "smoothquant": SmoothQuant(scheme=w8, activations=None, size="range"),
     }
-    lines = ["| method | same codes | error by layer, ours | theirs | ours / theirs, all layers |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | same codes | error by layer, ours | theirs | ours / theirs, all layers |",
+        "|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lm.model.save_pretrained(folder)

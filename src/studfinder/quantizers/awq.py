@@ -97,7 +97,7 @@ class AWQ:
         """
         first = fold.reads[0].parameter
         size_C = fold.shared(_mean_size(block, first), torch.mean)
-        share_C = fold.shared(self._shares(bench.lm, fold), torch.mean)
+        share_C = fold.shared(self._shares(bench, fold), torch.mean)
         error = _error(bench.lm, block, fold, weights or {})
         best: tuple[float, float, torch.Tensor] | None = None
         for alpha, duo in self._grid():
@@ -135,11 +135,14 @@ class AWQ:
             if fold is not None and any(ref.parameter in chosen for ref in fold.reads) and check_exact(lm, block, fold)
         ]
 
-    def _shares(self, lm: LM, fold: Fold) -> torch.Tensor:
-        """Mean over all rows of |w| relative to the largest of its block, (in,)."""
+    def _shares(self, bench: Bench, fold: Fold) -> torch.Tensor:
+        """Mean over all rows that are to be quantised of |w| relative to the largest of its block, (in,)."""
         sums, rows = [], 0
-        for ref in fold.reads:
-            size_RC = ref.view(lm.model.get_parameter(ref.parameter)).detach().float().abs()
+        read = {ref.parameter for ref in fold.reads}
+        for target in bench.targets:
+            if target.name not in read:
+                continue
+            size_RC = target.weight(bench.lm).float().abs()
             high = ranges(size_RC, self.scheme)[1]
             height, width = tile(size_RC.shape, self.scheme)
             high = high.repeat_interleave(height, 0).repeat_interleave(width, 1)[: len(size_RC), : size_RC.shape[1]]
