@@ -3,10 +3,10 @@
     python benchmarks/quantize_parity.py [--layers N] [--samples N] [--length T] [--python PYTHON] [--out FILE]
 
 Both sides get the first layers of SmolLM2 in fp32 and the same windows. RTN must give the same codes. GPTQ, AWQ and
-SmoothQuant are compared by reconstruction: every block gets what the unquantised model gives it, on windows that were
-not used for calibration, and the error is |quantised output - output|^2 / |output|^2, where the output is what the
-block adds to the residual stream. The last column is ours over theirs: the goal is at most 1.01. SmoothQuant's
-activations are rounded to int8 a token by the same hooks on both sides.
+SmoothQuant are compared by reconstruction: every block gets what the unquantised model gives it, on the calibration
+windows and on others, and the error is |quantised output - output|^2 / |output|^2, where the output is what the block
+adds to the residual stream. Given is ours over theirs: the goal is at most 1.01. SmoothQuant's activations are rounded
+to int8 a token by the same hooks on both sides.
 
 llm-compressor gets an environment of its own under build/peers on first use, or `--python` names one.
 """
@@ -163,7 +163,7 @@ def main() -> None:
         "smoothquant": SmoothQuant(scheme=w8, activations=None, size="range"),
     }
     lines = [
-        "| method | same codes | error by layer, ours | theirs | ours / theirs, all layers |",
+        "| method | same codes | our error, calibration | ours / theirs, by layer | on other windows, by layer |",
         "|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as name:
@@ -176,14 +176,13 @@ def main() -> None:
             peer, _ = theirs(python, folder, folder / "windows.json", label, args.group)
             mine, put, _ = ours(lm, method, calibration)
             same, total = same_codes(put, peer)
-            a, b = errors(lm, method, mine, held_back), errors(lm, method, peer, held_back)
-            line = [
-                label,
-                "all" if same == total else f"{same / total:.4%}",
-                " ".join(f"{e:.3e}" for e in a),
-                " ".join(f"{e:.3e}" for e in b),
-                f"{sum(a) / sum(b):.4f} ({', '.join(f'{x / y:.4f}' for x, y in zip(a, b, strict=True))})",
-            ]
+            line = [label, "all" if same == total else f"{same / total:.2%}"]
+            for judged in (calibration, held_back):
+                a, b = errors(lm, method, mine, judged), errors(lm, method, peer, judged)
+                if judged is calibration:
+                    line.append(" ".join(f"{e:.3e}" for e in a))
+                by_layer = ", ".join(f"{x / y:.4f}" for x, y in zip(a, b, strict=True))
+                line.append(f"{sum(a) / sum(b):.4f} ({by_layer})")
             lines.append("| " + " | ".join(line) + " |")
             print(lines[-1], flush=True)
     print("\n".join(lines))
