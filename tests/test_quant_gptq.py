@@ -214,3 +214,31 @@ def test_too_little_text_is_refused(tmp_path):
     text.write_text("w3 w4 w5 w6")
     with pytest.raises(StudfinderError, match="too few for 2 calibration windows"):
         calibration_windows(lm, text, count=2, length=8)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant"])
+def test_exported_it_is_the_model_in_memory(tmp_path, method):
+    from transformers import AutoModelForCausalLM
+
+    from checkpoints import checkpoint
+    from studfinder.models import load
+    from studfinder.quantizers import method_class
+    from studfinder.verbs.quantize import quantize
+    from tiny import token_ids
+
+    source = checkpoint(tmp_path / "source", dtype=torch.bfloat16)
+    text = tmp_path / "text.txt"
+    words = torch.randint(3, 90, (200,), generator=torch.Generator().manual_seed(0)).tolist()
+    text.write_text(" ".join(f"w{word}" for word in words))
+    settings = {"activations": None} if method == "smoothquant" else {}
+    scheme = Scheme(element="int8" if method == "smoothquant" else "int4", block=16, zero="integer")
+    chosen = method_class(method)(scheme=scheme, **settings)
+    done = quantize(source, chosen, out=tmp_path / "out", calibration=text, samples=3, length=30)
+    assert done.calibration is not None
+    lm = load(source)
+    windows = calibration_windows(lm, text, count=3, length=30)[1]
+    with quantized(lm, chosen, windows=windows), torch.no_grad():
+        wanted = lm.model(token_ids()).logits
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(model(token_ids()).logits, wanted)
