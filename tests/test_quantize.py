@@ -49,6 +49,7 @@ def plainly(folders: list[Path]) -> list[torch.Tensor]:
     return [torch.load(folder / "logits.pt") for folder in folders]
 
 
+@pytest.mark.real
 def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
     ids = token_ids()
     source = checkpoint(tmp_path / "source", dtype=BF16)

@@ -44,12 +44,14 @@ def whole(result, folder, name):
 
 
 @pytest.mark.parametrize("name", TOY)
+@pytest.mark.real
 def test_a_toy_experiment_from_end_to_end(tmp_path, name):
     result, folder = ran(name, tmp_path / "run", **TOY[name])
     whole(result, folder, name)
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.real
 def test_a_language_experiment_from_end_to_end(tmp_path, name):
     text = tmp_path / "t.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
@@ -58,6 +60,7 @@ def test_a_language_experiment_from_end_to_end(tmp_path, name):
     whole(result, folder, name)
 
 
+@pytest.mark.real
 def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
     name = "kv-shift/ablations"
     first, folder = ran(name, tmp_path / "run", **TOY[name])

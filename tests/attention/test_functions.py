@@ -205,6 +205,7 @@ def test_sink_with_an_extra_key_is_the_fused_one(mask_name: str) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("mask_name", ["causal", "bidirectional", "left padding", "packed"])
 @pytest.mark.parametrize("gamma", [-0.08, -100.0])
+@pytest.mark.real
 def test_flex_kernel_is_the_block_kernel(mask_name: str, gamma: float) -> None:
     q, k, v = (x.detach().float() for x in _inputs(mask_name))
     mask, causal = MASKS[mask_name]

@@ -222,6 +222,7 @@ def test_bf16_is_near_fp32(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # from within the tracer
 @pytest.mark.parametrize("name", ["shift + clip + gate", "sink_logit"])
+@pytest.mark.real
 def test_compiled_is_eager(name: str) -> None:
     model, ids = model_with(name, num_hidden_layers=1), tokens()
     expected = model(ids, use_cache=False).logits
