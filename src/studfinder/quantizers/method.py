@@ -11,6 +11,9 @@ from studfinder.quantizers.scheme import Scheme
 
 METHODS = {
     "rtn": "studfinder.quantizers.rtn:RTN",
+    "gptq": "studfinder.quantizers.gptq:GPTQ",
+    "awq": "studfinder.quantizers.awq:AWQ",
+    "smoothquant": "studfinder.quantizers.smoothquant:SmoothQuant",
     "clip-restore": "studfinder.quantizers.clip_restore:ClipRestore",
 }
 """Every method, as module:class. A new one is one new file and one line here."""

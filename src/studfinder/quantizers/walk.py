@@ -37,10 +37,10 @@ class Block:
         """Run the block as it is now over the calibration windows; `readers` by parameter name see what enters."""
         self.run(readers)
 
-    def run(self, readers: Mapping[str, Reader] | None = None) -> list[torch.Tensor]:
-        """Run the block as it is now; what it gives for each batch of windows, (B, T, C)."""
+    def run(self, readers: Mapping[str, Reader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
+        """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C)."""
         outputs = []
-        for batch, entering in zip(self._batches, self._inputs, strict=True):
+        for batch, entering in list(zip(self._batches, self._inputs, strict=True))[:first]:
             with _reading(self._lm, readers or {}, batch):
                 outputs.append(_one_block(self._lm, batch, self.layer, entering))
         return [_hidden(output) for output in outputs]

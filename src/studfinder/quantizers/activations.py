@@ -1,0 +1,288 @@
+"""Activations: what enters each matrix is rounded too, with or without the super activations held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.finite import finite_inputs
+from studfinder.quantizers.grid import Grid, grid_of, in_steps, rounded
+from studfinder.quantizers.method import Method
+from studfinder.quantizers.rtn import RTN
+from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.targets import Target, targets
+from studfinder.quantizers.walk import walk
+from studfinder.records import Findings, SuperWeight
+
+_READ_RESIDUAL = {
+    *("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3"),
+    *("c_attn", "c_fc", "fc1", "query_key_value", "dense_h_to_4h"),
+}
+"""Matrices that read the residual stream through a norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """REPLACE-quantise-RESTORE (Yu et al. 2024, arXiv 2411.07191, §4.1): a super activation is replaced by a median
+    before the range is taken, and keeps its value.
+
+    The paper says neither which matrices' inputs it means, nor the median of what; here both are explicit.
+
+    Attributes:
+        places: (parameter, channels) of the inputs that may hold one; see `super_channels`.
+        ratio: a number there is one if it is more than so many times the median magnitude of its token's channels.
+        median: of all channels of its "token", of its "channel" over the tokens of the call, or of the whole "tensor"
+            of the call. The last two depend on what is in the batch.
+    """
+
+    places: tuple[tuple[str, tuple[int, ...]], ...]
+    ratio: float = 20.0
+    median: Literal["token", "tensor", "channel"] = "token"
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            raise StudfinderError("there are no super activations to restore", expected="at least one place")
+        if self.ratio <= 0 or self.median not in ("token", "tensor", "channel"):
+            raise StudfinderError(
+                f"ratio {self.ratio}, median of the {self.median}",
+                expected="a ratio above 0; token, tensor or channel",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """How the inputs of matrices are rounded. Ranges and steps are fp32; the result is in the model's dtype.
+
+    Attributes:
+        element: int2 to int8, or fp8.
+        scope: what shares a scale: a "token", or the whole "tensor" of a call, with pad tokens in it.
+        range: "dynamic": of the numbers at hand; "static": one range a matrix from calibration text, whole tensor.
+        zero: "none": symmetric, absmax / (2^(b-1) - 1) as SmoothQuant; "float": from minimum to maximum in 2^b - 1
+            steps, as the super-weight paper's code (its printed formula has 2^(b-1) - 1).
+        restore: super activations that are held out.
+    """
+
+    element: Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8"] = "int8"
+    scope: Literal["token", "tensor"] = "token"
+    range: Literal["dynamic", "static"] = "dynamic"
+    zero: Literal["none", "float"] = "none"
+    restore: Restore | None = None
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("token", "tensor") or self.range not in ("dynamic", "static"):
+            raise StudfinderError(
+                f"scope {self.scope!r}, range {self.range!r}",
+                expected="scope token or tensor, range dynamic or static",
+            )
+        if self.range == "static" and self.scope == "token":
+            raise StudfinderError("a static range for each token", expected="scope='tensor' with a static range")
+        if self.zero == "integer" or self.element == "fp4":
+            raise StudfinderError(f"activations as {self.element}, zero {self.zero}", expected="none or float, not fp4")
+        _ = self.scheme  # checks the rest
+
+    @property
+    def scheme(self) -> Scheme:
+        """The same as a scheme for a matrix (tokens, channels)."""
+        narrow = self.zero == "none" and self.element.startswith("int")
+        block: Literal["channel", "tensor"] = "channel" if self.scope == "token" else "tensor"
+        return Scheme(element=self.element, block=block, zero=self.zero, scale="float32", narrow=narrow)
+
+    def arguments(self) -> dict[str, Any]:
+        """As compressed-tensors' QuantizationArgs. Raises StudfinderError where that has no place for it."""
+        if self.restore is not None or self.zero != "none" or self.range == "static":
+            raise StudfinderError(
+                "studfinder writes only symmetric dynamic activations to compressed-tensors, with none restored",
+                do="Use --format dense, or Activations() without range, zero and restore",
+            )
+        kind = "int" if self.element.startswith("int") else "float"
+        bits = self.scheme.bits
+        return {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": True, "strategy": self.scope}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithActivations:
+    """A method for weights, and rounded activations besides; by default naive W8A8, weights per tensor.
+
+    Attributes:
+        weights: any method.
+        activations: what is done to the inputs of the same matrices.
+    """
+
+    weights: Method = field(default_factory=lambda: RTN(scheme=Scheme(element="int8", block="tensor", narrow=True)))
+    activations: Activations = field(default_factory=Activations)
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.weights.scheme
+
+    @property
+    def calibrated(self) -> bool:
+        return self.weights.calibrated or self.activations.range == "static"
+
+    @property
+    def activation_arguments(self) -> dict[str, Any]:
+        """For config.json of an exported checkpoint."""
+        return self.activations.arguments()
+
+    def run(self, bench: Bench) -> None:
+        self.weights.run(bench)
+        enter_rounding(bench, self.activations)
+
+
+def enter_rounding(bench: Bench, config: Activations) -> None:
+    """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
+    with the weights as they are now."""
+    ranges = input_ranges(bench) if config.range == "static" else None
+    bench.enter(rounded_inputs(bench.lm, config, bench.targets, ranges))
+    what = f"{config.element}, per {config.scope}, {config.range}"
+    held = "" if config.restore is None else ", super activations held out"
+    bench.notes.append(f"inputs of the quantised matrices rounded: {what}{held}")
+
+
+@contextmanager
+def rounded_inputs(
+    lm: LM,
+    config: Activations,
+    chosen: Sequence[Target],
+    ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> Iterator[None]:
+    """Round what enters matrices while the context lasts; no trace is left after it.
+
+    Args:
+        chosen: the matrices.
+        ranges: smallest and largest input by parameter name, for static ranges; see `input_ranges`.
+
+    Raises:
+        StudfinderError: static ranges are wanted and missing for a matrix, or a place to restore is not among them.
+    """
+    names = {target.name for target in chosen}
+    places = dict(config.restore.places) if config.restore is not None else {}
+    unknown = sorted(places.keys() - names)
+    if unknown:
+        raise StudfinderError(f"the input of {unknown[0]} is not rounded", expected="places among the chosen matrices")
+    with ExitStack() as stack:
+        for target in chosen:
+            module = lm.model.get_submodule(target.ref.module)
+            channels = torch.tensor(places[target.name]) if target.name in places else None
+            _check_channels(target, channels, target.weight(lm).shape[1])
+            grid = None
+            if config.range == "static":
+                if ranges is None or target.name not in ranges:
+                    raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
+                low, high = ranges[target.name]
+                grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
+            stack.callback(module.register_forward_pre_hook(_hook(config, channels, grid)).remove)
+        yield
+
+
+def fake_quantized(
+    x_NC: torch.Tensor, config: Activations, channels: torch.Tensor | None = None, grid: Grid | None = None
+) -> torch.Tensor:
+    """Activations (tokens, channels) rounded and back, in their own dtype.
+
+    Args:
+        channels: where super activations may be; they are held out as `config.restore` says.
+        grid: a static one; None fits it to what is here.
+    """
+    x = x_NC.float()
+    held_NC = None
+    if channels is not None and config.restore is not None:
+        held_NC = super_activations(x, channels, config.restore.ratio)
+        x = torch.where(held_NC, _median(x, config.restore.median), x)
+    if grid is None:
+        low, high = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if config.scope == "token" else _extrema(x)
+        grid = grid_of(low, high, config.scheme)
+    made = on_grid(x, grid, config.scheme).to(x_NC.dtype)
+    return made if held_NC is None else torch.where(held_NC, x_NC, made)
+
+
+def on_grid(x: torch.Tensor, grid: Grid, scheme: Scheme) -> torch.Tensor:
+    """Numbers rounded to a grid that broadcasts to them, and back; fp32. Integer zero points are codes."""
+    code = rounded(in_steps(x, grid.step, grid.zero, scheme), scheme)
+    if grid.zero is None:
+        return code.mul_(grid.step)
+    return code.mul_(grid.step).add_(grid.zero) if scheme.zero == "float" else code.sub_(grid.zero).mul_(grid.step)
+
+
+def super_activations(x_NC: torch.Tensor, channels: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Which entries are super activations: bool (tokens, channels)."""
+    limit_N1 = ratio * x_NC.abs().median(dim=1, keepdim=True).values
+    held = torch.zeros_like(x_NC, dtype=torch.bool)
+    held[:, channels] = x_NC[:, channels].abs() > limit_N1
+    return held
+
+
+def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Where the activations that super weights make, and those that they read, enter a matrix: (parameter, channels).
+
+    Channel `col` of the input of the super weight's own down projection; channel `row` of every matrix that reads the
+    residual stream in later layers. Inert weights of a scan are left out.
+
+    Raises:
+        StudfinderError: there are no super weights.
+    """
+    if isinstance(findings, Findings):
+        findings = [weight for weight in findings.super_weights if weight.verdict != "inert"]
+    if not findings:
+        raise StudfinderError("there are no super weights", expected="at least one")
+    places: dict[str, set[int]] = {}
+    for weight in findings:
+        places.setdefault(weight.parameter, set()).add(weight.col)
+        for target in targets(lm):
+            if target.layer > weight.layer and target.ref.module.rpartition(".")[2] in _READ_RESIDUAL:
+                places.setdefault(target.name, set()).add(weight.row)
+    return tuple((name, tuple(sorted(channels))) for name, channels in places.items())
+
+
+def input_ranges(bench: Bench) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The smallest and the largest number that enters each matrix on the calibration text, by parameter name."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def reader(name: str) -> Any:
+        def read(x_NC: torch.Tensor) -> None:
+            low, high = (end.flatten()[0] for end in _extrema(x_NC.float()))
+            if name in found:
+                low, high = torch.minimum(low, found[name][0]), torch.maximum(high, found[name][1])
+            found[name] = low, high
+
+        return read
+
+    for block in walk(bench):
+        block.read({target.name: reader(target.name) for target in block.targets})
+    finite_inputs({name: torch.stack(ends) for name, ends in found.items()})
+    return found
+
+
+def _extrema(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = x.aminmax()
+    return low.reshape(1, 1), high.reshape(1, 1)
+
+
+def _median(x_NC: torch.Tensor, scope: str) -> torch.Tensor:
+    if scope == "tensor":
+        return x_NC.median()
+    return x_NC.median(dim=1 if scope == "token" else 0, keepdim=True).values
+
+
+def _check_channels(target: Target, channels: torch.Tensor | None, size: int) -> None:
+    if channels is not None and (int(channels.min()) < 0 or int(channels.max()) >= size):
+        raise StudfinderError(f"{target.name} has no input channel {int(channels.max())}", expected=f"0 to {size - 1}")
+
+
+def _hook(config: Activations, channels: torch.Tensor | None, grid: Grid | None) -> Any:
+    def before(_module: nn.Module, args: tuple) -> tuple:
+        x = args[0]
+        if not x.numel():  # an expert without a token
+            return args
+        made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
+        return (made.view(x.shape), *args[1:])
+
+    return before

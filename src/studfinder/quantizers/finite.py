@@ -1,0 +1,30 @@
+"""Numbers that calibrated methods work with, refused by name where they are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers.targets import Target
+
+
+def finite_weight(target: Target, lm: LM) -> torch.Tensor:
+    """The matrix (out, in) in fp32. Raises StudfinderError, naming it, if a weight is NaN or infinite."""
+    weight_RC = target.weight(lm).float()
+    if not torch.isfinite(weight_RC).all():
+        raise StudfinderError(f"{target.name}: a weight is NaN or infinite", expected="finite weights")
+    return weight_RC
+
+
+def finite_inputs(seen: Mapping[str, torch.Tensor]) -> None:
+    """Raise StudfinderError if what was measured at the input of a matrix, by parameter name, is not finite."""
+    for name, statistic in seen.items():
+        if not torch.isfinite(statistic).all():
+            raise StudfinderError(
+                f"what enters {name} on the calibration text is NaN or infinite",
+                expected="a model whose activations are finite",
+                do="Load it in bfloat16 or float32, or look for a damaged weight in an earlier layer",
+            )

@@ -1,0 +1,305 @@
+"""The KV cache in few bits: keys and values rounded where attention reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers.activations import on_grid
+from studfinder.quantizers.grid import grid_of
+from studfinder.quantizers.keep import check_same_model
+from studfinder.quantizers.scheme import Scheme
+from studfinder.records import Findings
+from studfinder.sites import AttentionCall, Site, tapped
+from studfinder.texts import batches
+
+_SCALE_BITS = 16
+_PLAIN = ("eager", "sdpa", "flex_attention")
+_SHIFTED = ("clipped_softmax", "alibi")
+"""Attention variants with a function of their own that still looks at differences of scores only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCache:
+    """How keys and values are stored. What is computed is what a cache in this format would give back; the tensors
+    themselves stay in the model's dtype.
+
+    Attributes:
+        element: int2 to int8, or fp8.
+        keys, values: what shares a scale in each head: the dims of a "token", or one "channel" over a run of `run`
+            tokens, of which the last stays in 16 bits until it is full (as KIVI, arXiv 2402.02750, §3.3).
+        run: tokens of a run.
+        zero: "none", "integer" or "float"; see Scheme.
+        rope: whether keys are stored after rotation ("post", as transformers' caches) or before ("pre"; they are
+            rotated when read).
+        first: so many first positions stay in 16 bits: the massive keys and values of the first token.
+        centre: subtract from all keys of a head their mean on calibration text before rounding. "added": it is added
+            back when read. "dropped": it is not, because one vector subtracted from all keys changes every score of a
+            query by one number, which a plain softmax does not see; only after rotation.
+    """
+
+    element: Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8"] = "int8"
+    keys: Literal["token", "channel"] = "token"
+    values: Literal["token", "channel"] = "token"
+    run: int = 32
+    zero: Literal["none", "integer", "float"] = "float"
+    rope: Literal["pre", "post"] = "post"
+    first: int = 0
+    centre: Literal["none", "added", "dropped"] = "none"
+
+    def __post_init__(self) -> None:
+        known = {
+            "keys": ("token", "channel"),
+            "values": ("token", "channel"),
+            "rope": ("pre", "post"),
+            "centre": ("none", "added", "dropped"),
+        }
+        for name, allowed in known.items():
+            if getattr(self, name) not in allowed:
+                raise StudfinderError(f"{name} {getattr(self, name)!r}", expected=" or ".join(allowed))
+        if self.run < 1 or self.first < 0:
+            raise StudfinderError(f"run {self.run}, first {self.first}", expected="a run above 0, first 0 or more")
+        if self.centre == "dropped" and self.rope == "pre":
+            raise StudfinderError(
+                "a constant dropped before rotation: rotated, it is not the same for all keys",
+                expected="centre='added', or rope='post'",
+            )
+        if self.element == "fp4":
+            raise StudfinderError("a cache in fp4", expected="an integer or fp8")
+        _ = self.scheme
+
+    @property
+    def scheme(self) -> Scheme:
+        """The same as a scheme for a matrix whose rows share a scale."""
+        if self.element == "fp8" and self.zero != "none":
+            raise StudfinderError("fp8 with a zero point", expected="zero='none'")
+        narrow = self.zero == "none" and self.element != "fp8"
+        return Scheme(element=self.element, block="channel", zero=self.zero, scale="float16", narrow=narrow)
+
+    def bits(self, head_dim: int, length: int, *, held: int = 0) -> float:
+        """True bits a number of keys and values when `length` tokens are stored: elements, fp16 scales, zero points,
+        first positions and unfilled runs in 16 bits.
+
+        Args:
+            held: dims of a head's keys, on average, that stay in 16 bits.
+        """
+        kept = min(self.first, length)
+        zero = {"none": 0, "integer": self.scheme.bits, "float": _SCALE_BITS}[self.zero]
+
+        def total(scope: str, dims: int) -> float:
+            """Bits of `dims` dims of one head's keys or values."""
+            if scope == "token":
+                return (length - kept) * (dims * self.scheme.bits + _SCALE_BITS + zero) + kept * dims * 16
+            runs = max(0, length - kept) // self.run
+            whole = runs * self.run
+            return dims * (whole * self.scheme.bits + runs * (_SCALE_BITS + zero) + (length - whole) * 16)
+
+        keys = total(self.keys, head_dim - held) + held * length * 16
+        return (keys + total(self.values, head_dim)) / (2 * head_dim * length)
+
+
+@contextmanager
+def quantized_cache(
+    lm: LM, config: KVCache, *, keep: Findings | None = None, windows: Sequence[Sequence[int]] = ()
+) -> Iterator[KVCache]:
+    """Round keys and values while the context lasts; the model is bit-identical before and after.
+
+    In a full pass keys and values are rounded before any token reads them, also those of the same pass. Positions are
+    counted from the left, so prompts of unequal lengths are to be padded on the right; in a sliding cache that has
+    dropped tokens, `first` and runs count from what is left.
+
+    Args:
+        keep: findings whose massive values of K stay in 16 bits, and set no range.
+        windows: calibration token ids, to centre keys by.
+
+    Raises:
+        StudfinderError: keys are to be centred without calibration text, or with attention that sees a constant in the
+            scores; findings of another model; attention that cannot be reached.
+    """
+    check_supported(lm, config)
+    if config.centre != "none" and not windows:
+        raise StudfinderError("keys are centred by calibration text", do="Give windows from calibration_windows(lm)")
+    centres = {} if config.centre == "none" else key_means(lm, windows, rope=config.rope)
+    held = {} if keep is None else held_dims(lm, keep)
+    position = _Position()
+    replace: dict[Site, Callable[[torch.Tensor], torch.Tensor]] = {}
+    for layer, part in enumerate(lm.anatomy.layers):
+        if part.attention is None:
+            continue
+        key = Site("key.pre_rope" if config.rope == "pre" else "key", layer)
+        replace[key] = _keys(config, position, centres.get(layer), held.get(layer))
+        replace[Site("value", layer)] = _values(config)
+    handle = lm.model.register_forward_pre_hook(position.see, with_kwargs=True)
+    try:
+        # Keys before RoPE are reached only where a reader asks for them.
+        with tapped(lm, replace=replace, read={AttentionCall: (_ignore,)}, pre_rope=config.rope == "pre"):
+            yield config
+    finally:
+        handle.remove()
+
+
+def check_supported(lm: LM, config: KVCache) -> None:
+    """Raise StudfinderError if a setting is wrong for this model's attention."""
+    if config.rope == "pre" and lm.anatomy.stage != "post-RoPE":
+        raise StudfinderError(
+            f"{lm.anatomy.architecture} has no rotary step between keys and cache that can be reached",
+            expected="rope='post'",
+        )
+    if config.centre != "dropped":
+        return
+    for part in lm.anatomy.layers:
+        seen = None if part.attention is None else _sees_constants(lm, lm.model.get_submodule(part.attention))
+        if seen is not None:
+            raise StudfinderError(
+                f"{seen} sees a constant that is added to all scores of a query",
+                expected="a plain softmax",
+                do="Use centre='added'",
+            )
+
+
+def key_means(
+    lm: LM, windows: Sequence[Sequence[int]], *, rope: Literal["pre", "post"] = "post"
+) -> dict[int, torch.Tensor]:
+    """The mean key of each head over the calibration tokens, windows' first left out, by layer: (G, D) fp32."""
+    sums: dict[int, torch.Tensor] = {}
+    tokens = 0
+    lengths: tuple[int, ...] = ()
+
+    def read(call: AttentionCall) -> None:
+        key = call.key_pre_BGTD if rope == "pre" else call.key_BGSD
+        assert key is not None
+        for row, length in enumerate(lengths):
+            own = key[row, :, 1:length].float().sum(dim=1)
+            sums[call.layer] = sums[call.layer] + own if call.layer in sums else own
+
+    with torch.no_grad(), tapped(lm, read={AttentionCall: (read,)}, pre_rope=rope == "pre"):
+        for batch in batches(windows):
+            lengths = batch.lengths
+            tokens += sum(length - 1 for length in lengths)
+            lm.model(input_ids=batch.input_ids_BT.to(lm.device), use_cache=False)
+    if not tokens:
+        raise StudfinderError("windows of one token", expected="calibration windows of two tokens or more")
+    means = {layer: total / tokens for layer, total in sums.items()}
+    for layer, mean in means.items():
+        if not torch.isfinite(mean).all():
+            raise StudfinderError(f"keys of layer {layer} are NaN or infinite on the calibration text")
+    return means
+
+
+def held_dims(lm: LM, findings: Findings) -> dict[int, torch.Tensor]:
+    """Which dims of K hold massive values, by layer: bool (G, D).
+
+    Raises:
+        StudfinderError: findings of another model, or without massive values of K.
+    """
+    check_same_model(lm, findings)
+    found: dict[int, torch.Tensor] = {}
+    for value in findings.massive_values:
+        if value.tensor == "key":
+            mask = found.setdefault(
+                value.layer, torch.zeros(lm.anatomy.kv_heads, lm.anatomy.head_dim, dtype=torch.bool)
+            )
+            mask[value.head, value.dim] = True
+    if not found:
+        raise StudfinderError("the findings hold no massive values of K", do="Scan for massive values first")
+    return found
+
+
+def cached(
+    x_BGSD: torch.Tensor,
+    config: KVCache,
+    scope: Literal["token", "channel"],
+    *,
+    start: int = 0,
+    held_GD: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What a cache would give back for keys or values, in their dtype.
+
+    Args:
+        scope: "token" or "channel".
+        start: position of the first of them.
+        held_GD: dims that stay as they are.
+    """
+    kept = min(max(0, config.first - start), x_BGSD.shape[2])
+    x = x_BGSD[:, :, kept:].float()
+    held = None if held_GD is None else held_GD[None, :, None, :].to(x.device)
+    if scope == "token":
+        made = _rounded(x, config.scheme, 3, held)
+    else:
+        whole = x.shape[2] // config.run * config.run
+        runs = x[:, :, :whole].unflatten(2, (-1, config.run)) if whole else x[:, :, :0, None]
+        made = torch.cat([_rounded(runs, config.scheme, 3, None).flatten(2, 3), x[:, :, whole:]], dim=2)
+    if held is not None:
+        made = torch.where(held, x, made)
+    return torch.cat([x_BGSD[:, :, :kept], made.to(x_BGSD.dtype)], dim=2)
+
+
+def _rounded(x: torch.Tensor, scheme: Scheme, dim: int, held: torch.Tensor | None) -> torch.Tensor:
+    """Rounded and back, fp32; one range along `dim`, held entries left out of it."""
+    if not x.numel():
+        return x
+    low = (x if held is None else x.masked_fill(held, float("inf"))).amin(dim, keepdim=True)
+    high = (x if held is None else x.masked_fill(held, -float("inf"))).amax(dim, keepdim=True)
+    empty = low > high  # all of them are held
+    return on_grid(x, grid_of(low.masked_fill(empty, 0), high.masked_fill(empty, 0), scheme), scheme)
+
+
+def _keys(
+    config: KVCache, position: _Position, centre_GD: torch.Tensor | None, held_GD: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def replaced(key: torch.Tensor) -> torch.Tensor:
+        start = 0
+        if config.rope == "pre":  # only the new tokens come by; after RoPE it is the whole cache
+            start = position.seen
+            if start and config.keys == "channel":
+                raise StudfinderError(
+                    "runs of keys before RoPE that reach over several calls", do="Use keys='token', or one full pass"
+                )
+        if centre_GD is None:
+            return cached(key, config, config.keys, start=start, held_GD=held_GD)
+        centre = centre_GD[None, :, None, :].to(key)
+        made = cached(key - centre, config, config.keys, start=start, held_GD=held_GD)
+        return made + centre if config.centre == "added" else made
+
+    return replaced
+
+
+def _values(config: KVCache) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda value: cached(value, config, config.values)
+
+
+class _Position:
+    """How many tokens the model's cache holds when a forward pass begins."""
+
+    seen = 0
+
+    def see(self, _module: nn.Module, _args: tuple, kwargs: Mapping[str, Any]) -> None:
+        past = kwargs.get("past_key_values")
+        self.seen = 0 if past is None else int(past.get_seq_length())
+
+
+def _ignore(_call: AttentionCall) -> None:
+    pass
+
+
+def _sees_constants(lm: LM, module: Any) -> str | None:
+    """What in an attention module tells apart scores that differ by a constant; None if nothing does."""
+    config = lm.model.config.get_text_config(decoder=True)
+    if getattr(config, "attn_logit_softcapping", None) or getattr(module, "attn_logit_softcapping", None):
+        return "a soft cap on scores"
+    if getattr(module, "sinks", None) is not None:
+        return "a sink logit"
+    part = getattr(module, "weights_part", None)
+    if part is not None:
+        return None if part in _SHIFTED else part
+    name = lm.model.config._attn_implementation or "eager"
+    if lm.anatomy.split is None and name not in _PLAIN and not name.startswith("flash_attention"):
+        return f"attention {name!r}, of which nothing is known,"
+    return None

@@ -1,0 +1,62 @@
+"""Massive values of Q and K as weights for a quantiser: which rows of q_proj and k_proj an error hurts most in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, rotary_of
+
+
+def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
+    """How much a square error in each row of q_proj and k_proj counts, (out,), by parameter name.
+
+    A score is sum_d q_d k_d, so an error in q_d counts with k_d^2: a row of q_proj gets the mean square of the keys of
+    its head at its dim, a row of k_proj the sum over the query heads that read it. Dims that rotate together get their
+    mean, because rows are before RoPE and the map after it. Only what several rows share can be chosen by such weights:
+    AWQ's factors, or a range shared by rows. Rounding to nearest and GPTQ minimise each row by itself, where a factor
+    for the row changes nothing.
+
+    Args:
+        profile: profile.safetensors of a scan of this model, or its run folder.
+
+    Raises:
+        StudfinderError: it holds no map, or one of another shape; q_proj and k_proj are not apart.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(profile)
+    path = path / "profile.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise StudfinderError(f"there is no {path}", expected="profile.safetensors of a scan, or its run folder")
+    maps = load_file(path)
+    heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
+    if "norm.query" not in maps or maps["norm.query"].shape[1:] != (heads, dim):
+        raise StudfinderError(
+            f"{path} is no map of {lm.source.id}", expected=f"norm.query with {heads} heads of {dim} dims"
+        )
+    weights = {}
+    for place, layer in enumerate(maps["norm.query.layers"].tolist()):
+        attention = lm.model.get_submodule(str(lm.anatomy.layers[layer].attention))
+        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj")):
+            raise StudfinderError(f"{lm.anatomy.layers[layer].attention} makes Q and K in one matrix")
+        query_HD, key_GD = (_by_pair(lm, layer, maps[f"norm.{name}"][place].square()) for name in ("query", "key"))
+        path_of = f"{lm.anatomy.layers[layer].attention}.{{}}_proj.weight"
+        weights[path_of.format("q")] = key_GD.repeat_interleave(heads // groups, dim=0).flatten()
+        weights[path_of.format("k")] = query_HD.view(groups, heads // groups, dim).sum(dim=1).flatten()
+    return weights
+
+
+def _by_pair(lm: LM, layer: int, square_HD: torch.Tensor) -> torch.Tensor:
+    """Each dim's value, averaged over the dims that rotate together."""
+    rotary = rotary_of(lm, layer)
+    if rotary is None:
+        return square_HD
+    pairs = [rotary.pair_of(dim) for dim in range(square_HD.shape[1])]
+    made = square_HD.clone()
+    for pair in {pair for pair in pairs if pair is not None}:
+        dims = [dim for dim, own in enumerate(pairs) if own == pair]
+        made[:, dims] = square_HD[:, dims].mean(dim=1, keepdim=True)
+    return made

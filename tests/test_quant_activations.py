@@ -1,0 +1,165 @@
+"""Rounded activations: what is rounded, what is restored, and nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from scanned import a_scan
+from studfinder.errors import StudfinderError
+from studfinder.quantizers import RTN, Scheme, quantized, targets
+from studfinder.quantizers.activations import (
+    Activations,
+    Restore,
+    WithActivations,
+    fake_quantized,
+    rounded_inputs,
+    super_activations,
+    super_channels,
+)
+from studfinder.quantizers.smoothquant import SmoothQuant
+from tiny import C, prompts, tiny, token_ids
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+FINE = RTN(scheme=Scheme(element="int8", block="channel", scale="float32"))
+
+
+def rows(seed: int = 0) -> torch.Tensor:
+    return torch.randn(6, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def test_per_token_int8_is_absmax_over_127():
+    x = rows()
+    step = x.abs().amax(dim=1, keepdim=True) / 127
+    torch.testing.assert_close(fake_quantized(x, Activations()), (x / step).round() * step)
+    whole = x.abs().max() / 127
+    torch.testing.assert_close(fake_quantized(x, Activations(scope="tensor")), (x / whole).round() * whole)
+
+
+def test_with_a_float_minimum_it_is_the_super_weight_papers():
+    x = rows() + 3
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    step = (high - low) / 255
+    torch.testing.assert_close(fake_quantized(x, Activations(zero="float")), ((x - low) / step).round() * step + low)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("median", ["token", "tensor", "channel"])
+def test_replace_quantise_restore(median, dtype):
+    x = rows().to(dtype)
+    x[0, 5] = 700.0
+    restore = Restore(places=((DOWN, (5, 9)),), ratio=100, median=median)
+    config = Activations(scope="tensor", restore=restore)
+    channels = torch.tensor([5, 9])
+    made = fake_quantized(x, config, channels)
+    assert made.dtype == dtype
+    assert made[0, 5] == x[0, 5]
+    without = x.float().clone()
+    without[0, 5] = {"token": x[0].float().median(), "tensor": x.float().median(), "channel": x[:, 5].float().median()}[
+        median
+    ]
+    expected = fake_quantized(without, Activations(scope="tensor")).to(dtype)
+    expected[0, 5] = x[0, 5]
+    assert torch.equal(made, expected)
+    naive = fake_quantized(x, Activations(scope="tensor"))
+    assert (made.float() - x.float()).norm() < 0.02 * (naive.float() - x.float()).norm()
+    assert super_activations(x.float(), channels, 100).nonzero().tolist() == [[0, 5]]
+    assert not super_activations(x.float(), torch.tensor([9]), 100).any()  # only where one may be
+
+
+def test_hooks_round_what_enters_and_leave_no_trace():
+    lm, ids = tiny("llama"), token_ids()
+    seen = {}
+    module = lm.model.get_submodule("model.layers.1.mlp.down_proj")
+    with torch.no_grad():
+        before = lm.model(ids).logits
+        with rounded_inputs(lm, Activations(element="int4"), targets(lm)):
+            handle = module.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
+            changed = lm.model(ids).logits
+            handle.remove()
+        with pytest.raises(RuntimeError), rounded_inputs(lm, Activations(element="int4"), targets(lm)):
+            raise RuntimeError
+        assert torch.equal(lm.model(ids).logits, before)
+    assert not torch.equal(changed, before)
+    assert all(row.unique().numel() <= 15 for row in seen["x"].reshape(-1, seen["x"].shape[-1]))
+    assert not module._forward_pre_hooks
+
+
+def test_static_ranges_come_from_calibration_text():
+    lm, ids = tiny("llama"), token_ids()
+    static = WithActivations(weights=FINE, activations=Activations(scope="tensor", range="static"))
+    with pytest.raises(StudfinderError, match="needs calibration text"):
+        quantized(lm, static)
+    with torch.no_grad():
+        before = lm.model(ids).logits
+    with quantized(lm, static, windows=prompts((40, 40))) as bench, torch.no_grad():
+        assert "static" in bench.notes[-1]
+        near = lm.model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(lm.model(ids).logits, before)
+    assert 0 < (near - before).norm() < 0.2 * before.norm()
+    with pytest.raises(StudfinderError, match="no range is known"):
+        with rounded_inputs(lm, Activations(scope="tensor", range="static"), targets(lm)):
+            pass
+
+
+def test_where_super_activations_enter_matrices():
+    lm, ids = tiny("llama"), token_ids()
+    findings, _ = a_scan()
+    weight = dataclasses.replace(findings.super_weights[0], layer=1, parameter=DOWN, index=(3, 4), row=3, col=4)
+    places = dict(super_channels(lm, [dataclasses.replace(weight, verdict="proven")]))
+    assert places.pop(DOWN) == (4,)
+    readers = [f"model.layers.2.self_attn.{part}_proj.weight" for part in "qkv"]
+    readers += [f"model.layers.2.mlp.{part}_proj.weight" for part in ("gate", "up")]
+    assert places == dict.fromkeys(readers, (3,))
+    with pytest.raises(StudfinderError, match="no super weights"):
+        super_channels(lm, [])
+    with torch.no_grad():
+        lm.model.get_parameter(DOWN)[3, 4] = 3000.0  # one neuron now makes channel 3 of the residual stream massive
+        before = lm.model(ids).logits
+        errors = {}
+        for name, down, channel in (("right", 4, 3), ("wrong", 5, 6)):
+            chosen = ((DOWN, (down,)), *((reader, (channel,)) for reader in readers))
+            restore = Restore(places=chosen, ratio=0.01)
+            with rounded_inputs(lm, Activations(element="int5", restore=restore), targets(lm)):
+                errors[name] = float((lm.model(ids).logits - before).norm())
+        with rounded_inputs(lm, Activations(element="int5"), targets(lm)):
+            naive = float((lm.model(ids).logits - before).norm())
+    assert errors["right"] < 0.9 * naive
+    assert errors["right"] < 0.9 * errors["wrong"]
+
+
+def test_what_can_be_exported_says_so():
+    arguments = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+    assert WithActivations().activation_arguments == arguments
+    assert SmoothQuant().activation_arguments == arguments
+    assert SmoothQuant(activations=None).activation_arguments is None
+    for config in (Activations(zero="float"), Activations(scope="tensor", range="static")):
+        with pytest.raises(StudfinderError, match="dense"):
+            WithActivations(activations=config).activation_arguments  # noqa: B018
+
+
+def test_bad_input():
+    for settings in (
+        {"range": "static"},
+        {"scope": "channel"},
+        {"element": "fp4"},
+        {"element": "int9"},
+        {"element": "fp8", "zero": "float"},
+    ):
+        with pytest.raises(StudfinderError):
+            Activations(**settings)
+    for settings in (
+        {"places": ()},
+        {"places": ((DOWN, (1,)),), "ratio": 0},
+        {"places": ((DOWN, (1,)),), "median": "x"},
+    ):
+        with pytest.raises(StudfinderError):
+            Restore(**settings)
+    lm = tiny("llama")
+    for places, problem in (((("nowhere", (1,)),), "not rounded"), (((DOWN, (C * 9,)),), "no input channel")):
+        with pytest.raises(StudfinderError, match=problem):
+            with rounded_inputs(lm, Activations(restore=Restore(places=places)), targets(lm)):
+                pass
