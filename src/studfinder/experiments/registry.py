@@ -17,6 +17,7 @@ REGISTRY: dict[str, str] = {
     "massive-activations/where": "studfinder.experiments.massive_activations_where",
     "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
     "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
+    "quantize/pareto": "studfinder.experiments.quantize_pareto",
     "massive-values/map": "studfinder.experiments.massive_values_map",
     "massive-values/layers": "studfinder.experiments.massive_values_layers",
     "massive-values/rope": "studfinder.experiments.massive_values_rope",

@@ -1,0 +1,118 @@
+"""The quantisers' experiments, from end to end, on a tiny model with a planted super weight."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from experimented import run
+
+from proving import provable
+from studfinder.experiments.quantize_frontier import Member, steps, verdict
+from studfinder.experiments.quantize_phase import Shifted, shifts
+from studfinder.models import cached_content_hash, load
+from studfinder.quantizers import RTN, Scheme
+from studfinder.quantizers.rtn import round_to_nearest
+from studfinder.records import to_json
+from studfinder.runs import open_run, write_text
+from studfinder.verbs.scan import plan_scan, run_scan
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A model with one super weight and a scan of it that all experiments share, and text to calibrate on."""
+    folder = tmp_path_factory.mktemp("quantize")
+    random = np.random.default_rng(0)
+    words = "\n".join("".join(chr(c) for c in random.integers(97, 123, size=60)) for _ in range(40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        (folder / "calibration.txt").write_text(words)
+        lm = provable("llama", planted=True)[0]
+        lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
+        tokenizer = copy.deepcopy(lm.tokenizer)
+        tokenizer.eos_token = "?"
+        lm = load(lm.model, tokenizer)
+        plan = plan_scan(lm, hash_of=cached_content_hash)
+        scan = open_run("scan", plan.model.id, plan.settings, result="findings.json")
+        write_text(scan.path / "findings.json", to_json(run_scan(plan, write=False)[0]))
+        yield lm, folder
+
+
+def small(folder):
+    """Settings of calibration text."""
+    return {"calibration": str(folder / "calibration.txt"), "calibration_windows": 3, "length": 24}
+
+
+def test_pareto(planted):
+    lm, folder = planted
+    result = run(
+        "quantize/pareto",
+        lm,
+        folder,
+        **small(folder),
+        limit=10,
+        text="proof",
+        elements="3,8",
+        blocks="16,channel",
+        zeros="none,integer",
+        held="0.01",
+        method_blocks="16",
+        phases=2,
+    )
+    every = result.tables[2]
+    rows = {row[0]: row for row in every.rows}
+    assert rows["RTN int8 g16 none"][1] == pytest.approx(8 + 16 / 16)
+    assert rows["RTN int3 g16 integer"][1] == pytest.approx(3 + 19 / 16)
+    assert rows["RTN clip int3 g16 integer, keep .01 of all"][1] > rows["RTN clip int3 g16 integer"][1]
+    assert {"GPTQ", "AWQ", "SmoothQuant", "CLIP-restore"} <= {label.split()[0] for label in rows}
+    assert any("judge on groups of 64" in note for note in result.notes)
+    phase = result.tables[3].rows
+    assert len(phase) == 3  # begun at 0, and two shifts
+
+
+def member(label, bits, loss, seed):
+    nll = np.random.default_rng(seed).normal(loss, 0.01, 16) * 100
+    return Member(label, bits, nll, np.full(16, 100.0))
+
+
+def test_frontier_says_below_only_where_it_is():
+    plain = [member("a", 2.2, 4.0, 0), member("b", 4.2, 3.0, 1)]
+    better = [member("A", 2.4, 3.5, 2), member("B", 4.1, 2.9, 3)]
+    found = steps(plain, better, 2.5, 8.5)
+    assert [(step.plain, step.kept) for step in found] == [("a", "A"), ("a", "B"), ("b", "B")]
+    assert "on or below" in verdict(found)
+    assert "strictly below" in verdict(found)
+    worse = [member("C", 2.4, 4.5, 4)]
+    assert "above" in verdict(steps(plain, worse, 2.5, 8.5))
+    assert "nowhere" in verdict(steps(plain, worse, 2.5, 8.5))
+    late = [member("D", 3.0, 2.0, 5)]
+    assert "nothing kept that costs so little at 2.5 to 3" in verdict(steps(plain, late, 2.5, 8.5))
+    few = [Member(m.label, m.bits, m.nll[:2], m.tokens[:2]) for m in plain + better]
+    assert "too few" in verdict(steps(few[:2], few[2:], 2.5, 8.5))
+
+
+def test_frontier_is_not_judged_on_what_chose_it():
+    """Of many equal members the luckiest is not better."""
+    plain = [member("one", 4.0, 3.0, 99)]
+    lucky = [Member(f"{i}", 4.0, member("", 0, 3.0, i).nll, np.full(16, 100.0)) for i in range(200)]
+    (step,) = steps(plain, lucky, 4.0, 5.0)
+    assert step.ratio.low <= 1 <= step.ratio.high
+
+
+def test_shifted_groups():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    held = weight.abs() > 2
+    rtn = RTN(scheme=Scheme(element="int3", block=8, zero="integer"))
+    here = Shifted(rtn=rtn).rounded(weight, held).dequantized()
+    assert torch.equal(here, round_to_nearest(weight, rtn, held).dequantized())
+    moved = Shifted(rtn=rtn, shift=3).rounded(weight, held).dequantized()
+    assert torch.equal(moved[held], weight[held])
+    assert not torch.equal(moved, here)
+    # The second group of the shifted columns is columns 5 to 12.
+    alone = round_to_nearest(weight[:, 5:13].contiguous(), rtn, held[:, 5:13].contiguous()).dequantized()
+    assert torch.equal(moved[:, 5:13], alone)
+    assert shifts(64, 3) == [16, 32, 48]
