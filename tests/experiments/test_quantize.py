@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from experimented import run
 
 from proving import provable
 from studfinder.experiments.quantize_frontier import Member, steps, verdict
+from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
+from studfinder.experiments.super_weight_block_size import in_runs
+from studfinder.experiments.weights import findings_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, Scheme
 from studfinder.quantizers.rtn import round_to_nearest
-from studfinder.records import to_json
+from studfinder.records import MassiveValue, to_json
 from studfinder.runs import open_run, write_text
 from studfinder.verbs.scan import plan_scan, run_scan
 
@@ -116,3 +120,83 @@ def test_shifted_groups():
     alone = round_to_nearest(weight[:, 5:13].contiguous(), rtn, held[:, 5:13].contiguous()).dequantized()
     assert torch.equal(moved[:, 5:13], alone)
     assert shifts(64, 3) == [16, 32, 48]
+
+
+def test_block_size(planted):
+    lm, folder = planted
+    result = run("super-weight/block-size", lm, folder, **small(folder), limit=6, text="proof", sides="8,16")
+    scores, against = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    assert rows["original"][3].value == 0.0
+    # The printed step makes 4 bits 3.
+    assert rows["runs of 8 x 8: RTN with the printed step"][1] == pytest.approx(rows["runs of 8 x 8: RTN"][1] - 1)
+    assert rows["per tensor: hold out the super weights"][2].value < rows["per tensor: RTN"][2].value
+    assert len(against.rows) == 5 * 5
+    assert any("the paper's method" in note for note in result.notes)
+
+
+def test_runs_go_on_where_rows_end():
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    scheme = Scheme(element="int4", block=25, zero="float", scale="float32", remainder="block")
+    found = in_runs(weight, scheme)
+    for start in (0, 25, 50):
+        run_ = weight.flatten()[start : start + 25]
+        step = (run_.max() - run_.min()) / 15
+        made = ((run_ - run_.min()) / step).round() * step + run_.min()
+        assert torch.allclose(found.dequantized().flatten()[start : start + 25], made, atol=1e-6)
+    assert found.bits == pytest.approx(4 + 3 * 64 / 60)
+
+
+def test_formats(planted):
+    lm, folder = planted
+    result = run(
+        "quantize/formats", lm, folder, limit=6, text="proof", formats="w4-channel,nvfp4,w8-tensor", fraction=0.01
+    )
+    scores, kept, _ = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    assert rows["w4-channel"][1] == pytest.approx(rows["w4-channel, keep the super weights"][1], abs=0.01)
+    assert rows["w4-channel"][1] < rows["w4-channel, keep the super weights"][1]
+    against = {row[0]: row[2].interval for row in kept.rows}  # KL
+    # The planted weight sets the range of its whole tensor: held out, the tensor can be rounded; another is no help.
+    assert against["w8-tensor, keep the super weights"].high < 0
+    assert not against["w8-tensor, keep as many other weights"].high < 0
+
+
+def test_massive_rows(planted):
+    lm, _ = planted
+    findings = findings_of(lm)
+    value = MassiveValue(layer=1, tensor="key", head=1, dim=2, norm=1.0, ratio=9.0)
+    rows = massive_rows(lm, replace(findings, massive_values=(value,)))
+    # Dims 2 and 6 of a head of 8 rotate together.
+    assert rows == {"model.layers.1.self_attn.k_proj.weight": [10, 14]}
+
+
+def test_kv_cache(planted):
+    lm, folder = planted
+    result = run("quantize/kv-cache", lm, folder, **small(folder), limit=6, text="proof", elements="int4", passkey="")
+    scores, against = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    assert rows["int4"][1] == pytest.approx(4 + 32 / 8)
+    assert rows["int4, the first token kept"][1] > rows["int4"][1]
+    # A constant that all keys share leaves a softmax as it is: what is dropped need not be added.
+    added, dropped = (rows[f"int4, keys centred{end}"][2].value for end in ("", ", the constant dropped"))
+    assert added == pytest.approx(dropped, rel=1e-3)
+    assert len(against.rows) >= 7
+
+
+def test_activation_quantization(planted):
+    lm, folder = planted
+    result = run(
+        "super-weight/activation-quantization", lm, folder, **small(folder), limit=6, texts="proof", alphas="0.5"
+    )
+    scores, against, _ = result.tables
+    rows = {row[0]: row[2].value for row in scores.rows}
+    changes = {row[0]: row[2].interval for row in against.rows}  # KL
+    assert rows["naive W8A8, per tensor"] != rows["naive W8A8, per token"]
+    # The planted weight's spike sets the range of everything that reads it.
+    assert changes["REPLACE-RESTORE, median of the token, per tensor"].high < 0
+    ours, others = (
+        changes[f"{label}, per tensor"].value
+        for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
+    )
+    assert ours < others

@@ -32,6 +32,7 @@ from studfinder.experiments.quantize_recipes import (
     listed,
     refusals,
     score,
+    tally,
 )
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
@@ -254,17 +255,8 @@ def _alone_note(name: str, tried: Sequence[Made], measure: str) -> list[str]:
         plain = by_label.get(one.recipe.label.partition(", keep")[0])
         if one.recipe.kept == "super weights" and plain is not None:
             pairs.append((one, plain))
-    found = [change(one, plain, measure, level=1 - 0.05 / len(pairs)) for one, plain in pairs]
-    ratios = [comparison.interval for comparison in found if comparison is not None]
-    if not ratios:
-        return []
-    better, worse = sum(ratio.high < 1 for ratio in ratios), sum(ratio.low > 1 for ratio in ratios)
-    middle = float(np.median([ratio.value for ratio in ratios]))
-    return [
-        f"{name}: keeping the super weights alone, all else alike, lowers perplexity in {better} of {len(ratios)} "
-        f"schemes and raises it in {worse} (intervals that exclude 1, corrected for their number); the median factor "
-        f"is {middle:.4f}."
-    ]
+    says = tally(pairs, measure)
+    return [f"{name}: keeping the super weights alone, all else alike, {says}."] if says else []
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
