@@ -11,13 +11,14 @@ import torch
 from experimented import run
 
 from proving import provable
+from studfinder.experiments.fidelity import Original, proof_windows
 from studfinder.experiments.quantize_frontier import Member, steps, verdict
 from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.super_weight_block_size import in_runs
 from studfinder.experiments.weights import findings_of
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, Scheme
+from studfinder.quantizers import RTN, Scheme, quantized, skip
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.runs import open_run, write_text
@@ -48,7 +49,7 @@ def planted(tmp_path_factory):
 
 def small(folder):
     """Settings of calibration text."""
-    return {"calibration": str(folder / "calibration.txt"), "calibration_windows": 3, "length": 24}
+    return {"calibration": str(folder / "calibration.txt"), "calibration_windows": 3, "length": 24, "pieces": 4}
 
 
 def test_pareto(planted):
@@ -57,7 +58,7 @@ def test_pareto(planted):
         "quantize/pareto",
         lm,
         folder,
-        **small(folder),
+        **{name: value for name, value in small(folder).items() if name != "pieces"},
         limit=10,
         text="proof",
         elements="3,8",
@@ -124,14 +125,14 @@ def test_shifted_groups():
 
 def test_block_size(planted):
     lm, folder = planted
-    result = run("super-weight/block-size", lm, folder, **small(folder), limit=6, text="proof", sides="8,16")
+    result = run("super-weight/block-size", lm, folder, **small(folder), limit=6, text="proof", sides="16")
     scores, against = result.tables
     rows = {row[0]: row for row in scores.rows}
     assert rows["original"][3].value == 0.0
     # The printed step makes 4 bits 3.
-    assert rows["runs of 8 x 8: RTN with the printed step"][1] == pytest.approx(rows["runs of 8 x 8: RTN"][1] - 1)
+    assert rows["runs of 16 x 16: RTN with the printed step"][1] == pytest.approx(rows["runs of 16 x 16: RTN"][1] - 1)
     assert rows["per tensor: hold out the super weights"][2].value < rows["per tensor: RTN"][2].value
-    assert len(against.rows) == 5 * 5
+    assert len(against.rows) == 3 * 5
     assert any("the paper's method" in note for note in result.notes)
 
 
@@ -150,7 +151,14 @@ def test_runs_go_on_where_rows_end():
 def test_formats(planted):
     lm, folder = planted
     result = run(
-        "quantize/formats", lm, folder, limit=6, text="proof", formats="w4-channel,nvfp4,w8-tensor", fraction=0.01
+        "quantize/formats",
+        lm,
+        folder,
+        limit=6,
+        pieces=4,
+        text="proof",
+        formats="w4-channel,nvfp4,w8-tensor",
+        fraction=0.01,
     )
     scores, kept, _ = result.tables
     rows = {row[0]: row for row in scores.rows}
@@ -200,3 +208,49 @@ def test_activation_quantization(planted):
         for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
     )
     assert ours < others
+
+
+def test_which_layer(planted):
+    lm, folder = planted
+    result = run("quantize/which-layer", lm, folder, limit=4, element="int3", block="16", worst=2, draws=2)
+    by_layer, by_kind, by_group, skips = result.tables
+    assert (len(by_layer.rows), len(by_kind.rows), len(by_group.rows)) == (3, 4, 12)
+    assert all(row[1].value > 0 for row in by_group.rows)
+    assert [row[0] for row in skips.rows][:2] == ["everything", "all but the worst"]
+    assert skips.rows[1][2].interval.value < 0
+
+
+def test_a_change_from_a_later_block_on_needs_only_the_later_blocks(planted):
+    lm, _ = planted
+    windows = proof_windows(lm, 2)
+    original = Original(lm, windows, layers=True)
+    assert original.kl(lm) == pytest.approx([0, 0], abs=1e-6)
+    with quantized(lm, RTN(scheme=Scheme(element="int3", block=16)), keep=skip("*.layers.0.*", "*.layers.1.*")):
+        assert original.kl(lm, 2) == pytest.approx(original.kl(lm), rel=1e-6)
+        assert original.kl(lm, 2).min() > 0
+
+
+def test_massive_values_quantization(planted):
+    lm, folder = planted
+    result = run(
+        "massive-values/quantization",
+        lm,
+        folder,
+        **small(folder),
+        limit=4,
+        items=4,
+        measures="perplexity:proof",
+        methods="rtn,gptq",
+        element="int8",
+        block="tensor",
+        zero="none",
+        prompts=2,
+        lam=2.0,
+    )
+    scores, kept, against = result.tables
+    original = dict(zip(scores.columns, scores.rows[0], strict=True))
+    assert original["massive entries of Q kept"].value == 1.0
+    assert original["super activation, error"].value == 0.0
+    assert [row[0] for row in against.rows] == ["GPTQ"]
+    changes = {row[0]: dict(zip(kept.columns, row, strict=True)) for row in kept.rows}
+    assert changes["RTN, keep the super weights"]["KL, nats per token"].interval.high < 0

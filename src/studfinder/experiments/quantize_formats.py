@@ -28,6 +28,7 @@ from studfinder.experiments.quantize_recipes import (
     fitted,
     keeping_notes,
     kept_pairs,
+    limits_of,
     listed,
     refusals,
     scores_table,
@@ -47,6 +48,7 @@ EXPERIMENT = Experiment(
     presets={
         "cpu": {
             "limit": 16,
+            "pieces": 16,
             "text": "wikitext2",
             "formats": "w4-g64,w4-channel,mxfp4,nvfp4,fp8,fp8-block,w8-channel,w8-tensor",
             "fraction": 0.001,
@@ -63,7 +65,7 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             findings = findings_of(lm, progress=bench.progress)
             keeps = findings_keeps(lm, findings, fraction=bench.settings["fraction"], seed=bench.settings["seed"])
-            work = Work(bench=bench, lm=lm, measures=measures, limits={"perplexity": bench.settings["limit"]})
+            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             made = work.carried_out(list(_recipes(bench, lm, keeps)))
         _add(outcome, name, made, measures, keeps)
     outcome.notes.append(CAVEAT)

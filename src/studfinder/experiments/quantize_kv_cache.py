@@ -34,6 +34,7 @@ from studfinder.experiments.quantize_recipes import (
     changes_table,
     keeping_notes,
     kept_pairs,
+    limits_of,
     listed,
     refusals,
     scores_table,
@@ -53,6 +54,7 @@ EXPERIMENT = Experiment(
     presets={
         "cpu": {
             "limit": 16,
+            "pieces": 16,
             "text": "wikitext2",
             "elements": "int8,int4,fp8",
             "passkeys": 40,
@@ -81,7 +83,7 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     own = bench.settings
     measures = [f"perplexity:{own['text']}", KL, *([f"passkey:{own['passkey']}"] if own["passkey"] else [])]
-    limits = {"perplexity": own["limit"], "passkey": own["passkeys"]}
+    limits = {**limits_of(bench), "passkey": own["passkeys"]}
     for name in bench.models:
         with bench.model(name) as lm:
             findings = findings_of(lm, prove=False, progress=bench.progress)

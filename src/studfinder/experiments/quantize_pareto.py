@@ -23,6 +23,7 @@ from studfinder.experiments.quantize_frontier import Member, Step, steps, verdic
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_recipes import (
     CAVEAT,
+    NAMES,
     Made,
     Recipe,
     Work,
@@ -67,7 +68,6 @@ EXPERIMENT = Experiment(
 )
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
-NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
 
 
 def run(bench: Bench) -> Outcome:

@@ -16,6 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.fidelity import Original, kl_scores, proof_windows
 from studfinder.experiments.quantize_frontier import FEWEST
+from studfinder.experiments.quantize_preserved import Preserved
 from studfinder.measures import Scores, compare, measure_named
 from studfinder.models import LM
 from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
@@ -27,6 +28,7 @@ CAVEAT = (
     "groups of 64 and more."
 )
 ORIGINAL = "original"
+NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
 KL = "KL"
 """The measure that is taken here and not by name: KL(original || changed) on our proof text."""
 
@@ -85,13 +87,21 @@ class Made:
 @dataclass(kw_only=True)
 class Work:
     """What recipes are carried out with: the model, calibration text and the original's distributions, made once and
-    only where they are needed."""
+    only where they are needed.
+
+    Attributes:
+        bench, lm: the experiment's.
+        measures: names as on the command line, and KL.
+        limits: at most so many items, by the measure's name before the colon.
+        extras: what else is measured.
+        missing: measures that could not be taken, with the reason.
+    """
 
     bench: Bench
     lm: LM
     measures: Sequence[str]
     limits: Mapping[str, int | None] = field(default_factory=dict)
-    extras: Callable[[LM], dict[str, Any]] | None = None
+    extras: Preserved | None = None
     missing: dict[str, str] = field(default_factory=dict)
     _windows: list[list[int]] | None = None
     _original: Original | None = None
@@ -147,8 +157,7 @@ class Work:
         if recipe.method is None and recipe.enter is None:
             self._take(wanted, found, strict=False)
             return found
-        if KL in wanted:
-            _ = self.original  # before anything is changed
+        self._see(wanted)
         try:
             self._changed(recipe, wanted, found)
         except StudfinderError as error:
@@ -176,7 +185,15 @@ class Work:
                     raise
                 found["missing"][name] = str(error)
         if self.extras is not None:
-            found["scores"].update({name: to_plain(one) for name, one in self.extras(self.lm).items()})
+            self.extras.see(self.lm)  # the first time, the model is the original
+            found["scores"].update({name: to_plain(one) for name, one in self.extras.scores(self.lm).items()})
+
+    def _see(self, wanted: Sequence[str]) -> None:
+        """Read what changed models are held against, before anything is changed."""
+        if KL in wanted:
+            _ = self.original
+        if self.extras is not None:
+            self.extras.see(self.lm)
 
     def _score(self, name: str) -> Scores:
         if name == KL:
@@ -188,6 +205,11 @@ class Work:
 def _calibrated(keep: Any) -> bool:
     parts = keep if isinstance(keep, list | tuple) else [keep]
     return any(getattr(part, "calibrated", False) for part in parts)
+
+
+def limits_of(bench: Bench) -> dict[str, int | None]:
+    """Windows of perplexity and pieces of the proof text, as the settings say."""
+    return {"perplexity": bench.settings["limit"], KL: bench.settings["pieces"]}
 
 
 def fitted(lm: LM, scheme: Scheme) -> Scheme:

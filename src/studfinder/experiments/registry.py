@@ -21,11 +21,13 @@ REGISTRY: dict[str, str] = {
     "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
     "quantize/pareto": "studfinder.experiments.quantize_pareto",
     "quantize/kv-cache": "studfinder.experiments.quantize_kv_cache",
+    "quantize/which-layer": "studfinder.experiments.quantize_which_layer",
     "quantize/formats": "studfinder.experiments.quantize_formats",
     "massive-values/map": "studfinder.experiments.massive_values_map",
     "massive-values/layers": "studfinder.experiments.massive_values_layers",
     "massive-values/rope": "studfinder.experiments.massive_values_rope",
     "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
+    "massive-values/quantization": "studfinder.experiments.massive_values_quantization",
     "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""

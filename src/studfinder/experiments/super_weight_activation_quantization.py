@@ -33,6 +33,7 @@ from studfinder.experiments.quantize_recipes import (
     Work,
     change,
     changes_table,
+    limits_of,
     listed,
     refusals,
     scores_table,
@@ -55,6 +56,7 @@ EXPERIMENT = Experiment(
     presets={
         "cpu": {
             "limit": 16,
+            "pieces": 16,
             "texts": "wikitext2,c4",
             "element": "int8",
             "alphas": "0.85,0.5",
@@ -76,7 +78,7 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             weights, _ = super_weights_of(bench, lm)
             recipes = list(_recipes(bench, lm, super_channels(lm, weights)))
-            work = Work(bench=bench, lm=lm, measures=measures, limits={"perplexity": bench.settings["limit"]})
+            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             made = work.carried_out(recipes)
         _add(outcome, name, made, work)
     outcome.notes.append(CAVEAT)

@@ -31,6 +31,7 @@ from studfinder.experiments.quantize_recipes import (
     Recipe,
     Work,
     changes_table,
+    limits_of,
     listed,
     refusals,
     scores_table,
@@ -54,6 +55,7 @@ EXPERIMENT = Experiment(
     presets={
         "cpu": {
             "limit": 16,
+            "pieces": 16,
             "text": "wikitext2",
             "sides": "64,128,256,512",
             "element": "int4",
@@ -141,7 +143,7 @@ def run(bench: Bench) -> Outcome:
                 matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=taken)[0] for weight in weights
             ]
             keeps = {HELD: hold_out(weights), OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
-            work = Work(bench=bench, lm=lm, measures=measures, limits={"perplexity": bench.settings["limit"]})
+            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             _add(outcome, name, work.carried_out(list(_recipes(bench, lm, keeps))), measures)
     outcome.notes.append(CAVEAT)
     return outcome
