@@ -15,6 +15,7 @@ task and no intervals; its released SmoothQuant recipe holds no quantisation at 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             findings = findings_of(lm, progress=bench.progress)
             keeps = findings_keeps(lm, findings, seed=bench.settings["seed"])
-            measures = bench.once("measures", lambda lm=lm: _measures(bench, lm))
+            measures = bench.once("measures", partial(_measures, bench, lm))
             work = Work(
                 bench=bench,
                 lm=lm,

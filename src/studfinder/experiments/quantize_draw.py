@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.quantize_recipes import Made, change
@@ -39,9 +41,15 @@ def draw_ratios(result: Result, width: float, stem: str) -> dict[str, Figure]:
         tall = 26 * len(seen["rows"]) * max(1.0, 0.55 * len(seen["series"]))
         figure = new_figure(width, 110 + (0 if wide else 14 * len(seen["series"])) + max(tall, 120))
         axes = figure.subplots()
-        dots(axes, seen["rows"], seen["series"], none=1.0, log=True, colours=_COLOURS)
-        axes.set_xlabel(f"{seen['measure'].replace(':', ' ')} / original ({name})")
-        log_ticks(axes.xaxis, most=6)
+        rows = seen["rows"] if wide else [fill(row, 18) for row in seen["rows"]]
+        finite = [p[0] for points in seen["series"].values() for p in points if 0 < p[0] < float("inf")]
+        log = bool(finite) and max([*finite, 1.0]) / min([*finite, 1.0]) > 3
+        dots(axes, rows, seen["series"], none=1.0, log=log, colours=_COLOURS)
+        axes.set_xlabel(f"{seen['measure'].replace(':', ' ')} / original ({name})" if wide else f"/ original ({name})")
+        if log:
+            log_ticks(axes.xaxis, most=6)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(7 if wide else 3))
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2 if wide else 1)
         figures[stem + (f"-{place + 1}" if place else "")] = figure

@@ -174,7 +174,7 @@ def _add(
         rows = tuple((part.label, _interval(found[part.label])) for part in ranked)
         note = f"KL(original || quantised), nats per token, our proof text, pieces resampled. {CAVEAT}"
         outcome.tables.append(Table(title=f"{name}: {title}", columns=("quantised", "KL"), rows=rows, note=note))
-    rows = tuple(
+    skipped = tuple(
         (
             label,
             _judged(kl),
@@ -188,7 +188,7 @@ def _add(
         Table(
             title=f"{name}: everything but a few",
             columns=("quantised", "KL", "- everything"),
-            rows=rows,
+            rows=skipped,
             note="The worst: " + ", ".join(part.label for part in worst) + ", chosen on every second window; the "
             "numbers are of the rest. Others: drawn from matrices of the same kinds, so that they cost as many bits.",
         )

@@ -90,10 +90,10 @@ def _recipes(bench: Bench, lm: LM, places: Any) -> Iterator[Recipe]:
     element = bench.settings["element"]
     others = _other_places(lm, places, bench.settings["seed"])
     for scope in ("token", "tensor"):
-        plain = Activations(element=element, scope=scope)  # type: ignore[arg-type]
+        plain = Activations(element=element, scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
-            held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)  # type: ignore[arg-type]
+            held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
         held[OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
         for label, restore in held.items():
             method: Any = WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
@@ -165,7 +165,7 @@ def _said(family: str, plain: Made, made: list[Made], measure: str) -> str:
 
 def _shares_table(name: str, made: list[Made], naive: dict[str, Made], measures: list[str]) -> Table:
     """(naive - ours) / (naive - SmoothQuant), of log perplexity, against the first SmoothQuant of the same scope."""
-    smooth = {}
+    smooth: dict[str, Made] = {}
     for one in made:
         if one.recipe.kept.startswith(SMOOTH) and not one.refused:
             smooth.setdefault(one.recipe.family, one)
