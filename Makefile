@@ -36,7 +36,7 @@ unit: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest -n 2 -m "not real"
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -25,6 +25,8 @@ def test_cells_show_their_uncertainty():
     assert text(_interval(2.0)) == "2 [1.5, 2.5]"
     assert text(Comparison(kind="ratio", interval=_interval(1.5))) == "×1.5 [1, 2]"
     assert text(Comparison(kind="difference", interval=_interval(-0.1))) == "-0.1 [-0.6, +0.4]"
+    nothing = Interval(value=0.0, low=-0.1, high=-2e-18, level=0.95, n=10, method="bootstrap")
+    assert text(Comparison(kind="difference", interval=nothing)) == "+0 [-0.1, +0]"
     assert text(None) == "–"
     assert text(12345) == "12,345"
 

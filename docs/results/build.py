@@ -27,7 +27,7 @@ def collect(folder: Path) -> None:
     if record is None:
         sys.exit(f"{folder} holds no finished run")
     plain = json.loads(record.read_text("utf-8"))
-    cards = plain.get("models") or [plain["model"]]
+    cards = plain["models"] if "models" in plain else [plain["model"]]
     name = "-".join([plain.get("name", "measure").replace("/", "-"), *(Path(card["id"]).name for card in cards)])
     if plain.get("edits"):
         name += "-edited"

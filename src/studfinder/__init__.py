@@ -61,14 +61,20 @@ if TYPE_CHECKING:
     from studfinder.measures.sweep import sweep as sweep
     from studfinder.measures.tasks import tasks as tasks
     from studfinder.models import LM as LM
+    from studfinder.quantizers import AWQ as AWQ
+    from studfinder.quantizers import GPTQ as GPTQ
     from studfinder.quantizers import RTN as RTN
     from studfinder.quantizers import Auto as Auto
     from studfinder.quantizers import Clip as Clip
     from studfinder.quantizers import ClipRestore as ClipRestore
+    from studfinder.quantizers import KVCache as KVCache
     from studfinder.quantizers import Scheme as Scheme
+    from studfinder.quantizers import SmoothQuant as SmoothQuant
+    from studfinder.quantizers import WithActivations as WithActivations
     from studfinder.quantizers import calibration_windows as calibration_windows
     from studfinder.quantizers import hold_out as hold_out
     from studfinder.quantizers import quantized as quantized
+    from studfinder.quantizers import quantized_cache as quantized_cache
     from studfinder.quantizers import skip as skip
     from studfinder.records import Findings as Findings
     from studfinder.records import Interval as Interval
@@ -78,6 +84,7 @@ if TYPE_CHECKING:
     from studfinder.verbs.measure import measure as measure
     from studfinder.verbs.quantize import quantize as quantize
     from studfinder.verbs.scan import scan as scan
+    from studfinder.verbs.train import train as train
 
 __version__ = "0.1.0"
 
@@ -150,6 +157,13 @@ _PUBLIC = {
     "Auto": "studfinder.quantizers",
     "calibration_windows": "studfinder.quantizers",
     "quantize": "studfinder.verbs.quantize",
+    "train": "studfinder.verbs.train",
+    "GPTQ": "studfinder.quantizers",
+    "AWQ": "studfinder.quantizers",
+    "SmoothQuant": "studfinder.quantizers",
+    "WithActivations": "studfinder.quantizers",
+    "KVCache": "studfinder.quantizers",
+    "quantized_cache": "studfinder.quantizers",
     "zero": "studfinder.edits",
 }
 

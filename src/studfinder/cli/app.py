@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from studfinder.cli import env, experiment, ls, measure, quantize, report, scan
+from studfinder.cli import env, experiment, ls, measure, quantize, report, scan, train
 from studfinder.errors import StudfinderError
 
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
@@ -29,6 +29,7 @@ app.command("measure", epilog=measure.EXAMPLES)(measure.command)
 app.command("experiment", epilog=experiment.EXAMPLES)(experiment.command)
 app.command("quantize", epilog=quantize.EXAMPLES)(quantize.command)
 app.command("report", epilog=report.EXAMPLES)(report.command)
+app.command("train", epilog=train.EXAMPLES)(train.command)
 app.command("ls")(ls.command)
 app.command("env")(env.command)
 

@@ -46,10 +46,11 @@ def command(
     from studfinder.verbs.load import load
 
     settings = {"limit": limit, "seed": seed, **_changes(change or [])}
-    plan = plan_experiment(name, model or ["smollm2"], preset=preset, settings=settings)
+    plan = plan_experiment(name, model or None, preset=preset, settings=settings)
     shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
-        print(f"would run {name} on {', '.join(plan.models)} with {shown}; it needs {plan.entry.needs}")
+        models = ", ".join(plan.models) or "models of its own"
+        print(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
         return
     if not as_json:
         print(f"{name}: {plan.entry.needs}", file=sys.stderr)

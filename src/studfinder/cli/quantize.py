@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +30,7 @@ def command(
     model: o.Model,
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in --out.")] = False,
-    method: Annotated[str, typer.Option(help="How to round: rtn, clip-restore, ...")] = "rtn",
+    method: Annotated[str, typer.Option(help="How to round: rtn, gptq, awq, smoothquant or clip-restore.")] = "rtn",
     scheme: Annotated[str | None, typer.Option(help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits of an integer, 2 to 8.  [default: 4]")] = None,
     group: Annotated[
@@ -73,9 +72,8 @@ def command(
     from studfinder.quantizers.checkpoint import check_free
 
     check_free(out, overwrite)  # said before a model is loaded for nothing
-    import_module("studfinder.attention")  # registers the architectures of saved variants
-    from studfinder.models import load
     from studfinder.quantizers.export import chosen_format
+    from studfinder.verbs.load import load
     from studfinder.verbs.quantize import folder_of, quantize, shapes_of
 
     source: Any = folder_of(model)
@@ -95,6 +93,8 @@ def command(
             allow_pickle=allow_pickle,
         )
     shapes, own_dtype = shapes_of(source)
+    if method == "smoothquant" and (scheme, bits, group, zero) == (None, None, None, None):
+        scheme = "w8-channel"  # what smoothing is for: 8-bit weights beside 8-bit activations
     chosen = _method(method, _scheme(scheme, bits, group, zero, list(shapes.values()), own_dtype), clip)
     kept = _keep(keep or [], hold_fraction, skip or [], auto)
     if dry_run:

@@ -32,6 +32,7 @@ class Experiment:
         needs: time and memory with the built-in model on two cores, as measured.
         presets: settings by preset; "cpu" always, "paper" where the paper's own sizes are known. A `limit` among them
             is what --limit sets.
+        trains: whether it trains models of its own instead of taking the user's.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Experiment:
     summary: str
     needs: str
     presets: Mapping[str, Mapping[str, Any]]
+    trains: bool = False
 
 
 @dataclass

@@ -29,6 +29,14 @@ REGISTRY: dict[str, str] = {
     "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
     "massive-values/quantization": "studfinder.experiments.massive_values_quantization",
     "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
+    "kv-shift/induction": "studfinder.experiments.kv_shift_induction",
+    "kv-shift/n-gram": "studfinder.experiments.kv_shift_ngram",
+    "kv-shift/hop-k": "studfinder.experiments.kv_shift_hop",
+    "kv-shift/ablations": "studfinder.experiments.kv_shift_ablations",
+    "kv-shift/pretrain": "studfinder.experiments.kv_shift_pretrain",
+    "outlier-free/pretrain": "studfinder.experiments.outlier_free_pretrain",
+    "massive-values/rope-control": "studfinder.experiments.rope_control",
+    "outlier-free/backcopy": "studfinder.experiments.outlier_free_backcopy",
 }
 """The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
 

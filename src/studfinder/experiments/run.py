@@ -39,7 +39,7 @@ class Plan:
 
 def plan_experiment(
     name: str,
-    models: Sequence[str] = ("smollm2",),
+    models: Sequence[str] | None = None,
     *,
     preset: str = "cpu",
     settings: Mapping[str, Any] | None = None,
@@ -47,6 +47,7 @@ def plan_experiment(
     """Look the experiment up and fix its settings.
 
     Args:
+        models: names or paths; the default is smollm2, and none for an experiment that trains its own.
         settings: what differs from the preset, by the names that the preset has; None values are left as they are.
 
     Raises:
@@ -56,7 +57,11 @@ def plan_experiment(
     entry: Experiment = module.EXPERIMENT
     if preset not in entry.presets:
         raise StudfinderError(f"{name} has no preset {preset!r}", expected=", ".join(entry.presets))
-    if not models:
+    if entry.trains and models:
+        raise StudfinderError(f"{name} trains models of its own", do="Leave --model out")
+    if models is None:
+        models = () if entry.trains else ("smollm2",)
+    if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
     chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
     for key, value in (settings or {}).items():
@@ -99,7 +104,7 @@ def run_experiment(
     Raises:
         StudfinderError: `out` holds another run, a model cannot be loaded, or what the experiment itself refuses.
     """
-    place = "-".join(Path(model).name for model in plan.models)
+    place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
     folder = open_run(verb, place, plan.identity, result=RESULT, out=out, overwrite=overwrite)
     started, clock = now(), time.monotonic()

@@ -1,44 +1,56 @@
 """One method a file; what all of them share: schemes, grids, keeping findings, the bench they work on."""
 
+from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
 from studfinder.quantizers.apply import quantized
 from studfinder.quantizers.auto import Auto
+from studfinder.quantizers.awq import AWQ
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.calibration import calibration_windows
 from studfinder.quantizers.card import Quantization
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.clip_restore import ClipRestore
+from studfinder.quantizers.gptq import GPTQ
 from studfinder.quantizers.grid import Grid, Quantized, codes, dequantized, fit, quantize_weight
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
+from studfinder.quantizers.kv_cache import KVCache, quantized_cache
 from studfinder.quantizers.method import METHODS, Method, method_class
 from studfinder.quantizers.rotary_pairs import RotaryPairs
 from studfinder.quantizers.rotation import Rotate
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.scheme import SCHEMES, Scheme, bits_per_weight, kernel
+from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.transforms import Permute, Rebalance, Split, neurons_of
 
 __all__ = [
+    "AWQ",
+    "GPTQ",
     "METHODS",
     "RTN",
     "SCHEMES",
+    "Activations",
     "Auto",
     "Bench",
     "Clip",
     "ClipRestore",
     "Grid",
     "HoldOut",
+    "KVCache",
     "Keep",
     "Method",
     "Permute",
     "Quantization",
     "Quantized",
     "Rebalance",
+    "Restore",
     "RotaryPairs",
     "Rotate",
     "Scheme",
     "Skip",
+    "SmoothQuant",
     "Split",
     "Target",
+    "WithActivations",
     "bits_per_weight",
     "calibration_windows",
     "codes",
@@ -50,6 +62,8 @@ __all__ = [
     "neurons_of",
     "quantize_weight",
     "quantized",
+    "quantized_cache",
     "skip",
+    "super_channels",
     "targets",
 ]

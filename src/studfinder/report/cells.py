@@ -24,12 +24,17 @@ def text(cell: Cell) -> str:
         inside = cell.interval
         if cell.kind == "ratio":
             return f"×{number(inside.value)} [{number(inside.low)}, {number(inside.high)}]"
-        return f"{inside.value:+.3g} [{inside.low:+.3g}, {inside.high:+.3g}]"
+        return f"{_signed(inside.value)} [{_signed(inside.low)}, {_signed(inside.high)}]"
     if isinstance(cell, Interval):
         return f"{number(cell.value)} [{number(cell.low)}, {number(cell.high)}]"
     if isinstance(cell, float):
         return number(cell, 4)
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _signed(value: float) -> str:
+    # What is left of a sum that should be zero is not a number to read.
+    return "+0" if abs(value) < 1e-12 else f"{value:+.3g}"
 
 
 def is_number(cell: Cell) -> bool:

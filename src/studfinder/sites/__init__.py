@@ -3,6 +3,7 @@
 from studfinder.sites.capture import capture
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.modules import module_inputs
+from studfinder.sites.parts import PartOutput
 from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
 from studfinder.sites.tap import Replacement, Tap, replacing, tapped
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionCall",
     "BlockOutput",
     "ModelCall",
+    "PartOutput",
     "Replacement",
     "Site",
     "Tap",

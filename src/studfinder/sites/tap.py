@@ -21,6 +21,7 @@ from studfinder.models import LM
 from studfinder.sites.attention import attention_hooks
 from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
+from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
 from studfinder.sites.writers import writer_hooks
 
@@ -58,7 +59,7 @@ class _Installed:
         if not self.taps:
             return
         try:
-            for hook in (call_hooks, _block_hooks, writer_hooks, attention_hooks):
+            for hook in (call_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
                 for undo in hook(self.lm, self):
                     self.remove.append(undo)
         except BaseException:

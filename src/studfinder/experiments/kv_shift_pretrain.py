@@ -1,0 +1,95 @@
+"""Language models with and without KV shift, and what their scalars become (arXiv 2411.19574, section 4, table 4).
+
+The paper: 1.5 B to 19 B parameters, always a lower loss; in the 2.9 B model 50 of 128 head pairs keep a1 > a2 and
+b1 > b2 and 17 end in the induction quadrant (a1 <= a2 and b1 > b2). A model of a few hundred thousand parameters on a
+few million tokens can show whether the loss is lower *there*, with how much spread over seeds; nothing about scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell, text_source
+from studfinder.records import Result, Table
+from studfinder.training import Shape
+
+MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
+_SCORES = {"test": "test loss, nats a token"}
+QUADRANTS = {
+    "a1 > a2, b1 > b2": (True, True),
+    "a1 <= a2, b1 > b2 (induction)": (False, True),
+    "a1 > a2, b1 <= b2": (True, False),
+    "a1 <= a2, b1 <= b2": (False, False),
+}
+PAPER = (50, 17, 9, 52)
+"""Table 4, 2.9 B, of 128 head pairs."""
+
+EXPERIMENT = Experiment(
+    trains=True,
+    name="kv-shift/pretrain",
+    paper="2411.19574",
+    shows="figure 4 and table 4",
+    summary="Is the loss of a language model lower with KV shift, and where do its scalars go?",
+    needs="an hour on two cores (no model is loaded: small ones are trained on wikitext2)",
+    presets={
+        "cpu": {
+            "text": "wikitext2",
+            "vocabulary": 1024,
+            "length": 128,
+            "layers": 4,
+            "hidden": 96,
+            "heads": 4,
+            "steps": 1000,
+            "batch": 16,
+            "lr": 2e-3,
+            "warmup": 100,
+            "schedule": "cosine",
+            "look_every": 100,
+            "test": 64,
+            "seeds": 3,
+        },
+    },
+)
+
+
+def run(bench: Bench) -> Outcome:
+    """Loss over steps and the final scalars, over seeds."""
+    s = bench.settings
+    source, vocabulary = text_source(bench)
+    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"], tied=True)
+
+    def cell(name: str, seed: int) -> dict[str, Any]:
+        return run_cell(source, vocabulary, shape, MODELS[name], recipe_of(s, seed))
+
+    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    tables = [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES), quadrants(cells["KV shift"])]
+    return Outcome(tables, against(cells, "vanilla", _SCORES), cells)
+
+
+def quadrants(seeds: list[dict[str, Any]]) -> Table:
+    """How many head pairs end in each quadrant, beside the start's even split and the paper's count."""
+    scalars = [head for cell in seeds for head in cell["shift"]]
+    rows = tuple(
+        (
+            name,
+            sum((a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars) / len(scalars),
+            0.25,
+            paper / sum(PAPER),
+        )
+        for (name, signs), paper in zip(QUADRANTS.items(), PAPER, strict=True)
+    )
+    return Table(
+        title="Learned scalars by quadrant, share of heads",
+        columns=("quadrant", f"here ({len(scalars)} heads)", "at the start", "the paper's 2.9 B"),
+        rows=rows,
+        note="The start draws a1 and b1 from U(0, 1), a2 = 1 - a1, b2 = 1 - b1: a quarter each.",
+    )
+
+
+def draw(result: Result, width: float) -> dict[str, Figure]:
+    """Test loss over steps."""
+    seen = {name: [cell["test"] for cell in seeds] for name, seeds in result.data.items()}
+    return {"loss": one_panel(width, seen, "test loss, nats a token")}

@@ -1,0 +1,89 @@
+"""Do massive values of Q and K come from RoPE? Trained, not correlational (after arXiv 2502.01563, section 5).
+
+Jin et al. find massive values in Q and K of models with RoPE and not in models without, which differ in much else. Here
+the same small model is trained on the same text with RoPE, with the fastest half of its pairs turning (p-RoPE), with no
+positions (NoPE) and with ALiBi. A small model that shows no massive values with RoPE either shows nothing about where
+they come from; the largest ratio to the head's mean is kept for that reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.trained import against, curves, ends_table, every_cell, recipe_of, run_cell, text_source
+from studfinder.records import Result
+from studfinder.report.style import new_figure
+from studfinder.training import Shape
+
+MODELS: dict[str, list[str]] = {
+    "RoPE": [],
+    "p-RoPE, half": ["rope:kind=p-rope,fraction=0.5"],
+    "NoPE": ["nope"],
+    "ALiBi": ["alibi"],
+}
+_SCORES = {
+    "test": "test loss",
+    "outliers/massive_queries": "massive entries of Q",
+    "outliers/massive_keys": "massive entries of K",
+    "outliers/top_query": "largest Q over its head's mean",
+    "outliers/top_key": "largest K over its head's mean",
+}
+
+EXPERIMENT = Experiment(
+    trains=True,
+    name="massive-values/rope-control",
+    paper="2502.01563",
+    shows="ours",
+    summary="The same small model with RoPE, p-RoPE, NoPE and ALiBi: do massive values of Q and K appear?",
+    needs="hours on two cores (no model is loaded: small ones are trained on wikitext2)",
+    presets={
+        "cpu": {
+            "text": "wikitext2",
+            "vocabulary": 1024,
+            "length": 128,
+            "layers": 4,
+            "hidden": 128,
+            "heads": 2,
+            "steps": 1500,
+            "batch": 16,
+            "lr": 2e-3,
+            "warmup": 100,
+            "schedule": "cosine",
+            "look_every": 100,
+            "test": 64,
+            "seeds": 3,
+        },
+    },
+)
+
+
+def run(bench: Bench) -> Outcome:
+    """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
+    s = bench.settings
+    source, vocabulary = text_source(bench)
+    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"], tied=True)
+
+    def cell(name: str, seed: int) -> dict[str, Any]:
+        return run_cell(source, vocabulary, shape, MODELS[name], recipe_of(s, seed), watch=True)
+
+    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    notes = against(cells, "RoPE", _SCORES)
+    if not any(cell["outliers"]["massive_keys"][-1][1] for cell in cells["RoPE"]):
+        notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")
+    return Outcome([ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions")], notes, cells)
+
+
+def draw(result: Result, width: float) -> dict[str, Figure]:
+    """The largest ratios in Q and K over steps."""
+    wide = width > 600
+    figure = new_figure(width, 360 if wide else 700)
+    grid = figure.add_gridspec(*((1, 2) if wide else (2, 1)))
+    for place, (curve, label) in enumerate((("top_query", "largest Q over mean"), ("top_key", "largest K over mean"))):
+        panel = {name: [cell["outliers"][curve] for cell in seeds] for name, seeds in result.data.items()}
+        axes = curves(figure, grid[(0, place) if wide else (place, 0)], panel, label, low=0)
+        axes.axhline(5, color="#9a9fa8", linewidth=1, linestyle=":")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4 if wide else 2)
+    return {"ratios": figure}

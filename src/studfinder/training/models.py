@@ -1,0 +1,164 @@
+"""Which model is trained: a Hugging Face config of our sizes, and variants of attention put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from studfinder.attention import VARIANTS, Variant, convert
+from studfinder.attention.variant import variant_from
+from studfinder.errors import StudfinderError
+
+_FROM_SCRATCH = ("paper", "fresh")
+"""Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
+_FRESH_FIRST = frozenset({"gated"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a model from scratch.
+
+    Attributes:
+        architecture: "llama" (RoPE, RMSNorm, SwiGLU) or "opt" (learned positions, LayerNorm, ReLU).
+        layers, hidden, heads: blocks, width C, query heads H.
+        kv_heads: key/value heads G; None is as many as heads.
+        intermediate: feed-forward width F; None is 8/3 of the width for llama and 4 times for opt, in steps of 8.
+        tied: whether the head is the embedding matrix.
+        rope_base: of the rotary angles.
+        init_std: of every matrix at the start.
+        dropout: on hidden states (opt only).
+    """
+
+    architecture: Literal["llama", "opt"] = "llama"
+    layers: int = 2
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int | None = None
+    intermediate: int | None = None
+    tied: bool = False
+    rope_base: float = 100_000.0
+    init_std: float = 0.02
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ("llama", "opt"):
+            raise StudfinderError(f"cannot build architecture {self.architecture!r}", expected="llama or opt")
+        if min(self.layers, self.hidden, self.heads) < 1 or self.hidden % self.heads:
+            raise StudfinderError(
+                f"{self.layers} layers of width {self.hidden} with {self.heads} heads is no model",
+                expected="at least one of each, and a width that the heads divide",
+            )
+        if self.architecture == "llama" and self.hidden // self.heads % 2:
+            raise StudfinderError(
+                f"{self.hidden} dims in {self.heads} heads leave {self.hidden // self.heads} a head",
+                expected="an even number, which RoPE turns in pairs",
+            )
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise StudfinderError(f"{self.kv_heads} key/value heads do not divide {self.heads} heads")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sizes, by name."""
+        return asdict(self)
+
+
+def build(shape: Shape, variants: Sequence[Variant], *, vocabulary: int, length: int, seed: int) -> Any:
+    """A model from scratch, fp32, the same for the same seed.
+
+    Args:
+        variants: put in one after the other; a start that was not said is the one for untrained models.
+        vocabulary: token ids V.
+        length: the longest sequence it will see.
+    """
+    config = _config(shape, vocabulary, length)
+    torch.manual_seed(seed)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return put_in(model, variants)
+
+
+def put_in(model: Any, variants: Sequence[Variant], *, trained: bool = False) -> Any:
+    """Convert a model to the variants, one after the other; `trained` keeps each variant's exact start."""
+    for variant in variants:
+        model = convert(model, variant, init=None if trained else variant.init or scratch_start(variant))
+    return model
+
+
+def scratch_start(variant: Variant) -> str:
+    """The start of a variant in an untrained model."""
+    order = reversed(_FROM_SCRATCH) if variant.name in _FRESH_FIRST else _FROM_SCRATCH
+    return next((start for start in order if start in variant.inits), variant.inits[0])
+
+
+def variants_from(texts: Sequence[str]) -> list[Variant]:
+    """Variants from their names and settings, e.g. "kv_shift", "gated:kind=linear,pi_init=0.25"; "vanilla" is none.
+
+    Raises:
+        StudfinderError: an unknown variant or setting.
+    """
+    return [_variant(text) for text in texts if text != "vanilla"]
+
+
+def _variant(text: str) -> Variant:
+    name, _, rest = text.partition(":")
+    name = name.replace("-", "_")
+    if name not in VARIANTS:
+        raise StudfinderError(f"there is no attention {text!r}", expected="vanilla, " + ", ".join(VARIANTS))
+    entry: dict[str, Any] = {"name": name}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        entry[key] = _value(value)
+    try:
+        return variant_from(entry)
+    except TypeError as error:
+        raise StudfinderError(f"attention {text!r} is not understood ({error})") from None
+
+
+def _value(text: str) -> Any:
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _config(shape: Shape, vocabulary: int, length: int) -> Any:
+    from transformers import LlamaConfig, OPTConfig
+
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if shape.architecture == "opt":
+        return OPTConfig(
+            vocab_size=vocabulary,
+            hidden_size=shape.hidden,
+            word_embed_proj_dim=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            ffn_dim=shape.intermediate or 4 * shape.hidden,
+            max_position_embeddings=length,
+            init_std=shape.init_std,
+            dropout=shape.dropout,
+            tie_word_embeddings=shape.tied,
+            use_cache=False,
+            **special,
+        )
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        intermediate_size=shape.intermediate or -(-8 * shape.hidden // 3 // 8) * 8,
+        max_position_embeddings=length,
+        initializer_range=shape.init_std,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
+        tie_word_embeddings=shape.tied,
+        use_cache=False,
+        **special,
+    )

@@ -1,0 +1,132 @@
+"""What `scan` would see, at every evaluation of a model in training: one forward pass, the same detectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from studfinder.detectors import observe
+from studfinder.detectors.attention_sinks import AttentionSinks
+from studfinder.detectors.massive_activations import MassiveActivations
+from studfinder.detectors.massive_values import MassiveValues
+from studfinder.models import LM, load
+from studfinder.runs import write_text
+from studfinder.training.moments import Moments
+from studfinder.training.streams import Rows, Source
+
+PREFIX = "outliers/"
+SEQUENCES = 8
+"""Test sequences of each look."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen at one step.
+
+    Attributes:
+        summary: numbers by name:
+            inf_norm, kurtosis, paper_inf_norm, paper_kurtosis: see `Moments`;
+            massive_activations: residual entries that pass Sun et al.'s rule (at most 32 a layer), top_activation and
+            top_ratio: the largest |a|, and the largest |a| over its layer's median;
+            massive_queries, massive_keys: entries of M above 5 times their head's mean; top_query, top_key: the largest
+            ratio;
+            sink_share: heads whose mean attention to the first token exceeds 0.3, top_sink: the largest such mean.
+        layers: by name, one number a layer (or one list a layer: "sink" holds a number for each head).
+    """
+
+    summary: dict[str, float]
+    layers: dict[str, list[Any]]
+
+
+def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
+    """Observe a model on sequences of one length, in its weights' own dtype, in one forward pass."""
+    activations, values, sinks, moments = MassiveActivations(lm), MassiveValues(lm), AttentionSinks(lm), Moments()
+    observe(lm, encoded, (activations, values, sinks, moments), batch_size=len(encoded))
+    blocks = range(len(lm.anatomy.layers))
+    top = [activations.top(layer, encoded, k=1) for layer in blocks]
+    largest = [abs(entry[0].value) if entry else 0.0 for entry in top]
+    ratios = [entry[0].ratio if entry else 0.0 for entry in top]
+    found = values.found()
+    strengths = {layer: sinks.strength_H(layer) for layer in sorted(sinks.totals)}
+    share = sinks.share()
+    summary = {
+        "inf_norm": moments.inf_norm,
+        "kurtosis": moments.kurtosis,
+        "paper_inf_norm": moments.paper_inf_norm,
+        "paper_kurtosis": moments.paper_kurtosis,
+        "massive_activations": float(len(activations.found(encoded))),
+        "top_activation": max(largest),
+        "top_ratio": max(ratios),
+        "massive_queries": float(sum(entry.tensor == "query" for entry in found)),
+        "massive_keys": float(sum(entry.tensor == "key" for entry in found)),
+        "top_query": _top(values, "query"),
+        "top_key": _top(values, "key"),
+    }
+    if share is not None:
+        summary["sink_share"] = share
+        summary["top_sink"] = max(float(strength.max()) for strength in strengths.values() if strength is not None)
+    layers: dict[str, list[Any]] = {
+        "inf_norm": [moments.norms[layer].value for layer in blocks],
+        "kurtosis": [moments.tails[layer].value for layer in blocks],
+        "top_activation": largest,
+        "top_ratio": ratios,
+        "sink": [strength.tolist() for strength in strengths.values() if strength is not None],
+    }
+    return Look(summary, layers)
+
+
+def _top(values: MassiveValues, tensor: str) -> float:
+    return max((float(values.ratio_HD(tensor, layer).max()) for layer in values.layers(tensor)), default=0.0)
+
+
+class Outliers(TrainerCallback):
+    """A Trainer callback that looks at each evaluation: into Trainer's log (names begin with "outliers/"), from there
+    into TensorBoard and whatever else reports, and, by layer, into outliers.jsonl.
+
+    Every process of a distributed run looks at the same sequences, so that sharded models work too; the first reports.
+
+    Args:
+        source: test sequences come from here.
+        file: where to write one JSON line a look; None writes nothing.
+        sequences: how many.
+    """
+
+    def __init__(self, source: Source, *, file: Path | None = None, sequences: int = SEQUENCES) -> None:
+        rows = Rows(source, "test", 0, sequences)
+        self.encoded = [rows[index]["input_ids"].tolist() for index in range(len(rows))]
+        self.file = file
+        self.looks: dict[int, Look] = {}
+        self.lm: LM | None = None
+        self.log: Callable[[dict[str, float]], None] = lambda logs: None
+
+    def attach(self, trainer: Any) -> None:
+        """Told by `fit`."""
+        self.log = trainer.log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.lm = load(model)
+        if self.file is not None and self.file.is_file():  # what was seen after the checkpoint will be seen again
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                kept = json.loads(line)
+                if kept["step"] <= state.global_step:
+                    self.looks[kept["step"]] = Look(kept["summary"], kept["layers"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        lm = self.lm if self.lm is not None and self.lm.model is model else load(model)
+        model.eval()
+        with torch.no_grad():
+            seen = look(lm, self.encoded)
+        self.looks[state.global_step] = seen
+        self.log({PREFIX + name: value for name, value in seen.summary.items()})
+        if self.file is not None and state.is_world_process_zero:
+            lines = [
+                json.dumps({"step": step, "summary": seen.summary, "layers": seen.layers})
+                for step, seen in sorted(self.looks.items())
+            ]
+            write_text(self.file, "\n".join(lines) + "\n")

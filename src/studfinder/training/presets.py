@@ -1,0 +1,98 @@
+"""Models and recipes by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from studfinder.errors import StudfinderError
+from studfinder.training.models import Shape
+from studfinder.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A language model and how to train it.
+
+    Attributes:
+        shape: its sizes.
+        recipe: optimisation.
+        length: tokens of a window.
+        vocabulary: of the BPE trained in place; None is plain bytes.
+        attention: variants, as `variants_from` reads them.
+        source: where the numbers come from.
+    """
+
+    shape: Shape
+    recipe: Recipe
+    length: int
+    vocabulary: int | None
+    attention: tuple[str, ...] = ()
+    source: str = "ours"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in training."""
+        return self.recipe.steps * self.recipe.batch * self.length
+
+
+PRESETS: dict[str, Preset] = {
+    "toy": Preset(
+        shape=Shape(layers=2, hidden=64, heads=4, tied=True),
+        recipe=Recipe(steps=1000, batch=32, lr=2e-3, schedule="cosine"),
+        length=128,
+        vocabulary=None,
+    ),
+    "1m": Preset(
+        shape=Shape(layers=4, hidden=128, heads=4, tied=True),
+        recipe=Recipe(steps=2500, batch=32, lr=1e-3, schedule="cosine", warmup=200),
+        length=256,
+        vocabulary=2048,
+    ),
+    "10m": Preset(
+        shape=Shape(layers=6, hidden=320, heads=5, tied=True),
+        recipe=Recipe(steps=12_000, batch=32, micro=8, lr=1e-3, schedule="cosine", warmup=500),
+        length=512,
+        vocabulary=8192,
+    ),
+    "opt-125m": Preset(
+        shape=Shape(
+            architecture="opt",
+            layers=12,
+            hidden=768,
+            heads=12,
+            intermediate=3072,
+            tied=True,
+            init_std=0.006,
+            dropout=0.1,
+        ),
+        recipe=Recipe(
+            steps=125_000,
+            batch=192,
+            micro=16,
+            lr=4e-4,
+            schedule="linear",
+            warmup=2000,
+            decay_norms=True,
+            look_every=2500,
+        ),
+        length=512,
+        vocabulary=50_265,
+        source="Quantizable Transformers (arXiv 2306.12929), appendix C and its code; the tokenizer is ours",
+    ),
+    "kv-shift-1.5b": Preset(
+        shape=Shape(layers=28, hidden=2048, heads=16, intermediate=5504),
+        recipe=Recipe(steps=9536, batch=512, micro=4, lr=2e-4, schedule="constant", warmup=1000, look_every=500),
+        length=2048,
+        vocabulary=36_000,
+        attention=("kv_shift",),
+        source="KV shifting attention (arXiv 2411.19574), table 1: 10B tokens, 1M a step; text and tokenizer are ours",
+    ),
+}
+"""Every preset. AdamW (0.9, 0.95), weight decay 0.1, clip 1 and RoPE base 100,000 are the defaults of all."""
+
+
+def preset(name: str) -> Preset:
+    """A preset by name. Raises StudfinderError if there is none."""
+    if name not in PRESETS:
+        raise StudfinderError(f"there is no preset {name!r}", expected=", ".join(PRESETS))
+    return PRESETS[name]

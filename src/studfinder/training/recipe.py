@@ -1,0 +1,86 @@
+"""How a model is trained: steps, batch, learning rate and its schedule, and how often to look."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from studfinder.errors import StudfinderError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimisation, with AdamW.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: sequences an optimizer step, over all devices.
+        micro: sequences a forward pass on one device; None is as many as there are. Gradients are accumulated.
+        lr: learning rate after the warm-up.
+        schedule: "constant", "cosine" (to 0) or "linear" (to 0).
+        warmup: steps over which the rate rises from 0.
+        beta1, beta2, weight_decay, clip: AdamW's, and the largest gradient norm. Norms, biases and KV shift's scalars
+            are not decayed (`studfinder.attention.parameter_groups`).
+        decay_norms: decay the norms' gains too, as Quantizable Transformers does for OPT-125m (`--wd_LN_gamma`).
+        seed: of the weights and of the order of the data.
+        look_every: steps between evaluations (and looks at outliers); None is steps / 20.
+        keep_every: steps between checkpoints; None is look_every.
+        test: sequences of each evaluation.
+        precision: "fp32", or "bf16" for autocast; "auto" is bf16 where that is faster (`faster_precision`).
+    """
+
+    steps: int = 1000
+    batch: int = 64
+    micro: int | None = None
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    decay_norms: bool = False
+    seed: int = 0
+    look_every: int | None = None
+    keep_every: int | None = None
+    test: int = 256
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "test"):
+            if getattr(self, name) < 1:
+                raise StudfinderError(f"{name}={getattr(self, name)}", expected="1 or more")
+        if self.lr <= 0:
+            raise StudfinderError(f"lr={self.lr}", expected="a number above 0")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise StudfinderError(f"schedule {self.schedule!r} is unknown", expected="constant, cosine or linear")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise StudfinderError(f"precision {self.precision!r} is unknown", expected="auto, fp32 or bf16")
+
+    @property
+    def look(self) -> int:
+        """Steps between evaluations."""
+        return self.look_every or max(1, self.steps // 20)
+
+    @property
+    def keep(self) -> int:
+        """Steps between checkpoints."""
+        return self.keep_every or self.look
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, by name."""
+        return asdict(self)
+
+    def micro_batch(self, processes: int) -> int:
+        """Sequences a forward pass on one device.
+
+        Raises:
+            StudfinderError: the batch does not divide over devices and passes.
+        """
+        micro = self.micro or self.batch // processes
+        if micro < 1 or self.batch % (micro * processes):
+            raise StudfinderError(
+                f"a batch of {self.batch} does not divide into {processes} processes with {micro} sequences a pass",
+                expected="batch = processes x micro x a whole number",
+            )
+        return micro

@@ -1,0 +1,307 @@
+"""Text to train on: documents by name, a tokenizer trained on them, and windows of packed tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from studfinder.errors import StudfinderError
+from studfinder.runs import write_bytes, write_text
+from studfinder.texts import corpus
+from studfinder.training.streams import Split
+
+END = "<|endoftext|>"
+"""Between documents, and the first token of a text."""
+HELD_OUT = 0.05
+"""Share of the windows, at the end of the text, that is kept for evaluation."""
+_SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
+
+
+def documents(name: str) -> Iterator[str]:
+    """The documents of a text by name.
+
+    In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
+    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikitext2", "c4"); a data set
+    of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
+
+    Raises:
+        StudfinderError: it is in none of these places, or holds no text.
+    """
+    data = os.environ.get("STUDFINDER_DATA")
+    places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
+    path = next((place for place in places if place.exists()), None)
+    if path is not None:
+        return _checked(name, _files(path))
+    if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
+        return _checked(name, _hub(name))
+    return _checked(name, iter(corpus(name)[1]))
+
+
+def _checked(name: str, found: Iterator[str]) -> Iterator[str]:
+    some = False
+    for document in found:
+        if document.strip():
+            some = True
+            yield document
+    if not some:
+        raise StudfinderError(f"text {name!r} is empty", expected="some text to train on")
+
+
+def _files(path: Path) -> Iterator[str]:
+    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+    for file in files:
+        try:
+            yield from _documents_of(file)
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise StudfinderError(
+                f"text {file} cannot be read ({type(error).__name__}: {error})",
+                expected='UTF-8; .jsonl with "text" in each line; .json with a list of texts',
+            ) from None
+
+
+def _documents_of(file: Path) -> Iterator[str]:
+    if file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.strip():
+                    yield str(json.loads(line)["text"])
+    elif file.suffix == ".json":
+        for entry in json.loads(file.read_text("utf-8")):
+            yield entry if isinstance(entry, str) else str(entry["text"] if "text" in entry else entry["story"])
+    else:
+        yield file.read_text("utf-8")
+
+
+def _hub(name: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise StudfinderError(
+            f"text {name!r} is not here, and the hub needs the package datasets",
+            do='pip install "studfinder[evaluate]", or name a file or a folder',
+        ) from None
+    repository, _, config = name.partition(":")
+    try:
+        rows = load_dataset(repository, config or None, split="train", streaming=True)
+        for row in rows:
+            yield str(row["text"])
+    except Exception as error:
+        raise StudfinderError(
+            f"text {name!r} cannot be fetched ({str(error).splitlines()[0][:200]})",
+            expected='a data set with a split "train" and a column "text"',
+        ) from None
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int | None) -> Any:
+    """A byte-level tokenizer trained in place: BPE of `vocabulary` tokens, or plain bytes if that is None (257)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocabulary is not None and vocabulary < len(alphabet) + 1:
+        raise StudfinderError(f"a vocabulary of {vocabulary} is too small", expected="257 (bytes) or more")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary or len(alphabet) + 1,
+        special_tokens=[END],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Windows of packed tokens: documents one after the other, END before each, cut every `length` tokens.
+
+    The last 5 % of the windows are the test split; the others are shuffled anew each epoch, by the run's seed.
+
+    Attributes:
+        tokens_N: all token ids.
+        length: of a window.
+        vocabulary: token ids of the tokenizer.
+        name: of the text, for the record.
+        end: the id of END.
+        apart: keep packed documents from seeing each other: positions start anew at each, which transformers' masks
+            and KV shift take as the border of a document.
+    """
+
+    tokens_N: np.ndarray
+    length: int
+    vocabulary: int
+    name: str
+    end: int = 0
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.windows < 2:
+            raise StudfinderError(
+                f"text {self.name!r} has {len(self.tokens_N):,} tokens, too few for windows of {self.length}",
+                expected=f"{2 * self.length:,} or more",
+                do="Give it more text, or a smaller --length",
+            )
+
+    @property
+    def windows(self) -> int:
+        """Whole windows in the text."""
+        return len(self.tokens_N) // self.length
+
+    @property
+    def test_rows(self) -> int:
+        """Windows kept for evaluation."""
+        return max(1, round(HELD_OUT * self.windows))
+
+    @property
+    def train_windows(self) -> int:
+        """Windows of an epoch."""
+        return self.windows - self.test_rows
+
+    def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
+        place = self._place(split, seed, index) * self.length
+        tokens_T = np.array(self.tokens_N[place : place + self.length], dtype=np.int64)
+        if not self.apart:
+            return {"input_ids": tokens_T, "labels": tokens_T}
+        begins_T = tokens_T == self.end
+        counts_T = np.arange(self.length)
+        since_T = np.maximum.accumulate(np.where(begins_T, counts_T, 0))
+        labels_T = np.where(begins_T, -100, tokens_T)  # nobody can know that a document is over
+        return {"input_ids": tokens_T, "labels": labels_T, "position_ids": counts_T - since_T}
+
+    def _place(self, split: Split, seed: int, index: int) -> int:
+        if split == "test":
+            return self.train_windows + index % self.test_rows
+        epoch, within = divmod(index, self.train_windows)
+        return int(_order(self.train_windows, seed, epoch)[within])
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "text": self.name,
+            "text_tokens": len(self.tokens_N),
+            "text_hash": hashlib.sha256(np.ascontiguousarray(self.tokens_N).tobytes()).hexdigest()[:16],
+            "length": self.length,
+            "vocabulary": self.vocabulary,
+            "apart": self.apart,
+        }
+
+
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    """The windows of an epoch, shuffled."""
+    key = (windows, seed, epoch)
+    if key not in _orders:
+        _orders.clear()
+        _orders[key] = np.random.default_rng((seed, epoch)).permutation(windows)
+    return _orders[key]
+
+
+def tokenized(
+    name: str,
+    length: int,
+    vocabulary: int | None,
+    *,
+    folder: Path | None = None,
+    apart: bool = False,
+    tokenizer: Any = None,
+    limit: int | None = None,
+    sample: int = 50_000_000,
+    progress: Callable[[int], Any] | None = None,
+) -> tuple[TextSource, Any]:
+    """Train a tokenizer on a text and tokenize it; both are kept in `folder` and found there again.
+
+    Args:
+        name: see `documents`.
+        vocabulary: of the BPE; None is plain bytes.
+        tokenizer: use this one instead (of a trained model).
+        limit: stop after so many tokens: what the run will see.
+        sample: characters that the tokenizer is trained on, from the start of the text.
+        progress: told the tokens so far.
+
+    Raises:
+        StudfinderError: no such text, an empty one, one shorter than two windows, or a full disk.
+    """
+    ids = folder / "tokens.npy" if folder is not None else None
+    if ids is not None and ids.is_file() and tokenizer is None and (ids.parent / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        kept = PreTrainedTokenizerFast(tokenizer_file=str(ids.parent / "tokenizer.json"), eos_token=END, pad_token=END)
+        return TextSource(np.load(ids, mmap_mode="r"), length, len(kept), name, kept.eos_token_id, apart), kept
+    tokenizer = tokenizer or train_tokenizer(_sample(documents(name), sample), vocabulary)
+    tokens_N = _tokens(documents(name), tokenizer, limit, progress)
+    if ids is not None:
+        write_bytes(ids, lambda path: _save(path, tokens_N))
+        write_text(ids.parent / "tokenizer.json", tokenizer.backend_tokenizer.to_str())
+    return TextSource(tokens_N, length, len(tokenizer), name, tokenizer.eos_token_id, apart), tokenizer
+
+
+def _save(path: Path, tokens_N: np.ndarray) -> None:
+    with path.open("wb") as file:  # np.save given a name would add a suffix to it
+        np.save(file, tokens_N)
+
+
+def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _tokens(
+    texts: Iterable[str], tokenizer: Any, limit: int | None, progress: Callable[[int], Any] | None
+) -> np.ndarray:
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise StudfinderError("this tokenizer has no end-of-text token", expected="one to put between documents")
+    kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    parts: list[np.ndarray] = []
+    total = 0
+    for batch in _batched(texts, 256):
+        for ids in _encode(tokenizer, batch):
+            parts.append(np.array([end, *ids], dtype=kind))
+            total += len(ids) + 1
+        if progress is not None:
+            progress(total)
+        if limit is not None and total >= limit:
+            break
+    return np.concatenate(parts)[:limit]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def fingerprint(name: str | None) -> str:
+    """A short hash of a local text's size and beginning, or its name: whether it is still the same text."""
+    digest = hashlib.sha256(str(name).encode())
+    data = os.environ.get("STUDFINDER_DATA")
+    places = [Path(str(name)).expanduser()] + ([Path(data) / str(name)] if data else [])
+    path = next((place for place in places if place.exists()), None)
+    if path is not None:
+        for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+            digest.update(str(file.stat().st_size).encode())
+            with file.open("rb") as content:
+                digest.update(content.read(1 << 20))
+    return digest.hexdigest()[:10]

@@ -1,0 +1,191 @@
+"""`studfinder train`: a run folder that other verbs understand, and plain words for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+import studfinder as sf
+from studfinder.cli.app import run
+from studfinder.errors import StudfinderError
+from studfinder.records import read_record
+from studfinder.training import Training
+from studfinder.verbs.train import plan_train, run_train, train
+
+TASK = "recall:vocabulary=32,length=16,pairs=2"
+SMALL = ["--task", TASK, "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "4", "--test", "4"]
+PLAN = {
+    "task": TASK,
+    "shape": {"layers": 1, "hidden": 16, "heads": 2},
+    "recipe": {"batch": 4, "test": 4, "steps": 4, "look_every": 2},
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STUDFINDER_DATA", raising=False)
+    return tmp_path
+
+
+def test_a_run_from_the_command_line(here, capsys):
+    options = [*SMALL, "--attention", "kv_shift", "--attention", "gated:kind=linear,pi_init=0.25", "--steps", "4"]
+    assert run(["train", *options, "--look-every", "2", "--out", "r"]) == 0
+    printed = capsys.readouterr()
+    assert "M parameters" in printed.err
+    assert "step 4/4" in printed.err
+    assert "inf norm" in printed.out
+    record = read_record(Training, here / "r" / "result.json")
+    assert record.tokens == 4 * 4 * 16
+    assert [step for step, _ in record.curve("eval_accuracy")] == [2, 4]
+    assert [step for step, _ in record.curve("outliers/kurtosis")] == [2, 4]
+    assert record.accuracy.n == 4
+    assert record.run.settings["attention"] == "kv_shift gated:kind=linear,pi_init=0.25"
+    # Once more: nothing is trained again.
+    written = (here / "r" / "result.json").stat().st_mtime_ns
+    assert run(["train", *options, "--look-every", "2", "--out", "r", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "studfinder.training"
+    assert (here / "r" / "result.json").stat().st_mtime_ns == written
+    assert run(["train", *options, "--look-every", "2", "--out", "r", "--overwrite"]) == 0
+    assert (here / "r" / "result.json").stat().st_mtime_ns != written
+    # Another recipe does not fit into this folder.
+    capsys.readouterr()
+    assert run(["train", *options, "--look-every", "2", "--out", "r", "--lr", "0.5"]) == 2
+    assert "lr was 0.001 and is now 0.5" in capsys.readouterr().err
+
+
+def test_the_exported_model_can_be_scanned(here):
+    folder = run_train(plan_train(**PLAN, attention=["kv_shift"]), out=here / "r", quiet=True)[1]
+    lm = sf.load(folder / "model")
+    assert lm.anatomy.architecture == "studfinder-llama"
+    rows = [json.loads(line)["text"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    findings = sf.scan(lm, prompts=rows, prove=False)
+    assert findings.prompts.tokens == (16,) * 8
+    assert not list((folder / "model").glob("*.bin"))
+
+
+def test_a_text_and_its_tokenizer_are_exported(here):
+    (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    plan = plan_train(
+        text="t.txt",
+        shape={"layers": 1, "hidden": 16, "heads": 2},
+        recipe={"batch": 4, "test": 2, "steps": 2},
+        length=16,
+        vocabulary=280,
+    )
+    record, folder = run_train(plan, quiet=True)
+    assert folder.parent.name == "toy"
+    lm = sf.load(folder / "model")
+    assert lm.tokenizer.decode(lm.tokenizer("The quick fox")["input_ids"]) == "The quick fox"
+    assert record.run.settings["vocabulary"] == 280
+    assert sf.scan(lm, prove=False).model.vocabulary == 280
+
+
+def test_a_trained_model_goes_on_from_where_it_was(here):
+    (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    options = {"text": "t.txt", "length": 16, "recipe": {"batch": 4, "test": 2, "steps": 2, "lr": 1e-9}}
+    _, base = train(out=here / "base", shape={"layers": 1, "hidden": 16, "heads": 2}, **options)
+    record, _ = train(out=here / "more", base=str(base / "model"), attention=["kv_shift", "gated"], **options)
+    first = read_record(Training, base / "result.json")
+    # The exact starts of both variants: the loss is what it was.
+    assert record.curve("eval_loss")[0][1] == pytest.approx(first.curve("eval_loss")[-1][1], rel=1e-5)
+    with pytest.raises(StudfinderError, match="are what they are"):
+        plan_train(base=str(base / "model"), shape={"layers": 2}, **options)
+
+
+def test_dry_run_writes_nothing(here, capsys):
+    (here / "t.txt").write_text("some text")
+    assert run(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "1.56e+03 M parameters, 10 B tokens" in printed
+    assert "kv_shift" in printed
+    assert not (here / "runs").exists()
+
+
+def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
+    from transformers import TrainerCallback
+
+    import studfinder.verbs.train as verb
+
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    options = ["train", *SMALL, "--steps", "6", "--look-every", "2"]
+    assert run([*options, "--out", "whole"]) == 0
+    line = verb.LiveLine
+    monkeypatch.setattr(verb, "LiveLine", Press)
+    assert run([*options, "--out", "r"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (here / "r" / "result.json").exists()
+    monkeypatch.setattr(verb, "LiveLine", line)
+    assert run([*options, "--out", "r"]) == 0
+    whole, again = (read_record(Training, here / name / "result.json") for name in ("whole", "r"))
+    assert again.curve("loss") == whole.curve("loss")
+    assert again.curve("eval_loss") == whole.curve("eval_loss")
+    assert again.curve("outliers/inf_norm") == whole.curve("outliers/inf_norm")
+    a, b = ((here / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "r"))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "nothing to train on"),
+        (["--task", "recall", "--text", "t.txt"], "one of the two"),
+        (["--text", "nowhere.txt"], "there is no text"),
+        (["--text", "short.txt"], "too few for windows of 128"),
+        (["--text", "t.txt", "--length", "8", "--batch", "4000"], "shorter than a batch"),
+        (["--text", "empty.txt"], "is empty"),
+        (["--task", "nothing"], "there is no task 'nothing'"),
+        (["--task", "recall", "--attention", "magic"], "there is no attention 'magic'"),
+        (["--task", "recall", "--attention", "kv_shift:strength=2"], "is not understood"),
+        (["--task", "recall", "--attention", "kv_shift", "--attention", "kv_shift"], "both change"),
+        (["--task", "recall", "--preset", "huge"], "there is no preset"),
+        (["--task", "recall", "--hidden", "30"], "is no model"),
+        (["--task", "recall", "--length", "32"], "a task has its own length"),
+        (["--task", "recall", "--schedule", "wavy"], "schedule 'wavy' is unknown"),
+        (["--task", "recall", "--micro", "3"], "does not divide"),
+        (["--task", "recall", "--lr", "-1"], "a number above 0"),
+        (["--task", "recall", "--precision", "fp8"], "precision 'fp8' is unknown"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):
+    (here / "t.txt").write_text("some text " * 100)
+    (here / "short.txt").write_text("some text")
+    (here / "empty.txt").write_text("\n")
+    assert run(["train", *options]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert "internal error" not in printed.err
+    assert printed.out == ""
+
+
+def test_tensorboard_that_is_not_installed(here, capsys, monkeypatch):
+    monkeypatch.setattr("studfinder.verbs.train.find_spec", lambda name: None)
+    assert run(["train", *SMALL, "--steps", "1", "--tensorboard"]) == 2
+    assert 'pip install "studfinder[train]"' in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (here / "r" / "model").exists()
+    assert not (here / "r" / "result.json").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
+    assert (here / "r" / "model" / "model.safetensors").is_file()
+
+
+def test_help_has_examples(capsys):
+    assert run(["train", "--help"]) == 0
+    assert "accelerate launch" in capsys.readouterr().out

@@ -1,0 +1,155 @@
+"""The training experiments: small ones from end to end, and the arithmetic of their tables."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from studfinder.experiments import plan_experiment, run_experiment
+from studfinder.experiments.kv_shift_ablations import Clamp
+from studfinder.experiments.kv_shift_hop import accuracy
+from studfinder.experiments.kv_shift_pretrain import quadrants
+from studfinder.experiments.outlier_free_backcopy import half_way
+from studfinder.experiments.trained import last, over_seeds, shift_scalars, steps_to
+from studfinder.records import Interval
+from studfinder.training import Shape, build, variants_from
+from studfinder.training.tasks import HopK
+
+TINY = {"steps": 2, "look_every": 1, "test": 4, "batch": 4, "seeds": 2}
+TOY = {
+    "kv-shift/induction": {"widths": [16, 8], "vocabulary": 40, "length": 16, "heads": 2},
+    "kv-shift/n-gram": {"vocabulary": 32, "length": 16, "rules": 5, "hidden": 16},
+    "kv-shift/hop-k": {"length": 16, "hops": 2, "layers": 1, "hidden": 16, "heads": 2},
+    "kv-shift/ablations": {"vocabulary": 40, "length": 16, "hidden": 16, "heads": 2},
+    "outlier-free/backcopy": {"vocabulary": 16, "length": 16, "layers": 2, "hidden": 16},
+}
+LANGUAGE = ("kv-shift/pretrain", "outlier-free/pretrain", "massive-values/rope-control")
+
+
+def ran(name, folder, **settings):
+    plan = plan_experiment(name, settings={**TINY, **settings})
+    return run_experiment(plan, out=folder)
+
+
+def whole(result, folder, name):
+    assert result.name == name
+    for table in result.tables:
+        assert table.rows
+    assert any(isinstance(cell, Interval) for row in result.tables[0].rows for cell in row)
+    assert list(folder.glob("figure*.png"))
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_a_toy_experiment_from_end_to_end(tmp_path, name):
+    result, folder = ran(name, tmp_path / "run", **TOY[name])
+    whole(result, folder, name)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_language_experiment_from_end_to_end(tmp_path, name):
+    text = tmp_path / "t.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 2, "hidden": 16, "heads": 2}
+    result, folder = ran(name, tmp_path / "run", **settings, warmup=1)
+    whole(result, folder, name)
+
+
+def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
+    name = "kv-shift/ablations"
+    first, folder = ran(name, tmp_path / "run", **TOY[name])
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 7
+    (folder / "items.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (folder / "result.json").unlink()
+    trained = []
+    import studfinder.experiments.kv_shift_ablations as module
+
+    real = module.run_cell
+    monkeypatch.setattr(module, "run_cell", lambda *a, **k: trained.append(1) or real(*a, **k))
+    second, _ = ran(name, tmp_path / "run", **TOY[name])
+    assert len(trained) == 1
+
+    def clockless(data):
+        return json.dumps({n: [{**c, "seconds": 0} for c in cells] for n, cells in data.items()})
+
+    assert clockless(first.data) == clockless(second.data)
+
+
+def test_means_over_seeds():
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found.value, found.n) == (2.0, 3)
+    assert found.high - 2.0 == pytest.approx(4.303 / math.sqrt(3))
+    assert math.isnan(over_seeds([1.0]).low)
+
+
+def test_curves_are_read_as_said():
+    cell = {"accuracy": [[10, 0.1], [20, 0.9], [30, 0.7]], "outliers": {"inf_norm": [[10, 1.0], [20, 3.0]]}}
+    assert steps_to(cell, 0.8) == 20
+    assert steps_to(cell, 0.95) == math.inf
+    assert last(cell) == 0.7
+    assert last(cell, "outliers/inf_norm") == 3.0
+    assert math.isnan(last(cell, "outliers/top_sink"))
+
+
+def test_half_of_the_way():
+    assert half_way([(0, 1.0), (5, 1.4), (10, 1.6), (15, 2.0)]) == 10
+    assert half_way([(0, 1.0), (5, 0.2), (10, 0.6)]) == 5  # downwards as well
+    assert half_way([(0, 1.0), (5, 1.0)]) == math.inf
+
+
+def test_quadrants_count_heads():
+    cells = [
+        {"shift": [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1]]},
+        {"shift": [[0.1, 0.9, 0.1, 0.9], [0.2, 0.1, 0, 1]]},
+    ]
+    assert [row[1] for row in quadrants(cells).rows] == [0.25] * 4
+    assert [row[3] for row in quadrants(cells).rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
+
+
+def test_scalars_of_every_form():
+    def scalars(text):
+        return shift_scalars(
+            build(Shape(layers=1, hidden=16, heads=2), variants_from([text]), vocabulary=8, length=8, seed=0)
+        )
+
+    for a1, a2, b1, b2 in scalars("kv_shift"):
+        assert a1 + a2 == pytest.approx(1)
+        assert b1 + b2 == pytest.approx(1)
+    assert all((b1, b2) == (1, 0) for _, _, b1, b2 in scalars("kv_shift:values=false"))
+    assert scalars("kv_shift:init=identity") == [[1, 0, 1, 0]] * 2
+    assert len(scalars("kv_shift:gated=true")) == 2
+
+
+def test_clamping_keeps_the_scalars_in_range():
+    model = build(Shape(layers=1, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=8, length=8, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "previous" in name:
+                parameter.fill_(1.7)
+            if "current" in name:
+                parameter.fill_(-0.2)
+    Clamp().on_optimizer_step(None, None, None, model=model)
+    assert shift_scalars(model) == [[0, 1, 0, 1]] * 2
+
+
+def test_hops_are_scored_by_their_answers():
+    class Oracle(torch.nn.Module):
+        """Answers one hop: the token after the latest earlier occurrence of this one."""
+
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, use_cache):
+            logits = torch.zeros(*input_ids.shape, 20)
+            for row, tokens in enumerate(input_ids.tolist()):
+                for place in range(1, len(tokens)):
+                    before = [i for i in range(1, place) if tokens[i] == tokens[place]]
+                    if before:
+                        logits[row, place, tokens[before[-1] + 1]] = 1
+            return type("Output", (), {"logits": logits})
+
+    assert accuracy(Oracle(), HopK(length=24, hops=1, exact=1), 8) == 1
+    assert accuracy(Oracle(), HopK(length=24, hops=3, exact=1), 8) < 0.8

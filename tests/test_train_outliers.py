@@ -1,0 +1,170 @@
+"""Outliers on the way: the same numbers as the detectors of a scan, and the paper's reduction beside ours."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+import torch
+
+from studfinder.detectors import observe
+from studfinder.detectors.attention_sinks import AttentionSinks
+from studfinder.detectors.massive_activations import MassiveActivations
+from studfinder.detectors.massive_values import MassiveValues
+from studfinder.sites import PartOutput, tapped
+from studfinder.sites.parts import part_names
+from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, look, task_from
+from studfinder.training.moments import Moments
+from studfinder.training.screen import LiveLine
+from tiny import CONFIGS, tiny, token_ids
+
+IDS = token_ids(batch=4, length=12).tolist()
+
+
+def residuals(lm):
+    """(L, B, T, C), by transformers' own means; its last entry is normed, so that layer is left out."""
+    with torch.no_grad():
+        return torch.stack(lm.model(torch.tensor(IDS), output_hidden_states=True).hidden_states[1:-1])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
+def test_a_look_says_what_the_detectors_of_a_scan_say(architecture):
+    lm = tiny(architecture)
+    seen = look(lm, IDS)
+    activations, values, sinks = MassiveActivations(lm), MassiveValues(lm), AttentionSinks(lm)
+    for ids in IDS:
+        observe(lm, [ids], (MassiveActivations(lm),))  # one by one or together
+    observe(lm, IDS, (activations, values, sinks), batch_size=1)
+    assert seen.summary["massive_activations"] == len(activations.found(IDS))
+    assert seen.summary["massive_queries"] == sum(entry.tensor == "query" for entry in values.found())
+    assert seen.summary["sink_share"] == sinks.share()
+    assert seen.summary["top_activation"] == pytest.approx(
+        max(abs(activations.top(layer, IDS)[0].value) for layer in range(3)), rel=1e-5
+    )
+    assert len(seen.layers["sink"]) == len(lm.anatomy.layers)
+    assert all(math.isfinite(value) for value in seen.summary.values())
+
+
+def test_our_reduction_is_the_one_that_is_said():
+    lm = tiny("llama")
+    hidden_LBTC = residuals(lm)
+    seen = look(lm, IDS)
+    expected = hidden_LBTC.abs().amax(dim=(2, 3)).mean(dim=1)
+    assert seen.layers["inf_norm"][:-1] == pytest.approx(expected.tolist(), rel=1e-5)
+    centred = hidden_LBTC - hidden_LBTC.mean(-1, keepdim=True)
+    kurtosis = (centred.pow(4).mean(-1) / centred.pow(2).mean(-1).pow(2)).mean(dim=(1, 2))
+    assert seen.layers["kurtosis"][:-1] == pytest.approx(kurtosis.tolist(), rel=1e-4)
+
+
+def test_kurtosis_of_a_gaussian_is_three():
+    from studfinder.sites import BlockOutput
+
+    torch.manual_seed(0)
+    moments = Moments()
+    moments._blocks([BlockOutput(0, torch.randn(4, 64, 2048))])
+    assert moments.kurtosis == pytest.approx(3, abs=0.02)
+    assert moments.paper_kurtosis == pytest.approx(3, abs=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_the_papers_rows_run_along_the_first_axis(architecture):
+    lm = tiny(architecture)
+    parts: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), tapped(lm, read={PartOutput: [lambda event: parts.update({event.name: event.output})]}):
+        lm.model(torch.tensor(IDS), use_cache=False)
+    assert set(parts) == set(part_names(lm))
+    moments = Moments()
+    observe(lm, IDS, (moments,), batch_size=len(IDS))
+    for name, output in parts.items():
+        rows = output.reshape(output.shape[0], -1)
+        assert moments.paper_norms[name].value == pytest.approx(rows.abs().amax(1).mean().item(), rel=1e-5)
+        spread, mean = rows.std(1, keepdim=True), rows.mean(1, keepdim=True)
+        kurtosis = ((rows - mean).pow(4).mean(1, keepdim=True) / (spread.pow(4) + 1e-6)).mean()
+        assert moments.paper_tails[name].value == pytest.approx(kurtosis.item(), rel=1e-4)
+    # OPT's feed-forward half works on flat tokens, so that its rows are tokens.
+    expected = len(IDS) * len(IDS[0]) if architecture == "opt" else len(IDS)
+    writer = lm.anatomy.layers[0].writers[0].module
+    assert moments.paper_norms[writer].n == expected
+    assert max(moments.paper_norms.values(), key=lambda m: m.value).value == moments.paper_inf_norm
+
+
+def test_parts_of_every_architecture_are_found():
+    for architecture in CONFIGS:
+        lm = tiny(architecture)
+        names = part_names(lm)
+        assert len(names) == len(set(names))
+        assert any("norm" in name or "ln" in name for name in names), architecture
+
+
+def test_two_streams_merge_into_one():
+    lm = tiny("llama")
+    first, second, both = Moments(), Moments(), Moments()
+    observe(lm, IDS[:1], (first,))
+    observe(lm, IDS[1:], (second,), batch_size=3)
+    observe(lm, IDS, (both,), batch_size=4)
+    first.merge(second)
+    for name in ("inf_norm", "kurtosis", "paper_inf_norm", "paper_kurtosis"):
+        assert getattr(first, name) == pytest.approx(getattr(both, name), rel=1e-5)
+
+
+def test_a_planted_outlier_is_seen():
+    lm = tiny("llama")
+    before = look(lm, IDS)
+    with torch.no_grad():
+        lm.model.model.embed_tokens.weight[:, 5] = 3000.0
+    after = look(lm, IDS)
+    assert before.summary["massive_activations"] == 0
+    assert after.summary["massive_activations"] > 0
+    assert after.summary["inf_norm"] > 2900
+    assert after.summary["kurtosis"] > 5 * before.summary["kurtosis"]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
+    recipe = Recipe(steps=6, batch=4, look_every=2, test=4, precision="fp32")
+    file = tmp_path_factory.mktemp("run") / "outliers.jsonl"
+    outliers, screen = Outliers(source, file=file, sequences=3), io.StringIO()
+    model = build(Shape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    fitted = fit(model, source, recipe, callbacks=[outliers, LiveLine(screen)])
+    return fitted, outliers, file, screen.getvalue()
+
+
+def test_the_callback_logs_each_look(watched):
+    fitted, outliers, file, _ = watched
+    assert sorted(outliers.looks) == [2, 4, 6]
+    for name, value in outliers.looks[4].summary.items():
+        assert dict(fitted.curve(f"outliers/{name}"))[4] == value
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[1]["summary"] == outliers.looks[4].summary
+    assert lines[1]["layers"] == outliers.looks[4].layers
+
+
+def test_the_line_on_the_terminal(watched):
+    lines = watched[3].splitlines()
+    assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
+    for word in ("loss", "accuracy", "inf norm", "kurtosis", "massive", "sinks", "left"):
+        assert word in lines[-1]
+
+
+def test_the_line_is_rewritten_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    source = TaskSource(task_from("recall:vocabulary=20,length=16,pairs=2"))
+    model = build(Shape(layers=1, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    fit(
+        model,
+        source,
+        Recipe(steps=3, batch=4, look_every=1, test=4, precision="fp32"),
+        callbacks=[LiveLine(screen, 60)],
+    )
+    painted = screen.getvalue().split("\r")[1:]
+    assert all(len(line.rstrip("\n")) == 59 for line in painted)
+    assert painted[-1].endswith("\n")
+    assert painted[-1].startswith("step 3/3")

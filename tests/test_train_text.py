@@ -1,0 +1,154 @@
+"""Text to train on: tokenizers made in place, packed documents, windows, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
+from studfinder.training.estimate import estimate
+from studfinder.training.streams import Rows, collate
+from studfinder.training.text import END, documents, fingerprint, train_tokenizer
+
+STORY = "One day a fox met a crow. The crow had some cheese, and the fox said: sing to me! Größe, naïve, 你好.\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "stories.jsonl"
+    path.write_text("\n".join(json.dumps({"text": STORY * (i + 1)}) for i in range(10)))
+    return path
+
+
+@pytest.mark.parametrize("vocabulary", [None, 300])
+def test_tokenizers_are_made_in_place_and_lose_nothing(vocabulary):
+    tokenizer = train_tokenizer([STORY] * 20, vocabulary)
+    assert len(tokenizer) == (vocabulary or 257)
+    ids = tokenizer(STORY)["input_ids"]
+    assert tokenizer.decode(ids) == STORY
+    assert tokenizer.eos_token_id == 0
+    assert (len(ids) == len(STORY.encode())) == (vocabulary is None)
+
+
+def test_rows_hold_the_documents_in_order(file):
+    source, tokenizer = tokenized(str(file), 16, None)
+    assert tokenizer.decode(source.tokens_N) == "".join(END + document for document in documents(str(file)))
+    row = source.row("test", 0, 0)["input_ids"]
+    start = source.train_windows * 16
+    assert row.tolist() == source.tokens_N[start : start + 16].tolist()
+    places = [source._place("train", 0, i) for i in range(source.train_windows)]
+    assert sorted(places) == list(range(source.train_windows))
+    again = [source._place("train", 0, source.train_windows + i) for i in range(source.train_windows)]
+    assert sorted(again) == sorted(places)
+    assert again != places
+    assert [source._place("train", 1, i) for i in range(source.train_windows)] != places
+    tests = {source._place("test", 0, i) for i in range(100)}
+    assert tests.isdisjoint(places)
+    assert len(tests) == source.test_rows
+
+
+def test_no_window_is_tested_twice(file):
+    source, _ = tokenized(str(file), 16, None)
+    assert len(Rows(source, "test", 0, 10_000)) == source.test_rows
+    assert len(Rows(source, "train", 0, 10_000)) == 10_000
+
+
+def test_documents_kept_apart_do_not_see_each_other(file):
+    source, _ = tokenized(str(file), 64, None, apart=True)
+    rows = [source.row("train", 0, i) for i in range(source.train_windows)]
+    chosen = [row for row in rows if (row["input_ids"][1:] == 0).any()][:3]
+    for row in chosen:
+        border = int(np.flatnonzero(row["input_ids"] == 0)[-1])
+        assert row["position_ids"][border] == 0
+        assert row["labels"][border] == -100
+        model = build(
+            Shape(layers=2, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=257, length=64, seed=0
+        )
+        batch = collate([row])
+        changed = batch["input_ids"].clone()
+        changed[0, :border] = (changed[0, :border] + 1) % 257
+        with torch.no_grad():
+            one = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits[0, border:]
+            other = model(input_ids=changed, position_ids=batch["position_ids"]).logits[0, border:]
+            joined = model(input_ids=changed).logits[0, border:]
+        assert torch.allclose(one, other, atol=1e-6)
+        assert not torch.allclose(one, joined, atol=1e-4)
+
+
+def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first, tokenizer = tokenized(str(file), 16, 300, folder=folder)
+    file.unlink()
+    second, again = tokenized(str(file), 16, 300, folder=folder)
+    assert (first.tokens_N == second.tokens_N).all()
+    assert again(STORY)["input_ids"] == tokenizer(STORY)["input_ids"]
+    assert again.eos_token_id == tokenizer.eos_token_id == first.end
+
+
+def test_a_limit_stops_early(file):
+    assert len(tokenized(str(file), 16, None, limit=100)[0].tokens_N) == 100
+
+
+def test_text_by_name(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    (data / "books").mkdir(parents=True)
+    (data / "books" / "a.txt").write_text("A whole\n\nbook.")
+    (data / "books" / "b.json").write_text(json.dumps(["one", {"text": "two"}]))
+    monkeypatch.setenv("STUDFINDER_DATA", str(data))
+    assert list(documents("books")) == ["A whole\n\nbook.", "one", "two"]
+    before = fingerprint("books")
+    (data / "books" / "a.txt").write_text("Another book.")
+    assert fingerprint("books") != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.txt", "  \n", "is empty"),
+        ("broken.jsonl", '{"text": ', "cannot be read"),
+        ("other.jsonl", '{"words": "a"}', "cannot be read"),
+        ("latin.txt", b"\xff\xfe\xfa", "cannot be read"),
+        ("short.txt", "a few words", "too few for windows of 64"),
+        (None, None, "there is no text"),
+    ],
+)
+def test_text_that_cannot_be_used(tmp_path, name, content, said):
+    path = tmp_path / (name or "missing.txt")
+    if name:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(StudfinderError, match=said):
+        tokenized(str(path), 64, None)
+
+
+def test_a_vocabulary_smaller_than_bytes():
+    with pytest.raises(StudfinderError, match="too small"):
+        train_tokenizer([STORY], 100)
+
+
+def test_a_source_says_what_it_is(file):
+    source, _ = tokenized(str(file), 16, None)
+    other = TextSource(source.tokens_N[::-1].copy(), 16, 257, source.name)
+    assert source.settings()["text_hash"] != other.settings()["text_hash"]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tokens"), [("opt-125m", 125, 12.3e9), ("kv-shift-1.5b", 1560, 10e9), ("1m", 1.05, 20.5e6)]
+)
+def test_presets_have_the_sizes_of_their_papers(name, millions, tokens):
+    preset = PRESETS[name]
+    found = estimate(
+        preset.shape,
+        variants_from(preset.attention),
+        preset.recipe,
+        vocabulary=preset.vocabulary or 257,
+        length=preset.length,
+    )
+    assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
+    assert found.tokens == preset.tokens == pytest.approx(tokens, rel=0.01)
+    assert found.memory > 16 * found.parameters
+    assert found.seconds > 0
