@@ -1,0 +1,78 @@
+"""What the quantisers' experiments keep: findings, and as many other numbers as a control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from studfinder.edits import Weights, matched_controls
+from studfinder.models import LM, rotary_of
+from studfinder.quantizers import HoldOut, hold_out
+from studfinder.records import Findings, SuperWeight
+from studfinder.texts import default_prompts, encode
+
+WEIGHTS, OTHERS = "the super weights", "as many other weights"
+ROWS, OTHER_ROWS = "the rows of Q and K that make massive values", "as many other rows of Q and K"
+LARGEST = "the largest {:.2g} %"
+
+
+def findings_keeps(lm: LM, findings: Findings, *, fraction: float = 0.0, seed: int = 0) -> dict[str, HoldOut]:
+    """What may be held out, by what it is called: the proven super weights and the rows of Q and K that make massive
+    values, each beside as many others, and the largest `fraction` of every matrix. What a model has not is left out."""
+    keeps: dict[str, HoldOut] = {}
+    proven = findings.proven
+    if proven:
+        keeps[WEIGHTS], keeps[OTHERS] = hold_out(proven), hold_out(other_weights(lm, proven))
+    rows = massive_rows(lm, findings)
+    if rows:
+        keeps[ROWS] = hold_out(_as_weights(rows))
+        keeps[OTHER_ROWS] = hold_out(_as_weights(_other_rows(lm, rows, seed)))
+    if fraction:
+        keeps[LARGEST.format(100 * fraction)] = hold_out(fraction=fraction)
+    return keeps
+
+
+def other_weights(lm: LM, weights: Sequence[SuperWeight]) -> list[Weights]:
+    """For each super weight another of its matrix, the nearest in size."""
+    encoded = encode(lm, default_prompts())[0]
+    taken = {weight.index for weight in weights}
+    return [matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=taken)[0] for weight in weights]
+
+
+def massive_rows(lm: LM, findings: Findings) -> dict[str, list[int]]:
+    """The rows of q_proj and k_proj that make the massive values, by parameter name: those of the massive dims, and of
+    the dims that rotate together with them. Empty where Q and K are not matrices of their own."""
+    rows: dict[str, set[int]] = {}
+    for value in findings.massive_values:
+        attention = lm.anatomy.layers[value.layer].attention
+        leaf = {"query": "q_proj", "key": "k_proj"}.get(value.tensor)
+        if leaf is None or attention is None or not hasattr(lm.model.get_submodule(attention), leaf):
+            continue
+        own = rows.setdefault(f"{attention}.{leaf}.weight", set())
+        own |= {value.head * lm.anatomy.head_dim + dim for dim in _turned_with(lm, value.layer, value.dim)}
+    return {name: sorted(own) for name, own in sorted(rows.items())}
+
+
+def _turned_with(lm: LM, layer: int, dim: int) -> list[int]:
+    rotary = rotary_of(lm, layer)
+    pair = None if rotary is None else rotary.pair_of(dim)
+    if rotary is None or pair is None:
+        return [dim]
+    return [other for other in range(lm.anatomy.head_dim) if rotary.pair_of(other) == pair]
+
+
+def _other_rows(lm: LM, rows: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
+    """As many rows of each matrix, drawn among the others; fewer where there are not so many."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, own in rows.items():
+        rest = sorted(set(range(lm.model.get_parameter(name).shape[0])) - set(own))
+        chosen = torch.randperm(len(rest), generator=generator)[: len(own)].tolist()
+        if chosen:
+            found[name] = sorted(rest[place] for place in chosen)
+    return found
+
+
+def _as_weights(rows: dict[str, list[int]]) -> list[Weights]:
+    return [Weights(parameter=name, entries=tuple((row, None) for row in own)) for name, own in rows.items()]

@@ -1,0 +1,69 @@
+"""What of the findings is still there in a changed model: massive values of Q and K, super activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from studfinder.experiments.norms import ratios, read_maps
+from studfinder.measures import Scores, scored
+from studfinder.models import LM
+from studfinder.records import SuperWeight
+from studfinder.sites import kept_outputs
+from studfinder.texts import default_prompts, encode
+
+QUERY, KEY, SPIKE = "massive entries of Q kept", "massive entries of K kept", "super activation, error"
+
+
+class Preserved:
+    """Scores of a changed model against the original.
+
+    Massive values: by layer the share of the original's massive entries that are massive still. Super activations: what
+    each super weight writes into the residual stream, |changed - original| / |original|, at the prompt and position
+    where the scan saw it; with all that the layers before it lost, and unmoved by factors folded into matrices.
+    """
+
+    def __init__(self, weights: Sequence[SuperWeight], prompts: int, lam: float) -> None:
+        self.weights, self.prompts, self.lam = tuple(weights), prompts, lam
+        self._massive: dict[str, np.ndarray] = {}
+        self._spikes: np.ndarray | None = None
+
+    def see(self, lm: LM) -> None:
+        """Read the original, before anything is changed; once."""
+        if not self._massive:
+            self._massive, self._spikes = self._maps(lm), spikes(lm, self.weights)
+
+    def scores(self, lm: LM) -> dict[str, Scores]:
+        """The model as it stands now, by measure."""
+        found = {}
+        massive = self._maps(lm)
+        for tensor, label in (("query", QUERY), ("key", KEY)):
+            both = zip(self._massive[tensor], massive[tensor], strict=True)
+            shares = [float((was & now).sum() / was.sum()) for was, now in both if was.any()]
+            if shares:
+                found[label] = scored(label, shares, text=f"massive values: {self.prompts} prompts, layers resampled")
+        if self._spikes is not None and len(self._spikes):
+            off = np.abs(spikes(lm, self.weights) - self._spikes) / np.abs(self._spikes)
+            found[SPIKE] = scored(SPIKE, off.tolist(), text="super activations: where seen", better="lower")
+        return found
+
+    def _maps(self, lm: LM) -> dict[str, np.ndarray]:
+        maps = read_maps(lm, self.prompts)
+        return {tensor: ratios(maps.norm_LHD(tensor)) > self.lam for tensor in ("query", "key")}
+
+
+def spikes(lm: LM, weights: Sequence[SuperWeight]) -> np.ndarray:
+    """The residual stream after each super weight's block, in its row, at the prompt and position where the scan saw
+    it, shape (weights,)."""
+    encoded = encode(lm, default_prompts())[0]
+    values = []
+    for weight in weights:
+        ids_BT = torch.tensor([encoded[weight.prompt]], device=lm.device)
+        with torch.no_grad(), kept_outputs(lm, [weight.layer]) as kept:
+            lm.model(input_ids=ids_BT, use_cache=False)
+        output = kept[weight.layer]
+        hidden_BTC = output if isinstance(output, torch.Tensor) else output[0]
+        values.append(float(hidden_BTC[0, weight.position, weight.row]))
+    return np.array(values)

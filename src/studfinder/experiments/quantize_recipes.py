@@ -1,0 +1,331 @@
+"""What the quantisers' experiments share: recipes, each carried out once, and measured while it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from studfinder.errors import StudfinderError
+from studfinder.experiments.experiment import Bench
+from studfinder.experiments.fidelity import Original, kl_scores, proof_windows
+from studfinder.experiments.quantize_frontier import FEWEST
+from studfinder.experiments.quantize_preserved import Preserved
+from studfinder.measures import Scores, compare, measure_named
+from studfinder.models import LM
+from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
+from studfinder.quantizers.grid import fits
+from studfinder.records import Comparison, Interval, Table, from_json, to_plain
+
+CAVEAT = (
+    "The built-in model's weights come from 4-bit blocks of 32, so its neighbourhoods are already rounded: judge on "
+    "groups of 64 and more."
+)
+ORIGINAL = "original"
+NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
+KL = "KL"
+"""The measure that is taken here and not by name: KL(original || changed) on our proof text."""
+
+
+Windows = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to quantise a model.
+
+    Attributes:
+        label: as a row of a table calls it; unique.
+        method: a method's record; None is the model as it is.
+        keep: what must survive; see `studfinder.quantizers.quantized`.
+        kept: that in words; "" if nothing.
+        family: what belongs together in a figure.
+        enter: where there is no method: a context manager of the changed model, which gives the true bits. It is told
+            the model and how to get calibration windows.
+        settings: what `enter` does, so that other settings under the same label are not taken for it.
+    """
+
+    label: str
+    method: Any = None
+    keep: Any = None
+    kept: str = ""
+    family: str = ""
+    enter: Callable[[LM, Callable[[], Windows]], AbstractContextManager[float | None]] | None = None
+    settings: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from others of the same label."""
+        return hashlib.sha256(repr((self.method, self.keep, self.settings)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A recipe that was carried out.
+
+    Attributes:
+        recipe: which.
+        bits: true bits a weight (or a number of the cache) of what it made; None of the original.
+        scores: by measure.
+        notes: what the method reports of itself.
+        refused: why it could not be carried out; "" if it could.
+    """
+
+    recipe: Recipe
+    bits: float | None
+    scores: Mapping[str, Scores]
+    notes: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What recipes are carried out with: the model, calibration text and the original's distributions, made once and
+    only where they are needed.
+
+    Attributes:
+        bench, lm: the experiment's.
+        measures: names as on the command line, and KL.
+        limits: at most so many items, by the measure's name before the colon.
+        extras: what else is measured.
+        missing: measures that could not be taken, with the reason.
+    """
+
+    bench: Bench
+    lm: LM
+    measures: Sequence[str]
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    extras: Preserved | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    _windows: list[list[int]] | None = None
+    _original: Original | None = None
+
+    @property
+    def windows(self) -> list[list[int]]:
+        """Calibration token ids, as the settings `calibration`, `calibration_windows` and `length` say."""
+        if self._windows is None:
+            own = self.bench.settings
+            count, length = own["calibration_windows"], own["length"]
+            self._windows = calibration_windows(self.lm, own["calibration"], count=count, length=length)[1]
+        return self._windows
+
+    @property
+    def original(self) -> Original:
+        """The model as it is, on our proof text."""
+        if self._original is None:
+            self._original = Original(self.lm, proof_windows(self.lm, self.limits.get(KL)))
+        return self._original
+
+    def carried_out(self, recipes: Sequence[Recipe]) -> list[Made]:
+        """The original, and every recipe, measured; a step each. A measure that the original cannot be given is left
+        out, and a recipe that does not fit this model says why.
+
+        Raises:
+            StudfinderError: no measure can be taken.
+        """
+        made = []
+        for number, recipe in enumerate([Recipe(label=ORIGINAL), *recipes]):
+            self.bench.progress(recipe.label, number, len(recipes) + 1)
+            step = f"{recipe.label} {recipe.key} | {','.join(self.measures)}"
+            plain = self.bench.once(step, partial(self._done, recipe))
+            scores = {name: from_json(Scores, json.dumps(one)) for name, one in plain["scores"].items()}
+            made.append(
+                Made(
+                    recipe=recipe,
+                    bits=plain["bits"],
+                    scores=scores,
+                    notes=tuple(plain["notes"]),
+                    refused=plain["refused"],
+                )
+            )
+            if not number:
+                self.missing.update(plain["missing"])
+                if not scores:
+                    raise StudfinderError("none of the measures can be taken: " + " ".join(self.missing.values()))
+        self.bench.progress("measured", len(recipes) + 1, len(recipes) + 1)
+        return made
+
+    def _done(self, recipe: Recipe) -> dict[str, Any]:
+        found: dict[str, Any] = {"bits": None, "notes": [], "scores": {}, "missing": {}, "refused": ""}
+        wanted = [name for name in self.measures if name not in self.missing]
+        if recipe.method is None and recipe.enter is None:
+            self._take(wanted, found, strict=False)
+            return found
+        self._see(wanted)
+        try:
+            self._changed(recipe, wanted, found)
+        except StudfinderError as error:
+            found["refused"], found["scores"] = str(error), {}
+        return found
+
+    def _changed(self, recipe: Recipe, wanted: Sequence[str], found: dict[str, Any]) -> None:
+        if recipe.method is None:
+            assert recipe.enter is not None
+            with recipe.enter(self.lm, lambda: self.windows) as bits:
+                found["bits"] = bits
+                self._take(wanted, found, strict=True)
+            return
+        windows = self.windows if recipe.method.calibrated or _calibrated(recipe.keep) else ()
+        with quantized(self.lm, recipe.method, keep=recipe.keep, windows=windows) as bench:
+            found["bits"], found["notes"] = bench.bits, list(bench.notes)
+            self._take(wanted, found, strict=True)
+
+    def _take(self, wanted: Sequence[str], found: dict[str, Any], *, strict: bool) -> None:
+        for name in wanted:
+            try:
+                found["scores"][name] = to_plain(self._score(name))
+            except StudfinderError as error:
+                if strict:
+                    raise
+                found["missing"][name] = str(error)
+        if self.extras is not None:
+            self.extras.see(self.lm)  # the first time, the model is the original
+            found["scores"].update({name: to_plain(one) for name, one in self.extras.scores(self.lm).items()})
+
+    def _see(self, wanted: Sequence[str]) -> None:
+        """Read what changed models are held against, before anything is changed."""
+        if KL in wanted:
+            _ = self.original
+        if self.extras is not None:
+            self.extras.see(self.lm)
+
+    def _score(self, name: str) -> Scores:
+        if name == KL:
+            return kl_scores(self.original.kl(self.lm))
+        limit = self.limits.get(name.partition(":")[0])
+        return measure_named(name)(self.lm, limit=limit, seed=self.bench.settings["seed"])
+
+
+def _calibrated(keep: Any) -> bool:
+    parts = keep if isinstance(keep, list | tuple) else [keep]
+    return any(getattr(part, "calibrated", False) for part in parts)
+
+
+def limits_of(bench: Bench) -> dict[str, int | None]:
+    """Windows of perplexity and pieces of the proof text, as the settings say."""
+    return {"perplexity": bench.settings["limit"], KL: bench.settings["pieces"]}
+
+
+def fitted(lm: LM, scheme: Scheme) -> Scheme:
+    """The scheme, with a smaller last block if its blocks do not divide every matrix of the model."""
+    loose = replace(scheme, remainder="block")
+    return scheme if all(fits(target.weight(lm).shape, loose) for target in targets(lm)) else loose
+
+
+def change(made: Made, against: Made, measure: str, level: float = 0.95) -> Comparison | None:
+    """What a measure changed by, paired; None where one of the two lacks it."""
+    if measure not in made.scores or measure not in against.scores:
+        return None
+    return compare(against.scores[measure], made.scores[measure], level)
+
+
+def score(made: Made, measure: str) -> Interval | str | None:
+    """A measure's interval, or the reason why there is none."""
+    if made.refused:
+        return "does not fit"
+    found = made.scores.get(measure)
+    return None if found is None else found.interval
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a setting that holds several."""
+    return [part.strip() for part in str(text).split(",") if part.strip()]
+
+
+def block_of(text: str) -> Any:
+    """A block as a scheme has it: "tensor", "channel", "64" or "16x16"."""
+    if text in ("tensor", "channel"):
+        return text
+    try:
+        sizes = [int(part) for part in text.split("x")]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 2):
+        raise StudfinderError(f"block {text!r}", expected="tensor, channel, a number such as 64, or tiles as 16x16")
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def refusals(name: str, made: Sequence[Made]) -> list[str]:
+    """A note for every recipe that did not fit the model."""
+    return [f"{name}: {one.recipe.label} was left out. {one.refused}" for one in made if one.refused]
+
+
+def tally(pairs: Sequence[tuple[Made, Made]], measure: str) -> str | None:
+    """In how many pairs of recipes (changed, plain) a measure fell or rose, the intervals corrected for their number
+    (Bonferroni), in words; None if there is no pair."""
+    level = 1 - 0.05 / max(1, len(pairs))
+    found = [comparison for pair in pairs if (comparison := change(*pair, measure, level)) is not None]
+    if not found:
+        return None
+    ratio = found[0].kind == "ratio"
+    none, what = (1.0, "factor") if ratio else (0.0, "difference")
+    lower, higher = (sum(c.interval.high < none for c in found), sum(c.interval.low > none for c in found))
+    middle = float(np.median([c.interval.value for c in found]))
+    few = "" if found[0].interval.n >= FEWEST else f" ({found[0].interval.n} items are too few for an interval)"
+    return (
+        f"lowers {spoken(measure)} in {lower} of {len(found)} and raises it in {higher} (intervals that exclude "
+        f"{none:g}, corrected for their number; median {what} {middle:.4g}){few}"
+    )
+
+
+def spoken(measure: str) -> str:
+    """A measure as a sentence calls it."""
+    kind, _, argument = measure.partition(":")
+    return "KL from the original" if measure == KL else f"{kind} on {argument}" if argument else kind
+
+
+def head(measure: str) -> str:
+    """A measure as a column calls it."""
+    return "KL, nats per token" if measure == KL else measure.replace(":", " ")
+
+
+def scores_table(name: str, made: Sequence[Made], measures: Sequence[str], note: str, bits: str) -> Table:
+    """Every recipe's scores, the original first.
+
+    Args:
+        bits: the heading of the column of bits.
+    """
+    measures = [measure for measure in measures if measure in made[0].scores]
+    rows = [(one.recipe.label, one.bits, *(score(one, measure) for measure in measures)) for one in made]
+    taken = "; ".join(dict.fromkeys(made[0].scores[measure].text for measure in measures))
+    return Table(
+        title=f"{name}: scores",
+        columns=("recipe", bits, *(head(measure) for measure in measures)),
+        rows=tuple(rows),
+        note=f"{note} Taken on: {taken}. {CAVEAT}".strip(),
+    )
+
+
+def changes_table(title: str, pairs: Sequence[tuple[str, Made, Made]], measures: Sequence[str], note: str) -> Table:
+    """What every (label, changed, plain) differs by, paired: perplexity as a factor, the rest as a difference."""
+    measures = [m for m in measures if any(m in a.scores and m in b.scores for _, a, b in pairs)]
+    rows = [(label, *(change(a, b, measure) for measure in measures)) for label, a, b in pairs]
+    return Table(title=title, columns=("pair", *(head(measure) for measure in measures)), rows=tuple(rows), note=note)
+
+
+def kept_pairs(made: Sequence[Made]) -> list[tuple[Made, Made]]:
+    """Every recipe that keeps something, beside the one of its family that keeps nothing."""
+    plain = {one.recipe.family: one for one in made[1:] if not one.recipe.kept and not one.refused}
+    return [
+        (one, plain[one.recipe.family])
+        for one in made[1:]
+        if one.recipe.kept and not one.refused and one.recipe.family in plain
+    ]
+
+
+def keeping_notes(
+    name: str, pairs: Sequence[tuple[Made, Made]], measures: Sequence[str], over: str, verb: str = "keeping"
+) -> list[str]:
+    """What keeping each kind of numbers (or whatever else `verb` says) does to each measure, over families."""
+    notes = []
+    for kept in dict.fromkeys(one.recipe.kept for one, _ in pairs):
+        for measure in measures:
+            says = tally([pair for pair in pairs if pair[0].recipe.kept == kept], measure)
+            notes += [f"{name}: {verb} {kept} {says}, over {over}."] if says else []
+    return notes

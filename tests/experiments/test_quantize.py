@@ -1,0 +1,271 @@
+"""The quantisers' experiments, from end to end, on a tiny model with a planted super weight."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from experimented import run
+
+from proving import provable
+from studfinder.edits import edited, zero
+from studfinder.experiments.fidelity import Original, proof_windows
+from studfinder.experiments.quantize_frontier import Member, steps, verdict
+from studfinder.experiments.quantize_keeps import massive_rows
+from studfinder.experiments.quantize_phase import Shifted, shifts
+from studfinder.experiments.quantize_preserved import SPIKE, Preserved
+from studfinder.experiments.super_weight_block_size import in_runs
+from studfinder.experiments.weights import findings_of
+from studfinder.models import cached_content_hash, load
+from studfinder.quantizers import RTN, Scheme, quantized, skip, targets
+from studfinder.quantizers.rtn import round_to_nearest
+from studfinder.records import MassiveValue, to_json
+from studfinder.runs import open_run, write_text
+from studfinder.verbs.scan import plan_scan, run_scan
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A model with one super weight and a scan of it that all experiments share, and text to calibrate on."""
+    folder = tmp_path_factory.mktemp("quantize")
+    random = np.random.default_rng(0)
+    words = "\n".join("".join(chr(c) for c in random.integers(97, 123, size=60)) for _ in range(40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        (folder / "calibration.txt").write_text(words)
+        lm = provable("llama", planted=True)[0]
+        lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
+        tokenizer = copy.deepcopy(lm.tokenizer)
+        tokenizer.eos_token = "?"
+        lm = load(lm.model, tokenizer)
+        plan = plan_scan(lm, hash_of=cached_content_hash)
+        scan = open_run("scan", plan.model.id, plan.settings, result="findings.json")
+        write_text(scan.path / "findings.json", to_json(run_scan(plan, write=False)[0]))
+        yield lm, folder
+
+
+def small(folder):
+    """Settings of calibration text."""
+    return {"calibration": str(folder / "calibration.txt"), "calibration_windows": 3, "length": 24, "pieces": 2}
+
+
+def test_pareto(planted):
+    lm, folder = planted
+    result = run(
+        "quantize/pareto",
+        lm,
+        folder,
+        **{name: value for name, value in small(folder).items() if name != "pieces"},
+        limit=10,
+        text="proof",
+        elements="3,8",
+        blocks="16,channel",
+        zeros="none,integer",
+        held="0.01",
+        method_blocks="16",
+        phases=2,
+    )
+    every = result.tables[2]
+    rows = {row[0]: row for row in every.rows}
+    assert rows["RTN int8 g16 none"][1] == pytest.approx(8 + 16 / 16)
+    assert rows["RTN int3 g16 integer"][1] == pytest.approx(3 + 19 / 16)
+    assert rows["RTN clip int3 g16 integer, keep .01 of all"][1] > rows["RTN clip int3 g16 integer"][1]
+    assert {"GPTQ", "AWQ", "SmoothQuant", "CLIP-restore"} <= {label.split()[0] for label in rows}
+    assert any("judge on groups of 64" in note for note in result.notes)
+    phase = result.tables[3].rows
+    assert len(phase) == 3  # begun at 0, and two shifts
+
+
+def member(label, bits, loss, seed):
+    nll = np.random.default_rng(seed).normal(loss, 0.01, 16) * 100
+    return Member(label, bits, nll, np.full(16, 100.0))
+
+
+def test_frontier_says_below_only_where_it_is():
+    plain = [member("a", 2.2, 4.0, 0), member("b", 4.2, 3.0, 1)]
+    better = [member("A", 2.4, 3.5, 2), member("B", 4.1, 2.9, 3)]
+    found = steps(plain, better, 2.5, 8.5)
+    assert [(step.plain, step.kept) for step in found] == [("a", "A"), ("a", "B"), ("b", "B")]
+    assert "on or below" in verdict(found)
+    assert "strictly below" in verdict(found)
+    worse = [member("C", 2.4, 4.5, 4)]
+    assert "above" in verdict(steps(plain, worse, 2.5, 8.5))
+    assert "nowhere" in verdict(steps(plain, worse, 2.5, 8.5))
+    late = [member("D", 3.0, 2.0, 5)]
+    assert "nothing kept that costs so little at 2.5 to 3" in verdict(steps(plain, late, 2.5, 8.5))
+    few = [Member(m.label, m.bits, m.nll[:2], m.tokens[:2]) for m in plain + better]
+    assert "too few" in verdict(steps(few[:2], few[2:], 2.5, 8.5))
+
+
+def test_frontier_is_not_judged_on_what_chose_it():
+    """Of many equal members the luckiest is not better."""
+    plain = [member("one", 4.0, 3.0, 99)]
+    lucky = [Member(f"{i}", 4.0, member("", 0, 3.0, i).nll, np.full(16, 100.0)) for i in range(200)]
+    (step,) = steps(plain, lucky, 4.0, 5.0)
+    assert step.ratio.low <= 1 <= step.ratio.high
+
+
+def test_shifted_groups():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    held = weight.abs() > 2
+    rtn = RTN(scheme=Scheme(element="int3", block=8, zero="integer"))
+    here = Shifted(rtn=rtn).rounded(weight, held).dequantized()
+    assert torch.equal(here, round_to_nearest(weight, rtn, held).dequantized())
+    moved = Shifted(rtn=rtn, shift=3).rounded(weight, held).dequantized()
+    assert torch.equal(moved[held], weight[held])
+    assert not torch.equal(moved, here)
+    # The second group of the shifted columns is columns 5 to 12.
+    alone = round_to_nearest(weight[:, 5:13].contiguous(), rtn, held[:, 5:13].contiguous()).dequantized()
+    assert torch.equal(moved[:, 5:13], alone)
+    assert shifts(64, 3) == [16, 32, 48]
+
+
+def test_block_size(planted):
+    lm, folder = planted
+    result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, text="proof", sides="16")
+    scores, against = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    assert rows["original"][3].value == 0.0
+    # The printed step makes 4 bits 3.
+    assert rows["runs of 16 x 16: RTN with the printed step"][1] == pytest.approx(rows["runs of 16 x 16: RTN"][1] - 1)
+    assert rows["per tensor: hold out the super weights"][2].value < rows["per tensor: RTN"][2].value
+    assert len(against.rows) == 3 * 5
+    assert any("the paper's method" in note for note in result.notes)
+
+
+def test_runs_go_on_where_rows_end():
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    scheme = Scheme(element="int4", block=25, zero="float", scale="float32", remainder="block")
+    found = in_runs(weight, scheme)
+    for start in (0, 25, 50):
+        run_ = weight.flatten()[start : start + 25]
+        step = (run_.max() - run_.min()) / 15
+        made = ((run_ - run_.min()) / step).round() * step + run_.min()
+        assert torch.allclose(found.dequantized().flatten()[start : start + 25], made, atol=1e-6)
+    assert found.bits == pytest.approx(4 + 3 * 64 / 60)
+
+
+def test_formats(planted):
+    lm, folder = planted
+    result = run(
+        "quantize/formats",
+        lm,
+        folder,
+        limit=3,
+        pieces=2,
+        text="proof",
+        formats="w4-channel,nvfp4,w8-tensor",
+        fraction=0.01,
+    )
+    scores, kept, _ = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    size = sum(target.weight(lm).numel() for target in targets(lm))
+    count = len(findings_of(lm).proven)
+    for format in ("w4-channel", "w8-tensor"):  # a kept number costs 16 bits and the 32 of its place
+        kept_bits = rows[f"{format}, keep the super weights"][1]
+        assert kept_bits - rows[format][1] == pytest.approx(48 * count / size)
+    labels = [row[0] for row in kept.rows]
+    assert "nvfp4, keep the super weights" in labels
+    assert "nvfp4, keep as many other weights" in labels
+    assert "nvfp4, keep the largest 1 %" in labels
+
+
+def test_massive_rows(planted):
+    lm, _ = planted
+    findings = findings_of(lm)
+    value = MassiveValue(layer=1, tensor="key", head=1, dim=2, norm=1.0, ratio=9.0)
+    rows = massive_rows(lm, replace(findings, massive_values=(value,)))
+    # Dims 2 and 6 of a head of 8 rotate together.
+    assert rows == {"model.layers.1.self_attn.k_proj.weight": [10, 14]}
+
+
+def test_kv_cache(planted):
+    lm, folder = planted
+    result = run("quantize/kv-cache", lm, folder, **small(folder), limit=3, text="proof", elements="int4", passkey="")
+    scores, against = result.tables
+    rows = {row[0]: row for row in scores.rows}
+    assert rows["int4"][1] == pytest.approx(4 + 32 / 8)
+    assert rows["int4, the first token kept"][1] > rows["int4"][1]
+    # A constant that all keys share leaves a softmax as it is: what is dropped need not be added.
+    added, dropped = (rows[f"int4, keys centred{end}"][2].value for end in ("", ", the constant dropped"))
+    assert added == pytest.approx(dropped, rel=1e-3)
+    assert len(against.rows) >= 7
+
+
+def test_activation_quantization(planted):
+    lm, folder = planted
+    result = run(
+        "super-weight/activation-quantization", lm, folder, **small(folder), limit=3, texts="proof", alphas="0.5"
+    )
+    scores, against, _ = result.tables
+    rows = {row[0]: row[2].value for row in scores.rows}
+    changes = {row[0]: row[2].interval for row in against.rows}  # KL
+    assert rows["naive W8A8, per tensor"] != rows["naive W8A8, per token"]
+    # The planted weight's spike sets the range of everything that reads it.
+    assert changes["REPLACE-RESTORE, median of the token, per tensor"].high < 0
+    ours, others = (
+        changes[f"{label}, per tensor"].value
+        for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
+    )
+    assert ours < others
+
+
+def test_which_layer(planted):
+    lm, folder = planted
+    result = run("quantize/which-layer", lm, folder, limit=4, element="int3", block="16", worst=2, draws=2)
+    by_layer, by_kind, by_group, skips = result.tables
+    assert (len(by_layer.rows), len(by_kind.rows), len(by_group.rows)) == (3, 4, 12)
+    assert all(row[1].value > 0 for row in by_group.rows)
+    assert [row[0] for row in skips.rows][:2] == ["everything", "all but the worst"]
+    assert skips.rows[1][2].interval.value < 0
+
+
+def test_a_change_from_a_later_block_on_needs_only_the_later_blocks(planted):
+    lm, _ = planted
+    windows = proof_windows(lm, 2)
+    original = Original(lm, windows, layers=True)
+    assert original.kl(lm) == pytest.approx([0, 0], abs=1e-6)
+    with quantized(lm, RTN(scheme=Scheme(element="int3", block=16)), keep=skip("*.layers.0.*", "*.layers.1.*")):
+        assert original.kl(lm, 2) == pytest.approx(original.kl(lm), rel=1e-6)
+        assert original.kl(lm, 2).min() > 0
+
+
+def test_massive_values_quantization(planted):
+    lm, folder = planted
+    result = run(
+        "massive-values/quantization",
+        lm,
+        folder,
+        **small(folder),
+        limit=4,
+        items=4,
+        measures="perplexity:proof",
+        methods="rtn,gptq",
+        element="int8",
+        block="tensor",
+        zero="none",
+        prompts=2,
+        lam=2.0,
+    )
+    scores, kept, against = result.tables
+    original = dict(zip(scores.columns, scores.rows[0], strict=True))
+    assert original["massive entries of Q kept"].value == 1.0
+    assert original["super activation, error"].value == 0.0
+    assert [row[0] for row in against.rows] == ["GPTQ"]
+    assert "GPTQ, keep as many other weights" in [row[0] for row in kept.rows]
+
+
+def test_preserved_sees_a_super_activation_go(planted):
+    lm, _ = planted
+    weights = findings_of(lm).proven
+    preserved = Preserved(weights, 2, 2.0)
+    preserved.see(lm)
+    with edited(lm, zero(weights)):
+        preserved.see(lm)  # the original stays what it was
+        assert preserved.scores(lm)[SPIKE].value > 0.5
+    assert preserved.scores(lm)[SPIKE].value == 0.0
