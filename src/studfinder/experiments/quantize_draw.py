@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.dots import dots, point
-from studfinder.experiments.quantize_recipes import Made, change
+from studfinder.experiments.quantize_recipes import Made
+from studfinder.experiments.quantize_tables import change
 from studfinder.records import Result
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
 

@@ -21,20 +21,8 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    NAMES,
-    Made,
-    Recipe,
-    Work,
-    block_of,
-    change,
-    fitted,
-    listed,
-    refusals,
-    score,
-    tally,
-)
+from studfinder.experiments.quantize_recipes import CAVEAT, NAMES, Made, Recipe, Work, block_of, fitted, listed
+from studfinder.experiments.quantize_tables import change, refusals, score, tally
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
