@@ -75,20 +75,18 @@ def run(bench: Bench) -> Outcome:
 
 
 def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
-    """Round to nearest, over elements, blocks and zero points; with keep only where the range is searched for
-    too and the zero point is an integer: what first trials found best."""
+    """Round to nearest, over elements, blocks and zero points, with and without a search of the range; with keep only
+    where the zero point is an integer, which first trials found best."""
     own = bench.settings
     for bits in listed(own["elements"]):
         for block in listed(own["blocks"]):
             for zero in listed(own["zeros"]):
                 scheme = _scheme(lm, bits, block, zero)
-                yield _recipe("RTN", RTN(scheme=scheme), None, "")
-                if zero == "float":  # 0 is no code there, so that a range cannot shrink about it
-                    continue
-                method = RTN(scheme=scheme, clip=Clip())
-                keeps = _keeps(bench, findings) if zero == "integer" else [(None, "")]
+                keeps = list(_keeps(bench, findings)) if zero == "integer" else [(None, "")]
                 for keep, kept in keeps:
-                    yield _recipe("RTN clip", method, keep, kept)
+                    yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
+                    if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
+                        yield _recipe("RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
 
 
 def _others(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
