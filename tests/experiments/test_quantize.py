@@ -200,7 +200,13 @@ def test_kv_cache(planted):
 def test_activation_quantization(planted):
     lm, folder = planted
     result = run(
-        "super-weight/activation-quantization", lm, folder, **small(folder), limit=3, texts="proof", alphas="0.5"
+        "super-weight/activation-quantization",
+        lm,
+        folder,
+        **{**small(folder), "pieces": 4},
+        limit=3,
+        texts="proof",
+        alphas="0.5",
     )
     scores, against, _ = result.tables
     rows = {row[0]: row[2].value for row in scores.rows}

@@ -33,12 +33,14 @@ from studfinder.experiments.quantize_recipes import (
     Recipe,
     Work,
     block_of,
-    changes_table,
     fitted,
-    keeping_notes,
-    kept_pairs,
     limits_of,
     listed,
+)
+from studfinder.experiments.quantize_tables import (
+    changes_table,
+    keeping_notes,
+    kept_pairs,
     refusals,
     scores_table,
     tally,

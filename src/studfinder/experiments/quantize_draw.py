@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.dots import dots, point
-from studfinder.experiments.quantize_recipes import Made, change
+from studfinder.experiments.quantize_recipes import Made
+from studfinder.experiments.quantize_tables import change
 from studfinder.records import Result
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
 
@@ -38,7 +39,7 @@ def draw_ratios(result: Result, width: float, stem: str) -> dict[str, Figure]:
     figures = {}
     for place, (name, seen) in enumerate(result.data["models"].items()):
         wide = width > 600
-        tall = 26 * len(seen["rows"]) * max(1.0, 0.55 * len(seen["series"]))
+        tall = (26 if wide else 48) * len(seen["rows"]) * max(1.0, 0.55 * len(seen["series"]))
         figure = new_figure(width, 110 + (0 if wide else 14 * len(seen["series"])) + max(tall, 120))
         axes = figure.subplots()
         rows = seen["rows"] if wide else [fill(row, 18) for row in seen["rows"]]

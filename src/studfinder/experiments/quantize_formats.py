@@ -18,18 +18,11 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
 from studfinder.experiments.quantize_keeps import OTHER_ROWS, OTHERS, ROWS, WEIGHTS, findings_keeps
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    KL,
-    Made,
-    Recipe,
-    Work,
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, fitted, limits_of, listed
+from studfinder.experiments.quantize_tables import (
     changes_table,
-    fitted,
     keeping_notes,
     kept_pairs,
-    limits_of,
-    listed,
     refusals,
     scores_table,
     tally,

@@ -24,18 +24,11 @@ from matplotlib.figure import Figure
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    KL,
-    Made,
-    Recipe,
-    Windows,
-    Work,
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Windows, Work, limits_of, listed
+from studfinder.experiments.quantize_tables import (
     changes_table,
     keeping_notes,
     kept_pairs,
-    limits_of,
-    listed,
     refusals,
     scores_table,
     tally,

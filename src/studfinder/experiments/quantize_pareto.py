@@ -21,20 +21,8 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    NAMES,
-    Made,
-    Recipe,
-    Work,
-    block_of,
-    change,
-    fitted,
-    listed,
-    refusals,
-    score,
-    tally,
-)
+from studfinder.experiments.quantize_recipes import CAVEAT, NAMES, Made, Recipe, Work, block_of, fitted, listed
+from studfinder.experiments.quantize_tables import change, refusals, score, tally
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
@@ -47,7 +35,7 @@ EXPERIMENT = Experiment(
     paper="2411.07191",
     shows="ours",
     summary="At equal bits per weight, does a quantised model gain by keeping a few numbers?",
-    needs="about an hour and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
+    needs="about two hours and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={
         "cpu": {
             "limit": 16,
@@ -87,18 +75,18 @@ def run(bench: Bench) -> Outcome:
 
 
 def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
-    """Round to nearest, over elements, blocks and zero points; with keep only where the range is searched for too."""
+    """Round to nearest, over elements, blocks and zero points, with and without a search of the range; with keep only
+    where the zero point is an integer, which first trials found best."""
     own = bench.settings
     for bits in listed(own["elements"]):
         for block in listed(own["blocks"]):
             for zero in listed(own["zeros"]):
                 scheme = _scheme(lm, bits, block, zero)
-                yield _recipe("RTN", RTN(scheme=scheme), None, "")
-                if zero == "float":  # 0 is no code there, so that a range cannot shrink about it
-                    continue
-                method = RTN(scheme=scheme, clip=Clip())
-                for keep, kept in _keeps(bench, findings):
-                    yield _recipe("RTN clip", method, keep, kept)
+                keeps = list(_keeps(bench, findings)) if zero == "integer" else [(None, "")]
+                for keep, kept in keeps:
+                    yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
+                    if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
+                        yield _recipe("RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
 
 
 def _others(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:

@@ -25,21 +25,8 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.panel import averaged
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    KL,
-    Made,
-    Recipe,
-    Work,
-    change,
-    changes_table,
-    limits_of,
-    listed,
-    refusals,
-    scores_table,
-    spoken,
-    tally,
-)
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, limits_of, listed
+from studfinder.experiments.quantize_tables import change, changes_table, refusals, scores_table, spoken, tally
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme

@@ -24,19 +24,8 @@ from matplotlib.figure import Figure
 
 from studfinder.edits import matched_controls
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    KL,
-    Made,
-    Recipe,
-    Work,
-    changes_table,
-    limits_of,
-    listed,
-    refusals,
-    scores_table,
-    tally,
-)
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, limits_of, listed
+from studfinder.experiments.quantize_tables import changes_table, refusals, scores_table, tally
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import Bench as Workbench
