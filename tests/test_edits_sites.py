@@ -671,6 +671,21 @@ def test_outputs_of_experts_are_refused(architecture: str) -> None:
 # --- nothing is left ----------------------------------------------------------------------------------------------
 
 
+def test_an_interrupt_that_was_swallowed_is_not_lost() -> None:
+    """After it the model is the clean one, so the block may not end as if it had been edited all along."""
+    lm = tiny("llama")
+    clean = logits(lm, token_ids(1, 6))
+    for edits in (zero(entry(lm, 1, 3, 4)), mean(dims(lm))):
+        with pytest.raises(KeyboardInterrupt), edited(lm, edits):  # noqa: PT012
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                pass
+            assert torch.equal(logits(lm, token_ids(1, 6)), clean)
+        assert not replacing(lm)
+
+
 def test_random_edits_leave_nothing() -> None:
     """Weights and sites together; some blocks end by themselves, some by an exception, some by Ctrl-C."""
     chance = random.Random(1)

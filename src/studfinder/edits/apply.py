@@ -56,6 +56,7 @@ class edited:
         self._guarded = False
         self._busy = False
         self._pending: tuple[int, FrameType | None] | None = None
+        self._ended = False
 
     def __enter__(self) -> edited:
         self._guard()
@@ -74,6 +75,10 @@ class edited:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave()
+        if kind is None and self._ended:
+            # Somebody swallowed the interrupt (Python itself does in a callback of the garbage collector): what came
+            # after it ran without the edits, so the block must not end as if nothing had been.
+            raise KeyboardInterrupt
         if kind is None and self._sites is not None:
             self._sites.check_done()
 
@@ -123,6 +128,7 @@ class edited:
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self._pending = (number, frame)
+        self._ended = True
         if not self._busy:
             self._leave()
 
