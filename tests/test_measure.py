@@ -152,3 +152,17 @@ def test_the_command_line_says_what_is_wrong(tmp_path):
     done = studfinder("experiment", "super-weight/ablatoin", cwd=tmp_path)
     assert done.returncode == 2
     assert "no experiment" in done.stderr
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(tmp_path):
+    done = studfinder("experiment", "massive-values/map", "--model", "./nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_findings_file_is_named(tmp_path):
+    (tmp_path / "findings.json").touch()
+    done = studfinder("report", tmp_path / "findings.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "findings.json is not valid JSON" in done.stderr

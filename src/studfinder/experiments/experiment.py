@@ -69,12 +69,13 @@ class Bench:
         ledger: Ledger,
         progress: Progress | None = None,
         loader: Callable[[str], LM] = load,
+        first: LM | None = None,
     ) -> None:
         self.models, self.settings = models, dict(settings)
         self.cards: list[ModelCard] = []
         self._ledger, self._progress, self._loader = ledger, progress, loader
-        self._lm: LM | None = None
-        self._name = ""
+        self._lm = first
+        self._name = models[0] if first is not None else ""
         self._scope = ""
 
     @contextmanager

@@ -104,11 +104,14 @@ def run_experiment(
     Raises:
         StudfinderError: `out` holds another run, a model cannot be loaded, or what the experiment itself refuses.
     """
+    # Before a folder is made: a model that is not there leaves nothing behind.
+    first = loader(plan.models[0]) if plan.models else None
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
     folder = open_run(verb, place, plan.identity, result=RESULT, out=out, overwrite=overwrite)
     started, clock = now(), time.monotonic()
-    bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader)
+    bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader, first)
+    del first  # the bench alone holds it, and lets it go before it loads another
     outcome = plan.module.run(bench)
     result = Result(
         name=plan.entry.name,

@@ -60,6 +60,7 @@ def read_run(path: Path) -> Run:
     from safetensors.numpy import load_file
 
     file = find_findings(path)
+    findings = read_record(Findings, file)  # first: if this is no findings file, that is the mistake to name
     arrays = file.parent / "profile.safetensors"
     try:
         profile = load_file(arrays)
@@ -67,7 +68,7 @@ def read_run(path: Path) -> Run:
         raise StudfinderError(
             f"{arrays} is missing or not readable", expected="the arrays that the scan wrote", do="Scan again"
         ) from None
-    return Run(file.parent, read_record(Findings, file), profile)
+    return Run(file.parent, findings, profile)
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
