@@ -64,20 +64,67 @@ def test_nothing_depends_on_batch_size_or_order(architecture):
         assert a.logprob == pytest.approx(c.logprob, abs=1e-5)
 
 
-def test_a_shared_context_is_read_once(monkeypatch):
-    lm, seen = tiny("llama"), []
+def passes(lm):
+    """What the decoder is called with from now on, and how to stop listening."""
+    seen = []
+    hook = lm.model.model.register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs), with_kwargs=True)
+    return seen, hook
+
+
+def test_a_shared_context_is_read_once():
+    lm = tiny("llama")
     requests = [(ids, [token]) for ids in token_ids(3, 40).tolist() for token in (5, 6, 7)]
     requests += [(ids, [5, token, 8]) for ids, _ in requests[::3] for token in (5, 6, 7)]
-    hook = lm.model.model.register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    agree(lm, requests)
+    seen, hook = passes(lm)
     try:
-        agree(lm, requests)
         log_likelihoods(lm, requests)
     finally:
         hook.remove()
-    fast = sum(seen) - sum(len(context + continuation) for context, continuation in requests)
-    assert fast < 2 * (3 * 39 + 3 * 4 * 3 + 3) + 100
+    # Two or three short passes try what the model can do; the rest is every token of the tree once.
+    read = [(*context, *continuation[:-1]) for context, continuation in requests]
+    assert seen[-1]["input_ids"].numel() == len({row[: end + 1] for row in read for end in range(len(row))})
+    assert sum(kwargs["input_ids"].numel() for kwargs in seen[:-1]) < 50
+
+
+def test_a_beginning_common_to_all_is_read_before():
+    lm = tiny("llama")
+    begin = token_ids(1, 30, 3)[0].tolist()
+    requests = [(begin + own, [token]) for own in token_ids(3, 20).tolist() for token in (5, 6, 7)]
+    agree(lm, requests)
+    seen, hook = passes(lm)
+    try:
+        log_likelihoods(lm, requests, batch_tokens=20)
+    finally:
+        hook.remove()
+    assert [kwargs["input_ids"].numel() for kwargs in seen[-4:]] == [30, 20, 20, 20]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "gemma3_text"])
+def test_passes_side_by_side_are_those_one_after_the_other(architecture, monkeypatch):
+    lm = tiny(architecture)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    agree(lm, choices(head=20), batch_tokens=40)
+
+
+def test_an_error_in_one_of_several_passes_ends_them_all(monkeypatch):
+    lm, calls = tiny("llama"), []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    def broken(*_):
+        calls.append(1)
+        raise StudfinderError("broken")
+
+    monkeypatch.setattr(likelihood, "_at", broken)
+    with pytest.raises(StudfinderError, match="broken"):
+        log_likelihoods(lm, choices(), batch_tokens=8)
+    assert len(calls) < 24
+
+
+def test_models_that_cannot_share_do_not():
+    for architecture, shares in {"llama": True, "gpt2": True, "opt": True, "falcon": True, "bloom": False}.items():
+        with torch.no_grad():
+            assert likelihood._Engine(tiny(architecture)).takes_packs() is shares
 
 
 def test_variants_of_attention_that_keep_more_than_keys_and_values():
@@ -154,7 +201,7 @@ def test_progress_counts_requests():
 
 def test_the_common_beginning_stops_before_a_contexts_last_token():
     rows = likelihood._rows([(list(range(20)), [1]), (list(range(20)), [2, 3]), (list(range(25)), [4])])
-    assert likelihood._common(rows) == 19
+    assert likelihood._beginning(rows) == 19
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])

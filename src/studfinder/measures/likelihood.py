@@ -1,15 +1,17 @@
 """How likely a model finds given continuations of given contexts: what every multiple choice here is scored by.
 
 Three savings, none of which changes a score beyond rounding: what requests have in common (a few-shot prompt, a
-question with several answers) runs once and stays in the KV cache; rows of a batch are of similar length; and the
-vocabulary is multiplied out only where a token is scored.
+question with several answers) runs once; passes are full; and the vocabulary is multiplied out only where a token is
+scored.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +19,27 @@ import torch
 from studfinder import sites
 from studfinder.errors import StudfinderError
 from studfinder.measures.head import head_of
+from studfinder.measures.packs import Pack, additive, common, packed
 from studfinder.models import LM
 
 Request = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
 
-_IN_CACHE = 8
-"""Positions whose logits are turned into log-probabilities at a time on a CPU."""
+_FITS = 512
+"""Tokens in a pass on a CPU: with more, a small model's activations leave the core's cache; with fewer, what every pass
+costs by itself counts."""
+
+_PACK = 1024
+"""Tokens in one row elsewhere: attention in it costs the square."""
 
 _WORTH = 16
 """Shortest beginning common to all requests that is run by itself."""
+
+_WORKERS = 4
+"""Passes side by side on a CPU, at most: Python, which starts every operation, does one thing at a time."""
+
+_IN_CACHE = 8
+"""Positions whose logits are turned into log-probabilities at a time on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,14 @@ def log_likelihoods(
     continuation moves by a nat now and then), as much between two full passes of different batches as between shared
     contexts and full passes; in fp32 it cannot be seen.
 
-    While a site is being replaced (an edit of activations), nothing is shared: every request is one full pass over
-    its own tokens, because such an edit may depend on all tokens it sees.
+    Every request is read by itself while a site is being replaced (an edit of activations may depend on all tokens it
+    sees), and by models that cannot share: those that do not take a mask and positions as given, that look at
+    neighbouring tokens outside attention, or whose sliding window is shorter than a request.
 
     Args:
         requests: (context ids, continuation ids), neither empty.
-        batch_tokens: tokens in one forward pass; the default is 2,048 on a CPU and 16,384 elsewhere.
+        batch_tokens: tokens in one forward pass; the default is 512 on a CPU, where several passes run side by side,
+            and 16,384 elsewhere.
         truncate: cut what is longer than the model's window from the left, as lm-evaluation-harness does.
         progress: called with the number of requests done.
 
@@ -73,26 +88,13 @@ def log_likelihoods(
     """
     limit = lm.anatomy.max_positions
     cut = [_checked(lm, number, request, limit, truncate) for number, request in enumerate(requests)]
-    rows = _rows(cut)
-    size = batch_tokens or (2048 if lm.device.type == "cpu" else 16384)
-    whole = _uncut(lm)
     results: list[Likelihood | None] = [None] * len(requests)
-    with torch.no_grad():
-        engine = _Engine(lm, whole)
-        start = 0 if whole else _common(rows)
-        common = engine.read(None, [rows[0].ids], 0, start) if start else None
-        for chunk in _chunks(rows, start, size):
-            cache, parents, split = common, [0] * len(chunk), start
-            if not whole and (shared := _shared(chunk, start)):
-                stems, parents = _distinct([row.ids[:shared] for row in chunk])
-                cache, split = engine.read(cache and _selected(cache, [0] * len(stems)), stems, start, shared), shared
-            for group in _alike(chunk, split, size):
-                own = cache and _selected(cache, [parents[i] for i in group])
-                scored = engine.score(own, [chunk[i] for i in group], split)
-                for number, likelihood in scored:
-                    results[number] = likelihood
-                if progress is not None:
-                    progress(len(scored))
+    size = batch_tokens or (_FITS if lm.device.type == "cpu" else 16384)
+    for scored in _passes(lm, _rows(cut), size) if requests else ():
+        for number, likelihood in scored:
+            results[number] = likelihood
+        if progress is not None:
+            progress(len(scored))
     return results  # type: ignore[return-value]
 
 
@@ -135,187 +137,230 @@ def _checked(lm: LM, number: int, request: Request, limit: int | None, truncate:
 
 
 def _rows(requests: Sequence[Request]) -> list[_Row]:
-    """Distinct rows, the longest contexts first: what does not fit into memory shows at once."""
+    """Distinct rows, the longest first: what does not fit into memory shows at once."""
     found: dict[tuple[tuple[int, ...], int], _Row] = {}
     for number, (context, continuation) in enumerate(requests):
         ids = (*context, *continuation[:-1])
         row = found.setdefault((ids, len(context)), _Row(ids, len(context)))
         row.asked.append((number, continuation))
-    return sorted(found.values(), key=lambda row: (-row.context, row.ids[: row.context], -len(row.ids), row.ids))
+    return sorted(found.values(), key=lambda row: (-len(row.ids), row.ids, row.context))
 
 
 # --- what is run together ------------------------------------------------------------------------------------------
 
-
-def _common(rows: Sequence[_Row]) -> int:
-    """How many tokens all contexts have in common, without a context's last; 0 if not worth a pass of its own."""
-    if len(rows) < 2:
-        return 0
-    low, high = (choose(row.ids[: row.context - 1] for row in rows) for choose in (min, max))
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    length = min(length, min(row.context for row in rows) - 1)
-    return length if length >= _WORTH else 0
+_Scored = list[tuple[int, Likelihood]]
+"""(request, result) of one pass."""
 
 
-def _chunks(rows: list[_Row], start: int, size: int) -> Iterator[list[_Row]]:
-    """Rows of similar contexts, as many as a pass holds; the rows of a context stay together if they fit."""
-    chunk: list[_Row] = []
-    tokens = 0
+def _passes(lm: LM, rows: list[_Row], size: int) -> Iterator[_Scored]:
+    """The results of one pass after the other."""
+    with torch.no_grad():
+        engine = _Engine(lm)
+        sharing = _can_share(lm, rows) and engine.takes_packs()
+        start = _beginning(rows) if sharing else 0
+        cache = engine.read(rows[0].ids[:start]) if start else None
+    if sharing:
+        row = size if lm.device.type == "cpu" else min(size, _PACK)
+        packs = sorted(packed([one.ids for one in rows], start, row), key=lambda pack: -len(pack.ids))
+        work = [partial(engine.packs, rows, group, cache, start) for group in _alike(packs, size)]
+    else:
+        work = [partial(engine.whole, group) for group in _alike(rows, size)]
+    yield from _side_by_side(work, 1 if sites.replacing(lm) or lm.device.type != "cpu" else torch.get_num_threads())
+
+
+def _side_by_side(work: Sequence[Callable[[], _Scored]], threads: int) -> Iterator[_Scored]:
+    """Do the work, some of it at the same time: two threads with an operation each do more than two for one."""
+    workers = min(threads, _WORKERS, len(work))
+    if workers < 2:
+        yield from (one() for one in work)
+        return
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        yield from pool.map(lambda one: one(), work)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _alike(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Groups of alike lengths, of at most `size` tokens with their padding; the rows are sorted, the longest first."""
+    group: list[Any] = []
     for row in rows:
-        # What is cached costs memory though no time.
-        cost = len(row.ids) - start + start // 8
-        if chunk and (tokens + cost > size or row.context < 0.8 * chunk[0].context - 4):
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(row)
-        tokens += cost
-    if chunk:
-        yield chunk
-
-
-def _shared(chunk: Sequence[_Row], start: int) -> int:
-    """Up to which position to read each context once; 0 if the whole rows are nearly as cheap.
-
-    It is the same position for the whole chunk, before the end of the shortest context, and the rest of a longer
-    context is read with each of its continuations. Nothing is ever padded but at the end of rows, where causality
-    hides it: no masks, and the same positions and sliding windows as in a plain pass.
-    """
-    end = chunk[-1].context - 1
-    contexts = len({row.ids[:end] for row in chunk})
-    saved = (len(chunk) - contexts) * (end - start)
-    return end if saved > 0.15 * sum(len(row.ids) - start for row in chunk) else 0
-
-
-def _distinct(stems: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The distinct stems, and which of them each one is."""
-    numbers = {stem: number for number, stem in enumerate(dict.fromkeys(stems))}
-    return list(numbers), [numbers[stem] for stem in stems]
-
-
-def _alike(chunk: Sequence[_Row], split: int, size: int) -> Iterator[list[int]]:
-    """Rows of a chunk by number, in groups whose remaining lengths are alike."""
-    order = sorted(range(len(chunk)), key=lambda i: -len(chunk[i].ids))
-    group: list[int] = []
-    for i in order:
-        longest = len(chunk[group[0]].ids) - split if group else 0
-        short = len(chunk[i].ids) - split < 0.7 * longest
+        longest = len(group[0].ids) if group else 0
+        short = len(row.ids) < 0.7 * longest
         if group and ((short and longest * len(group) >= 128) or longest * (len(group) + 1) > size):
             yield group
             group = []
-        group.append(i)
-    yield group
+        group.append(row)
+    if group:
+        yield group
+
+
+def _can_share(lm: LM, rows: Sequence[_Row]) -> bool:
+    """Whether a token's states depend on nothing but the tokens that a mask lets it see.
+
+    Not so where something replaces activations, in models with states other than keys and values (convolutions, linear
+    attention) and in our own variants (one shifts keys along the row); a sliding window counts places in the row.
+    """
+    config = lm.model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    narrow = isinstance(window, int) and window < len(rows[0].ids)
+    states = any(layer.attention is None for layer in lm.anatomy.layers)
+    return not (sites.replacing(lm) or states or narrow or hasattr(lm.model.config, "studfinder"))
+
+
+def _beginning(rows: Sequence[_Row]) -> int:
+    """How many tokens all rows have in common, before any that is scored from; 0 if not worth a pass of its own."""
+    if len(rows) < 2:
+        return 0
+    low, high = (choose(row.ids for row in rows) for choose in (min, max))
+    length = min(common(low, high), min(row.context for row in rows) - 1)
+    return length if length >= _WORTH else 0
 
 
 # --- running it ----------------------------------------------------------------------------------------------------
 
 
 class _Engine:
-    """Forward passes over rows, from the start or on top of a cache."""
+    """Forward passes, and what they say of the rows."""
 
-    def __init__(self, lm: LM, whole: bool) -> None:
-        self.lm, self.whole = lm, whole
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
         self.decoder = lm.model.get_submodule(lm.anatomy.decoder)
         self.head = head_of(lm)
         self.slice = max(1, (1 << 26) // lm.anatomy.vocabulary)
 
-    def read(self, cache: Any, rows: Sequence[Sequence[int]], start: int, end: int) -> Any:
-        """The cache after reading tokens `start` to `end` of each row on top of `cache`."""
+    def takes_packs(self) -> bool:
+        """Whether sequences in one row, with a mask and positions, are to this model what they are apart: tried."""
+        if self.head is None:
+            return False
+        vocabulary = self.lm.anatomy.vocabulary
+        apart_BT = torch.arange(3, 15).view(2, 6) % vocabulary
+        apart_BT[1, :2] = apart_BT[0, :2]
+        hidden_BTC = self._hidden(apart_BT, None, None)
+        (pack,) = packed(apart_BT.tolist(), 0, 99)
+        try:
+            hidden_NC = self._packed([pack], None, 0)[0]
+        except (TypeError, ValueError, RuntimeError):  # no such argument, or not of this shape
+            return False
+        ours_BTC = torch.stack([hidden_NC[pack.paths[i]] for i in range(2)])
+        # Far above rounding, far below what tokens at wrong places or seen by the wrong ones come to.
+        return bool((ours_BTC - hidden_BTC).float().norm() < 0.03 * hidden_BTC.float().norm())
+
+    def read(self, ids: Sequence[int]) -> Any:
+        """The cache after reading the beginning that all rows have in common."""
         from transformers import DynamicCache
 
         # Without a config no layer of the cache forgets what has left its sliding window: the mask sees to that.
-        cache = DynamicCache() if cache is None else cache
-        ids = torch.tensor([row[start:end] for row in rows], device=self.lm.device)
-        self.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = DynamicCache()
+        self.decoder(input_ids=torch.tensor([list(ids)], device=self.lm.device), past_key_values=cache, use_cache=True)
         return cache
 
-    def score(self, cache: Any, rows: Sequence[_Row], start: int) -> list[tuple[int, Likelihood]]:
-        """Read the rows from token `start` on, and score what is asked of them."""
-        width = max(len(row.ids) for row in rows)
+    @torch.no_grad()
+    def packs(self, rows: Sequence[_Row], packs: Sequence[Pack], cache: Any, start: int) -> _Scored:
+        """Score what is asked of the rows in some packs."""
+        hidden_BNC = self._packed(packs, cache, start)
+        places = [
+            (b, rows[number], lambda depth, path=path: path[depth - start])
+            for b, pack in enumerate(packs)
+            for number, path in pack.paths.items()
+        ]
+        return self._scored(hidden_BNC, places)
+
+    @torch.no_grad()
+    def whole(self, rows: Sequence[_Row]) -> _Scored:
+        """Score rows that are read from their first token on, padded at the end, where causality hides it."""
         # Padded with a row's own last token: some models warn when they meet their padding token without a mask.
-        ids = torch.tensor([(row.ids + (row.ids[-1],) * (width - len(row.ids)))[start:] for row in rows])
-        mask = None
-        if self.whole:  # edits must know which tokens are real
-            mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
-        options = {
+        width = len(rows[0].ids)
+        ids_BT = torch.tensor([row.ids + (row.ids[-1],) * (width - len(row.ids)) for row in rows])
+        mask_BT = None
+        if sites.replacing(self.lm):  # edits must know which tokens are real
+            mask_BT = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
+        return self._scored(
+            self._hidden(ids_BT, mask_BT, None), [(b, row, lambda at: at) for b, row in enumerate(rows)]
+        )
+
+    def _packed(self, packs: Sequence[Pack], cache: Any, start: int) -> torch.Tensor:
+        """The decoder's output (B,N,C) for a batch of packs, behind what is cached."""
+        size = max(len(pack.ids) for pack in packs)
+        ids_BN = torch.tensor([pack.ids + pack.ids[-1:] * (size - len(pack.ids)) for pack in packs])
+        cache = cache and _copied(cache, len(packs))
+        if all(pack.straight for pack in packs):
+            return self._hidden(ids_BN, None, cache)
+        depth_BN = torch.tensor([pack.depths + [start] * (size - len(pack.ids)) for pack in packs])
+        mask = additive(packs, size, start, self.lm.dtype)
+        return self._hidden(ids_BN, mask, cache, position_ids=depth_BN.to(self.lm.device))
+
+    def _hidden(self, ids: torch.Tensor, mask: torch.Tensor | None, cache: Any, **options: Any) -> torch.Tensor:
+        """The decoder's output, or the logits of a model whose head is not understood."""
+        options |= {
             "input_ids": ids.to(self.lm.device),
             "attention_mask": None if mask is None else mask.to(self.lm.device),
             "past_key_values": cache,
             "use_cache": cache is not None,
         }
-        asked = [(i, number, continuation) for i, row in enumerate(rows) for number, continuation in row.asked]
-        where = [
-            (i, rows[i].context - 1 + j - start, token)
-            for i, _, continuation in asked
-            for j, token in enumerate(continuation)
-        ]
-        row_N, position_N, target_N = torch.tensor(where, device=self.lm.device).T
         if self.head is None:
-            logits_BTV = self.lm.model(**options).logits
-            log_p, greedy = _at(logits_BTV[row_N.to(logits_BTV.device), position_N.to(logits_BTV.device)], target_N)
-        else:
-            hidden_BTC = self.decoder(**options).last_hidden_state
-            log_p, greedy = self._by_head(hidden_BTC, row_N, position_N, target_N)
+            return self.lm.model(**options).logits
+        return self.decoder(**options).last_hidden_state
+
+    def _scored(self, states_BNX: torch.Tensor, places: Iterable[tuple[int, _Row, Callable[[int], int]]]) -> _Scored:
+        """What is asked of rows, given (batch, row, where the token at a depth is)."""
+        asked = [
+            (number, [(b, at(row.context - 1 + j), token) for j, token in enumerate(continuation)])
+            for b, row, at in places
+            for number, continuation in row.asked
+        ]
+        batch_N, place_N, target_N = torch.tensor([one for _, tokens in asked for one in tokens]).T
+        # Each distinct position goes through the head once, a slice at a time.
+        flat, which_N = torch.unique(batch_N * states_BNX.shape[1] + place_N, return_inverse=True)
+        states_PX = states_BNX.flatten(0, 1)[flat.to(states_BNX.device)]
+        log_p_N, greedy_N = (
+            torch.zeros(len(target_N), dtype=torch.float64),
+            torch.zeros(len(target_N), dtype=torch.bool),
+        )
+        for begin in range(0, len(flat), self.slice):
+            slice_SX = states_PX[begin : begin + self.slice]
+            logits_SV = slice_SX if self.head is None else self.head(slice_SX)
+            here_M = ((which_N >= begin) & (which_N < begin + len(slice_SX))).nonzero()[:, 0]
+            log_p_N[here_M], greedy_N[here_M] = _at(logits_SV, target_N[here_M], which_N[here_M] - begin)
         found, begin = [], 0
-        for _, number, continuation in asked:
-            end = begin + len(continuation)
-            likelihood = Likelihood(float(log_p[begin:end].sum()), end - begin, bool(greedy[begin:end].all()))
-            found.append((number, likelihood))
+        for number, tokens in asked:
+            end = begin + len(tokens)
+            found.append(
+                (number, Likelihood(float(log_p_N[begin:end].sum()), len(tokens), bool(greedy_N[begin:end].all())))
+            )
             begin = end
         return found
 
-    def _by_head(
-        self, hidden_BTC: torch.Tensor, row_N: torch.Tensor, position_N: torch.Tensor, target_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each distinct position goes through the head once, a slice at a time."""
-        assert self.head is not None
-        places, which_N = torch.unique(row_N * hidden_BTC.shape[1] + position_N, return_inverse=True)
-        hidden_PC = hidden_BTC.flatten(0, 1)[places.to(hidden_BTC.device)]
-        log_p, greedy = torch.zeros(len(target_N), dtype=torch.float64), torch.zeros(len(target_N), dtype=torch.bool)
-        for begin in range(0, len(places), self.slice):
-            logits_PV = self.head(hidden_PC[begin : begin + self.slice])
-            here = ((which_N >= begin) & (which_N < begin + self.slice)).nonzero()[:, 0]
-            found = _at(logits_PV, target_N[here], which_N[here] - begin)
-            log_p[here.cpu()], greedy[here.cpu()] = found
-        return log_p, greedy
 
-
-def _at(
-    logits_PV: torch.Tensor, target_N: torch.Tensor, which_N: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _at(logits_PV: torch.Tensor, target_N: torch.Tensor, which_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target at its position, and whether it is the likeliest token there.
 
     On a CPU a few positions at a time, so that their logits stay in its cache. Of equal logits the first is the
     likeliest, as for argmax, which is slow.
     """
     device = logits_PV.device
-    target_N = target_N.to(device)
-    which_N = torch.arange(len(target_N), device=device) if which_N is None else which_N.to(device)
-    vocabulary_V = torch.arange(logits_PV.shape[-1], device=device)
-    log_p_N = torch.zeros(len(target_N), dtype=torch.float64, device=device)
-    greedy_N = torch.zeros(len(target_N), dtype=torch.bool, device=device)
+    target_N, which_N = target_N.to(device), which_N.to(device)
+    own_N = logits_PV[which_N, target_N].float()
+    top_P = torch.empty(len(logits_PV), device=device)
+    rest_P = torch.empty_like(top_P)
     step = _IN_CACHE if device.type == "cpu" else len(logits_PV)
     for begin in range(0, len(logits_PV), step):
-        logits_RV = logits_PV[begin : begin + step].float()
-        here = ((which_N >= begin) & (which_N < begin + step)).nonzero()[:, 0]
-        row_M, target_M = which_N[here] - begin, target_N[here]
-        own_M, top_M = logits_RV[row_M, target_M], logits_RV.amax(dim=-1)[row_M]
-        log_p_N[here] = own_M.double() - logits_RV.logsumexp(dim=-1)[row_M].double()
-        best_K = (own_M == top_M).nonzero()[:, 0]
-        equal_KV = logits_RV[row_M[best_K]] == top_M[best_K, None]
-        earlier_K = (equal_KV & (vocabulary_V < target_M[best_K, None])).any(dim=-1)
-        greedy_N[here[best_K]] = ~earlier_K
+        logits_RV = logits_PV[begin : begin + step].to(torch.float32, copy=True)
+        top_R1 = torch.amax(logits_RV, dim=-1, keepdim=True)
+        top_P[begin : begin + step] = top_R1[:, 0]
+        rest_P[begin : begin + step] = logits_RV.sub_(top_R1).exp_().sum(dim=-1)
+    log_p_N = (own_N - top_P[which_N]).double() - rest_P[which_N].double().log()
+    greedy_N = own_N == top_P[which_N]
+    for i in greedy_N.nonzero()[:, 0].tolist():
+        earlier_T = logits_PV[which_N[i], : target_N[i]]
+        greedy_N[i] = not len(earlier_T) or earlier_T.float().amax() < own_N[i]
     return log_p_N.cpu(), greedy_N.cpu()
 
 
-def _selected(cache: Any, rows: list[int]) -> Any:
-    """A cache with these rows of another, which stays as it is."""
+def _copied(cache: Any, rows: int) -> Any:
+    """A cache of so many equal rows; the other stays as it is."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))
+    if rows > 1:
+        chosen.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=cache.layers[0].keys.device))
     return chosen
-
-
-def _uncut(lm: LM) -> bool:
-    """Whether requests must be read whole: something replaces activations, or the model keeps states that are not
-    keys and values (convolutions, linear attention), which a cache cannot be cut from."""
-    return sites.replacing(lm) or any(layer.attention is None for layer in lm.anatomy.layers)
