@@ -59,6 +59,14 @@ def test_what_is_described_is_what_is_made_and_it_decompresses_to_the_same(schem
     assert torch.equal(dense, quantized.dequantized().to(BF16))
 
 
+def test_int8_beside_rounded_activations_is_not_packed():
+    scheme = Scheme(element="int8", block="channel")
+    assert chosen_format(scheme, "auto", BF16) == "pack-quantized"
+    assert chosen_format(scheme, "auto", BF16, acts=True) == "int-quantized"
+    assert chosen_format(scheme, "pack-quantized", BF16, acts=True) == "pack-quantized"
+    assert chosen_format(Scheme(element="int4"), "auto", BF16, acts=True) == "pack-quantized"
+
+
 @pytest.mark.parametrize(
     ("scheme", "format", "dtype", "message"),
     [

@@ -16,6 +16,7 @@ from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized
 from studfinder.quantizers.apply import bench_for, running
 from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
+from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from tiny import prompts, tiny
 
@@ -90,6 +91,53 @@ def test_auto_takes_the_cheapest_within_its_budget():
                 assert DOWN in bench.held
                 assert bench.held[DOWN][3, 4]
                 assert bench.bits > free
+
+
+def errors_of_ways(lm, scheme, keep):
+    """Relative error of each way to store the down projection with the outlier."""
+    bench = bench_for(lm, RTN(scheme=scheme), keep=keep, windows=prompts())
+    block = next(block for block in walk(bench) if block.layer == 1)
+    moments = second_moments(block)
+    (target,) = [target for target in block.targets if target.name == DOWN]
+    weight = lm.model.get_parameter(DOWN).detach()
+    size = output_error(weight, moments[DOWN])
+    found = {}
+    for way in Auto(fractions=())._ways(bench, [target], {DOWN: weight.float()}, moments):
+        held = way.masks[DOWN] if way.masks[DOWN].any() else None
+        rounded = quantize_weight(way.weights[DOWN], scheme, held_RC=held).dequantized()
+        found[way.label] = output_error(rounded - way.weights[DOWN], way.moments[DOWN]) / size
+    return found
+
+
+@pytest.mark.parametrize("change", ["neurons sorted", "rebalanced by"])
+def test_auto_takes_an_exact_change_where_that_is_enough(change):
+    lm, scheme = with_outlier(), Scheme(element="int4", block=16)
+    with torch.no_grad():
+        down, up = (lm.model.get_parameter(DOWN.replace("down", name)) for name in ("down", "up"))
+        if change == "neurons sorted":  # small written weights that count beside large ones that do not
+            down[3, 4] = down[3, 5]
+            down[:, ::2] *= 30
+            up[::2] /= 30
+        else:  # a large written weight that hardly counts
+            down[:, 4] = 1.0
+            up[4] /= 200
+    keep = hold_out(Weights(parameter=DOWN, entries=((3, 4),)))
+    errors = errors_of_ways(lm, scheme, keep)
+    cheaper = {
+        label: min([e for other, e in errors.items() if other != label][: list(errors).index(label)] or [0])
+        for label in errors
+    }
+    wanted = next(label for label in errors if label.startswith(change) and errors[label] < 0.8 * cheaper[label])
+    budget = (errors[wanted] + cheaper[wanted]) / 2
+    old = down.detach().clone()
+    with quantized(lm, RTN(scheme=scheme), keep=keep) as free:
+        bits = free.bits
+    with quantized(lm, RTN(scheme=scheme), keep=[keep, Auto(budget=budget)], windows=prompts()) as bench:
+        assert f"{wanted}: " in bench.notes[-1]
+        assert DOWN not in bench.held
+        if not bench.skipped:
+            assert bench.bits < bits
+    assert torch.equal(down, old)
 
 
 def test_auto_skips_where_there_is_no_place_for_numbers():

@@ -19,6 +19,7 @@ from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantized, skip, targets
+from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
 from studfinder.verbs.quantize import default_scheme, quantize
 from tiny import tiny, token_ids, tokenizer
@@ -347,3 +348,35 @@ def test_the_command_line(tmp_path, capsys):
     assert record["skipped"] == ["model.layers.0.mlp.gate_proj+up_proj"]
     assert "exists" in says(2, "--group", 16)
     assert "float-quantized" in says(0, "--scheme", "fp8", "--overwrite")
+
+
+def test_activations_that_a_checkpoint_cannot_tell_of_are_refused_before_any_work(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    static = WithActivations(activations=Activations(range="static", scope="tensor"))
+
+    def progress(*_):
+        raise AssertionError("work was done")
+
+    with pytest.raises(StudfinderError, match="only symmetric dynamic activations"):
+        quantize(source, static, out=tmp_path / "out", samples=2, length=8, progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.real
+def test_a_checkpoint_with_rounded_activations_loads_and_rounds_them(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    ids = token_ids()
+    method = WithActivations(weights=RTN(scheme=Scheme(element="int8", block="channel")))
+    done = quantize(source, method, out=tmp_path / "out")
+    assert done.format == "int-quantized"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert config["group_0"]["input_activations"]["dynamic"] is True
+    (found,) = plainly([tmp_path / "out"])
+    lm = load(source)
+    with quantized(lm, method.weights), torch.no_grad():
+        unrounded = lm.model(ids).logits
+    with quantized(lm, method), torch.no_grad():
+        rounded = lm.model(ids).logits
+    # compressed-tensors steps by max / 127.5 and in bf16, SmoothQuant's reference and ours by max / 127 in fp32.
+    assert not torch.equal(found, unrounded)
+    assert (found - rounded).norm() < 0.05 * rounded.norm()

@@ -9,15 +9,13 @@ import typer
 
 from studfinder.errors import StudfinderError
 
-_WHAT = ("models", "architectures", "detectors", "measures", "tasks", "experiments")
+_WHAT = ("models", "architectures", "detectors", "measures", "tasks", "experiments", "methods", "schemes")
 
 
 def command(
-    what: Annotated[
-        str, typer.Argument(help="models, architectures, detectors, measures, tasks or experiments.")
-    ] = "models",
+    what: Annotated[str, typer.Argument(help=f"{', '.join(_WHAT[:-1])} or {_WHAT[-1]}.")] = "models",
 ) -> None:
-    """List what there is: models, architectures, detectors, measures, tasks or experiments."""
+    """List what there is: models, measures, experiments and so on."""
     if what not in _WHAT:
         raise StudfinderError(f"there is no list of {what!r}", expected=", ".join(_WHAT))
     from rich.console import Console
@@ -62,6 +60,22 @@ def command(
         for name, task in TASKS.items():
             table.add_row(name, task.kind, availability(name), task.summary)
         console.print(table)
+    elif what == "methods":
+        from studfinder.quantizers import METHODS, method_class
+
+        table = Table("name", "what it does", box=None, header_style="dim")
+        for name in METHODS:
+            table.add_row(name, (method_class(name).__doc__ or "").strip().split("\n\n")[0].replace("\n", " "))
+        console.print(table)
+        console.print("studfinder quantize MODEL --method NAME --out DIR", style="dim", highlight=False)
+    elif what == "schemes":
+        from studfinder.quantizers import SCHEMES, kernel
+
+        table = Table("name", "what it is", "kernel in vLLM", box=None, header_style="dim")
+        for name, scheme in SCHEMES.items():
+            table.add_row(name, str(scheme), kernel(scheme) or "none known")
+        console.print(table)
+        console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim", highlight=False)
     else:
         from studfinder.experiments import REGISTRY as EXPERIMENTS
         from studfinder.experiments import experiment_named

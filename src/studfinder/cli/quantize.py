@@ -98,7 +98,8 @@ def command(
     chosen = _method(method, _scheme(scheme, bits, group, zero, list(shapes.values()), own_dtype), clip)
     kept = _keep(keep or [], hold_fraction, skip or [], auto)
     if dry_run:
-        form = chosen_format(chosen.scheme, format, own_dtype)
+        rounded = format != "dense" and getattr(chosen, "activation_arguments", None) is not None
+        form = chosen_format(chosen.scheme, format, own_dtype, acts=rounded)
         print(_plan(model, chosen.scheme, method, form, shapes))
         return
     with progress_bar(as_json) as progress:

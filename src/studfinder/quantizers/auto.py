@@ -8,18 +8,45 @@ from typing import TYPE_CHECKING
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.quantizers.ffn import gated_ffn
 from studfinder.quantizers.grid import Quantized, quantize_weight
+from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from studfinder.quantizers.bench import Bench
     from studfinder.quantizers.targets import Target
+
+_POWERS = (1, 2, 3, -1, -2, -3)
+_FEW = 8
+"""Neurons of a matrix that are rebalanced at most: super weights, not the largest half percent."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to store a fused group.
+
+    Attributes:
+        label: in words.
+        weights, moments: by parameter name, as an exact change would make them.
+        masks: what is held out.
+        change: that change; None for none.
+    """
+
+    label: str
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
+    change: Permute | Rebalance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """Decide for each fused group, on calibration text: as it is, hold out what is asked to be kept, hold out a
-    fraction besides, or skip it; the cheapest in bits whose error is within the budget.
+    """Decide for each fused group, on calibration text: as it is; for a down projection, an exact change that costs
+    nothing (neurons sorted, or those of kept weights rebalanced); hold out what is asked to be kept; hold out a share
+    besides; or skip it. The cheapest in bits whose error is within the budget is taken.
 
     The error is that of the output, relative to the output's own size: sum |dW x|^2 / sum |W x|^2 over the group's
     matrices, rounded to nearest in the method's scheme, with everything before it unquantised. A method that rounds
@@ -46,48 +73,102 @@ class Auto:
     def apply(self, bench: Bench) -> None:
         chosen: dict[str, int] = {}
         skipped = []
+        changes: list[Permute | Rebalance] = []
         for block in walk(bench):
             moments = second_moments(block)
             for fused in dict.fromkeys(target.fused for target in block.targets):
                 group = [target for target in block.targets if target.fused == fused]
-                label, masks = self._choice(bench, group, moments)
+                way = self._way(bench, group, moments)
+                label = "skipped" if way is None else way.label
                 chosen[label] = chosen.get(label, 0) + 1
-                if masks is None:
-                    skipped.append(fused)
                 for target in group:
                     bench.held.pop(target.name, None)
-                    if masks is not None and masks[target.name].any():
-                        bench.held[target.name] = masks[target.name]
+                    if way is not None and way.masks[target.name].any():
+                        bench.held[target.name] = way.masks[target.name]
+                if way is None:
+                    skipped.append(fused)
+                elif way.change is not None:
+                    changes.append(way.change)
         if len({target.fused for target in bench.targets}) == len(skipped):
             raise StudfinderError(
                 f"no group keeps its error within {self.budget}", do="Choose a larger budget, or more bits"
             )
         bench.skip(skipped)
+        for change in _together(changes):
+            change.apply(bench)
         counts = ", ".join(f"{label}: {count}" for label, count in chosen.items())
         bench.notes.append(f"chosen to keep the error of each fused group within {self.budget:g}: {counts}")
 
-    def _choice(
-        self, bench: Bench, group: list[Target], moments: dict[str, torch.Tensor]
-    ) -> tuple[str, dict[str, torch.Tensor] | None]:
-        """What is cheapest within the budget: its name, and the masks of what is held out; None to skip."""
+    def _way(self, bench: Bench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
+        """What is cheapest within the budget; None to skip the group."""
         weights = {target.name: target.weight(bench.lm).float() for target in group}
         size = sum(output_error(weight, moments[name]) for name, weight in weights.items())
-        asked = {name: bench.held.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in weights.items()}
-        options = [("as it is", {name: torch.zeros_like(mask) for name, mask in asked.items()})]
-        if bench.numbers:
-            options += [("held out as asked", asked)] if any(mask.any() for mask in asked.values()) else []
-            options += [
-                (f"{fraction:.1%} held out", {n: asked[n] | _largest(w, fraction) for n, w in weights.items()})
-                for fraction in sorted(self.fractions)
-            ]
-        for label, masks in options:
+        for way in self._ways(bench, group, weights, moments):
             error = sum(
-                output_error(_rounded(bench, w, masks[name]).dequantized() - w, moments[name])
-                for name, w in weights.items()
+                output_error(_rounded(bench, w, way.masks[name]).dequantized() - w, way.moments[name])
+                for name, w in way.weights.items()
             )
             if error <= self.budget * size:
-                return label, masks
-        return "skipped", None
+                return way
+        return None
+
+    def _ways(
+        self, bench: Bench, group: list[Target], weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    ) -> Iterator[_Way]:
+        """The cheapest in bits first."""
+        asked = {name: bench.held.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in weights.items()}
+        none = {name: torch.zeros_like(mask) for name, mask in asked.items()}
+        yield _Way("as it is", weights, moments, none)
+        if len(group) == 1:
+            yield from _changed(bench, group[0], weights, moments, asked, none)
+        if bench.numbers:
+            if any(mask.any() for mask in asked.values()):
+                yield _Way("held out as asked", weights, moments, asked)
+            for fraction in sorted(self.fractions):
+                masks = {name: asked[name] | _largest(w, fraction) for name, w in weights.items()}
+                yield _Way(f"{fraction:.1%} held out", weights, moments, masks)
+
+
+def _changed(
+    bench: Bench,
+    target: Target,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    asked: dict[str, torch.Tensor],
+    none: dict[str, torch.Tensor],
+) -> Iterator[_Way]:
+    """A down projection with the columns of its neurons sorted, or with those of kept weights rebalanced: the neurons'
+    own rows, in the matrix before, are rounded as before (a power of two changes no code)."""
+    try:
+        if gated_ffn(bench.lm, target.layer).down != target.name:
+            return
+    except StudfinderError:
+        return
+    name, down_RC, moment_CC = target.name, weights[target.name], moments[target.name]
+    order = by_size(down_RC)
+    sorted_moment_CC = moment_CC[order][:, order]
+    label = "neurons sorted"
+    yield _Way(label, {name: down_RC[:, order]}, {name: sorted_moment_CC}, none, Permute(layers=(target.layer,)))
+    cols = asked[name].any(dim=0).nonzero()[:, 0].tolist()
+    if not 0 < len(cols) <= _FEW or bench.scheme.block == "tensor":
+        return
+    for power in _POWERS:
+        factor_C = torch.ones(down_RC.shape[1])
+        factor_C[cols] = 2.0**power
+        scaled_CC = moment_CC / factor_C / factor_C[:, None]
+        change = Rebalance(neurons=tuple((target.layer, col) for col in cols), power=power)
+        yield _Way(f"rebalanced by 2^{power}", {name: down_RC * factor_C}, {name: scaled_CC}, none, change)
+
+
+def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalance]:
+    """One change of each kind; those of sorted neurons last, since the others name neurons by number."""
+    powers = {change.power for change in changes if isinstance(change, Rebalance)}
+    for power in sorted(powers):
+        own = [change for change in changes if isinstance(change, Rebalance) and change.power == power]
+        yield Rebalance(neurons=tuple(neuron for change in own for neuron in change.neurons), power=power)
+    layers = tuple(layer for change in changes if isinstance(change, Permute) for layer in change.layers or ())
+    if layers:
+        yield Permute(layers=layers)
 
 
 def _rounded(bench: Bench, weight_RC: torch.Tensor, held_RC: torch.Tensor) -> Quantized:

@@ -24,13 +24,16 @@ FORMATS = (
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequence[Target] = ()) -> str:
+def chosen_format(
+    scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequence[Target] = (), *, acts: bool = False
+) -> str:
     """The format that holds this scheme, or an error before any work is done.
 
     Args:
         asked: one of FORMATS; "auto" takes the packed one for integers, and float-quantized for fp8.
         dtype: of the model's weights: stored scales are read in this type.
         found: what is to be quantised.
+        acts: whether activations are rounded too: kernels for that read int8 weights unpacked, which "auto" then takes.
 
     Raises:
         StudfinderError: no format, or not the one asked for, holds the scheme; "dense" holds every one.
@@ -40,6 +43,8 @@ def chosen_format(scheme: Scheme, asked: str, dtype: torch.dtype, found: Sequenc
     if asked == "dense":
         return asked
     possible = _formats(scheme)
+    if acts and "int-quantized" in possible:
+        possible = ("int-quantized", "pack-quantized")
     problem = _problem(scheme, dtype, found) or (None if possible else f"{scheme} has no place in compressed-tensors")
     if problem is None and asked not in ("auto", *possible):
         problem = f"{asked} does not hold {scheme}"

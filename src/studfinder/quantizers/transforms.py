@@ -45,14 +45,20 @@ class Rebalance:
 @dataclass(frozen=True, kw_only=True)
 class Permute:
     """Sort the neurons of each feed-forward network by the largest weight they write, so that groups along the input
-    of the down projection hold columns of like size. Free, and exact but for the order of a sum."""
+    of the down projection hold columns of like size. Free, and exact but for the order of a sum.
+
+    Attributes:
+        layers: whose neurons; None for all layers.
+    """
+
+    layers: tuple[int, ...] | None = None
 
     def apply(self, bench: Bench) -> None:
         lm = bench.lm
-        for layer in range(len(lm.anatomy.layers)):
+        for layer in range(len(lm.anatomy.layers)) if self.layers is None else self.layers:
             ffn = gated_ffn(lm, layer)
             down = lm.model.get_parameter(ffn.down).detach()
-            order = down.abs().amax(dim=0).argsort(descending=True, stable=True)
+            order = by_size(down)
             bench.write(ffn.down, down[:, order])
             if ffn.down in bench.held:
                 bench.held[ffn.down] = bench.held[ffn.down][:, order]
@@ -114,6 +120,11 @@ class Split:
                     zeros = value.new_zeros(added - len(copies), *value.shape[1:])
                     _replace(bench, parameter, torch.cat([value, value[copies], zeros]), "out_features")
             _widen_mask(bench, name, added, dim=0)
+
+
+def by_size(down_RC: torch.Tensor) -> torch.Tensor:
+    """Neurons in order of the largest weight they write."""
+    return down_RC.abs().amax(dim=0).argsort(descending=True, stable=True)
 
 
 def neurons_of(findings: Any) -> tuple[tuple[int, int], ...]:

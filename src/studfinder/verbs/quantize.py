@@ -172,7 +172,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     found = targets(lm)
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
-    format = chosen_format(method.scheme, job.format, lm.dtype, found)
+    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=_acts(method, job.format) is not None)
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
     if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
@@ -215,11 +215,16 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
 def _finish(stage: Path, config: dict[str, Any], done: Quantization, method: Method, found: Sequence[Target]) -> None:
     if done.format != "dense":
         ignored = ["lm_head", *(target.ref.module for target in found if target.fused in done.skipped)]
-        acts = getattr(method, "activation_arguments", None)
+        acts = _acts(method, done.format)
         config["quantization_config"] = quantization_config(method.scheme, done.format, ignored, acts)
     write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
     write_text(stage / "README.md", card(done))
     write_text(stage / "config.json", json.dumps(config, indent=2))
+
+
+def _acts(method: Method, format: str) -> dict[str, Any] | None:
+    """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
+    return None if format == "dense" else getattr(method, "activation_arguments", None)
 
 
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
