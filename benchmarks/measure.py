@@ -38,7 +38,8 @@ from studfinder.texts import Text, corpus, encode
 
 BATCHES = (1, 4, 16, 64)
 CHOICES = ("piqa", "arc_easy")
-WINDOW = 512
+WINDOWS = (512, 2048)
+"""Of word perplexity: the longest window of both sides."""
 _SWEEP = importlib.import_module("studfinder.measures.sweep")
 
 
@@ -106,24 +107,24 @@ def choice(lm, name, items, rounds):
     }
 
 
-def words(lm, documents, rounds):
-    """Word perplexity of whole documents, in windows of 512 tokens."""
+def words(lm, documents, rounds, window):
+    """Word perplexity of whole documents, in windows of so many tokens."""
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(documents)]
-    theirs = fastest(lambda size: hflm(lm, size), requests, "loglikelihood_rolling")
+    theirs = fastest(lambda size: hflm(lm, size, window), requests, "loglikelihood_rolling")
     times, results = in_turns(
         {
             "hflm": lambda: theirs.loglikelihood_rolling(requests),
-            "ours": lambda: perplexity(lm, documents, protocol="word", window=WINDOW),
+            "ours": lambda: perplexity(lm, documents, protocol="word", window=window),
         },
         rounds,
     )
-    precise = hflm(lm, theirs.batch_size, softmax_dtype=torch.float32)
+    precise = hflm(lm, theirs.batch_size, window, softmax_dtype=torch.float32)
     with contextlib.redirect_stderr(io.StringIO()):
         exact = np.array(precise.loglikelihood_rolling(requests))
     ours = -np.array(results["ours"].items["nll"])
     tokens = np.array([len(lm.tokenizer(text)["input_ids"]) for text in documents])
     return {
-        "what": "word perplexity (nats a token)",
+        "what": f"word perplexity, window {window} (nats a token)",
         "items": len(documents),
         "hflm_batch": theirs.batch_size,
         "per_second": len(documents) / statistics.median(times["ours"]),
@@ -162,13 +163,13 @@ def edits(lm, windows, rounds):
     }
 
 
-def hflm(lm, size, **options):
+def hflm(lm, size, window=512, **options):
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=size, max_length=WINDOW, **options)
+    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=size, max_length=window, **options)
 
 
-def texts(count, lines=8):
-    """Whole stretches of WikiText-2, several lines each."""
+def texts(count, lines=48):
+    """Whole stretches of WikiText-2, as long as its articles."""
     _, found = corpus("wikitext2")
     return ["\n".join(found[start : start + lines]) for start in range(0, lines * count, lines)]
 
@@ -177,7 +178,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--documents", type=int, default=32)
+    parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
@@ -190,11 +191,11 @@ def main():
         print("| | items | HFLM's batch | items a second | HFLM / ours | difference | with fp32 softmax | choices |")
         print("|-|-|-|-|-|-|-|-|")
         rows = []
-        for name in (*CHOICES, ""):
-            if name:
-                row = choice(lm, name, arguments.items, arguments.rounds)
+        for what in (*CHOICES, *WINDOWS):
+            if isinstance(what, str):
+                row = choice(lm, what, arguments.items, arguments.rounds)
             else:
-                row = words(lm, texts(arguments.documents), arguments.rounds)
+                row = words(lm, texts(arguments.documents), arguments.rounds, what)
             rows.append(row)
             speed = "{:.2f} [{:.2f}, {:.2f}]".format(*row["ratio"])
             print(

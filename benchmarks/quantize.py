@@ -1,6 +1,7 @@
-"""Round to nearest, checkpoint to checkpoint: here, in llm-compressor and in torchao.
+"""Round to nearest and GPTQ, checkpoint to checkpoint: here, in llm-compressor and in torchao.
 
     python benchmarks/quantize.py [--model smollm2] [--group 64] [--rounds 5] [--threads 1]
+    python benchmarks/quantize.py --method gptq --rounds 2        GPTQ on 64 windows of 512 tokens of wikipedia
 
 Makes an environment for the peers under build/peers/quantizers (once; torch is pinned to the version installed here),
 hands every library the same folder, and prints one table. Each time is that of a fresh process from the call to the
@@ -28,6 +29,9 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "peers" / "quantizers"
 PEERS = {"llmcompressor": "0.14.0.1", "torchao": "0.18.0"}
 IGNORE = ["lm_head", "re:.*embed_tokens.*", "re:.*norm.*"]
+WINDOWS = BUILD.parent / "quantize-work" / "windows.json"
+"""Calibration token ids for the peer: those that studfinder reads by itself."""
+SAMPLES, LENGTH = 64, 512
 
 
 def plain(source: Path, out: Path, group: int, zero: str):
@@ -82,6 +86,38 @@ def llmcompressor_oneshot(source: Path, out: Path, group: int, zero: str):
     return work
 
 
+def studfinder_gptq(source: Path, out: Path, group: int, zero: str):
+    from studfinder.quantizers import Scheme
+    from studfinder.quantizers.gptq import GPTQ
+    from studfinder.verbs.quantize import quantize, shapes_of
+
+    scale = str(shapes_of(source)[1]).removeprefix("torch.")
+    method = GPTQ(scheme=Scheme(block=group, zero=zero, scale=scale))
+    return lambda: quantize(source, method, out=out, samples=SAMPLES, length=LENGTH)
+
+
+def llmcompressor_gptq(source: Path, out: Path, group: int, zero: str):
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from transformers import AutoModelForCausalLM
+
+    # 0.14 pins the memory of its cache, which fails where there is no accelerator.
+    IntermediatesCache.pin_memory = lambda self, *_args: None
+    ids = json.loads(WINDOWS.read_text())
+
+    def work():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
+        recipe = GPTQModifier(config_groups={"group_0": _scheme(group, zero)}, ignore=["lm_head"])
+        options = {"max_seq_length": LENGTH, "num_calibration_samples": len(ids)}
+        oneshot(model=model, dataset=data, recipe=recipe, **options)
+        model.save_pretrained(out, save_compressed=True)
+
+    return work
+
+
 def torchao(source: Path, out: Path, group: int, zero: str):
     import torch
     from torchao.quantization import IntxWeightOnlyConfig, quantize_
@@ -102,23 +138,26 @@ def torchao(source: Path, out: Path, group: int, zero: str):
 
 
 ROWS = {
-    "plain": plain,
-    "studfinder": studfinder,
-    "llm-compressor, from files": llmcompressor_files,
-    "llm-compressor, oneshot": llmcompressor_oneshot,
-    "torchao, Intx": torchao,
+    "rtn": {
+        "plain": plain,
+        "studfinder": studfinder,
+        "llm-compressor, from files": llmcompressor_files,
+        "llm-compressor, oneshot": llmcompressor_oneshot,
+        "torchao, Intx": torchao,
+    },
+    "gptq": {"studfinder": studfinder_gptq, "llm-compressor, oneshot": llmcompressor_gptq},
 }
 OURS = ("plain", "studfinder")
 
 
-def child(row: str, source: str, out: str, group: str, zero: str, threads: str) -> None:
+def child(method: str, row: str, source: str, out: str, group: str, zero: str, threads: str) -> None:
     """One row in a process of its own; prints the seconds."""
     import torch
 
     torch.set_num_threads(int(threads))
     folder = Path(out)
     shutil.rmtree(folder, ignore_errors=True)
-    work = ROWS[row](Path(source), folder, int(group), zero)
+    work = ROWS[method][row](Path(source), folder, int(group), zero)
     start = time.perf_counter()
     work()
     print(f"\nseconds {time.perf_counter() - start}")
@@ -139,10 +178,12 @@ def environment() -> Path:
     return python
 
 
-def ask(python: Path, row: str, source: Path, out: Path, options: argparse.Namespace) -> float | str:
+def ask(
+    python: Path, row: str, source: Path, out: Path, options: argparse.Namespace, method: str = "rtn"
+) -> float | str:
     """Seconds of one row, or why there are none."""
     interpreter = sys.executable if row in OURS else str(python)
-    command = [interpreter, __file__, "--child", row, str(source), str(out), str(options.group), options.zero]
+    command = [interpreter, __file__, "--child", method, row, str(source), str(out), str(options.group), options.zero]
     done = subprocess.run(
         [*command, str(options.threads)],
         capture_output=True,
@@ -154,6 +195,15 @@ def ask(python: Path, row: str, source: Path, out: Path, options: argparse.Names
     if not found:
         return (done.stderr.strip().splitlines() or ["no output"])[-1][:160]
     return float(found[-1].split()[1])
+
+
+def write_windows(model: str) -> None:
+    """The calibration windows that studfinder takes by default, for the peer."""
+    import studfinder as sf
+    from studfinder.quantizers import calibration_windows
+
+    _, windows = calibration_windows(sf.load(model), count=SAMPLES, length=LENGTH)
+    WINDOWS.write_text(json.dumps([list(window) for window in windows]), "utf-8")
 
 
 def in_fp32(source: Path, out: Path) -> Path:
@@ -202,6 +252,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2", help="a built-in name or a folder")
+    parser.add_argument("--method", default="rtn", choices=list(ROWS))
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--zero", default="integer", choices=["integer", "none"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -216,23 +267,31 @@ def main() -> None:
     python = options.python or environment()
     work = BUILD.parent / "quantize-work"
     work.mkdir(parents=True, exist_ok=True)
-    times: dict[str, list[float]] = {row: [] for row in ROWS}
+    rows = ROWS[options.method]
+    if options.method == "gptq":
+        write_windows(options.model)
+    times: dict[str, list[float]] = {row: [] for row in rows}
     for number in range(options.rounds):
-        order = list(ROWS)
+        order = list(rows)
         for row in order[number % len(order) :] + order[: number % len(order)]:
-            found = ask(python, row, source, work / row.replace(" ", "-"), options)
+            found = ask(python, row, source, work / row.replace(" ", "-"), options, options.method)
             if isinstance(found, str):
                 print(f"{row}: {found}", file=sys.stderr)
             else:
                 times[row].append(found)
-    print(f"{options.model}, int4 group {options.group}, zero point {options.zero}, {options.threads} thread(s)\n")
+    print(
+        f"{options.model}, {options.method}, int4 group {options.group}, zero point {options.zero}, "
+        f"{options.threads} thread(s)\n"
+    )
     print(f"{'':30}{'seconds':>9}{'over plain':>20}{'over studfinder':>22}")
     for row, seconds in times.items():
         if seconds:
             print(
-                f"{row:30}{statistics.median(seconds):9.2f}{_ratio(seconds, times['plain']):>20}"
+                f"{row:30}{statistics.median(seconds):9.2f}{_ratio(seconds, times.get('plain', [])):>20}"
                 f"{_ratio(seconds, times['studfinder']):>22}"
             )
+    if options.method != "rtn":
+        return
     print()
     for label, folder in (("as it is", source), ("in fp32", in_fp32(source, work / "fp32"))):
         outs = [work / f"parity-{label.replace(' ', '-')}-{row}" for row in ("ours", "theirs")]
