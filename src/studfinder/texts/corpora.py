@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
@@ -64,11 +67,24 @@ def _hub(key: str) -> list[str]:
         raise StudfinderError(f"text {key!r} is not here", do=advice) from None
     repository, config, split = _HUB[key]
     try:
-        rows = load_dataset(repository, config, split=split, streaming=key in _LONG)
-        texts = (row["text"] for row in rows)
-        found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
+        with _no_word_of_retries():
+            rows = load_dataset(repository, config, split=split, streaming=key in _LONG)
+            texts = (row["text"] for row in rows)
+            found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
     except Exception as error:
         raise StudfinderError(
             f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice
         ) from None
     return [text for text in found if text.strip()]
+
+
+@contextmanager
+def _no_word_of_retries() -> Iterator[None]:
+    """The hub's client warns of each of its five tries; what became of them is said once, by us."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
