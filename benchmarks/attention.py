@@ -134,13 +134,13 @@ def memory(form: str, length: int) -> float:
 def timing(name: str, kind: str, length: int, rounds: int | None) -> dict[str, float]:
     """One cell of the table."""
     layers = 1 if length >= 4096 else 2
-    rounds = rounds or (31 if kind == "decode" else 15 if length <= 512 else 9 if length < 4096 else 5)
+    rounds = rounds or (62 if kind == "decode" else 15 if length <= 512 else 9 if length < 4096 else 5)
     if name in peer.ROWS:
         return peer.ask(name, kind, length, layers, rounds)
     variant, init = VARIANTS[name]
     models = plain(layers), sa.convert(plain(layers), variant, init=init)
     prepare = {"forward": forward, "training step": training_step, "decode": decode}[kind]
-    return paired_ratio(*(prepare(model, length) for model in models), rounds)
+    return paired_ratio(*(prepare(model, length) for model in models), rounds, balanced=kind == "decode")
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[tuple[str, str, str], Callable[[], object]]]:

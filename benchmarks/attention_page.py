@@ -22,8 +22,8 @@ _HEAD = """\
 Written by `python benchmarks/attention.py --out docs/results/attention-speed.md`; torch {torch},
 {machine}, {threads} thread(s), fp32, batch 1, SmolLM2-135M's shapes (2 layers; 1 from T = 4096 on).
 
-Time as a multiple of SDPA's in the same model: median of interleaved pairs [90 % interval]. A goal that
-was set and is missed is marked with its number.
+Time as a multiple of SDPA's in the same model: median of interleaved pairs [90 % interval]; in decoding,
+of two pairs in either order together. A goal that was set and is missed is marked with its number.
 """
 _PEER = """\
 The rows of x-transformers {peer} stand beside ours of the same idea: {pairs}. Only full passes are timed, each as a
