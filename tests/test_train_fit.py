@@ -157,6 +157,14 @@ def test_bf16_autocast_keeps_fp32_weights():
     assert fitted.last["loss"] == pytest.approx(exact.last["loss"], rel=0.02)
 
 
+def test_a_model_trained_under_autocast_is_afterwards_the_one_that_is_saved(tmp_path):
+    fitted = fit(model(), SOURCE, dataclasses.replace(RECIPE, steps=2, precision="bf16"))
+    fitted.model.save_pretrained(tmp_path)
+    again = type(fitted.model).from_pretrained(tmp_path)
+    ids = torch.arange(3, 19)[None]
+    assert torch.equal(fitted.model(input_ids=ids).logits, again(input_ids=ids).logits)
+
+
 def test_a_batch_that_does_not_divide():
     with pytest.raises(StudfinderError, match="does not divide"):
         fit(model(), SOURCE, Recipe(steps=1, batch=8, micro=3, precision="fp32"))

@@ -117,6 +117,7 @@ def test_a_planted_outlier_is_seen():
     after = look(lm, IDS)
     assert before.summary["massive_activations"] == 0
     assert after.summary["massive_activations"] > 0
+    assert after.summary["top_dim"] == 5
     assert after.summary["inf_norm"] > 2900
     assert after.summary["kurtosis"] > 5 * before.summary["kurtosis"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from studfinder.models import LM, cached_content_hash, load, model_card
@@ -77,6 +78,11 @@ class Bench:
         self._lm = first
         self._name = models[0] if first is not None else ""
         self._scope = ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, for what a long step keeps to go on from; None if nothing is kept."""
+        return None if self._ledger.path is None else self._ledger.path.parent
 
     @contextmanager
     def model(self, name: str) -> Iterator[LM]:

@@ -46,6 +46,8 @@ def run_cell(
     outliers = Outliers(source)
     begun = time.monotonic()
     fitted = fit(model, source, recipe, callbacks=[*([outliers] if watch else []), *callbacks])
+    if fitted.stopped == "interrupted":
+        raise KeyboardInterrupt  # half a run is not remembered as a whole one
     return {
         "accuracy": fitted.curve("eval_accuracy"),
         "test": fitted.curve("eval_loss"),
@@ -187,7 +189,7 @@ def against(cells: dict[str, list[dict[str, Any]]], plain: str, columns: dict[st
     return notes
 
 
-def recipe_of(settings: dict[str, Any], seed: int) -> Recipe:
+def recipe_of(settings: dict[str, Any], seed: int, precision: Any = "fp32") -> Recipe:
     """The recipe that an experiment's settings say."""
     names = ("steps", "batch", "lr", "warmup", "test", "look_every", "schedule")
-    return Recipe(seed=seed, precision="fp32", **{name: settings[name] for name in names if name in settings})
+    return Recipe(seed=seed, precision=precision, **{name: settings[name] for name in names if name in settings})

@@ -121,7 +121,16 @@ def fit(
                 raise
         if stop.asked is None and not len(trainer.items_N3):
             _last_evaluation(trainer, recipe.steps)
-        return Fitted(trainer.model.eval(), trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked)
+        trained = _without_autocast(trainer.model.eval())
+        return Fitted(trained, trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked)
+
+
+def _without_autocast(model: Any) -> Any:
+    """Take off the forward that accelerate puts on for mixed precision, so that what is measured of a trained model is
+    measured of the one that `save_pretrained` writes."""
+    if "_original_forward" in model.__dict__:
+        del model.forward, model._original_forward
+    return model
 
 
 def _last_evaluation(trainer: Any, steps: int) -> None:

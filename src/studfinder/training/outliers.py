@@ -32,8 +32,9 @@ class Look:
     Attributes:
         summary: numbers by name:
             inf_norm, kurtosis, paper_inf_norm, paper_kurtosis: see `Moments`;
-            massive_activations: residual entries that pass Sun et al.'s rule (at most 32 a layer), top_activation and
-            top_ratio: the largest |a|, and the largest |a| over its layer's median;
+            massive_activations: residual entries that pass Sun et al.'s rule (at most 32 a layer), top_activation,
+            top_layer, top_dim and top_position: the largest |a| and where it is; top_ratio: the largest |a| over its
+            layer's median;
             massive_queries, massive_keys: entries of M above 5 times their head's mean; top_query, top_key: the largest
             ratio;
             sink_share: heads whose mean attention to the first token exceeds 0.3, top_sink: the largest such mean.
@@ -52,6 +53,7 @@ def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
     top = [activations.top(layer, encoded, k=1) for layer in blocks]
     largest = [abs(entry[0].value) if entry else 0.0 for entry in top]
     ratios = [entry[0].ratio if entry else 0.0 for entry in top]
+    highest = max((entry for layer in top for entry in layer), key=lambda entry: abs(entry.value), default=None)
     found = values.found()
     strengths = {layer: sinks.strength_H(layer) for layer in sorted(sinks.totals)}
     share = sinks.share()
@@ -62,6 +64,7 @@ def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
         "paper_kurtosis": moments.paper_kurtosis,
         "massive_activations": float(len(activations.found(encoded))),
         "top_activation": max(largest),
+        **{f"top_{axis}": float(getattr(highest, axis, "nan")) for axis in ("layer", "dim", "position")},
         "top_ratio": max(ratios),
         "massive_queries": float(sum(entry.tensor == "query" for entry in found)),
         "massive_keys": float(sum(entry.tensor == "key" for entry in found)),

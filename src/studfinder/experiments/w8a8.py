@@ -1,0 +1,67 @@
+"""Eight bits: what a trained model's loss becomes when weights and activations are rounded, window by window.
+
+Quantizable Transformers (arXiv 2306.12929, section 5) quantises weights symmetrically and activations asymmetrically,
+both with one range a tensor, activations with a static one from training data. Here the same is done to the matrices
+inside the blocks and what enters them. Theirs also rounds embeddings, attention weights and norms, leaves out the head
+alone, and sets ranges by a running average or a percentile where ours takes the smallest and the largest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from studfinder.models import LM
+from studfinder.quantizers import RTN, Activations, Method, Scheme, WithActivations, quantized
+
+_WEIGHTS = RTN(scheme=Scheme(element="int8", block="tensor", narrow=True))
+STATIC = "static per tensor"
+WAYS: Mapping[str, Method] = {
+    "weights only": _WEIGHTS,
+    STATIC: WithActivations(weights=_WEIGHTS, activations=Activations(scope="tensor", range="static", zero="float")),
+    "dynamic per tensor": WithActivations(weights=_WEIGHTS, activations=Activations(scope="tensor")),
+    "dynamic per token": WithActivations(weights=_WEIGHTS, activations=Activations(scope="token")),
+}
+"""Ways to eight bits; the first, which leaves the activations as they are, tells what of the rest is theirs."""
+
+CAVEAT = (
+    "Matrices of the blocks in int8 with one symmetric scale each, what enters them in int8: static ranges from "
+    "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. Quantizable "
+    "Transformers also rounds embeddings, norms and attention weights, and clips its ranges; what a variant adds to "
+    "attention (gates, k' and v', shift scalars) is not rounded here."
+)
+
+Windows = Sequence[Sequence[int]]
+
+
+def w8a8_losses(lm: LM, windows: Windows, calibration: Windows) -> dict[str, list[float]]:
+    """The loss of each window, nats a token, by the ways of `WAYS`; the model is as it was afterwards.
+
+    Args:
+        calibration: windows from which static ranges are taken.
+    """
+    found = {}
+    for name, method in WAYS.items():
+        with quantized(lm, method, windows=calibration):
+            found[name] = window_losses(lm, windows)
+    return found
+
+
+def window_losses(lm: LM, windows: Windows) -> list[float]:
+    """The loss of each window, nats a token. One window a call: what is in it decides a dynamic range."""
+    return [loss_of(log_probabilities(lm, ids), ids) for ids in windows]
+
+
+@torch.no_grad()
+def log_probabilities(lm: LM, ids: Sequence[int]) -> torch.Tensor:
+    """Of every token after each but the last, (T - 1, V) fp32."""
+    ids_1T = torch.tensor([list(ids)], device=lm.device)
+    return F.log_softmax(lm.model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float(), dim=-1)
+
+
+def loss_of(log_TV: torch.Tensor, ids: Sequence[int]) -> float:
+    """Mean nats a token of a window."""
+    next_T = torch.tensor(list(ids)[1:], device=log_TV.device)
+    return float(F.nll_loss(log_TV, next_T))
