@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from studfinder.experiments import plan_experiment, run_experiment
 from studfinder.experiments.kv_shift_ablations import Clamp
 from studfinder.experiments.kv_shift_hop import accuracy
 from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way
-from studfinder.experiments.trained import last, over_seeds, shift_scalars, steps_to
+from studfinder.experiments.outlier_free_pretrain import in_eight_bits
+from studfinder.experiments.trained import curves, last, over_seeds, shift_scalars, steps_to
+from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
-from studfinder.training import Shape, build, variants_from
+from studfinder.training import Shape, TextSource, build, variants_from
 from studfinder.training.tasks import HopK
+from tiny import tiny
 
 TINY = {"steps": 2, "look_every": 1, "test": 4, "batch": 4, "seeds": 2}
 TOY = {
@@ -60,6 +65,43 @@ def test_a_language_experiment_from_end_to_end(tmp_path, name):
     whole(result, folder, name)
 
 
+def test_pretraining_is_measured_in_eight_bits(tmp_path, monkeypatch):
+    import studfinder.experiments.outlier_free_pretrain as module
+
+    text = tmp_path / "t.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 1, "hidden": 16, "heads": 2, "warmup": 1}
+    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    monkeypatch.setattr(module, "models", lambda length: {"vanilla": [], "both": ["kv_shift", "gated"]})
+    result, _ = ran("outlier-free/pretrain", tmp_path / "run", **settings)
+    _, bits = result.tables
+    for row in bits.rows:
+        cells = dict(zip(bits.columns, row, strict=True))
+        full, eight, gap = (cells[name].value for name in ("test loss", f"W8A8 {STATIC}", module._COST))
+        assert gap == pytest.approx(eight - full)
+        assert 0 < abs(gap) < 0.1
+        assert cells["test loss"].n == 2  # seeds
+    for seeds in result.data.values():
+        for cell in seeds:
+            assert last(cell, "full") == pytest.approx(last(cell, "test"), rel=1e-5)
+    assert "costs vanilla" in result.notes[-1] or "not shown to cost" in result.notes[-1]
+
+
+def test_eight_bits_of_an_outlier_cost_something():
+    """A channel that is large everywhere takes the range of all others."""
+    source = TextSource(np.random.default_rng(0).integers(3, 96, 2000), 32, 96, "random")
+    before = in_eight_bits(4, source, tiny("llama").model)
+    model = tiny("llama").model
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[3] = 3000.0
+        model.model.layers[1].self_attn.q_proj.weight[:, 3] = 1e-4
+        model.model.layers[1].self_attn.k_proj.weight[:, 3] = 1e-4
+        model.model.layers[1].self_attn.v_proj.weight[:, 3] = 1e-4
+        model.lm_head.weight.mul_(30)
+    after = in_eight_bits(4, source, model)
+    assert abs(last(after, f"gap/{STATIC}")) > 10 * abs(last(before, f"gap/{STATIC}"))
+
+
 @pytest.mark.real
 def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
     name = "kv-shift/ablations"
@@ -96,6 +138,12 @@ def test_curves_are_read_as_said():
     assert last(cell) == 0.7
     assert last(cell, "outliers/inf_norm") == 3.0
     assert math.isnan(last(cell, "outliers/top_sink"))
+
+
+def test_every_kind_gets_a_line_of_its_own():
+    axes = curves(Figure(), 111, {f"kind {number}": [[(0, 1.0), (1, 2.0)]] for number in range(8)}, "loss")
+    shown = [line for line in axes.get_lines() if line.get_label().startswith("kind")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in shown}) == 8
 
 
 def test_half_of_the_way():

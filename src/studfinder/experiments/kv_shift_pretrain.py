@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell, text_source
+from studfinder.experiments.language import SMALL, language_cells
+from studfinder.experiments.trained import against, ends_table, one_panel
 from studfinder.records import Result, Table
-from studfinder.training import Shape
 
 MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}
@@ -34,38 +34,17 @@ EXPERIMENT = Experiment(
     shows="figure 4 and table 4",
     summary="Is the loss of a language model lower with KV shift, and where do its scalars go?",
     needs="an hour on two cores (no model is loaded: small ones are trained on wikitext2)",
-    presets={
-        "cpu": {
-            "text": "wikitext2",
-            "vocabulary": 1024,
-            "length": 128,
-            "layers": 4,
-            "hidden": 96,
-            "heads": 4,
-            "steps": 1000,
-            "batch": 16,
-            "lr": 2e-3,
-            "warmup": 100,
-            "schedule": "cosine",
-            "look_every": 100,
-            "test": 64,
-            "seeds": 3,
-        },
-    },
+    presets={"cpu": SMALL},
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Loss over steps and the final scalars, over seeds."""
-    s = bench.settings
-    source, vocabulary = text_source(bench)
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"], tied=True)
-
-    def cell(name: str, seed: int) -> dict[str, Any]:
-        return run_cell(source, vocabulary, shape, MODELS[name], recipe_of(s, seed))
-
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
-    tables = [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES), quadrants(cells["KV shift"])]
+    cells = language_cells(bench, MODELS, watch=False)
+    tables = [
+        ends_table(f"After {bench.settings['steps']} steps on {bench.settings['text']}", cells, _SCORES),
+        quadrants(cells["KV shift"]),
+    ]
     return Outcome(tables, against(cells, "vanilla", _SCORES), cells)
 
 

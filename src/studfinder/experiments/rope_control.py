@@ -8,15 +8,13 @@ they come from; the largest ratio to the head's mean is kept for that reason.
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, curves, ends_table, every_cell, recipe_of, run_cell, text_source
+from studfinder.experiments.language import SMALL, language_cells
+from studfinder.experiments.trained import against, curves, ends_table
 from studfinder.records import Result
 from studfinder.report.style import new_figure
-from studfinder.training import Shape
 
 MODELS: dict[str, list[str]] = {
     "RoPE": [],
@@ -39,37 +37,14 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="The same small model with RoPE, p-RoPE, NoPE and ALiBi: do massive values of Q and K appear?",
     needs="hours on two cores (no model is loaded: small ones are trained on wikitext2)",
-    presets={
-        "cpu": {
-            "text": "wikitext2",
-            "vocabulary": 1024,
-            "length": 128,
-            "layers": 4,
-            "hidden": 128,
-            "heads": 2,
-            "steps": 1500,
-            "batch": 16,
-            "lr": 2e-3,
-            "warmup": 100,
-            "schedule": "cosine",
-            "look_every": 100,
-            "test": 64,
-            "seeds": 3,
-        },
-    },
+    presets={"cpu": {**SMALL, "hidden": 128, "heads": 2, "steps": 1500}},
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
     s = bench.settings
-    source, vocabulary = text_source(bench)
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"], tied=True)
-
-    def cell(name: str, seed: int) -> dict[str, Any]:
-        return run_cell(source, vocabulary, shape, MODELS[name], recipe_of(s, seed), watch=True)
-
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    cells = language_cells(bench, MODELS)
     notes = against(cells, "RoPE", _SCORES)
     if not any(cell["outliers"]["massive_keys"][-1][1] for cell in cells["RoPE"]):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")

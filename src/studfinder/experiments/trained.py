@@ -15,7 +15,7 @@ from studfinder.experiments.experiment import Bench
 from studfinder.records import Interval, Table
 from studfinder.records.result import Cell
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, new_figure
-from studfinder.training import Outliers, Recipe, Shape, build, fit, tokenized, variants_from
+from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
 from studfinder.training.streams import Source
 
 COLOURS = (VERMILLION, BLUE, GREY, GREEN, PURPLE, ORANGE)
@@ -106,7 +106,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def last(cell: dict[str, Any], curve: str = "accuracy") -> float:
-    """Where a curve ends; curves of outliers are named "outliers/...". NaN where nothing was read."""
+    """Where a curve ends; those within another name are named "outliers/...". NaN where nothing was read."""
     kind, _, name = curve.rpartition("/")
     points = cell[kind].get(name) if kind else cell[curve]
     return float(points[-1][1]) if points else float("nan")
@@ -128,12 +128,14 @@ def curves(
 ) -> Any:
     """Means over seeds as lines, with each seed's own curve thin behind it."""
     axes = figure.add_subplot(place)
-    for colour, (name, seeds) in zip(COLOURS, cells.items(), strict=False):
+    for number, (name, seeds) in enumerate(cells.items()):
+        turn, colour = divmod(number, len(COLOURS))
+        style: Any = {"color": COLOURS[colour], "linestyle": ("-", "--", ":")[turn]}
         steps = [step for step, _ in seeds[0]]
         values = np.array([[value for _, value in curve] for curve in seeds])
         for curve in values:
-            axes.plot(steps, curve, color=colour, linewidth=0.8, alpha=0.45)
-        axes.plot(steps, values.mean(axis=0), color=colour, linewidth=2, label=name)
+            axes.plot(steps, curve, linewidth=0.8, alpha=0.45, **style)
+        axes.plot(steps, values.mean(axis=0), linewidth=2, label=name, **style)
     axes.set_xlabel("steps")
     axes.set_ylabel(label)
     axes.grid(axis="y")
@@ -150,14 +152,6 @@ def one_panel(width: float, cells: dict[str, list[Curve]], label: str, **options
     curves(figure, 111, cells, label, **options)
     figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
     return figure
-
-
-def text_source(bench: Bench) -> tuple[Source, int]:
-    """The text that an experiment's settings name, in windows, and the vocabulary trained on it."""
-    s = bench.settings
-    bench.progress(f"reading {s['text']}", 0, 1)
-    source, tokenizer = tokenized(s["text"], s["length"], s["vocabulary"] or None)
-    return source, len(tokenizer)
 
 
 def ends_table(

@@ -2,8 +2,9 @@
 
 Quantizable Transformers (arXiv 2306.12929, section 5) quantises weights symmetrically and activations asymmetrically,
 both with one range a tensor, activations with a static one from training data. Here the same is done to the matrices
-inside the blocks and what enters them. Theirs also rounds embeddings, attention weights and norms, leaves out the head
-alone, and sets ranges by a running average or a percentile where ours takes the smallest and the largest number.
+inside the blocks and what enters them. Theirs rounds what leaves each matrix, embeddings, norms, scores, attention
+weights and residual sums (all but head and gates), and its ranges are a running average or a percentile where ours are
+the smallest and the largest number.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ WAYS: Mapping[str, Method] = {
 
 CAVEAT = (
     "Matrices of the blocks in int8 with one symmetric scale each, what enters them in int8: static ranges from "
-    "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. Quantizable "
-    "Transformers also rounds embeddings, norms and attention weights, and clips its ranges; what a variant adds to "
-    "attention (gates, k' and v', shift scalars) is not rounded here."
+    "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. What a variant adds "
+    "to attention (gates, k' and v', shift scalars) is not rounded. Quantizable Transformers also rounds embeddings, "
+    "norms, scores, attention weights and residual sums, and clips its ranges."
 )
 
 Windows = Sequence[Sequence[int]]
