@@ -5,8 +5,8 @@ trained model with a start that changes no bit of it (gates at exactly 1/2 with 
 few hundred or thousand steps of ordinary training make the massive activation and the need for the super weight
 shrink, and do eight-bit activations get cheaper? And what if the super weight itself is kept out of training, frozen at
 its value or pulled to zero over the first half: does the model learn to do without it? Nearest in print: Quantizable
-Transformers (arXiv 2306.12929) fine-tunes OPT-1.3B for 4,000 steps with gates that start near 1, and ends with an inf
-norm of 50.9 and a kurtosis of 665 where plain fine-tuning has 79.3 and 2,086.
+Transformers (arXiv 2306.12929) fine-tunes OPT-1.3B for 4,000 steps with gates, and ends with an inf norm of 50.9 and a
+kurtosis of 665 where plain fine-tuning has 79.3 and 2,086.
 
 How: the same windows of text in the same order for every arm. Before, during and after: the largest activation and
 where it is, kurtosis, sinks; the need for the super weight, KL(model || model with it set to zero); test loss; loss

@@ -44,8 +44,8 @@ _BITS = {
 }
 
 _PAPER = (
-    "The paper's OPT-125m, perplexity in full precision and in W8A8: vanilla 15.84 and 21.18, clipped softmax 16.29 and "
-    "37.20, gated 15.55 and 16.02."
+    "The paper's OPT-125m, perplexity in full precision and in W8A8: vanilla 15.84 and 21.18, clipped softmax 16.29 "
+    "and 37.20, gated 15.55 and 16.02."
 )
 EXPERIMENT = Experiment(
     trains=True,
