@@ -30,8 +30,8 @@ WAYS: Mapping[str, Method] = {
 CAVEAT = (
     "Matrices of the blocks in int8 with one symmetric scale each, what enters them in int8: static ranges from "
     "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. What a variant "
-    "adds to attention (gates, k' and v', shift scalars) is not rounded. Quantizable Transformers also rounds embeddings, "
-    "norms, scores, attention weights and residual sums, and clips its ranges."
+    "adds to attention (gates, k' and v', shift scalars) is not rounded. Quantizable Transformers also rounds "
+    "embeddings, norms, scores, attention weights and residual sums, and clips its ranges."
 )
 
 Windows = Sequence[Sequence[int]]

@@ -1,0 +1,161 @@
+"""What a training run will be, settled before anything is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from studfinder.attention import Variant
+from studfinder.errors import StudfinderError
+from studfinder.models import load
+from studfinder.training import Preset, Recipe, Shape, Task, preset, task_from, variants_from
+from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
+from studfinder.training.text import documents, fingerprint
+
+TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
+"""A small model for toy tasks: two layers of width 64."""
+GO_ON = Preset(
+    shape=Shape(), recipe=Recipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"), length=512, vocabulary=None
+)
+"""The recipe for a trained model, whose shape is its own."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Everything that determines a training run, worked out before it starts.
+
+    Attributes:
+        name: of the model, for the folder.
+        shape: of a model from scratch; None with `base`.
+        base: a trained model to go on with.
+        variants: of attention, put in one after the other.
+        task, text: what it is trained on; one of the two.
+        length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
+        apart: keep packed documents from seeing each other.
+        estimate: what it will take.
+        settings: all of the above, flat.
+    """
+
+    name: str
+    recipe: Recipe
+    variants: tuple[Variant, ...]
+    length: int
+    shape: Shape | None = None
+    base: str | None = None
+    task: Task | None = None
+    text: str | None = None
+    vocabulary: int | None = None
+    apart: bool = False
+    estimate: Estimate | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_train(
+    *,
+    task: Task | str | None = None,
+    text: str | None = None,
+    base: str | None = None,
+    preset_name: str | None = None,
+    attention: Sequence[str] | None = None,
+    shape: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    length: int | None = None,
+    vocabulary: int | None = None,
+    apart: bool = False,
+) -> TrainPlan:
+    """Settle a run.
+
+    Args:
+        task: a toy task, or its name and settings ("induction:length=64").
+        text: a text, see `training.text.documents`. One of task and text.
+        base: a trained model to go on with, by name or folder; its tokenizer and sizes are kept.
+        preset_name: one of `PRESETS`; the default is "toy" for text from scratch, and for a trained model 2,000
+            gentle steps of 8 windows of 512 tokens.
+        attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
+        shape, recipe: fields of `Shape` and `Recipe` that differ from the preset's.
+        length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
+        apart: keep packed documents from seeing each other.
+
+    Raises:
+        StudfinderError: an unknown name, settings that do not fit, no text.
+    """
+    task = task_from(task) if isinstance(task, str) else task
+    if (task is None) == (text is None):
+        raise StudfinderError("nothing to train on" if text is None else "a task and a text", expected="one of the two")
+    default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
+    chosen = preset(preset_name) if preset_name else default
+    sizes = replace(chosen.shape, **(shape or {}))
+    course = replace(chosen.recipe, **(recipe or {}))
+    if course.precision == "auto":
+        course = replace(course, precision=faster_precision(sizes.hidden))  # type: ignore[arg-type]
+    words = tuple(chosen.attention if attention is None else attention)
+    plan = TrainPlan(
+        name=base or preset_name or (task.name if task is not None else "toy"),
+        recipe=course,
+        variants=tuple(variants_from(words)),
+        length=task.length if task is not None else length or chosen.length,
+        shape=None if base else sizes,
+        base=base,
+        task=task,
+        text=text,
+        vocabulary=None if base else vocabulary or chosen.vocabulary,
+        apart=apart,
+    )
+    _check(plan, shape, length, vocabulary)
+    return replace(plan, estimate=_estimate(plan), settings=_settings(plan, words))
+
+
+def _check(plan: TrainPlan, shape: Any, length: int | None, vocabulary: int | None) -> None:
+    if plan.base and (shape or vocabulary):
+        raise StudfinderError(
+            f"the sizes of {plan.base} are what they are", do="Leave layers, width and vocabulary out"
+        )
+    if plan.task is not None and (length or vocabulary):
+        raise StudfinderError(
+            "a task has its own length and vocabulary", do=f"Say --task {plan.task.name}:length=...,vocabulary=..."
+        )
+    if plan.base and plan.task is not None:
+        raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
+    plan.recipe.micro_batch(processes())
+    if plan.text is not None:
+        next(documents(plan.text))  # said before anything is made for nothing
+
+
+def _estimate(plan: TrainPlan) -> Estimate:
+    if plan.base is not None:
+        model = load(plan.base).model
+        config = model.config.get_text_config(decoder=True)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        layers, hidden, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes())
+    assert plan.shape is not None
+    vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
+    return estimate(
+        plan.shape,
+        plan.variants,
+        plan.recipe,
+        vocabulary=vocabulary,
+        length=plan.length,
+        devices=processes(),
+    )
+
+
+def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
+    data = plan.task.to_dict() if plan.task is not None else {"text": plan.text, "text_print": fingerprint(plan.text)}
+    model = {"base": plan.base} if plan.shape is None else plan.shape.to_dict()
+    return {
+        **{f"data_{name}": value for name, value in data.items()},
+        "length": plan.length,
+        "vocabulary": plan.vocabulary,
+        "apart": plan.apart,
+        **{f"model_{name}": value for name, value in model.items()},
+        "attention": " ".join(attention),
+        **plan.recipe.to_dict(),
+    }
+
+
+def processes() -> int:
+    """How many train together, as torchrun and accelerate say it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
