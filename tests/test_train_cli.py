@@ -13,6 +13,7 @@ from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
 from studfinder.records import read_record
 from studfinder.training import Training
+from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, run_train, train
 
 TASK = "recall:vocabulary=32,length=16,pairs=2"
@@ -82,6 +83,44 @@ def test_a_text_and_its_tokenizer_are_exported(here):
     assert lm.tokenizer.decode(lm.tokenizer("The quick fox")["input_ids"]) == "The quick fox"
     assert record.run.settings["vocabulary"] == 280
     assert sf.scan(lm, prove=False).model.vocabulary == 280
+
+
+@pytest.mark.parametrize("attention", [["kv_shift", "gated"], ["clipped_softmax:alpha=12,length=128", "nope"]])
+def test_an_exported_language_model_can_be_measured(here, capsys, attention):
+    (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 300)
+    sizes = {"layers": 1, "hidden": 16, "heads": 2}
+    recipe = {"batch": 4, "test": 2, "steps": 2}
+    plan = plan_train(text="t.txt", shape=sizes, recipe=recipe, length=128, vocabulary=280, attention=attention)
+    folder = run_train(plan, out=here / "r", quiet=True)[1]
+    names = "perplexity,repetition,induction:16"
+    assert run(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
+    found = {line.measure: line for line in read_card(here / "m").measured}
+    assert found["perplexity"].score.value == pytest.approx(280, rel=0.2)  # it has learnt next to nothing
+    assert found["induction:16"].score.value < 0.5
+    assert found["repetition"].score is not None
+    assert run(["measure", str(folder / "model"), "--measures", "perplexity,in-context-learning", "--out", "n"]) == 0
+    refused = read_card(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
+    assert refused.score is None
+    assert "windows of 208 tokens" in refused.why_not
+
+
+@pytest.mark.real
+def test_an_exported_model_of_a_task_is_measured_as_what_it_learnt(here):
+    """One layer with KV shift learns induction, and the measure of it, whose sequences are others, sees that."""
+    folders = {}
+    for attention in ("vanilla", "kv_shift"):
+        plan = plan_train(
+            task="induction:vocabulary=43,length=32,train_on=scored",
+            shape={"layers": 1, "hidden": 64, "heads": 4},
+            recipe={"steps": 100, "batch": 64, "lr": 5e-3, "warmup": 20, "look_every": 100, "test": 8},
+            attention=[attention],
+        )
+        folders[attention] = run_train(plan, out=here / attention, quiet=True)[1]
+    lms = {name: sf.load(folder / "model") for name, folder in folders.items()}
+    found = {name: sf.measure(lm, ["induction:16"], limit=16).measured[0] for name, lm in lms.items()}
+    assert found["vanilla"].chance == 1 / 43
+    assert found["kv_shift"].score.low > 2 * found["vanilla"].score.high
+    assert found["kv_shift"].details["prefix matching"] > 5 * found["vanilla"].details["prefix matching"]
 
 
 def test_a_trained_model_goes_on_from_where_it_was(here):
