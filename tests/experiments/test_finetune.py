@@ -28,7 +28,16 @@ from studfinder.training import Recipe, TextSource, fit
 from tiny import tiny
 
 NAME = "outlier-free/finetune"
-SMALL = {"steps": 4, "look_every": 2, "warmup": 1, "length": 24, "limit": 5, "watched": 2, "precision": "fp32"}
+SMALL = {
+    "steps": 4,
+    "look_every": 2,
+    "keep_every": 2,
+    "warmup": 1,
+    "length": 24,
+    "limit": 5,
+    "watched": 2,
+    "precision": "fp32",
+}
 PLACE = (f"model.layers.{LAYER}.mlp.down_proj.weight", (ROW, COL))
 
 

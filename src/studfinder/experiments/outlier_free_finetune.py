@@ -64,12 +64,21 @@ EXPERIMENT = Experiment(
         "from 2 CPU seconds a step of 512 tokens; plus the scan that finds the super weight)"
     ),
     presets={
-        "cpu": {**_COURSE, "steps": 150, "warmup": 10, "look_every": 30, "limit": 16, "watched": 4},
-        "paper": {**_COURSE, "steps": 2000, "warmup": 100, "look_every": 100, "limit": 48, "watched": 8},
+        "cpu": {**_COURSE, "steps": 150, "warmup": 10, "look_every": 30, "keep_every": 75, "limit": 16, "watched": 4},
+        "paper": {
+            **_COURSE,
+            "steps": 2000,
+            "warmup": 100,
+            "look_every": 100,
+            "keep_every": 500,
+            "limit": 48,
+            "watched": 8,
+        },
     },
 )
 """`weights`: how many of the proven super weights, the largest effect first, are held and taken away together; `limit`:
-test windows; `watched`: how many of them are looked at on the way. Steps of 512 tokens are as many as asked for."""
+test windows; `watched`: how many of them are looked at on the way; `keep_every`: steps between checkpoints, which are
+12 bytes a parameter each."""
 
 
 @dataclass(frozen=True)

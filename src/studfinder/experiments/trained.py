@@ -185,5 +185,5 @@ def against(cells: dict[str, list[dict[str, Any]]], plain: str, columns: dict[st
 
 def recipe_of(settings: dict[str, Any], seed: int, precision: Any = "fp32") -> Recipe:
     """The recipe that an experiment's settings say."""
-    names = ("steps", "batch", "lr", "warmup", "test", "look_every", "schedule")
+    names = ("steps", "batch", "lr", "warmup", "test", "look_every", "keep_every", "schedule")
     return Recipe(seed=seed, precision=precision, **{name: settings[name] for name in names if name in settings})
