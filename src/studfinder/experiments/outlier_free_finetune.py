@@ -60,8 +60,8 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="Trained on with gates, KV shift or without its super weight, does a model unlearn its outliers?",
     needs=(
-        "about an hour, 5 GB of memory and 4 GB of disk with smollm2 on two cores; preset paper half a day (estimated "
-        "from 2 CPU seconds a step of 512 tokens; plus the scan that finds the super weight)"
+        "about an hour, 5 GB of memory and 4 GB of disk with smollm2 on two cores; preset paper eight hours "
+        "(estimated from 3 CPU seconds a step of 512 tokens; plus the scan that finds the super weight)"
     ),
     presets={
         "cpu": {**_COURSE, "steps": 150, "warmup": 10, "look_every": 30, "keep_every": 75, "limit": 16, "watched": 4},
