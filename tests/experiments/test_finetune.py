@@ -121,6 +121,7 @@ def test_notes_follow_their_intervals(result):
     assert _said(interval(0.1, 0.2)).startswith("higher")
     assert _said(interval(-0.2, -0.1)).startswith("lower")
     assert _said(interval(-0.1, 0.1)).startswith("not shown")
+    assert _said(change([2.0], [1.0])).startswith("not shown")  # one window is no evidence
     untrained = {"loss": [1.0, 1.2], "super": {"loss": [3.0, 3.2]}}
     states = {"untrained": untrained, "plain": {"loss": [1.0, 1.0]}, "super weight decayed": {"loss": [1.5, 1.5]}}
     assert "25.0% [25.0%, 25.0%] of that" in _won_back("m", states)

@@ -24,7 +24,10 @@ def states(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def mean_of(items: Items) -> Interval:
-    """Over windows."""
+    """Over windows; a single one has no interval (its ends are NaN), and nothing is said to have changed by it."""
+    if len(items) == 1:
+        nan = float("nan")
+        return Interval(value=float(items[0]), low=nan, high=nan, level=0.95, n=1, method="one test window")
     return mean_interval(items, what="test windows")
 
 
