@@ -192,16 +192,16 @@ def _answer(found: dict[str, dict[str, Any]], items: Callable[[dict[str, Any]], 
     """In which arms something fell, and in which it fell below plain training."""
     before = items(found[UNTRAINED])
     fell = [label for label, state in found.items() if change(items(state), before).high < 0]
-    says = f"{mean_of(before)} before; lower than that after training in {_listed(fell)}"
+    says = f"{mean_of(before)} before; an interval shows it lower after training in {_listed(fell)}"
     if PLAIN in found:
         plain = items(found[PLAIN])
         below = [label for label, state in found.items() if label != UNTRAINED and change(items(state), plain).high < 0]
-        says += f"; lower than after plain training in {_listed(below)}"
+        says += f", and lower than after plain training in {_listed(below)}"
     return says + "."
 
 
 def _listed(labels: Sequence[str]) -> str:
-    return ", ".join(labels) if labels else "no arm that an interval would show"
+    return ", ".join(labels) if labels else "no arm"
 
 
 def _arm(label: str, found: dict[str, dict[str, Any]]) -> str:
