@@ -151,7 +151,7 @@ def _notes(name: str, panel: Panel) -> list[str]:
         notes.append(
             f"{name}: {measure.replace(':', ' on ')} becomes {_times(zero)} as large with the massive activations at "
             f"zero and {_times(mean)} with them at their mean{_back(panel, measure, zero)}. Of the controls, "
-            f"{' and '.join(moved) if moved else 'none'} changes it by more than 1 %."
+            f"{' and '.join(moved) if moved else 'none'} is shown to change it by more than 1 % (interval beyond that)."
         )
     if panel.tasks:
         parts = [f"{label} {_points(averaged([-lost for lost in panel.lost(label)]))}" for label in (ZERO, MEAN)]
