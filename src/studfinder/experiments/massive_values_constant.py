@@ -263,8 +263,10 @@ def _is_control(row: str, half: str) -> bool:
 
 def _against(own: list[Any], control: list[Any], row: str) -> str:
     more = difference(own, control)
-    says = "lower than" if more.high < 0 else "higher than" if more.low > 0 else "not distinguishable from"
-    return f"{says} with {row.split(',')[0]} ({more.value:+.2f} [{more.low:+.2f}, {more.high:+.2f}])"
+    says = "lower" if more.high < 0 else "higher" if more.low > 0 else "not distinguishable"
+    which = row.split(",")[0]
+    dims = f"{which} dims" if which == "random" else f"dims {which}"
+    return f"against {dims} {says} ({more.value:+.2f} [{more.low:+.2f}, {more.high:+.2f}])"
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
