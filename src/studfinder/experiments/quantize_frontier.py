@@ -14,6 +14,9 @@ import numpy as np
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
 
+FINEST = 3
+"""Decimals to which rates are told apart: a few kept numbers cost millionths of a bit a weight, and no one chooses by
+that."""
 FEWEST = 4
 """Windows to compare on, below which nothing is claimed: their resamples would be nearly all alike."""
 
@@ -48,7 +51,7 @@ class Step:
 def steps(plain: Sequence[Member], kept: Sequence[Member], low: float, high: float) -> list[Step]:
     """The two frontiers from one rate to another. The level of each interval is corrected for the number of different
     pairs that are compared (Bonferroni), so that all hold together with 95 %."""
-    edges = sorted({low, high, *(m.bits for m in (*plain, *kept) if low < m.bits < high)})
+    edges = sorted({low, high, *(_rate(m) for m in (*plain, *kept) if low < _rate(m) < high)})
     pairs = [(start, _best(plain, start), _best(kept, start)) for start in edges[:-1]]
     merged: list[tuple[float, Member | None, Member | None]] = []
     for start, one, other in pairs:
@@ -95,9 +98,13 @@ def verdict(found: Sequence[Step]) -> str:
     return f"{every}; it is strictly below somewhere, at best x{least.value:.3g} [{least.low:.3g}, {least.high:.3g}]"
 
 
+def _rate(member: Member) -> float:
+    return round(member.bits, FINEST)
+
+
 def _best(members: Sequence[Member], rate: float) -> Member | None:
     """The smallest loss on the windows that choose, among those that cost no more than the rate."""
-    able = [member for member in members if member.bits <= rate and np.isfinite(member.nll).all()]
+    able = [member for member in members if _rate(member) <= rate and np.isfinite(member.nll).all()]
     return min(able, key=lambda member: float(member.nll[::2].sum()), default=None)
 
 
@@ -109,4 +116,4 @@ def _ratio(plain: Member, kept: Member, level: float) -> Interval | None:
 
 
 def _rates(found: Sequence[Step]) -> str:
-    return "at " + ", ".join(f"{step.low:.3g} to {step.high:.3g}" for step in found) + " bits"
+    return "at " + ", ".join(f"{step.low:.{FINEST}f} to {step.high:.{FINEST}f}" for step in found) + " bits"

@@ -54,6 +54,7 @@ EXPERIMENT = Experiment(
         }
     },
 )
+SUPER = "super weights"
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
@@ -75,15 +76,16 @@ def run(bench: Bench) -> Outcome:
 
 
 def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
-    """Round to nearest, over elements, blocks and zero points, with and without a search of the range; with keep only
-    where the zero point is an integer, which first trials found best."""
+    """Round to nearest, over elements, blocks and zero points, with and without a search of the range; shares of all
+    weights are kept only where the zero point is an integer, which first trials found best."""
     own = bench.settings
     for bits in listed(own["elements"]):
         for block in listed(own["blocks"]):
             for zero in listed(own["zeros"]):
                 scheme = _scheme(lm, bits, block, zero)
-                keeps = list(_keeps(bench, findings)) if zero == "integer" else [(None, "")]
-                for keep, kept in keeps:
+                keeps = list(_keeps(bench, findings))
+                few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER)]
+                for keep, kept in {"integer": keeps, "none": few}.get(zero, few[:1]):
                     yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
                     if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
                         yield _recipe("RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
@@ -115,7 +117,7 @@ def _phases(bench: Bench, lm: LM) -> Iterator[Recipe]:
 def _keeps(bench: Bench, findings: Findings) -> Iterator[tuple[Any, str]]:
     yield None, ""
     if _super(findings):
-        yield hold_out(_super(findings)), "super weights"
+        yield hold_out(_super(findings)), SUPER
     for share in listed(bench.settings["held"]):
         yield hold_out(fraction=float(share)), f"{float(share):.4g} of all".replace("0.", ".", 1)
 
@@ -189,8 +191,8 @@ def _steps_table(name: str, which: str, found: Sequence[Step]) -> Table:
         title=f"{name}: the best at each rate, {which}",
         columns=("bits per weight", "best that keeps nothing", "best that keeps something", "perplexity, kept / not"),
         rows=rows,
-        note="The best of those that cost no more, chosen on every second window; the ratio is of the other windows, "
-        f"paired, its interval corrected for the number of pairs. {CAVEAT}",
+        note="The best of those that cost no more (rates to a thousandth of a bit), chosen on every second window; the "
+        f"ratio is of the other windows, paired, its interval corrected for the number of pairs. {CAVEAT}",
     )
 
 
@@ -241,7 +243,7 @@ def _alone_note(name: str, tried: Sequence[Made], measure: str) -> list[str]:
     pairs = []
     for one in tried:
         plain = by_label.get(one.recipe.label.partition(", keep")[0])
-        if one.recipe.kept == "super weights" and plain is not None:
+        if one.recipe.kept == SUPER and plain is not None:
             pairs.append((one, plain))
     says = tally(pairs, measure)
     return [f"{name}: keeping the super weights alone, all else alike, {says}."] if says else []
@@ -283,7 +285,7 @@ def _plane(name: str, seen: dict[str, Any], width: float) -> Figure:
     axes.set_xlabel("true bits per weight")
     axes.set_ylabel("perplexity")
     above = sum(not value <= most for _, value, *_ in points)
-    title = f"{name}" + (f": {above} of {len(points)} lie above" if above else "")
+    title = f"{name}" + (f": {above} of {len(points)} lie above this frame" if above else "")
     axes.set_title(title)
     axes.grid()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 1)
