@@ -97,7 +97,7 @@ def test_frontier_says_below_only_where_it_is():
     assert "above" in verdict(steps(plain, worse, 2.5, 8.5))
     assert "nowhere" in verdict(steps(plain, worse, 2.5, 8.5))
     late = [member("D", 3.0, 2.0, 5)]
-    assert "nothing kept that costs so little at 2.5 to 3" in verdict(steps(plain, late, 2.5, 8.5))
+    assert "nothing kept that costs so little at 2.500 to 3.000" in verdict(steps(plain, late, 2.5, 8.5))
     few = [Member(m.label, m.bits, m.nll[:2], m.tokens[:2]) for m in plain + better]
     assert "too few" in verdict(steps(few[:2], few[2:], 2.5, 8.5))
 
