@@ -24,6 +24,9 @@ from studfinder.texts import Batch, batches
 _LOGITS = 1 << 26
 """Logits of a batch of windows: 64 M, a quarter of a gigabyte in fp32."""
 
+_IN_CACHE = 1 << 19
+"""Logits that are worked on at a time on a CPU: 2 MB in fp32."""
+
 
 @dataclass(frozen=True)
 class Effects:
@@ -117,10 +120,15 @@ class _Clean:
         ]
         self.probabilities, self.minus_entropy, nll = [], [], []
         for row, length in enumerate(self.lengths):
-            log_p_TV = logits_BTV[row, : length - 1].float().log_softmax(dim=-1)
-            nll.append(-log_p_TV.gather(1, self.targets[row][:, None]).double().sum())
-            p_TV = log_p_TV.exp()
-            self.minus_entropy.append((p_TV * log_p_TV).sum(dim=-1))
+            p_TV = torch.empty(length - 1, logits_BTV.shape[-1], device=logits_BTV.device)
+            entropy, loss = [], []
+            for here in _blocks(logits_BTV, length):
+                log_p_RV = logits_BTV[row, here].float().log_softmax(dim=-1)
+                loss.append(-log_p_RV.gather(1, self.targets[row][here, None])[:, 0].double())
+                torch.exp(log_p_RV, out=p_TV[here])
+                entropy.append(torch.linalg.vecdot(p_TV[here], log_p_RV))
+            nll.append(torch.cat(loss).sum())
+            self.minus_entropy.append(torch.cat(entropy))
             self.probabilities.append(p_TV)
         self.nll = torch.stack(nll).cpu().numpy()
 
@@ -128,11 +136,21 @@ class _Clean:
         """KL(clean || edited) and the edited negative log-likelihood, summed over each row's positions, shape (B,)."""
         kl, nll = [], []
         for row, length in enumerate(self.lengths):
-            logits_TV = logits_BTV[row, : length - 1].float()
-            total_T = logits_TV.logsumexp(dim=-1)
-            nll.append((total_T - logits_TV.gather(1, self.targets[row][:, None])[:, 0]).double().sum())
-            # sum p (log p - log q), with log q = logit - total: the clean half is known already.
-            cross_T = total_T - torch.linalg.vecdot(self.probabilities[row], logits_TV)
-            # fp32 rounding can make a tiny divergence negative; a divergence is not.
-            kl.append((self.minus_entropy[row] + cross_T).clamp_min(0).double().sum())
+            totals, own, cross = [], [], []
+            for here in _blocks(logits_BTV, length):
+                logits_RV = logits_BTV[row, here].float()
+                totals.append(logits_RV.logsumexp(dim=-1))
+                own.append(logits_RV.gather(1, self.targets[row][here, None])[:, 0])
+                cross.append(torch.linalg.vecdot(self.probabilities[row][here], logits_RV))
+            total_T = torch.cat(totals)
+            nll.append((total_T - torch.cat(own)).double().sum())
+            # sum p (log p - log q), with log q = logit - total: the clean half is known already. fp32 rounding can
+            # make a tiny divergence negative; a divergence is not.
+            kl.append((self.minus_entropy[row] + total_T - torch.cat(cross)).clamp_min(0).double().sum())
         return torch.stack(kl).cpu().numpy(), torch.stack(nll).cpu().numpy()
+
+
+def _blocks(logits_BTV: torch.Tensor, length: int) -> list[slice]:
+    """The scored positions of a row, on a CPU so few at a time that their logits stay in its cache."""
+    step = max(1, _IN_CACHE // logits_BTV.shape[-1]) if logits_BTV.device.type == "cpu" else length
+    return [slice(begin, min(begin + step, length - 1)) for begin in range(0, length - 1, step)]
