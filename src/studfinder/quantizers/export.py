@@ -214,12 +214,13 @@ def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
         return pack_to_int32(codes_RC.contiguous(), bits)
-    bytes_RC = codes_RC.contiguous().view(torch.uint8)
     if bits == 8:
-        unsigned = bytes_RC ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
+        unsigned = codes_RC.contiguous().view(torch.uint8) ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
     else:
-        nibbles = (bytes_RC + 8) & 0x0F
-        unsigned = nibbles[:, ::2] | (nibbles[:, 1::2] << 4)
+        # Two codes at a time: each to 0..15 by a flip of bit 3, then the second's bits beside the first's.
+        pairs = (codes_RC.contiguous().view(torch.int16) ^ 0x0808) & 0x0F0F
+        pairs |= pairs >> 4
+        unsigned = pairs.view(torch.uint8)[:, ::2].contiguous()
     return unsigned.reshape(-1).view(torch.int32).reshape(codes_RC.shape[0], -1)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source, anatomy_of
@@ -25,11 +24,13 @@ class Files:
         folder: the checkpoint.
         shards: file names, each with its tensors in the order they are stored: name to (dtype, shape).
         targets: the matrices to quantise, by parameter name.
+        begins: by file, at which byte each tensor begins.
     """
 
     folder: Path
     shards: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
     targets: Mapping[str, Target]
+    begins: Mapping[str, Mapping[str, int]]
 
     @property
     def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -37,9 +38,22 @@ class Files:
         return {name: what for tensors in self.shards.values() for name, what in tensors.items()}
 
     def read(self, shard: str, name: str) -> torch.Tensor:
-        """One tensor, mapped from its file."""
-        with safe_open(self.folder / shard, framework="pt") as file:
-            return file.get_tensor(name)
+        """One tensor, read from its place: opening a file with safetensors reads its whole header each time, and a
+        mapping that stays open counts as memory.
+
+        Raises:
+            StudfinderError: the file ends before the tensor does.
+        """
+        dtype, shape = self.shards[shard][name]
+        held = torch.empty(torch.Size(shape).numel(), dtype=dtype)
+        with (self.folder / shard).open("rb", buffering=0) as file:
+            file.seek(self.begins[shard][name])
+            found = file.readinto(held.view(torch.uint8).numpy().data) if held.numel() else 0
+        if found != held.numel() * dtype.itemsize:
+            raise StudfinderError(
+                f"{self.folder / shard} ends within {name}", expected="a whole file", do="Copy it again"
+            )
+        return held.view(shape)
 
     def signature(self) -> dict[str, Any]:
         """Names, sizes and times of the files: the same signature is taken for the same weights."""
@@ -57,11 +71,13 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     """
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    shards = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    read = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
+    begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
     stored = {name for tensors in shards.values() for name in tensors}
     if not set(found) <= stored or any(target.ref.transposed for target in found.values()):
         return None
-    return Files(folder, shards, found)
+    return Files(folder, shards, found, begins)
 
 
 def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
@@ -76,9 +92,14 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))
 
 
-def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
+    """Dtype, shape and first byte of each tensor, in the order they are stored."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    return {name: (DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in ordered}
+    return {
+        name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in ordered
+    }
