@@ -72,6 +72,7 @@ def _given(quantized: Quantized) -> Callable[[], Quantized]:
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
     # The smallest and the largest are one fast pass, and NaN is both.
-    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+    plain = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, plain.aminmax())):
         raise StudfinderError(f"{name}: a weight is NaN or infinite", expected="finite weights")
     return tensor
