@@ -30,6 +30,10 @@ def dims(values: Iterable[int], k: int = 4) -> str:
     return text + (f" and {len(ranked) - k} more" if len(ranked) > k else "")
 
 
+_STANDS = 1.5
+"""Perplexity, times as large, from which a model is said to stand on a weight."""
+
+
 def verdict_sentence(findings: Findings) -> str:
     """What this scan says, in one sentence."""
     proven = sorted(findings.proven, key=lambda w: -w.effect.kl.value if w.effect else 0.0)
@@ -37,8 +41,10 @@ def verdict_sentence(findings: Findings) -> str:
         ratio = proven[0].effect.perplexity_ratio
         more = proven[1:]
         rest = f" ({count(len(more), 'more weight')} proven, with smaller effects)" if more else ""
+        # A model may notice that a weight is gone without standing on it.
+        says = "One weight holds this model up" if ratio.low >= _STANDS else "One weight matters more than its like"
         return (
-            f"One weight holds this model up: without {proven[0]} its perplexity is {ratio.value:.2f} times as large "
+            f"{says}: without {proven[0]} its perplexity is {ratio.value:.2f} times as large "
             f"[{ratio.low:.2f}, {ratio.high:.2f}]{rest}."
         )
     found = []
