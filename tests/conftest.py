@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
@@ -11,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
 import pytest
 import torch
 import transformers
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell; some tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
