@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studfinder.measures.likelihood import _at
+from studfinder.measures.passes import _at
 
 
 @settings(max_examples=40, deadline=None)

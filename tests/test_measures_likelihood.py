@@ -10,6 +10,7 @@ from studfinder import sites
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.measures import head, likelihood
+from studfinder.measures import passes as passes_
 from studfinder.measures.likelihood import log_likelihoods
 from tiny import ARCHITECTURES, V, tiny, token_ids
 
@@ -115,7 +116,7 @@ def test_an_error_in_one_of_several_passes_ends_them_all(monkeypatch):
         calls.append(1)
         raise StudfinderError("broken")
 
-    monkeypatch.setattr(likelihood, "_at", broken)
+    monkeypatch.setattr(passes_, "_at", broken)
     with pytest.raises(StudfinderError, match="broken"):
         log_likelihoods(lm, choices(), batch_tokens=8)
     assert len(calls) < 24
@@ -124,7 +125,7 @@ def test_an_error_in_one_of_several_passes_ends_them_all(monkeypatch):
 def test_models_that_cannot_share_do_not():
     for architecture, shares in {"llama": True, "gpt2": True, "opt": True, "falcon": True, "bloom": False}.items():
         with torch.no_grad():
-            assert likelihood._Engine(tiny(architecture)).takes_packs() is shares
+            assert passes_.Engine(tiny(architecture)).takes_packs() is shares
 
 
 def test_variants_of_attention_that_keep_more_than_keys_and_values():
