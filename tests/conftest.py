@@ -50,3 +50,23 @@ def small_models() -> Path:
     if folder is None or not folder.is_dir():
         pytest.skip("there is no folder of checkpoints: set STUDFINDER_MODELS")
     return folder
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs the command line and returns the one line it must say."""
+
+    def said(*arguments: object) -> str:
+        from studfinder.cli.app import run
+
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert code == 2, printed.err
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1, printed.err
+        assert printed.err.startswith("studfinder: error: ")
+        assert "Traceback" not in printed.err
+        return printed.err
+
+    return said

@@ -29,24 +29,6 @@ def model(good, tmp_path, monkeypatch, cache):
     return shutil.copytree(good, tmp_path / "model")
 
 
-@pytest.fixture
-def mistake(capsys):
-    """Runs the command line and returns the one line it must say."""
-
-    def said(*arguments: object) -> str:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert code == 2, printed.err
-        assert printed.out == ""
-        assert printed.err.count("\n") == 1, printed.err
-        assert printed.err.startswith("studfinder: error: ")
-        assert "Traceback" not in printed.err
-        return printed.err
-
-    return said
-
-
 def test_a_folder_without_config(model, mistake):
     (model / "config.json").unlink()
     assert f"folder {model} has no config.json; expected a Hugging Face checkpoint folder" in mistake("scan", model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from checkpoints import studfinder
 from proving import provable
 from studfinder.edits import Weights, zero
 from studfinder.errors import StudfinderError
@@ -145,24 +144,26 @@ def test_a_folder_of_other_settings_is_refused(lm, tmp_path):
         run_measure(plan_measure(model, ["perplexity"], limit=3), out=tmp_path / "run")
 
 
-def test_the_command_line_says_what_is_wrong(tmp_path):
-    done = studfinder("measure", "nowhere", "--measures", "perplexty", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "no measure 'perplexty'" in done.stderr
-    done = studfinder("experiment", "super-weight/ablatoin", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "no experiment" in done.stderr
+def test_the_command_line_says_what_is_wrong(mistake):
+    assert "no measure 'perplexty'" in mistake("measure", "nowhere", "--measures", "perplexty")
+    assert "no experiment" in mistake("experiment", "super-weight/ablatoin")
+    assert "--batch-size many; expected a number" in mistake("measure", "--batch-size", "many")
 
 
-def test_a_model_that_is_not_there_leaves_no_folder(tmp_path):
-    done = studfinder("experiment", "massive-values/map", "--model", "./nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "nowhere" in done.stderr
+def test_a_model_that_is_not_there_leaves_no_folder(mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere" in mistake("experiment", "massive-values/map", "--model", "./nowhere", "--json")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_findings_file_is_named(tmp_path):
+def test_a_measurement_that_fails_at_once_leaves_no_folder(lm, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    model, _ = lm
+    with pytest.raises(StudfinderError, match="empty"):
+        measure(model, [f"perplexity:{tmp_path / 'empty.txt'}"], out=tmp_path / "run")
+    assert [child.name for child in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_an_empty_findings_file_is_named(mistake, tmp_path):
     (tmp_path / "findings.json").touch()
-    done = studfinder("report", tmp_path / "findings.json", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "findings.json is not valid JSON" in done.stderr
+    assert "findings.json is not valid JSON" in mistake("report", tmp_path / "findings.json")

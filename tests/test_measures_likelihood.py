@@ -11,7 +11,7 @@ from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.measures import head, likelihood
 from studfinder.measures import passes as passes_
-from studfinder.measures.likelihood import log_likelihoods
+from studfinder.measures.likelihood import batch_size, log_likelihoods
 from tiny import ARCHITECTURES, V, tiny, token_ids
 
 
@@ -217,3 +217,45 @@ def test_an_edit_that_depends_on_all_tokens_sees_those_of_its_request_alone(arch
             plain_ = float(log_p[range(len(continuation)), continuation].sum())
             assert likelihood_.logprob == pytest.approx(plain_, abs=2e-4)
     assert found != log_likelihoods(lm, requests)
+
+
+def test_where_memory_does_not_hold_a_pass_it_is_read_in_halves(monkeypatch):
+    lm, requests = tiny("gpt2", dtype=torch.float64), choices()
+    whole = log_likelihoods(lm, requests, batch_tokens=100_000)
+    sizes = []
+
+    def read(self, rows, *rest, own=passes_.Engine.whole):
+        sizes.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError("too much")
+        return own(self, rows)
+
+    monkeypatch.setattr(likelihood, "_can_share", lambda *_: False)
+    monkeypatch.setattr(passes_.Engine, "whole", read)
+    for a, b in zip(whole, log_likelihoods(lm, requests, batch_tokens=100_000), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-9)
+    assert max(sizes) > 5 >= min(sizes)
+
+
+def test_one_sequence_that_memory_does_not_hold_is_an_error(monkeypatch):
+    def read(self, rows):
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(likelihood, "_can_share", lambda *_: False)
+    monkeypatch.setattr(passes_.Engine, "whole", read)
+    with pytest.raises(StudfinderError, match="a sequence of 3 tokens does not fit into memory"):
+        log_likelihoods(tiny("gpt2"), [([1, 2, 3], [4])])
+
+
+def test_a_batch_size_holds_for_all_that_is_read_inside():
+    lm, requests = tiny("llama"), choices()
+    shapes = []
+    for size in (1, 100_000):
+        seen, hook = passes(lm)
+        with batch_size(size):
+            log_likelihoods(lm, requests)
+        hook.remove()
+        shapes.append(len(seen))
+    assert shapes[0] > 2 * shapes[1]
+    with pytest.raises(StudfinderError, match="a batch of 0 tokens"), batch_size(0):
+        pass

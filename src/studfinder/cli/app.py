@@ -15,6 +15,8 @@ from studfinder.errors import StudfinderError
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+_MEMORY = "there is not enough memory. Use a smaller model, --dtype bfloat16 or --device-map auto"
+
 app = typer.Typer(
     name="studfinder",
     help="Find the load-bearing numbers of a language model before anyone cuts into it.",
@@ -63,10 +65,12 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _fail("there is not enough memory. Use a smaller model, --dtype bfloat16 or --device-map auto")
+        return _fail(_MEMORY)
     except Exception as error:
         if isinstance(error, UsageError):
             return _usage(error)
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
+            return _fail(_MEMORY)
         if debug:
             raise
         return _fail(f"internal error: {type(error).__name__}: {error}. Add --debug for the traceback", code=1)

@@ -27,6 +27,7 @@ def command(
     preset: Annotated[str, typer.Option(help="cpu: minutes on two cores; paper: the paper's own sizes.")] = "cpu",
     limit: Annotated[int | None, typer.Option(help="At most so many items of each measure.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything that is drawn at random.")] = None,
+    batch_size: o.BatchSize = "auto",
     change: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the preset (repeatable).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/<name>-<key>]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
@@ -42,7 +43,9 @@ def command(
     """
     from functools import partial
 
+    tokens = o.batch_tokens(batch_size)
     from studfinder.experiments import plan_experiment, run_experiment
+    from studfinder.measures import batch_size as reading
     from studfinder.verbs.load import load
 
     settings = {"limit": limit, "seed": seed, **_changes(change or [])}
@@ -54,7 +57,7 @@ def command(
         return
     if not as_json:
         print(f"{name}: {plan.entry.needs}", file=sys.stderr)
-    with progress_bar(as_json) as progress:
+    with progress_bar(as_json) as progress, reading(tokens):
         result, folder = run_experiment(
             plan,
             out=out,

@@ -35,6 +35,7 @@ def command(
     tasks: Annotated[str | None, typer.Option(help="Public tasks, with commas between, instead or beside.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many items of each measure.")] = None,
     seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
+    batch_size: o.BatchSize = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/measure-<key>]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
     dtype: o.Dtype = "auto",
@@ -55,7 +56,9 @@ def command(
     """
     from functools import partial
 
+    tokens = o.batch_tokens(batch_size)
     names = _names(measures, tasks)
+    from studfinder.measures import batch_size as reading
     from studfinder.measures import measure_named
     from studfinder.models import cached_content_hash
     from studfinder.verbs.load import load
@@ -88,7 +91,7 @@ def command(
     if dry_run:
         print(f"would measure {model}: {', '.join(plan.measures)}" + f", with {len(edits)} edits" * bool(edits))
         return
-    with progress_bar(as_json) as progress:
+    with progress_bar(as_json) as progress, reading(tokens):
         card, folder = run_measure(
             plan,
             out=out,

@@ -16,3 +16,17 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights, which can run code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+BatchSize = Annotated[
+    str, typer.Option(help="Tokens read in one pass, a number or auto (halved where memory does not hold it).")
+]
+
+
+def batch_tokens(given: str) -> int | None:
+    """What --batch-size says: tokens, or None for auto. Raises StudfinderError for anything else."""
+    from studfinder.errors import StudfinderError
+
+    if given == "auto":
+        return None
+    if not given.isdigit():
+        raise StudfinderError(f"--batch-size {given}", expected="a number of tokens, or auto")
+    return int(given)

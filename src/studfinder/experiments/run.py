@@ -109,31 +109,32 @@ def run_experiment(
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
     folder = open_run(verb, place, plan.identity, result=RESULT, out=out, overwrite=overwrite)
-    started, clock = now(), time.monotonic()
-    bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader, first)
-    del first  # the bench alone holds it, and lets it go before it loads another
-    outcome = plan.module.run(bench)
-    result = Result(
-        name=plan.entry.name,
-        paper=plan.entry.paper,
-        shows=plan.entry.shows,
-        models=tuple(bench.cards),
-        run=RunCard(
-            verb="experiment",
-            key=key_of(plan.identity),
-            settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
-            command=command or f"studfinder experiment {plan.entry.name}",
-            started=started,
-            seconds=time.monotonic() - clock,
-            seed=int(plan.settings["seed"]),
-            versions=versions(),
-        ),
-        tables=tuple(outcome.tables),
-        notes=tuple(outcome.notes),
-        data=outcome.data,
-    )
-    draw_into(folder.path, result, plan.module)
-    write_text(folder.path / RESULT, to_json(result, indent=1))
+    with folder.held():
+        started, clock = now(), time.monotonic()
+        bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader, first)
+        del first  # the bench alone holds it, and lets it go before it loads another
+        outcome = plan.module.run(bench)
+        result = Result(
+            name=plan.entry.name,
+            paper=plan.entry.paper,
+            shows=plan.entry.shows,
+            models=tuple(bench.cards),
+            run=RunCard(
+                verb="experiment",
+                key=key_of(plan.identity),
+                settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
+                command=command or f"studfinder experiment {plan.entry.name}",
+                started=started,
+                seconds=time.monotonic() - clock,
+                seed=int(plan.settings["seed"]),
+                versions=versions(),
+            ),
+            tables=tuple(outcome.tables),
+            notes=tuple(outcome.notes),
+            data=outcome.data,
+        )
+        draw_into(folder.path, result, plan.module)
+        write_text(folder.path / RESULT, to_json(result, indent=1))
     return result, folder.path
 
 

@@ -1,7 +1,7 @@
 """One score a file; sweep.py runs many edits and shares the work."""
 
 from studfinder.measures.damage import DamageMatch, damage_matched
-from studfinder.measures.likelihood import Likelihood, log_likelihoods
+from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods
 from studfinder.measures.matched_facts import (
     Contrast,
     calibrate_facts,
@@ -22,6 +22,7 @@ __all__ = [
     "Likelihood",
     "Measure",
     "Scores",
+    "batch_size",
     "calibrate_facts",
     "compare",
     "contrast",

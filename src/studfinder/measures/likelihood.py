@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -36,6 +38,24 @@ _WORTH = 16
 _WORKERS = 4
 """Passes side by side on a CPU, at most: Python, which starts every operation, does one thing at a time."""
 
+_SIZE: ContextVar[int | None] = ContextVar("tokens of a pass", default=None)
+
+
+@contextmanager
+def batch_size(tokens: int | None) -> Iterator[None]:
+    """Read at most so many tokens in a forward pass while inside (one sequence if that is longer); None is automatic.
+
+    Raises:
+        StudfinderError: fewer than one.
+    """
+    if tokens is not None and tokens < 1:
+        raise StudfinderError(f"a batch of {tokens} tokens", expected="1 or more, or auto")
+    outer = _SIZE.set(tokens)
+    try:
+        yield
+    finally:
+        _SIZE.reset(outer)
+
 
 def log_likelihoods(
     lm: LM,
@@ -58,8 +78,9 @@ def log_likelihoods(
 
     Args:
         requests: (context ids, continuation ids), neither empty.
-        batch_tokens: tokens in one forward pass; the default is 512 on a CPU, where several passes run side by side,
-            and 16,384 elsewhere.
+        batch_tokens: tokens in one forward pass; the default is that of `batch_size` around the call, or else 512 on a
+            CPU, where several passes run side by side, and 16,384 elsewhere. Where memory does not hold a pass it is
+            read in halves.
         truncate: cut what is longer than the model's window from the left, as lm-evaluation-harness does.
         progress: called with the number of requests done.
 
@@ -69,7 +90,7 @@ def log_likelihoods(
     limit = lm.anatomy.max_positions
     cut = [_checked(lm, number, request, limit, truncate) for number, request in enumerate(requests)]
     results: list[Likelihood | None] = [None] * len(requests)
-    size = batch_tokens or (_FITS if lm.device.type == "cpu" else 16384)
+    size = batch_tokens or _SIZE.get() or (_FITS if lm.device.type == "cpu" else 16384)
     for scored in _passes(lm, _rows(cut), size) if requests else ():
         for number, likelihood in scored:
             results[number] = likelihood
@@ -124,10 +145,26 @@ def _passes(lm: LM, rows: list[Row], size: int) -> Iterator[Scored]:
     if sharing:
         row = size if lm.device.type == "cpu" else min(size, _PACK)
         packs = sorted(packed([one.ids for one in rows], start, row), key=lambda pack: -len(pack.ids))
-        work = [partial(engine.packs, rows, group, cache, start) for group in _alike(packs, size)]
+        read_packs = partial(engine.packs, rows, cache=cache, start=start)
+        work = [partial(_fitted, read_packs, group) for group in _alike(packs, size)]
     else:
-        work = [partial(engine.whole, group) for group in _alike(rows, size)]
+        work = [partial(_fitted, engine.whole, group) for group in _alike(rows, size)]
     yield from _side_by_side(work, 1 if sites.replacing(lm) or lm.device.type != "cpu" else torch.get_num_threads())
+
+
+def _fitted(read: Callable[[Sequence[Any]], Scored], group: Sequence[Any]) -> Scored:
+    """What a pass over a group says, in as many parts as memory asks for."""
+    try:
+        return read(group)
+    except torch.OutOfMemoryError as error:
+        if len(group) == 1:
+            raise StudfinderError(
+                f"a sequence of {len(group[0].ids)} tokens does not fit into memory",
+                do="Use a smaller --batch-size or a shorter window",
+            ) from error
+    # Behind the handler, which holds on to the tensors of the pass that failed.
+    middle = len(group) // 2
+    return _fitted(read, group[:middle]) + _fitted(read, group[middle:])
 
 
 def _side_by_side(work: Sequence[Callable[[], Scored]], threads: int) -> Iterator[Scored]:

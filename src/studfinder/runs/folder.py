@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,16 @@ class RunFolder:
     def complete(self) -> bool:
         """Whether the result is there."""
         return (self.path / self.result).is_file()
+
+    @contextmanager
+    def held(self) -> Iterator[Path]:
+        """The folder while the run works in it. A run that fails before it has written anything leaves none behind."""
+        try:
+            yield self.path
+        except BaseException:
+            if [child.name for child in self.path.iterdir()] == [_LEDGER]:
+                shutil.rmtree(self.path)
+            raise
 
 
 def open_run(

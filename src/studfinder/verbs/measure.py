@@ -144,10 +144,17 @@ def run_measure(
 ) -> tuple[Scorecard, Path | None]:
     """Carry out a planned measurement; returns the scorecard and its folder, if one was written (`write` writes one
     at its default place)."""
-    folder = None
-    if out is not None or write:
-        run = open_run("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, overwrite=overwrite)
-        folder = run.path
+    if out is None and not write:
+        return _measured(plan, None, progress, command), None
+    run = open_run("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, overwrite=overwrite)
+    with run.held() as folder:
+        card = _measured(plan, folder, progress, command)
+        write_cards(folder, [card])
+        write_text(folder / RESULT, to_json(card, indent=1))
+    return card, folder
+
+
+def _measured(plan: Plan, folder: Path | None, progress: Progress | None, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
     ledger = Ledger(folder / "items.jsonl" if folder else None)
     lines = []
@@ -155,7 +162,7 @@ def run_measure(
         if progress is not None:
             progress(name, number, len(plan.measures))
         lines.append(_line(plan, name, ledger))
-    card = Scorecard(
+    return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
         edits=plan.words,
         against=_against(plan),
@@ -172,10 +179,6 @@ def run_measure(
             versions=versions(),
         ),
     )
-    if folder is not None:
-        write_cards(folder, [card])
-        write_text(folder / RESULT, to_json(card, indent=1))
-    return card, folder
 
 
 def _against(plan: Plan) -> str:
