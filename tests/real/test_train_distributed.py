@@ -1,4 +1,4 @@
-"""Two processes train one model: `accelerate launch` on CPUs.
+"""Two processes train one model: `accelerate launch` on CPUs, each with a copy of it or with half of it.
 
 `accelerate launch --cpu --num_processes 2` starts a single process unless there is an MPI; `--multi_gpu` is what
 chooses torchrun, and without a GPU the processes meet over gloo.
@@ -7,12 +7,16 @@ chooses torchrun, and without a GPU the processes meet over gloo.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import studfinder as sf
 from studfinder.records import read_record
 from studfinder.training import Training
 
@@ -32,13 +36,19 @@ OPTIONS = [
 RECIPE = ["--batch", "8", "--steps", "8", "--look-every", "4", "--test", "10", "--no-tensorboard"]
 
 
-def launched(folder: Path, *options: str, processes: int) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+SHARDED = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+SHARDED += ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false"]
+
+
+def launched(folder: Path, *options: str, processes: int, sharded: bool = False) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += SHARDED if sharded else ["--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     alone = [sys.executable] if processes == 1 else command
+    program = [str(Path(__file__).parents[1] / "sharded.py")] if sharded else ["-m", "studfinder"]
     source = str(Path(__file__).parents[2] / "src")
     return subprocess.run(
-        [*alone, "-m", "studfinder", "train", *OPTIONS, *RECIPE, "--out", str(folder), *options],
+        [*alone, *program, "train", *OPTIONS, *RECIPE, "--out", str(folder), *options],
         env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -64,3 +74,32 @@ def test_two_processes_train_the_same_model_as_one(tmp_path):
     again = launched(tmp_path / "two", processes=2)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "step" not in again.stderr
+
+
+def test_a_sharded_model_trains_is_looked_at_resumes_and_is_written_whole(tmp_path):
+    one = launched(tmp_path / "one", processes=1)
+    two = launched(tmp_path / "two", processes=2, sharded=True)
+    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+
+    def same():
+        alone, together = (read_record(Training, tmp_path / name / "result.json") for name in ("one", "two"))
+        assert (alone.processes, together.processes) == (1, 2)
+        for name in ("loss", "eval_loss", "outliers/inf_norm", "outliers/kurtosis"):
+            assert together.curve(name), name
+            assert [value for _, value in together.curve(name)] == pytest.approx(
+                [value for _, value in alone.curve(name)], rel=1e-3
+            )
+        weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+        assert weights[0].keys() == weights[1].keys()
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+    same()
+    assert sf.load(tmp_path / "two" / "model").anatomy.vocabulary
+    shutil.rmtree(tmp_path / "two" / "model")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-8")
+    (tmp_path / "two" / "result.json").unlink()
+    again = launched(tmp_path / "two", processes=2, sharded=True)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "step 4/8" not in again.stderr
+    same()

@@ -38,6 +38,7 @@ class Fitted:
         last: the last evaluation's "loss" and "accuracy".
         items_N3: of that evaluation, for each test sequence: right answers, scored labels, their nats.
         stopped: why it ended early ("interrupted", "diverged"), or None.
+        weights: the whole state dict (of the first process) where the model is sharded over processes, or None.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Fitted:
     last: dict[str, Any]
     items_N3: np.ndarray
     stopped: str | None = None
+    weights: dict[str, torch.Tensor] | None = None
 
     @property
     def accuracy(self) -> Interval:
@@ -121,8 +123,10 @@ def fit(
                 raise
         if stop.asked is None and not len(trainer.items_N3):
             _last_evaluation(trainer, recipe.steps)
+        # Gathered by all processes together; each holds a part of every matrix only.
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
         trained = _without_autocast(trainer.model.eval())
-        return Fitted(trained, trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked)
+        return Fitted(trained, trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked, weights)
 
 
 def _without_autocast(model: Any) -> Any:

@@ -192,7 +192,7 @@ def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> Non
     fitted.model.config.use_cache = True
     try:
         shutil.rmtree(half, ignore_errors=True)
-        fitted.model.save_pretrained(half)
+        fitted.model.save_pretrained(half, state_dict=fitted.weights)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)
