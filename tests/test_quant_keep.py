@@ -12,11 +12,12 @@ from scanned import a_scan
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
-from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized
+from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized, targets
 from studfinder.quantizers.apply import bench_for, running
 from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
 from studfinder.quantizers.grid import quantize_weight
+from studfinder.quantizers.keep import resolve
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from tiny import prompts, tiny
 
@@ -75,6 +76,29 @@ def test_restoring_without_a_clip_is_a_no_op_for_the_extremum_and_clipping_helps
     assert kept[3, 4] == 5.0
     rest = [col for col in range(weight.shape[1]) if col != 4]
     assert (kept - weight)[3, rest].norm() < (plain - weight)[3, rest].norm() / 5
+
+
+def test_whole_columns_are_everything_that_meets_an_input():
+    lm = with_outlier()
+    one = Weights(parameter=DOWN, entries=((3, 4), (0, 7)))
+    rows = lm.model.get_parameter(DOWN).shape[0]
+    for keep, count in ((hold_out(one), 2), (hold_out(one, columns=True), 2 * rows)):
+        held, _ = resolve(lm, targets(lm), keep)
+        assert held[DOWN].sum() == count
+    assert held[DOWN][:, [4, 7]].all()
+    with quantized(lm, RTN(scheme=CHANNEL), keep=keep):
+        kept = lm.model.get_parameter(DOWN).detach().clone()
+    weight = lm.model.get_parameter(DOWN).detach()
+    assert torch.equal(kept[:, [4, 7]], weight[:, [4, 7]])
+    assert not torch.equal(kept, weight)
+
+
+def test_what_was_found_in_another_model_is_refused():
+    lm = with_outlier()
+    keep = replace(hold_out(Weights(parameter=DOWN, entries=((3, 4),))), model="another")
+    with pytest.raises(StudfinderError, match="the findings are of a model with hash another"):
+        resolve(lm, targets(lm), keep)
+    assert resolve(lm, targets(lm), replace(keep, model=content_hash(lm)))
 
 
 def test_auto_takes_the_cheapest_within_its_budget():

@@ -224,11 +224,18 @@ def test_activation_quantization(planted):
 def test_which_layer(planted):
     lm, folder = planted
     result = run("quantize/which-layer", lm, folder, limit=4, element="int3", block="16", worst=2, draws=2)
-    by_layer, by_kind, by_group, skips = result.tables
+    by_layer, by_kind, by_group, skips, kept = result.tables
     assert (len(by_layer.rows), len(by_kind.rows), len(by_group.rows)) == (3, 4, 12)
     assert all(row[1].value > 0 for row in by_group.rows)
     assert [row[0] for row in skips.rows][:2] == ["everything", "all but the worst"]
     assert skips.rows[1][2].interval.value < 0
+    # The planted weight is alone in its matrix; every weight of its column meets the spike.
+    own = {row[1]: row[2].value for row in kept.rows if row[0] != "everything"}
+    assert len(own) == 5
+    assert own["the columns of the super weights"] < own["nothing"]
+    assert own["the columns of the super weights"] < min(
+        value for what, value in own.items() if what.startswith("as many other columns")
+    )
 
 
 def test_a_change_from_a_later_block_on_needs_only_the_later_blocks(planted):

@@ -22,6 +22,7 @@ EXAMPLES = """Examples:
   studfinder quantize ./my-model --bits 3 --group 64 --out w3  other bits and groups
   studfinder quantize ./my-model --scheme fp8 --out fp8        a scheme by name
   studfinder quantize smollm2 --keep runs/smollm2 --out kept   with the findings of a scan kept
+  studfinder quantize smollm2 --keep-columns runs/smollm2 --format dense --out kept     with all that meets their inputs
   studfinder quantize smollm2 --hold-fraction 0.005 --group channel --format dense --out d
 """
 
@@ -40,6 +41,9 @@ def command(
     zero: Annotated[str | None, typer.Option(help="Zero point: integer, none or float.  [default: integer]")] = None,
     clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Search the range of each block (rtn).")] = True,
     keep: Annotated[list[Path] | None, typer.Option(help="Findings whose super weights are kept (repeatable).")] = None,
+    keep_columns: Annotated[
+        list[Path] | None, typer.Option(help="Findings whose super weights' whole columns are kept (repeatable).")
+    ] = None,
     hold_fraction: Annotated[
         float, typer.Option(min=0, max=0.5, help="Hold out this share of each matrix, the largest by magnitude.")
     ] = 0.0,
@@ -96,7 +100,7 @@ def command(
     if method == "smoothquant" and (scheme, bits, group, zero) == (None, None, None, None):
         scheme = "w8-channel"  # what smoothing is for: 8-bit weights beside 8-bit activations
     chosen = _method(method, _scheme(scheme, bits, group, zero, list(shapes.values()), own_dtype), clip)
-    kept = _keep(keep or [], hold_fraction, skip or [], auto)
+    kept = _keep(keep or [], keep_columns or [], hold_fraction, skip or [], auto)
     if dry_run:
         rounded = format != "dense" and getattr(chosen, "activation_arguments", None) is not None
         form = chosen_format(chosen.scheme, format, own_dtype, acts=rounded)
@@ -156,13 +160,16 @@ def _method(name: str, scheme: Scheme, clip: bool) -> Method:
     return kind(scheme=scheme, clip=Clip() if clip else None) if name == "rtn" else kind(scheme=scheme)
 
 
-def _keep(runs: list[Path], fraction: float, skips: list[str], budget: float | None) -> list[Any]:
+def _keep(runs: list[Path], columns: list[Path], fraction: float, skips: list[str], budget: float | None) -> list[Any]:
     from studfinder.quantizers import Auto, hold_out, skip
     from studfinder.records import Findings
     from studfinder.records.json import read_record
     from studfinder.runs import find_findings
 
     kept: list[Any] = [read_record(Findings, find_findings(run)) for run in runs]
+    for run in columns:
+        findings = read_record(Findings, find_findings(run))
+        kept.append(hold_out(findings, columns=True) if findings.super_weights else findings)
     if fraction:
         kept.append(hold_out(fraction=fraction))
     if skips:

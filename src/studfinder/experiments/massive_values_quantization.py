@@ -2,10 +2,11 @@
 
 What it asks: does keeping the super weights, and the rows of Q and K that make massive values, save what quantising
 takes: fluency, context, facts? How: AWQ, SmoothQuant (weights only), GPTQ and rounding to nearest, all made here with
-the same bits, groups and calibration text, each plain, with findings held out, and with as many other weights and rows
-held out as the control. Besides the scores: the share of massive entries of Q and K that are massive still, by layer,
-and how far the super activation is off in the residual stream. What to look at: whether keeping beats its control, and
-whether methods that preserve massive values more lose less in context than in facts.
+the same bits, groups and calibration text, each plain, with findings held out (the super weights, their columns, the
+rows), and with as many other weights, columns and rows held out as the control. Besides the scores: the share of
+massive entries of Q and K that are massive still, by layer, and how far the super activation is off in the residual
+stream. What to look at: whether keeping beats its control, and whether methods that preserve massive values more lose
+less in context than in facts.
 
 The paper compares three checkpoints of different third parties, with unlike bits, groups and calibration, one score a
 task and no intervals; its released SmoothQuant recipe holds no quantisation at all, which would explain its bars of
@@ -23,7 +24,15 @@ from matplotlib.figure import Figure
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_keeps import OTHER_ROWS, OTHERS, ROWS, WEIGHTS, findings_keeps
+from studfinder.experiments.quantize_keeps import (
+    COLUMNS,
+    OTHER_COLUMNS,
+    OTHER_ROWS,
+    OTHERS,
+    ROWS,
+    WEIGHTS,
+    findings_keeps,
+)
 from studfinder.experiments.quantize_preserved import Preserved
 from studfinder.experiments.quantize_recipes import (
     CAVEAT,
@@ -119,8 +128,8 @@ def _recipes(bench: Bench, lm: LM, keeps: dict[str, HoldOut]) -> Iterator[Recipe
     own = bench.settings
     scheme = fitted(lm, Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"]))
     both: dict[str, Any] = dict(keeps)
-    if WEIGHTS in keeps and ROWS in keeps:
-        both[f"{WEIGHTS} and {ROWS}"] = [keeps[WEIGHTS], keeps[ROWS]]
+    if COLUMNS in keeps and ROWS in keeps:
+        both[f"{COLUMNS} and {ROWS}"] = [keeps[COLUMNS], keeps[ROWS]]
     for name in listed(own["methods"]):
         options = {"activations": None} if name == "smoothquant" else {}
         method = method_class(name)(scheme=scheme, **options)
@@ -159,7 +168,7 @@ def _add(outcome: Outcome, name: str, made: list[Made], work: Work, keeps: dict[
     told = [measure for measure in measures if not measure.startswith("repetition")]
     outcome.notes += keeping_notes(name, pairs, told, "methods")
     by_label = {one.recipe.label: one for one in made if not one.refused}
-    for kept, other in ((WEIGHTS, OTHERS), (ROWS, OTHER_ROWS)):
+    for kept, other in ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS)):
         against = [
             (one, by_label[f"{one.recipe.family}, keep {other}"])
             for one, _ in pairs

@@ -2,9 +2,10 @@
 
 What it asks: formats differ in how many numbers share a scale, and in how their codes are spaced, so what one of them
 must keep another may not. How: rounding to nearest in each format, with nothing kept, with the proven super weights,
-with the rows of Q and K that make massive values, and with the largest 0.1 % of every matrix held out of their blocks
-before the range is taken. Controls: as many other weights nearest in size, as many other rows. What to look at: whether
-a finding gains more than its control, with an interval that leaves out no change.
+with their columns, with the rows of Q and K that make massive values, and with the largest 0.1 % of every matrix held
+out of their blocks before the range is taken. Controls: as many other weights nearest in size, as many other columns of
+the same matrices, as many other rows. What to look at: whether a finding gains more than its control, with an interval
+that leaves out no change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from matplotlib.figure import Figure
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_keeps import OTHER_ROWS, OTHERS, ROWS, WEIGHTS, findings_keeps
+from studfinder.experiments.quantize_keeps import (
+    COLUMNS,
+    OTHER_COLUMNS,
+    OTHER_ROWS,
+    OTHERS,
+    ROWS,
+    WEIGHTS,
+    findings_keeps,
+)
 from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, fitted, limits_of, listed
 from studfinder.experiments.quantize_tables import (
     changes_table,
@@ -89,7 +98,7 @@ def _add(outcome: Outcome, name: str, made: list[Made], measures: list[str], kee
     ]
     outcome.notes += keeping_notes(name, pairs, measures, "formats")
     by_label = {one.recipe.label: one for one in made if not one.refused}
-    for kept, other in ((WEIGHTS, OTHERS), (ROWS, OTHER_ROWS)):
+    for kept, other in ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS)):
         against = [
             (one, by_label[f"{one.recipe.family}, keep {other}"])
             for one, _ in pairs

@@ -6,24 +6,28 @@ from collections.abc import Sequence
 
 import torch
 
-from studfinder.edits import Weights, matched_controls
+from studfinder.edits import Weights, matched_controls, neuron
 from studfinder.models import LM, rotary_of
 from studfinder.quantizers import HoldOut, hold_out
 from studfinder.records import Findings, SuperWeight
 from studfinder.texts import default_prompts, encode
 
 WEIGHTS, OTHERS = "the super weights", "as many other weights"
+COLUMNS, OTHER_COLUMNS = "the columns of the super weights", "as many other columns of their matrices"
 ROWS, OTHER_ROWS = "the rows of Q and K that make massive values", "as many other rows of Q and K"
 LARGEST = "the largest {:.2g} %"
 
 
 def findings_keeps(lm: LM, findings: Findings, *, fraction: float = 0.0, seed: int = 0) -> dict[str, HoldOut]:
-    """What may be held out, by what it is called: the proven super weights and the rows of Q and K that make massive
-    values, each beside as many others, and the largest `fraction` of every matrix. What a model has not is left out."""
+    """What may be held out, by what it is called: the proven super weights, their columns, and the rows of Q and K that
+    make massive values, each beside as many others, and the largest `fraction` of every matrix. What a model has not is
+    left out."""
     keeps: dict[str, HoldOut] = {}
     proven = findings.proven
     if proven:
         keeps[WEIGHTS], keeps[OTHERS] = hold_out(proven), hold_out(other_weights(lm, proven))
+        keeps[COLUMNS] = hold_out(proven, columns=True)
+        keeps[OTHER_COLUMNS] = hold_out(other_columns(lm, proven, seed=seed))
     rows = massive_rows(lm, findings)
     if rows:
         keeps[ROWS] = hold_out(_as_weights(rows))
@@ -38,6 +42,20 @@ def other_weights(lm: LM, weights: Sequence[SuperWeight]) -> list[Weights]:
     encoded = encode(lm, default_prompts())[0]
     taken = {weight.index for weight in weights}
     return [matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=taken)[0] for weight in weights]
+
+
+def other_columns(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> list[Weights]:
+    """As many columns as these weights have, drawn among the others of their matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for layer, name in sorted({(weight.layer, weight.parameter) for weight in weights}):
+        own = {weight.col for weight in weights if weight.parameter == name}
+        (number,) = [at for at, ref in enumerate(lm.anatomy.layers[layer].writers) if ref.parameter == name]
+        columns = lm.model.get_parameter(name).shape[0 if lm.anatomy.layers[layer].writers[number].transposed else 1]
+        rest = sorted(set(range(columns)) - own)
+        chosen = torch.randperm(len(rest), generator=generator)[: len(own)].tolist()
+        found += [neuron(lm, layer, rest[place], number) for place in chosen]
+    return found
 
 
 def massive_rows(lm: LM, findings: Findings) -> dict[str, list[int]]:

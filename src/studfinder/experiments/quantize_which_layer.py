@@ -4,9 +4,11 @@ What it asks: of all that a quantiser rounds, what does the damage, and does lea
 nearest, one layer at a time, one kind of matrix at a time, and one matrix (with what is fused with it when served) at a
 time, the rest in full precision; KL from the original on our proof text. Blocks before the change are not run again.
 Then everything is rounded but the worst few matrices, beside everything but as many others of the same kinds, drawn at
-random; the worst are chosen on every second window and judged on the others. What to look at: whether the worst stand
-out beyond the phase null (the same groups begun at another column), whether the parts add up to the whole, and whether
-skipping the worst beats skipping others.
+random; the worst are chosen on every second window and judged on the others. Last, of the matrices that hold proven
+super weights: what in them must be kept, the weights themselves, or the columns that meet their inputs? Control: as
+many other columns. What to look at: whether the worst stand out beyond the phase null (the same groups begun at another
+column), whether the parts add up to the whole, whether skipping the worst beats skipping others, and whether a super
+weight's column makes its matrix as harmless as the median one.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.fidelity import Original, proof_windows
+from studfinder.experiments.quantize_kept_columns import Kept, add_kept, keeps_of
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.quantize_recipes import CAVEAT, block_of, fitted
+from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
-from studfinder.quantizers import RTN, Scheme, Target, quantized, skip, targets
-from studfinder.records import Comparison, Interval, Result, Table
+from studfinder.quantizers import RTN, HoldOut, Scheme, Target, quantized, skip, targets
+from studfinder.records import Comparison, Interval, Result, SuperWeight, Table
 from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
 from studfinder.stats import mean_interval
 
@@ -37,7 +41,7 @@ EXPERIMENT = Experiment(
     paper="2411.07191",
     shows="ours",
     summary="Which layer or matrix hurts most when it is quantised, and does leaving it alone help?",
-    needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated)",
+    needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": {"limit": 16, "element": "int4", "block": "64", "zero": "integer", "worst": 3, "draws": 5}},
 )
 _COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY)
@@ -66,7 +70,10 @@ def run(bench: Bench) -> Outcome:
             worst = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))[: bench.settings["worst"]]
             shifted = {part.label: seen.only(part, shift=True) for part in worst}
             skips = dict(seen.without(worst, groups))
+            kept = list(seen.kept(findings_of(lm, progress=bench.progress).proven, groups))
         _add(outcome, name, (layers, kinds, groups), found, shifted, skips, worst)
+        median = float(np.median([found[part.label].mean() for part in groups]))
+        add_kept(outcome, name, kept, found, skips["everything"], median)
     outcome.notes.append(CAVEAT)
     return outcome
 
@@ -119,24 +126,42 @@ class _Measured:
                 label = f"all but others, draw {draw + 1}"
                 yield label, self._kl(label, self._modules(others), 0)
 
+    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Kept]:
+        """Each matrix with proven super weights, and everything, quantised with something of the former kept."""
+        if not proven:
+            return
+        homes = {target.name: target.fused for target in self.targets}
+        parts = [part for part in groups if part.groups[0] in {homes.get(weight.parameter) for weight in proven}]
+        for part in parts:
+            own = [weight for weight in proven if homes.get(weight.parameter) in part.groups]
+            rest = sorted({target.ref.module for target in self.targets if target.fused not in part.groups})
+            yield from self._keeps(part.label, own, rest, part.layer)
+        yield from self._keeps("everything", proven, [], 0)
+
+    def _keeps(self, label: str, weights: Sequence[SuperWeight], rest: list[str], start: int) -> Iterator[Kept]:
+        keeps = keeps_of(self.lm, weights, draws=self.bench.settings["draws"], seed=self.bench.settings["seed"])
+        for what, keep in keeps.items():
+            yield Kept(label, what, self._kl(f"only {label}, keep {what}", rest, start, keep=keep))
+
     def _modules(self, chosen: Sequence[Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
         return [target.ref.module for target in self.targets if target.fused in groups]
 
-    def _kl(self, step: str, skipped: list[str], start: int, shift: bool = False) -> np.ndarray:
+    def _kl(
+        self, step: str, skipped: list[str], start: int, shift: bool = False, keep: HoldOut | None = None
+    ) -> np.ndarray:
         self._done += 1
-        self.bench.progress(step, self._done, self.total + 60)
-        return np.array(self.bench.once(step, partial(self._measure, skipped, start, shift)))
+        self.bench.progress(step, self._done, self.total + 80)
+        return np.array(self.bench.once(step, partial(self._measure, skipped, start, shift, keep)))
 
-    def _measure(self, skipped: list[str], start: int, shift: bool) -> list[float]:
+    def _measure(self, skipped: list[str], start: int, shift: bool, keep: HoldOut | None) -> list[float]:
         if self._original is None:
             encoded = proof_windows(self.lm, self.bench.settings["limit"])
             self._original = Original(self.lm, encoded, layers=True)
         method: Any = RTN(scheme=self.scheme)
         if shift and isinstance(self.scheme.block, int):
             method = Shifted(rtn=method, shift=self.scheme.block // 2)
-        keep = skip(*skipped) if skipped else None
-        with quantized(self.lm, method, keep=keep):
+        with quantized(self.lm, method, keep=[*([skip(*skipped)] if skipped else []), *([keep] if keep else [])]):
             return self._original.kl(self.lm, start).tolist()
 
 

@@ -137,7 +137,7 @@ def curves(
             axes.plot(steps, curve, linewidth=0.8, alpha=0.45, **style)
         axes.plot(steps, values.mean(axis=0), linewidth=2, label=name, **style)
     axes.set_xlabel("steps")
-    axes.set_ylabel(label)
+    axes.set_title(label, loc="left")  # beside the axis a long one would run into the panel above
     axes.grid(axis="y")
     if log:
         axes.set_yscale("log")

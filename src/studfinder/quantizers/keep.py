@@ -26,10 +26,14 @@ class HoldOut:
     Attributes:
         entries: which, as Weights; whole rows and columns may be named.
         fraction: besides, the largest by magnitude of every matrix, this share of them.
+        columns: of the entries their whole columns: everything that the same input is multiplied with.
+        model: content hash of the model that they were found in; of another one they are refused. "" is any.
     """
 
     entries: tuple[Weights, ...] = ()
     fraction: float = 0.0
+    columns: bool = False
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not self.entries and not self.fraction:
@@ -65,13 +69,18 @@ class Transform(Protocol):
         ...
 
 
-def hold_out(what: Any = None, *, fraction: float = 0.0) -> HoldOut:
+def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) -> HoldOut:
     """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
+
+    With `columns` the whole columns of those weights. A super weight meets an input that is hundreds of times the
+    others, and so does every weight of its column: their rounding errors are what it multiplies. The super weight
+    itself, the largest of its block, is rounded to itself anyway.
 
     Raises:
         StudfinderError: nothing to hold out.
     """
-    return HoldOut(entries=tuple(_weights(what)), fraction=fraction)
+    model = what.model.content_hash if isinstance(what, Findings) else ""
+    return HoldOut(entries=tuple(_weights(what)), fraction=fraction, columns=columns, model=model)
 
 
 def skip(*names: str) -> Skip:
@@ -91,6 +100,8 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
         if isinstance(one, Skip):
             skipped |= _skipped(found, one)
         elif isinstance(one, HoldOut):
+            if one.model:
+                _check_hash(lm, one.model, "of a model")
             _hold(lm, found, one, held)
     return held, skipped
 
@@ -109,7 +120,7 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     if isinstance(keep, HoldOut | Skip | Transform):
         return [keep]
     if isinstance(keep, Findings):
-        check_same_model(lm, keep)
+        check_same_model(lm, keep)  # also where nothing was found
         return [hold_out(keep)] if _weights(keep) else []
     if isinstance(keep, SuperWeight | Weights):
         return [hold_out(keep)]
@@ -122,11 +133,14 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
 
 def check_same_model(lm: LM, findings: Findings) -> None:
     """Raise StudfinderError if the findings are of a model with other weights."""
+    _check_hash(lm, findings.model.content_hash, f"of {findings.model.id}")
+
+
+def _check_hash(lm: LM, theirs: str, whose: str) -> None:
     here = content_hash(lm)
-    if findings.model.content_hash != here:
+    if theirs != here:
         raise StudfinderError(
-            f"the findings are of {findings.model.id} with hash {findings.model.content_hash[:12]}, "
-            f"and this is {lm.source.id} with hash {here[:12]}",
+            f"the findings are {whose} with hash {theirs[:12]}, and this is {lm.source.id} with hash {here[:12]}",
             expected="findings of the model that is quantised",
             do="Scan this model first",
         )
@@ -164,7 +178,7 @@ def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.T
         target = by_name.get(weights.parameter)
         if target is None:
             raise StudfinderError(f"{weights.parameter} is not quantised", expected="a Linear inside the blocks")
-        mask = held.setdefault(target.name, _empty(lm, target))
+        mask = _empty(lm, target)
         own = mask.T if target.ref.transposed else mask
         for entry in weights.entries:
             try:
@@ -173,6 +187,9 @@ def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.T
                 raise StudfinderError(
                     f"{list(entry)} is not an index into {target.name}", expected=f"one within {tuple(own.shape)}"
                 ) from None
+        if one.columns:
+            mask = mask.any(dim=0).expand_as(mask)
+        held[target.name] = held.get(target.name, _empty(lm, target)) | mask
     if one.fraction:
         for target in found:
             weight = target.weight(lm)

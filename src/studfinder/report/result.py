@@ -44,7 +44,7 @@ class Sheet:
 
 def markdown_sheet(sheet: Sheet) -> str:
     """All of it but the figures."""
-    names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models)
+    names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models) or "its own, trained here"
     lines = [f"# {sheet.title}", "", sheet.lead, "", f"Models: {names}. Command: `{sheet.run.command}`", ""]
     lines += [f"* {note}" for note in sheet.notes]
     return "\n".join([*lines, "", *(markdown(table) for table in sheet.tables)]).rstrip() + "\n"
