@@ -213,3 +213,16 @@ def test_what_needs_calibration_says_so():
         ClipRestore(candidates=(0.0,))
     with pytest.raises(StudfinderError, match="budget"):
         Auto(budget=0)
+
+
+def test_auto_holds_out_the_columns_of_loud_inputs_where_that_is_cheapest():
+    lm = tiny("llama")
+    with torch.no_grad():
+        up = lm.model.get_parameter("model.layers.1.mlp.up_proj.weight")
+        up[4] *= 100
+    scheme = Scheme(element="int3", block=16, scale="float32")
+    with quantized(lm, RTN(scheme=scheme), keep=Auto(budget=0.01, fractions=(0.02,)), windows=prompts()) as bench:
+        assert "by columns" in bench.notes[0]
+        held = bench.held[DOWN]
+        assert held[:, 4].all()
+        assert held.sum() == held.shape[0]

@@ -46,7 +46,8 @@ class _Way:
 class Auto:
     """Decide for each fused group, on calibration text: as it is; for a down projection, an exact change that costs
     nothing (neurons sorted, or those of kept weights rebalanced); hold out what is asked to be kept; hold out a share
-    besides; or skip it. The cheapest in bits whose error is within the budget is taken.
+    besides (the largest weights, or the columns that meet the largest inputs); or skip it. The cheapest in bits whose
+    error is within the budget is taken.
 
     The error is that of the output, relative to the output's own size: sum |dW x|^2 / sum |W x|^2 over the group's
     matrices, rounded to nearest in the method's scheme, with everything before it unquantised. A method that rounds
@@ -54,7 +55,7 @@ class Auto:
 
     Attributes:
         budget: the largest relative error of a group.
-        fractions: shares to try to hold out, the largest weights by magnitude.
+        fractions: shares to try to hold out.
     """
 
     budget: float = 0.02
@@ -124,9 +125,18 @@ class Auto:
         if bench.numbers:
             if any(mask.any() for mask in asked.values()):
                 yield _Way("held out as asked", weights, moments, asked)
-            for fraction in sorted(self.fractions):
-                masks = {name: asked[name] | _largest(w, fraction) for name, w in weights.items()}
-                yield _Way(f"{fraction:.1%} held out", weights, moments, masks)
+            yield from sorted(
+                self._held(weights, moments, asked), key=lambda way: sum(int(mask.sum()) for mask in way.masks.values())
+            )
+
+    def _held(
+        self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], asked: dict[str, torch.Tensor]
+    ) -> Iterator[_Way]:
+        for fraction in self.fractions:
+            largest = {name: asked[name] | _largest(w, fraction) for name, w in weights.items()}
+            yield _Way(f"{fraction:.1%} held out", weights, moments, largest)
+            columns = {name: asked[name] | _loudest(w, moments[name], fraction) for name, w in weights.items()}
+            yield _Way(f"{fraction:.1%} held out, by columns", weights, moments, columns)
 
 
 def _changed(
@@ -179,4 +189,11 @@ def _largest(weight_RC: torch.Tensor, fraction: float) -> torch.Tensor:
     mask = torch.zeros_like(weight_RC, dtype=torch.bool)
     places = weight_RC.abs().reshape(-1).topk(max(1, int(fraction * weight_RC.numel()))).indices
     mask.view(-1)[places] = True
+    return mask
+
+
+def _loudest(weight_RC: torch.Tensor, moment_CC: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The columns that meet the largest inputs, at least one: their rounding errors are multiplied most."""
+    mask = torch.zeros_like(weight_RC, dtype=torch.bool)
+    mask[:, moment_CC.diagonal().topk(max(1, int(fraction * weight_RC.shape[1]))).indices] = True
     return mask
