@@ -1,11 +1,11 @@
 """Quality against true bits per weight: does keeping numbers pay for itself?
 
 What it asks: at equal bits, counting scales, zero points and the 48 bits of every kept number, is some way of
-quantising that keeps something (the proven super weights, or the largest 0.1 % or 0.5 % of each matrix) as good as the
-best that keeps nothing? How: every method over elements, block sizes and zero-point rules, perplexity on the same
-windows. The best at each rate is chosen on every second window and judged on the others, because the best of many is
-lucky on the windows that chose it; intervals are corrected for the number of pairs. The control: the same groups begun
-at other columns, which changes nothing that anyone would call quality.
+quantising that keeps something (the proven super weights, their columns, or the largest 0.1 % or 0.5 % of each matrix)
+as good as the best that keeps nothing? How: every method over elements, block sizes and zero-point rules, perplexity on
+the same windows. The best at each rate is chosen on every second window and judged on the others, because the best of
+many is lucky on the windows that chose it; intervals are corrected for the number of pairs. The control: the same
+groups begun at other columns, which changes nothing that anyone would call quality.
 
 What to look at: whether the coloured points lie below the line, and by how much more than shifting groups does.
 """
@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
         }
     },
 )
-SUPER = "super weights"
+SUPER, COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
@@ -84,7 +84,7 @@ def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
             for zero in listed(own["zeros"]):
                 scheme = _scheme(lm, bits, block, zero)
                 keeps = list(_keeps(bench, findings))
-                few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER)]
+                few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
                 for keep, kept in {"integer": keeps, "none": few}.get(zero, few[:1]):
                     yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
                     if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
@@ -118,6 +118,7 @@ def _keeps(bench: Bench, findings: Findings) -> Iterator[tuple[Any, str]]:
     yield None, ""
     if _super(findings):
         yield hold_out(_super(findings)), SUPER
+        yield hold_out(_super(findings), columns=True), COLUMNS
     for share in listed(bench.settings["held"]):
         yield hold_out(fraction=float(share)), f"{float(share):.4g} of all".replace("0.", ".", 1)
 
@@ -238,15 +239,18 @@ def _phase_note(name: str, phases: Sequence[Made], measure: str) -> list[str]:
 
 
 def _alone_note(name: str, tried: Sequence[Made], measure: str) -> list[str]:
-    """What keeping only the super weights does, everything else alike."""
+    """What keeping only the super weights does, or their columns, everything else alike."""
     by_label = {one.recipe.label: one for one in tried}
-    pairs = []
-    for one in tried:
-        plain = by_label.get(one.recipe.label.partition(", keep")[0])
-        if one.recipe.kept == SUPER and plain is not None:
-            pairs.append((one, plain))
-    says = tally(pairs, measure)
-    return [f"{name}: keeping the super weights alone, all else alike, {says}."] if says else []
+    notes = []
+    for kept in (SUPER, COLUMNS):
+        pairs = []
+        for one in tried:
+            plain = by_label.get(one.recipe.label.partition(", keep")[0])
+            if one.recipe.kept == kept and plain is not None:
+                pairs.append((one, plain))
+        says = tally(pairs, measure)
+        notes += [f"{name}: keeping the {kept} alone, all else alike, {says}."] if says else []
+    return notes
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
