@@ -211,7 +211,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     grid = figure.add_gridspec(-(-len(SEEN) // across), across)
     for number, (curve, label) in enumerate(SEEN.items()):
         panel = {name: [cell[curve] for cell in seeds] for name, seeds in result.data.items()}
-        axes = curves(figure, grid[divmod(number, across)], panel, label)
+        axes = curves(figure, grid[divmod(number, across)], panel, label, log=curve == "peak")
         if not number:
             handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper left", ncols=len(result.data) if width > 600 else 2)
