@@ -1,4 +1,4 @@
-"""Build the result pages from what runs wrote: no number on them is typed by hand.
+"""Build the result pages from what runs wrote: no table on them is typed by hand.
 
     python docs/results/build.py collect runs/smollm2/super-weight-case-1a2b3c4d5e ...   keep a run's tables and figures
     python docs/results/build.py                                                         write the pages again

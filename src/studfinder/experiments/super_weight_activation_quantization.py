@@ -166,8 +166,9 @@ def _shares_table(name: str, made: list[Made], naive: dict[str, Made], measures:
         title=f"{name}: share of SmoothQuant's gain",
         columns=("recipe", *(measure.replace(":", " ") for measure in measures)),
         rows=tuple(rows),
-        note="Of log perplexity, against the alpha that is best for it; only where SmoothQuant itself gains against naive "
-        f"W8A8, with an interval that shows it. The paper: 71 to 84 % (Llama, OLMo), 14 and 25 % on Mistral-7B, 9 and 17 % on Llama-2-7B. {CAVEAT}",
+        note="Of log perplexity, against the alpha that is best for it; only where SmoothQuant itself gains against "
+        "naive W8A8, with an interval that shows it. The paper: 71 to 84 % (Llama, OLMo), 14 and 25 % on Mistral-7B, "
+        f"9 and 17 % on Llama-2-7B. {CAVEAT}",
     )
 
 
