@@ -246,9 +246,8 @@ def _notes(
         lead = _judged(found[ranked[0].label] - found[ranked[1].label])
         says = "clearly more than" if lead.low > 0 else "not clearly more than"
         notes.append(
-            f"{name}: {ranked[0].label} alone costs {_judged(found[ranked[0].label])} on the windows that did not choose "
-            f"it, {says} the next, "
-            f"{ranked[1].label} (difference {lead}); the median matrix costs "
+            f"{name}: {ranked[0].label} alone costs {_judged(found[ranked[0].label])} on the windows that did not "
+            f"choose it, {says} the next, {ranked[1].label} (difference {lead}); the median matrix costs "
             f"{float(np.median([found[part.label].mean() for part in groups])):.3g}."
         )
     for part in worst:
