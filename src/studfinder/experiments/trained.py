@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench
 from studfinder.records import Interval, Table
 from studfinder.records.result import Cell
-from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, new_figure
+from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
 from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
 from studfinder.training.streams import Source
 
@@ -139,8 +139,10 @@ def curves(
     axes.set_xlabel("steps")
     axes.set_title(label, loc="left")  # beside the axis a long one would run into the panel above
     axes.grid(axis="y")
-    if log:
+    seen = [value for seeds in cells.values() for curve in seeds for _, value in curve if value > 0]
+    if log and max(seen) > 3 * min(seen):  # within a factor of three a log axis has no round number to show
         axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     if low is not None:
         axes.set_ylim(bottom=low)
     return axes
@@ -163,10 +165,15 @@ def ends_table(
 ) -> Table:
     """Where curves end, over seeds: `columns` maps names of curves (or "outliers/...") to headings."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (name, seeds[0]["parameters"], *(over_seeds([last(cell, curve) for cell in seeds]) for curve in columns))
-        for name, seeds in cells.items()
+        (name, seeds[0]["parameters"], *(_end(seeds, curve) for curve in columns)) for name, seeds in cells.items()
     )
     return Table(title=title, columns=(first, "parameters", *columns.values()), rows=rows, note=note)
+
+
+def _end(seeds: list[dict[str, Any]], curve: str) -> Interval | None:
+    """Where a curve ends, over seeds; None where this kind of attention has no such thing."""
+    ends = [last(cell, curve) for cell in seeds]
+    return None if all(np.isnan(end) for end in ends) else over_seeds(ends)
 
 
 def against(cells: dict[str, list[dict[str, Any]]], plain: str, columns: dict[str, str]) -> list[str]:
