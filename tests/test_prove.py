@@ -20,6 +20,7 @@ from studfinder.verbs.scan import scan
 from tiny import ARCHITECTURES, tiny, token_ids
 
 
+@pytest.mark.real  # whole scans
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     lm, _ = provable(architecture, planted=False)
@@ -29,6 +30,7 @@ def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     assert findings.summary.nearest_super_weight is None or findings.summary.nearest_super_weight.score < 50
 
 
+@pytest.mark.real  # whole scans
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_planted_super_weight_is_proven_at_its_coordinates(architecture: str) -> None:
     lm, index = provable(architecture, planted=True)

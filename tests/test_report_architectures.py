@@ -16,6 +16,7 @@ from studfinder.verbs.scan import ScanPlan, run_scan
 from tiny import ARCHITECTURES, D, tiny, token_ids
 
 
+@pytest.mark.real  # whole scans
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
