@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import torch
@@ -114,7 +115,7 @@ ARCHITECTURES = sorted(CONFIGS)
 
 def tiny(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> LM:
     """A fresh random model of an architecture."""
-    config = _config(architecture)
+    config = copy.deepcopy(_config(architecture))  # tests change their model's
     torch.manual_seed(seed)
     options = {} if attention is None else {"attn_implementation": attention}
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval()
