@@ -21,8 +21,8 @@ EXAMPLES = """Examples:
   studfinder quantize smollm2 --out smollm2-w4                 4 bits, integer zero point, clip search
   studfinder quantize ./my-model --bits 3 --group 64 --out w3  other bits and groups
   studfinder quantize ./my-model --scheme fp8 --out fp8        a scheme by name
-  studfinder quantize smollm2 --keep runs/smollm2 --out kept   with the findings of a scan kept
-  studfinder quantize smollm2 --keep-columns runs/smollm2 --format dense --out kept     with all that meets their inputs
+  studfinder quantize smollm2 --keep RUN --out kept            with the findings of a scan kept
+  studfinder quantize smollm2 --keep-columns RUN --format dense --out kept   and all that meets their inputs
   studfinder quantize smollm2 --hold-fraction 0.005 --group channel --format dense --out d
 """
 
@@ -169,7 +169,8 @@ def _keep(runs: list[Path], columns: list[Path], fraction: float, skips: list[st
     kept: list[Any] = [read_record(Findings, find_findings(run)) for run in runs]
     for run in columns:
         findings = read_record(Findings, find_findings(run))
-        kept.append(hold_out(findings, columns=True) if findings.super_weights else findings)
+        load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
+        kept.append(hold_out(findings, columns=True) if load_bearing else findings)
     if fraction:
         kept.append(hold_out(fraction=fraction))
     if skips:
