@@ -246,7 +246,7 @@ def _note(name: str, label: str, windows: list[dict[str, Any]]) -> str:
     having = sum(bool(window["massive"]) for window in windows)
     dims = Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
     kinds = Counter(holder[0] for window in windows for holder in window["holders"].values())
-    shares = ", ".join(f"{kind} {n / kinds.total():.0%}" for kind, n in kinds.most_common())
+    classes = ", ".join(f"{number(n)} {kind}" for kind, n in kinds.most_common())
     always = [str(dim) for dim, n in dims.items() if n == having]
     top = np.mean([window["top"] for window in windows], axis=0)[:, 0]
     grows = f"; there the largest |a| goes from {number(top[span[0]])} to {number(top[span[0] + 1])}"
@@ -254,7 +254,7 @@ def _note(name: str, label: str, windows: list[dict[str, Any]]) -> str:
         f"{name}, {label}: {having} of {count(len(windows), 'window')} hold massive activations, first after layer "
         f"{span[0]} and last after layer {span[1]} of {len(top) - 2}"
         f"{grows if span[0] >= 0 else ''}. In all of those windows: dim "
-        f"{', '.join(always) or 'none'}. Tokens that hold one: {shares}."
+        f"{', '.join(always) or 'none'}. Tokens that hold one, by class: {classes}."
     )
 
 
