@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from scanned import a_scan
 from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
-from studfinder.models import load
+from studfinder.models import content_hash, load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantized, skip, targets
 from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
+from studfinder.records.json import to_json
+from studfinder.runs import write_text
 from studfinder.verbs.quantize import default_scheme, quantize
 from tiny import tiny, token_ids, tokenizer
 
@@ -348,6 +351,28 @@ def test_the_command_line(tmp_path, capsys):
     assert record["skipped"] == ["model.layers.0.mlp.gate_proj+up_proj"]
     assert "exists" in says(2, "--group", 16)
     assert "float-quantized" in says(0, "--scheme", "fp8", "--overwrite")
+
+
+def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
+    source, name = checkpoint(tmp_path / "source", dtype=BF16), "model.layers.1.mlp.down_proj.weight"
+    findings, _ = a_scan()
+    card = replace(findings.model, content_hash=content_hash(load(source)))
+    weight = replace(findings.super_weights[0], layer=1, parameter=name, index=(3, 4), row=3, col=4, verdict="proven")
+    scan = tmp_path / "scan"
+    scan.mkdir()
+    write_text(scan / "findings.json", to_json(replace(findings, model=card, super_weights=(weight,))))
+    before = load_file(source / "model.safetensors")[name]
+    rounded = {}
+    for flag in ("", "--keep", "--keep-columns"):
+        out = tmp_path / f"out{flag}"
+        kept = [flag, str(scan)] if flag else []
+        command = ["quantize", str(source), "--out", str(out), "--bits", "3", "--format", "dense"]
+        assert run([*command, *kept]) == 0
+        rounded[flag] = (load_file(out / "model.safetensors")[name] != before).nonzero().tolist()
+    assert [3, 4] in rounded[""]
+    assert [3, 4] not in rounded["--keep"]
+    assert {row for row, col in rounded["--keep"] if col == 4} == {row for row, col in rounded[""] if col == 4} - {3}
+    assert {col for _, col in rounded["--keep-columns"]} == {col for _, col in rounded[""]} - {4}
 
 
 def test_activations_that_a_checkpoint_cannot_tell_of_are_refused_before_any_work(tmp_path):

@@ -100,6 +100,17 @@ def test_a_damaged_ledger_is_another_run(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_run_that_fails_at_once_leaves_nothing_of_its_own(tmp_path, mine):
+    folder = tmp_path / "run"
+    if mine:
+        folder.mkdir()
+    with pytest.raises(ValueError), opened(folder).held():
+        raise ValueError
+    assert folder.exists() == mine
+    assert not mine or not list(folder.iterdir())
+
+
 def test_findings_are_found_in_a_folder_or_as_a_file(tmp_path):
     with pytest.raises(StudfinderError, match=r"holds no findings\.json"):
         find_findings(tmp_path)

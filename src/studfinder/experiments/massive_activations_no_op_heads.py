@@ -172,8 +172,8 @@ def _report(outcome: Outcome, name: str, onset: Onset, seen: Sequence[dict[str, 
             title=f"{name}: before and after massive activations appear",
             columns=("layers", *_MEASURES.values(), "value's cosine across texts", "cosine, random tokens"),
             rows=tuple((label, *found[label].values(), *cosines[label]) for label in phases),
-            note=f"Massive tokens: those of a text's first half that hold a massive activation after layer {onset.layer}; "
-            "queries: the other tokens of its second half. Means over layers and heads, then over "
+            note="Massive tokens: those of a text's first half that hold a massive activation after layer "
+            f"{onset.layer}; queries: the other tokens of its second half. Means over layers and heads, then over "
             f"{count(len(seen), 'text')} (intervals). Constancy: 0 if every query gets the same. The paper has figures "
             "of layers 3, 15 and 30 of LLaMA2-7B and no number.",
         )

@@ -25,11 +25,13 @@ class RunFolder:
         path: the folder.
         key: hash of the settings.
         result: the file that, written last, marks the run as complete.
+        made: whether the folder was made for this run.
     """
 
     path: Path
     key: str
     result: str
+    made: bool = True
 
     @property
     def complete(self) -> bool:
@@ -38,12 +40,14 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[Path]:
-        """The folder while the run works in it. A run that fails before it has written anything leaves none behind."""
+        """The folder while the run works in it. A run that fails before it has written a result leaves nothing."""
         try:
             yield self.path
         except BaseException:
             if [child.name for child in self.path.iterdir()] == [_LEDGER]:
-                shutil.rmtree(self.path)
+                (self.path / _LEDGER).unlink()
+                if self.made:
+                    self.path.rmdir()
             raise
 
 
@@ -69,14 +73,17 @@ def open_run(
     path = out or root / re.sub(r"[^\w.-]+", "-", model.strip("/.")).strip("-") / f"{verb}-{key}"
     if path.exists() and not path.is_dir():
         raise StudfinderError(f"--out {path} is a file", expected="a folder, or a name that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
-        _check_owner(path, verb, settings, overwrite)
+    made = True
+    if path.is_dir():
+        made = any(path.iterdir())  # with a run's files in it; an empty folder was somebody's before
+        if made:
+            _check_owner(path, verb, settings, overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudfinderError(f"folder {path} cannot be made ({error.strerror})") from None
     write_text(path / _LEDGER, json.dumps({"verb": verb, "key": key, "settings": settings}, indent=1, default=str))
-    return RunFolder(path, key, result)
+    return RunFolder(path, key, result, made)
 
 
 def _check_owner(path: Path, verb: str, settings: Mapping[str, object], overwrite: bool) -> None:

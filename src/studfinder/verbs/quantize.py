@@ -178,6 +178,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
         origin, windows = calibration_windows(lm, calibration[0], count=calibration[1], length=calibration[2])
         text = f"{origin}, {len(windows)} windows of {calibration[2]} tokens"
+    keep = as_keeps(lm, keep)  # while the model is as it was scanned: inside, findings would be of another one
     bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
     bench.numbers = format == "dense"
     before = perplexity(lm) if job.score else None
@@ -191,7 +192,7 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
             quantized=len(bench.done),
             skipped=bench.skipped,
             instead=bench.instead,
-            kept=tuple(map(str, as_keeps(lm, keep))),
+            kept=tuple(map(str, keep)),
             notes=tuple(bench.notes),
             calibration=text,
             scores={} if before is None else _scores(before, perplexity(lm)),
