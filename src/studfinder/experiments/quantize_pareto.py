@@ -27,7 +27,7 @@ from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Comparison, Findings, Result, Table
-from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, log_ticks, new_figure
+from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
 
 EXPERIMENT = Experiment(
@@ -264,33 +264,48 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     }
 
 
+_FRAME = (0.3, 1000.0)
+"""Percent: what is higher is broken, and what is lower cannot be told from the original."""
+
+
 def _plane(name: str, seen: dict[str, Any], width: float) -> Figure:
     wide = width > 600
-    base, points = seen["original"], seen["points"]
-    most = 8 * base  # what is further up is broken, and would press the rest together
-    figure = new_figure(width, 460 if wide else 430)
+    base = seen["original"]
+
+    def above(value: float) -> float:
+        """Perplexity above the original's, in percent, not below the frame."""
+        return max(100 * (value / base - 1), _FRAME[0])
+
+    points = [(bits, above(value), kept) for bits, value, _, kept, _ in seen["points"] if np.isfinite(value)]
+    figure = new_figure(width, 500 if wide else 560)
     axes = figure.subplots()
-    plain = sorted((bits, value) for bits, value, _, kept, _ in points if not kept and np.isfinite(value))
-    axes.plot(*zip(*plain, strict=True), ".", color=GREY, markersize=5, linestyle="none", label="nothing kept")
-    best = np.minimum.accumulate([value for _, value in plain])
     ends = max(bits for bits, *_ in points)
-    axes.step([*(bits for bits, _ in plain), ends], [*best, best[-1]], where="post", color=INK, label="best of these")
-    kinds = list(dict.fromkeys(kept for *_, kept, _ in points if kept))
-    for kind, colour, marker in zip(kinds, CATEGORIES * 3, MARKERS * 3, strict=False):
-        own = [(bits, value) for bits, value, _, kept, _ in points if kept == kind]
-        axes.plot(
-            *zip(*own, strict=True), marker, color=colour, markersize=5, mew=0, linestyle="none", label=f"keep {kind}"
-        )
-    axes.axhline(base, color=GREY, linewidth=1, linestyle=":")
-    axes.annotate("original", (ends, base), ha="right", va="bottom", fontsize=11, color=GREY)
+    kinds = list(dict.fromkeys(kept for *_, kept in points if kept))
+    looks = zip([*kinds, ""], [*CATEGORIES[: len(kinds)], GREY], [*MARKERS[: len(kinds)], "o"], strict=True)
+    for kind, colour, marker in looks:
+        own = [(bits, value) for bits, value, kept in points if kept == kind]
+        label = f"keep {kind}" if kind else "nothing kept"
+        face = colour if kind else "none"
+        axes.plot(*zip(*own, strict=True), marker, color=colour, mfc=face, ms=5, linestyle="none", label=label)
+    for kept, colour, label in (
+        (False, INK, "best that keeps nothing"),
+        (True, VERMILLION, "best that keeps something"),
+    ):
+        own = sorted((bits, value) for bits, value, kind in points if bool(kind) == kept)
+        if own:
+            best = np.minimum.accumulate([value for _, value in own])
+            places = [*(bits for bits, _ in own), ends]
+            axes.step(places, [*best, best[-1]], where="post", color=colour, label=label)
     axes.set_yscale("log")
-    axes.set_ylim(base * 0.96, most)
+    axes.set_ylim(*_FRAME)
     log_ticks(axes.yaxis)
     axes.set_xlabel("true bits per weight")
-    axes.set_ylabel("perplexity")
-    above = sum(not value <= most for _, value, *_ in points)
-    title = f"{name}" + (f": {above} of {len(points)} lie above this frame" if above else "")
-    axes.set_title(title)
+    axes.set_ylabel("perplexity above the original's, %")
+    over = sum(value > _FRAME[1] for _, value, _ in points) + len(seen["points"]) - len(points)
+    under = sum(value == _FRAME[0] for _, value, _ in points)
+    outside = [f"{n} {where}" for n, where in ((over, "above"), (under, "at or below")) if n]
+    sides = f" (of {len(seen['points'])}, {' and '.join(outside)} this frame)" if outside else ""
+    axes.set_title(f"{name}{sides}")
     axes.grid()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 1)
     return figure
