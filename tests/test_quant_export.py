@@ -27,10 +27,12 @@ def test_packing_is_that_of_compressed_tensors(bits, rows, cols, seed):
 
 
 EXPORTED = [
-    (Scheme(element="int4", block=32, zero="integer"), "pack-quantized"),
-    (Scheme(element="int4", block=32), "pack-quantized"),
-    (Scheme(element="int3", block="channel", zero="integer"), "pack-quantized"),
-    (Scheme(element="int8", block="channel"), "pack-quantized"),
+    *(
+        (Scheme(element=f"int{bits}", block=block, zero=zero), "pack-quantized")
+        for bits in range(2, 9)
+        for block in ("channel", 64, 32)
+        for zero in ("none", "integer")
+    ),
     (Scheme(element="int8", block="channel"), "int-quantized"),
     (Scheme(element="int8", block="tensor", zero="integer"), "int-quantized"),
     (Scheme(element="int8", block="tensor"), "pack-quantized"),

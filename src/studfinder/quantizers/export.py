@@ -214,14 +214,15 @@ def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
         return pack_to_int32(codes_RC.contiguous(), bits)
+    flat = codes_RC.reshape(-1).contiguous()  # rows are whole words; as one run a single row or column is no exception
     if bits == 8:
-        unsigned = codes_RC.contiguous().view(torch.uint8) ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
+        unsigned = flat.view(torch.uint8) ^ 0x80  # -128..127 to 0..255 is a flip of the sign bit
     else:
         # Two codes at a time: each to 0..15 by a flip of bit 3, then the second's bits beside the first's.
-        pairs = (codes_RC.contiguous().view(torch.int16) ^ 0x0808) & 0x0F0F
+        pairs = (flat.view(torch.int16) ^ 0x0808) & 0x0F0F
         pairs |= pairs >> 4
-        unsigned = pairs.view(torch.uint8)[:, ::2].contiguous()
-    return unsigned.reshape(-1).view(torch.int32).reshape(codes_RC.shape[0], -1)
+        unsigned = pairs.view(torch.uint8)[::2].contiguous()
+    return unsigned.view(torch.int32).reshape(codes_RC.shape[0], -1)
 
 
 def _words(size: int, bits: int) -> int:
