@@ -19,7 +19,7 @@ from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash, load
-from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantized, skip, targets
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
 from studfinder.records.json import to_json
@@ -102,6 +102,30 @@ def test_files_and_memory_make_the_same_tensors(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("files", "memory")]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+
+
+def test_what_engines_fuse_shares_one_tensor_scale_and_no_value_changes_by_it(tmp_path):
+    lm = tiny("llama", dtype=BF16)
+    names = [f"model.layers.0.self_attn.{one}_proj" for one in "qkv"]
+    with torch.no_grad():
+        lm.model.get_parameter(f"{names[1]}.weight").mul_(20)
+        lm.model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1e6)  # too far for its gate
+    lm.model.save_pretrained(tmp_path / "source")
+    tokenizer().save_pretrained(tmp_path / "source")
+    method, found = RTN(scheme=SCHEMES["nvfp4"]), {}
+    for where, source in (("files", tmp_path / "source"), ("memory", load(tmp_path / "source"))):
+        done = quantize(source, method, out=tmp_path / where)
+        assert [note.partition(":")[0] for note in done.notes] == ["model.layers.1.mlp.gate_proj+up_proj"]
+        found[where] = load_file(tmp_path / where / "model.safetensors")
+    assert all(torch.equal(found["files"][name], found["memory"][name]) for name in found["memory"])
+    wholes = {found["files"][f"{name}.weight_global_scale"].item() for name in names}
+    own = {quantize_weight(lm.model.get_parameter(f"{name}.weight"), method.scheme).grid.tensor_scale for name in names}
+    assert wholes == {min(own).item()} < {one.item() for one in own}
+    with quantized(load(tmp_path / "source"), method) as bench:
+        for name in names:
+            made = bench.done[f"{name}.weight"]
+            alone = quantize_weight(lm.model.get_parameter(f"{name}.weight"), method.scheme)
+            assert torch.equal(made.dequantized(), alone.dequantized())
 
 
 def test_a_live_model_is_as_before(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.fused_scales import share
 from studfinder.quantizers.keep import resolve, transforms_of
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.scheme import tile
@@ -61,6 +62,7 @@ class running:
             if self.bench.held and not self.bench.numbers:
                 self.bench.skip_held()
             self.method.run(self.bench)
+            share(self.bench)
         except BaseException:
             self._leave()
             raise

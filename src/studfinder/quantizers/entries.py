@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -10,16 +11,19 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.checkpoint import Entry
 from studfinder.quantizers.export import described, tensors
-from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.source import Files
 
 
-def file_entry(files: Files, shard: str, name: str, method: RTN | None, format: str) -> Entry:
+def file_entry(
+    files: Files, shard: str, name: str, method: RTN | None, format: str, whole: torch.Tensor | None = None
+) -> Entry:
     """A tensor of a checkpoint file: rounded to nearest, or copied where `method` is None.
 
-    Made when it is written. Raises StudfinderError, naming the tensor, for one that is not finite.
+    Made when it is written. `whole` is the tensor scale that it is to have (see `fused_scales`); None is its own.
+    Raises StudfinderError, naming the tensor, for one that is not finite.
     """
     dtype, shape = files.shards[shard][name]
     if method is None:
@@ -27,14 +31,21 @@ def file_entry(files: Files, shard: str, name: str, method: RTN | None, format: 
     chosen = method
 
     def rounded() -> Quantized:
-        try:
-            return round_to_nearest(files.read(shard, name), chosen)
-        except StudfinderError as error:
-            raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
+        made = rounded_from_file(files, shard, name, chosen)
+        grid = None if whole is None else with_tensor_scale(made.grid, whole)
+        return made if grid is None else replace(made, grid=grid)
 
     if format == "dense":
         return Entry({name: (dtype, shape)}, lambda: {name: rounded().dequantized().to(dtype)})
     return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
+
+
+def rounded_from_file(files: Files, shard: str, name: str, method: RTN) -> Quantized:
+    """A matrix of a checkpoint file, rounded to nearest. Raises StudfinderError, naming it, if it is not finite."""
+    try:
+        return round_to_nearest(files.read(shard, name), method)
+    except StudfinderError as error:
+        raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
 
 def bench_entries(bench: Bench, format: str) -> list[Entry]:

@@ -295,6 +295,14 @@ def _stored(step: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return torch.where(step > 0, rounded.clamp(min=smallest), torch.ones_like(step))
 
 
+def with_tensor_scale(grid: Grid, whole: torch.Tensor) -> Grid | None:
+    """The same grid of "e4m3" scales with another power of two for the tensor; None where a scale cannot be held."""
+    assert grid.tensor_scale is not None
+    scale = grid.scale * (whole / grid.tensor_scale)
+    held = scale.clamp(max=448.0).to(torch.float8_e4m3fn).float()
+    return Grid(scale, None, whole) if torch.equal(held, scale) else None
+
+
 def _power_of_two(peak: torch.Tensor, top: float) -> torch.Tensor:
     """2^e with e such that the peak lands in the element's largest binade.
 
@@ -309,9 +317,14 @@ def _power_of_two(peak: torch.Tensor, top: float) -> torch.Tensor:
 
 
 def _two_level(step: torch.Tensor) -> Grid:
-    """Scales in e4m3, and one fp32 number for the tensor that brings the largest of them to 448."""
+    """Scales in e4m3, and a power of two for the tensor that brings the largest of them to between 224 and 448.
+
+    A power of two, unlike 448 over the largest, can be traded for that of another matrix without rounding a scale
+    anew: engines that fuse matrices have one number for all of them.
+    """
     largest = step.max()
-    whole = torch.where(largest > 0, 448.0 / largest, torch.ones_like(largest))
+    exponent = torch.frexp(448.0 / largest).exponent - 1
+    whole = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), torch.ones_like(largest))
     scale = (step * whole).clamp(max=448.0).to(torch.float8_e4m3fn).float()
     # A block far below the tensor's largest would round to 0; it gets the smallest scale there is.
     return Grid(torch.where(scale > 0, scale, torch.full_like(scale, 2.0**-9)), None, whole)

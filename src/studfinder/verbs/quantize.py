@@ -26,6 +26,7 @@ from studfinder.quantizers.card import Quantization, card
 from studfinder.quantizers.checkpoint import Entry, check_free, shards, staged, write_index, write_shard
 from studfinder.quantizers.entries import bench_entries, file_entry
 from studfinder.quantizers.export import chosen_format, quantization_config
+from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
@@ -129,6 +130,7 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     for target in chosen:
         check_fits(target, stored[target][1], method)
     format = _one_format(method, job.format, {stored[target][0] for target in chosen}, found)
+    wholes, notes = shared_of_files(files, chosen, method)
     done = _record(
         name,
         BUILTINS[name].origin if name in BUILTINS else "a local folder",
@@ -138,10 +140,11 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
         quantized=len(chosen),
         skipped=tuple(sorted(skipped)),
         kept=tuple(map(str, _flat(keep))),
+        notes=tuple(notes),
     )
     settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
     with staged(job.out, settings, job.overwrite) as stage:
-        _write_files(job, files, stage, dict.fromkeys(chosen, method), format)
+        _write_files(job, files, stage, dict.fromkeys(chosen, method), format, wholes)
         for path in files.folder.iterdir():
             if path.suffix in _BESIDE and path.name not in ("model.safetensors.index.json", "config.json"):
                 shutil.copyfile(path, stage / path.name)
@@ -150,7 +153,9 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     return done
 
 
-def _write_files(job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN], format: str) -> None:
+def _write_files(
+    job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN], format: str, wholes: Mapping[str, torch.Tensor]
+) -> None:
     total, count = len(files.stored), 0
 
     def step(_entry: Entry) -> None:
@@ -160,7 +165,7 @@ def _write_files(job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN
 
     written = {}
     for shard, names in files.shards.items():
-        written[shard] = [file_entry(files, shard, name, methods.get(name), format) for name in names]
+        written[shard] = [file_entry(files, shard, name, methods.get(name), format, wholes.get(name)) for name in names]
         if (stage / shard).is_file():  # made before an interruption
             count += len(names)
         else:
