@@ -15,10 +15,12 @@ from studfinder.quantizers.activations import (
     Restore,
     WithActivations,
     fake_quantized,
+    input_ranges,
     rounded_inputs,
     super_activations,
     super_channels,
 )
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.smoothquant import SmoothQuant
 from tiny import C, prompts, tiny, token_ids
 
@@ -103,6 +105,21 @@ def test_static_ranges_come_from_calibration_text():
     with pytest.raises(StudfinderError, match="no range is known"):
         with rounded_inputs(lm, Activations(scope="tensor", range="static"), targets(lm)):
             pass
+
+
+def test_a_static_range_leaves_out_what_is_restored():
+    lm, name = tiny("llama"), "model.layers.1.mlp.down_proj.weight"
+    largest = []
+    for times in (1, 1e6):
+        with torch.no_grad():
+            lm.model.get_parameter("model.layers.1.mlp.up_proj.weight")[4] *= times
+        for restore in (None, Restore(places=((name, (4,)),), ratio=1.5)):
+            bench = bench_for(lm, FINE, windows=prompts((40, 40)))
+            low, high = input_ranges(bench, restore)[name]
+            largest.append(max(-low, high))
+    plain, _, spiked, restored = largest
+    assert spiked > 1000 * plain
+    assert restored <= plain
 
 
 def test_where_super_activations_enter_matrices():

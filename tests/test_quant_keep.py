@@ -203,6 +203,15 @@ def test_findings_mean_their_super_weights_less_the_inert_ones():
         quantized(lm, RTN(scheme=CHANNEL), keep=findings)
 
 
+def test_a_weight_that_is_not_finite_is_named_and_never_held_out():
+    lm = tiny("llama")
+    with torch.no_grad():
+        lm.model.get_parameter(DOWN)[1, 2] = float("nan")
+    for method, keep in ((RTN(scheme=CHANNEL), None), (RTN(scheme=CHANNEL), hold_out(fraction=0.01))):
+        with pytest.raises(StudfinderError, match=f"{DOWN}: a weight is NaN"):
+            quantized(lm, method, keep=keep).__enter__()
+
+
 def test_what_needs_calibration_says_so():
     lm = tiny("llama")
     with pytest.raises(StudfinderError, match="ClipRestore needs calibration text"):

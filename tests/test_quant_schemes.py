@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit, quantize_weight
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit, kernel, quantize_weight
 from studfinder.quantizers.clip import search
 from studfinder.quantizers.grid import codes, dequantized, grid_of
 from studfinder.quantizers.rtn import round_to_nearest
@@ -63,6 +63,23 @@ def test_rounding_twice_is_rounding_once(element, block, scale, zero, rows, cols
     value = dequantized(once, grid, scheme)
     assert torch.isfinite(value).all()
     assert torch.equal(codes(value, grid, scheme).float(), once.float())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "acts", "name"),
+    [
+        (SCHEMES["w4-g128"], None, "Marlin W4A16"),
+        (SCHEMES["w8-channel"], None, "Marlin W8A16"),
+        (Scheme(element="int8", block=64, zero="integer"), None, "Machete W8A16 (Hopper)"),
+        (Scheme(element="int8", block=32, zero="integer"), None, None),
+        (Scheme(element="int3", block=64), None, None),
+        (Scheme(element="int8", block="channel", narrow=True), "int8", "CUTLASS W8A8 int8"),
+        (Scheme(element="int4", block="channel"), "int8", None),
+        (SCHEMES["fp8"], "fp8", "CUTLASS W8A8 fp8"),
+    ],
+)
+def test_kernels_of_vllm(scheme, acts, name):
+    assert kernel(scheme, acts=acts) == name
 
 
 def test_stored_scales_are_of_their_type():

@@ -77,6 +77,8 @@ def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
         (source, RTN(scheme=Scheme(block=7, zero="float", remainder="block", scale="float32")), "dense", None),
         (tied, W4, "auto", None),
         (load(source), W4, "dense", hold_out(fraction=0.02)),  # in memory: findings and held-out numbers
+        (checkpoint(tmp_path / "falcon", "falcon", dtype=BF16), RTN(scheme=SCHEMES["w8-channel"]), "auto", None),
+        (source, RTN(scheme=SCHEMES["w4-channel"]), "auto", None),
         (load(tied), W4, "auto", hold_out(Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=((3, 4),)))),
     ]
     folders, expected = [], []
@@ -397,6 +399,68 @@ def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
     assert [3, 4] not in rounded["--keep"]
     assert {row for row, col in rounded["--keep"] if col == 4} == {row for row, col in rounded[""] if col == 4} - {3}
     assert {col for _, col in rounded["--keep-columns"]} == {col for _, col in rounded[""]} - {4}
+
+
+def test_the_model_itself_is_never_replaced(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    before = (source / "model.safetensors").read_bytes()
+    for model in (source, load(source)):
+        with pytest.raises(StudfinderError, match="is the model itself"):
+            quantize(model, W4, out=tmp_path / "x" / ".." / "source", overwrite=True)
+    assert (source / "model.safetensors").read_bytes() == before
+
+
+def test_other_files_beside_the_checkpoint_are_not_part_of_it(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    (source / "consolidated.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    quantize(source, W4, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "no readable header"),
+        ("model.safetensors", b"", "no readable header"),
+        ("model.safetensors.index.json", b"{}", "is damaged"),
+        ("config.json", b"{}", "config.json that cannot be read"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, capsys, file, text, message):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    (source / file).write_bytes(text)
+    assert run(["quantize", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_folder_of_a_dot_is_the_folder_one_is_in(tmp_path, monkeypatch):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(["quantize", str(source), "--out", "."]) == 0
+    assert (tmp_path / "here" / "config.json").is_file()
+
+
+def test_a_dense_checkpoint_does_not_promise_rounded_inputs(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    done = quantize(source, WithActivations(), out=tmp_path / "out", format="dense")
+    assert done.notes == ("a dense checkpoint holds weights only: whoever loads it does not round inputs",)
+    lm, ids = load(source), token_ids()
+    with quantized(lm, WithActivations().weights), torch.no_grad():
+        expected = lm.model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "out").model(ids).logits, expected)
+
+
+def test_the_card_says_what_came_of_what_was_to_be_kept(tmp_path):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    done = quantize(source, W4, keep=hold_out(fraction=0.01), out=tmp_path / "out", format="dense")
+    numbers = sum(int(0.01 * t.weight(load(source)).numel()) for t in targets(load(source)))
+    assert done.kept == (
+        "held out: the largest 1.000% of each matrix",
+        f"in all {numbers:,} numbers of 21 matrices are held out",
+    )
 
 
 def test_activations_that_a_checkpoint_cannot_tell_of_are_refused_before_any_work(tmp_path):

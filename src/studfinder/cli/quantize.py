@@ -36,7 +36,9 @@ def command(
     bits: Annotated[int | None, typer.Option(help="Bits of an integer, 2 to 8.  [default: 4]")] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="Inputs that share a scale, or channel, or tensor.  [default: 128, 64 or 32: what divides]"),
+        typer.Option(
+            help="Inputs that share a scale, or channel, or tensor.  [default: 128, 64 or 32, what divides, or channel]"
+        ),
     ] = None,
     zero: Annotated[str | None, typer.Option(help="Zero point: integer, none or float.  [default: integer]")] = None,
     clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Search the range of each block (rtn).")] = True,

@@ -132,6 +132,11 @@ class WithActivations:
         """For config.json of an exported checkpoint."""
         return self.activations.arguments()
 
+    @property
+    def weights_only(self) -> Method:
+        """The same without rounding inputs, for a checkpoint that cannot say so."""
+        return self.weights
+
     def run(self, bench: Bench) -> None:
         self.weights.run(bench)
         enter_rounding(bench, self.activations)
@@ -140,7 +145,7 @@ class WithActivations:
 def enter_rounding(bench: Bench, config: Activations) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
-    ranges = input_ranges(bench) if config.range == "static" else None
+    ranges = input_ranges(bench, config.restore) if config.range == "static" else None
     bench.enter(rounded_inputs(bench.lm, config, bench.targets, ranges))
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"
@@ -192,16 +197,22 @@ def fake_quantized(
         channels: where super activations may be; they are held out as `config.restore` says.
         grid: a static one; None fits it to what is here.
     """
-    x = x_NC.float()
-    held_NC = None
-    if channels is not None and config.restore is not None:
-        held_NC = super_activations(x, channels, config.restore.ratio)
-        x = torch.where(held_NC, _median(x, config.restore.median), x)
+    x, held_NC = _replaced(x_NC.float(), channels, config.restore)
     if grid is None:
         low, high = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if config.scope == "token" else _extrema(x)
         grid = grid_of(low, high, config.scheme)
     made = on_grid(x, grid, config.scheme).to(x_NC.dtype)
     return made if held_NC is None else torch.where(held_NC, x_NC, made)
+
+
+def _replaced(
+    x_NC: torch.Tensor, channels: torch.Tensor | None, restore: Restore | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Super activations replaced by a median, and where they were."""
+    if channels is None or restore is None:
+        return x_NC, None
+    held_NC = super_activations(x_NC, channels, restore.ratio)
+    return torch.where(held_NC, _median(x_NC, restore.median), x_NC), held_NC
 
 
 def on_grid(x: torch.Tensor, grid: Grid, scheme: Scheme) -> torch.Tensor:
@@ -242,13 +253,19 @@ def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[
     return tuple((name, tuple(sorted(channels))) for name, channels in places.items())
 
 
-def input_ranges(bench: Bench) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The smallest and the largest number that enters each matrix on the calibration text, by parameter name."""
+def input_ranges(bench: Bench, restore: Restore | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The smallest and the largest number that enters each matrix on the calibration text, by parameter name.
+
+    Super activations that will be held out do not count.
+    """
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    places = {} if restore is None else dict(restore.places)
 
     def reader(name: str) -> Any:
+        channels = torch.tensor(places[name]) if name in places else None
+
         def read(x_NC: torch.Tensor) -> None:
-            low, high = (end.flatten()[0] for end in _extrema(x_NC.float()))
+            low, high = (end.flatten()[0] for end in _extrema(_replaced(x_NC.float(), channels, restore)[0]))
             if name in found:
                 low, high = torch.minimum(low, found[name][0]), torch.maximum(high, found[name][1])
             found[name] = low, high

@@ -67,6 +67,9 @@ class Auto:
                 f"budget {self.budget}, fractions {self.fractions}", expected="a budget above 0, fractions in (0, 1)"
             )
 
+    def __str__(self) -> str:
+        return f"what of this is needed, chosen for each fused group: error within {self.budget:g} of the output"
+
     @property
     def calibrated(self) -> bool:
         return True

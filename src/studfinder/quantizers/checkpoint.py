@@ -141,6 +141,7 @@ def check_free(out: Path, overwrite: bool) -> None:
     A process that was killed between moving the old folder aside and putting the new one in its place left the old one
     beside it: that is undone first.
     """
+    out = out.absolute()  # "." has no name of its own
     old = _aside(out)
     if old.is_dir() and not out.exists():
         old.rename(out)

@@ -9,6 +9,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import output_error, second_moments, walk
@@ -45,7 +46,7 @@ class ClipRestore:
         for block in walk(bench):
             moments = second_moments(block)
             for target in block.targets:
-                weight_RC = target.weight(bench.lm).float()
+                weight_RC = finite_weight(target, bench.lm)
                 z, found = self.best(weight_RC, moments[target.name], bench.held.get(target.name))
                 clipped[z] = clipped.get(z, 0) + 1
                 bench.put(target, found)

@@ -109,10 +109,13 @@ def weight_arguments(scheme: Scheme) -> dict[str, Any]:
     return {**arguments, "strategy": scheme.block}
 
 
-def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts: dict | None = None) -> dict[str, Any]:
+def quantization_config(
+    scheme: Scheme, format: str, ignore: Sequence[str], acts: dict | None = None, *, linear: bool = True
+) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
     Args:
+        linear: whether all of them are torch's Linear itself.
         ignore: names of Linear modules that are left alone.
         acts: QuantizationArgs of input activations, where a method quantises those too.
     """
@@ -133,7 +136,8 @@ def quantization_config(scheme: Scheme, format: str, ignore: Sequence[str], acts
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if scheme.zero == "integer" and format == "pack-quantized":
+    if not linear or (scheme.zero == "integer" and format == "pack-quantized"):
+        # A Linear with a forward of its own (Falcon's) looks for a weight that compressed modules do not have.
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True

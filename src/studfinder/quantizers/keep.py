@@ -12,6 +12,7 @@ import torch
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, content_hash
+from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, named
 from studfinder.records import Findings, SuperWeight
 
@@ -46,6 +47,13 @@ class HoldOut:
         used = "".join(f", {name}={getattr(self, name)!r}" for name in ("columns", "model") if getattr(self, name))
         return f"HoldOut(entries={self.entries!r}, fraction={self.fraction!r}{used})"
 
+    def __str__(self) -> str:
+        places = [f"{one.parameter}{list(entry)}" for one in self.entries for entry in one.entries]
+        parts = [f"{'the columns of ' if self.columns else ''}{', '.join(places)}"] if places else []
+        if self.fraction:
+            parts.append(f"the largest {self.fraction:.3%} of each matrix")
+        return "held out: " + "; ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
@@ -60,6 +68,9 @@ class Skip:
     def __post_init__(self) -> None:
         if not self.names:
             raise StudfinderError("there is nothing to skip", expected="at least one name")
+
+    def __str__(self) -> str:
+        return f"left whole: {', '.join(self.names)}"
 
 
 Keep = HoldOut | Skip
@@ -197,7 +208,7 @@ def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.T
         held[target.name] = held.get(target.name, _empty(lm, target)) | mask
     if one.fraction:
         for target in found:
-            weight = target.weight(lm)
+            weight = finite_weight(target, lm)  # NaN would count as the largest
             count = int(one.fraction * weight.numel())
             if count:
                 places = weight.abs().reshape(-1).topk(count).indices

@@ -8,6 +8,7 @@ import torch
 
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.clip import Clip, search
+from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import Quantized, quantize_weight
 from studfinder.quantizers.scheme import Scheme
 
@@ -30,7 +31,8 @@ class RTN:
 
     def run(self, bench: Bench) -> None:
         for target in bench.targets:
-            bench.put(target, round_to_nearest(target.weight(bench.lm), self, bench.held.get(target.name)))
+            weight_RC = finite_weight(target, bench.lm)
+            bench.put(target, round_to_nearest(weight_RC, self, bench.held.get(target.name)))
 
 
 def round_to_nearest(weight_RC: torch.Tensor, config: RTN, held_RC: torch.Tensor | None = None) -> Quantized:

@@ -149,18 +149,32 @@ def bits_per_weight(shape: tuple[int, ...] | torch.Size, scheme: Scheme, kept: i
     return scheme.bits + (blocks * (scale + zero) + extra + kept * (16 + 32)) / (rows * cols)
 
 
-def kernel(scheme: Scheme) -> str | None:
-    """What vLLM runs a weight in this scheme with, or None where it has nothing for it.
+def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
+    """What vLLM runs a weight in this scheme with, or None where it has nothing for it that we know.
 
-    Read from vLLM's compressed-tensors schemes (`compressed_tensors_wNa16.py`, `_w8a16_fp8.py`, `_w4a16_nvfp4.py`,
-    `_w4a16_mxfp4.py`) and Marlin's group sizes (`MARLIN_SUPPORTED_GROUP_SIZES` = -1, 32, 64, 128), state of 2026.
-    Kernels for other hardware may support less.
+    Read from vLLM's compressed-tensors schemes (`compressed_tensors_wNa16.py`, `_w8a8_int8.py`, `_w8a16_fp8.py`,
+    `_w4a16_nvfp4.py`, `_w4a16_mxfp4.py`) and its kernels' own lists: Marlin takes groups of -1, 32, 64 and 128, and a
+    zero point with 4 bits only; Machete (Hopper) -1, 64 and 128, and one with 8 bits too. State of 2026. Nothing here
+    was run. Kernels for other hardware may support less.
+
+    Args:
+        acts: the element that inputs are rounded to, e.g. "int8"; None leaves them.
     """
     if scheme.zero == "float" or (scheme.remainder == "block" and isinstance(scheme.block, int)):
         return None
+    if acts is not None:
+        whole = scheme.block in ("channel", "tensor") and scheme.zero == "none"
+        return (
+            {"int8": "CUTLASS W8A8 int8", "fp8": "CUTLASS W8A8 fp8"}.get(acts)
+            if (whole and scheme.element == acts)
+            else None
+        )
     if scheme.integer:
-        fits = scheme.bits in (4, 8) and scheme.block in ("channel", 32, 64, 128) and not scheme.narrow
-        return f"Marlin W{scheme.bits}A16" if fits and scheme.scale in ("bfloat16", "float16") else None
+        if scheme.bits not in (4, 8) or scheme.scale not in ("bfloat16", "float16"):
+            return None
+        if scheme.bits == 8 and scheme.zero == "integer":
+            return "Machete W8A16 (Hopper)" if scheme.block in ("channel", 64, 128) else None
+        return f"Marlin W{scheme.bits}A16" if scheme.block in ("channel", 32, 64, 128) else None
     if scheme.element == "fp8" and scheme.block in ("tensor", "channel", (128, 128)) and scheme.scale != "e8m0":
         return "Marlin W8A16 fp8"
     return {"nvfp4": "Marlin W4A16 nvfp4", "mxfp4": "Marlin W4A16 mxfp4"}.get(_name_of(scheme) or "")

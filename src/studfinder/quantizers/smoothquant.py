@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,11 @@ class SmoothQuant:
     def activation_arguments(self) -> dict[str, Any] | None:
         """For config.json of an exported checkpoint."""
         return None if self.activations is None else self.activations.arguments()
+
+    @property
+    def weights_only(self) -> SmoothQuant:
+        """The same without rounding inputs, for a checkpoint that cannot say so."""
+        return replace(self, activations=None)
 
     def run(self, bench: Bench) -> None:
         self.smooth(bench)

@@ -71,7 +71,7 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     """
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    read = {path.name: _tensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    read = {name: _tensors(folder / name) for name in _file_names(folder)}
     shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
     begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
     stored = {name for tensors in shards.values() for name in tensors}
@@ -84,7 +84,11 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     """The model of a checkpoint without its numbers. Raises StudfinderError for an unknown architecture."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise StudfinderError(f"{folder} has a config.json that cannot be read ({first})") from None
     if getattr(config, "quantization_config", None):
         raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
     with torch.device("meta"):
@@ -92,14 +96,33 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))
 
 
+def _file_names(folder: Path) -> list[str]:
+    """The files that transformers would read: those of the index, or the one file; other copies may lie beside them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise StudfinderError(f"{index} is damaged", do="Copy it again") from None
+    one = folder / "model.safetensors"
+    return [one.name] if one.is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
+
+
 def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
     """Dtype, shape and first byte of each tensor, in the order they are stored."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-    return {
-        name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in ordered
-    }
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+        return {
+            name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in ordered
+        }
+    except OSError as error:
+        raise StudfinderError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise StudfinderError(
+            f"{path} has no readable header ({type(error).__name__}: {error})", expected="a whole safetensors file"
+        ) from None

@@ -31,11 +31,13 @@ class Target:
         ref: where it is; `ref.view` gives it as (out, in).
         layer: its block.
         fused: a name shared by the matrices that are fused when served: decisions are taken for all of them.
+        linear: whether the module is torch's Linear itself, and not one that uses its weight in a way of its own.
     """
 
     ref: MatrixRef
     layer: int
     fused: str
+    linear: bool = True
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
         if leaf in _ROUTERS:
             continue
         ref = MatrixRef(f"{name}.weight", None, type(module).__name__ == "Conv1D")
-        yield Target(ref, layer, fused_name(name))
+        yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
 
 
 def fused_name(module: str) -> str:

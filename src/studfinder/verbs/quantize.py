@@ -21,7 +21,7 @@ from studfinder.models import BUILTINS, LM, load
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
-from studfinder.quantizers.bench import Progress
+from studfinder.quantizers.bench import Bench, Progress
 from studfinder.quantizers.card import Quantization, card
 from studfinder.quantizers.checkpoint import Entry, check_free, shards, staged, write_index, write_shard
 from studfinder.quantizers.entries import bench_entries, file_entry
@@ -30,6 +30,7 @@ from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
+from studfinder.report.words import count
 from studfinder.runs import now, versions, write_text
 
 _GROUPS = (128, 64, 32)
@@ -97,9 +98,12 @@ def quantize(
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
             model; calibration text too short; a weight that is not finite.
     """
-    job = _Job(Path(out), format, score, overwrite, progress)
+    job = _Job(Path(out).absolute(), format, score, overwrite, progress)
     check_free(job.out, overwrite)
     folder = folder_of(source)
+    own = source.source.folder if isinstance(source, LM) else folder
+    if own is not None and own.resolve() == job.out.resolve():
+        raise StudfinderError(f"--out {out} is the model itself", do="Choose another folder")
     if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep) and not score:
         files = open_files(folder)
         if files is not None:
@@ -178,6 +182,10 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
     format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=_acts(method, job.format) is not None)
+    notes = []
+    if format == "dense" and hasattr(method, "weights_only"):
+        method = method.weights_only
+        notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
     if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
@@ -197,8 +205,8 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
             quantized=len(bench.done),
             skipped=bench.skipped,
             instead=bench.instead,
-            kept=tuple(map(str, keep)),
-            notes=tuple(bench.notes),
+            kept=_kept(bench, keep),
+            notes=(*bench.notes, *notes),
             calibration=text,
             scores={} if before is None else _scores(before, perplexity(lm)),
         )
@@ -218,11 +226,20 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     return done
 
 
+def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
+    """What was asked for, and how many numbers that came to."""
+    held = [made.kept.index_N.numel() for made in bench.done.values() if made.kept is not None]
+    came = f"in all {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')} are held out"
+    return (*map(str, keep), *([came] if keep and bench.numbers else []))
+
+
 def _finish(stage: Path, config: dict[str, Any], done: Quantization, method: Method, found: Sequence[Target]) -> None:
     if done.format != "dense":
         ignored = ["lm_head", *(target.ref.module for target in found if target.fused in done.skipped)]
         acts = _acts(method, done.format)
-        config["quantization_config"] = quantization_config(method.scheme, done.format, ignored, acts)
+        config["quantization_config"] = quantization_config(
+            method.scheme, done.format, ignored, acts, linear=all(target.linear for target in found)
+        )
     write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
     write_text(stage / "README.md", card(done))
     write_text(stage / "config.json", json.dumps(config, indent=2))
@@ -235,13 +252,15 @@ def _acts(method: Method, format: str) -> dict[str, Any] | None:
 
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
     settings = dataclasses.asdict(method)  # type: ignore[call-overload]
+    rounded = _acts(method, format)
+    acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
     return Quantization(
         model=model,
         origin=origin,
         method=type(method).__name__,
         settings=settings,
         scheme=str(method.scheme),
-        kernel=None if format == "dense" else kernel(method.scheme),
+        kernel=None if format == "dense" else kernel(method.scheme, acts=acts),
         format=format,
         versions=versions(),
         made=now(),
