@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from experimented import run
+from safetensors.torch import save_file
 
 from proving import provable
 from studfinder.edits import edited, zero
@@ -18,7 +19,7 @@ from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.super_weight_block_size import in_runs
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import findings_of, profile_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
@@ -219,6 +220,53 @@ def test_activation_quantization(planted):
         for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
     )
     assert ours < others
+
+
+def test_transforms(planted):
+    lm, folder = planted
+    heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
+    random = torch.Generator().manual_seed(0)
+    maps = {
+        "norm.query": torch.rand(3, heads, dim, generator=random) ** 8,
+        "norm.key": torch.rand(3, groups, dim, generator=random) ** 8,
+        "norm.query.layers": torch.arange(3),
+        "norm.key.layers": torch.arange(3),
+    }
+    save_file(maps, profile_of(lm))
+    settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
+    result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 4}, limit=3, text="proof", **settings)
+    scores, against, alone = result.tables
+    bits = {row[0]: row[1] for row in scores.rows}
+    kl = {row[0]: row[3].value for row in scores.rows}
+    changes = {row[0]: row[2].interval for row in against.rows}
+
+    # A power of two changes no bit before rounding; a rotation does, and little.
+    equal = {row[0]: row[1] for row in alone.rows}
+    exact = [label for label in equal if "inputs" in label or "rotary pairs" in label]
+    assert len(exact) == 13
+    assert {equal[label] for label in exact} == {"4 of 4"}
+    assert equal["the residual stream rotated"] == "0 of 4"
+    assert 0 < alone.rows[-2][2].value < 1e-5
+    assert "bit-equal in 4 of 4 windows, in the worst of 12 cases" in against.note
+
+    # A smaller super weight's rounding error meets a larger spike; other columns hardly matter.
+    assert changes["w4-channel, the super weights / 8, their inputs x 8"].low > 0
+    assert changes["w4-channel, the super weights / 8, their inputs x 8"].value > 5 * abs(
+        changes["w4-channel, as many other columns / 8, their inputs x 8"].value
+    )
+    assert bits["w4-channel, the super weights split in two"] > bits["w4-channel"]
+    assert kl["w8-channel, inputs int8, the residual stream rotated"] != kl["w8-channel, inputs int8"] > 0
+    # A scale a channel takes the factors up; a scale a token does not.
+    pairs = "rotary pairs of K and Q rescaled"
+    assert (
+        changes[f"cache int4, keys per channel, {pairs}"].low,
+        changes[f"cache int4, keys per channel, {pairs}"].high,
+    ) == (0, 0)
+    assert changes[f"cache int4, keys per token, {pairs}"].value != 0
+    # Its map decides what AWQ does.
+    assert len({kl[label] for label in kl if label.startswith("AWQ")}) == 3
+    drawn = result.data["models"]["tiny"]["w4-channel"]
+    assert [power for power, *_ in drawn["the super weights"]] == [1, 2, 3, -1, -2, -3]
 
 
 def test_which_layer(planted):
