@@ -97,8 +97,9 @@ def run(bench: Bench) -> Outcome:
             proven = findings_of(lm, progress=bench.progress).proven
             work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             alone = [*_changes(bench, lm, proven, _scheme(lm, "w4-g64")), _change(PAIRS, RotaryPairs())]
+            recipes = list(_recipes(bench, lm, proven))
             exact = made_alone(work, alone)
-            made = work.carried_out(list(_recipes(bench, lm, proven)))
+            made = work.carried_out(recipes)
         _add(outcome, name, made, exact, measures)
         if not proven:
             outcome.notes.append(f"{name}: no super weight is proven, so none was rebalanced or split.")
@@ -179,9 +180,8 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
 
     generator = torch.Generator().manual_seed(seed)
     maps = {key: value for key, value in load_file(profile).items() if key.startswith(("norm.query", "norm.key"))}
-    for key in ("norm.query", "norm.key"):
-        order = torch.rand(maps[key].shape, generator=generator).argsort(dim=-1)
-        maps[key] = maps[key].gather(-1, order)
+    for key in sorted(key for key in maps if not key.endswith(".layers")):
+        maps[key] = maps[key].gather(-1, torch.rand(maps[key].shape, generator=generator).argsort(dim=-1))
     save_file(maps, out)
     return out
 
@@ -190,7 +190,7 @@ def _cache(config: KVCache, pairs: bool, length: int) -> Callable[..., Any]:
     @contextmanager
     def enter(lm: LM, windows: Callable[[], Windows]) -> Iterator[float]:
         with quantized(lm, Unrounded(), keep=RotaryPairs() if pairs else None), quantized_cache(lm, config):
-            yield config.bits(lm.anatomy.head_dim, length)  # type: ignore[arg-type]
+            yield config.bits(lm.anatomy.head_dim, length)
 
     return enter
 
@@ -221,15 +221,14 @@ def _add(outcome: Outcome, name: str, made: list[Made], exact: list[Alone], meas
         ),
         alone_table(name, exact),
     ]
-    outcome.notes += keeping_notes(name, pairs, measures, "schemes and factors", "having")
+    outcome.notes += keeping_notes(name, pairs, [KL], "schemes and factors", "having")
     by_label = {one.recipe.label: one for one in made if not one.refused}
     for kept in dict.fromkeys(one.recipe.kept for one, _ in pairs if _control(one.recipe.kept) != one.recipe.kept):
         own = [one for one, _ in pairs if one.recipe.kept == kept and _control(one.recipe.label) in by_label]
         against = [(one, by_label[_control(one.recipe.label)]) for one in own]
-        for measure in measures:
-            says = tally(against, measure)
-            notes = [f"{name}: having {kept}, against {_control(kept)}, {says}, over schemes and factors."]
-            outcome.notes += notes if says else []
+        says = tally(against, KL)
+        text = f"{name}: having {kept}, against {_control(kept)}, {says}, over schemes and factors."
+        outcome.notes += [text] if says else []
     outcome.notes += refusals(name, made)
     outcome.data.setdefault("models", {})[name] = _rebalanced(pairs)
 
