@@ -286,6 +286,8 @@ def _panel(axes: Axes, own: dict[str, Any]) -> None:
         axes.plot(at, value, "o-", color=colour, linewidth=1.2, markersize=5, label=series)
     powers = [*(-power for power in reversed(_POWERS)), 0, *_POWERS]
     axes.set_xticks(powers, [f"1/{2**-power}" if power < 0 else f"{2**power}" for power in powers])
-    axes.set_yscale("log")
-    log_ticks(axes.yaxis, most=6)
+    seen = [value for series in (SUPER, OTHERS) for _, value, *_ in own[series]]
+    if max(seen) > 3 * min(seen):
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis, most=6)
     axes.grid(axis="y")
