@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from experimented import run
+from safetensors.torch import save_file
 
 from proving import provable
 from studfinder.edits import edited, zero
@@ -17,10 +19,12 @@ from studfinder.experiments.quantize_frontier import Member, steps, verdict
 from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
+from studfinder.experiments.quantize_transforms import _cache, _changes
+from studfinder.experiments.quantize_unrounded import Unrounded
 from studfinder.experiments.super_weight_block_size import in_runs
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import findings_of, profile_of
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, Scheme, quantized, skip, targets
+from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.runs import open_run, write_text
@@ -219,6 +223,78 @@ def test_activation_quantization(planted):
         for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
     )
     assert ours < others
+
+
+def test_transforms(planted):
+    lm, folder = planted
+    heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
+    random = torch.Generator().manual_seed(0)
+    maps = {
+        "norm.query": torch.rand(3, heads, dim, generator=random) ** 8,
+        "norm.key": torch.rand(3, groups, dim, generator=random) ** 8,
+        "norm.query.layers": torch.arange(3),
+        "norm.key.layers": torch.arange(3),
+    }
+    save_file(maps, profile_of(lm))
+    settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
+    result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 2}, limit=2, text="proof", **settings)
+    scores, against, alone = result.tables
+    bits = {row[0]: row[1] for row in scores.rows}
+    kl = {row[0]: row[3].value for row in scores.rows}
+
+    # A power of two changes no bit before rounding; a rotation does, and little.
+    equal = {row[0]: row[1] for row in alone.rows}
+    exact = [label for label in equal if "inputs" in label or "rotary pairs" in label]
+    assert len(exact) == 13
+    assert {equal[label] for label in exact} == {"2 of 2"}
+    assert equal["the residual stream rotated"] == "0 of 2"
+    assert 0 < alone.rows[-2][2].value < 1e-5
+    assert "bit-equal in 2 of 2 windows, in the worst of 12 cases" in against.note
+
+    assert bits["w4-channel, the super weights split in two"] > bits["w4-channel"]
+    assert kl["w8-channel, inputs int8, the residual stream rotated"] != kl["w8-channel, inputs int8"] > 0
+    # Its map decides what AWQ does.
+    assert len({kl[label] for label in kl if label.startswith("AWQ")}) == 3
+    drawn = result.data["models"]["tiny"]["w4-channel"]
+    assert [power for power, *_ in drawn["the super weights"]] == [1, 2, 3, -1, -2, -3]
+
+
+def test_which_number_grows(planted):
+    lm, _ = planted
+    (weight,) = findings_of(lm).proven
+    bench = SimpleNamespace(settings={"seed": 0})
+    changes = {one.label: one.keep for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
+    down = lm.model.get_parameter(weight.parameter)
+    up = lm.model.get_parameter(weight.parameter.replace("down", "up"))
+    old_down, old_up = down.clone(), up.clone()
+    with quantized(lm, Unrounded(), keep=changes["the super weights x 4, their inputs / 4"]):
+        assert down[weight.row, weight.col] == 4 * old_down[weight.row, weight.col]
+        assert torch.equal(up[weight.col], old_up[weight.col] / 4)
+    with quantized(lm, Unrounded(), keep=changes["as many other columns / 8, their inputs x 8"]):
+        (other,) = (down != old_down).any(dim=0).nonzero().flatten().tolist()
+        assert other != weight.col
+        assert torch.equal(down[:, other], old_down[:, other] / 8)
+        assert torch.equal(up[other], old_up[other] * 8)
+    assert torch.equal(down, old_down)
+
+
+def test_rotary_pairs_in_a_cache():
+    """Where one pair of K is large, rescaling helps a scale a token; a scale a channel takes the factors up."""
+    lm, _ = provable("llama", planted=False)
+    with torch.no_grad():
+        for part in lm.anatomy.layers:
+            # Queries are large, so that attention looks somewhere.
+            for leaf, factor, size in (("q_proj", 1 / 16, 30), ("k_proj", 16, 1)):
+                weight = lm.model.get_parameter(f"{part.attention}.{leaf}.weight").mul_(size)
+                weight.unflatten(0, (-1, lm.anatomy.head_dim))[:, [1, 5]] *= factor
+    original = Original(lm, proof_windows(lm, 2))
+    kl = {}
+    for keys in ("token", "channel"):
+        for pairs in (False, True):
+            with _cache(KVCache(element="int4", keys=keys), pairs, 64)(lm, list):
+                kl[keys, pairs] = original.kl(lm)
+    assert (kl["token", True] < kl["token", False] / 2).all()
+    assert (kl["channel", True] == kl["channel", False]).all()
 
 
 def test_which_layer(planted):

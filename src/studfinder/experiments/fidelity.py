@@ -46,6 +46,14 @@ class Original:
                 found.append(_divergence(clean_TV, changed_TV))
         return np.array(found)
 
+    def equal(self, lm: LM) -> list[bool]:
+        """In which windows every logit is bit for bit the original's."""
+        with torch.no_grad():
+            return [
+                torch.equal(clean_TV, lm.model(input_ids=ids_BT, use_cache=False).logits[0, :-1])
+                for ids_BT, clean_TV in zip(self.encoded, self._logits, strict=True)
+            ]
+
 
 def _divergence(clean_TV: torch.Tensor, changed_TV: torch.Tensor) -> float:
     log_p_TV, log_q_TV = (logits.float().log_softmax(dim=-1) for logits in (clean_TV, changed_TV))

@@ -46,6 +46,11 @@ def other_weights(lm: LM, weights: Sequence[SuperWeight]) -> list[Weights]:
 
 def other_columns(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> list[Weights]:
     """As many columns as these weights have, drawn among the others of their matrices."""
+    return [neuron(lm, layer, col, number) for layer, col, number in other_neurons(lm, weights, seed=seed)]
+
+
+def other_neurons(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> list[tuple[int, int, int]]:
+    """The same by (layer, column, which of the layer's writers)."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for layer, name in sorted({(weight.layer, weight.parameter) for weight in weights}):
@@ -54,7 +59,7 @@ def other_columns(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> l
         columns = lm.model.get_parameter(name).shape[0 if lm.anatomy.layers[layer].writers[number].transposed else 1]
         rest = sorted(set(range(columns)) - own)
         chosen = torch.randperm(len(rest), generator=generator)[: len(own)].tolist()
-        found += [neuron(lm, layer, rest[place], number) for place in chosen]
+        found += [(layer, rest[place], number) for place in chosen]
     return found
 
 

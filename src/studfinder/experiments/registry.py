@@ -23,6 +23,7 @@ REGISTRY: dict[str, str] = {
     "quantize/kv-cache": "studfinder.experiments.quantize_kv_cache",
     "quantize/which-layer": "studfinder.experiments.quantize_which_layer",
     "quantize/formats": "studfinder.experiments.quantize_formats",
+    "quantize/transforms": "studfinder.experiments.quantize_transforms",
     "massive-values/map": "studfinder.experiments.massive_values_map",
     "massive-values/layers": "studfinder.experiments.massive_values_layers",
     "massive-values/rope": "studfinder.experiments.massive_values_rope",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Progress
 from studfinder.models import LM, cached_content_hash
@@ -19,6 +21,12 @@ def findings_of(lm: LM, *, prove: bool = True, progress: Progress | None = None)
     if folder.complete:
         return read_record(Findings, find_findings(folder.path))
     return run_scan(plan, write=True, progress=progress, command=f"studfinder scan {plan.model.id}")[0]
+
+
+def profile_of(lm: LM) -> Path:
+    """Where the scan of `findings_of` writes its maps."""
+    plan = plan_scan(lm, hash_of=cached_content_hash)
+    return open_run("scan", plan.model.id, plan.settings, result="findings.json").path / "profile.safetensors"
 
 
 def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], list[list[int]]]:

@@ -1,0 +1,82 @@
+"""What an exact change does by itself, while nothing is rounded: nothing, if it is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from studfinder.errors import StudfinderError
+from studfinder.experiments.quantize_recipes import Recipe, Work
+from studfinder.quantizers import Bench, Rebalance, Scheme, quantized
+from studfinder.records import Table
+from studfinder.stats import mean_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrounded:
+    """A method that rounds nothing, for `quantized` with a transform alone."""
+
+    scheme: Scheme = field(default_factory=lambda: Scheme(block="channel"))
+    calibrated: bool = False
+
+    def run(self, bench: Bench) -> None:
+        """Leave every matrix as it stands."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A change that was made by itself: which windows' logits are bit-equal, and the KL by window; or why it could not
+    be made."""
+
+    change: Recipe
+    equal: list[bool]
+    kl: list[float]
+    refused: str
+
+
+def made_alone(work: Work, changes: Sequence[Recipe]) -> list[Alone]:
+    """Every change by itself, a step each."""
+    return [
+        Alone(one, **work.bench.once(f"unrounded {one.label} {one.key}", partial(_measured, work, one)))
+        for one in changes
+    ]
+
+
+def _measured(work: Work, one: Recipe) -> dict[str, Any]:
+    original = work.original  # read before anything is changed
+    try:
+        with quantized(work.lm, Unrounded(), keep=one.keep):
+            return {"equal": original.equal(work.lm), "kl": original.kl(work.lm).tolist(), "refused": ""}
+    except StudfinderError as error:
+        return {"equal": [], "kl": [], "refused": str(error)}
+
+
+def worst_rebalancing(found: Sequence[Alone]) -> str:
+    """How exact the least exact rebalancing is, as measured."""
+    counts = [(sum(a.equal), len(a.equal)) for a in found if isinstance(a.change.keep, Rebalance) and not a.refused]
+    if not counts:
+        return ""
+    equal, windows = min(counts)
+    return (
+        f"Rebalancing is {'' if equal == windows else 'not '}exact: with nothing rounded the logits are bit-equal in "
+        f"{equal} of {windows} windows, in the worst of {len(counts)} cases."
+    )
+
+
+def alone_table(name: str, found: Sequence[Alone]) -> Table:
+    """The changes by themselves."""
+    rows = [
+        (one.change.label, "does not fit", None)
+        if one.refused
+        else (one.change.label, f"{sum(one.equal)} of {len(one.equal)}", mean_interval(one.kl, what="windows"))
+        for one in found
+    ]
+    return Table(
+        title=f"{name}: the changes alone, nothing rounded",
+        columns=("change", "windows with bit-equal logits", "KL, nats per token"),
+        rows=tuple(rows),
+        note="Our proof text. Sorting and splitting change the order of a sum; a rotation stores other numbers in the "
+        "model's own type.",
+    )
