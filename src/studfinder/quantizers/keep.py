@@ -48,8 +48,11 @@ class HoldOut:
         return f"HoldOut(entries={self.entries!r}, fraction={self.fraction!r}{used})"
 
     def __str__(self) -> str:
-        places = [f"{one.parameter}{list(entry)}" for one in self.entries for entry in one.entries]
-        parts = [f"{'the columns of ' if self.columns else ''}{', '.join(places)}"] if places else []
+        places: dict[str, list[str]] = {}
+        for one in self.entries:
+            places.setdefault(one.parameter, []).extend(str(list(entry)) for entry in one.entries)
+        whole = "what shares a column with " if self.columns else ""
+        parts = [f"{whole}{name} {', '.join(entries)}" for name, entries in places.items()]
         if self.fraction:
             parts.append(f"the largest {self.fraction:.3%} of each matrix")
         return "held out: " + "; ".join(parts)
