@@ -127,8 +127,10 @@ def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
 def test_means_over_seeds():
     found = over_seeds([1.0, 2.0, 3.0])
     assert (found.value, found.n) == (2.0, 3)
-    assert found.high - 2.0 == pytest.approx(4.303 / math.sqrt(3))
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3))
     assert math.isnan(over_seeds([1.0]).low)
+    dozen = over_seeds([float(value) for value in range(12)])
+    assert dozen.high - dozen.value == pytest.approx(2.20099 * np.std(range(12), ddof=1) / math.sqrt(12), rel=1e-5)
 
 
 def test_curves_are_read_as_said():

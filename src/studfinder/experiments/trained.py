@@ -15,12 +15,11 @@ from studfinder.experiments.experiment import Bench
 from studfinder.records import Interval, Table
 from studfinder.records.result import Cell
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
+from studfinder.stats import student_t
 from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
 from studfinder.training.streams import Source
 
 COLOURS = (VERMILLION, BLUE, GREY, GREEN, PURPLE, ORANGE)
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's 97.5 % points for 1 to 9 degrees of freedom."""
 
 Curve = list[tuple[int, float]]
 
@@ -101,7 +100,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if n == 1:
         return Interval(value=mean, low=float("nan"), high=float("nan"), level=0.95, n=1, method="one seed")
-    half = (_T[n - 2] if n - 2 < len(_T) else 1.96) * float(np.std(values, ddof=1)) / n**0.5
+    half = student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method="Student's t over seeds")
 
 
