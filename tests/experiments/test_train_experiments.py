@@ -16,7 +16,9 @@ from studfinder.experiments.kv_shift_hop import accuracy
 from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
-from studfinder.experiments.trained import curves, last, over_seeds, shift_scalars, steps_to
+from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
+from studfinder.experiments.seeds_draw import curves
+from studfinder.experiments.trained import shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
 from studfinder.training import Shape, TextSource, build, variants_from
@@ -131,6 +133,49 @@ def test_means_over_seeds():
     assert math.isnan(over_seeds([1.0]).low)
     dozen = over_seeds([float(value) for value in range(12)])
     assert dozen.high - dozen.value == pytest.approx(2.20099 * np.std(range(12), ddof=1) / math.sqrt(12), rel=1e-5)
+
+
+def cell_of(*accuracies, stopped=None):
+    points = [[10 * (number + 1), value] for number, value in enumerate(accuracies)]
+    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped}
+
+
+@pytest.mark.parametrize(
+    "name", ["kv-shift/induction", "kv-shift/hop-k", "outlier-free/backcopy", "massive-values/rope-control"]
+)
+def test_what_diverges_is_said_and_drawn(tmp_path, name):
+    settings = TOY.get(name)
+    if settings is None:
+        text = tmp_path / "t.txt"
+        text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+        settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 1, "hidden": 16, "heads": 2}
+    result, folder = ran(name, tmp_path / "run", **settings, steps=4, lr=1e10, warmup=0)
+    assert result.notes[-1].startswith("Diverged, and left out")
+    assert all("diverged" in row for row in result.tables[0].rows)
+    assert list(folder.glob("figure*.png"))
+
+
+def test_a_diverged_seed_is_in_no_mean():
+    cells = {
+        "plain": [cell_of(0.1, 0.2), cell_of(0.3, 0.4)],
+        "other": [cell_of(0.5, 0.6), cell_of(9, stopped="diverged")],
+    }
+    plain, other = ends_table("t", cells, {"accuracy": "accuracy"}).rows
+    assert (plain[0], plain[2].value, plain[2].n) == ("plain", pytest.approx(0.3), 2)
+    assert (other[0], other[2].value, other[2].n) == ("other (1 of 2 seeds diverged)", 0.6, 1)
+    assert against(cells, "plain", {"accuracy": "right"}) == ["other minus plain: right 0.4 [nan, nan]."]
+    assert about(cells)[0].endswith("other in 1 of 2 seeds (its loss was not finite at step 10).")
+    assert lines(cells, "accuracy")["other (1 of 2 seeds diverged)"] == [[[10, 0.5], [20, 0.6]]]
+    lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
+    assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
+    assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
+
+
+def test_curves_of_unequal_length_share_a_grid():
+    seeds = [[(10, 1.0), (20, 3.0)], [(10, 2.0), (20, math.inf), (30, 5.0)]]
+    axes = curves(Figure(), 111, {"kind": seeds, "nothing": []}, "loss", log=True)
+    mean = next(line for line in axes.get_lines() if line.get_label() == "kind")
+    assert mean.get_xydata().tolist() == [[10, 1.5], [20, 3.0], [30, 5.0]]
 
 
 def test_curves_are_read_as_said():

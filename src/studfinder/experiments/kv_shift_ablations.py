@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 
 from studfinder.attention.kv_shift.layer import KVShiftPart
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell
+from studfinder.experiments.seeds import about, against, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import Induction
@@ -79,10 +81,11 @@ def run(bench: Bench) -> Outcome:
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     title = f"One layer after {s['steps']} steps of induction"
-    return Outcome([ends_table(title, cells, _SCORES, first="shift")], against(cells, "K and V", _SCORES), cells)
+    return Outcome(
+        [ends_table(title, cells, _SCORES, first="shift")], [*against(cells, "K and V", _SCORES), *about(cells)], cells
+    )
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps."""
-    seen = {name: [cell["accuracy"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"steps": one_panel(width, seen, "accuracy on repeats", low=0)}
+    return {"steps": one_panel(width, lines(result.data, "accuracy"), "accuracy on repeats", low=0)}

@@ -6,13 +6,16 @@ The paper: five vanilla layers degrade past 8 hops, with KV shift they still mak
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import COLOURS, every_cell, over_seeds, recipe_of, run_cell
+from studfinder.experiments.seeds import about, change, ended, mean_of, named
+from studfinder.experiments.seeds_draw import COLOURS
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import new_figure
 from studfinder.training import Shape, TaskSource
@@ -82,21 +85,25 @@ def run(bench: Bench) -> Outcome:
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     rows = tuple(
-        (k + 1, *(over_seeds([cell["by_hops"][k] for cell in cells[name]]) for name in MODELS), _gain(cells, k))
+        (
+            k + 1,
+            *(mean_of(seeds, partial(_at, k)) for seeds in cells.values()),
+            change(cells["KV shift"], cells["vanilla"], partial(_at, k)),
+        )
         for k in range(s["hops"])
     )
     table = Table(
         title=f"Accuracy by hops after {s['steps']} steps",
-        columns=("hops", *MODELS, "KV shift minus vanilla"),
+        columns=("hops", *(named(name, seeds) for name, seeds in cells.items()), "KV shift minus vanilla"),
         rows=rows,
         note=f"The same token never stands twice in a row; guessing scores at most {1 / (s['symbols'] - 1):.0%}.",
     )
-    return Outcome([table], [], cells)
+    return Outcome([table], about(cells), cells)
 
 
-def _gain(cells: dict[str, list[dict[str, Any]]], k: int) -> Any:
-    pairs = zip(cells["KV shift"], cells["vanilla"], strict=True)
-    return over_seeds([a["by_hops"][k] - b["by_hops"][k] for a, b in pairs])
+def _at(k: int, cell: dict[str, Any]) -> float:
+    """Accuracy at k + 1 hops."""
+    return float(cell["by_hops"][k])
 
 
 @torch.no_grad()
@@ -115,11 +122,12 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     figure = new_figure(width, 330)
     axes = figure.add_subplot()
     for colour, (name, seeds) in zip(COLOURS, result.data.items(), strict=False):
-        hops = range(1, len(seeds[0]["by_hops"]) + 1)
-        for cell in seeds:
+        kept = ended(seeds)
+        hops = range(1, len(kept[0]["by_hops"]) + 1) if kept else []
+        for cell in kept:
             axes.plot(hops, cell["by_hops"], color=colour, linewidth=0.8, alpha=0.45)
-        mean = [sum(cell["by_hops"][k - 1] for cell in seeds) / len(seeds) for k in hops]
-        axes.plot(hops, mean, color=colour, linewidth=2, marker="o", label=name)
+        mean = [sum(cell["by_hops"][k - 1] for cell in kept) / len(kept) for k in hops]
+        axes.plot(hops, mean, color=colour, linewidth=2, marker="o", label=named(name, seeds))
     axes.set_xlabel("hops")
     axes.set_ylabel("accuracy")
     axes.set_ylim(bottom=0)

@@ -11,7 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell
+from studfinder.experiments.seeds import about, against, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import NGram
@@ -66,10 +68,9 @@ def run(bench: Bench) -> Outcome:
         pair = {name: cells[name] for name in MODELS if name.startswith(layers)}
         notes += against(pair, f"{layers}, vanilla", _SCORES)
     title = f"3-grams after {s['steps']} steps"
-    return Outcome([ends_table(title, cells, _SCORES, first="model")], notes, cells)
+    return Outcome([ends_table(title, cells, _SCORES, first="model")], [*notes, *about(cells)], cells)
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps."""
-    seen = {name: [cell["accuracy"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"steps": one_panel(width, seen, "answers right", low=0)}
+    return {"steps": one_panel(width, lines(result.data, "accuracy"), "answers right", low=0)}

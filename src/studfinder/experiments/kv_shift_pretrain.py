@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.language import SMALL, language_cells
-from studfinder.experiments.trained import against, ends_table, one_panel
+from studfinder.experiments.seeds import about, against, ended, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
 from studfinder.records import Result, Table
 
 MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
@@ -45,16 +46,16 @@ def run(bench: Bench) -> Outcome:
         ends_table(f"After {bench.settings['steps']} steps on {bench.settings['text']}", cells, _SCORES),
         quadrants(cells["KV shift"]),
     ]
-    return Outcome(tables, against(cells, "vanilla", _SCORES), cells)
+    return Outcome(tables, [*against(cells, "vanilla", _SCORES), *about(cells)], cells)
 
 
 def quadrants(seeds: list[dict[str, Any]]) -> Table:
     """How many head pairs end in each quadrant, beside the start's even split and the paper's count."""
-    scalars = [head for cell in seeds for head in cell["shift"]]
+    scalars = [head for cell in ended(seeds) for head in cell["shift"]]
     rows = tuple(
         (
             name,
-            sum((a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars) / len(scalars),
+            sum((a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars) / len(scalars) if scalars else None,
             0.25,
             paper / sum(PAPER),
         )
@@ -70,5 +71,4 @@ def quadrants(seeds: list[dict[str, Any]]) -> Table:
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Test loss over steps."""
-    seen = {name: [cell["test"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"loss": one_panel(width, seen, "test loss, nats a token")}
+    return {"loss": one_panel(width, lines(result.data, "test"), "test loss, nats a token")}

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from studfinder.experiments.experiment import Bench
+from studfinder.experiments.seeds import Cells
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.training import Shape, TextSource, tokenized
 
@@ -35,7 +36,7 @@ def language_cells(
     *,
     watch: bool = True,
     finish: Callable[[TextSource, Any], dict[str, Any]] = lambda source, model: {},
-) -> dict[str, list[dict[str, Any]]]:
+) -> Cells:
     """Train every kind of attention at every seed on the text of the settings; see `run_cell` for a cell.
 
     Args:
