@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments import plan_experiment, run_experiment
 from studfinder.experiments.kv_shift_ablations import Clamp
-from studfinder.experiments.kv_shift_hop import accuracy
+from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
@@ -232,6 +232,22 @@ def test_clamping_keeps_the_scalars_in_range():
                 parameter.fill_(-0.2)
     Clamp().on_optimizer_step(None, None, None, model=model)
     assert shift_scalars(model) == [[0, 1, 0, 1]] * 2
+
+
+def test_what_hops_score_without_a_model():
+    """A constant model is no better; answering with the current token is never right at one hop, often at two."""
+    tasks = exact_tasks({"length": 65, "symbols": 4, "hops": 4})
+
+    class Same(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, use_cache):
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(input_ids, 20)})
+
+    floors = [without_a_model(task, 64) for task in tasks]
+    assert floors[0] == pytest.approx(1 / 3)
+    assert floors[1] == accuracy(Same(), tasks[1], 64) > 0.45
+    assert all(accuracy(Same(), task, 64) <= floor < 0.6 for task, floor in zip(tasks, floors, strict=True))
 
 
 def test_hops_are_scored_by_their_answers():
