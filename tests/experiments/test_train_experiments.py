@@ -178,6 +178,20 @@ def test_curves_of_unequal_length_share_a_grid():
     assert mean.get_xydata().tolist() == [[10, 1.5], [20, 3.0], [30, 5.0]]
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_curves_show_the_interval_over_seeds(log):
+    seeds = [[(10, 1.0), (20, 2.0)], [(10, 2.0), (20, 30.0)], [(10, 3.0), (20, 4.0)]]
+    axes = curves(Figure(), 111, {"kind": seeds}, "loss", log=log)
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    for step, values in ((10, [1.0, 2.0, 3.0]), (20, [2.0, 30.0, 4.0])):
+        interval = over_seeds(values)
+        found = corners[corners[:, 0] == step, 1]
+        assert (found.min(), found.max()) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    bottom, top = axes.get_ylim()
+    assert (bottom > -4, top < 52) == (True, True), "a wide band hides what the seeds do"
+
+
 def test_curves_are_read_as_said():
     cell = {"accuracy": [[10, 0.1], [20, 0.9], [30, 0.7]], "outliers": {"inf_norm": [[10, 1.0], [20, 3.0]]}}
     assert steps_to(cell, 0.8) == 20

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.seeds import about, change, ended, mean_of, named
-from studfinder.experiments.seeds_draw import COLOURS
+from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import MUTED, new_figure
@@ -154,12 +154,8 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     figure = new_figure(width, 330)
     axes = figure.add_subplot()
     for colour, (name, seeds) in zip(COLOURS, result.data.items(), strict=False):
-        kept = ended(seeds)
-        hops = range(1, len(kept[0]["by_hops"]) + 1) if kept else []
-        for cell in kept:
-            axes.plot(hops, cell["by_hops"], color=colour, linewidth=0.8, alpha=0.45)
-        mean = [sum(cell["by_hops"][k - 1] for cell in kept) / len(kept) for k in hops]
-        axes.plot(hops, mean, color=colour, linewidth=2, marker="o", label=named(name, seeds))
+        by_hops = [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
+        mean_and_interval(axes, *on_one_grid(by_hops), named(name, seeds), color=colour, marker="o")
     settings = result.run.settings
     floor = [without_a_model(task, int(settings["test"] or 0)) for task in exact_tasks(settings)]
     axes.plot(range(1, len(floor) + 1), floor, color=MUTED, linestyle=":", label="without a hop")

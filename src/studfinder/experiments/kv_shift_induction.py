@@ -27,7 +27,7 @@ from studfinder.experiments.seeds import (
     pairs,
     steps_to,
 )
-from studfinder.experiments.seeds_draw import COLOURS, one_panel
+from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid, one_panel
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import new_figure
@@ -160,12 +160,11 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
         figure = new_figure(width, 330)
         axes = figure.add_subplot()
         for colour, model in zip(COLOURS, MODELS, strict=False):
-            ends = {w: [last(cell) for cell in ended(result.data[f"{model}, width {w}"])] for w in by_width}
-            ends = {w: end for w, end in ends.items() if end}
-            means = [sum(end) / len(end) for end in ends.values()]
-            axes.plot(list(ends), means, color=colour, marker="o", label=model)
-            for w, end in ends.items():
-                axes.scatter([w] * len(end), end, color=colour, s=12, alpha=0.5)
+            seeds = zip(*(result.data[f"{model}, width {w}"] for w in by_width), strict=True)
+            ends = [
+                [(w, last(cell)) for w, cell in zip(by_width, cells, strict=True) if ended([cell])] for cells in seeds
+            ]
+            mean_and_interval(axes, *on_one_grid(ends), model, color=colour, marker="o")
         axes.set_xscale("log", base=2)
         axes.set_xticks(by_width, [str(w) for w in by_width])
         axes.set_xlabel("width")
