@@ -21,7 +21,7 @@ from studfinder.experiments.seeds_draw import curves
 from studfinder.experiments.trained import shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
-from studfinder.training import Shape, TextSource, build, variants_from
+from studfinder.training import Shape, TextSource, build, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny
 
@@ -218,8 +218,35 @@ def test_quadrants_count_heads():
         {"shift": [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1]]},
         {"shift": [[0.1, 0.9, 0.1, 0.9], [0.2, 0.1, 0, 1]]},
     ]
-    assert [row[1] for row in quadrants(cells).rows] == [0.25] * 4
-    assert [row[3] for row in quadrants(cells).rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
+    starts = [[[0.9, 0.1, 0.9, 0.1]] * 2, [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.9]]]
+    table = quadrants(cells, starts)
+    assert [row[1] for row in table.rows] == [0.75, 0, 0, 0.25]
+    assert [row[2] for row in table.rows] == [0.25] * 4
+    assert [row[3] for row in table.rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
+
+
+def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
+    """A run that did not note its start shows the same one: the seed makes it again."""
+    import studfinder.experiments.kv_shift_pretrain as module
+
+    text = tmp_path / "t.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 3, "hidden": 16, "heads": 4, "warmup": 1}
+    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    result, folder = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
+    loss, shares = result.tables
+    starts = [head for cell in result.data["KV shift"] for head in cell["shift at the start"]]
+    assert shares.rows[0][1] == sum(a1 > a2 and b1 > b2 for a1, a2, b1, b2 in starts) / 24
+    assert [row[1] for row in shares.rows] != [row[2] for row in shares.rows]
+
+    source = tokenized(str(text), 16, 270)[0]
+    assert f"{2 * 4 * 16 / (source.train_windows * 16):.1f} times" in loss.note
+    assert f"{len(source.tokens_N):,} tokens" in loss.note
+
+    old = (folder / "items.jsonl").read_text().replace("shift at the start", "something else")
+    (folder / "items.jsonl").write_text(old)
+    again, _ = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
+    assert again.tables == result.tables
 
 
 def test_scalars_of_every_form():

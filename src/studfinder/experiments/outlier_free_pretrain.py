@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells
+from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
 from studfinder.experiments.seeds import Cells, about, against, ends_table, last, lines, mean_of
 from studfinder.experiments.seeds_draw import curves, one_panel
 from studfinder.experiments.w8a8 import CAVEAT, STATIC, WAYS, w8a8_losses, window_losses
@@ -75,9 +75,10 @@ def models(length: int) -> dict[str, list[str]]:
 def run(bench: Bench) -> Outcome:
     """Loss, outliers and eight bits of each attention, over seeds."""
     s = bench.settings
-    cells = language_cells(bench, models(s["length"]), finish=partial(in_eight_bits, s["test"]))
+    source = source_of(bench)
+    cells = language_cells(bench, source, models(s["length"]), finish=partial(in_eight_bits, s["test"], source))
     tables = [
-        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES),
+        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
         ends_table("Loss in eight bits, nats a token", cells, _BITS, note=f"{CAVEAT} {_PAPER}"),
     ]
     compared = {name: _SCORES[name] for name in ("test", "outliers/inf_norm", "outliers/kurtosis")}

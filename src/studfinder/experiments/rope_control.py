@@ -11,7 +11,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells
+from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
 from studfinder.experiments.seeds import about, against, ended, ends_table, last, lines
 from studfinder.experiments.seeds_draw import curves
 from studfinder.records import Result
@@ -45,12 +45,13 @@ EXPERIMENT = Experiment(
 def run(bench: Bench) -> Outcome:
     """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
     s = bench.settings
-    cells = language_cells(bench, MODELS)
+    source = source_of(bench)
+    cells = language_cells(bench, source, MODELS)
     notes = against(cells, "RoPE", _SCORES)
     if not any(last(cell, "outliers/massive_keys") for cell in ended(cells["RoPE"])):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")
     return Outcome(
-        [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions")],
+        [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions", about_text(source, s))],
         [*notes, *about(cells)],
         cells,
     )

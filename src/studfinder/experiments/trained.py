@@ -33,6 +33,7 @@ def run_cell(
         finish: what else to measure of the trained model; nothing is, where training diverged.
     """
     model = build(shape, variants_from(attention), vocabulary=vocabulary, length=source.length, seed=recipe.seed)
+    start = shift_scalars(model)
     outliers = Outliers(source)
     begun = time.monotonic()
     fitted = fit(model, source, recipe, callbacks=[*([outliers] if watch else []), *callbacks])
@@ -48,6 +49,7 @@ def run_cell(
         "stopped": stopped,
         "parameters": sum(parameter.numel() for parameter in fitted.model.parameters()),
         "shift": shift_scalars(fitted.model),
+        "shift at the start": start,
         **({} if stopped else finish(fitted.model)),
         "seconds": round(time.monotonic() - begun, 1),
         "outliers": {
