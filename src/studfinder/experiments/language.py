@@ -28,8 +28,8 @@ SMALL: dict[str, Any] = {
     "test": 64,
     "seeds": 3,
 }
-"""A few hundred thousand parameters that read two million tokens: what two cores train in minutes. By this name there is
-the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`about_text`)."""
+"""A few hundred thousand parameters that read two million tokens: what two cores train in minutes. By this name there
+is the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`about_text`)."""
 
 
 def source_of(bench: Bench) -> TextSource:
@@ -73,14 +73,14 @@ def about_text(source: TextSource, settings: Mapping[str, Any]) -> str:
     read = settings["steps"] * settings["batch"] * source.length
     here = source.train_windows * source.length
     return (
-        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens in the tokenizer trained on it. "
-        f"Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
+        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens in the tokenizer trained on it."
+        f" Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
         f"windows of {source.length} are kept for testing."
     )
 
 
 def _files(name: str) -> str:
-    """Which files a text below STUDFINDER_DATA is, since a name does not say which split of a data set it stands for."""
+    """Which files a text below STUDFINDER_DATA is: a name does not say which split of a data set it stands for."""
     folder = Path(os.environ.get("STUDFINDER_DATA", "")) / name
     found = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
     return f" ({', '.join(found)})" if 0 < len(found) <= 3 else ""
