@@ -139,14 +139,19 @@ def _ratio(tensor: torch.Tensor) -> float:
 
 
 def _sink(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, idle_BT: torch.Tensor) -> float:
-    """Largest over heads of the mean attention that idle tokens pay to the first, by plain softmax of Q and K: a
-    variant with another weight function may pay less."""
+    """Largest over heads of the mean attention that idle tokens pay to the first."""
+    idle_BT = idle_BT.to(query_BHTD.device)
+    return float(max(first_BT[idle_BT].mean() for first_BT in to_the_first(query_BHTD, key_BGTD).unbind(dim=1)))
+
+
+def to_the_first(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> torch.Tensor:
+    """What each token pays to the first by plain softmax of Q and K, (B,H,T): a variant with another weight function
+    may pay less."""
     (_, heads, tokens, width), groups = query_BHTD.shape, key_BGTD.shape[1]
     key_BHDT = key_BGTD.float().repeat_interleave(heads // groups, dim=1).transpose(2, 3)
     scores_BHTT = query_BHTD.float() @ key_BHDT * width**-0.5
-    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-    first_BHT = scores_BHTT.masked_fill(future, float("-inf")).softmax(dim=-1)[..., 0]
-    return float(max(first_BHT[:, head][idle_BT].mean() for head in range(heads)))
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query_BHTD.device).triu(1)
+    return scores_BHTT.masked_fill(future, float("-inf")).softmax(dim=-1)[..., 0]
 
 
 def _table(cells: Cells, task: Backcopy) -> Table:
