@@ -37,7 +37,8 @@ def test_a_large_figure_is_kept_smaller(tmp_path, script, capsys):
     script.collect(folder)
     kept = tmp_path / "docs" / "runs" / "kind-small"
     assert 0 < (kept / "figure-steps.png").stat().st_size <= script.LARGEST
-    assert Image.open(kept / "figure-steps.png").size == (500, 400)
+    with Image.open(kept / "figure-steps.png") as picture:
+        assert picture.size == (500, 400)
     assert "figure-steps.png" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from studfinder.experiments import plan_experiment, run_experiment
 from studfinder.experiments.kv_shift_ablations import Clamp
 from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
-from studfinder.experiments.outlier_free_backcopy import half_way
+from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
 from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
 from studfinder.experiments.seeds_draw import curves
@@ -86,7 +86,7 @@ def test_pretraining_is_measured_in_eight_bits(tmp_path, monkeypatch):
     for seeds in result.data.values():
         for cell in seeds:
             assert last(cell, "full") == pytest.approx(last(cell, "test"), rel=1e-5)
-    assert "costs vanilla" in result.notes[-1] or "not shown to cost" in result.notes[-1]
+    assert "costs vanilla" in result.notes[-2] or "not shown to cost" in result.notes[-2]
 
 
 def test_eight_bits_of_an_outlier_cost_something():
@@ -150,7 +150,7 @@ def test_what_diverges_is_said_and_drawn(tmp_path, name):
         text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
         settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 1, "hidden": 16, "heads": 2}
     result, folder = ran(name, tmp_path / "run", **settings, steps=4, lr=1e10, warmup=0)
-    assert result.notes[-1].startswith("Diverged, and left out")
+    assert result.notes[-2].startswith("Diverged, and left out")
     assert all("diverged" in row for row in result.tables[0].rows)
     assert list(folder.glob("figure*.png"))
 
@@ -169,6 +169,11 @@ def test_a_diverged_seed_is_in_no_mean():
     lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
     assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
     assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
+
+
+def test_the_time_is_that_of_training():
+    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}], "old": [cell_of(0.3)]}
+    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (not known of 1)."]
 
 
 def test_curves_of_unequal_length_share_a_grid():
@@ -205,6 +210,14 @@ def test_every_kind_gets_a_line_of_its_own():
     axes = curves(Figure(), 111, {f"kind {number}": [[(0, 1.0), (1, 2.0)]] for number in range(8)}, "loss")
     shown = [line for line in axes.get_lines() if line.get_label().startswith("kind")]
     assert len({(line.get_color(), line.get_linestyle()) for line in shown}) == 8
+
+
+def test_attention_to_the_first_is_worked_out_where_the_model_is():
+    """The meta device stands for any that is not the CPU: a mask made elsewhere is refused."""
+    query_BHTD, key_BGTD = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    first_BHT = to_the_first(query_BHTD, key_BGTD)
+    assert first_BHT[..., 0].allclose(torch.ones(2, 4))
+    assert to_the_first(query_BHTD.to("meta"), key_BGTD.to("meta")).shape == first_BHT.shape
 
 
 def test_half_of_the_way():

@@ -73,8 +73,8 @@ def about_text(source: TextSource, settings: Mapping[str, Any]) -> str:
     read = settings["steps"] * settings["batch"] * source.length
     here = source.train_windows * source.length
     return (
-        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens in the tokenizer trained on it."
-        f" Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
+        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens (its own tokenizer's). "
+        f"Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
         f"windows of {source.length} are kept for testing."
     )
 

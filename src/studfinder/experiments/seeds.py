@@ -113,13 +113,24 @@ def against(cells: Cells, plain: str, columns: dict[str, str]) -> list[str]:
 
 
 def about(cells: Cells) -> list[str]:
-    """What a reader must know of any such run: which models diverged."""
+    """What a reader must know of any such run: which models diverged, and how long it took."""
     lost = [
         f"{name} in {len(steps)} of {len(seeds)} seeds (its loss was not finite at step {', '.join(map(str, steps))})"
         for name, seeds in cells.items()
         if (steps := [_end(cell) for cell in seeds if cell.get("stopped")])
     ]
-    return [f"Diverged, and left out of every mean, difference and line: {'; '.join(lost)}."] if lost else []
+    said = [f"Diverged, and left out of every mean, difference and line: {'; '.join(lost)}."] if lost else []
+    return [*said, _time(cells)]
+
+
+def _time(cells: Cells) -> str:
+    """Of all models together: a run that was drawn again knows its own seconds alone."""
+    known = [cell["seconds"] for seeds in cells.values() for cell in seeds if "seconds" in cell]
+    models = sum(map(len, cells.values()))
+    seconds = sum(known)
+    took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    of = "" if len(known) == models else f" (not known of {models - len(known)})"
+    return f"Training took {took} in all, of {models} models{of}."
 
 
 def _end(cell: Trained) -> int:

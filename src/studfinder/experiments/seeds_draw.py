@@ -78,7 +78,8 @@ def mean_and_interval(axes: Axes, places: Sequence[float], values_SN: np.ndarray
     there = [place for place, value_S in zip(places, values_SN.T, strict=True) if np.isfinite(value_S).any()]
     axes.plot(there, [mean.value for mean in found], linewidth=2, label=label, **style)
     low, high = [mean.low for mean in found], [mean.high for mean in found]
-    axes.fill_between(there, low, high, color=style["color"], alpha=0.14, linewidth=0)
+    if found:
+        axes.fill_between(there, low, high, color=style["color"], alpha=0.14, linewidth=0)
 
 
 def one_panel(width: float, cells: dict[str, list[Curve]], label: str, **options: Any) -> Figure:
