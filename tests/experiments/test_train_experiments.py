@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment
 from studfinder.experiments.kv_shift_ablations import Clamp
 from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
@@ -18,7 +19,7 @@ from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
 from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
 from studfinder.experiments.seeds_draw import curves
-from studfinder.experiments.trained import shift_scalars
+from studfinder.experiments.trained import recipe_of, shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
 from studfinder.training import Shape, TextSource, build, tokenized, variants_from
@@ -169,6 +170,27 @@ def test_a_diverged_seed_is_in_no_mean():
     lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
     assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
     assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
+
+
+def test_micro_batches_and_precision_are_settings_of_every_training_experiment(tmp_path, monkeypatch):
+    plan = plan_experiment("kv-shift/n-gram", settings={"micro": "8", "precision": "bf16"})
+    recipe = recipe_of(plan.settings, 3)
+    assert (recipe.micro, recipe.precision, recipe.seed) == (8, "bf16", 3)
+    plain = plan_experiment("kv-shift/n-gram")
+    assert (recipe_of(plain.settings, 0).micro, recipe_of(plain.settings, 0).precision) == (None, "fp32")
+    assert not {"micro", "precision"} & set(plain.identity), "runs from before would not be found again"
+    with pytest.raises(StudfinderError, match="fp32 or bf16"):
+        recipe_of({"precision": "auto", "steps": 1}, 0)
+    with pytest.raises(StudfinderError, match="no setting 'micro'"):
+        plan_experiment("super-weight/ablation", settings={"micro": "8"})
+
+
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    name = "kv-shift/n-gram"
+    result, folder = ran(name, tmp_path / "run", **TOY[name], seeds=1)
+    assert result.tables
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
 
 
 def test_the_time_is_that_of_training():

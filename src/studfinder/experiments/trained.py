@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.seeds import DIVERGED, Cells, Trained
 from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
@@ -88,7 +89,17 @@ def every_cell(bench: Bench, names: Sequence[str], seeds: int, cell: Callable[[s
     return cells
 
 
-def recipe_of(settings: dict[str, Any], seed: int, precision: Any = "fp32") -> Recipe:
-    """The recipe that an experiment's settings say."""
-    names = ("steps", "batch", "lr", "warmup", "test", "look_every", "keep_every", "schedule")
+def recipe_of(settings: dict[str, Any], seed: int, precision: Any = None) -> Recipe:
+    """The recipe that an experiment's settings say.
+
+    Args:
+        precision: instead of that of the settings; fp32 if neither says one.
+
+    Raises:
+        StudfinderError: the settings leave it open, and different machines would do different things.
+    """
+    precision = precision or settings.get("precision", "fp32")
+    if precision == "auto":
+        raise StudfinderError("precision auto", expected="fp32 or bf16, since models at several seeds are compared")
+    names = ("steps", "batch", "micro", "lr", "warmup", "test", "look_every", "keep_every", "schedule")
     return Recipe(seed=seed, precision=precision, **{name: settings[name] for name in names if name in settings})
