@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from transformers import TrainerCallback
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments import plan_experiment, run_experiment
+from studfinder.experiments import plan_experiment, run_experiment, trained
 from studfinder.experiments.kv_shift_ablations import Clamp
 from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
@@ -170,6 +173,39 @@ def test_a_diverged_seed_is_in_no_mean():
     lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
     assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
     assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
+
+
+def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
+    import studfinder.experiments.outlier_free_backcopy as module
+
+    monkeypatch.setattr(module, "MODELS", {"vanilla": []})
+    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    settings = {**TOY["outlier-free/backcopy"], "steps": 6, "seeds": 1, "look_every": 2}
+    whole, _ = ran("outlier-free/backcopy", tmp_path / "whole", **settings)
+
+    class Stop(TrainerCallback):
+        steps: ClassVar[list[int]] = []
+        ends = True
+
+        def on_step_begin(self, args, state, control, **_):
+            self.steps.append(state.global_step + 1)
+            if self.ends and state.global_step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    real = trained.fit
+    monkeypatch.setattr(trained, "fit", lambda *a, callbacks, **k: real(*a, callbacks=[Stop(), *callbacks], **k))
+    with pytest.raises(KeyboardInterrupt):
+        ran("outlier-free/backcopy", tmp_path / "run", **settings)
+    assert Stop.steps == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "checkpoints" / "vanilla-0").is_dir()
+    Stop.ends = False
+    result, folder = ran("outlier-free/backcopy", tmp_path / "run", **settings)
+    assert Stop.steps == [1, 2, 3, 4, 5, 6]
+    assert not (folder / "checkpoints").exists()
+    (cell,), (other,) = result.data["vanilla"], whole.data["vanilla"]
+    assert cell.pop("resumed") is True
+    assert {**cell, "seconds": 0} == {**other, "seconds": 0}
+    assert [step for step, _ in cell["sink"]] == [2, 4, 6]
 
 
 def test_micro_batches_and_precision_are_settings_of_every_training_experiment(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ says which of them can do induction, not which is best for language.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,10 +75,12 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     source = TaskSource(Induction(vocabulary=s["vocabulary"], length=s["length"], train_on="scored"))
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         shape = Shape(layers=1, hidden=s["hidden"], heads=s["heads"])
         callbacks = [Clamp()] if name.startswith("clamped") else []
-        return run_cell(source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks)
+        return run_cell(
+            source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
+        )
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     title = f"One layer after {s['steps']} steps of induction"

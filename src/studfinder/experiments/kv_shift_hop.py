@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def run(bench: Bench) -> Outcome:
     task = HopK(length=s["length"], symbols=s["symbols"], hops=s["hops"])
     shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         by_hops = exact_tasks(s)
         return run_cell(
             TaskSource(task),
@@ -81,6 +82,7 @@ def run(bench: Bench) -> Outcome:
             shape,
             MODELS[name],
             recipe_of(s, seed),
+            folder=folder,
             finish=lambda model: {"by_hops": [accuracy(model, exact, s["test"]) for exact in by_hops]},
         )
 

@@ -9,6 +9,7 @@ every token is predicted, most of which nobody can, and learning takes several t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -92,11 +93,11 @@ def run(bench: Bench) -> Outcome:
         Induction(vocabulary=s["vocabulary"], length=s["length"], train_on=s["train_on"], score=s["score"])
     )
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         model, _, width = name.partition(", width ")
         layers, attention = MODELS[model]
         shape = Shape(layers=layers, hidden=int(width), heads=s["heads"])
-        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed))
+        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
     names = [f"{model}, width {width}" for width in s["widths"] for model in MODELS]
     cells = every_cell(bench, names, s["seeds"], cell)

@@ -6,6 +6,7 @@ said; ours is in `training.tasks.n_gram`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -57,10 +58,10 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     source = TaskSource(NGram(vocabulary=s["vocabulary"], length=s["length"], rules=s["rules"]))
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         layers, attention = MODELS[name]
         shape = Shape(layers=layers, hidden=s["hidden"], heads=s["heads"])
-        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed))
+        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     notes = []

@@ -62,8 +62,10 @@ def language_cells(
     s = bench.settings
     shape = shape_of(s)
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
-        return run_cell(source, source.vocabulary, shape, kinds[name], recipe_of(s, seed), watch=watch, finish=finish)
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
+        recipe = recipe_of(s, seed)
+        kind = kinds[name]
+        return run_cell(source, source.vocabulary, shape, kind, recipe, watch=watch, folder=folder, finish=finish)
 
     return every_cell(bench, list(kinds), s["seeds"], cell)
 

@@ -9,7 +9,9 @@ grows first, and what becomes of the rest when one is blocked by a variant of at
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ SEEN = {
     "drain": "value norm of BOS over the median token's",
     "key": "key norm of BOS over the median token's",
 }
+LOGGED = "first token/"
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -90,11 +93,20 @@ def run(bench: Bench) -> Outcome:
     source = TaskSource(task)
     shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         watch = WatchFirst(source, task.triggers)
         recipe = dataclasses.replace(recipe_of(s, seed), weight_decay=0.0)
-        found = run_cell(source, s["vocabulary"], shape, MODELS[name], recipe, watch=True, callbacks=[watch])
-        return {**found, **watch.curves}
+        return run_cell(
+            source,
+            s["vocabulary"],
+            shape,
+            MODELS[name],
+            recipe,
+            watch=True,
+            callbacks=[watch],
+            logged=LOGGED,
+            folder=folder,
+        )
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], cells)
@@ -107,8 +119,12 @@ class WatchFirst(TrainerCallback):
         rows = [source.row("test", 0, index)["input_ids"] for index in range(8)]
         self.ids_BT = torch.stack([torch.from_numpy(row) for row in rows])
         self.idle_BT = self.ids_BT > triggers  # after these there is nothing to copy
-        self.curves: dict[str, list[list[float]]] = {name: [] for name in SEEN}
         self.lm: LM | None = None
+        self.log: Callable[[dict[str, float]], None] = lambda logs: None
+
+    def attach(self, trainer: Any) -> None:
+        """Told by `fit`."""
+        self.log = trainer.log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.lm = load(model)  # once, and now: weights that are no longer finite are refused
@@ -127,8 +143,7 @@ class WatchFirst(TrainerCallback):
             "drain": min(norms["value"]),
             "key": max(norms["key"]),
         }
-        for name, value in seen.items():
-            self.curves[name].append([state.global_step, value])
+        self.log({LOGGED + name: value for name, value in seen.items()})
 
 
 def _ratio(tensor: torch.Tensor) -> float:

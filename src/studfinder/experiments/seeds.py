@@ -129,7 +129,12 @@ def _time(cells: Cells) -> str:
     models = sum(map(len, cells.values()))
     seconds = sum(known)
     took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-    of = "" if len(known) == models else f" (not known of {models - len(known)})"
+    missing = {
+        "not known of {}": models - len(known),
+        "of {} that were interrupted, since then": sum("resumed" in cell for seeds in cells.values() for cell in seeds),
+    }
+    said = "; ".join(words.format(count) for words, count in missing.items() if count)
+    of = f" ({said})" if said else ""
     return f"Training took {took} in all, of {models} models{of}."
 
 

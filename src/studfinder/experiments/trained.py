@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
-from studfinder.experiments.seeds import DIVERGED, Cells, Trained
+from studfinder.experiments.seeds import DIVERGED, Cells, Curve, Trained
+from studfinder.runs import first_process, key_of
 from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
+from studfinder.training.fit import Fitted
+from studfinder.training.outliers import PREFIX
 from studfinder.training.streams import Source
+
+CHECKPOINTS = "checkpoints"
+KEEP = 500
+"""Steps between checkpoints, if the settings do not say: small models take seconds for as many."""
 
 
 def run_cell(
@@ -25,19 +36,31 @@ def run_cell(
     *,
     watch: bool = False,
     callbacks: Sequence[Any] = (),
+    logged: str = "",
+    folder: Path | None = None,
     finish: Callable[[Any], dict[str, Any]] = lambda model: {},
 ) -> dict[str, Any]:
     """Train one model from scratch; plain numbers of what came of it.
 
     Args:
         watch: look at outliers at each evaluation.
+        callbacks: of Trainer. What they have seen they must log, since training may go on in another process.
+        logged: how the names of what the callbacks log begin; it is kept as curves under the rest of the names.
+        folder: for checkpoints, from which an interrupted training goes on.
         finish: what else to measure of the trained model; nothing is, where training diverged.
     """
     model = build(shape, variants_from(attention), vocabulary=vocabulary, length=source.length, seed=recipe.seed)
     start = shift_scalars(model)
-    outliers = Outliers(source)
+    resumed = folder is not None and folder.is_dir()
     begun = time.monotonic()
-    fitted = fit(model, source, recipe, callbacks=[*([outliers] if watch else []), *callbacks])
+    fitted = fit(
+        model,
+        source,
+        dataclasses.replace(recipe, keep_every=recipe.keep_every or max(recipe.look, KEEP)),
+        folder=folder,
+        key=key_of({"source": source.settings(), "shape": shape, "attention": list(attention), "recipe": recipe}),
+        callbacks=[*([Outliers(source)] if watch else []), *callbacks],
+    )
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt  # half a run is not remembered as a whole one
     # The loss is logged every few steps; what became of the model after the last entry shows in its weights alone.
@@ -53,14 +76,16 @@ def run_cell(
         "shift at the start": start,
         **({} if stopped else finish(fitted.model)),
         "seconds": round(time.monotonic() - begun, 1),
-        "outliers": {
-            name: [[step, look.summary[name]] for step, look in outliers.looks.items()] for name in _names(outliers)
-        },
+        **({"resumed": True} if resumed else {}),
+        "outliers": _curves(fitted, PREFIX),
+        **(_curves(fitted, logged) if logged else {}),
     }
 
 
-def _names(outliers: Outliers) -> list[str]:
-    return list(next(iter(outliers.looks.values())).summary) if outliers.looks else []
+def _curves(fitted: Fitted, prefix: str) -> dict[str, Curve]:
+    """Everything logged under names that begin so."""
+    names = dict.fromkeys(name for entry in fitted.log for name in entry if name.startswith(prefix))
+    return {name.removeprefix(prefix): fitted.curve(name) for name in names}
 
 
 def shift_scalars(model: Any) -> list[list[float]]:
@@ -78,14 +103,25 @@ def shift_scalars(model: Any) -> list[list[float]]:
     return found
 
 
-def every_cell(bench: Bench, names: Sequence[str], seeds: int, cell: Callable[[str, int], Trained]) -> Cells:
-    """Run (name, seed) for each, remembering what is done; the cells by name, one a seed."""
+def every_cell(
+    bench: Bench, names: Sequence[str], seeds: int, cell: Callable[[str, int, Path | None], Trained]
+) -> Cells:
+    """Run (name, seed) for each, remembering what is done; the cells by name, one a seed.
+
+    Args:
+        cell: given a name, a seed, and a folder for checkpoints, which is removed once the cell is remembered.
+    """
     cells: Cells = {name: [] for name in names}
     total = len(names) * seeds
     for seed in range(bench.settings["seed"], bench.settings["seed"] + seeds):
         for name in names:
             bench.progress(f"{name}, seed {seed}", sum(map(len, cells.values())), total)
-            cells[name].append(bench.once(f"{name}/seed {seed}", partial(cell, name, seed)))
+            folder = bench.folder and bench.folder / CHECKPOINTS / re.sub(r"[^\w.-]+", "-", f"{name}-{seed}")
+            cells[name].append(bench.once(f"{name}/seed {seed}", partial(cell, name, seed, folder)))
+            if folder is not None and first_process():
+                shutil.rmtree(folder, ignore_errors=True)
+    if bench.folder is not None and first_process():
+        shutil.rmtree(bench.folder / CHECKPOINTS, ignore_errors=True)
     return cells
 
 
