@@ -113,8 +113,8 @@ def run(bench: Bench) -> Outcome:
 
 def exact_tasks(settings: Mapping[str, Any]) -> list[HopK]:
     """The task at each number of hops alone."""
-    sizes = {name: int(settings[name]) for name in ("length", "symbols")}
-    return [HopK(**sizes, hops=k, exact=1) for k in range(1, int(settings["hops"]) + 1)]
+    length, symbols = int(settings["length"]), int(settings["symbols"])
+    return [HopK(length=length, symbols=symbols, hops=k, exact=1) for k in range(1, int(settings["hops"]) + 1)]
 
 
 def without_a_model(task: HopK, count: int) -> float:
