@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studfinder.stats import INF, AbsHistogram, SumOfSquares, TopK, magnitude_bits, to_bits
+from studfinder.stats import INF, AbsHistogram, SumOfSquares, TopK, magnitude_bits, student_t, to_bits
 
 settings.register_profile("quiet", deadline=None, max_examples=60)
 settings.load_profile("quiet")
@@ -125,3 +125,18 @@ def test_sums_of_parts_merge_up_to_rounding(stream, data):
 def test_the_root_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="nothing was added"):
         _ = SumOfSquares().root
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "table"),
+    [(1, 0.95, 12.7062), (2, 0.95, 4.30265), (10, 0.95, 2.22814), (30, 0.95, 2.04227), (4, 0.99, 4.60409)],
+)
+def test_students_t_is_the_tables(freedom, level, table):
+    assert student_t(freedom, level) == pytest.approx(table, rel=2e-6)
+
+
+def test_students_t_ends_at_the_normal_distribution():
+    assert student_t(10_000) == pytest.approx(1.959964, rel=2e-4)
+    assert student_t(10_000) > 1.959964
+    with pytest.raises(ValueError, match="0 degrees"):
+        student_t(0)

@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 KEPT = ("table*.md", "table*.csv", "figure-*.png", "result.json", "scorecard.json")
 LARGEST = 400_000
-"""Bytes: larger files stay in the run folder."""
+"""Bytes: larger pictures are made smaller, other larger files stay in the run folder."""
 
 
 def collect(folder: Path) -> None:
@@ -36,9 +36,34 @@ def collect(folder: Path) -> None:
     target.mkdir(parents=True)
     for pattern in KEPT:
         for file in folder.glob(pattern):
-            if file.stat().st_size <= LARGEST:
-                shutil.copy(file, target / file.name)
+            _keep(file, target / file.name)
     print(f"{folder} -> {target.relative_to(HERE)}")
+
+
+def _keep(file: Path, target: Path) -> None:
+    """Copy a file that is not too large; of a picture that is, a smaller one. Says what it left out."""
+    if file.stat().st_size <= LARGEST:
+        shutil.copy(file, target)
+        return
+    if file.suffix == ".png":
+        for scale in (1.0, 0.75, 0.5):
+            _smaller(file, target, scale)
+            if target.stat().st_size <= LARGEST:
+                print(f"{file.name}: {file.stat().st_size:,} bytes, kept with {target.stat().st_size:,}")
+                return
+        target.unlink()
+    print(f"{file.name}: {file.stat().st_size:,} bytes, LEFT OUT (largest: {LARGEST:,})")
+
+
+def _smaller(file: Path, target: Path, scale: float) -> None:
+    """A picture in 256 colours, at a share of its size."""
+    from PIL import Image  # matplotlib needs it too
+
+    with Image.open(file) as picture:
+        plain = picture.convert("RGB")
+        if scale < 1:
+            plain = plain.resize((round(plain.width * scale), round(plain.height * scale)))
+        plain.quantize(256).save(target, optimize=True)
 
 
 def build() -> None:

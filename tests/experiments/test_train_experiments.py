@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from transformers import TrainerCallback
 
-from studfinder.experiments import plan_experiment, run_experiment
+from studfinder.errors import StudfinderError
+from studfinder.experiments import plan_experiment, run_experiment, trained
 from studfinder.experiments.kv_shift_ablations import Clamp
-from studfinder.experiments.kv_shift_hop import accuracy
+from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
-from studfinder.experiments.outlier_free_backcopy import half_way
+from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
-from studfinder.experiments.trained import curves, last, over_seeds, shift_scalars, steps_to
+from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
+from studfinder.experiments.seeds_draw import curves
+from studfinder.experiments.trained import recipe_of, shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
-from studfinder.training import Shape, TextSource, build, variants_from
+from studfinder.training import Shape, TextSource, build, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny
 
@@ -84,7 +90,7 @@ def test_pretraining_is_measured_in_eight_bits(tmp_path, monkeypatch):
     for seeds in result.data.values():
         for cell in seeds:
             assert last(cell, "full") == pytest.approx(last(cell, "test"), rel=1e-5)
-    assert "costs vanilla" in result.notes[-1] or "not shown to cost" in result.notes[-1]
+    assert "costs vanilla" in result.notes[-2] or "not shown to cost" in result.notes[-2]
 
 
 def test_eight_bits_of_an_outlier_cost_something():
@@ -127,8 +133,126 @@ def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
 def test_means_over_seeds():
     found = over_seeds([1.0, 2.0, 3.0])
     assert (found.value, found.n) == (2.0, 3)
-    assert found.high - 2.0 == pytest.approx(4.303 / math.sqrt(3))
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3))
     assert math.isnan(over_seeds([1.0]).low)
+    dozen = over_seeds([float(value) for value in range(12)])
+    assert dozen.high - dozen.value == pytest.approx(2.20099 * np.std(range(12), ddof=1) / math.sqrt(12), rel=1e-5)
+
+
+def cell_of(*accuracies, stopped=None):
+    points = [[10 * (number + 1), value] for number, value in enumerate(accuracies)]
+    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped}
+
+
+@pytest.mark.parametrize(
+    "name", ["kv-shift/induction", "kv-shift/hop-k", "outlier-free/backcopy", "massive-values/rope-control"]
+)
+def test_what_diverges_is_said_and_drawn(tmp_path, name):
+    settings = TOY.get(name)
+    if settings is None:
+        text = tmp_path / "t.txt"
+        text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+        settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 1, "hidden": 16, "heads": 2}
+    result, folder = ran(name, tmp_path / "run", **settings, steps=4, lr=1e10, warmup=0)
+    assert result.notes[-2].startswith("Diverged, and left out")
+    assert all("diverged" in row for row in result.tables[0].rows)
+    assert list(folder.glob("figure*.png"))
+
+
+def test_a_diverged_seed_is_in_no_mean():
+    cells = {
+        "plain": [cell_of(0.1, 0.2), cell_of(0.3, 0.4)],
+        "other": [cell_of(0.5, 0.6), cell_of(9, stopped="diverged")],
+    }
+    plain, other = ends_table("t", cells, {"accuracy": "accuracy"}).rows
+    assert (plain[0], plain[2].value, plain[2].n) == ("plain", pytest.approx(0.3), 2)
+    assert (other[0], other[2].value, other[2].n) == ("other (1 of 2 seeds diverged)", 0.6, 1)
+    assert against(cells, "plain", {"accuracy": "right"}) == ["other minus plain: right 0.4 [nan, nan]."]
+    assert about(cells)[0].endswith("other in 1 of 2 seeds (its loss was not finite at step 10).")
+    assert lines(cells, "accuracy")["other (1 of 2 seeds diverged)"] == [[[10, 0.5], [20, 0.6]]]
+    lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
+    assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
+    assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
+
+
+def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
+    import studfinder.experiments.outlier_free_backcopy as module
+
+    monkeypatch.setattr(module, "MODELS", {"vanilla": []})
+    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    settings = {**TOY["outlier-free/backcopy"], "steps": 6, "seeds": 1, "look_every": 2}
+    whole, _ = ran("outlier-free/backcopy", tmp_path / "whole", **settings)
+
+    class Stop(TrainerCallback):
+        steps: ClassVar[list[int]] = []
+        ends = True
+
+        def on_step_begin(self, args, state, control, **_):
+            self.steps.append(state.global_step + 1)
+            if self.ends and state.global_step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    real = trained.fit
+    monkeypatch.setattr(trained, "fit", lambda *a, callbacks, **k: real(*a, callbacks=[Stop(), *callbacks], **k))
+    with pytest.raises(KeyboardInterrupt):
+        ran("outlier-free/backcopy", tmp_path / "run", **settings)
+    assert Stop.steps == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "checkpoints" / "vanilla-0").is_dir()
+    Stop.ends = False
+    result, folder = ran("outlier-free/backcopy", tmp_path / "run", **settings)
+    assert Stop.steps == [1, 2, 3, 4, 5, 6]
+    assert not (folder / "checkpoints").exists()
+    (cell,), (other,) = result.data["vanilla"], whole.data["vanilla"]
+    assert cell.pop("resumed") is True
+    assert {**cell, "seconds": 0} == {**other, "seconds": 0}
+    assert [step for step, _ in cell["sink"]] == [2, 4, 6]
+
+
+def test_micro_batches_and_precision_are_settings_of_every_training_experiment(tmp_path, monkeypatch):
+    plan = plan_experiment("kv-shift/n-gram", settings={"micro": "8", "precision": "bf16"})
+    recipe = recipe_of(plan.settings, 3)
+    assert (recipe.micro, recipe.precision, recipe.seed) == (8, "bf16", 3)
+    plain = plan_experiment("kv-shift/n-gram")
+    assert (recipe_of(plain.settings, 0).micro, recipe_of(plain.settings, 0).precision) == (None, "fp32")
+    assert not {"micro", "precision"} & set(plain.identity), "runs from before would not be found again"
+    with pytest.raises(StudfinderError, match="fp32 or bf16"):
+        recipe_of({"precision": "auto", "steps": 1}, 0)
+    with pytest.raises(StudfinderError, match="no setting 'micro'"):
+        plan_experiment("super-weight/ablation", settings={"micro": "8"})
+
+
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    name = "kv-shift/n-gram"
+    result, folder = ran(name, tmp_path / "run", **TOY[name], seeds=1)
+    assert result.tables
+    assert {path.name for path in folder.iterdir()} - {"checkpoints"} == {"run.json"}
+
+
+def test_the_time_is_that_of_training():
+    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}], "old": [cell_of(0.3)]}
+    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (not known of 1)."]
+
+
+def test_curves_of_unequal_length_share_a_grid():
+    seeds = [[(10, 1.0), (20, 3.0)], [(10, 2.0), (20, math.inf), (30, 5.0)]]
+    axes = curves(Figure(), 111, {"kind": seeds, "nothing": []}, "loss", log=True)
+    mean = next(line for line in axes.get_lines() if line.get_label() == "kind")
+    assert mean.get_xydata().tolist() == [[10, 1.5], [20, 3.0], [30, 5.0]]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_curves_show_the_interval_over_seeds(log):
+    seeds = [[(10, 1.0), (20, 2.0)], [(10, 2.0), (20, 30.0)], [(10, 3.0), (20, 4.0)]]
+    axes = curves(Figure(), 111, {"kind": seeds}, "loss", log=log)
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    for step, values in ((10, [1.0, 2.0, 3.0]), (20, [2.0, 30.0, 4.0])):
+        interval = over_seeds(values)
+        found = corners[corners[:, 0] == step, 1]
+        assert (found.min(), found.max()) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    bottom, top = axes.get_ylim()
+    assert (bottom > -4, top < 52) == (True, True), "a wide band hides what the seeds do"
 
 
 def test_curves_are_read_as_said():
@@ -146,6 +270,14 @@ def test_every_kind_gets_a_line_of_its_own():
     assert len({(line.get_color(), line.get_linestyle()) for line in shown}) == 8
 
 
+def test_attention_to_the_first_is_worked_out_where_the_model_is():
+    """The meta device stands for any that is not the CPU: a mask made elsewhere is refused."""
+    query_BHTD, key_BGTD = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    first_BHT = to_the_first(query_BHTD, key_BGTD)
+    assert first_BHT[..., 0].allclose(torch.ones(2, 4))
+    assert to_the_first(query_BHTD.to("meta"), key_BGTD.to("meta")).shape == first_BHT.shape
+
+
 def test_half_of_the_way():
     assert half_way([(0, 1.0), (5, 1.4), (10, 1.6), (15, 2.0)]) == 10
     assert half_way([(0, 1.0), (5, 0.2), (10, 0.6)]) == 5  # downwards as well
@@ -157,8 +289,35 @@ def test_quadrants_count_heads():
         {"shift": [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1]]},
         {"shift": [[0.1, 0.9, 0.1, 0.9], [0.2, 0.1, 0, 1]]},
     ]
-    assert [row[1] for row in quadrants(cells).rows] == [0.25] * 4
-    assert [row[3] for row in quadrants(cells).rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
+    starts = [[[0.9, 0.1, 0.9, 0.1]] * 2, [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.9]]]
+    table = quadrants(cells, starts)
+    assert [row[1] for row in table.rows] == [0.75, 0, 0, 0.25]
+    assert [row[2] for row in table.rows] == [0.25] * 4
+    assert [row[3] for row in table.rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
+
+
+def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
+    """A run that did not note its start shows the same one: the seed makes it again."""
+    import studfinder.experiments.kv_shift_pretrain as module
+
+    text = tmp_path / "t.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 3, "hidden": 16, "heads": 4, "warmup": 1}
+    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    result, folder = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
+    loss, shares = result.tables
+    starts = [head for cell in result.data["KV shift"] for head in cell["shift at the start"]]
+    assert shares.rows[0][1] == sum(a1 > a2 and b1 > b2 for a1, a2, b1, b2 in starts) / 24
+    assert [row[1] for row in shares.rows] != [row[2] for row in shares.rows]
+
+    source = tokenized(str(text), 16, 270)[0]
+    assert f"{2 * 4 * 16 / (source.train_windows * 16):.1f} times" in loss.note
+    assert f"{len(source.tokens_N):,} tokens" in loss.note
+
+    old = (folder / "items.jsonl").read_text().replace("shift at the start", "something else")
+    (folder / "items.jsonl").write_text(old)
+    again, _ = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
+    assert again.tables == result.tables
 
 
 def test_scalars_of_every_form():
@@ -185,6 +344,22 @@ def test_clamping_keeps_the_scalars_in_range():
                 parameter.fill_(-0.2)
     Clamp().on_optimizer_step(None, None, None, model=model)
     assert shift_scalars(model) == [[0, 1, 0, 1]] * 2
+
+
+def test_what_hops_score_without_a_model():
+    """A constant model is no better; answering with the current token is never right at one hop, often at two."""
+    tasks = exact_tasks({"length": 65, "symbols": 4, "hops": 4})
+
+    class Same(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, use_cache):
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(input_ids, 20)})
+
+    floors = [without_a_model(task, 64) for task in tasks]
+    assert floors[0] == pytest.approx(1 / 3)
+    assert floors[1] == accuracy(Same(), tasks[1], 64) > 0.45
+    assert all(accuracy(Same(), task, 64) <= floor < 0.6 for task, floor in zip(tasks, floors, strict=True))
 
 
 def test_hops_are_scored_by_their_answers():

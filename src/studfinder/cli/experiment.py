@@ -46,6 +46,7 @@ def command(
     tokens = o.batch_tokens(batch_size)
     from studfinder.experiments import plan_experiment, run_experiment
     from studfinder.measures import batch_size as reading
+    from studfinder.runs import first_process
     from studfinder.verbs.load import load
 
     settings = {"limit": limit, "seed": seed, **_changes(change or [])}
@@ -55,9 +56,10 @@ def command(
         models = ", ".join(plan.models) or "models of its own"
         print(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
         return
-    if not as_json:
+    first = first_process()  # of several processes, one speaks
+    if not as_json and first:
         print(f"{name}: {plan.entry.needs}", file=sys.stderr)
-    with progress_bar(as_json) as progress, reading(tokens):
+    with progress_bar(as_json or not first) as progress, reading(tokens):
         result, folder = run_experiment(
             plan,
             out=out,
@@ -66,6 +68,8 @@ def command(
             command="studfinder " + " ".join(sys.argv[1:]),
             loader=partial(load, dtype=dtype, device=device),
         )
+    if not first:
+        return
     if as_json:
         print((folder / "result.json").read_text(encoding="utf-8"))
         return

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.finetune_tables import UNTRAINED, gap, mean_of, states
-from studfinder.experiments.trained import COLOURS
+from studfinder.experiments.seeds_draw import COLOURS
 from studfinder.experiments.w8a8 import WAYS
 from studfinder.records import Result
 from studfinder.report.style import BLUE, GREY, MUTED, VERMILLION, log_ticks, new_figure

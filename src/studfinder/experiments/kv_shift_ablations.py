@@ -7,6 +7,7 @@ says which of them can do induction, not which is best for language.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from transformers import TrainerCallback
 
 from studfinder.attention.kv_shift.layer import KVShiftPart
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell
+from studfinder.experiments.seeds import about, against, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import Induction
@@ -72,17 +75,20 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     source = TaskSource(Induction(vocabulary=s["vocabulary"], length=s["length"], train_on="scored"))
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         shape = Shape(layers=1, hidden=s["hidden"], heads=s["heads"])
         callbacks = [Clamp()] if name.startswith("clamped") else []
-        return run_cell(source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks)
+        return run_cell(
+            source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
+        )
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     title = f"One layer after {s['steps']} steps of induction"
-    return Outcome([ends_table(title, cells, _SCORES, first="shift")], against(cells, "K and V", _SCORES), cells)
+    return Outcome(
+        [ends_table(title, cells, _SCORES, first="shift")], [*against(cells, "K and V", _SCORES), *about(cells)], cells
+    )
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps."""
-    seen = {name: [cell["accuracy"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"steps": one_panel(width, seen, "accuracy on repeats", low=0)}
+    return {"steps": one_panel(width, lines(result.data, "accuracy"), "accuracy on repeats", low=0)}

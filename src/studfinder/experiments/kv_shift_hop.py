@@ -6,15 +6,20 @@ The paper: five vanilla layers degrade past 8 hops, with KV shift they still mak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import COLOURS, every_cell, over_seeds, recipe_of, run_cell
+from studfinder.experiments.seeds import about, change, ended, mean_of, named
+from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
-from studfinder.report.style import new_figure
+from studfinder.report.style import MUTED, new_figure
 from studfinder.training import Shape, TaskSource
 from studfinder.training.streams import Rows, collate
 from studfinder.training.tasks import HopK
@@ -69,41 +74,77 @@ def run(bench: Bench) -> Outcome:
     task = HopK(length=s["length"], symbols=s["symbols"], hops=s["hops"])
     shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
-        by_hops = [HopK(length=s["length"], symbols=s["symbols"], hops=k, exact=1) for k in range(1, s["hops"] + 1)]
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
+        by_hops = exact_tasks(s)
         return run_cell(
             TaskSource(task),
             task.vocabulary,
             shape,
             MODELS[name],
             recipe_of(s, seed),
+            folder=folder,
             finish=lambda model: {"by_hops": [accuracy(model, exact, s["test"]) for exact in by_hops]},
         )
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     rows = tuple(
-        (k + 1, *(over_seeds([cell["by_hops"][k] for cell in cells[name]]) for name in MODELS), _gain(cells, k))
-        for k in range(s["hops"])
+        (
+            k + 1,
+            without_a_model(exact, s["test"]),
+            *(mean_of(seeds, partial(_at, k)) for seeds in cells.values()),
+            change(cells["KV shift"], cells["vanilla"], partial(_at, k)),
+        )
+        for k, exact in enumerate(exact_tasks(s))
     )
     table = Table(
         title=f"Accuracy by hops after {s['steps']} steps",
-        columns=("hops", *MODELS, "KV shift minus vanilla"),
+        columns=(
+            "hops",
+            "without a hop",
+            *(named(name, seeds) for name, seeds in cells.items()),
+            "KV shift minus vanilla",
+        ),
         rows=rows,
-        note=f"The same token never stands twice in a row; guessing scores at most {1 / (s['symbols'] - 1):.0%}.",
+        note="Without a hop: the best score on the same sequences of always answering this token, any other token, or "
+        "the commonest answer. The same token never stands twice in a row, so that two hops often end on the same one.",
     )
-    return Outcome([table], [], cells)
+    return Outcome([table], about(cells), cells)
 
 
-def _gain(cells: dict[str, list[dict[str, Any]]], k: int) -> Any:
-    pairs = zip(cells["KV shift"], cells["vanilla"], strict=True)
-    return over_seeds([a["by_hops"][k] - b["by_hops"][k] for a, b in pairs])
+def exact_tasks(settings: Mapping[str, Any]) -> list[HopK]:
+    """The task at each number of hops alone."""
+    length, symbols = int(settings["length"]), int(settings["symbols"])
+    return [HopK(length=length, symbols=symbols, hops=k, exact=1) for k in range(1, int(settings["hops"]) + 1)]
+
+
+def without_a_model(task: HopK, count: int) -> float:
+    """The best score on the test sequences of an answer that needs no hop: this token, any other token (in the mean),
+    or the one that is right most often."""
+    batch = _test_batch(task, count)
+    tokens_BT, labels_BT = batch["input_ids"][:, :-1], batch["labels"][:, 1:]
+    asked_BT = labels_BT >= 0
+    if not bool(asked_BT.any()):
+        return float("nan")
+    this = float((tokens_BT == labels_BT)[asked_BT].double().mean())
+    other = (1 - this) / (task.symbols - 1)
+    commonest = float(labels_BT[asked_BT].bincount().max() / asked_BT.sum())
+    return max(this, other, commonest)
+
+
+def _test_batch(task: HopK, count: int) -> dict[str, torch.Tensor]:
+    rows = Rows(TaskSource(task), "test", 0, count)
+    return collate([rows[index] for index in range(count)])
+
+
+def _at(k: int, cell: dict[str, Any]) -> float:
+    """Accuracy at k + 1 hops."""
+    return float(cell["by_hops"][k])
 
 
 @torch.no_grad()
 def accuracy(model: Any, task: HopK, count: int) -> float:
     """Share of right answers on test sequences of one number of hops."""
-    rows = Rows(TaskSource(task), "test", 0, count)
-    batch = collate([rows[index] for index in range(count)])
+    batch = _test_batch(task, count)
     said_BT = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1].argmax(dim=-1).cpu()
     labels_BT = batch["labels"][:, 1:]
     asked_BT = labels_BT >= 0
@@ -115,13 +156,13 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     figure = new_figure(width, 330)
     axes = figure.add_subplot()
     for colour, (name, seeds) in zip(COLOURS, result.data.items(), strict=False):
-        hops = range(1, len(seeds[0]["by_hops"]) + 1)
-        for cell in seeds:
-            axes.plot(hops, cell["by_hops"], color=colour, linewidth=0.8, alpha=0.45)
-        mean = [sum(cell["by_hops"][k - 1] for cell in seeds) / len(seeds) for k in hops]
-        axes.plot(hops, mean, color=colour, linewidth=2, marker="o", label=name)
+        by_hops = [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
+        mean_and_interval(axes, *on_one_grid(by_hops), named(name, seeds), color=colour, marker="o")
+    settings = result.run.settings
+    floor = [without_a_model(task, int(settings["test"] or 0)) for task in exact_tasks(settings)]
+    axes.plot(range(1, len(floor) + 1), floor, color=MUTED, linestyle=":", label="without a hop")
     axes.set_xlabel("hops")
     axes.set_ylabel("accuracy")
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=2)
+    figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
     return {"hops": figure}

@@ -9,21 +9,27 @@ every token is predicted, most of which nobody can, and learning takes several t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import (
-    COLOURS,
-    every_cell,
+from studfinder.experiments.seeds import (
+    DIVERGED,
+    Cells,
+    about,
+    change,
+    ended,
     last,
-    one_panel,
-    over_seeds,
-    recipe_of,
-    run_cell,
+    lines,
+    mean_of,
+    named,
+    pairs,
     steps_to,
 )
+from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid, one_panel
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import new_figure
 from studfinder.training import Shape, TaskSource
@@ -87,24 +93,24 @@ def run(bench: Bench) -> Outcome:
         Induction(vocabulary=s["vocabulary"], length=s["length"], train_on=s["train_on"], score=s["score"])
     )
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         model, _, width = name.partition(", width ")
         layers, attention = MODELS[model]
         shape = Shape(layers=layers, hidden=int(width), heads=s["heads"])
-        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed))
+        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
     names = [f"{model}, width {width}" for width in s["widths"] for model in MODELS]
     cells = every_cell(bench, names, s["seeds"], cell)
-    return Outcome([_table(cells, s)], _notes(cells, s), cells)
+    return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], cells)
 
 
-def _table(cells: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> Table:
+def _table(cells: Cells, settings: dict[str, Any]) -> Table:
     rows = tuple(
         (
-            name,
+            named(name, seeds),
             seeds[0]["parameters"],
-            over_seeds([last(cell) for cell in seeds]),
-            " / ".join(_steps(steps_to(cell, LEVEL)) for cell in seeds),
+            mean_of(seeds, last),
+            " / ".join(DIVERGED if cell.get("stopped") else _steps(steps_to(cell, LEVEL)) for cell in seeds),
         )
         for name, seeds in cells.items()
     )
@@ -121,20 +127,22 @@ def _steps(steps: float) -> str:
     return "never" if steps == float("inf") else f"{steps:.0f}"
 
 
-def _notes(cells: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> list[str]:
+def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
     """The paper's three claims, each with what was seen: paired over seeds, which share their data."""
     notes = []
     for width in settings["widths"]:
         shift, two, one = (cells[f"{model}, width {width}"] for model in MODELS)
-        gain = over_seeds([last(a) - last(b) for a, b in zip(shift, two, strict=True)])
-        control = over_seeds([last(a) - last(b) for a, b in zip(shift, one, strict=True)])
-        fast = [steps_to(a, LEVEL) for a in shift], [steps_to(b, LEVEL) for b in two]
-        sooner = sum(a < b for a, b in zip(*fast, strict=True))
+        compared = [(steps_to(a, LEVEL), steps_to(b, LEVEL)) for a, b in pairs(shift, two)]
+        if not compared or not pairs(shift, one):
+            notes.append(f"Width {width}: too many models diverged to compare them.")
+            continue
+        sooner = sum(a < b for a, b in compared)
         notes.append(
-            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {gain} and of one by {control}; "
-            f"it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} of {len(shift)} seeds."
+            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {change(shift, two, last)} and "
+            f"of one by {change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} "
+            f"of {len(compared)} seeds."
         )
-        if all(x == float("inf") for x in fast[1]):
+        if all(b == float("inf") for _, b in compared):
             notes.append(
                 f"Width {width}: two vanilla layers did not get to {LEVEL:.0%} in {settings['steps']} steps. That they "
                 "get there in the end, as in the paper, is not shown here."
@@ -145,16 +153,19 @@ def _notes(cells: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps at the largest width, and over widths at the end."""
     by_width = sorted({int(name.rpartition(" ")[2]) for name in result.data})
-    widest = {model: [cell["accuracy"] for cell in result.data[f"{model}, width {by_width[-1]}"]] for model in MODELS}
-    figures = {"steps": one_panel(width, widest, f"accuracy on repeats, width {by_width[-1]}", low=0)}
+    widest = {model: result.data[f"{model}, width {by_width[-1]}"] for model in MODELS}
+    figures = {
+        "steps": one_panel(width, lines(widest, "accuracy"), f"accuracy on repeats, width {by_width[-1]}", low=0)
+    }
     if len(by_width) > 1:
         figure = new_figure(width, 330)
         axes = figure.add_subplot()
         for colour, model in zip(COLOURS, MODELS, strict=False):
-            ends = [[last(cell) for cell in result.data[f"{model}, width {w}"]] for w in by_width]
-            axes.plot(by_width, [sum(end) / len(end) for end in ends], color=colour, marker="o", label=model)
-            for w, end in zip(by_width, ends, strict=True):
-                axes.scatter([w] * len(end), end, color=colour, s=12, alpha=0.5)
+            seeds = zip(*(result.data[f"{model}, width {w}"] for w in by_width), strict=True)
+            ends = [
+                [(w, last(cell)) for w, cell in zip(by_width, cells, strict=True) if ended([cell])] for cells in seeds
+            ]
+            mean_and_interval(axes, *on_one_grid(ends), model, color=colour, marker="o")
         axes.set_xscale("log", base=2)
         axes.set_xticks(by_width, [str(w) for w in by_width])
         axes.set_xlabel("width")

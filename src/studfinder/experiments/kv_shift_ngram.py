@@ -6,12 +6,15 @@ said; ours is in `training.tasks.n_gram`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import against, ends_table, every_cell, one_panel, recipe_of, run_cell
+from studfinder.experiments.seeds import about, against, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import NGram
@@ -55,10 +58,10 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     source = TaskSource(NGram(vocabulary=s["vocabulary"], length=s["length"], rules=s["rules"]))
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         layers, attention = MODELS[name]
         shape = Shape(layers=layers, hidden=s["hidden"], heads=s["heads"])
-        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed))
+        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
     notes = []
@@ -66,10 +69,9 @@ def run(bench: Bench) -> Outcome:
         pair = {name: cells[name] for name in MODELS if name.startswith(layers)}
         notes += against(pair, f"{layers}, vanilla", _SCORES)
     title = f"3-grams after {s['steps']} steps"
-    return Outcome([ends_table(title, cells, _SCORES, first="model")], notes, cells)
+    return Outcome([ends_table(title, cells, _SCORES, first="model")], [*notes, *about(cells)], cells)
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps."""
-    seen = {name: [cell["accuracy"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"steps": one_panel(width, seen, "answers right", low=0)}
+    return {"steps": one_panel(width, lines(result.data, "accuracy"), "answers right", low=0)}

@@ -12,9 +12,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells
-from studfinder.experiments.trained import against, ends_table, one_panel
+from studfinder.experiments.language import SMALL, about_text, language_cells, shape_of, source_of
+from studfinder.experiments.seeds import about, against, ended, ends_table, lines
+from studfinder.experiments.seeds_draw import one_panel
+from studfinder.experiments.trained import shift_scalars
 from studfinder.records import Result, Table
+from studfinder.training import TextSource, build, variants_from
 
 MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}
@@ -40,35 +43,53 @@ EXPERIMENT = Experiment(
 
 def run(bench: Bench) -> Outcome:
     """Loss over steps and the final scalars, over seeds."""
-    cells = language_cells(bench, MODELS, watch=False)
-    tables = [
-        ends_table(f"After {bench.settings['steps']} steps on {bench.settings['text']}", cells, _SCORES),
-        quadrants(cells["KV shift"]),
+    s = bench.settings
+    source = source_of(bench)
+    cells = language_cells(bench, source, MODELS, watch=False)
+    starts = [
+        cell.get("shift at the start") or drawn(s, source, s["seed"] + number)
+        for number, cell in enumerate(cells["KV shift"])
     ]
-    return Outcome(tables, against(cells, "vanilla", _SCORES), cells)
+    tables = [
+        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
+        quadrants(cells["KV shift"], starts),
+    ]
+    return Outcome(tables, [*against(cells, "vanilla", _SCORES), *about(cells)], cells)
 
 
-def quadrants(seeds: list[dict[str, Any]]) -> Table:
-    """How many head pairs end in each quadrant, beside the start's even split and the paper's count."""
-    scalars = [head for cell in seeds for head in cell["shift"]]
+def drawn(settings: dict[str, Any], source: TextSource, seed: int) -> list[list[float]]:
+    """The scalars that training began with at a seed: runs that did not note them are built again."""
+    variants = variants_from(MODELS["KV shift"])
+    model = build(shape_of(settings), variants, vocabulary=source.vocabulary, length=source.length, seed=seed)
+    return shift_scalars(model)
+
+
+def quadrants(seeds: list[dict[str, Any]], starts: list[list[list[float]]]) -> Table:
+    """The share of head pairs in each quadrant, before and after training, beside the paper's count.
+
+    Args:
+        starts: of each seed, the scalars of every head before training.
+    """
+    begun = [head for cell, start in zip(seeds, starts, strict=True) if ended([cell]) for head in start]
+    scalars = [head for cell in ended(seeds) for head in cell["shift"]]
     rows = tuple(
-        (
-            name,
-            sum((a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars) / len(scalars),
-            0.25,
-            paper / sum(PAPER),
-        )
+        (name, _share(begun, signs), _share(scalars, signs), paper / sum(PAPER))
         for (name, signs), paper in zip(QUADRANTS.items(), PAPER, strict=True)
     )
     return Table(
         title="Learned scalars by quadrant, share of heads",
-        columns=("quadrant", f"here ({len(scalars)} heads)", "at the start", "the paper's 2.9 B"),
+        columns=("quadrant", "before training", f"after it ({len(scalars)} heads)", "the paper's 2.9 B"),
         rows=rows,
-        note="The start draws a1 and b1 from U(0, 1), a2 = 1 - a1, b2 = 1 - b1: a quarter each.",
+        note="Before and after are of the same heads. The start draws a1 and b1 from U(0, 1), a2 = 1 - a1, b2 = 1 - b1:"
+        " a quarter each in the long run.",
     )
+
+
+def _share(scalars: list[list[float]], signs: tuple[bool, bool]) -> float | None:
+    found = [(a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars]
+    return sum(found) / len(found) if found else None
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Test loss over steps."""
-    seen = {name: [cell["test"] for cell in seeds] for name, seeds in result.data.items()}
-    return {"loss": one_panel(width, seen, "test loss, nats a token")}
+    return {"loss": one_panel(width, lines(result.data, "test"), "test loss, nats a token")}

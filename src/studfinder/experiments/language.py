@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from studfinder.experiments.experiment import Bench
+from studfinder.experiments.seeds import Cells
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.training import Shape, TextSource, tokenized
 
@@ -26,30 +28,61 @@ SMALL: dict[str, Any] = {
     "test": 64,
     "seeds": 3,
 }
-"""A few hundred thousand parameters on two million tokens: what two cores train in minutes."""
+"""A few hundred thousand parameters that read two million tokens: what two cores train in minutes. By this name there
+is the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`about_text`)."""
+
+
+def source_of(bench: Bench) -> TextSource:
+    """The text of the settings, with a tokenizer trained on it."""
+    s = bench.settings
+    bench.progress(f"reading {s['text']}", 0, 1)
+    return tokenized(s["text"], s["length"], s["vocabulary"] or None)[0]
+
+
+def shape_of(settings: Mapping[str, Any]) -> Shape:
+    """The sizes of the settings."""
+    return Shape(layers=settings["layers"], hidden=settings["hidden"], heads=settings["heads"], tied=True)
 
 
 def language_cells(
     bench: Bench,
+    source: TextSource,
     kinds: Mapping[str, list[str]],
     *,
     watch: bool = True,
-    finish: Callable[[TextSource, Any], dict[str, Any]] = lambda source, model: {},
-) -> dict[str, list[dict[str, Any]]]:
-    """Train every kind of attention at every seed on the text of the settings; see `run_cell` for a cell.
+    finish: Callable[[Any], dict[str, Any]] = lambda model: {},
+) -> Cells:
+    """Train every kind of attention at every seed on one text; see `run_cell` for a cell.
 
     Args:
         kinds: variants by name.
         watch: look at outliers on the way.
-        finish: what else to measure, given the text and the trained model.
+        finish: what else to measure of the trained model.
     """
     s = bench.settings
-    bench.progress(f"reading {s['text']}", 0, 1)
-    source, tokenizer = tokenized(s["text"], s["length"], s["vocabulary"] or None)
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"], tied=True)
+    shape = shape_of(s)
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
-        done = partial(finish, source)
-        return run_cell(source, len(tokenizer), shape, kinds[name], recipe_of(s, seed), watch=watch, finish=done)
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
+        recipe = recipe_of(s, seed)
+        kind = kinds[name]
+        return run_cell(source, source.vocabulary, shape, kind, recipe, watch=watch, folder=folder, finish=finish)
 
     return every_cell(bench, list(kinds), s["seeds"], cell)
+
+
+def about_text(source: TextSource, settings: Mapping[str, Any]) -> str:
+    """How much text there is, and how often training read it."""
+    read = settings["steps"] * settings["batch"] * source.length
+    here = source.train_windows * source.length
+    return (
+        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens (its own tokenizer's). "
+        f"Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
+        f"windows of {source.length} are kept for testing."
+    )
+
+
+def _files(name: str) -> str:
+    """Which files a text below STUDFINDER_DATA is: a name does not say which split of a data set it stands for."""
+    folder = Path(os.environ.get("STUDFINDER_DATA", "")) / name
+    found = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    return f" ({', '.join(found)})" if 0 < len(found) <= 3 else ""

@@ -9,6 +9,9 @@ grows first, and what becomes of the rest when one is blocked by a variant of at
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +19,10 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.trained import Curve, curves, every_cell, last, over_seeds, recipe_of, run_cell
-from studfinder.models import load
+from studfinder.experiments.seeds import DIVERGED, Cells, Curve, about, against, ended, last, lines, mean_of, named
+from studfinder.experiments.seeds_draw import curves
+from studfinder.experiments.trained import every_cell, recipe_of, run_cell
+from studfinder.models import LM, load
 from studfinder.records import Result, Table
 from studfinder.records.result import Cell
 from studfinder.report.style import new_figure
@@ -39,6 +44,7 @@ SEEN = {
     "drain": "value norm of BOS over the median token's",
     "key": "key norm of BOS over the median token's",
 }
+LOGGED = "first token/"
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -87,14 +93,23 @@ def run(bench: Bench) -> Outcome:
     source = TaskSource(task)
     shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
-    def cell(name: str, seed: int) -> dict[str, Any]:
+    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         watch = WatchFirst(source, task.triggers)
         recipe = dataclasses.replace(recipe_of(s, seed), weight_decay=0.0)
-        found = run_cell(source, s["vocabulary"], shape, MODELS[name], recipe, watch=True, callbacks=[watch])
-        return {**found, **watch.curves}
+        return run_cell(
+            source,
+            s["vocabulary"],
+            shape,
+            MODELS[name],
+            recipe,
+            watch=True,
+            callbacks=[watch],
+            logged=LOGGED,
+            folder=folder,
+        )
 
     cells = every_cell(bench, list(MODELS), s["seeds"], cell)
-    return Outcome([_table(cells, task), _order(cells)], _notes(cells), cells)
+    return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], cells)
 
 
 class WatchFirst(TrainerCallback):
@@ -104,10 +119,19 @@ class WatchFirst(TrainerCallback):
         rows = [source.row("test", 0, index)["input_ids"] for index in range(8)]
         self.ids_BT = torch.stack([torch.from_numpy(row) for row in rows])
         self.idle_BT = self.ids_BT > triggers  # after these there is nothing to copy
-        self.curves: dict[str, list[list[float]]] = {name: [] for name in SEEN}
+        self.lm: LM | None = None
+        self.log: Callable[[dict[str, float]], None] = lambda logs: None
+
+    def attach(self, trainer: Any) -> None:
+        """Told by `fit`."""
+        self.log = trainer.log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.lm = load(model)  # once, and now: weights that are no longer finite are refused
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        lm = load(model)
+        assert self.lm is not None, "training has begun"
+        lm = self.lm
         layers = range(len(lm.anatomy.layers))
         kinds = ("residual", "query", "key", "value")
         tensors = capture(lm, self.ids_BT, [f"{kind}[{layer}]" for kind in kinds for layer in layers])
@@ -119,8 +143,7 @@ class WatchFirst(TrainerCallback):
             "drain": min(norms["value"]),
             "key": max(norms["key"]),
         }
-        for name, value in seen.items():
-            self.curves[name].append([state.global_step, value])
+        self.log({LOGGED + name: value for name, value in seen.items()})
 
 
 def _ratio(tensor: torch.Tensor) -> float:
@@ -131,23 +154,26 @@ def _ratio(tensor: torch.Tensor) -> float:
 
 
 def _sink(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor, idle_BT: torch.Tensor) -> float:
-    """Largest over heads of the mean attention that idle tokens pay to the first, by plain softmax of Q and K: a
-    variant with another weight function may pay less."""
+    """Largest over heads of the mean attention that idle tokens pay to the first."""
+    idle_BT = idle_BT.to(query_BHTD.device)
+    return float(max(first_BT[idle_BT].mean() for first_BT in to_the_first(query_BHTD, key_BGTD).unbind(dim=1)))
+
+
+def to_the_first(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> torch.Tensor:
+    """What each token pays to the first by plain softmax of Q and K, (B,H,T): a variant with another weight function
+    may pay less."""
     (_, heads, tokens, width), groups = query_BHTD.shape, key_BGTD.shape[1]
     key_BHDT = key_BGTD.float().repeat_interleave(heads // groups, dim=1).transpose(2, 3)
     scores_BHTT = query_BHTD.float() @ key_BHDT * width**-0.5
-    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
-    first_BHT = scores_BHTT.masked_fill(future, float("-inf")).softmax(dim=-1)[..., 0]
-    return float(max(first_BHT[:, head][idle_BT].mean() for head in range(heads)))
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query_BHTD.device).triu(1)
+    return scores_BHTT.masked_fill(future, float("-inf")).softmax(dim=-1)[..., 0]
 
 
-def _table(cells: dict[str, list[dict[str, Any]]], task: Backcopy) -> Table:
+def _table(cells: Cells, task: Backcopy) -> Table:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            name,
-            over_seeds([last(cell) for cell in seeds]),
-            over_seeds([last(cell, "loss") for cell in seeds]),
-            *(over_seeds([last(cell, curve) for cell in seeds]) for curve in SEEN),
+            named(name, seeds),
+            *(mean_of(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *SEEN)),
         )
         for name, seeds in cells.items()
     )
@@ -164,6 +190,8 @@ HALF = 0.5
 
 def half_way(curve: Curve) -> float:
     """The first step at which a curve has gone half of its way from its first value to its extreme."""
+    if not curve:
+        return float("inf")
     begin = curve[0][1]
     extreme = max((value for _, value in curve), key=lambda value: abs(value - begin))
     if extreme == begin:
@@ -171,9 +199,13 @@ def half_way(curve: Curve) -> float:
     return float(next((step for step, value in curve if (value - begin) / (extreme - begin) >= HALF), float("inf")))
 
 
-def _order(cells: dict[str, list[dict[str, Any]]]) -> Table:
+def _half_way(cell: dict[str, Any], curve: str) -> str:
+    return DIVERGED if cell.get("stopped") else f"{half_way(cell[curve]):.0f}"
+
+
+def _order(cells: Cells) -> Table:
     rows = tuple(
-        (name, *(" / ".join(f"{half_way(cell[curve]):.0f}" for cell in seeds) for curve in ("accuracy", *SEEN)))
+        (name, *(" / ".join(_half_way(cell, curve) for cell in seeds) for curve in ("accuracy", *SEEN)))
         for name, seeds in cells.items()
     )
     return Table(
@@ -184,19 +216,12 @@ def _order(cells: dict[str, list[dict[str, Any]]]) -> Table:
     )
 
 
-def _notes(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _notes(cells: Cells) -> list[str]:
     """What each kind of attention changes against vanilla, paired over seeds."""
-    plain = cells["vanilla"]
-    notes = []
-    for name, seeds in cells.items():
-        if name == "vanilla":
-            continue
-        said = [
-            f"{label} {over_seeds([last(a, curve) - last(b, curve) for a, b in zip(seeds, plain, strict=True)])}"
-            for curve, label in SEEN.items()
-        ]
-        notes.append(f"{name} minus vanilla: " + "; ".join(said) + ".")
-    grown = [last(cell, "peak") for cell in plain]
+    notes = against(cells, "vanilla", SEEN)
+    grown = [last(cell, "peak") for cell in ended(cells["vanilla"])]
+    if not grown:
+        return notes
     notes.append(
         f"The residual norm of BOS ends at {min(grown):.3g} to {max(grown):.3g} times the median token's in vanilla "
         "attention. In the paper three layers reach some hundred after 10,000 steps."
@@ -210,7 +235,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     across = 2 if width > 600 else 1
     grid = figure.add_gridspec(-(-len(SEEN) // across), across)
     for number, (curve, label) in enumerate(SEEN.items()):
-        panel = {name: [cell[curve] for cell in seeds] for name, seeds in result.data.items()}
+        panel = lines(result.data, curve)
         axes = curves(figure, grid[divmod(number, across)], panel, label, log=curve == "peak")
         if not number:
             handles = axes.get_legend_handles_labels()

@@ -18,11 +18,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells
-from studfinder.experiments.trained import against, curves, ends_table, last, one_panel, over_seeds
+from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
+from studfinder.experiments.seeds import Cells, about, against, ends_table, last, lines, mean_of
+from studfinder.experiments.seeds_draw import curves, one_panel
 from studfinder.experiments.w8a8 import CAVEAT, STATIC, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
-from studfinder.records import Result
+from studfinder.records import Interval, Result
 from studfinder.report.style import new_figure
 from studfinder.training import TextSource
 
@@ -74,14 +75,15 @@ def models(length: int) -> dict[str, list[str]]:
 def run(bench: Bench) -> Outcome:
     """Loss, outliers and eight bits of each attention, over seeds."""
     s = bench.settings
-    cells = language_cells(bench, models(s["length"]), finish=partial(in_eight_bits, s["test"]))
+    source = source_of(bench)
+    cells = language_cells(bench, source, models(s["length"]), finish=partial(in_eight_bits, s["test"], source))
     tables = [
-        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES),
+        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
         ends_table("Loss in eight bits, nats a token", cells, _BITS, note=f"{CAVEAT} {_PAPER}"),
     ]
     compared = {name: _SCORES[name] for name in ("test", "outliers/inf_norm", "outliers/kurtosis")}
     notes = against(cells, "vanilla", {**compared, f"gap/{STATIC}": _COST})
-    return Outcome(tables, [*notes, _cost(cells)], cells)
+    return Outcome(tables, [*notes, _cost(cells), *about(cells)], cells)
 
 
 def in_eight_bits(test: int, source: TextSource, model: Any) -> dict[str, Any]:
@@ -99,9 +101,11 @@ def in_eight_bits(test: int, source: TextSource, model: Any) -> dict[str, Any]:
     }
 
 
-def _cost(cells: dict[str, list[dict[str, Any]]]) -> str:
+def _cost(cells: Cells) -> str:
     """Whether eight bits cost vanilla attention anything; else there is nothing to win."""
-    gap = over_seeds([last(cell, f"gap/{STATIC}") for cell in cells["vanilla"]])
+    gap = mean_of(cells["vanilla"], partial(last, curve=f"gap/{STATIC}"))
+    if not isinstance(gap, Interval):
+        return f"What W8A8 {STATIC} costs vanilla attention is not known: it diverged at every seed."
     if gap.low > 0:
         return f"W8A8 {STATIC} costs vanilla attention {gap} nats a token."
     return (
@@ -112,18 +116,12 @@ def _cost(cells: dict[str, list[dict[str, Any]]]) -> str:
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Loss, inf norm and kurtosis over steps."""
-    figures = {
-        "loss": one_panel(
-            width,
-            {name: [cell["test"] for cell in seeds] for name, seeds in result.data.items()},
-            "test loss, nats a token",
-        )
-    }
+    figures = {"loss": one_panel(width, lines(result.data, "test"), "test loss, nats a token")}
     wide = width > 600
     figure = new_figure(width, 360 if wide else 700)
     grid = figure.add_gridspec(*((1, 2) if wide else (2, 1)))
     for place, (curve, label) in enumerate((("inf_norm", "inf norm"), ("kurtosis", "kurtosis"))):
-        panel = {name: [cell["outliers"][curve] for cell in seeds] for name, seeds in result.data.items()}
-        axes = curves(figure, grid[(0, place) if wide else (place, 0)], panel, label, log=True)
+        panel = grid[(0, place) if wide else (place, 0)]
+        axes = curves(figure, panel, lines(result.data, f"outliers/{curve}"), label, log=True)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4 if wide else 2)
     return {**figures, "outliers": figure}

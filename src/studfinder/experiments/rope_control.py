@@ -11,8 +11,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells
-from studfinder.experiments.trained import against, curves, ends_table
+from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
+from studfinder.experiments.seeds import about, against, ended, ends_table, last, lines
+from studfinder.experiments.seeds_draw import curves
 from studfinder.records import Result
 from studfinder.report.style import new_figure
 
@@ -44,11 +45,16 @@ EXPERIMENT = Experiment(
 def run(bench: Bench) -> Outcome:
     """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
     s = bench.settings
-    cells = language_cells(bench, MODELS)
+    source = source_of(bench)
+    cells = language_cells(bench, source, MODELS)
     notes = against(cells, "RoPE", _SCORES)
-    if not any(cell["outliers"]["massive_keys"][-1][1] for cell in cells["RoPE"]):
+    if not any(last(cell, "outliers/massive_keys") for cell in ended(cells["RoPE"])):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")
-    return Outcome([ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions")], notes, cells)
+    return Outcome(
+        [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions", about_text(source, s))],
+        [*notes, *about(cells)],
+        cells,
+    )
 
 
 def draw(result: Result, width: float) -> dict[str, Figure]:
@@ -57,8 +63,8 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     figure = new_figure(width, 360 if wide else 700)
     grid = figure.add_gridspec(*((1, 2) if wide else (2, 1)))
     for place, (curve, label) in enumerate((("top_query", "largest Q over mean"), ("top_key", "largest K over mean"))):
-        panel = {name: [cell["outliers"][curve] for cell in seeds] for name, seeds in result.data.items()}
-        axes = curves(figure, grid[(0, place) if wide else (place, 0)], panel, label, low=0)
+        panel = grid[(0, place) if wide else (place, 0)]
+        axes = curves(figure, panel, lines(result.data, f"outliers/{curve}"), label, low=0)
         axes.axhline(5, color="#9a9fa8", linewidth=1, linestyle=":")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4 if wide else 2)
     return {"ratios": figure}

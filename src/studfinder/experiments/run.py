@@ -16,10 +16,13 @@ from studfinder.models import LM, load
 from studfinder.records import Result, RunCard, read_record, to_json
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, styled
-from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
+from studfinder.runs import Ledger, first_process, key_of, now, open_run, versions, write_text
 from studfinder.verbs.results import write_sheet
 
 RESULT = "result.json"
+ACCELERATED: Mapping[str, type] = {"micro": int, "precision": str}
+"""Settings that every training experiment takes beside its preset's; see `training.Recipe`. They are no part of a run's
+identity where they are not used, so that runs from before they existed are found again."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ def plan_experiment(
     if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
     chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
+    kinds = {key: type(value) for key, value in chosen.items()}
+    if entry.trains:
+        kinds = {**ACCELERATED, **kinds}
     for key, value in (settings or {}).items():
         if value is None:
             continue
-        if key not in chosen:
-            raise StudfinderError(f"{name} has no setting {key!r}", expected=", ".join(chosen))
-        chosen[key] = _as(type(chosen[key]), key, value)
+        if key not in kinds:
+            raise StudfinderError(f"{name} has no setting {key!r}", expected=", ".join(kinds))
+        chosen[key] = _as(kinds[key], key, value)
     if chosen.get("limit") is not None and chosen["limit"] < 1:
         raise StudfinderError(f"--limit {chosen['limit']}", expected="1 or more")
     return Plan(module, entry, tuple(models), chosen)
@@ -133,8 +139,9 @@ def run_experiment(
             notes=tuple(outcome.notes),
             data=outcome.data,
         )
-        draw_into(folder.path, result, plan.module)
-        write_text(folder.path / RESULT, to_json(result, indent=1))
+        if first_process():
+            draw_into(folder.path, result, plan.module)
+            write_text(folder.path / RESULT, to_json(result, indent=1))
     return result, folder.path
 
 

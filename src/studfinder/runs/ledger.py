@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError
+from studfinder.runs.processes import first_process
 
 
 class Ledger:
     """Values by key in a file of JSON lines, one appended when each step is done.
 
     A line that cannot be read (a process was killed while writing it, or the file was damaged) is left out with a
-    warning, and its step is done again. Without a path nothing is written.
+    warning, and its step is done again. Without a path nothing is written, and of several processes one writes.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -44,7 +45,7 @@ class Ledger:
         """
         if key not in self.values:
             value = compute()
-            if self.path is not None:
+            if self.path is not None and first_process():
                 self._append(self.path, json.dumps({"key": key, "value": value}))
             # What a later run will read, so that a fresh run and a resumed one see the same.
             self.values[key] = json.loads(json.dumps(value))

@@ -3,6 +3,7 @@
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 from studfinder.stats.histogram import AbsHistogram
 from studfinder.stats.paired import mcnemar, mean_interval, ratio_interval
+from studfinder.stats.student import student_t
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
 
@@ -15,5 +16,6 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "ratio_interval",
+    "student_t",
     "to_bits",
 ]
