@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from safetensors import SafetensorError
 
 import studfinder as sf
 from studfinder.cli.app import run
@@ -210,14 +211,18 @@ def test_tensorboard_that_is_not_installed(here, capsys, monkeypatch):
     assert 'pip install "studfinder[train]"' in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys, kind):
     def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+        if kind is OSError:
+            raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
     assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (here / "r" / "model").exists()
+    assert not (here / "r" / ".model").exists()
     assert not (here / "r" / "result.json").exists()
     monkeypatch.undo()
     monkeypatch.chdir(here)

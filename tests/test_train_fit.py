@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from studfinder.errors import StudfinderError
@@ -80,18 +81,42 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(model(), SOURCE, RECIPE, folder=tmp_path, key="other")
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+FULL = [
+    OSError(28, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 33216 vs 33104"),
+    RuntimeError("basic_ios::clear: iostream error"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch, error):
+    """In the words of each library that writes a part of a checkpoint (a disk that really is full: tests/real)."""
     fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Interrupt(5)])
 
     def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("transformers.trainer_callback.TrainerState.save_to_json", full)
-    with pytest.raises(StudfinderError, match="No space left on device"):
+    monkeypatch.setattr("studfinder.training.disk._free", lambda place: 0)
+    with pytest.raises(StudfinderError, match="No space left on device") as said:
         fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k")
+    assert "Free some space" in str(said.value)
     monkeypatch.undo()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-5"]  # what was half-written is gone
     assert latest(tmp_path, "k").name == "checkpoint-5"
     assert fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k").stopped is None
+
+
+def test_what_else_goes_wrong_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    class Broken(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            raise RuntimeError("one of the tensors was overwritten by an in-place write")
+
+    monkeypatch.setattr("studfinder.training.disk._free", lambda place: 0)
+    with pytest.raises(RuntimeError, match="in-place write"):
+        fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Broken()])
 
 
 def test_accumulation_changes_nothing_but_rounding():

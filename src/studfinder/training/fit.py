@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 from transformers import Trainer, TrainingArguments
 
 from studfinder.attention import parameter_groups
-from studfinder.errors import StudfinderError
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
-from studfinder.training.checkpoints import Checkpoints, latest
+from studfinder.training.checkpoints import Checkpoints, latest, remove_half
+from studfinder.training.disk import writing
 from studfinder.training.interrupt import StopAtStep
 from studfinder.training.recipe import Recipe
 from studfinder.training.streams import Rows, Source, collate
@@ -113,14 +114,8 @@ def fit(
             if hasattr(callback, "attach"):
                 callback.attach(trainer)
         with stop.listening():
-            try:
+            with writing("a checkpoint", Path(place), clean=partial(remove_half, Path(place))):
                 trainer.train(resume_from_checkpoint=None if start is None else str(start))
-            except OSError as error:
-                raise _disk(error, place) from error
-            except RuntimeError as error:  # torch's own writer wraps a full disk
-                if "write" in str(error) or "No space" in str(error):
-                    raise _disk(error, place) from error
-                raise
         if stop.asked is None and not len(trainer.items_N3):
             _last_evaluation(trainer, recipe.steps)
         # Gathered by all processes together; each holds a part of every matrix only.
@@ -147,14 +142,6 @@ def _last_evaluation(trainer: Any, steps: int) -> None:
 
 def _place(folder: Path | None) -> AbstractContextManager[Any]:
     return nullcontext(str(folder)) if folder is not None else tempfile.TemporaryDirectory(prefix="studfinder-")
-
-
-def _disk(error: Exception, place: Any) -> StudfinderError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
-    return StudfinderError(
-        f"a checkpoint cannot be written to {place} ({reason})",
-        do="Free some space and run the same command again: it continues from the last complete checkpoint",
-    )
 
 
 def _arguments(recipe: Recipe, place: Path, *, save: bool, report_to: Sequence[str]) -> TrainingArguments:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from studfinder.models import load
 from studfinder.records import RunCard, read_record, to_json
 from studfinder.runs import RunFolder, now, open_run, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
+from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
@@ -190,18 +192,13 @@ def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> Non
     """The trained model and its tokenizer, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True
-    try:
-        shutil.rmtree(half, ignore_errors=True)
+    clean = partial(shutil.rmtree, half, ignore_errors=True)
+    clean()
+    with writing("the model", whole, clean=clean):
         fitted.model.save_pretrained(half, state_dict=fitted.weights)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)
-    except OSError as error:
-        shutil.rmtree(half, ignore_errors=True)
-        raise StudfinderError(
-            f"the model cannot be written to {whole} ({error.strerror or error})",
-            do="Free some space and run the same command again: it continues from the last checkpoint",
-        ) from None
     if isinstance(source, TaskSource):
         rows = [source.row("test", 0, index)["input_ids"].tolist() for index in range(8)]
         lines = [json.dumps({"text": " ".join(map(str, row))}) for row in rows]
