@@ -13,7 +13,8 @@ import studfinder as sf
 from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
 from studfinder.records import read_record
-from studfinder.training import Training
+from studfinder.training import Shape, Training, build
+from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, run_train, train
 
@@ -233,3 +234,26 @@ def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys, kind):
 def test_help_has_examples(capsys):
     assert run(["train", "--help"]) == 0
     assert "accelerate launch" in capsys.readouterr().out
+
+
+@pytest.fixture
+def base(here):
+    """A trained model of context 16 and width 16, and a text to go on with."""
+    (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    return _untrained(here, "llama")
+
+
+def _untrained(here, architecture):
+    shape = Shape(architecture=architecture, layers=1, hidden=16, heads=2)
+    folder = here / f"base-{architecture}"
+    build(shape, [], vocabulary=257, length=16, seed=0).save_pretrained(folder)
+    train_tokenizer(["a fox"], None).save_pretrained(folder)
+    return str(folder)
+
+
+def test_precision_of_a_trained_model_is_chosen_by_its_own_width(base, monkeypatch):
+    asked = []
+    monkeypatch.setattr("studfinder.verbs.train_plan.faster_precision", lambda width: asked.append(width) or "fp32")
+    plan_train(base=base, text="t.txt", length=16)
+    plan_train(text="t.txt", shape={"hidden": 32})
+    assert asked == [16, 32]

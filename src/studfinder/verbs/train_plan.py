@@ -9,7 +9,7 @@ from typing import Any
 
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import load
+from studfinder.models import LM, load
 from studfinder.training import Preset, Recipe, Shape, Task, preset, task_from, variants_from
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
 from studfinder.training.text import documents, fingerprint
@@ -86,10 +86,12 @@ def plan_train(
         raise StudfinderError("nothing to train on" if text is None else "a task and a text", expected="one of the two")
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
     chosen = preset(preset_name) if preset_name else default
+    lm = load(base) if base else None
     sizes = replace(chosen.shape, **(shape or {}))
     course = replace(chosen.recipe, **(recipe or {}))
     if course.precision == "auto":
-        course = replace(course, precision=faster_precision(sizes.hidden))  # type: ignore[arg-type]
+        width = sizes.hidden if lm is None else lm.anatomy.hidden
+        course = replace(course, precision=faster_precision(width))  # type: ignore[arg-type]
     words = tuple(chosen.attention if attention is None else attention)
     plan = TrainPlan(
         name=base or preset_name or (task.name if task is not None else "toy"),
@@ -103,11 +105,11 @@ def plan_train(
         vocabulary=None if base else vocabulary or chosen.vocabulary,
         apart=apart,
     )
-    _check(plan, shape, length, vocabulary)
-    return replace(plan, estimate=_estimate(plan), settings=_settings(plan, words))
+    _check(plan, lm, shape, length, vocabulary)
+    return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
 
 
-def _check(plan: TrainPlan, shape: Any, length: int | None, vocabulary: int | None) -> None:
+def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocabulary: int | None) -> None:
     if plan.base and (shape or vocabulary):
         raise StudfinderError(
             f"the sizes of {plan.base} are what they are", do="Leave layers, width and vocabulary out"
@@ -123,12 +125,10 @@ def _check(plan: TrainPlan, shape: Any, length: int | None, vocabulary: int | No
         next(documents(plan.text))  # said before anything is made for nothing
 
 
-def _estimate(plan: TrainPlan) -> Estimate:
-    if plan.base is not None:
-        model = load(plan.base).model
-        config = model.config.get_text_config(decoder=True)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        layers, hidden, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
+def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
+    if lm is not None:
+        parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+        layers, hidden, vocabulary = len(lm.anatomy.layers), lm.anatomy.hidden, lm.anatomy.vocabulary
         return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes())
     assert plan.shape is not None
     vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
