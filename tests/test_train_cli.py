@@ -257,3 +257,21 @@ def test_precision_of_a_trained_model_is_chosen_by_its_own_width(base, monkeypat
     plan_train(base=base, text="t.txt", length=16)
     plan_train(text="t.txt", shape={"hidden": 32})
     assert asked == [16, 32]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_windows_longer_than_a_trained_models_context(base, here, mistake, architecture):
+    model = _untrained(here, architecture)
+    said = mistake("train", "--from", model, "--text", "t.txt", "--length", 17, "--out", "r")
+    assert "windows of 17 tokens; expected at most 16" in said
+    assert not (here / "r").exists()
+    assert plan_train(base=model, text="t.txt").length == 16
+    with pytest.raises(StudfinderError, match="windows of 128 tokens"):  # a preset that was named means what it says
+        plan_train(base=model, text="t.txt", preset_name="toy")
+
+
+def test_a_trained_model_without_a_tokenizer_makes_no_folder(base, here, mistake):
+    for file in (here / "base-llama").glob("tokenizer*"):
+        file.unlink()
+    assert "has no tokenizer" in mistake("train", "--from", base, "--text", "t.txt", "--length", 16, "--out", "r")
+    assert not (here / "r").exists()

@@ -154,11 +154,7 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
-    tokenizer = None
-    if plan.base is not None:
-        tokenizer = load(plan.base).tokenizer
-        if tokenizer is None:
-            raise StudfinderError(f"{plan.base} has no tokenizer", expected="one, to train it on text")
+    tokenizer = None if plan.base is None else load(plan.base).tokenizer
     needed = plan.recipe.steps * plan.recipe.batch * plan.length
     source, tokenizer = tokenized(
         plan.text,

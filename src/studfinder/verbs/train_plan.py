@@ -12,6 +12,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
 from studfinder.training import Preset, Recipe, Shape, Task, preset, task_from, variants_from
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
+from studfinder.training.models import check_trainable
 from studfinder.training.text import documents, fingerprint
 
 TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
@@ -97,7 +98,7 @@ def plan_train(
         name=base or preset_name or (task.name if task is not None else "toy"),
         recipe=course,
         variants=tuple(variants_from(words)),
-        length=task.length if task is not None else length or chosen.length,
+        length=task.length if task is not None else length or _window(chosen, lm),
         shape=None if base else sizes,
         base=base,
         task=task,
@@ -107,6 +108,13 @@ def plan_train(
     )
     _check(plan, lm, shape, length, vocabulary)
     return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
+
+
+def _window(chosen: Preset, lm: LM | None) -> int:
+    """Tokens of a window where nobody said: the preset's, or as many of them as a trained model takes."""
+    if chosen is GO_ON and lm is not None and lm.anatomy.max_positions is not None:
+        return min(chosen.length, lm.anatomy.max_positions)
+    return chosen.length
 
 
 def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocabulary: int | None) -> None:
@@ -120,6 +128,8 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocab
         )
     if plan.base and plan.task is not None:
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
+    if lm is not None:
+        check_trainable(lm, plan.length)
     plan.recipe.micro_batch(processes())
     if plan.text is not None:
         next(documents(plan.text))  # said before anything is made for nothing
