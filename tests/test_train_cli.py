@@ -275,3 +275,20 @@ def test_a_trained_model_without_a_tokenizer_makes_no_folder(base, here, mistake
         file.unlink()
     assert "has no tokenizer" in mistake("train", "--from", base, "--text", "t.txt", "--length", 16, "--out", "r")
     assert not (here / "r").exists()
+
+
+def test_apart_is_refused_where_it_would_do_nothing(base, here, mistake):
+    for architecture in ("llama", "opt"):
+        scratch = {"text": "t.txt", "length": 16, "apart": True, "shape": {"architecture": architecture}}
+        further = {"text": "t.txt", "length": 16, "apart": True, "base": _untrained(here, architecture)}
+        if architecture == "llama":
+            assert plan_train(**scratch).apart
+            assert plan_train(**further).apart
+        else:
+            for options in (scratch, further):
+                with pytest.raises(StudfinderError, match="does not keep packed documents apart"):
+                    plan_train(**options)
+    said = mistake("train", "--preset", "opt-125m", "--text", "t.txt", "--apart", "--out", "r")
+    assert "does not keep packed documents apart" in said
+    assert not (here / "r").exists()
+    assert "no documents" in mistake("train", "--task", TASK, "--apart")

@@ -10,9 +10,11 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
+from studfinder.training.apart import keeps_apart
 from studfinder.training.estimate import estimate
 from studfinder.training.streams import Rows, collate
 from studfinder.training.text import END, documents, fingerprint, train_tokenizer
+from tiny import tiny
 
 STORY = "One day a fox met a crow. The crow had some cheese, and the fox said: sing to me! Größe, naïve, 你好.\n"
 
@@ -77,6 +79,22 @@ def test_documents_kept_apart_do_not_see_each_other(file):
             joined = model(input_ids=changed).logits[0, border:]
         assert torch.allclose(one, other, atol=1e-6)
         assert not torch.allclose(one, joined, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "apart"),
+    [("llama", True), ("gemma3_text", True), ("gpt2", True), ("opt", False), ("falcon", False), ("lfm2", False)],
+)
+def test_which_architectures_keep_documents_apart(architecture, apart):
+    model = tiny(architecture).model
+    assert keeps_apart(model.train()) == apart
+    assert model.training  # as it was
+
+
+@pytest.mark.parametrize("attention", ["kv_shift", "gated", "softpick", "alibi"])
+def test_attention_of_ours_keeps_them_apart_too(attention):
+    shape = Shape(layers=2, hidden=16, heads=2)
+    assert keeps_apart(build(shape, variants_from([attention]), vocabulary=257, length=16, seed=0))
 
 
 def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypatch):

@@ -132,8 +132,8 @@ class TextSource:
         vocabulary: token ids of the tokenizer.
         name: of the text, for the record.
         end: the id of END.
-        apart: keep packed documents from seeing each other: positions start anew at each, which transformers' masks
-            and KV shift take as the border of a document.
+        apart: keep packed documents from seeing each other: positions start anew at each, which KV shift and most of
+            transformers' masks take as the border of a document (`training.apart.keeps_apart` tells).
     """
 
     tokens_N: np.ndarray

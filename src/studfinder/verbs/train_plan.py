@@ -10,7 +10,8 @@ from typing import Any
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
-from studfinder.training import Preset, Recipe, Shape, Task, preset, task_from, variants_from
+from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
+from studfinder.training.apart import keeps_apart
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
 from studfinder.training.models import check_trainable
 from studfinder.training.text import documents, fingerprint
@@ -77,7 +78,7 @@ def plan_train(
         attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
         shape, recipe: fields of `Shape` and `Recipe` that differ from the preset's.
         length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
-        apart: keep packed documents from seeing each other.
+        apart: keep packed documents from seeing each other; refused where the architecture cannot.
 
     Raises:
         StudfinderError: an unknown name, settings that do not fit, no text.
@@ -130,9 +131,30 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocab
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
     if lm is not None:
         check_trainable(lm, plan.length)
+    if plan.apart:
+        _check_apart(plan)
     plan.recipe.micro_batch(processes())
     if plan.text is not None:
         next(documents(plan.text))  # said before anything is made for nothing
+
+
+def _check_apart(plan: TrainPlan) -> None:
+    if plan.task is not None:
+        raise StudfinderError("a task has no documents to keep apart", do="Leave --apart out")
+    if plan.base is not None:
+        model, what = load(plan.base, dtype="float32").model, plan.base
+        model = put_in(model, plan.variants, trained=True)
+    else:
+        assert plan.shape is not None
+        what = f"a model of architecture {plan.shape.architecture}"
+        tiny = Shape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
+        model = build(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
+    if not keeps_apart(model):
+        raise StudfinderError(
+            f"{what} does not keep packed documents apart: its attention does not see where one begins",
+            expected="an architecture whose mask follows the positions, e.g. llama",
+            do="Leave --apart out",
+        )
 
 
 def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
