@@ -14,7 +14,7 @@ import numpy as np
 
 from studfinder.errors import StudfinderError
 from studfinder.runs import write_bytes, write_text
-from studfinder.texts import corpus
+from studfinder.texts import CORPORA, corpus
 from studfinder.training.streams import Split
 
 END = "<|endoftext|>"
@@ -41,6 +41,12 @@ def documents(name: str) -> Iterator[str]:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
         return _checked(name, _hub(name))
+    if name not in CORPORA:
+        raise StudfinderError(
+            f"there is no text {name!r}",
+            expected="a file, a folder, a name below STUDFINDER_DATA, a data set of the hub (owner/name), or "
+            + ", ".join(CORPORA),
+        )
     return _checked(name, iter(corpus(name)[1]))
 
 
