@@ -176,9 +176,13 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "nothing to train on"),
+        ([], "nothing to train on; expected one of the two: --task"),
+        (["--preset", "toy"], "or --text (a file"),
         (["--task", "recall", "--text", "t.txt"], "one of the two"),
         (["--text", "nowhere.txt"], "there is no text"),
+        (["--text", "proof"], "there is no text 'proof'; expected a file, a folder, a name below STUDFINDER_DATA"),
+        (["--text", "proof"], "or wikitext2, c4, wikipedia."),
+        (["--task", "recall", "--steps", "20", "--warmup", "20"], "a warm-up of 20 steps in a run of 20"),
         (["--text", "short.txt"], "too few for windows of 128"),
         (["--text", "t.txt", "--length", "8", "--batch", "4000"], "shorter than a batch"),
         (["--text", "empty.txt"], "is empty"),
@@ -292,3 +296,12 @@ def test_apart_is_refused_where_it_would_do_nothing(base, here, mistake):
     assert "does not keep packed documents apart" in said
     assert not (here / "r").exists()
     assert "no documents" in mistake("train", "--task", TASK, "--apart")
+
+
+def test_a_warm_up_leaves_something_to_train(here, capsys):
+    assert plan_train(task=TASK, recipe={"steps": 300}).recipe.warmup == 100
+    assert plan_train(task=TASK, recipe={"steps": 300}).notes == ()
+    assert plan_train(task=TASK, recipe={"steps": 60}).recipe.warmup == 30
+    assert plan_train(task=TASK, recipe={"steps": 60, "warmup": 59}).recipe.warmup == 59  # asked for
+    assert run(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
+    assert "note: warm-up of 30 steps, half of the run, instead of the preset's 100" in capsys.readouterr().out

@@ -99,6 +99,7 @@ def command(
     )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
+    what = "\n".join([what, *(f"note: {note}" for note in plan.notes)])
     if dry_run:
         print(f"would train {what}")
         return

@@ -37,6 +37,7 @@ class TrainPlan:
         length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
         apart: keep packed documents from seeing each other.
         estimate: what it will take.
+        notes: what was settled otherwise than the preset says, in sentences.
         settings: all of the above, flat.
     """
 
@@ -51,6 +52,7 @@ class TrainPlan:
     vocabulary: int | None = None
     apart: bool = False
     estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,12 +87,15 @@ def plan_train(
     """
     task = task_from(task) if isinstance(task, str) else task
     if (task is None) == (text is None):
-        raise StudfinderError("nothing to train on" if text is None else "a task and a text", expected="one of the two")
+        raise StudfinderError(
+            "nothing to train on" if text is None else "both a task and a text to train on",
+            expected="one of the two: --task (e.g. induction, recall) or --text (a file, a folder or a name)",
+        )
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
     chosen = preset(preset_name) if preset_name else default
     lm = load(base) if base else None
     sizes = replace(chosen.shape, **(shape or {}))
-    course = replace(chosen.recipe, **(recipe or {}))
+    course, notes = _warmed_up(replace(chosen.recipe, **(recipe or {})), "warmup" in (recipe or {}))
     if course.precision == "auto":
         width = sizes.hidden if lm is None else lm.anatomy.hidden
         course = replace(course, precision=faster_precision(width))  # type: ignore[arg-type]
@@ -106,9 +111,26 @@ def plan_train(
         text=text,
         vocabulary=None if base else vocabulary or chosen.vocabulary,
         apart=apart,
+        notes=notes,
     )
     _check(plan, lm, shape, length, vocabulary)
     return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
+
+
+def _warmed_up(course: Recipe, asked: bool) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a warm-up that leaves something to train: a preset's is at most half of the run."""
+    most = course.steps // 2
+    if course.warmup <= most:
+        return course, ()
+    if not asked:
+        note = f"warm-up of {most:,} steps, half of the run, instead of the preset's {course.warmup:,}"
+        return replace(course, warmup=most), (note,)
+    if course.warmup >= course.steps:
+        raise StudfinderError(
+            f"a warm-up of {course.warmup:,} steps in a run of {course.steps:,}",
+            expected="fewer, or the learning rate never gets where it should",
+        )
+    return course, ()
 
 
 def _window(chosen: Preset, lm: LM | None) -> int:
