@@ -142,6 +142,7 @@ def test_dry_run_writes_nothing(here, capsys):
     assert run(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "1.56e+03 M parameters, 10 B tokens" in printed
+    assert "up to 84 GB of disk" in printed  # 40 bytes a parameter, and two for each of 10.6 B tokens
     assert "kv_shift" in printed
     assert not (here / "runs").exists()
 

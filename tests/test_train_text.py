@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
 from studfinder.training.apart import keeps_apart
-from studfinder.training.estimate import estimate
+from studfinder.training.estimate import estimate, estimate_of
 from studfinder.training.streams import Rows, collate
 from studfinder.training.text import END, documents, fingerprint, train_tokenizer
 from tiny import tiny
@@ -108,8 +109,43 @@ def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypat
     assert again.eos_token_id == tokenizer.eos_token_id == first.end
 
 
-def test_a_limit_stops_early(file):
-    assert len(tokenized(str(file), 16, None, limit=100)[0].tokens_N) == 100
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_limit_stops_early(file, tmp_path, kept):
+    whole = tokenized(str(file), 16, None)[0].tokens_N
+    for limit in (100, 107, len(whole), len(whole) + 1):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        cut = tokenized(str(file), 16, None, limit=limit, folder=folder if kept else None)[0].tokens_N
+        assert cut.tolist() == whole[:limit].tolist()
+
+
+def test_tokens_are_written_as_they_come(tmp_path):
+    """2.7 million tokens, five megabytes: they are never in memory together, let alone as Python's numbers."""
+    path = tmp_path / "long.jsonl"
+    path.write_text((json.dumps({"text": STORY * 10}) + "\n") * 2500)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tokenized(str(path), 64, None, folder=folder, limit=200)  # what is imported on the way is not counted
+    (folder / "tokens.npy").unlink()
+    tracemalloc.start()
+    try:
+        source, _ = tokenized(str(path), 64, None, folder=folder, sample=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert source.tokens_N.nbytes > 5_000_000
+    assert peak < source.tokens_N.nbytes
+    assert (np.load(folder / "tokens.npy") == tokenized(str(path), 64, None)[0].tokens_N).all()
+    assert {child.name for child in folder.iterdir()} == {"tokens.npy", "tokenizer.json"}
+
+
+def test_a_text_that_breaks_off_leaves_no_tokens(file, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    file.write_text(file.read_text() + "\n{broken")
+    with pytest.raises(StudfinderError, match="cannot be read"):
+        tokenized(str(file), 16, None, folder=folder, sample=10)
+    assert not list(folder.iterdir())
 
 
 def test_text_by_name(tmp_path, monkeypatch):
@@ -169,4 +205,7 @@ def test_presets_have_the_sizes_of_their_papers(name, millions, tokens):
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
     assert found.tokens == preset.tokens == pytest.approx(tokens, rel=0.01)
     assert found.memory > 16 * found.parameters
+    assert found.disk == 40 * found.parameters
+    with_text = estimate_of(1, 1, 8, preset.recipe, 70_000, preset.length, 1, 1000)
+    assert with_text.disk == 40 + 4 * 1000
     assert found.seconds > 0

@@ -155,7 +155,6 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
     tokenizer = None if plan.base is None else load(plan.base).tokenizer
-    needed = plan.recipe.steps * plan.recipe.batch * plan.length
     source, tokenizer = tokenized(
         plan.text,
         plan.length,
@@ -163,7 +162,7 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
         folder=folder,
         apart=plan.apart,
         tokenizer=tokenizer,
-        limit=int(needed * 1.06) + 2 * plan.length,
+        limit=plan.text_tokens,
         progress=progress,
     )
     if source.train_windows < plan.recipe.batch:

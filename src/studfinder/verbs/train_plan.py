@@ -55,6 +55,13 @@ class TrainPlan:
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text that are made, at most: what the run will see, and a twentieth to test on."""
+        if self.text is None:
+            return 0
+        return int(self.recipe.steps * self.recipe.batch * self.length * 1.06) + 2 * self.length
+
 
 def plan_train(
     *,
@@ -183,7 +190,7 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
     if lm is not None:
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         layers, hidden, vocabulary = len(lm.anatomy.layers), lm.anatomy.hidden, lm.anatomy.vocabulary
-        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes())
+        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes(), plan.text_tokens)
     assert plan.shape is not None
     vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
     return estimate(
@@ -193,6 +200,7 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
         vocabulary=vocabulary,
         length=plan.length,
         devices=processes(),
+        kept=plan.text_tokens,
     )
 
 
