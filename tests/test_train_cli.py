@@ -306,3 +306,41 @@ def test_a_warm_up_leaves_something_to_train(here, capsys):
     assert plan_train(task=TASK, recipe={"steps": 60, "warmup": 59}).recipe.warmup == 59  # asked for
     assert run(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
     assert "note: warm-up of 30 steps, half of the run, instead of the preset's 100" in capsys.readouterr().out
+
+
+def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys):
+    options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
+
+    def said(*arguments):
+        assert run(["train", *arguments]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "shorter than a batch" in said(*options, "--batch", "4000")
+    assert not (here / "r").exists()
+    assert "too few for windows" in said(*options, "--length", "5000")
+    assert not (here / "r").exists()
+    assert "RoPE" in said("--from", _untrained(here, "opt"), *options[:2], *options[-6:], "--attention", "rope")
+    assert not (here / "r").exists()
+    (here / "b.jsonl").write_text('{"text": "' + "a fox " * 1000 + '"}\n{broken')
+    assert "cannot be read" in said(*options, "--text", "b.jsonl")
+    assert not (here / "r").exists()
+    (here / "r").mkdir()  # an empty folder was somebody's before
+    assert "shorter than a batch" in said(*options, "--batch", "4000")
+    assert list((here / "r").iterdir()) == []
+    assert run(["train", *options]) == 0
+    assert (here / "r" / "tokens.npy").is_file()
+
+
+def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monkeypatch, capsys):
+    options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
+    assert run(["train", *options]) == 0
+    (here / "r" / "result.json").unlink()
+    before = sorted(child.name for child in (here / "r").iterdir())
+
+    def broken(*_):
+        raise StudfinderError("no such model")
+
+    monkeypatch.setattr("studfinder.verbs.train._trained", broken)
+    assert run(["train", *options]) == 2
+    assert "no such model" in capsys.readouterr().err
+    assert sorted(child.name for child in (here / "r").iterdir()) == before

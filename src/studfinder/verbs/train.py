@@ -61,8 +61,13 @@ def run_train(
         folder = _opened(plan, out, overwrite)
         if folder.complete:
             return read_record(Training, folder.path / folder.result), folder.path
-        source, tokenizer = _source(plan, folder.path, progress)
-    model = _model(plan, source, tokenizer)
+        with _prepared(folder):
+            model = _trained(plan)  # first: whether it takes the variants is known sooner than the text is tokenized
+            source, tokenizer = _source(plan, folder.path, progress)
+    if model is None:
+        assert plan.shape is not None
+        vocabulary = len(tokenizer)
+        model = build(plan.shape, plan.variants, vocabulary=vocabulary, length=source.length, seed=plan.recipe.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     outliers = Outliers(source, file=folder.path / "outliers.jsonl")
     fitted = fit(
@@ -150,6 +155,20 @@ def _opened(plan: TrainPlan, out: Path | None, overwrite: bool) -> RunFolder:
     return folder
 
 
+@contextmanager
+def _prepared(folder: RunFolder) -> Iterator[None]:
+    """Around what is made before the training. Of input that turns out bad nothing stays: the same `out` is free for the
+    corrected command, and what another run of the same settings has made is kept."""
+    made = [file for name in ("tokens.npy", "tokenizer.json") if not (file := folder.path / name).exists()]
+    with folder.held():
+        try:
+            yield
+        except StudfinderError:
+            for file in made:
+                file.unlink(missing_ok=True)
+            raise
+
+
 def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None) -> tuple[Source, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
@@ -174,13 +193,13 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
     return source, tokenizer
 
 
-def _model(plan: TrainPlan, source: Source, tokenizer: Any) -> Any:
-    if plan.shape is None:
-        assert plan.base is not None
-        model = load(plan.base, dtype="float32").model
-        torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
-        return put_in(model, plan.variants, trained=True)
-    return build(plan.shape, plan.variants, vocabulary=len(tokenizer), length=source.length, seed=plan.recipe.seed)
+def _trained(plan: TrainPlan) -> Any:
+    """The trained model to go on with, fp32, with its variants; None where the run makes its own."""
+    if plan.base is None:
+        return None
+    model = load(plan.base, dtype="float32").model
+    torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
+    return put_in(model, plan.variants, trained=True)
 
 
 def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> None:
