@@ -26,6 +26,7 @@ from studfinder.training.recipe import Recipe
 from studfinder.training.streams import Rows, Source, collate
 from studfinder.training.tasks.task import IGNORED
 
+_TIMES = ("_runtime", "_per_second")
 _SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
 
 
@@ -35,7 +36,8 @@ class Fitted:
 
     Attributes:
         model: trained, in eval mode.
-        log: Trainer's log: dicts with "step" and what was measured then.
+        log: Trainer's log: dicts with "step" and what was measured then. Without what depends on the clock or on where
+            the run was interrupted, so that a run that was resumed has the same log as one that never stopped.
         last: the last evaluation's "loss" and "accuracy".
         items_N3: of that evaluation, for each test sequence: right answers, scored labels, their nats.
         stopped: why it ended early ("interrupted", "diverged"), or None.
@@ -121,7 +123,13 @@ def fit(
         # Gathered by all processes together; each holds a part of every matrix only.
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
         trained = _without_autocast(trainer.model.eval())
-        return Fitted(trained, trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked, weights)
+        return Fitted(trained, _measured(trainer.state.log_history), trainer.last, trainer.items_N3, stop.asked, weights)
+
+
+def _measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A log without its times, and without the summary at its end, whose mean loss is over the steps since resuming."""
+    kept = [entry for entry in history if "train_runtime" not in entry]
+    return [{name: value for name, value in entry.items() if not name.endswith(_TIMES)} for entry in kept]
 
 
 def _without_autocast(model: Any) -> Any:
