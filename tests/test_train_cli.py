@@ -343,3 +343,21 @@ def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monke
     assert run(["train", *options]) == 2
     assert "no such model" in capsys.readouterr().err
     assert sorted(child.name for child in (here / "r").iterdir()) == before
+
+
+def test_tensorboard_shows_what_the_log_holds(here):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    record, folder = run_train(plan_train(**PLAN), out=here / "r", quiet=True, tensorboard=True)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    seen = accumulator.EventAccumulator(str(events), size_guidance={accumulator.SCALARS: 0})
+    seen.Reload()
+    tags = {"loss": "train/loss", "eval_loss": "eval/loss", "eval_accuracy": "eval/accuracy"}
+    names = [name for entry in record.log for name in entry if name.startswith("outliers/")]
+    assert "outliers/inf_norm" in names
+    tags |= {name: f"train/{name}" for name in names}
+    for name, tag in tags.items():
+        shown = [(event.step, event.value) for event in seen.Scalars(tag)]
+        assert [step for step, _ in shown] == [2, 4] if name != "loss" else [1, 2, 3, 4]
+        assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in record.curve(name)], name
