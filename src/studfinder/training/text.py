@@ -29,7 +29,7 @@ def documents(name: str) -> Iterator[str]:
     """The documents of a text by name.
 
     In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
-    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikitext2", "c4"); a data set
+    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4"; "wikitext2" is a test split); a data set
     of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
 
     Raises:
