@@ -16,7 +16,8 @@ def keeps_apart(model: Any) -> bool:
 
     Tried out rather than looked up: most architectures of transformers make the mask of packed documents from
     `position_ids`, but some (OPT, Falcon) give them to their positions only, without a word, and convolutions and
-    recurrent layers beside attention pass every mask over. Two documents of four tokens: changing the first must not change what comes of the second.
+    recurrent layers beside attention pass every mask over. Two documents of four tokens: changing the first must not
+    change what comes of the second.
 
     Args:
         model: a causal LM in fp32, with 12 token ids and 8 positions or more.

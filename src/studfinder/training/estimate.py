@@ -26,8 +26,8 @@ _EFFICIENCY = 0.4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` is a guess from a short matrix product, good to a factor of two; `disk` is the most that
-    checkpoints, the exported model and the tokens of a text take together."""
+    """Sizes of a run. `seconds` is a guess from a short matrix product, good to a factor of two; `disk` is the most
+    that checkpoints, the exported model and the tokens of a text take together."""
 
     parameters: int
     tokens: int

@@ -123,7 +123,8 @@ def fit(
         # Gathered by all processes together; each holds a part of every matrix only.
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
         trained = _without_autocast(trainer.model.eval())
-        return Fitted(trained, _measured(trainer.state.log_history), trainer.last, trainer.items_N3, stop.asked, weights)
+        log = _measured(trainer.state.log_history)
+        return Fitted(trained, log, trainer.last, trainer.items_N3, stop.asked, weights)
 
 
 def _measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ def documents(name: str) -> Iterator[str]:
     """The documents of a text by name.
 
     In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
-    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4"; "wikitext2" is a test split); a data set
-    of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
+    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4", "wikitext2":
+    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
 
     Raises:
         StudfinderError: it is in none of these places, or holds no text.

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
 from studfinder.verbs.train_plan import TrainPlan, plan_train, processes
 
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the first one to tokenize a text."""
 __all__ = ["TrainPlan", "plan_train", "run_train", "train"]
 
 
@@ -135,8 +138,14 @@ def _first_process_first() -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        yield
+    first = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    # A group of its own to wait in: a collective of the usual one gives up after minutes, and a long text takes hours.
+    waiting = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    if not first:
+        torch.distributed.barrier(waiting)
+    yield
+    if first:
+        torch.distributed.barrier(waiting)
 
 
 def _tensorboard(wanted: bool | None) -> bool:
@@ -157,8 +166,8 @@ def _opened(plan: TrainPlan, out: Path | None, overwrite: bool) -> RunFolder:
 
 @contextmanager
 def _prepared(folder: RunFolder) -> Iterator[None]:
-    """Around what is made before the training. Of input that turns out bad nothing stays: the same `out` is free for the
-    corrected command, and what another run of the same settings has made is kept."""
+    """Around what is made before the training. Of input that turns out bad nothing stays: the same `out` is free for
+    the corrected command, and what another run of the same settings has made is kept."""
     made = [file for name in ("tokens.npy", "tokenizer.json") if not (file := folder.path / name).exists()]
     with folder.held():
         try:

@@ -190,7 +190,8 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
     if lm is not None:
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         layers, hidden, vocabulary = len(lm.anatomy.layers), lm.anatomy.hidden, lm.anatomy.vocabulary
-        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes(), plan.text_tokens)
+        devices, kept = processes(), plan.text_tokens
+        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, devices, kept)
     assert plan.shape is not None
     vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
     return estimate(
