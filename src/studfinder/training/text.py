@@ -194,7 +194,7 @@ class TextSource:
         return {
             "text": self.name,
             "text_tokens": len(self.tokens_N),
-            "text_hash": hashlib.sha256(np.ascontiguousarray(self.tokens_N)).hexdigest()[:16],
+            "text_hash": hashlib.sha256(np.ascontiguousarray(self.tokens_N).data).hexdigest()[:16],
             "length": self.length,
             "vocabulary": self.vocabulary,
             "apart": self.apart,
