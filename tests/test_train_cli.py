@@ -7,12 +7,14 @@ import os
 import signal
 
 import pytest
+from safetensors import SafetensorError
 
 import studfinder as sf
 from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
 from studfinder.records import read_record
-from studfinder.training import Training
+from studfinder.training import Shape, Training, build
+from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, run_train, train
 
@@ -140,6 +142,7 @@ def test_dry_run_writes_nothing(here, capsys):
     assert run(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "1.56e+03 M parameters, 10 B tokens" in printed
+    assert "up to 84 GB of disk" in printed  # 40 bytes a parameter, and two for each of 10.6 B tokens
     assert "kv_shift" in printed
     assert not (here / "runs").exists()
 
@@ -164,9 +167,8 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
     monkeypatch.setattr(verb, "LiveLine", line)
     assert run([*options, "--out", "r"]) == 0
     whole, again = (read_record(Training, here / name / "result.json") for name in ("whole", "r"))
-    assert again.curve("loss") == whole.curve("loss")
-    assert again.curve("eval_loss") == whole.curve("eval_loss")
-    assert again.curve("outliers/inf_norm") == whole.curve("outliers/inf_norm")
+    assert again.log == whole.log
+    assert {"loss", "eval_loss", "outliers/inf_norm"} <= {name for entry in whole.log for name in entry}
     a, b = ((here / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "r"))
     assert a == b
 
@@ -174,9 +176,13 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "nothing to train on"),
+        ([], "nothing to train on; expected one of the two: --task"),
+        (["--preset", "toy"], "or --text (a file"),
         (["--task", "recall", "--text", "t.txt"], "one of the two"),
         (["--text", "nowhere.txt"], "there is no text"),
+        (["--text", "proof"], "there is no text 'proof'; expected a file, a folder, a name below STUDFINDER_DATA"),
+        (["--text", "proof"], "or wikitext2, c4, wikipedia."),
+        (["--task", "recall", "--steps", "20", "--warmup", "20"], "a warm-up of 20 steps in a run of 20"),
         (["--text", "short.txt"], "too few for windows of 128"),
         (["--text", "t.txt", "--length", "8", "--batch", "4000"], "shorter than a batch"),
         (["--text", "empty.txt"], "is empty"),
@@ -210,14 +216,18 @@ def test_tensorboard_that_is_not_installed(here, capsys, monkeypatch):
     assert 'pip install "studfinder[train]"' in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys, kind):
     def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
+        if kind is OSError:
+            raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
     assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (here / "r" / "model").exists()
+    assert not (here / "r" / ".model").exists()
     assert not (here / "r" / "result.json").exists()
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -228,3 +238,126 @@ def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys):
 def test_help_has_examples(capsys):
     assert run(["train", "--help"]) == 0
     assert "accelerate launch" in capsys.readouterr().out
+
+
+@pytest.fixture
+def base(here):
+    """A trained model of context 16 and width 16, and a text to go on with."""
+    (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    return _untrained(here, "llama")
+
+
+def _untrained(here, architecture):
+    shape = Shape(architecture=architecture, layers=1, hidden=16, heads=2)
+    folder = here / f"base-{architecture}"
+    build(shape, [], vocabulary=257, length=16, seed=0).save_pretrained(folder)
+    train_tokenizer(["a fox"], None).save_pretrained(folder)
+    return str(folder)
+
+
+def test_precision_of_a_trained_model_is_chosen_by_its_own_width(base, monkeypatch):
+    asked = []
+    monkeypatch.setattr("studfinder.verbs.train_plan.faster_precision", lambda width: asked.append(width) or "fp32")
+    plan_train(base=base, text="t.txt", length=16)
+    plan_train(text="t.txt", shape={"hidden": 32})
+    assert asked == [16, 32]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_windows_longer_than_a_trained_models_context(base, here, mistake, architecture):
+    model = _untrained(here, architecture)
+    said = mistake("train", "--from", model, "--text", "t.txt", "--length", 17, "--out", "r")
+    assert "windows of 17 tokens; expected at most 16" in said
+    assert not (here / "r").exists()
+    assert plan_train(base=model, text="t.txt").length == 16
+    with pytest.raises(StudfinderError, match="windows of 128 tokens"):  # a preset that was named means what it says
+        plan_train(base=model, text="t.txt", preset_name="toy")
+
+
+def test_a_trained_model_without_a_tokenizer_makes_no_folder(base, here, mistake):
+    for file in (here / "base-llama").glob("tokenizer*"):
+        file.unlink()
+    assert "has no tokenizer" in mistake("train", "--from", base, "--text", "t.txt", "--length", 16, "--out", "r")
+    assert not (here / "r").exists()
+
+
+def test_apart_is_refused_where_it_would_do_nothing(base, here, mistake):
+    for architecture in ("llama", "opt"):
+        scratch = {"text": "t.txt", "length": 16, "apart": True, "shape": {"architecture": architecture}}
+        further = {"text": "t.txt", "length": 16, "apart": True, "base": _untrained(here, architecture)}
+        if architecture == "llama":
+            assert plan_train(**scratch).apart
+            assert plan_train(**further).apart
+        else:
+            for options in (scratch, further):
+                with pytest.raises(StudfinderError, match="does not keep packed documents apart"):
+                    plan_train(**options)
+    said = mistake("train", "--preset", "opt-125m", "--text", "t.txt", "--apart", "--out", "r")
+    assert "does not keep packed documents apart" in said
+    assert not (here / "r").exists()
+    assert "no documents" in mistake("train", "--task", TASK, "--apart")
+
+
+def test_a_warm_up_leaves_something_to_train(here, capsys):
+    assert plan_train(task=TASK, recipe={"steps": 300}).recipe.warmup == 100
+    assert plan_train(task=TASK, recipe={"steps": 300}).notes == ()
+    assert plan_train(task=TASK, recipe={"steps": 60}).recipe.warmup == 30
+    assert plan_train(task=TASK, recipe={"steps": 60, "warmup": 59}).recipe.warmup == 59  # asked for
+    assert run(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
+    assert "note: warm-up of 30 steps, half of the run, instead of the preset's 100" in capsys.readouterr().out
+
+
+def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys):
+    options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
+
+    def said(*arguments):
+        assert run(["train", *arguments]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "shorter than a batch" in said(*options, "--batch", "4000")
+    assert not (here / "r").exists()
+    assert "too few for windows" in said(*options, "--length", "5000")
+    assert not (here / "r").exists()
+    assert "RoPE" in said("--from", _untrained(here, "opt"), *options[:2], *options[-6:], "--attention", "rope")
+    assert not (here / "r").exists()
+    (here / "b.jsonl").write_text('{"text": "' + "a fox " * 1000 + '"}\n{broken')
+    assert "cannot be read" in said(*options, "--text", "b.jsonl")
+    assert not (here / "r").exists()
+    (here / "r").mkdir()  # an empty folder was somebody's before
+    assert "shorter than a batch" in said(*options, "--batch", "4000")
+    assert list((here / "r").iterdir()) == []
+    assert run(["train", *options]) == 0
+    assert (here / "r" / "tokens.npy").is_file()
+
+
+def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monkeypatch, capsys):
+    options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
+    assert run(["train", *options]) == 0
+    (here / "r" / "result.json").unlink()
+    before = sorted(child.name for child in (here / "r").iterdir())
+
+    def broken(*_):
+        raise StudfinderError("no such model")
+
+    monkeypatch.setattr("studfinder.verbs.train._trained", broken)
+    assert run(["train", *options]) == 2
+    assert "no such model" in capsys.readouterr().err
+    assert sorted(child.name for child in (here / "r").iterdir()) == before
+
+
+def test_tensorboard_shows_what_the_log_holds(here):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    record, folder = run_train(plan_train(**PLAN), out=here / "r", quiet=True, tensorboard=True)
+    (events,) = folder.rglob("events.out.tfevents.*")
+    seen = accumulator.EventAccumulator(str(events), size_guidance={accumulator.SCALARS: 0})
+    seen.Reload()
+    tags = {"loss": "train/loss", "eval_loss": "eval/loss", "eval_accuracy": "eval/accuracy"}
+    names = [name for entry in record.log for name in entry if name.startswith("outliers/")]
+    assert "outliers/inf_norm" in names
+    tags |= {name: f"train/{name}" for name in names}
+    for name, tag in tags.items():
+        shown = [(event.step, event.value) for event in seen.Scalars(tag)]
+        assert [step for step, _ in shown] == [2, 4] if name != "loss" else [1, 2, 3, 4]
+        assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in record.curve(name)], name

@@ -13,6 +13,7 @@ from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues
+from studfinder.models import load
 from studfinder.sites import PartOutput, tapped
 from studfinder.sites.parts import part_names
 from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, look, task_from
@@ -142,6 +143,21 @@ def test_the_callback_logs_each_look(watched):
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[1]["summary"] == outliers.looks[4].summary
     assert lines[1]["layers"] == outliers.looks[4].layers
+
+
+def test_a_look_has_the_precision_of_the_training():
+    """What is watched is the model that trains: under autocast in bf16, though its weights are fp32."""
+    source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
+    recipe = Recipe(steps=2, batch=4, look_every=2, test=4, precision="bf16")
+    outliers = Outliers(source, sequences=3)
+    model = build(Shape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    trained = load(fit(model, source, recipe, callbacks=[outliers]).model)
+    exact = look(trained, outliers.encoded)
+    trained.model.forward = torch.autocast("cpu", torch.bfloat16)(trained.model.forward)
+    rounded = look(trained, outliers.encoded)
+    assert outliers.looks[2] == rounded
+    assert outliers.looks[2] != exact
+    assert rounded.summary["inf_norm"] == pytest.approx(exact.summary["inf_norm"], rel=0.02)
 
 
 def test_the_line_on_the_terminal(watched):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
-from studfinder.training.estimate import estimate
+from studfinder.training.apart import keeps_apart
+from studfinder.training.estimate import estimate, estimate_of
 from studfinder.training.streams import Rows, collate
 from studfinder.training.text import END, documents, fingerprint, train_tokenizer
+from tiny import tiny
 
 STORY = "One day a fox met a crow. The crow had some cheese, and the fox said: sing to me! Größe, naïve, 你好.\n"
 
@@ -79,6 +82,22 @@ def test_documents_kept_apart_do_not_see_each_other(file):
         assert not torch.allclose(one, joined, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "apart"),
+    [("llama", True), ("gemma3_text", True), ("gpt2", True), ("opt", False), ("falcon", False), ("lfm2", False)],
+)
+def test_which_architectures_keep_documents_apart(architecture, apart):
+    model = tiny(architecture).model
+    assert keeps_apart(model.train()) == apart
+    assert model.training  # as it was
+
+
+@pytest.mark.parametrize("attention", ["kv_shift", "gated", "softpick", "alibi"])
+def test_attention_of_ours_keeps_them_apart_too(attention):
+    shape = Shape(layers=2, hidden=16, heads=2)
+    assert keeps_apart(build(shape, variants_from([attention]), vocabulary=257, length=16, seed=0))
+
+
 def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -90,8 +109,44 @@ def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypat
     assert again.eos_token_id == tokenizer.eos_token_id == first.end
 
 
-def test_a_limit_stops_early(file):
-    assert len(tokenized(str(file), 16, None, limit=100)[0].tokens_N) == 100
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_limit_stops_early(file, tmp_path, kept):
+    whole = tokenized(str(file), 16, None)[0].tokens_N
+    for limit in (100, 107, len(whole), len(whole) + 1):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        cut = tokenized(str(file), 16, None, limit=limit, folder=folder if kept else None)[0].tokens_N
+        assert cut.tolist() == whole[:limit].tolist()
+
+
+def test_tokens_are_written_as_they_come(tmp_path):
+    """However long the text is, no more of it is in memory than a batch of documents."""
+    path = tmp_path / "long.jsonl"
+    path.write_text((json.dumps({"text": STORY * 10}) + "\n") * 600)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    seen = []
+
+    def on_progress(total):
+        (growing,) = folder.glob(".tokens.npy.*")
+        seen.append((total, growing.stat().st_size))
+
+    source, _ = tokenized(str(path), 64, None, folder=folder, progress=on_progress)
+    assert len(seen) == 3
+    assert all(size > 2 * total - io.DEFAULT_BUFFER_SIZE for total, size in seen)
+    assert seen[-1][0] == len(source.tokens_N) == 600 * (len((STORY * 10).encode()) + 1)
+    assert isinstance(source.tokens_N, np.memmap)
+    assert source.tokens_N.tolist() == tokenized(str(path), 64, None)[0].tokens_N.tolist()
+    assert {child.name for child in folder.iterdir()} == {"tokens.npy", "tokenizer.json"}
+
+
+def test_a_text_that_breaks_off_leaves_no_tokens(file, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    file.write_text(file.read_text() + "\n{broken")
+    with pytest.raises(StudfinderError, match="cannot be read"):
+        tokenized(str(file), 16, None, folder=folder, sample=10)
+    assert not list(folder.iterdir())
 
 
 def test_text_by_name(tmp_path, monkeypatch):
@@ -151,4 +206,7 @@ def test_presets_have_the_sizes_of_their_papers(name, millions, tokens):
     assert found.parameters / 1e6 == pytest.approx(millions, rel=0.02)
     assert found.tokens == preset.tokens == pytest.approx(tokens, rel=0.01)
     assert found.memory > 16 * found.parameters
+    assert found.disk == 40 * found.parameters
+    with_text = estimate_of(1, 1, 8, preset.recipe, 70_000, preset.length, 1, 1000)
+    assert with_text.disk == 40 + 4 * 1000
     assert found.seconds > 0

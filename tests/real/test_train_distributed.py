@@ -73,7 +73,34 @@ def test_two_processes_train_the_same_model_as_one(tmp_path):
     assert two.stdout.count("accuracy") == 1
     again = launched(tmp_path / "two", processes=2)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "step" not in again.stderr
+    assert "step 8/8" not in again.stderr
+
+
+WAIT = """
+import datetime, os, time, torch
+from studfinder.verbs.train import _first_process_first
+
+torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=5))
+with _first_process_first():
+    if os.environ["RANK"] == "0":
+        time.sleep(8)
+    print("ready", os.environ["RANK"], flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_wait_longer_for_a_text_than_for_each_other(tmp_path):
+    (tmp_path / "wait.py").write_text(WAIT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "wait.py")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["ready", "0", "ready", "1"]
 
 
 def test_a_sharded_model_trains_is_looked_at_resumes_and_is_written_whole(tmp_path):

@@ -15,10 +15,10 @@ EXAMPLES = """Examples:
 
 \b
   studfinder train --task induction:vocabulary=256,length=64 --layers 1 --attention kv_shift
-  studfinder train --text wikitext2 --attention gated    the preset "toy" on a text
+  studfinder train --text wikipedia --attention gated    the preset "toy" on a text
   studfinder train --preset 1m --text ./books --attention kv_shift --attention gated
   studfinder train --preset opt-125m --text allenai/c4:en --dry-run    what it would take
-  studfinder train --from smollm2 --text wikitext2 --steps 2000 --lr 5e-5
+  studfinder train --from smollm2 --text wikipedia --steps 2000 --lr 5e-5
   accelerate launch --multi_gpu --num_processes 8 -m studfinder train --preset 10m --text ./books
 """
 
@@ -56,7 +56,7 @@ def command(
     heads: Annotated[int | None, typer.Option(min=1, help="Query heads.")] = None,
     length: Annotated[int | None, typer.Option(min=4, help="Tokens of a window of text.")] = None,
     vocabulary: Annotated[int | None, typer.Option(min=257, help="Of the BPE that is trained on the text.")] = None,
-    apart: Annotated[bool, typer.Option("--apart", help="Packed documents do not see each other.")] = False,
+    apart: Annotated[bool, typer.Option("--apart", help="Packed documents do not see each other (not opt).")] = False,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="[default: if it is installed]")
     ] = None,
@@ -99,6 +99,7 @@ def command(
     )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
+    what = "\n".join([what, *(f"note: {note}" for note in plan.notes)])
     if dry_run:
         print(f"would train {what}")
         return

@@ -1,7 +1,7 @@
 """Corpora, our own prompts and proof text, BOS, windows: every text comes from here."""
 
 from studfinder.texts.batches import Batch, batches
-from studfinder.texts.corpora import corpus
+from studfinder.texts.corpora import CORPORA, corpus
 from studfinder.texts.digest import digest
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
@@ -10,6 +10,7 @@ from studfinder.texts.relations import Relation, relations
 from studfinder.texts.tokens import token_class, token_text
 
 __all__ = [
+    "CORPORA",
     "Batch",
     "Relation",
     "Text",

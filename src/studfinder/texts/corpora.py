@@ -12,6 +12,8 @@ from pathlib import Path
 from studfinder.errors import StudfinderError
 
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
+CORPORA = tuple(_LOCAL)
+"""The texts that have a name."""
 _HUB = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
     "c4": ("allenai/c4", "en", "validation"),

@@ -49,15 +49,8 @@ def latest(folder: Path, key: str) -> Path | None:
     Raises:
         StudfinderError: it belongs to another run.
     """
-    found = sorted(
-        (int(match[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    )
-    for _, path in reversed(found):
-        if not (path / _MARK).is_file():
-            shutil.rmtree(path, ignore_errors=True)
-            continue
+    remove_half(folder)
+    for path in reversed(_checkpoints(folder)):
         kept = json.loads((path / _MARK).read_text(encoding="utf-8"))["key"]
         if kept != key:
             raise StudfinderError(
@@ -67,3 +60,20 @@ def latest(folder: Path, key: str) -> Path | None:
             )
         return path
     return None
+
+
+def remove_half(folder: Path) -> None:
+    """Remove the checkpoints that are not marked as whole."""
+    for path in _checkpoints(folder):
+        if not (path / _MARK).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order of their steps."""
+    found = (
+        (int(match[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    )
+    return [path for _, path in sorted(found)]

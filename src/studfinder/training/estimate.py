@@ -17,46 +17,72 @@ _STATE = 16
 _KEPT = 34
 """Numbers a token and channel that a block keeps for its backward pass (Korthikanti et al. 2022, arXiv 2205.05198,
 equation 1 counts 34 bytes in fp16, of which attention's own T^2 part is not kept by fused attention)."""
+_CHECKPOINTS = 3 * 12 + 4
+"""Bytes of disk a parameter: two checkpoints and the one that is being written (fp32 weights and AdamW's averages), and
+the exported model."""
 _EFFICIENCY = 0.4
 """Share of a square matrix product's speed that training reaches; ratio of the two, measured on small CPU models."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a run. `seconds` is a guess from a short matrix product, good to a factor of two."""
+    """Sizes of a run. `seconds` is a guess from a short matrix product, good to a factor of two; `disk` is the most
+    that checkpoints, the exported model and the tokens of a text take together."""
 
     parameters: int
     tokens: int
     memory: int
     seconds: float
+    disk: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.parameters / 1e6:,.3g} M parameters, {_count(self.tokens)} tokens, "
-            f"about {self.memory / 1e9:.2g} GB of memory a device, about {_span(self.seconds)}"
+            f"about {self.memory / 1e9:.2g} GB of memory a device, "
+            f"up to {self.disk / 1e9:.2g} GB of disk, about {_span(self.seconds)}"
         )
 
 
 def estimate(
-    shape: Shape, variants: Sequence[Variant], recipe: Recipe, *, vocabulary: int, length: int, devices: int = 1
+    shape: Shape,
+    variants: Sequence[Variant],
+    recipe: Recipe,
+    *,
+    vocabulary: int,
+    length: int,
+    devices: int = 1,
+    kept: int = 0,
 ) -> Estimate:
-    """What a run of a model from scratch takes. The model is made without memory of its own ("meta")."""
+    """What a run of a model from scratch takes. The model is made without memory of its own ("meta").
+
+    Args:
+        kept: tokens of a text that are kept on disk, at most.
+    """
     with torch.device("meta"):
         model = build(shape, variants, vocabulary=vocabulary, length=length, seed=recipe.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return estimate_of(parameters, shape.layers, shape.hidden, recipe, vocabulary, length, devices)
+    return estimate_of(parameters, shape.layers, shape.hidden, recipe, vocabulary, length, devices, kept)
 
 
 def estimate_of(
-    parameters: int, layers: int, hidden: int, recipe: Recipe, vocabulary: int, length: int, devices: int = 1
+    parameters: int,
+    layers: int,
+    hidden: int,
+    recipe: Recipe,
+    vocabulary: int,
+    length: int,
+    devices: int = 1,
+    kept: int = 0,
 ) -> Estimate:
     """The same from sizes alone."""
     tokens = recipe.steps * recipe.batch * length
     rows = recipe.micro_batch(devices) * length
-    kept = 2 if recipe.precision == "bf16" else 4
-    memory = parameters * _STATE + rows * (layers * hidden * _KEPT * kept // 2 + vocabulary * 12)
+    number = 2 if recipe.precision == "bf16" else 4
+    memory = parameters * _STATE + rows * (layers * hidden * _KEPT * number // 2 + vocabulary * 12)
     flops = 6 * parameters * tokens + 6 * layers * hidden * length * tokens
-    return Estimate(parameters, tokens, memory, flops / (_speed(hidden, recipe.precision) * _EFFICIENCY * devices))
+    seconds = flops / (_speed(hidden, recipe.precision) * _EFFICIENCY * devices)
+    disk = parameters * _CHECKPOINTS + kept * (2 if vocabulary <= 1 << 16 else 4)
+    return Estimate(parameters, tokens, memory, seconds, disk)
 
 
 def _speed(width: int, precision: str) -> float:

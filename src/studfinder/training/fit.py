@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ import torch.nn.functional as F
 from transformers import Trainer, TrainingArguments
 
 from studfinder.attention import parameter_groups
-from studfinder.errors import StudfinderError
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
-from studfinder.training.checkpoints import Checkpoints, latest
+from studfinder.training.checkpoints import Checkpoints, latest, remove_half
+from studfinder.training.disk import writing
 from studfinder.training.interrupt import StopAtStep
 from studfinder.training.recipe import Recipe
 from studfinder.training.streams import Rows, Source, collate
 from studfinder.training.tasks.task import IGNORED
 
+_TIMES = ("_runtime", "_per_second")
 _SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
 
 
@@ -34,7 +36,8 @@ class Fitted:
 
     Attributes:
         model: trained, in eval mode.
-        log: Trainer's log: dicts with "step" and what was measured then.
+        log: Trainer's log: dicts with "step" and what was measured then. Without what depends on the clock or on where
+            the run was interrupted, so that a run that was resumed has the same log as one that never stopped.
         last: the last evaluation's "loss" and "accuracy".
         items_N3: of that evaluation, for each test sequence: right answers, scored labels, their nats.
         stopped: why it ended early ("interrupted", "diverged"), or None.
@@ -113,20 +116,21 @@ def fit(
             if hasattr(callback, "attach"):
                 callback.attach(trainer)
         with stop.listening():
-            try:
+            with writing("a checkpoint", Path(place), clean=partial(remove_half, Path(place))):
                 trainer.train(resume_from_checkpoint=None if start is None else str(start))
-            except OSError as error:
-                raise _disk(error, place) from error
-            except RuntimeError as error:  # torch's own writer wraps a full disk
-                if "write" in str(error) or "No space" in str(error):
-                    raise _disk(error, place) from error
-                raise
         if stop.asked is None and not len(trainer.items_N3):
             _last_evaluation(trainer, recipe.steps)
         # Gathered by all processes together; each holds a part of every matrix only.
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
         trained = _without_autocast(trainer.model.eval())
-        return Fitted(trained, trainer.state.log_history, trainer.last, trainer.items_N3, stop.asked, weights)
+        log = _measured(trainer.state.log_history)
+        return Fitted(trained, log, trainer.last, trainer.items_N3, stop.asked, weights)
+
+
+def _measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A log without its times, and without the summary at its end, whose mean loss is over the steps since resuming."""
+    kept = [entry for entry in history if "train_runtime" not in entry]
+    return [{name: value for name, value in entry.items() if not name.endswith(_TIMES)} for entry in kept]
 
 
 def _without_autocast(model: Any) -> Any:
@@ -147,14 +151,6 @@ def _last_evaluation(trainer: Any, steps: int) -> None:
 
 def _place(folder: Path | None) -> AbstractContextManager[Any]:
     return nullcontext(str(folder)) if folder is not None else tempfile.TemporaryDirectory(prefix="studfinder-")
-
-
-def _disk(error: Exception, place: Any) -> StudfinderError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
-    return StudfinderError(
-        f"a checkpoint cannot be written to {place} ({reason})",
-        do="Free some space and run the same command again: it continues from the last complete checkpoint",
-    )
 
 
 def _arguments(recipe: Recipe, place: Path, *, save: bool, report_to: Sequence[str]) -> TrainingArguments:

@@ -46,7 +46,8 @@ class Look:
 
 
 def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
-    """Observe a model on sequences of one length, in its weights' own dtype, in one forward pass."""
+    """Observe a model on sequences of one length, in one forward pass, in the precision that this pass has: that of its
+    weights, or of autocast where it is trained so."""
     activations, values, sinks, moments = MassiveActivations(lm), MassiveValues(lm), AttentionSinks(lm), Moments()
     observe(lm, encoded, (activations, values, sinks, moments), batch_size=len(encoded))
     blocks = range(len(lm.anatomy.layers))

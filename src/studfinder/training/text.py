@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from studfinder.errors import StudfinderError
 from studfinder.runs import write_bytes, write_text
-from studfinder.texts import corpus
+from studfinder.texts import CORPORA, corpus
 from studfinder.training.streams import Split
 
 END = "<|endoftext|>"
@@ -28,8 +29,8 @@ def documents(name: str) -> Iterator[str]:
     """The documents of a text by name.
 
     In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
-    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikitext2", "c4"); a data set
-    of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
+    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4", "wikitext2":
+    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
 
     Raises:
         StudfinderError: it is in none of these places, or holds no text.
@@ -41,6 +42,12 @@ def documents(name: str) -> Iterator[str]:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
         return _checked(name, _hub(name))
+    if name not in CORPORA:
+        raise StudfinderError(
+            f"there is no text {name!r}",
+            expected="a file, a folder, a name below STUDFINDER_DATA, a data set of the hub (owner/name), or "
+            + ", ".join(CORPORA),
+        )
     return _checked(name, iter(corpus(name)[1]))
 
 
@@ -132,8 +139,8 @@ class TextSource:
         vocabulary: token ids of the tokenizer.
         name: of the text, for the record.
         end: the id of END.
-        apart: keep packed documents from seeing each other: positions start anew at each, which transformers' masks
-            and KV shift take as the border of a document.
+        apart: keep packed documents from seeing each other: positions start anew at each, which KV shift and most of
+            transformers' masks take as the border of a document (`training.apart.keeps_apart` tells).
     """
 
     tokens_N: np.ndarray
@@ -187,7 +194,7 @@ class TextSource:
         return {
             "text": self.name,
             "text_tokens": len(self.tokens_N),
-            "text_hash": hashlib.sha256(np.ascontiguousarray(self.tokens_N).tobytes()).hexdigest()[:16],
+            "text_hash": hashlib.sha256(np.ascontiguousarray(self.tokens_N).data).hexdigest()[:16],
             "length": self.length,
             "vocabulary": self.vocabulary,
             "apart": self.apart,
@@ -232,22 +239,61 @@ def tokenized(
         StudfinderError: no such text, an empty one, one shorter than two windows, or a full disk.
     """
     ids = folder / "tokens.npy" if folder is not None else None
-    if ids is not None and ids.is_file() and tokenizer is None and (ids.parent / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        kept = PreTrainedTokenizerFast(tokenizer_file=str(ids.parent / "tokenizer.json"), eos_token=END, pad_token=END)
-        return TextSource(np.load(ids, mmap_mode="r"), length, len(kept), name, kept.eos_token_id, apart), kept
+    if ids is not None and ids.is_file():
+        tokenizer = tokenizer or _kept_tokenizer(ids.with_name("tokenizer.json"))
+        if tokenizer is not None:
+            return _packed(np.load(ids, mmap_mode="r"), tokenizer, name, length, apart), tokenizer
+    trained = tokenizer is None
     tokenizer = tokenizer or train_tokenizer(_sample(documents(name), sample), vocabulary)
-    tokens_N = _tokens(documents(name), tokenizer, limit, progress)
-    if ids is not None:
-        write_bytes(ids, lambda path: _save(path, tokens_N))
-        write_text(ids.parent / "tokenizer.json", tokenizer.backend_tokenizer.to_str())
-    return TextSource(tokens_N, length, len(tokenizer), name, tokenizer.eos_token_id, apart), tokenizer
+    kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    chunks = _chunks(documents(name), tokenizer, kind, limit, progress)
+    if ids is None:
+        tokens_N = _gathered(chunks, kind)
+    else:
+        write_bytes(ids, lambda path: _save(path, chunks, kind))
+        tokens_N = np.load(ids, mmap_mode="r")
+        if trained:
+            write_text(ids.with_name("tokenizer.json"), tokenizer.backend_tokenizer.to_str())
+    return _packed(tokens_N, tokenizer, name, length, apart), tokenizer
 
 
-def _save(path: Path, tokens_N: np.ndarray) -> None:
-    with path.open("wb") as file:  # np.save given a name would add a suffix to it
-        np.save(file, tokens_N)
+def _packed(tokens_N: np.ndarray, tokenizer: Any, name: str, length: int, apart: bool) -> TextSource:
+    return TextSource(tokens_N, length, len(tokenizer), name, tokenizer.eos_token_id, apart)
+
+
+def _kept_tokenizer(file: Path) -> Any:
+    """The tokenizer that was trained here before, if it was."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not file.is_file():
+        return None
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=END, pad_token=END)
+
+
+def _gathered(chunks: Iterable[np.ndarray], kind: np.dtype) -> np.ndarray:
+    """Tokens in memory, two or four bytes each."""
+    buffer = io.BytesIO()
+    for chunk in chunks:
+        buffer.write(chunk.data)
+    return np.frombuffer(buffer.getbuffer(), kind)
+
+
+def _save(path: Path, chunks: Iterable[np.ndarray], kind: np.dtype) -> None:
+    """Tokens as an .npy file, written as they come. How many there are is filled in last."""
+    count = 0
+    with path.open("wb") as file:
+        _npy_header(file, kind, count)
+        for chunk in chunks:
+            file.write(chunk.data)
+            count += len(chunk)
+        file.seek(0)
+        _npy_header(file, kind, count)
+
+
+def _npy_header(file: BinaryIO, kind: np.dtype, count: int) -> None:
+    # numpy pads it, so that an array can grow in place: every count takes the same room.
+    header = {"shape": (count,), "fortran_order": False, "descr": np.lib.format.dtype_to_descr(kind)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -258,37 +304,39 @@ def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _tokens(
-    texts: Iterable[str], tokenizer: Any, limit: int | None, progress: Callable[[int], Any] | None
-) -> np.ndarray:
+def _chunks(
+    texts: Iterable[str], tokenizer: Any, kind: np.dtype, limit: int | None, progress: Callable[[int], Any] | None
+) -> Iterator[np.ndarray]:
+    """The tokens of a few documents at a time, END before each, up to the limit."""
     end = tokenizer.eos_token_id
     if end is None:
         raise StudfinderError("this tokenizer has no end-of-text token", expected="one to put between documents")
-    kind = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    parts: list[np.ndarray] = []
     total = 0
-    for batch in _batched(texts, 256):
-        for ids in _encode(tokenizer, batch):
-            parts.append(np.array([end, *ids], dtype=kind))
-            total += len(ids) + 1
+    for batch in _batched(texts):
+        tokens = [np.array([end, *ids], dtype=kind) for ids in _encode(tokenizer, batch)]
+        chunk = np.concatenate(tokens)[: None if limit is None else limit - total]
+        total += len(chunk)
+        yield chunk
         if progress is not None:
             progress(total)
         if limit is not None and total >= limit:
             break
-    return np.concatenate(parts)[:limit]
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batched(texts: Iterable[str], documents: int = 256, characters: int = 200_000) -> Iterator[list[str]]:
+    """So many documents, or characters, at a time: a token is some 40 bytes before it is two."""
     batch: list[str] = []
+    size = 0
     for text in texts:
         batch.append(text)
-        if len(batch) == size:
+        size += len(text)
+        if len(batch) == documents or size >= characters:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 

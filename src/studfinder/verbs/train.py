@@ -8,6 +8,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ from studfinder.models import load
 from studfinder.records import RunCard, read_record, to_json
 from studfinder.runs import RunFolder, now, open_run, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
+from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
 from studfinder.verbs.train_plan import TrainPlan, plan_train, processes
 
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the first one to tokenize a text."""
 __all__ = ["TrainPlan", "plan_train", "run_train", "train"]
 
 
@@ -59,8 +64,13 @@ def run_train(
         folder = _opened(plan, out, overwrite)
         if folder.complete:
             return read_record(Training, folder.path / folder.result), folder.path
-        source, tokenizer = _source(plan, folder.path, progress)
-    model = _model(plan, source, tokenizer)
+        with _prepared(folder):
+            model = _trained(plan)  # first: whether it takes the variants is known sooner than the text is tokenized
+            source, tokenizer = _source(plan, folder.path, progress)
+    if model is None:
+        assert plan.shape is not None
+        vocabulary = len(tokenizer)
+        model = build(plan.shape, plan.variants, vocabulary=vocabulary, length=source.length, seed=plan.recipe.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     outliers = Outliers(source, file=folder.path / "outliers.jsonl")
     fitted = fit(
@@ -128,8 +138,14 @@ def _first_process_first() -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        yield
+    first = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    # A group of its own to wait in: a collective of the usual one gives up after minutes, and a long text takes hours.
+    waiting = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    if not first:
+        torch.distributed.barrier(waiting)
+    yield
+    if first:
+        torch.distributed.barrier(waiting)
 
 
 def _tensorboard(wanted: bool | None) -> bool:
@@ -148,16 +164,25 @@ def _opened(plan: TrainPlan, out: Path | None, overwrite: bool) -> RunFolder:
     return folder
 
 
+@contextmanager
+def _prepared(folder: RunFolder) -> Iterator[None]:
+    """Around what is made before the training. Of input that turns out bad nothing stays: the same `out` is free for
+    the corrected command, and what another run of the same settings has made is kept."""
+    made = [file for name in ("tokens.npy", "tokenizer.json") if not (file := folder.path / name).exists()]
+    with folder.held():
+        try:
+            yield
+        except StudfinderError:
+            for file in made:
+                file.unlink(missing_ok=True)
+            raise
+
+
 def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None) -> tuple[Source, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
-    tokenizer = None
-    if plan.base is not None:
-        tokenizer = load(plan.base).tokenizer
-        if tokenizer is None:
-            raise StudfinderError(f"{plan.base} has no tokenizer", expected="one, to train it on text")
-    needed = plan.recipe.steps * plan.recipe.batch * plan.length
+    tokenizer = None if plan.base is None else load(plan.base).tokenizer
     source, tokenizer = tokenized(
         plan.text,
         plan.length,
@@ -165,7 +190,7 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
         folder=folder,
         apart=plan.apart,
         tokenizer=tokenizer,
-        limit=int(needed * 1.06) + 2 * plan.length,
+        limit=plan.text_tokens,
         progress=progress,
     )
     if source.train_windows < plan.recipe.batch:
@@ -177,31 +202,26 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
     return source, tokenizer
 
 
-def _model(plan: TrainPlan, source: Source, tokenizer: Any) -> Any:
-    if plan.shape is None:
-        assert plan.base is not None
-        model = load(plan.base, dtype="float32").model
-        torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
-        return put_in(model, plan.variants, trained=True)
-    return build(plan.shape, plan.variants, vocabulary=len(tokenizer), length=source.length, seed=plan.recipe.seed)
+def _trained(plan: TrainPlan) -> Any:
+    """The trained model to go on with, fp32, with its variants; None where the run makes its own."""
+    if plan.base is None:
+        return None
+    model = load(plan.base, dtype="float32").model
+    torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
+    return put_in(model, plan.variants, trained=True)
 
 
 def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> None:
     """The trained model and its tokenizer, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True
-    try:
-        shutil.rmtree(half, ignore_errors=True)
+    clean = partial(shutil.rmtree, half, ignore_errors=True)
+    clean()
+    with writing("the model", whole, clean=clean):
         fitted.model.save_pretrained(half, state_dict=fitted.weights)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)
-    except OSError as error:
-        shutil.rmtree(half, ignore_errors=True)
-        raise StudfinderError(
-            f"the model cannot be written to {whole} ({error.strerror or error})",
-            do="Free some space and run the same command again: it continues from the last checkpoint",
-        ) from None
     if isinstance(source, TaskSource):
         rows = [source.row("test", 0, index)["input_ids"].tolist() for index in range(8)]
         lines = [json.dumps({"text": " ".join(map(str, row))}) for row in rows]

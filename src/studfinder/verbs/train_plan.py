@@ -9,9 +9,11 @@ from typing import Any
 
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import load
-from studfinder.training import Preset, Recipe, Shape, Task, preset, task_from, variants_from
+from studfinder.models import LM, load
+from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
+from studfinder.training.apart import keeps_apart
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
+from studfinder.training.models import check_trainable
 from studfinder.training.text import documents, fingerprint
 
 TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
@@ -35,6 +37,7 @@ class TrainPlan:
         length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
         apart: keep packed documents from seeing each other.
         estimate: what it will take.
+        notes: what was settled otherwise than the preset says, in sentences.
         settings: all of the above, flat.
     """
 
@@ -49,7 +52,15 @@ class TrainPlan:
     vocabulary: int | None = None
     apart: bool = False
     estimate: Estimate | None = None
+    notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text that are made, at most: what the run will see, and a twentieth to test on."""
+        if self.text is None:
+            return 0
+        return int(self.recipe.steps * self.recipe.batch * self.length * 1.06) + 2 * self.length
 
 
 def plan_train(
@@ -76,38 +87,67 @@ def plan_train(
         attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
         shape, recipe: fields of `Shape` and `Recipe` that differ from the preset's.
         length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
-        apart: keep packed documents from seeing each other.
+        apart: keep packed documents from seeing each other; refused where the architecture cannot.
 
     Raises:
         StudfinderError: an unknown name, settings that do not fit, no text.
     """
     task = task_from(task) if isinstance(task, str) else task
     if (task is None) == (text is None):
-        raise StudfinderError("nothing to train on" if text is None else "a task and a text", expected="one of the two")
+        raise StudfinderError(
+            "nothing to train on" if text is None else "both a task and a text to train on",
+            expected="one of the two: --task (e.g. induction, recall) or --text (a file, a folder or a name)",
+        )
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
     chosen = preset(preset_name) if preset_name else default
+    lm = load(base) if base else None
     sizes = replace(chosen.shape, **(shape or {}))
-    course = replace(chosen.recipe, **(recipe or {}))
+    course, notes = _warmed_up(replace(chosen.recipe, **(recipe or {})), "warmup" in (recipe or {}))
     if course.precision == "auto":
-        course = replace(course, precision=faster_precision(sizes.hidden))  # type: ignore[arg-type]
+        width = sizes.hidden if lm is None else lm.anatomy.hidden
+        course = replace(course, precision=faster_precision(width))  # type: ignore[arg-type]
     words = tuple(chosen.attention if attention is None else attention)
     plan = TrainPlan(
         name=base or preset_name or (task.name if task is not None else "toy"),
         recipe=course,
         variants=tuple(variants_from(words)),
-        length=task.length if task is not None else length or chosen.length,
+        length=task.length if task is not None else length or _window(chosen, lm),
         shape=None if base else sizes,
         base=base,
         task=task,
         text=text,
         vocabulary=None if base else vocabulary or chosen.vocabulary,
         apart=apart,
+        notes=notes,
     )
-    _check(plan, shape, length, vocabulary)
-    return replace(plan, estimate=_estimate(plan), settings=_settings(plan, words))
+    _check(plan, lm, shape, length, vocabulary)
+    return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
 
 
-def _check(plan: TrainPlan, shape: Any, length: int | None, vocabulary: int | None) -> None:
+def _warmed_up(course: Recipe, asked: bool) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a warm-up that leaves something to train: a preset's is at most half of the run."""
+    most = course.steps // 2
+    if course.warmup <= most:
+        return course, ()
+    if not asked:
+        note = f"warm-up of {most:,} steps, half of the run, instead of the preset's {course.warmup:,}"
+        return replace(course, warmup=most), (note,)
+    if course.warmup >= course.steps:
+        raise StudfinderError(
+            f"a warm-up of {course.warmup:,} steps in a run of {course.steps:,}",
+            expected="fewer, or the learning rate never gets where it should",
+        )
+    return course, ()
+
+
+def _window(chosen: Preset, lm: LM | None) -> int:
+    """Tokens of a window where nobody said: the preset's, or as many of them as a trained model takes."""
+    if chosen is GO_ON and lm is not None and lm.anatomy.max_positions is not None:
+        return min(chosen.length, lm.anatomy.max_positions)
+    return chosen.length
+
+
+def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocabulary: int | None) -> None:
     if plan.base and (shape or vocabulary):
         raise StudfinderError(
             f"the sizes of {plan.base} are what they are", do="Leave layers, width and vocabulary out"
@@ -118,18 +158,40 @@ def _check(plan: TrainPlan, shape: Any, length: int | None, vocabulary: int | No
         )
     if plan.base and plan.task is not None:
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
+    if lm is not None:
+        check_trainable(lm, plan.length)
+    if plan.apart:
+        _check_apart(plan)
     plan.recipe.micro_batch(processes())
     if plan.text is not None:
         next(documents(plan.text))  # said before anything is made for nothing
 
 
-def _estimate(plan: TrainPlan) -> Estimate:
+def _check_apart(plan: TrainPlan) -> None:
+    if plan.task is not None:
+        raise StudfinderError("a task has no documents to keep apart", do="Leave --apart out")
     if plan.base is not None:
-        model = load(plan.base).model
-        config = model.config.get_text_config(decoder=True)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        layers, hidden, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, processes())
+        model, what = load(plan.base, dtype="float32").model, plan.base
+        model = put_in(model, plan.variants, trained=True)
+    else:
+        assert plan.shape is not None
+        what = f"a model of architecture {plan.shape.architecture}"
+        tiny = Shape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
+        model = build(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
+    if not keeps_apart(model):
+        raise StudfinderError(
+            f"{what} does not keep packed documents apart: its attention does not see where one begins",
+            expected="an architecture whose mask follows the positions, e.g. llama",
+            do="Leave --apart out",
+        )
+
+
+def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
+    if lm is not None:
+        parameters = sum(parameter.numel() for parameter in lm.model.parameters())
+        layers, hidden, vocabulary = len(lm.anatomy.layers), lm.anatomy.hidden, lm.anatomy.vocabulary
+        devices, kept = processes(), plan.text_tokens
+        return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, devices, kept)
     assert plan.shape is not None
     vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
     return estimate(
@@ -139,6 +201,7 @@ def _estimate(plan: TrainPlan) -> Estimate:
         vocabulary=vocabulary,
         length=plan.length,
         devices=processes(),
+        kept=plan.text_tokens,
     )
 
 
