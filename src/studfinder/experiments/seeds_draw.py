@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studfinder.experiments.seeds import Curve, over_seeds
+from studfinder.records import Interval
 from studfinder.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
 
 COLOURS = (VERMILLION, BLUE, GREY, GREEN, PURPLE, ORANGE)
@@ -17,6 +18,8 @@ BEYOND = 0.15
 """How far a panel reaches beyond the seeds' values, as a share of their range."""
 FEW = 5
 """Kinds in a panel whose seeds' own curves can be told apart."""
+BANDS = 3
+"""Kinds in a panel whose bands can be; of more the intervals are shown at the last step only."""
 
 
 def curves(
@@ -28,8 +31,9 @@ def curves(
     log: bool = False,
     low: float | None = None,
 ) -> Any:
-    """Means over seeds as lines with their intervals as bands, and, where there are few kinds, each seed's own curve
-    thin behind it. A band that reaches far beyond every seed's values, as three seeds make them, is cut."""
+    """Means over seeds as lines with their intervals as bands (of more than three kinds as bars at the end), and,
+    where there are few kinds, each seed's own curve thin behind it. An interval that reaches far beyond every seed's
+    values, as three seeds make them, is cut."""
     axes = figure.add_subplot(place)
     for number, (name, seeds) in enumerate(cells.items()):
         turn, colour = divmod(number, len(COLOURS))
@@ -37,7 +41,11 @@ def curves(
         steps, values_SN = on_one_grid(seeds)
         for values_N in values_SN if len(cells) <= FEW else ():
             axes.plot(steps, values_N, linewidth=0.8, alpha=0.5, **style)
-        mean_and_interval(axes, steps, values_SN, name, **style)
+        if len(cells) <= BANDS or len(steps) < 2:
+            mean_and_interval(axes, steps, values_SN, name, **style)
+        else:
+            beside = steps[-1] + 0.012 * (number + 1) * (steps[-1] - steps[0])  # so that bars do not cover each other
+            _mean_and_end(axes, steps, values_SN, name, beside, **style)
     axes.set_xlabel("steps")
     axes.set_title(label, loc="left")  # beside the axis a long one would run into the panel above
     axes.grid(axis="y")
@@ -74,12 +82,28 @@ def on_one_grid(seeds: list[Curve]) -> tuple[list[int], np.ndarray]:
 def mean_and_interval(axes: Axes, places: Sequence[float], values_SN: np.ndarray, label: str, **style: Any) -> None:
     """A line through the means over seeds, and a band from the lower to the upper ends of their intervals
     (`over_seeds`), where there are two seeds or more. Values are (S, N); NaN where a seed has none."""
-    found = [over_seeds(value_S[np.isfinite(value_S)]) for value_S in values_SN.T if np.isfinite(value_S).any()]
-    there = [place for place, value_S in zip(places, values_SN.T, strict=True) if np.isfinite(value_S).any()]
+    there, found = _means(places, values_SN)
     axes.plot(there, [mean.value for mean in found], linewidth=2, label=label, **style)
     low, high = [mean.low for mean in found], [mean.high for mean in found]
     if found:
         axes.fill_between(there, low, high, color=style["color"], alpha=0.14, linewidth=0)
+
+
+def _mean_and_end(
+    axes: Axes, places: Sequence[float], values_SN: np.ndarray, label: str, beside: float, **style: Any
+) -> None:
+    """A line through the means over seeds, and the interval of the last of them as a bar beside it."""
+    there, found = _means(places, values_SN)
+    axes.plot(there, [mean.value for mean in found], linewidth=2, label=label, **style)
+    if found:
+        axes.plot([beside] * 2, [found[-1].low, found[-1].high], linewidth=2, alpha=0.6, **style)
+        axes.plot([beside], [found[-1].value], ".", markersize=8, color=style["color"])
+
+
+def _means(places: Sequence[float], values_SN: np.ndarray) -> tuple[list[float], list[Interval]]:
+    found = [over_seeds(value_S[np.isfinite(value_S)]) for value_S in values_SN.T if np.isfinite(value_S).any()]
+    there = [place for place, value_S in zip(places, values_SN.T, strict=True) if np.isfinite(value_S).any()]
+    return there, found
 
 
 def one_panel(width: float, cells: dict[str, list[Curve]], label: str, **options: Any) -> Figure:
