@@ -87,6 +87,7 @@ def test_a_text_and_its_tokenizer_are_exported(here):
     assert sf.scan(lm, prove=False).model.vocabulary == 280
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("attention", [["kv_shift", "gated"], ["clipped_softmax:alpha=12,length=128", "nope"]])
 def test_an_exported_language_model_can_be_measured(here, capsys, attention):
     (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 300)
