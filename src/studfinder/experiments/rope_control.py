@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
     paper="2502.01563",
     shows="ours",
     summary="The same small model with RoPE, p-RoPE, NoPE and ALiBi: do massive values of Q and K appear?",
-    needs="hours on two cores (no model is loaded: small ones are trained on wikitext2)",
+    needs="about an hour on two cores (no model is loaded: small ones are trained on wikitext2)",
     presets={"cpu": {**SMALL, "hidden": 128, "heads": 2, "steps": 1500}},
 )
 
