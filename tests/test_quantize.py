@@ -401,6 +401,26 @@ def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
     assert {col for _, col in rounded["--keep-columns"]} == {col for _, col in rounded[""]} - {4}
 
 
+def test_the_command_line_rebalances_what_a_run_has_proven(tmp_path, capsys):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    findings, _ = a_scan()
+    card = replace(findings.model, content_hash=content_hash(load(source)))
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = replace(findings.super_weights[0], layer=1, parameter=name, index=(3, 4), row=3, col=4, verdict="proven")
+    scan, out = tmp_path / "scan", tmp_path / "out"
+    scan.mkdir()
+    command = ["quantize", str(source), "--out", str(out), "--skip", "*.1.mlp.*", "--rebalance", str(scan)]
+    for model, code in ((replace(card, content_hash="another"), 2), (card, 0)):
+        write_text(scan / "findings.json", to_json(replace(findings, model=model, super_weights=(weight,))))
+        assert run(command) == code
+    assert "findings of the model that is quantised" in capsys.readouterr().err
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
+    up = name.replace("down", "up")
+    assert torch.equal(after[name][:, 4], 8 * before[name][:, 4])
+    assert torch.equal(after[name][:, 5:], before[name][:, 5:])
+    assert torch.equal(after[up][4], before[up][4] / 8)
+
+
 def test_the_model_itself_is_never_replaced(tmp_path):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     before = (source / "model.safetensors").read_bytes()

@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
   studfinder quantize ./my-model --scheme fp8 --out fp8        a scheme by name
   studfinder quantize smollm2 --keep RUN --out kept            with the findings of a scan kept
   studfinder quantize smollm2 --keep-columns RUN --format dense --out kept   and all that meets their inputs
+  studfinder quantize smollm2 --rebalance RUN --out free       the same for nothing: exact, and no bits
   studfinder quantize smollm2 --hold-fraction 0.005 --group channel --format dense --out d
 """
 
@@ -45,6 +46,13 @@ def command(
     keep: Annotated[list[Path] | None, typer.Option(help="Findings whose super weights are kept (repeatable).")] = None,
     keep_columns: Annotated[
         list[Path] | None, typer.Option(help="Findings whose super weights' whole columns are kept (repeatable).")
+    ] = None,
+    rebalance: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Findings whose proven super weights' columns are multiplied by 8 and their inputs divided by it: "
+            "exact, and costs no bits (repeatable)."
+        ),
     ] = None,
     hold_fraction: Annotated[
         float, typer.Option(min=0, max=0.5, help="Hold out this share of each matrix, the largest by magnitude.")
@@ -102,7 +110,7 @@ def command(
     if method == "smoothquant" and (scheme, bits, group, zero) == (None, None, None, None):
         scheme = "w8-channel"  # what smoothing is for: 8-bit weights beside 8-bit activations
     chosen = _method(method, _scheme(scheme, bits, group, zero, list(shapes.values()), own_dtype), clip)
-    kept = _keep(keep or [], keep_columns or [], hold_fraction, skip or [], auto)
+    kept = _keep(keep or [], keep_columns or [], rebalance or [], hold_fraction, skip or [], auto)
     if dry_run:
         rounded = format != "dense" and getattr(chosen, "activation_arguments", None) is not None
         form = chosen_format(chosen.scheme, format, own_dtype, acts=rounded)
@@ -162,8 +170,15 @@ def _method(name: str, scheme: Scheme, clip: bool) -> Method:
     return kind(scheme=scheme, clip=Clip() if clip else None) if name == "rtn" else kind(scheme=scheme)
 
 
-def _keep(runs: list[Path], columns: list[Path], fraction: float, skips: list[str], budget: float | None) -> list[Any]:
-    from studfinder.quantizers import Auto, hold_out, skip
+def _keep(
+    runs: list[Path],
+    columns: list[Path],
+    rebalance: list[Path],
+    fraction: float,
+    skips: list[str],
+    budget: float | None,
+) -> list[Any]:
+    from studfinder.quantizers import Auto, Rebalance, hold_out, neurons_of, skip
     from studfinder.records import Findings
     from studfinder.records.json import read_record
     from studfinder.runs import find_findings
@@ -173,6 +188,10 @@ def _keep(runs: list[Path], columns: list[Path], fraction: float, skips: list[st
         findings = read_record(Findings, find_findings(run))
         load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
         kept.append(hold_out(findings, columns=True) if load_bearing else findings)
+    for run in rebalance:
+        findings = read_record(Findings, find_findings(run))
+        neurons = neurons_of(findings.proven) if findings.proven else ()
+        kept.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
     if fraction:
         kept.append(hold_out(fraction=fraction))
     if skips:

@@ -137,6 +137,9 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     if keep is None:
         return []
     if isinstance(keep, HoldOut | Skip | Transform):
+        model = None if isinstance(keep, HoldOut) else getattr(keep, "model", None)  # `resolve` asks a HoldOut's
+        if model:
+            _check_hash(lm, str(model), "of a model")
         return [keep]
     if isinstance(keep, Findings):
         check_same_model(lm, keep)  # also where nothing was found

@@ -6,7 +6,7 @@ order of a sum; a rotation is exact up to rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,10 +27,12 @@ class Rebalance:
         neurons: (layer, col) each.
         power: above 0 the written weight grows and the neuron shrinks; below 0 the other way, and then the rounding
             error of the whole column is multiplied by a grown spike.
+        model: content hash of the model that the neurons were found in; another one is refused. "" is any.
     """
 
     neurons: tuple[tuple[int, int], ...]
     power: int
+    model: str = field(default="", repr=False)
 
     def apply(self, bench: Bench) -> None:
         for layer, cols in _by_layer(self.neurons).items():
