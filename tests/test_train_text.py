@@ -12,9 +12,10 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
 from studfinder.training.apart import keeps_apart
+from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import estimate, estimate_of
 from studfinder.training.streams import Rows, collate
-from studfinder.training.text import END, documents, fingerprint, train_tokenizer
+from studfinder.training.text import END, train_tokenizer
 from tiny import tiny
 
 STORY = "One day a fox met a crow. The crow had some cheese, and the fox said: sing to me! Größe, naïve, 你好.\n"

@@ -92,6 +92,11 @@ def run(bench: Bench) -> Outcome:
     """Every scheme with every change; and every change alone."""
     outcome = Outcome([])
     measures = [f"perplexity:{bench.settings['text']}", KL]
+    for scheme in (
+        *listed(bench.settings["schemes"]),
+        *(p.partition(":")[0] for p in listed(bench.settings["inputs"])),
+    ):
+        _check_scheme(scheme)  # before a model is scanned for nothing
     for name in bench.models:
         with bench.model(name) as lm:
             proven = findings_of(lm, progress=bench.progress).proven
@@ -195,9 +200,12 @@ def _cache(config: KVCache, pairs: bool, length: int) -> Callable[..., Any]:
     return enter
 
 
-def _scheme(lm: LM, name: str) -> Scheme:
+def _check_scheme(name: str) -> None:
     if name not in SCHEMES:
         raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
+
+
+def _scheme(lm: LM, name: str) -> Scheme:
     return fitted(lm, SCHEMES[name])
 
 

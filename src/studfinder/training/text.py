@@ -1,11 +1,9 @@
-"""Text to train on: documents by name, a tokenizer trained on them, and windows of packed tokens."""
+"""Text to train on as tokens: a tokenizer trained on the documents, and windows of packed tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,95 +13,13 @@ import numpy as np
 
 from studfinder.errors import StudfinderError
 from studfinder.runs import write_bytes, write_text
-from studfinder.texts import CORPORA, corpus
+from studfinder.training.documents import documents
 from studfinder.training.streams import Split
 
 END = "<|endoftext|>"
 """Between documents, and the first token of a text."""
 HELD_OUT = 0.05
 """Share of the windows, at the end of the text, that is kept for evaluation."""
-_SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
-
-
-def documents(name: str) -> Iterator[str]:
-    """The documents of a text by name.
-
-    In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
-    is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4", "wikitext2":
-    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
-
-    Raises:
-        StudfinderError: it is in none of these places, or holds no text.
-    """
-    data = os.environ.get("STUDFINDER_DATA")
-    places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
-    path = next((place for place in places if place.exists()), None)
-    if path is not None:
-        return _checked(name, _files(path))
-    if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
-        return _checked(name, _hub(name))
-    if name not in CORPORA:
-        raise StudfinderError(
-            f"there is no text {name!r}",
-            expected="a file, a folder, a name below STUDFINDER_DATA, a data set of the hub (owner/name), or "
-            + ", ".join(CORPORA),
-        )
-    return _checked(name, iter(corpus(name)[1]))
-
-
-def _checked(name: str, found: Iterator[str]) -> Iterator[str]:
-    some = False
-    for document in found:
-        if document.strip():
-            some = True
-            yield document
-    if not some:
-        raise StudfinderError(f"text {name!r} is empty", expected="some text to train on")
-
-
-def _files(path: Path) -> Iterator[str]:
-    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
-    for file in files:
-        try:
-            yield from _documents_of(file)
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            raise StudfinderError(
-                f"text {file} cannot be read ({type(error).__name__}: {error})",
-                expected='UTF-8; .jsonl with "text" in each line; .json with a list of texts',
-            ) from None
-
-
-def _documents_of(file: Path) -> Iterator[str]:
-    if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.strip():
-                    yield str(json.loads(line)["text"])
-    elif file.suffix == ".json":
-        for entry in json.loads(file.read_text("utf-8")):
-            yield entry if isinstance(entry, str) else str(entry["text"] if "text" in entry else entry["story"])
-    else:
-        yield file.read_text("utf-8")
-
-
-def _hub(name: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise StudfinderError(
-            f"text {name!r} is not here, and the hub needs the package datasets",
-            do='pip install "studfinder[evaluate]", or name a file or a folder',
-        ) from None
-    repository, _, config = name.partition(":")
-    try:
-        rows = load_dataset(repository, config or None, split="train", streaming=True)
-        for row in rows:
-            yield str(row["text"])
-    except Exception as error:
-        raise StudfinderError(
-            f"text {name!r} cannot be fetched ({str(error).splitlines()[0][:200]})",
-            expected='a data set with a split "train" and a column "text"',
-        ) from None
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int | None) -> Any:
@@ -339,17 +255,3 @@ def _batched(texts: Iterable[str], documents: int = 256, characters: int = 200_0
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def fingerprint(name: str | None) -> str:
-    """A short hash of a local text's size and beginning, or its name: whether it is still the same text."""
-    digest = hashlib.sha256(str(name).encode())
-    data = os.environ.get("STUDFINDER_DATA")
-    places = [Path(str(name)).expanduser()] + ([Path(data) / str(name)] if data else [])
-    path = next((place for place in places if place.exists()), None)
-    if path is not None:
-        for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-            digest.update(str(file.stat().st_size).encode())
-            with file.open("rb") as content:
-                digest.update(content.read(1 << 20))
-    return digest.hexdigest()[:10]

@@ -12,9 +12,9 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
 from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
 from studfinder.training.apart import keeps_apart
+from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
 from studfinder.training.models import check_trainable
-from studfinder.training.text import documents, fingerprint
 
 TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
 """A small model for toy tasks: two layers of width 64."""
@@ -80,7 +80,7 @@ def plan_train(
 
     Args:
         task: a toy task, or its name and settings ("induction:length=64").
-        text: a text, see `training.text.documents`. One of task and text.
+        text: a text, see `training.documents.documents`. One of task and text.
         base: a trained model to go on with, by name or folder; its tokenizer and sizes are kept.
         preset_name: one of `PRESETS`; the default is "toy" for text from scratch, and for a trained model 2,000
             gentle steps of 8 windows of 512 tokens.
