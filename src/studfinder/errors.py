@@ -1,4 +1,8 @@
-"""One exception type for a user's mistake: what was wrong, what was expected, what to do."""
+"""What can go wrong, in one line: what was wrong, what was expected, what to do.
+
+`StudfinderError` itself is a user's mistake. The kinds below tell apart what is nobody's mistake: only `NotApplicable` may be
+passed over (and is printed); the others end the run.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,20 @@ class StudfinderError(Exception):
         return f"{sentence} {self.do.rstrip('.')}." if self.do else sentence
 
     def __reduce__(self) -> tuple:  # keyword-only arguments survive pickling between processes
-        return _rebuild, (self.what, self.expected, self.do)
+        return _rebuild, (type(self), self.what, self.expected, self.do)
 
 
-def _rebuild(what: str, expected: str | None, do: str | None) -> StudfinderError:
-    return StudfinderError(what, expected=expected, do=do)
+class NotApplicable(StudfinderError):
+    """This measure or experiment has nothing to work on here: passed over, and printed."""
+
+
+class Unavailable(StudfinderError):
+    """A library, a file or a data set that this needs is not here."""
+
+
+class WriteFailed(StudfinderError):
+    """A result could not be written: a full disk, a folder without permission."""
+
+
+def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: str | None) -> StudfinderError:
+    return kind(what, expected=expected, do=do)
