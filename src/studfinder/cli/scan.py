@@ -91,7 +91,7 @@ def command(
         print(
             f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) on "
             f"{len(plan.encoded)} prompts, {plan.prompts.total:,} tokens"
-            + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if prove else "")
+            + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if plan.prove else "")
         )
         return
     with progress_bar(as_json) as progress:

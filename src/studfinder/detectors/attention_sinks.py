@@ -90,14 +90,15 @@ def first_token_attention(event: AttentionCall, lengths_B: torch.Tensor) -> torc
     """Mean over each row's first `lengths_B` queries of the attention to its first token, shape (B,H), fp32.
 
     Scores are formed in fp32 for a chunk of queries at a time, with the call's own mask, scale, soft cap and sinks.
-    Rows are padded on the right, if at all.
+    Rows are padded on the right, if at all. Keys after those queries count only where attention is not causal.
     """
     tokens = int(lengths_B.max())
+    keys = tokens if event.causal else event.key_BGSD.shape[2]
     rows, heads = event.query_BHTD.shape[:2]
     total_BH = torch.zeros(rows, heads, device=event.query_BHTD.device)
     for start in range(0, tokens, _CHUNK):
         stop = min(tokens, start + _CHUNK)
-        first_BHT = attention_weights(event, start, stop, tokens)[..., 0]
+        first_BHT = attention_weights(event, start, stop, keys)[..., 0]
         counted_BT = torch.arange(start, stop) < lengths_B[:, None]
         total_BH += (first_BHT * counted_BT[:, None].to(first_BHT.device)).sum(dim=-1)
     return total_BH / lengths_B[:, None].clamp_min(1).to(total_BH.device)
@@ -123,6 +124,8 @@ def attention_weights(event: AttentionCall, start: int, stop: int, tokens: int) 
 
 def _bias(event: AttentionCall, start: int, stop: int, tokens: int) -> torch.Tensor:
     """What is added to the scores of queries start..stop, broadcastable to (B, H, stop - start, tokens)."""
+    if event.mask is None and not event.causal:
+        return torch.zeros(1, device=event.query_BHTD.device)
     if event.mask is None:
         return _causal(start, stop, tokens, event.window).to(event.query_BHTD.device)
     mask = event.mask[:, :, start:stop, :tokens]

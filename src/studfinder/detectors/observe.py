@@ -12,8 +12,8 @@ import torch
 from studfinder.detectors.detector import Detector
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.sites import tapped
-from studfinder.texts import Batch, batches
+from studfinder.sites import bidirectional, tapped
+from studfinder.texts import Batch, batches, check_ids
 
 _HELD_BYTES = 64 << 20
 """How much of the activations may wait to be read."""
@@ -41,28 +41,32 @@ def observe(
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
         options["logits_to_keep"] = 1  # nobody reads the others, and the head is a fifth of a small model's work
+    masked = bool(bidirectional(lm))
     pad = lm.model.config.get_text_config(decoder=True).pad_token_id or 0
     finite = True
     queue = _Queue(watching)
+    check_ids(lm, encoded)
     with torch.no_grad(), tapped(lm, read=queue.read):
         for batch in batches(encoded, batch_size, pad):
             for detector in watching:
                 detector.begin(batch)
             try:
-                output = _forward(lm, batch, options)
+                output = _forward(lm, batch, options, masked)
                 queue.flush()
             except _ChangedInPlace:
                 # Nothing of this batch has been read yet: run it again, reading at once from now on.
                 queue.at_once = True
-                output = _forward(lm, batch, options)
+                output = _forward(lm, batch, options, masked)
             finite &= bool(torch.isfinite(output.logits).all())
             if progress is not None:
                 progress(len(batch.prompts))
     return finite
 
 
-def _forward(lm: LM, batch: Batch, options: dict[str, Any]) -> Any:
-    # No attention mask: padding is on the right, where a causal model's real tokens cannot see it.
+def _forward(lm: LM, batch: Batch, options: dict[str, Any], masked: bool) -> Any:
+    # Padding is on the right, where a causal model's real tokens cannot see it; a bidirectional one needs a mask.
+    if masked and batch.mask_BT is not None:
+        options = {**options, "attention_mask": batch.mask_BT.long().to(lm.device)}
     return lm.model(input_ids=batch.input_ids_BT.to(lm.device), **options)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import ModelCard, Table
 from studfinder.runs import Ledger
+from studfinder.sites import check_causal
 
 Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
@@ -90,6 +91,7 @@ class Bench:
         if self._name != name or self._lm is None:
             self._lm = None  # the old one is let go before the new one is loaded
             self._lm, self._name = self._loader(name), name
+        check_causal(self._lm, "experiments")
         digest = cached_content_hash(self._lm)
         if digest not in [card.content_hash for card in self.cards]:
             self.cards.append(model_card(self._lm, digest, None))

@@ -29,7 +29,7 @@ from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, 
 from studfinder.report.words import count, number
 from studfinder.sites import BlockOutput, tapped
 from studfinder.stats import AbsHistogram, mean_interval, ratio_interval
-from studfinder.texts import Text, corpus, default_prompts, encode, token_class, token_text
+from studfinder.texts import WHOLE, Text, corpus, default_prompts, encode, token_class, token_text
 
 EXPERIMENT = Experiment(
     name="massive-activations/where",
@@ -73,7 +73,7 @@ def _windows(bench: Bench, lm: LM) -> tuple[str, list[tuple[str, list[int]]]]:
     windows = list(zip([p.name for p in prompts], encode(lm, prompts, bos=bos)[0], strict=True))
     source, documents = corpus(bench.settings["text"])
     joined = "\n\n".join(documents)
-    ids = encode(lm, [Text(source, joined)], bos=bos, limit=len(joined))[0][0]
+    ids = encode(lm, [Text(source, joined)], bos=bos, limit=WHOLE)[0][0]
     size = min(bench.settings["window"], (lm.anatomy.max_positions or 4096) - 1)
     cut = [ids[start : start + size] for start in range(0, len(ids), size)][: bench.settings["limit"]]
     windows += [(f"{source} {place}", window) for place, window in enumerate(cut)]

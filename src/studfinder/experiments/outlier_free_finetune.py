@@ -205,7 +205,7 @@ def _course(bench: Bench, lm: LM, groups: dict[str, Places], precision: str) -> 
     s = bench.settings
     # As much text as the steps and the test windows take; the last twentieth of the windows is for testing.
     windows = max(s["steps"] * s["batch"] * 20 // 19, s["limit"] * 20) + 20
-    source, _ = tokenized(s["text"], s["length"], None, tokenizer=lm.tokenizer, limit=windows * s["length"])
+    source, _ = tokenized(s["text"], s["length"], None, lm=lm, limit=windows * s["length"])
 
     def rows(split: Any, count: int) -> list[list[int]]:
         return [source.row(split, s["seed"], index)["input_ids"].tolist() for index in range(count)]

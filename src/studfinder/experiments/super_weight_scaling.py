@@ -30,7 +30,7 @@ from studfinder.records import Comparison, Interval, Result, Table
 from studfinder.report.style import BLUE, GREY, MUTED, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import brief
 from studfinder.stats import ratio_interval
-from studfinder.texts import Text, corpus, encode, proof_text
+from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"
 EXPERIMENT = Experiment(
@@ -85,7 +85,7 @@ def _windows(lm: LM, text: str, limit: int, length: int = 512) -> tuple[str, lis
         return "studfinder-proof-1", encode(lm, proof_text())[0][:limit]
     source, documents = corpus(text)
     joined = "\n\n".join(documents)
-    ids = encode(lm, [Text(source, joined)], limit=len(joined))[0][0]
+    ids = encode(lm, [Text(source, joined)], limit=WHOLE)[0][0]
     cut = [ids[start : start + length] for start in range(0, len(ids), length)]
     return source, [window for window in cut if len(window) > 1][:limit]
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from studfinder.models import LM
+from studfinder.sites import check_causal
+from studfinder.texts import check_ids
 
 
 def greedy(lm: LM, prompts: Sequence[Sequence[int]], new: int, *, to_the_end: bool = False) -> list[list[int]]:
@@ -18,9 +20,14 @@ def greedy(lm: LM, prompts: Sequence[Sequence[int]], new: int, *, to_the_end: bo
         prompts: run together, so they must be equally long (padding in front of a prompt changes some models).
         new: at most so many tokens; fewer if the model ends its text.
         to_the_end: exactly `new` tokens: the model may not end its text.
+
+    Raises:
+        StudfinderError: a model that is not causal, or ids beyond the embedding.
     """
     from transformers import GenerationConfig
 
+    check_causal(lm, "greedy text")
+    check_ids(lm, prompts)
     ends = lm.model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     config = GenerationConfig(

@@ -16,8 +16,8 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
-from studfinder.sites import AttentionCall, tapped
-from studfinder.texts import Text, corpus, digest, encode, proof_text
+from studfinder.sites import AttentionCall, check_causal, tapped
+from studfinder.texts import WHOLE, Text, corpus, digest, encode, proof_text
 
 LENGTH = 64
 _SEQUENCES = 32
@@ -58,6 +58,7 @@ def induction(
         raise StudfinderError(
             f"induction: sequences of {longest} tokens", expected=f"no more than the model's window of {window}"
         )
+    check_causal(lm, "induction")
     attention = _PrefixMatching(size)
     score, loss, first_loss = [], [], []
     for ids in sequences:
@@ -107,11 +108,11 @@ def in_context_learning(
     if window is not None and window < _LATE[1]:
         raise StudfinderError("in-context-learning needs windows of 208 tokens", expected=f"no more than {window}")
     name, documents = ("studfinder-proof-1", [p.text for p in proof_text()]) if text == "proof" else corpus(text)
-    longest = max(map(len, documents)) + 8
-    encoded = (encode(lm, [Text(name, document)], limit=longest)[0][0] for document in documents)
+    encoded = (encode(lm, [Text(name, document)], limit=WHOLE)[0][0] for document in documents)
     windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:
         raise StudfinderError(f"{name} has no document of {_LATE[1]} tokens")
+    check_causal(lm, "losses")
     score, early, late = [], [], []
     for piece in windows:
         nll_T, _ = _next(lm, piece)

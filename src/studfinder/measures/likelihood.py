@@ -18,9 +18,11 @@ import torch
 
 from studfinder import sites
 from studfinder.errors import StudfinderError
-from studfinder.measures.packs import common, packed
+from studfinder.measures.packs import packed
 from studfinder.measures.passes import Engine, Likelihood, Row, Scored
 from studfinder.models import LM
+from studfinder.texts import check_ids
+from studfinder.texts.pairs import common
 
 Request = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
@@ -85,8 +87,9 @@ def log_likelihoods(
         progress: called with the number of requests done.
 
     Raises:
-        StudfinderError: an empty or too long request, or ids beyond the vocabulary.
+        StudfinderError: a model that is not causal, an empty or too long request, or ids beyond the embedding.
     """
+    sites.check_causal(lm, "likelihoods")
     limit = lm.anatomy.max_positions
     cut = [_checked(lm, number, request, limit, truncate) for number, request in enumerate(requests)]
     results: list[Likelihood | None] = [None] * len(requests)
@@ -110,8 +113,7 @@ def _checked(lm: LM, number: int, request: Request, limit: int | None, truncate:
             expected="at least one token of each",
             do="" if context else "Begin with BOS or another token",
         )
-    if max(*context, *continuation) >= lm.anatomy.vocabulary or min(*context, *continuation) < 0:
-        raise StudfinderError(f"request {number} has ids beyond the vocabulary", do="Is it this model's tokenizer?")
+    check_ids(lm, [context, continuation], f"request {number}")
     over = len(context) + len(continuation) - 1 - (limit or len(context) + len(continuation))
     if over <= 0:
         return context, continuation

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from studfinder.texts.pairs import common
+
 
 @dataclass
 class Pack:
@@ -79,7 +81,3 @@ def additive(packs: Sequence[Pack], size: int, start: int, dtype: torch.dtype) -
     mask_BNK = torch.zeros(len(packs), size, start + size, dtype=dtype)
     mask_BNK[..., start:].masked_fill_(~seen_BNN, torch.finfo(dtype).min)
     return mask_BNK[:, None]
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

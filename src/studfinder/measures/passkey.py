@@ -10,7 +10,7 @@ from studfinder.errors import StudfinderError
 from studfinder.measures.recall import Prompt, numbers, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
-from studfinder.texts import Text, encode, filler
+from studfinder.texts import WHOLE, Text, encode, filler
 
 LENGTHS = "128,256,512,1024"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -76,4 +76,4 @@ def _endless(generator: random.Random) -> Iterator[str]:
 
 
 def _tokens(lm: LM, text: str) -> int:
-    return len(encode(lm, [Text("passkey", text)], limit=len(text) + 8)[0][0])
+    return len(encode(lm, [Text("passkey", text)], limit=WHOLE)[0][0])

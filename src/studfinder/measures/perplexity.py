@@ -15,7 +15,7 @@ from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.stats import ratio_interval
-from studfinder.texts import Text, corpus, encode, proof_text
+from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 Protocol = Literal["windows", "gptq", "word"]
 
@@ -59,7 +59,7 @@ def perplexity(
         owners = np.repeat(np.arange(len(texts)), [len(found) for found in cut])
     else:
         joined = "\n\n".join(documents)
-        ids = encode(lm, [Text(name, joined)], limit=len(joined))[0][0]
+        ids = encode(lm, [Text(name, joined)], limit=WHOLE)[0][0]
         spans = _spans(ids, window, stride, whole=protocol == "gptq")[:limit]
         owners = np.arange(len(spans))
     if not spans:
@@ -124,7 +124,7 @@ def _spans(ids: list[int], window: int, stride: int, *, whole: bool) -> list[_Sp
 
 def _prefixed(lm: LM, document: str) -> list[int]:
     """Token ids with something before the first to condition it on: BOS, or EOS where there is no BOS."""
-    ids = encode(lm, [Text("document", document)], limit=len(document) + 1)[0][0]
+    ids = encode(lm, [Text("document", document)], limit=WHOLE)[0][0]
     tokenizer = lm.tokenizer
     assert tokenizer is not None
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id

@@ -17,9 +17,9 @@ from studfinder.edits import Edit, edited, layer_of
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.records import Interval
-from studfinder.sites import kept_outputs, replacing, resumed
+from studfinder.sites import check_causal, kept_outputs, replacing, resumed
 from studfinder.stats import ratio_interval
-from studfinder.texts import Batch, batches
+from studfinder.texts import Batch, batches, check_ids
 
 _LOGITS = 1 << 26
 """Logits of a batch of windows: 64 M, a quarter of a gigabyte in fp32."""
@@ -79,10 +79,13 @@ def sweep(
         progress: called with the number of (variant, batch) pairs done.
 
     Raises:
-        StudfinderError: no windows, or a window of fewer than two tokens.
+        StudfinderError: no windows, a window of fewer than two tokens, ids beyond the embedding, or a model that is not
+            causal.
     """
     if not encoded or min(len(ids) for ids in encoded) < 2:
         raise StudfinderError("there is nothing to score", expected="windows of at least two tokens")
+    check_causal(lm, "next-token distributions")
+    check_ids(lm, encoded)
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
     kl = np.zeros((len(variants), len(encoded)))

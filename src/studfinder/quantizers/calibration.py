@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.texts import Text, corpus, encode
+from studfinder.texts import WHOLE, Text, corpus, encode
 
 
 def calibration_windows(
@@ -24,7 +24,7 @@ def calibration_windows(
         raise StudfinderError("wikitext2 is test text", expected="text that the model is not judged on: wikipedia")
     name, documents = corpus(text)
     joined = "\n\n".join(documents)
-    encoded, begins = encode(lm, [Text(name, joined)], limit=len(joined) + 1)
+    encoded, begins = encode(lm, [Text(name, joined)], limit=WHOLE)
     ids = encoded[0][1:] if begins else encoded[0]
     first = encoded[0][:1] if begins else []
     own = length - len(first)

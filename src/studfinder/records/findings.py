@@ -214,6 +214,7 @@ class Summary:
         massive_values: by tensor.
         sink_heads: heads looked at; 0 where attention could not be read.
         unreadable: matrices that are quantised, so that no term could be formed.
+        bidirectional: why the model is not causal; empty if it is.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -225,6 +226,7 @@ class Summary:
     massive_values: tuple[MassiveValueSummary, ...] = ()
     sink_heads: int = 0
     unreadable: tuple[str, ...] = ()
+    bidirectional: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from studfinder.records import Findings
-from studfinder.report.words import count
+from studfinder.report.words import bidirectional_sentence, count
 
 
 def caveats(findings: Findings) -> list[tuple[str, str]]:
@@ -42,6 +42,8 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
         ),
         ("verdicts", _proof(findings)),
     ]
+    if findings.summary.bidirectional:
+        notes.insert(0, ("bidirectional", bidirectional_sentence(findings)))
     if findings.nonfinite:
         sites = ", ".join(findings.nonfinite[:8]) + (" and more" if len(findings.nonfinite) > 8 else "")
         notes.insert(0, ("overflow", f"inf or NaN appeared at {sites}: those numbers are left out."))
@@ -60,6 +62,8 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
 
 def _proof(findings: Findings) -> str:
     proof = findings.proof
+    if proof is None and findings.summary.bidirectional:
+        return "Nothing was tested: this model has no likelihood to lose."
     if proof is None:
         return "Nothing was tested: a candidate is a guess until the model has been run without it."
     text = (

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
-from studfinder.report.words import count, dims, shorten, token, verdict_sentence
+from studfinder.report.words import bidirectional_sentence, count, dims, shorten, token, verdict_sentence
 
 _ROWS = 8
 _STYLE = {"proven": "bold green", "proven-jointly": "green", "inert": "dim", "candidate": "yellow"}
@@ -54,6 +54,8 @@ def _head(findings: Findings, console: Console) -> None:
         f"{count(len(prompts.tokens), 'prompt')} ({escape(prompts.id)}), {prompts.total:,} tokens, "
         f"{'BOS first' if prompts.bos else 'no BOS'}, no chat template",
     )
+    if findings.summary.bidirectional:
+        grid.add_row("bidirectional", bidirectional_sentence(findings))
     grid.add_row("time", f"{findings.run.seconds:.1f} s")
     console.print(grid)
 

@@ -82,3 +82,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
     """73%"""
     return "–" if value is None else f"{value:.0%}"
+
+
+def bidirectional_sentence(findings: Findings) -> str:
+    """That a later token moves an earlier output in this model, and what follows."""
+    return (
+        f"{findings.summary.bidirectional}: a later token moves an earlier output, so nothing can be proven by "
+        "likelihood, and what stands out at a token depends on the text after it too"
+    )

@@ -1,6 +1,7 @@
 """Read and replace named tensors of a running model: the only place that hooks."""
 
 from studfinder.sites.capture import capture
+from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
@@ -18,7 +19,9 @@ __all__ = [
     "Site",
     "Tap",
     "WriterCall",
+    "bidirectional",
     "capture",
+    "check_causal",
     "kept_outputs",
     "module_inputs",
     "replacing",

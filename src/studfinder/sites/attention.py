@@ -39,7 +39,7 @@ def attention_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
     for layer, module in modules.items():
         if rotary is not None:
             yield rotary.watch(layer, module, active)
-        yield _dispatch_to(module, _Handler(lm, layer, active, rotary, _is_softmax(module)))
+        yield _dispatch_to(module, _Handler(lm, layer, active, rotary, module))
     # Registries compare by content, so they are told apart by identity.
     reached = [_registry_and_name(module) for module in modules.values()]
     for registry, name in {(id(registry), name): (registry, name) for registry, name in reached}.values():
@@ -124,8 +124,9 @@ def _is_softmax(module: Any) -> bool:
 class _Handler:
     """What happens at one layer's attention call."""
 
-    def __init__(self, lm: LM, layer: int, active: _Installed, rotary: _RotaryInputs | None, softmax: bool) -> None:
-        self.lm, self.layer, self.active, self.rotary, self.softmax = lm, layer, active, rotary, softmax
+    def __init__(self, lm: LM, layer: int, active: _Installed, rotary: _RotaryInputs | None, module: nn.Module) -> None:
+        self.lm, self.layer, self.active, self.rotary = lm, layer, active, rotary
+        self.softmax, self.causal = _is_softmax(module), bool(getattr(module, "is_causal", True))
         self.sites = Site("query", layer), Site("key", layer), Site("value", layer)
 
     def __call__(self, query: Any, key: Any, value: Any, mask: Any, kwargs: dict) -> tuple[Any, Any, Any]:
@@ -147,6 +148,7 @@ class _Handler:
                     self.lm.anatomy.stage,
                     self.softmax and kwargs.get("position_bias") is None,
                     *before,
+                    causal=self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
                 )
             )
         return query, key, value

@@ -85,6 +85,7 @@ class AttentionCall:
         stage: "post-RoPE", "pre-RoPE" or "no RoPE".
         comparable: whether scores computed from these Q, K and mask are the model's own scores.
         query_pre_BHTD, key_pre_BGTD: before RoPE; only if a reader asked for them.
+        causal: whether no query sees later keys where no mask says so.
     """
 
     layer: int
@@ -100,6 +101,7 @@ class AttentionCall:
     comparable: bool
     query_pre_BHTD: torch.Tensor | None = None
     key_pre_BGTD: torch.Tensor | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from studfinder.texts.batches import Batch, batches
 from studfinder.texts.corpora import CORPORA, corpus
 from studfinder.texts.digest import digest
+from studfinder.texts.encoding import WHOLE, check_ids, token_ids, tokenizer_of
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
@@ -11,10 +12,12 @@ from studfinder.texts.tokens import token_class, token_text
 
 __all__ = [
     "CORPORA",
+    "WHOLE",
     "Batch",
     "Relation",
     "Text",
     "batches",
+    "check_ids",
     "corpus",
     "default_prompts",
     "digest",
@@ -26,5 +29,7 @@ __all__ = [
     "read_prompts",
     "relations",
     "token_class",
+    "token_ids",
     "token_text",
+    "tokenizer_of",
 ]

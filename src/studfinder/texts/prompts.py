@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
+from studfinder.texts.encoding import check_ids, token_ids, tokenizer_of
 from studfinder.texts.tokens import Tokenized
 
 DEFAULT_PROMPTS = "studfinder-prompts-1"
@@ -68,36 +69,34 @@ def read_prompts(path: Path) -> tuple[Text, ...]:
 def encode(
     lm: Tokenized, texts: Sequence[Text], *, bos: bool | None = None, limit: int | None = None
 ) -> tuple[list[list[int]], bool]:
-    """Token ids of each text, and whether they begin with BOS.
+    """Token ids of each text, without what the tokenizer puts at its end, and whether they begin with BOS.
 
     Args:
         bos: None leaves it to the tokenizer, True and False put BOS there or take it away.
-        limit: longest allowed; longer texts are cut. The default is the model's context.
+        limit: longest allowed; longer texts are cut. The default is the model's context; `WHOLE` cuts nothing.
 
     Raises:
         StudfinderError: no tokenizer, an empty text, BOS asked for where the tokenizer has none, or ids beyond the
-            model's vocabulary.
+            model's embedding.
     """
-    tokenizer = lm.tokenizer
-    if tokenizer is None:
-        raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
+    tokenizer = tokenizer_of(lm)
     first = tokenizer.bos_token_id
     if bos and first is None:
         raise StudfinderError(f"the tokenizer of {lm.source.id} has no BOS token", do="Leave BOS to the tokenizer")
     limit = limit or lm.anatomy.max_positions or 2048
-    encoded = []
     for text in texts:
         if not text.text.strip():
             raise StudfinderError(f"prompt {text.name!r} is empty", expected="some text")
-        ids = list(tokenizer(text.text, verbose=False)["input_ids"])
+    encoded = []
+    for text, ids in zip(texts, token_ids(tokenizer, [text.text for text in texts]), strict=True):
         if bos is not None and first is not None:
             ids = ids[1:] if ids and ids[0] == first else ids
             ids = [first, *ids] if bos else ids
-        if not ids or max(ids) >= lm.anatomy.vocabulary:
+        if not ids:
             raise StudfinderError(
-                f"the tokenizer gives {'ids beyond the vocabulary' if ids else 'no tokens'} for {text.name!r}",
-                do="Is it this model's tokenizer?",
+                f"the tokenizer gives no tokens for {text.name!r}", do="Is it this model's tokenizer?"
             )
+        check_ids(lm, [ids], repr(text.name))
         encoded.append(ids[:limit])
     begins = first is not None and all(ids[0] == first for ids in encoded)
     return encoded, begins

@@ -12,6 +12,7 @@ from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_from
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.sites import check_causal
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -92,9 +93,10 @@ def check_trainable(lm: LM, length: int) -> None:
     """Whether a trained model can go on with windows of text of this length.
 
     Raises:
-        StudfinderError: it has no tokenizer, or the windows are longer than its context. Learned positions end there;
+        StudfinderError: it is not causal, has no tokenizer, or the windows are longer than its context. Learned positions end there;
             rotary ones go on, but to angles that the model never saw.
     """
+    check_causal(lm, "training on the next token")
     if lm.tokenizer is None:
         raise StudfinderError(f"{lm.source.id} has no tokenizer", expected="one, to train it on text")
     most = lm.anatomy.max_positions

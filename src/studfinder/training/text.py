@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from studfinder.errors import StudfinderError
+from studfinder.models import LM
 from studfinder.runs import write_bytes, write_text
+from studfinder.texts import check_ids, token_ids
 from studfinder.training.documents import documents
 from studfinder.training.streams import Split
 
@@ -136,7 +138,7 @@ def tokenized(
     *,
     folder: Path | None = None,
     apart: bool = False,
-    tokenizer: Any = None,
+    lm: LM | None = None,
     limit: int | None = None,
     sample: int = 50_000_000,
     progress: Callable[[int], Any] | None = None,
@@ -146,14 +148,16 @@ def tokenized(
     Args:
         name: see `documents`.
         vocabulary: of the BPE; None is plain bytes.
-        tokenizer: use this one instead (of a trained model).
+        lm: a trained model whose tokenizer is used instead.
         limit: stop after so many tokens: what the run will see.
         sample: characters that the tokenizer is trained on, from the start of the text.
         progress: told the tokens so far.
 
     Raises:
-        StudfinderError: no such text, an empty one, one shorter than two windows, or a full disk.
+        StudfinderError: no such text, an empty one, one shorter than two windows, ids that the trained model's embedding
+            lacks, or a full disk.
     """
+    tokenizer = None if lm is None else lm.tokenizer
     ids = folder / "tokens.npy" if folder is not None else None
     if ids is not None and ids.is_file():
         tokenizer = tokenizer or _kept_tokenizer(ids.with_name("tokenizer.json"))
@@ -163,6 +167,8 @@ def tokenized(
     tokenizer = tokenizer or train_tokenizer(_sample(documents(name), sample), vocabulary)
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     chunks = _chunks(documents(name), tokenizer, kind, limit, progress)
+    if lm is not None:
+        chunks = _in_embedding(lm, chunks, name)
     if ids is None:
         tokens_N = _gathered(chunks, kind)
     else:
@@ -229,7 +235,7 @@ def _chunks(
         raise StudfinderError("this tokenizer has no end-of-text token", expected="one to put between documents")
     total = 0
     for batch in _batched(texts):
-        tokens = [np.array([end, *ids], dtype=kind) for ids in _encode(tokenizer, batch)]
+        tokens = [np.array([end, *ids], dtype=kind) for ids in token_ids(tokenizer, batch, special=False)]
         chunk = np.concatenate(tokens)[: None if limit is None else limit - total]
         total += len(chunk)
         yield chunk
@@ -239,8 +245,10 @@ def _chunks(
             break
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+def _in_embedding(lm: LM, chunks: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        check_ids(lm, [[int(chunk.min()), int(chunk.max())]], f"the tokens of {name!r}")
+        yield chunk
 
 
 def _batched(texts: Iterable[str], documents: int = 256, characters: int = 200_000) -> Iterator[list[str]]:

@@ -21,6 +21,7 @@ from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw, tables
 from studfinder.report.style import NARROW, WIDE, styled
 from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
+from studfinder.sites import check_causal
 from studfinder.verbs.results import write_sheet
 
 DEFAULT = (
@@ -72,7 +73,8 @@ def plan_measure(
         against: another model as the baseline.
 
     Raises:
-        StudfinderError: no measures, an unknown one, a limit below 1, or both edits and another model.
+        StudfinderError: no measures, an unknown one, a limit below 1, both edits and another model, or a model that
+            is not causal.
     """
     if not measures:
         raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(REGISTRY))
@@ -85,6 +87,9 @@ def plan_measure(
         )
     for name in measures:
         measure_named(name)
+    for one in (lm, against):
+        if one is not None:
+            check_causal(one, "measures")
     settings = {
         "model": lm.source.id,
         "model_hash": hash_of(lm),

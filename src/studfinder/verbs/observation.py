@@ -20,6 +20,7 @@ from studfinder.detectors.massive_values import (
 from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM, rotary_of
 from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary
+from studfinder.sites import bidirectional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def findings_of(
         nearest_massive_value=seen.values.nearest(),
         massive_values=tuple(_value_summary(seen, model, tensor) for tensor in TENSORS if seen.values.layers(tensor)),
         sink_heads=heads,
+        bidirectional=bidirectional(seen.lm),
         unreadable=tuple(sorted(seen.super_weights.unreadable)),
     )
     return Findings(

@@ -22,6 +22,7 @@ from studfinder.models import LM, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import Findings, ModelCard, PromptCard, RunCard, to_json
 from studfinder.runs import key_of, now, open_run, versions, write_bytes, write_text
+from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS
 from studfinder.verbs.continuations import PROMPT, continuations
@@ -60,6 +61,7 @@ def plan_scan(
     """Encode the prompts and fix the settings. Raises StudfinderError for an empty prompt or no prompts."""
     thresholds = thresholds or Thresholds()
     texts = _texts(prompts)
+    prove = prove and not bidirectional(lm)  # a proof is a likelihood, which such a model has not
     encoded, begins = encode(lm, texts, bos=bos)
     card = PromptCard(
         id=DEFAULT_PROMPTS if prompts is None else "given",
@@ -109,7 +111,7 @@ def scan(
         bos: None leaves BOS to the tokenizer; True and False put it there or take it away.
         thresholds: when a number stands out.
         train_length: the training context for rotary facts; the default is `max_position_embeddings`.
-        prove: test the candidates; without it they stay candidates.
+        prove: test the candidates; without it, and in a model that is not causal, they stay candidates.
         iterative: take the candidates from the paper's own loop (zero, look again) instead of from the terms.
         batch_size: prompts a forward pass; results do not depend on it beyond rounding.
         out: a folder to write findings.json and profile.safetensors to.

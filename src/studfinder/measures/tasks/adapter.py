@@ -6,7 +6,6 @@ out the model, so that an edited model would get the clean model's score.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from studfinder.errors import StudfinderError
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
+from studfinder.sites import check_causal
+from studfinder.texts import check_ids, encode_pairs, token_ids
 
 _GENERATED_TOKENS = 8192
 """Tokens of prompt and answer together in one batch of greedy generation."""
@@ -49,9 +50,6 @@ class LiveLM(TemplateLM):
         self.lm, self.tokenizer, self.progress = lm, lm.tokenizer, progress
         self._device = lm.device
         self.max_length = resolve_max_length(lm.model.config, lm.tokenizer)
-        self._prefix = self.tokenizer.decode([self.prefix_token_id])
-        # lm-eval asks for a question once for each of its answers.
-        self._encoded = functools.lru_cache(maxsize=64)(self._encode)
 
     @property
     def eot_token_id(self) -> int:
@@ -64,18 +62,15 @@ class LiveLM(TemplateLM):
         return self.tokenizer.eos_token_id if first is None else first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; special tokens as the tokenizer adds them, unless the text begins with BOS already."""
-        if add_special_tokens is None and string.startswith(self._prefix):
-            add_special_tokens = False
-        return list(self._encoded(string, add_special_tokens))
-
-    def _encode(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return tuple(self.tokenizer.encode(string, **options))
+        """Token ids; BOS as the tokenizer adds it, unless the text begins with it already, and nothing at the end."""
+        (ids,) = token_ids(self.tokenizer, [string], special=add_special_tokens is not False)
+        check_ids(self.lm, [ids], "a task's prompt")
+        return ids
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, in nats, and whether it is the greedy one."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        pairs = encode_pairs(self.lm, [(context, continuation) for context, continuation in (r.args for r in requests)])
+        return self._loglikelihood_tokens([(None, *pair) for pair in pairs])
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -135,9 +130,11 @@ class LiveLM(TemplateLM):
         return answers
 
     def _generated(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[str]:
+        check_causal(self.lm, "generated answers")
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         pad = self.eot_token_id if pad is None else pad
+        pad = pad if pad < self.lm.anatomy.vocabulary else 0
         ids_BT = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self.lm.device)
         mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self.lm.device)
         with torch.no_grad():
