@@ -57,6 +57,9 @@ def command(
     length: Annotated[int | None, typer.Option(min=4, help="Tokens of a window of text.")] = None,
     vocabulary: Annotated[int | None, typer.Option(min=257, help="Of the BPE that is trained on the text.")] = None,
     apart: Annotated[bool, typer.Option("--apart", help="Packed documents do not see each other (not opt).")] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="With --from a quantised checkpoint: train a dequantised copy.")
+    ] = False,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="[default: if it is installed]")
     ] = None,
@@ -96,6 +99,7 @@ def command(
         length=length,
         vocabulary=vocabulary,
         apart=apart,
+        dequantize=dequantize,
     )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"

@@ -42,6 +42,7 @@ from studfinder.runs import key_of
 from studfinder.texts import default_prompts, encode
 from studfinder.training import Outliers, Recipe, TextSource, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
+from studfinder.training.trainable import check_trainable
 
 __all__ = ["ARMS", "EXPERIMENT", "Arm", "draw", "run"]
 
@@ -140,7 +141,7 @@ def run(bench: Bench) -> Outcome:
 
 def _arms(bench: Bench, name: str, lm: LM) -> dict[str, Any]:
     """What was measured of the untrained model and of each arm."""
-    _check(bench, name, lm)
+    _check(bench, lm)
     found = bench.once("super weights", partial(_weights, bench, lm))
     groups = {kind: found[kind] for kind in ("super", "control") if found[kind]}
     precision = bench.settings["precision"]
@@ -168,13 +169,9 @@ def _arms(bench: Bench, name: str, lm: LM) -> dict[str, Any]:
     return seen
 
 
-def _check(bench: Bench, name: str, lm: LM) -> None:
+def _check(bench: Bench, lm: LM) -> None:
     s = bench.settings
-    if lm.tokenizer is None:
-        raise StudfinderError(f"{name} has no tokenizer", expected="one, to train it on text")
-    most = lm.anatomy.max_positions
-    if most is not None and s["length"] > most:
-        raise StudfinderError(f"windows of {s['length']} tokens", expected=f"at most {name}'s context, {most}")
+    check_trainable(lm, s["length"])
     for setting in ("watched", "weights"):
         if s[setting] < 1:
             raise StudfinderError(f"setting {setting}={s[setting]}", expected="1 or more")

@@ -15,7 +15,7 @@ from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.stats import ratio_interval
-from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
+from studfinder.texts import WHOLE, Text, added_before, corpus, encode, proof_text, tokenizer_of
 
 Protocol = Literal["windows", "gptq", "word"]
 
@@ -54,13 +54,14 @@ def perplexity(
         raise StudfinderError(f"window {window} with stride {stride}", expected="2 <= window and 0 < stride <= window")
     if protocol == "word":
         texts = [document for document in documents if document.strip()][:limit]
-        cut = [_rolling(_prefixed(lm, document), window) for document in texts]
+        cut = [_rolling(ids, window, first) for ids, first in (_prefixed(lm, document) for document in texts)]
         spans = [span for found in cut for span in found]
         owners = np.repeat(np.arange(len(texts)), [len(found) for found in cut])
     else:
         joined = "\n\n".join(documents)
         ids = encode(lm, [Text(name, joined)], limit=WHOLE)[0][0]
-        spans = _spans(ids, window, stride, whole=protocol == "gptq")[:limit]
+        first = max(1, added_before(tokenizer_of(lm)))
+        spans = _spans(ids, window, stride, first, whole=protocol == "gptq")[:limit]
         owners = np.arange(len(spans))
     if not spans:
         raise StudfinderError(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
@@ -108,9 +109,10 @@ _Span = tuple[list[int], int]
 """Token ids, and from which position on they are scored."""
 
 
-def _spans(ids: list[int], window: int, stride: int, *, whole: bool) -> list[_Span]:
+def _spans(ids: list[int], window: int, stride: int, first: int, *, whole: bool) -> list[_Span]:
+    """Windows of a text whose first `first` ids are not the text's own, or have nothing before them."""
     spans: list[_Span] = []
-    end = 0
+    end = first
     for start in range(0, len(ids), stride):
         piece = ids[start : start + window]
         if len(piece) < 2 or (whole and len(piece) < window):
@@ -122,19 +124,22 @@ def _spans(ids: list[int], window: int, stride: int, *, whole: bool) -> list[_Sp
     return spans
 
 
-def _prefixed(lm: LM, document: str) -> list[int]:
-    """Token ids with something before the first to condition it on: BOS, or EOS where there is no BOS."""
+def _prefixed(lm: LM, document: str) -> tuple[list[int], int]:
+    """Token ids with something before the text's first to condition it on, and how many that is: what the tokenizer
+    puts there, or else BOS, or EOS where there is no BOS."""
     ids = encode(lm, [Text("document", document)], limit=WHOLE)[0][0]
-    tokenizer = lm.tokenizer
-    assert tokenizer is not None
+    tokenizer = tokenizer_of(lm)
     prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return ids if prefix is None or ids[0] == prefix else [prefix, *ids]
+    before = added_before(tokenizer)
+    if before or prefix is None or ids[0] == prefix:
+        return ids, max(1, before)
+    return [prefix, *ids], 1
 
 
-def _rolling(ids: list[int], window: int) -> list[_Span]:
-    """Windows that score every token but the first exactly once, the last one with as much context as it can read."""
+def _rolling(ids: list[int], window: int, first: int = 1) -> list[_Span]:
+    """Windows that score every token from the `first` on exactly once, the last one with as much context as it can read."""
     spans: list[_Span] = []
-    scored, total = 0, len(ids) - 1
+    scored, total = first - 1, len(ids) - 1
     while scored < total:
         count = min(window, total - scored)
         scored += count

@@ -133,7 +133,7 @@ class _Handler:
         if self.active.replacing:
             query, key, value = map(self.active.replaced, self.sites, (query, key, value))
         if self.active.wants(AttentionCall):
-            before = self.rotary.take(self.layer, query, key) if self.rotary else (None, None)
+            query_pre, key_pre = self.rotary.take(self.layer, query, key) if self.rotary else (None, None)
             self.active.show(
                 AttentionCall(
                     self.layer,
@@ -147,8 +147,9 @@ class _Handler:
                     kwargs.get("sliding_window"),
                     self.lm.anatomy.stage,
                     self.softmax and kwargs.get("position_bias") is None,
-                    *before,
-                    causal=self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
+                    query_pre,
+                    key_pre,
+                    self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
                 )
             )
         return query, key, value

@@ -1,4 +1,4 @@
-"""Is it causal? Likelihoods and generation mean something only if no token sees what comes after it: so that is tried."""
+"""Is it causal? A likelihood means something only if no token sees what comes after it: so that is tried."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _KNOWN: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
 def bidirectional(lm: LM) -> str:
     """Why a model is not causal, e.g. "gemma3_text with use_bidirectional_attention"; empty if it is.
 
-    Sequences that begin alike and end differently go through the live model side by side, in two passes of a few hundred
-    tokens: the outputs before the difference must be equal. Not bit-equal, since a mixture multiplies the tokens of an
-    expert together, but within rounding and within what one sequence differs from its own copy in the same batch. The
-    answer is kept for the model object, and sought again when its attention is exchanged.
+    Sequences that begin alike and end differently go through the live model side by side, in two passes of a few
+    hundred tokens: the outputs before the difference must be equal. Not bit-equal, since a mixture multiplies the
+    tokens of an expert together, but within rounding and within what one sequence differs from its own copy in the same
+    batch. The answer is kept for the model object, and sought again when its attention is exchanged.
 
     While activations are being replaced (a replacement may look at all tokens) a model that was not tried before is
     taken for what its config says.

@@ -3,7 +3,7 @@
 from studfinder.texts.batches import Batch, batches
 from studfinder.texts.corpora import CORPORA, corpus
 from studfinder.texts.digest import digest
-from studfinder.texts.encoding import WHOLE, check_ids, token_ids, tokenizer_of
+from studfinder.texts.encoding import WHOLE, added_before, check_ids, token_ids, tokenizer_of
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "Relation",
     "Text",
+    "added_before",
     "batches",
     "check_ids",
     "corpus",

@@ -1,8 +1,8 @@
 """The one place where a tokenizer reads text.
 
 What a tokenizer puts after a text (EOS, SEP) says that the text is over. Nothing here is ever over: a prompt is to be
-continued, an answer is scored as the prompt's continuation, and windows are cut from the middle of a text. So the end is
-taken off again, and what stands at the beginning stays as the tokenizer puts it.
+continued, an answer is scored as the prompt's continuation, and windows are cut from the middle of a text. So the end
+is taken off again, and what stands at the beginning stays as the tokenizer puts it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> 
     """Ids of each text, without what the tokenizer puts at the end.
 
     Args:
-        special: begin each text as the tokenizer does (BOS, say; never a second one where the text has its own); without
-            it, with the text's first token.
+        special: begin each text as the tokenizer does (BOS, say; never a second one where the text has its own);
+            without it, with the text's first token.
     """
     if not texts:
         return []
@@ -41,8 +41,13 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> 
     return found
 
 
+def added_before(tokenizer: Any) -> int:
+    """How many ids the tokenizer puts before a text."""
+    return len(token_ids(tokenizer, ["a"])[0]) - len(token_ids(tokenizer, ["a"], special=False)[0])
+
+
 def check_ids(lm: Tokenized, encoded: Sequence[Sequence[int]], what: str = "the tokens") -> None:
-    """Raise StudfinderError if an id has no row in the embedding: an index error, or on a device worse, if it went in."""
+    """Raise StudfinderError if an id has no row in the embedding, which would end in an index error, or worse."""
     rows = lm.anatomy.vocabulary
     low = min((min(ids) for ids in encoded if ids), default=0)
     high = max((max(ids) for ids in encoded if ids), default=0)

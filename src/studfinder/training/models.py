@@ -11,8 +11,6 @@ import torch
 from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_from
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
-from studfinder.sites import check_causal
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -87,25 +85,6 @@ def put_in(model: Any, variants: Sequence[Variant], *, trained: bool = False) ->
     for variant in variants:
         model = convert(model, variant, init=None if trained else variant.init or scratch_start(variant))
     return model
-
-
-def check_trainable(lm: LM, length: int) -> None:
-    """Whether a trained model can go on with windows of text of this length.
-
-    Raises:
-        StudfinderError: it is not causal, has no tokenizer, or the windows are longer than its context. Learned positions end there;
-            rotary ones go on, but to angles that the model never saw.
-    """
-    check_causal(lm, "training on the next token")
-    if lm.tokenizer is None:
-        raise StudfinderError(f"{lm.source.id} has no tokenizer", expected="one, to train it on text")
-    most = lm.anatomy.max_positions
-    if most is not None and length > most:
-        raise StudfinderError(
-            f"windows of {length:,} tokens",
-            expected=f"at most {most:,}, the context of {lm.source.id}",
-            do="Choose a smaller --length",
-        )
 
 
 def scratch_start(variant: Variant) -> str:

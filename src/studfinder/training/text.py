@@ -154,8 +154,8 @@ def tokenized(
         progress: told the tokens so far.
 
     Raises:
-        StudfinderError: no such text, an empty one, one shorter than two windows, ids that the trained model's embedding
-            lacks, or a full disk.
+        StudfinderError: no such text, an empty one, one shorter than two windows, ids that the trained model's
+            embedding lacks, or a full disk.
     """
     tokenizer = None if lm is None else lm.tokenizer
     ids = folder / "tokens.npy" if folder is not None else None

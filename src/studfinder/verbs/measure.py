@@ -22,6 +22,7 @@ from studfinder.report.scorecard import draw, tables
 from studfinder.report.style import NARROW, WIDE, styled
 from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
 from studfinder.sites import check_causal
+from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.results import write_sheet
 
 DEFAULT = (
@@ -90,6 +91,8 @@ def plan_measure(
     for one in (lm, against):
         if one is not None:
             check_causal(one, "measures")
+            if one.tokenizer is not None:  # said once, not by each measure
+                encode(one, proof_text(), limit=WHOLE)
     settings = {
         "model": lm.source.id,
         "model_hash": hash_of(lm),

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import load
 from studfinder.records import RunCard, read_record, to_json
 from studfinder.runs import RunFolder, now, open_run, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
@@ -25,7 +24,7 @@ from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
-from studfinder.verbs.train_plan import TrainPlan, plan_train, processes
+from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train, processes
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the first one to tokenize a text."""
@@ -182,14 +181,14 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
-    tokenizer = None if plan.base is None else load(plan.base).tokenizer
+    lm = None if plan.base is None else base_model(plan.base, plan.dequantize)
     source, tokenizer = tokenized(
         plan.text,
         plan.length,
         plan.vocabulary,
         folder=folder,
         apart=plan.apart,
-        tokenizer=tokenizer,
+        lm=lm,
         limit=plan.text_tokens,
         progress=progress,
     )
@@ -206,7 +205,7 @@ def _trained(plan: TrainPlan) -> Any:
     """The trained model to go on with, fp32, with its variants; None where the run makes its own."""
     if plan.base is None:
         return None
-    model = load(plan.base, dtype="float32").model
+    model = base_model(plan.base, plan.dequantize, "float32").model
     torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
     return put_in(model, plan.variants, trained=True)
 

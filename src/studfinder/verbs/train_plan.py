@@ -14,7 +14,7 @@ from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_
 from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
-from studfinder.training.models import check_trainable
+from studfinder.training.trainable import check_trainable, dequantized, trainable_note
 
 TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
 """A small model for toy tasks: two layers of width 64."""
@@ -36,6 +36,7 @@ class TrainPlan:
         task, text: what it is trained on; one of the two.
         length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
         apart: keep packed documents from seeing each other.
+        dequantize: train a dequantised copy of `base`.
         estimate: what it will take.
         notes: what was settled otherwise than the preset says, in sentences.
         settings: all of the above, flat.
@@ -51,6 +52,7 @@ class TrainPlan:
     text: str | None = None
     vocabulary: int | None = None
     apart: bool = False
+    dequantize: bool = False
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +77,7 @@ def plan_train(
     length: int | None = None,
     vocabulary: int | None = None,
     apart: bool = False,
+    dequantize: bool = False,
 ) -> TrainPlan:
     """Settle a run.
 
@@ -88,6 +91,7 @@ def plan_train(
         shape, recipe: fields of `Shape` and `Recipe` that differ from the preset's.
         length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
         apart: keep packed documents from seeing each other; refused where the architecture cannot.
+        dequantize: train a dequantised copy of a quantised `base`, which is refused otherwise.
 
     Raises:
         StudfinderError: an unknown name, settings that do not fit, no text.
@@ -100,7 +104,9 @@ def plan_train(
         )
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
     chosen = preset(preset_name) if preset_name else default
-    lm = load(base) if base else None
+    if dequantize and not base:
+        raise StudfinderError("nothing to dequantise", expected="a trained model", do="Say --from MODEL")
+    lm = base_model(base, dequantize) if base else None
     sizes = replace(chosen.shape, **(shape or {}))
     course, notes = _warmed_up(replace(chosen.recipe, **(recipe or {})), "warmup" in (recipe or {}))
     if course.precision == "auto":
@@ -118,10 +124,20 @@ def plan_train(
         text=text,
         vocabulary=None if base else vocabulary or chosen.vocabulary,
         apart=apart,
+        dequantize=dequantize,
         notes=notes,
     )
     _check(plan, lm, shape, length, vocabulary)
+    if lm is not None:
+        kept = (f"{base} is dequantised: a full model is trained and written",) if dequantize else ()
+        plan = replace(plan, notes=(*notes, *kept, trainable_note(lm)))
     return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
+
+
+def base_model(base: str, dequantize: bool, dtype: str = "auto") -> LM:
+    """The trained model to go on with. Raises StudfinderError if it cannot be loaded, or dequantised as asked."""
+    lm = load(base, dtype=dtype)
+    return dequantized(lm) if dequantize else lm
 
 
 def _warmed_up(course: Recipe, asked: bool) -> tuple[Recipe, tuple[str, ...]]:
@@ -171,7 +187,7 @@ def _check_apart(plan: TrainPlan) -> None:
     if plan.task is not None:
         raise StudfinderError("a task has no documents to keep apart", do="Leave --apart out")
     if plan.base is not None:
-        model, what = load(plan.base, dtype="float32").model, plan.base
+        model, what = base_model(plan.base, plan.dequantize, "float32").model, plan.base
         model = put_in(model, plan.variants, trained=True)
     else:
         assert plan.shape is not None
@@ -207,7 +223,9 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
 
 def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
     data = plan.task.to_dict() if plan.task is not None else {"text": plan.text, "text_print": fingerprint(plan.text)}
-    model = {"base": plan.base} if plan.shape is None else plan.shape.to_dict()
+    model: dict[str, Any] = {"base": plan.base} if plan.shape is None else plan.shape.to_dict()
+    if plan.dequantize:
+        model["dequantize"] = True
     return {
         **{f"data_{name}": value for name, value in data.items()},
         "length": plan.length,

@@ -1,0 +1,121 @@
+"""Whether a trained model can go on training: its matrices are numbers that a gradient can move, and it is causal."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, anatomy_of, check_finite
+from studfinder.sites import check_causal
+
+_MOVABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+_CODES = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2})
+"""What quantised matrices are held in."""
+
+
+def check_trainable(lm: LM, length: int) -> None:
+    """Whether a trained model can go on with windows of text of this length.
+
+    Raises:
+        StudfinderError: it is quantised or a matrix is frozen, it is not causal, it has no tokenizer, or the windows
+            are longer than its context. Learned positions end there; rotary ones go on, but to angles that the model
+            never saw.
+    """
+    _check_matrices(lm)  # first: some kinds of packed weights unpack themselves when the model runs
+    check_causal(lm, "training on the next token")
+    if lm.tokenizer is None:
+        raise StudfinderError(f"{lm.source.id} has no tokenizer", expected="one, to train it on text")
+    most = lm.anatomy.max_positions
+    if most is not None and length > most:
+        raise StudfinderError(
+            f"windows of {length:,} tokens",
+            expected=f"at most {most:,}, the context of {lm.source.id}",
+            do="Choose a smaller --length",
+        )
+
+
+def trainable_note(lm: LM) -> str:
+    """What share of the parameters trains, and how many ids of the tokenizer have no row in the embedding."""
+    moved, held = _counts(lm)
+    text = f"{moved / held:.0%} of {held / 1e6:,.1f} M parameters train"
+    known, rows = len(lm.tokenizer) if lm.tokenizer is not None else 0, lm.anatomy.vocabulary
+    if known > rows:
+        text += (
+            f"; the tokenizer has {known:,} ids, the embedding {rows:,} rows: text with one of the others is refused"
+        )
+    return text
+
+
+def dequantized(lm: LM) -> LM:
+    """The model with its matrices as numbers again, by transformers: as they are read from the checkpoint where the
+    format has a way to, else in place.
+
+    Raises:
+        StudfinderError: the model is not quantised, or its format cannot be taken back.
+    """
+    quantizer = getattr(lm.model, "hf_quantizer", None)
+    if quantizer is None:
+        raise StudfinderError(f"{lm.source.id} is not quantised", do="Leave --dequantize out")
+    config = quantizer.quantization_config
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the checkpoint's own settings are used, apart from this one
+            model: Any = (
+                type(lm.model).from_pretrained(
+                    str(lm.source.folder or lm.source.id),
+                    revision=lm.source.revision or "main",
+                    dtype=lm.dtype,
+                    quantization_config=type(config)(dequantize=True),
+                )
+                if hasattr(config, "dequantize")
+                else lm.model.dequantize()
+            )
+    except Exception as error:  # transformers raises many kinds; the user needs one line
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StudfinderError(
+            f"{lm.source.id} cannot be dequantised ({first[:200]})", do="Start from the full model"
+        ) from error
+    found = LM(model.eval(), lm.tokenizer, anatomy_of(model), lm.source)
+    check_finite(found)
+    return found
+
+
+def _check_matrices(lm: LM) -> None:
+    moved, held = _counts(lm)
+    quantizer = getattr(lm.model, "hf_quantizer", None)
+    if quantizer is not None:
+        method = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
+        raise StudfinderError(
+            f"{lm.source.id} is quantised ({getattr(method, 'value', method)}): without its matrices only "
+            f"{moved / held:.0%} of it would train",
+            expected="matrices in floating point",
+            do="Start from the full model, or say --dequantize to train a dequantised copy",
+        )
+    frozen = [
+        name for name, tensor in (*lm.model.named_parameters(), *lm.model.named_buffers()) if _frozen_matrix(tensor)
+    ]
+    if frozen:
+        raise StudfinderError(
+            f"{lm.source.id}: {frozen[0]} cannot train (one of {len(frozen)}; {moved / held:.0%} of the model can)",
+            expected="matrices in floating point that take a gradient",
+            do="Start from the full model",
+        )
+
+
+def _frozen_matrix(tensor: torch.Tensor) -> bool:
+    if tensor.dim() < 2:
+        return False
+    if isinstance(tensor, torch.nn.Parameter):
+        return tensor.dtype not in _MOVABLE or not tensor.requires_grad
+    return tensor.dtype in _CODES
+
+
+def _counts(lm: LM) -> tuple[int, int]:
+    """Numbers that train, and all that are held in parameters or as codes."""
+    parameters = list(lm.model.parameters())
+    codes = [buffer for buffer in lm.model.buffers() if _frozen_matrix(buffer)]
+    moved = sum(p.numel() for p in parameters if p.dtype in _MOVABLE and p.requires_grad)
+    return moved, sum(tensor.numel() for tensor in (*parameters, *codes))

@@ -1,0 +1,205 @@
+"""What is scored is the text that was meant, whatever a tokenizer adds to it."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import studfinder
+from studfinder.errors import StudfinderError
+from studfinder.measures import likelihood, passes
+from studfinder.measures.choices import Question, per_token
+from studfinder.measures.perplexity import perplexity
+from studfinder.measures.recall import Prompt, recall
+from studfinder.models import LM, load
+from studfinder.texts import Text, encode, encode_pairs, encoding, token_ids
+from tiny import tiny, tokenizer
+from tokenizers_drawn import HABITS, KINDS, ROWS, WORDS, Drawn, drawn
+
+CASES = 252
+"""Seven texts for each kind of tokenizer with each habit."""
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=ROWS, max_position_embeddings=256, **sizes)).eval()
+
+
+def lm_of(model: LlamaForCausalLM, case: Drawn) -> LM:
+    return load(model, case.tokenizer)
+
+
+def right(model: LlamaForCausalLM, case: Drawn) -> bool:
+    """Pairs, prompts and streams of one case are the ids that are meant."""
+    lm = lm_of(model, case)
+    context, continuation = case.meant
+    (pair,) = encode_pairs(lm, [(case.context, case.continuation)])
+    stream = encode(lm, [Text("t", case.context + case.continuation)])[0][0]
+    prompt = encode(lm, [Text("t", case.context)])[0][0]
+    if not case.start:  # conditioned on nothing but the text: there is a first token
+        assert context
+    return pair == (context, continuation) and stream == [*context, *continuation] and prompt == context
+
+
+def test_pairs_prompts_and_streams_are_the_ids_that_are_meant(model):
+    wrong = [case for case in drawn(CASES) if not right(model, case)]
+    assert not wrong, [(case.kind, case.habit, case.context, case.continuation) for case in wrong[:3]]
+    counted = Counter((case.kind, case.habit) for case in drawn(CASES))
+    assert set(counted.values()) == {7}
+    assert len(counted) == len(KINDS) * len(HABITS)
+
+
+def test_without_the_check_what_is_added_at_the_end_is_scored(model, monkeypatch):
+    monkeypatch.setattr(encoding, "_end", lambda *_: [])
+    ending = [case for case in drawn(CASES) if case.end]
+    assert len(ending) >= CASES / 2
+    assert sum(not right(model, case) for case in ending) >= 0.9 * len(ending)
+
+
+def test_a_tokenizer_that_ends_every_text_scores_as_one_that_does_not(model):
+    """Choices, recall and perplexity, to the last bit, on the same model."""
+    for plain, ending in (("nothing", "EOS"), ("BOS", "both")):
+        found = {}
+        for case in drawn(len(KINDS) * len(HABITS)):
+            if case.habit not in (plain, ending) or case.kind == "words":
+                continue
+            lm = lm_of(model, case)
+            words = " ".join(WORDS)
+            question = Question(f"{words} kaba", ("lodo mifi", "rugu", "teshen kado lofi"), "c")
+            values, ids = per_token(lm, [question])
+            digits = recall(lm, "r", [Prompt(f"{words} lodo", "7", (), ())], "t", 0.1)
+            texts = [f"{words} {words}", f"{words} teshen"]
+            lost = [perplexity(lm, texts, window=16, protocol=protocol).value for protocol in ("windows", "word")]
+            found.setdefault(case.kind, []).append((values[0].tolist(), ids, digits.items, lost))
+        assert len(found) == len(KINDS) - 1
+        assert all(one == other for one, other in found.values())
+
+
+def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
+    """What reaches the model's rows, through every measure that scores: no id that the tokenizer added at the end."""
+    seen: list[tuple[list[int], list[int]]] = []
+    rows = likelihood._rows
+
+    def watched(requests: list) -> list[passes.Row]:
+        seen.extend(requests)
+        return rows(requests)
+
+    monkeypatch.setattr(likelihood, "_rows", watched)
+    checked = 0
+    for case in drawn(len(KINDS) * len(HABITS), seed=1):
+        seen.clear()
+        lm, text = lm_of(model, case), " ".join(WORDS * 2)
+        perplexity(lm, [text, text], window=8)
+        perplexity(lm, [text, text], window=8, protocol="word")
+        per_token(lm, [Question(text, ("lodo", "mifi rugu"), "c")])
+        assert seen
+        added = {1, 2, 4, 5}
+        scored = {token for _, continuation in seen for token in continuation}
+        before = [context[: context.index(token) + 1] for context, _ in seen for token in added & set(context)]
+        assert not scored & added, (case.kind, case.habit)
+        # What is added stands at the very beginning: the tokenizer's own start, or what a text without one begins with.
+        assert all(ids in (case.start[: len(ids)], [1]) for ids in before), (case.kind, case.habit)
+        checked += 1
+    assert checked == len(KINDS) * len(HABITS)
+
+
+def test_a_word_that_grows_together_with_the_answer_is_scored_whole(model):
+    """ "ab" is one token, "a" another: the answer " b" without its space is part of the first."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({"x": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    lm = load(model, PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="x"))
+    assert encode_pairs(lm, [("xa", "b")]) == [([0], [3])]  # the harness's cut would leave no answer at all
+    assert encode_pairs(lm, [("a", "b")]) == [([0], [3])]  # conditioned on EOS, as there is nothing else
+    assert encode_pairs(lm, [("", "ab")]) == [([0], [3])]
+    with pytest.raises(StudfinderError, match="adds no token"):
+        encode_pairs(lm, [("xa", "")])
+
+
+def test_spaces_before_the_answer_belong_to_it(model):
+    case = next(case for case in drawn(99) if case.kind == "bytes" and case.habit == "BOS")
+    lm = lm_of(model, case)
+    assert encode_pairs(lm, [("kaba ", "lodo")]) == encode_pairs(lm, [("kaba", " lodo")])
+
+
+def test_a_text_that_brings_its_own_bos_gets_no_second():
+    end = tokenizer()
+    assert token_ids(end, ["<s> w3", "w3"]) == [[1, 3], [1, 3]]
+    assert token_ids(end, ["w3 w4"], special=False) == [[3, 4]]
+
+
+def test_a_tokenizer_that_cannot_be_told_to_leave_the_end_out(model):
+    """Tokenizers with code of their own may ignore add_special_tokens: the end is found by what it is."""
+
+    class Stubborn:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __len__(self):
+            return len(self.inner)
+
+        def __call__(self, texts, **_):
+            return self.inner(texts)
+
+    for case in drawn(len(KINDS) * len(HABITS), seed=2):
+        bare = token_ids(Stubborn(case.tokenizer), [case.context])
+        assert bare == [[*case.start, *case.bare.encode(case.context, add_special_tokens=False).ids]]
+
+
+def test_many_ids_a_character_are_not_cut(model):
+    case = next(case for case in drawn(99) if case.kind == "bytes" and case.habit == "nothing")
+    (pair,) = encode_pairs(lm_of(model, case), [("ü漢" * 20, "漢" * 30)])
+    assert len(pair[0]) + len(pair[1]) == 20 * 5 + 30 * 3
+    ids = encode(lm_of(model, case), [Text("t", "漢" * 50)], limit=encoding.WHOLE)[0][0]
+    assert len(ids) == 150
+
+
+@pytest.mark.parametrize("what", ["scan", "measure"])
+def test_ids_beyond_the_embedding_are_one_line(tmp_path, mistake, what, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lm = tiny("llama")
+    lm.model.save_pretrained(tmp_path / "m")
+    extended = tokenizer()
+    extended.add_tokens(["is", "the", "of"])  # ids 96 and up
+    extended.save_pretrained(tmp_path / "m")
+    said = mistake(what, tmp_path / "m", "--out", tmp_path / "r")
+    assert "is not in the embedding of" in said
+    assert "id 98" in said or "id 97" in said or "id 96" in said
+
+
+def test_nobody_else_reads_text_with_a_tokenizer():
+    """Every call of something named tokenizer, or of its encode, stands in the texts room."""
+    root = Path(studfinder.__file__).parent
+    calls = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and _reads(node.func)
+    ]
+    assert [call for call in calls if not call.startswith("texts/")] == []
+    assert len(calls) == 1  # and only one there
+
+
+_READING = {"encode", "encode_plus", "batch_encode_plus", "tokenize", "__call__", "apply_chat_template"}
+
+
+def _reads(function: ast.expr) -> bool:
+    if isinstance(function, ast.Attribute) and function.attr in _READING:
+        return _is_tokenizer(function.value)
+    return _is_tokenizer(function)
+
+
+def _is_tokenizer(value: ast.expr) -> bool:
+    name = value.attr if isinstance(value, ast.Attribute) else value.id if isinstance(value, ast.Name) else ""
+    return name in ("tokenizer", "backend_tokenizer")
