@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM
 from studfinder.sites import Site, WriterCall, capture, tapped
 from studfinder.texts import batches
-from tiny import ARCHITECTURES, prompts, tiny
+from tiny import ARCHITECTURES, prompts, tiny, two_way
 
 PROMPTS = prompts()
 OWN_ATTENTION = ("bloom", "falcon", "gpt_neo")
@@ -211,6 +212,21 @@ def test_results_depend_neither_on_batch_size_nor_on_order_nor_on_padding(archit
     shuffled = seen(lm, [PROMPTS[i] for i in order], batch_size=2)
     for other, names in ((together, range(4)), (shuffled, order)):
         same_results(lm, alone, other, list(names))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_nor_in_a_model_whose_tokens_see_those_after_them(attention, monkeypatch):
+    lm = two_way()
+    lm.model.set_attn_implementation(attention)
+    plant_weight(lm)
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[0] = 1e4
+    alone = seen(lm)
+    for size in range(2, len(PROMPTS) + 1):
+        same_results(lm, alone, seen(lm, batch_size=size), list(range(4)))
+    monkeypatch.setattr(sys.modules["studfinder.detectors.observe"], "bidirectional", lambda _lm: "")
+    with pytest.raises(AssertionError):  # the padding is seen
+        same_results(lm, alone, seen(lm, batch_size=4), list(range(4)))
 
 
 def same_results(lm: LM, one, other, names: list[int]) -> None:

@@ -131,6 +131,14 @@ def _config(architecture: str) -> transformers.PretrainedConfig:
     return AutoConfig.for_model(architecture, **CONFIGS[architecture])
 
 
+def two_way(seed: int = 0, **settings: object) -> LM:
+    """A Gemma 3 whose tokens see those after them, as EmbeddingGemma's do."""
+    sizes = {**CONFIGS["gemma3_text"], **settings, "use_bidirectional_attention": True}
+    config = AutoConfig.for_model("gemma3_text", **sizes)
+    torch.manual_seed(seed)
+    return load(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+
+
 def token_ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, V, (batch, length), generator=generator)

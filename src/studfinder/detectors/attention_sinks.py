@@ -100,7 +100,8 @@ def first_token_attention(event: AttentionCall, lengths_B: torch.Tensor) -> torc
         stop = min(tokens, start + _CHUNK)
         first_BHT = attention_weights(event, start, stop, keys)[..., 0]
         counted_BT = torch.arange(start, stop) < lengths_B[:, None]
-        total_BH += (first_BHT * counted_BT[:, None].to(first_BHT.device)).sum(dim=-1)
+        # Not a product: padding that sees nothing but padding has no softmax.
+        total_BH += first_BHT.masked_fill(~counted_BT[:, None].to(first_BHT.device), 0.0).sum(dim=-1)
     return total_BH / lengths_B[:, None].clamp_min(1).to(total_BH.device)
 
 

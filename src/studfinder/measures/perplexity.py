@@ -137,7 +137,7 @@ def _prefixed(lm: LM, document: str) -> tuple[list[int], int]:
 
 
 def _rolling(ids: list[int], window: int, first: int = 1) -> list[_Span]:
-    """Windows that score every token from the `first` on exactly once, the last one with as much context as it can read."""
+    """Windows that score each token from the `first` on exactly once, the last with as much context as it can read."""
     spans: list[_Span] = []
     scored, total = first - 1, len(ids) - 1
     while scored < total:

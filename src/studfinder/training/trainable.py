@@ -40,7 +40,7 @@ def check_trainable(lm: LM, length: int) -> None:
 def trainable_note(lm: LM) -> str:
     """What share of the parameters trains, and how many ids of the tokenizer have no row in the embedding."""
     moved, held = _counts(lm)
-    text = f"{moved / held:.0%} of {held / 1e6:,.1f} M parameters train"
+    text = f"{moved / held:.0%} of {held / 1e6:,.3g} M parameters train"
     known, rows = len(lm.tokenizer) if lm.tokenizer is not None else 0, lm.anatomy.vocabulary
     if known > rows:
         text += (

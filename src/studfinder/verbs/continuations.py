@@ -11,6 +11,7 @@ import torch
 from studfinder.edits import Edit, Weights, edited, matched_controls, zero
 from studfinder.models import LM
 from studfinder.records import Continuation, SuperWeight
+from studfinder.sites import check_causal
 from studfinder.texts import Text, encode
 
 PROMPT = "Photosynthesis is the process by which"
@@ -23,7 +24,11 @@ def continuations(
     """Three greedy continuations of PROMPT, 40 tokens each.
 
     The control is drawn (fixed seed) from the ten weights of the same matrix that are nearest in |w|.
+
+    Raises:
+        StudfinderError: a model that is not causal.
     """
+    check_causal(lm, "continuations")
     ids = encode(lm, [Text("continuation", PROMPT)], bos=bos)[0][0]
     nearest = matched_controls(lm, weight, encoded[weight.prompt])[:10]
     control = random.Random(0).choice(nearest)

@@ -10,6 +10,7 @@ from typing import Any
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
+from studfinder.texts import check_ids, token_ids, tokenizer_of
 from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
 from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
@@ -22,6 +23,9 @@ GO_ON = Preset(
     shape=Shape(), recipe=Recipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"), length=512, vocabulary=None
 )
 """The recipe for a trained model, whose shape is its own."""
+
+_LOOKED_AT = 100_000
+"""Characters of a text whose tokens are looked at before a run begins."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,10 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocab
         _check_apart(plan)
     plan.recipe.micro_batch(processes())
     if plan.text is not None:
-        next(documents(plan.text))  # said before anything is made for nothing
+        first = next(documents(plan.text))  # said before anything is made for nothing
+        if lm is not None:
+            ids = token_ids(tokenizer_of(lm), [first[:_LOOKED_AT]], special=False)
+            check_ids(lm, ids, f"the tokens of {plan.text!r}")
 
 
 def _check_apart(plan: TrainPlan) -> None:
