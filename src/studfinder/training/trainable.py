@@ -16,15 +16,18 @@ _CODES = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.flo
 """What quantised matrices are held in."""
 
 
-def check_trainable(lm: LM, length: int) -> None:
+def check_trainable(lm: LM, length: int, *, dequantised: bool = False) -> None:
     """Whether a trained model can go on with windows of text of this length.
+
+    Args:
+        dequantised: it is known that its checkpoint is quantised, and was asked to be taken back.
 
     Raises:
         StudfinderError: it is quantised or a matrix is frozen, it is not causal, it has no tokenizer, or the windows
             are longer than its context. Learned positions end there; rotary ones go on, but to angles that the model
             never saw.
     """
-    _check_matrices(lm)  # first: some kinds of packed weights unpack themselves when the model runs
+    _check_matrices(lm, dequantised)  # first: some kinds of packed weights unpack themselves when the model runs
     check_causal(lm, "training on the next token")
     if lm.tokenizer is None:
         raise StudfinderError(f"{lm.source.id} has no tokenizer", expected="one, to train it on text")
@@ -56,9 +59,11 @@ def dequantized(lm: LM) -> LM:
     Raises:
         StudfinderError: the model is not quantised, or its format cannot be taken back.
     """
-    quantizer = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is None:
+    if not _method(lm):
         raise StudfinderError(f"{lm.source.id} is not quantised", do="Leave --dequantize out")
+    quantizer = getattr(lm.model, "hf_quantizer", None)
+    if quantizer is None:  # the checkpoint itself says that it is to be read so
+        return lm
     config = quantizer.quantization_config
     try:
         with warnings.catch_warnings():
@@ -83,14 +88,12 @@ def dequantized(lm: LM) -> LM:
     return found
 
 
-def _check_matrices(lm: LM) -> None:
+def _check_matrices(lm: LM, dequantised: bool) -> None:
     moved, held = _counts(lm)
-    quantizer = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is not None:
-        method = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
+    method = _method(lm)
+    if method and not (dequantised and not hasattr(lm.model, "hf_quantizer")):
         raise StudfinderError(
-            f"{lm.source.id} is quantised ({getattr(method, 'value', method)}): without its matrices only "
-            f"{moved / held:.0%} of it would train",
+            f"{lm.source.id} is quantised ({method}), and {moved / held:.0%} of it would train",
             expected="matrices in floating point",
             do="Start from the full model, or say --dequantize to train a dequantised copy",
         )
@@ -103,6 +106,25 @@ def _check_matrices(lm: LM) -> None:
             expected="matrices in floating point that take a gradient",
             do="Start from the full model",
         )
+
+
+def _method(lm: LM) -> str:
+    """What the model or its checkpoint is quantised by, e.g. "compressed-tensors"; empty if neither is.
+
+    The checkpoint is asked too: transformers forgets it of some formats once it has read them.
+    """
+    quantizer = getattr(lm.model, "hf_quantizer", None)
+    if quantizer is not None:
+        found: Any = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
+        return str(getattr(found, "value", found))
+    if lm.source.folder is None and lm.source.revision is None and lm.source.origin != "the Hugging Face hub":
+        return ""
+    from transformers import PretrainedConfig
+
+    where = str(lm.source.folder or lm.source.id)
+    config, _ = PretrainedConfig.get_config_dict(where, revision=lm.source.revision or "main")
+    config = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
+    return str(config.get("quant_method", "quantised" if config else ""))
 
 
 def _frozen_matrix(tensor: torch.Tensor) -> bool:

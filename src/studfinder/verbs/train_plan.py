@@ -179,7 +179,7 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocab
     if plan.base and plan.task is not None:
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
     if lm is not None:
-        check_trainable(lm, plan.length)
+        check_trainable(lm, plan.length, dequantised=plan.dequantize)
     if plan.apart:
         _check_apart(plan)
     plan.recipe.micro_batch(processes())
