@@ -130,8 +130,10 @@ def _own_code() -> str:
     """A hash of the code that scores, so that a repaired error does not live on in old entries."""
     from studfinder.measures import likelihood
     from studfinder.measures.tasks import adapter, run
+    from studfinder.texts import encoding, pairs
 
-    return hashlib.sha256("".join(inspect.getsource(part) for part in (likelihood, adapter, run)).encode()).hexdigest()
+    parts = (likelihood, adapter, run, encoding, pairs)
+    return hashlib.sha256("".join(inspect.getsource(part) for part in parts).encode()).hexdigest()
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------
