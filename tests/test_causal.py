@@ -19,6 +19,7 @@ from studfinder.measures.passkey import passkey
 from studfinder.measures.repetition import repetition
 from studfinder.models import LM, load
 from studfinder.prove import prove
+from studfinder.records import Findings, read_record
 from studfinder.sites import bidirectional, causal, check_causal
 from studfinder.verbs.continuations import continuations
 from studfinder.verbs.measure import measure
@@ -170,9 +171,9 @@ def test_scan_works_and_says_so_in_one_line(tmp_path, mistake, capsys, monkeypat
     assert "m is bidirectional (gemma3_text with use_bidirectional_attention)" in refused
     assert "is bidirectional" in mistake("train", "--from", "m", "--text", "t.txt", "--length", 16, "--out", "r")
     assert not (tmp_path / "r").exists()
-    assert run(["scan", "m", "--out", "s"]) == 0
+    assert run(["scan", "m", "--out", "s", "--prompt", "w3 w4 w5", "--prompt", "w6 w7"]) == 0
     printed = capsys.readouterr().out
     assert " ".join(printed.split()).count("a later token moves an earlier output") == 1
-    findings = scan(load(lm.model, tokenizer()), prompts=["w3 w4 w5", "w6 w7"])
+    findings = read_record(Findings, tmp_path / "s" / "findings.json")
     assert findings.proof is None
     assert dict(caveats(findings))["bidirectional"].startswith("gemma3_text with use_bidirectional_attention")

@@ -82,6 +82,7 @@ def test_a_tokenizer_that_ends_every_text_scores_as_one_that_does_not(model):
         assert all(one == other for one, other in found.values())
 
 
+@pytest.mark.deep
 def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
     """What reaches the model's rows, through every measure that scores: no id that the tokenizer added at the end."""
     seen: list[tuple[list[int], list[int]]] = []

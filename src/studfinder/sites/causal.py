@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -78,13 +79,15 @@ def _moves(lm: LM, length: int) -> bool:
     ids_BT = torch.stack([base_T, *changed, base_T]).to(lm.device)
     # A mask, so that ids which happen to be padding are read like any other.
     options: dict[str, Any] = {"attention_mask": torch.ones_like(ids_BT), "use_cache": False}
-    own_TV, *others, copy_TV = lm.model(input_ids=ids_BT, **options).logits.float()
+    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:  # a vocabulary is large
+        options["logits_to_keep"] = torch.arange(cuts[-1], device=lm.device)
+    own_TV, *others, copy_TV = lm.model(input_ids=ids_BT, **options).logits[:, : cuts[-1]].float()
 
     def apart(other_TV: torch.Tensor, end: int) -> float:
         relative_T = (other_TV - own_TV)[:end].norm(dim=-1) / own_TV[:end].norm(dim=-1)
         return float(relative_T.nan_to_num().max())
 
-    bound = max(4 * torch.finfo(lm.dtype).eps, 1e-4, 8 * apart(copy_TV, length))
+    bound = max(4 * torch.finfo(lm.dtype).eps, 1e-4, 8 * apart(copy_TV, cuts[-1]))
     return any(apart(other_TV, cut) > bound for cut, other_TV in zip(cuts, others, strict=True))
 
 
