@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +69,7 @@ def command(
     massive activations, massive Q and K values, attention sinks) are logged at each evaluation. Ctrl-C writes a
     checkpoint; the same command goes on from there and ends with the same loss as if it had never stopped.
     """
+    from studfinder.runs import first_process
     from studfinder.verbs.train import plan_train, run_train
 
     course = {
@@ -103,7 +103,7 @@ def command(
     if dry_run:
         print(f"would train {what}")
         return
-    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one speaks
+    first = first_process()  # of several processes, one speaks
     if first:
         print(f"training {what}", file=sys.stderr)
     record, folder = run_train(

@@ -44,7 +44,7 @@ from studfinder.edits.selections import (
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, content_hash
 from studfinder.records import Findings, MassiveActivation, read_record
-from studfinder.runs import find_findings
+from studfinder.runs import record_file
 from studfinder.sites import KINDS, Site
 
 _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
@@ -208,7 +208,7 @@ def _layers(text: str, count: int) -> list[int]:
 
 
 def _from_scan(lm: LM, path: Path, part: str) -> Target:
-    findings = read_record(Findings, find_findings(path))
+    findings = read_record(Findings, record_file(path, "findings.json"))
     if findings.model.content_hash != content_hash(lm):
         raise StudfinderError(
             f"{path} is a scan of {findings.model.id} in {findings.model.dtype} with other weights than {lm.source.id} "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from studfinder.edits import Edit, edited, layer_of
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.sites import kept_outputs, replacing, resumed
@@ -82,7 +82,7 @@ def sweep(
         StudfinderError: no windows, or a window of fewer than two tokens.
     """
     if not encoded or min(len(ids) for ids in encoded) < 2:
-        raise StudfinderError("there is nothing to score", expected="windows of at least two tokens")
+        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
     kl = np.zeros((len(variants), len(encoded)))

@@ -1,7 +1,8 @@
-"""Checkpoints that know which run they belong to and whether they are whole."""
+"""Checkpoints that know which run they belong to, and whether they are whole, file by file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -32,8 +33,10 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         loss = self.trainer.accelerator.gather(self.trainer._tr_loss.reshape(1)).mean().item()
         if state.is_world_process_zero:
-            mark = {"key": self.key, "loss_since_log": loss, "logged": self.trainer._globalstep_last_logged}
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, json.dumps(mark))
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            logged = self.trainer._globalstep_last_logged
+            mark = {"key": self.key, "loss_since_log": loss, "logged": logged, "files": _hashes(folder)}
+            write_text(folder / _MARK, json.dumps(mark))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK
@@ -47,19 +50,41 @@ def latest(folder: Path, key: str) -> Path | None:
     """The last whole checkpoint of a run; half-written ones are removed.
 
     Raises:
-        StudfinderError: it belongs to another run.
+        StudfinderError: it belongs to another run, or is not as it was written: going on from it would end with other
+            weights.
     """
     remove_half(folder)
     for path in reversed(_checkpoints(folder)):
-        kept = json.loads((path / _MARK).read_text(encoding="utf-8"))["key"]
-        if kept != key:
+        try:
+            mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
+            kept, files = mark["key"], mark["files"]
+        except (ValueError, KeyError, TypeError):
+            kept, files = None, {}
+        if kept is not None and kept != key:
             raise StudfinderError(
                 f"checkpoint {path} is of another run (key {kept}, now {key})",
                 expected="the same model, data and recipe",
                 do="Use another folder, or the settings it was made with",
             )
+        found = _hashes(path)
+        differing = sorted(name for name in {*files, *found} if files.get(name) != found.get(name))
+        if kept is None or differing:
+            raise StudfinderError(
+                f"checkpoint {path} is not as it was written ({differing[0] if files else _MARK})",
+                do="Remove that folder to go on from the one before it, or from the start",
+            )
         return path
     return None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its mark."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _MARK and not path.name.endswith(".tmp"):
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def remove_half(folder: Path) -> None:

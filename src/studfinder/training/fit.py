@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 from studfinder.attention import parameter_groups
 from studfinder.records import Interval
+from studfinder.runs import key_of
 from studfinder.stats import ratio_interval
 from studfinder.training.checkpoints import Checkpoints, latest, remove_half
 from studfinder.training.disk import writing
@@ -88,7 +89,7 @@ def fit(
         model: a Hugging Face causal LM, fp32.
         source: where sequences come from.
         folder: for checkpoints; the run continues from the last complete one there. None keeps none.
-        key: which run the checkpoints belong to; those of another are refused.
+        key: which run the checkpoints belong to; those of another, or of other data, are refused.
         callbacks: Trainer callbacks; one with `attach(trainer)` is handed the Trainer.
         report_to: Trainer's integrations, e.g. "tensorboard", which write into `folder`.
 
@@ -96,6 +97,7 @@ def fit(
         StudfinderError: checkpoints of another run, a full disk, a batch that does not divide.
     """
     # Before the Trainer, whose TrainingArguments create the process group if there are several processes.
+    key = key_of({"run": key, "data": source.settings()})
     with _place(folder) as place:
         start = latest(Path(place), key) if folder is not None else None
         arguments = _arguments(recipe, Path(place), save=folder is not None, report_to=report_to)

@@ -13,7 +13,7 @@ from studfinder.report import figures
 from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
 from studfinder.report.style import save
-from studfinder.runs import find_findings, write_bytes, write_text
+from studfinder.runs import record_file, write_bytes, write_text
 
 
 class Run(NamedTuple):
@@ -59,7 +59,7 @@ def read_run(path: Path) -> Run:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    file = find_findings(path)
+    file = record_file(path, "findings.json")
     findings = read_record(Findings, file)  # first: if this is no findings file, that is the mistake to name
     arrays = file.parent / "profile.safetensors"
     try:
