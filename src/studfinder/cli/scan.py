@@ -61,7 +61,7 @@ def command(
 
     from studfinder.models import cached_content_hash
     from studfinder.report import print_findings
-    from studfinder.runs import find_findings
+    from studfinder.runs import record_file
     from studfinder.verbs.load import load
     from studfinder.verbs.observation import Thresholds
     from studfinder.verbs.scan import plan_scan, run_scan
@@ -106,7 +106,7 @@ def command(
         )
     assert folder is not None
     if as_json:
-        print(find_findings(folder).read_text(encoding="utf-8"))
+        print(record_file(folder, "findings.json").read_text(encoding="utf-8"))
     else:
         print_findings(findings, folder)
 

@@ -19,8 +19,11 @@ def findings_of(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
 
 
 def scan_of(bench: Bench, lm: LM, *, prove: bool = True) -> Path:
-    """The folder of a model's scan. An earlier one with the same settings in ./runs is used, so that all experiments on a
-    model share one; else a scan is made now, there, or inside the folder that --out names."""
+    """The folder of a model's scan.
+
+    An earlier one with the same settings in ./runs is used, so that all experiments on a model share one. Otherwise a
+    scan is made now: there, or inside the folder that --out names.
+    """
     plan = plan_scan(lm, prove=prove, hash_of=cached_content_hash)
     found = scan_run(plan).finished()
     if found is not None:

@@ -1,24 +1,25 @@
 """One run: identity, folder, steps done, provenance, result last; atomic writes."""
 
-from studfinder.runs.atomic import write_bytes, write_text, writes_to
+from studfinder.runs.atomic import TEMPORARY, write_bytes, write_text, writes_to
 from studfinder.runs.found import kind_of, record_file
 from studfinder.runs.processes import first_process, process_count
 from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
-from studfinder.runs.run import Run, Work, renew, run_of
+from studfinder.runs.run import Run, Work, drawn, run_of
 from studfinder.runs.steps import Steps
 
 __all__ = [
     "SCORING",
+    "TEMPORARY",
     "Run",
     "Steps",
     "Work",
+    "drawn",
     "first_process",
     "key_of",
     "kind_of",
     "now",
     "process_count",
     "record_file",
-    "renew",
     "run_of",
     "scored_with",
     "versions",

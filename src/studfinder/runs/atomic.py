@@ -38,7 +38,7 @@ def write_bytes(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-TEMPORARY = ".tmp"
+TEMPORARY = ".studfinder-tmp"
 """How the name of a half-written file ends; one that a killed process left is never taken for a result."""
 
 

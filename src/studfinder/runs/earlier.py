@@ -42,10 +42,8 @@ def earlier_files(folder: Path) -> list[str]:
     names = _CHECKPOINT if _is_checkpoint(folder) else _FILES if _run(folder) is not None else None
     if names is None:
         return []
-    below = (
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()
-    )
-    return sorted(name for name in below if names.fullmatch(name))
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(name for path in files if names.fullmatch(name := path.relative_to(folder).as_posix()))
 
 
 def _is_checkpoint(folder: Path) -> bool:

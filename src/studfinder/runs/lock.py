@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Lock:
                     f"({self.path})",
                     do="Wait for it, end it, or choose another --out",
                 )
-            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            since = datetime.now(UTC).isoformat(timespec="seconds")
             file.seek(0)
             file.truncate()
             file.write(json.dumps({**self.me, "since": since}).encode())

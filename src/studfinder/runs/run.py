@@ -1,9 +1,9 @@
 """One run: what it is, where it lies, which of its steps are done, and how its result comes into place.
 
-A run is worked on in a folder of its own beside the place of its result, `NAME.partial`, and changes places with what was
-there when it is whole. So a result is the old one or the new one, whatever kills the process, and what an interrupted
-run has done is found again by the same command. Each folder holds `run.json`: which run it is, in which state, and the
-list of its files. Only listed files are ever removed.
+A run is worked on in a folder of its own beside the place of its result, `NAME.partial`, and changes places with what
+was there when it is whole. So a result is the old one or the new one, whatever kills the process, and what an
+interrupted run has done is found again by the same command. Each folder holds `run.json`: which run it is, in which
+state, and the list of its files. Only listed files are ever removed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.runs.atomic import exchange, write_text, writes_to
+from studfinder.runs.atomic import TEMPORARY, exchange, write_text, writes_to
 from studfinder.runs.earlier import earlier_files, is_earlier
 from studfinder.runs.lock import Lock, locked
 from studfinder.runs.processes import first_process
@@ -30,6 +30,7 @@ from studfinder.runs.steps import Steps
 MANIFEST = "run.json"
 STEPS = "steps.jsonl"
 FORMAT = "studfinder.run"
+_DRAWN = re.compile(r"figure-[^/]*\.(png|svg)|table[^/]*\.csv")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Run:
                 f"folder {path} also holds {stray[0]}, which is not of the run there",
                 do="Move it, or choose another --out",
             )
-        if overwrite or (found or {}).get("key") == self.key or is_earlier(path, self.verb, self.identity):
+        same = found is not None and (found.get("verb"), found.get("key")) == (self.verb, self.key)
+        if overwrite or same or is_earlier(path, self.verb, self.identity):
             return
         raise StudfinderError(
             f"folder {path} holds another run: {self._difference(path)}",
@@ -158,6 +160,8 @@ class Run:
                 work = Work(partial, Steps(partial / STEPS, self.key, scored_with()), kept=found)
                 try:
                     yield work
+                    if not (partial / self.result).is_file():
+                        raise RuntimeError(f"{self.verb} ended without its {self.result}")
                     lock.check()
                 except BaseException:
                     if not work.kept and not work.steps.values:
@@ -175,7 +179,7 @@ class Run:
         """Make the folder to work in, or take over that of an interrupted try; whether there was one."""
         if os.path.lexists(partial):
             old = _manifest(partial)
-            if partial.is_symlink() or (old is None and any(partial.iterdir())):
+            if partial.is_symlink() or (old is None and listing(partial)):
                 raise StudfinderError(f"{partial} is in the way and is not of a studfinder run", do="Move it")
             if old is not None and not fresh and self._goes_on(old, overwrite):
                 _remove_temporary(partial)
@@ -202,8 +206,6 @@ class Run:
         write_text(folder / MANIFEST, json.dumps({**more, **own}, indent=1))
 
     def _put_in_place(self, partial: Path, lock: Lock) -> None:
-        if not (partial / self.result).is_file():
-            raise RuntimeError(f"{self.verb} ended without its {self.result}")
         old = _read(self.path / MANIFEST)
         _remove_temporary(partial)
         new = {**_read(partial / MANIFEST), "state": "done", "files": listing(partial), "replaces": old.get("id")}
@@ -290,11 +292,9 @@ def beside(path: Path) -> Path:
 
 
 def listing(folder: Path) -> list[str]:
-    """Every file below a folder, as the manifest lists it."""
-    found = (Path(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sorted(
-        path.relative_to(folder).as_posix() for path in found if path.name != MANIFEST or path.parent != folder
-    )
+    """Every file below a folder, as the manifest lists it: without itself, and without what is half-written."""
+    found = (Path(top, name).relative_to(folder) for top, _, names in os.walk(folder) for name in names)
+    return sorted(path.as_posix() for path in found if path != Path(MANIFEST) and path.suffix != TEMPORARY)
 
 
 def strays(folder: Path) -> list[str]:
@@ -305,11 +305,22 @@ def strays(folder: Path) -> list[str]:
     return sorted(set(listing(folder)) - set(manifest["files"])) if manifest["state"] != "working" else []
 
 
-def renew(folder: Path) -> None:
-    """List a folder's files anew, after its page and figures have been drawn again. A folder that is no run stays so."""
+def drawn(folder: Path, names: Collection[str]) -> None:
+    """Note in a finished run's folder that its page was drawn again.
+
+    Tables and figures of the run that were not drawn this time are removed; in a folder that is no run, nothing is.
+
+    Args:
+        names: the files that were written now.
+    """
     manifest = _manifest(folder)
-    if manifest is not None and manifest["state"] == "done":
-        write_text(folder / MANIFEST, json.dumps({**manifest, "files": listing(folder)}, indent=1))
+    if manifest is None or manifest["state"] != "done":
+        return
+    old = [name for name in manifest["files"] if _DRAWN.fullmatch(name) and name not in names]
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    files = sorted({*manifest["files"], *names} - set(old))
+    write_text(folder / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
 
 
 def remove(folder: Path) -> None:
@@ -321,6 +332,7 @@ def remove(folder: Path) -> None:
     else:
         names = list(manifest["files"]) if manifest is not None else earlier_files(folder)
     with writes_to(folder):
+        _remove_temporary(folder)
         for name in names:
             (folder / name).unlink(missing_ok=True)
         for top, folders, _ in os.walk(folder, topdown=False):
@@ -371,7 +383,7 @@ def _remove_temporary(folder: Path) -> None:
     """What a killed process left half-written."""
     for top, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(".") and name.endswith(".tmp"):
+            if name.endswith(TEMPORARY):
                 Path(top, name).unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from studfinder.errors import StudfinderError
-from studfinder.runs import write_text
+from studfinder.runs import TEMPORARY, write_text
 
 _MARK = "studfinder.json"
 
@@ -81,7 +81,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but its mark."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _MARK and not path.name.endswith(".tmp"):
+        if path.is_file() and path.name != _MARK and not path.name.endswith(TEMPORARY):
             with path.open("rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

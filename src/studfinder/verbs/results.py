@@ -8,7 +8,7 @@ from pathlib import Path
 from studfinder.report.cells import as_csv
 from studfinder.report.result import Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import save
-from studfinder.runs import write_bytes, write_text
+from studfinder.runs import drawn, write_bytes, write_text
 
 
 def write_sheet(folder: Path, sheet: Sheet) -> Path:
@@ -17,18 +17,15 @@ def write_sheet(folder: Path, sheet: Sheet) -> Path:
     `table.md` holds the notes and all tables; `table.csv` the first table, `table-2.csv` the second, and so on;
     `figure-NAME.png` and `.svg`; `report.html` all of it in one file.
     """
-    files = {"table.md": markdown_sheet(sheet)}
+    files: dict[str, str] = {"table.md": markdown_sheet(sheet)}
     for place, table in enumerate(sheet.tables, 1):
         files["table.csv" if place == 1 else f"table-{place}.csv"] = as_csv(table)
-    drawn = {f"figure-{name}.{kind}" for name in sheet.charts for kind in ("png", "svg")}
-    for pattern in ("figure-*.png", "figure-*.svg", "table*.csv"):
-        for old in folder.glob(pattern):
-            if old.name not in drawn and old.name not in files:
-                old.unlink()  # of an earlier run into this folder, with other results
+    files["report.html"] = html_sheet(sheet)
     for name, content in files.items():
         write_text(folder / name, content)
-    for name, chart in sheet.charts.items():
-        for kind in ("png", "svg"):
-            write_bytes(folder / f"figure-{name}.{kind}", partial(save, chart.wide, kind=kind, name=name))
-    write_text(folder / "report.html", html_sheet(sheet))
+    figures = [f"figure-{name}.{kind}" for name in sheet.charts for kind in ("png", "svg")]
+    for file in figures:
+        name, kind = file.removeprefix("figure-").rsplit(".", 1)
+        write_bytes(folder / file, partial(save, sheet.charts[name].wide, kind=kind, name=name))
+    drawn(folder, [*files, *figures])
     return folder / "report.html"

@@ -152,7 +152,7 @@ def run_scan(
     command: str = "",
     root: Path = Path("runs"),
 ) -> tuple[Findings, Path | None]:
-    """Carry out a planned scan, or read it where it is finished; returns the findings and the run folder, if there is one.
+    """Carry out a planned scan, or read it where it is finished; returns the findings, and the run folder if any.
 
     Args:
         write: write a run folder even without `out`, at its default place.

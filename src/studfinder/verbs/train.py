@@ -65,7 +65,7 @@ def run_train(
     found = None if overwrite else run.finished()
     if found is not None:
         return read_record(Training, found / run.result), found
-    with run.work(overwrite=overwrite, sources=[plan.text, base and base.source.folder]) as work:
+    with run.work(overwrite=overwrite, sources=[plan.text, None if base is None else base.source.folder]) as work:
         with _first_process_first():
             # The model first: whether it takes the variants is known sooner than the text is tokenized.
             model = None if base is None else _varied(plan, base)
