@@ -16,7 +16,7 @@ import pytest
 
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.runs import first_process, key_of, kind_of, lock, record_file, run, run_of, write_bytes, write_text
-from studfinder.runs.run import beside, drawn
+from studfinder.runs.run import drawn
 
 SETTINGS = {"model": "m", "dtype": "float32", "lam": 5.0, "bos": None}
 
@@ -115,9 +115,10 @@ def test_another_run_is_refused_by_the_field_that_differs_and_overwritten_on_req
     before = tree(tmp_path)
     with pytest.raises(StudfinderError, match=r"lam was 5\.0 and is now 4\.0.*--overwrite"):
         opened(tmp_path / "run", {**SETTINGS, "lam": 4.0}).finished()
-    with pytest.raises(StudfinderError, match="verb was 'scan' and is now 'measure'"), opened(
-        tmp_path / "run", verb="measure"
-    ).work():
+    with (
+        pytest.raises(StudfinderError, match="verb was 'scan' and is now 'measure'"),
+        opened(tmp_path / "run", verb="measure").work(),
+    ):
         pass
     assert tree(tmp_path) == before
     made(tmp_path / "run", "new", {**SETTINGS, "lam": 4.0}, overwrite=True)
@@ -126,7 +127,9 @@ def test_another_run_is_refused_by_the_field_that_differs_and_overwritten_on_req
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"verb": "scan"}', '{"format": "studfinder.run"}', "[" * 10**5])
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", '{"verb": "scan"}', '{"format": "studfinder.run"}', "[" * 10**5]
+)
 def test_a_folder_of_other_files_is_never_touched(tmp_path, overwrite, text):
     place = tmp_path / "mine"
     place.mkdir()
@@ -153,11 +156,12 @@ def test_folders_with_names_like_ours_that_are_not_ours_are_never_touched(tmp_pa
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years of work")
     made(tmp_path / "other")  # and not by a run of another name either
-    try:
+    if name == "run.partial":
+        with pytest.raises(StudfinderError, match="in the way"):
+            made(tmp_path / "run")
+    else:
         made(tmp_path / "run")
         made(tmp_path / "run", overwrite=True)
-    except StudfinderError as error:
-        assert "in the way" in str(error)
     assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
 
 
@@ -196,8 +200,9 @@ def test_source_and_target_never_overlap(tmp_path, out, source, refused, overwri
     (tmp_path / source / "model.safetensors").write_text("weights")
     before = tree(tmp_path)
     if refused:
-        with pytest.raises(StudfinderError, match="overlaps"), opened(tmp_path / out).work(
-            overwrite=overwrite, sources=[None, tmp_path / source]
+        with (
+            pytest.raises(StudfinderError, match="overlaps"),
+            opened(tmp_path / out).work(overwrite=overwrite, sources=[None, tmp_path / source]),
         ):
             pass
         assert tree(tmp_path) == before
