@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from studfinder.records import Training, read_record
 from studfinder.report.cells import as_csv
 from studfinder.report.result import Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import save
-from studfinder.runs import drawn, write_bytes, write_text
+from studfinder.report.training import training_sheet
+from studfinder.runs import drawn, record_file, write_bytes, write_text, writes_to
 
 
 def write_sheet(folder: Path, sheet: Sheet) -> Path:
@@ -29,3 +31,21 @@ def write_sheet(folder: Path, sheet: Sheet) -> Path:
         write_bytes(folder / file, partial(save, sheet.charts[name].wide, kind=kind, name=name))
     drawn(folder, [*files, *figures])
     return folder / "report.html"
+
+
+def redraw_training(path: Path, out: Path | None = None) -> Path:
+    """Draw the tables, curves and page of a training run again; returns the page.
+
+    Args:
+        path: its folder, or its result.json.
+        out: where to; the default is its own folder.
+    """
+    file = record_file(path, "result.json")
+    return _drawn(training_sheet(read_record(Training, file)), file.parent, out)
+
+
+def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:
+    folder = out or own
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return write_sheet(folder, sheet)

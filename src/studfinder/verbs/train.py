@@ -18,13 +18,15 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, load
-from studfinder.records import RunCard, read_record, to_json
+from studfinder.records import RunCard, Training, read_record, to_json
+from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
-from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
+from studfinder.training import Fitted, Outliers, TaskSource, build, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
+from studfinder.verbs.results import write_sheet
 from studfinder.verbs.train_plan import TrainPlan, plan_train
 
 _PATIENCE = timedelta(days=7)
@@ -80,6 +82,7 @@ def run_train(
         if first_process():
             write_text(work.path / run.result, to_json(record, indent=1))
             _export(fitted, source, tokenizer, work.path)
+            write_sheet(work.path, training_sheet(record))
     return record, run.path
 
 
