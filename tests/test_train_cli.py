@@ -10,6 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 import studfinder as sf
+from rerun import interrupted
 from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
 from studfinder.records import Training, read_record

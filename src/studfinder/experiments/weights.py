@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
-from studfinder.models import LM, cached_content_hash
+from studfinder.models import LM, cached_content_hash, check_findings
 from studfinder.records import Findings, SuperWeight, read_record
 from studfinder.runs import record_file
 from studfinder.texts import default_prompts, encode
@@ -15,7 +15,9 @@ from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 def findings_of(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
     """The findings of a model just loaded; see `scan_of`."""
-    return read_record(Findings, record_file(scan_of(bench, lm, prove=prove), "findings.json"))
+    findings = read_record(Findings, record_file(scan_of(bench, lm, prove=prove), "findings.json"))
+    check_findings(lm, findings)
+    return findings
 
 
 def scan_of(bench: Bench, lm: LM, *, prove: bool = True) -> Path:
