@@ -18,7 +18,6 @@ from transformers import Trainer, TrainingArguments
 
 from studfinder.attention import parameter_groups
 from studfinder.records import Interval
-from studfinder.runs import key_of
 from studfinder.stats import ratio_interval
 from studfinder.training.checkpoints import Checkpoints, latest, remove_half
 from studfinder.training.disk import writing
@@ -97,12 +96,11 @@ def fit(
         StudfinderError: checkpoints of another run, a full disk, a batch that does not divide.
     """
     # Before the Trainer, whose TrainingArguments create the process group if there are several processes.
-    key = key_of({"run": key, "data": source.settings()})
     with _place(folder) as place:
-        start = latest(Path(place), key) if folder is not None else None
+        start = latest(Path(place), key, source.settings()) if folder is not None else None
         arguments = _arguments(recipe, Path(place), save=folder is not None, report_to=report_to)
         stop = StopAtStep(save=folder is not None)
-        checkpoints = Checkpoints(key)
+        checkpoints = Checkpoints(key, source.settings())
         trainer = _Trainer(
             model=model,
             args=arguments,
