@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from studfinder.cli import options as o
+from studfinder.cli.shown import say_if_older
 
 EXAMPLES = """Examples:
 
@@ -38,7 +39,7 @@ def command(
         typer.Option(help="A variant, e.g. kv_shift or gated:kind=linear,pi_init=0.25 (repeatable); vanilla is none."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/train-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences a step, over all devices.")] = None,
     micro: Annotated[int | None, typer.Option(min=1, help="Sequences a forward pass on one device.")] = None,
@@ -116,6 +117,7 @@ def command(
     )
     if not first:
         return
+    say_if_older(record.run)
     if as_json:
         print((folder / "result.json").read_text(encoding="utf-8"))
         return

@@ -60,8 +60,8 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
         data: what determines the data, with its hash where it is a text; None does not ask.
 
     Raises:
-        StudfinderError: it belongs to another run or other data, or is not as it was written: going on from it would end with other
-            weights.
+        StudfinderError: it belongs to another run or other data, or is not as it was written: going on from it would
+            end with other weights.
     """
     remove_half(folder)
     for path in reversed(_checkpoints(folder)):
