@@ -348,7 +348,7 @@ def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monke
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "tokenizer.json"])
-def test_a_text_that_is_not_as_it_was_tokenized_is_refused(here, capsys, name):
+def test_a_text_that_is_not_as_it_was_tokenized_is_refused(base, here, capsys, name):
     options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
     assert run(["train", *options]) == 0
     file = interrupted(here / "r") / name
