@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: scan test unit check setup clean
+.PHONY: scan test unit deep check setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make scan    set up .venv, scan the built-in model, say where the report is"
 	@echo "make test    set up .venv, run linters, type checks and all tests"
 	@echo "make unit    the unit tests alone (no downloads)"
+	@echo "make deep    what is too long for make test: many kills, many signals, every scheme on every family"
 	@echo "make check   ruff, mypy, import-linter, deptry"
 	@echo "make clean   remove .venv and caches"
 
@@ -32,11 +33,13 @@ check: $(STAMP)
 	$(BIN)/deptry src
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not real"
+	$(BIN)/python -m pytest -n 2 -m "not real and not deep"
 
-test: check
-	$(BIN)/python -m pytest -n 2 -m "not real"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
+test: check unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "real and not deep"
+
+deep: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m deep
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
+from studfinder.models import LM, content_hash
 from studfinder.records import (
     AttentionSink,
+    Effect,
     Findings,
+    Interval,
     MassiveActivation,
     MassiveValue,
     MassiveValueSummary,
@@ -149,3 +155,31 @@ def _profile(found: bool) -> dict[str, np.ndarray]:
     profile["sink"] = random.uniform(0, 0.8 if found else 0.2, (L, H)).astype(np.float32)
     profile["sink.layers"] = np.arange(L)
     return profile
+
+
+def findings_for(lm: LM, places: Sequence[tuple[str, tuple[int, ...], str]]) -> Findings:
+    """Findings of a live model that hold just these weights.
+
+    Args:
+        places: parameter, index and verdict; the layer is the number in the parameter's name.
+    """
+    findings, _ = a_scan()
+    interval = Interval(value=1.0, low=0.9, high=1.1, level=0.95, n=16, method="made up")
+    weights = tuple(
+        replace(
+            findings.super_weights[0],
+            layer=next(int(part) for part in name.split(".") if part.isdigit()),
+            parameter=name,
+            index=index,
+            row=index[-2],
+            col=index[-1],
+            expert=index[0] if len(index) == 3 else None,
+            value=float(lm.model.get_parameter(name).detach()[index]),
+            effect=Effect(kl=interval, perplexity_ratio=interval),
+            verdict=verdict,
+        )
+        for name, index, verdict in places
+    )
+    card = replace(findings.model, id=lm.source.id, content_hash=content_hash(lm), dtype=str(lm.dtype).split(".")[1])
+    empty = {"massive_activations": (), "massive_values": (), "attention_sinks": ()}
+    return replace(findings, model=card, super_weights=weights, **empty)

@@ -676,7 +676,7 @@ def test_an_interrupt_that_was_swallowed_is_not_lost() -> None:
     lm = tiny("llama")
     clean = logits(lm, token_ids(1, 6))
     for edits in (zero(entry(lm, 1, 3, 4)), mean(dims(lm))):
-        with pytest.raises(KeyboardInterrupt), edited(lm, edits):  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), edited(lm, edits):
             try:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)

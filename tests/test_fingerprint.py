@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from studfinder.errors import StudfinderError
-from studfinder.models import cached_content_hash, content_hash, load
+from studfinder.models import cached_content_hash, content_hash, fingerprint, load
 from tiny import tiny
 
 
@@ -68,6 +70,36 @@ def test_the_remembered_hash_is_of_these_files(tmp_path, cache):
     assert cached_content_hash(load(folder)) == "remembered"
     store.write_text("damaged")
     assert cached_content_hash(load(folder)) == first
+    tiny("llama", seed=1).model.save_pretrained(folder)
+    assert cached_content_hash(load(folder)) == content_hash(load(folder)) != first
+
+
+def test_other_weights_of_the_same_size_and_time_have_another_hash(tmp_path, cache):
+    """Written over in place, replaced, or with times set back: what is remembered is never of other bytes."""
+    folder = tmp_path / "model"
+    tiny("llama").model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    before, seen = file.stat(), {cached_content_hash(load(folder))}
+    for seed in range(1, 7):
+        weights = save({n: t + seed for n, t in tiny("llama").model.state_dict().items()}, {"format": "pt"})
+        assert len(weights) == before.st_size
+        if seed % 2:
+            file.write_bytes(weights)
+        else:
+            (folder / "other").write_bytes(weights)
+            (folder / "other").replace(file)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        found = cached_content_hash(load(folder))
+        assert found == content_hash(load(folder))
+        seen.add(found)
+    assert len(seen) == 7
+
+
+def test_where_a_file_systems_times_say_nothing_the_bytes_do(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_stat", lambda path: (path.stat().st_size, 0, 0, 0))
+    folder = tmp_path / "model"
+    tiny("llama").model.save_pretrained(folder)
+    first = cached_content_hash(load(folder))
     tiny("llama", seed=1).model.save_pretrained(folder)
     assert cached_content_hash(load(folder)) == content_hash(load(folder)) != first
 

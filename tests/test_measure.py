@@ -6,7 +6,7 @@ import pytest
 
 from proving import provable
 from studfinder.edits import Weights, zero
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import REGISTRY, Measure, scored
 from studfinder.models import load
 from studfinder.verbs.measure import measure, plan_measure, read_card, run_measure, write_cards
@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(lm, tmp_path, monkeypatch):
     assert len(calls) == 2
     assert [line.headroom for line in card.measured] == [False, False]
     assert read_card(tmp_path / "run") == card
-    for name in ("table.md", "table.csv", "figure-scorecard.png", "report.html", "items.jsonl"):
+    for name in ("table.md", "table.csv", "figure-scorecard.png", "report.html", "steps.jsonl"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert "no headroom" in (tmp_path / "run" / "table.md").read_text()
 
@@ -78,15 +78,19 @@ def test_one_measure_that_cannot_run_is_a_line_and_not_the_end(lm, monkeypatch):
     model, _ = lm
 
     def broken(lm, **options):
-        raise StudfinderError("its data is not here")
+        raise kind("its data is not here")
 
+    kind = NotApplicable
     monkeypatch.setitem(REGISTRY, "broken", Measure("context", "test_measure:_broken", ""))
     monkeypatch.setitem(globals(), "_broken", broken)
     card = measure(model, ["perplexity", "broken"], limit=2)
     assert card.measured[1].score is None
     assert "its data is not here" in card.measured[1].why_not
-    with pytest.raises(StudfinderError, match="its data is not here"):
+    with pytest.raises(NotApplicable, match="its data is not here"):
         measure(model, ["broken"])
+    for kind in (WriteFailed, Unavailable, StudfinderError, MemoryError):  # these are no lines: they end the run
+        with pytest.raises(kind):
+            measure(model, ["perplexity", "broken"], limit=2)
 
 
 def test_a_difficulty_is_chosen_once_and_used_before_and_after(lm, monkeypatch):

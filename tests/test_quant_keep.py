@@ -8,7 +8,7 @@ from math import inf
 import pytest
 import torch
 
-from scanned import a_scan
+from scanned import findings_for
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
@@ -96,7 +96,7 @@ def test_whole_columns_are_everything_that_meets_an_input():
 def test_what_was_found_in_another_model_is_refused():
     lm = with_outlier()
     keep = replace(hold_out(Weights(parameter=DOWN, entries=((3, 4),))), model="another")
-    with pytest.raises(StudfinderError, match="the findings are of a model with hash another"):
+    with pytest.raises(StudfinderError, match="the findings are of a model, with hash another"):
         resolve(lm, targets(lm), keep)
     assert resolve(lm, targets(lm), replace(keep, model=content_hash(lm)))
 
@@ -184,22 +184,14 @@ def test_auto_skips_where_there_is_no_place_for_numbers():
 
 def test_findings_mean_their_super_weights_less_the_inert_ones():
     lm = with_outlier()
-    findings, _ = a_scan()
-    weights = tuple(
-        replace(
-            findings.super_weights[0], layer=1, parameter=DOWN, index=index, row=index[0], col=index[1], verdict=verdict
-        )
-        for index, verdict in (((3, 4), "proven"), ((5, 6), "inert"))
-    )
-    card = replace(findings.model, content_hash=content_hash(lm))
-    findings = replace(findings, model=card, super_weights=weights)
+    findings = findings_for(lm, [(DOWN, (3, 4), "proven"), (DOWN, (5, 6), "inert")])
     with quantized(lm, RTN(scheme=CHANNEL), keep=findings) as bench:
         assert bench.held[DOWN].nonzero().tolist() == [[3, 4]]
         assert set(bench.held) == {DOWN}
     assert neurons_of(findings) == ((1, 4),)
     with torch.no_grad():
         lm.model.get_parameter(DOWN)[0, 0] += 1
-    with pytest.raises(StudfinderError, match="findings of the model that is quantised"):
+    with pytest.raises(StudfinderError, match="expected findings of this model"):
         quantized(lm, RTN(scheme=CHANNEL), keep=findings)
 
 

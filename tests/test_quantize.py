@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import checkpoint
-from scanned import a_scan
+from scanned import a_scan, findings_for
 from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
-from studfinder.models import content_hash, load
+from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
@@ -342,7 +342,7 @@ def test_only_one_tensor_is_in_memory(tmp_path):
 
 def test_findings_of_another_model_are_refused(tmp_path):
     findings, _ = a_scan()
-    with pytest.raises(StudfinderError, match="findings of the model that is quantised"):
+    with pytest.raises(StudfinderError, match="expected findings of this model"):
         quantize(tiny("llama", dtype=BF16), W4, keep=findings, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -381,12 +381,9 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
     source, name = checkpoint(tmp_path / "source", dtype=BF16), "model.layers.1.mlp.down_proj.weight"
-    findings, _ = a_scan()
-    card = replace(findings.model, content_hash=content_hash(load(source)))
-    weight = replace(findings.super_weights[0], layer=1, parameter=name, index=(3, 4), row=3, col=4, verdict="proven")
     scan = tmp_path / "scan"
     scan.mkdir()
-    write_text(scan / "findings.json", to_json(replace(findings, model=card, super_weights=(weight,))))
+    write_text(scan / "findings.json", to_json(findings_for(load(source), [(name, (3, 4), "proven")])))
     before = load_file(source / "model.safetensors")[name]
     rounded = {}
     for flag in ("", "--keep", "--keep-columns"):
@@ -403,17 +400,15 @@ def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
 
 def test_the_command_line_rebalances_what_a_run_has_proven(tmp_path, capsys):
     source = checkpoint(tmp_path / "source", dtype=BF16)
-    findings, _ = a_scan()
-    card = replace(findings.model, content_hash=content_hash(load(source)))
     name = "model.layers.1.mlp.down_proj.weight"
-    weight = replace(findings.super_weights[0], layer=1, parameter=name, index=(3, 4), row=3, col=4, verdict="proven")
+    findings = findings_for(load(source), [(name, (3, 4), "proven")])
     scan, out = tmp_path / "scan", tmp_path / "out"
     scan.mkdir()
     command = ["quantize", str(source), "--out", str(out), "--skip", "*.1.mlp.*", "--rebalance", str(scan)]
-    for model, code in ((replace(card, content_hash="another"), 2), (card, 0)):
-        write_text(scan / "findings.json", to_json(replace(findings, model=model, super_weights=(weight,))))
+    for model, code in ((replace(findings.model, content_hash="another"), 2), (findings.model, 0)):
+        write_text(scan / "findings.json", to_json(replace(findings, model=model)))
         assert run(command) == code
-    assert "findings of the model that is quantised" in capsys.readouterr().err
+    assert "expected findings of this model" in capsys.readouterr().err
     before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
     up = name.replace("down", "up")
     assert torch.equal(after[name][:, 4], 8 * before[name][:, 4])

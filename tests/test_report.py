@@ -19,6 +19,7 @@ from studfinder.errors import StudfinderError
 from studfinder.records import Findings
 from studfinder.report import comparison_page, figures, page
 from studfinder.report.profile import Profile, pack
+from studfinder.runs import run_of
 from studfinder.verbs.report import read_run, report, write_report
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -170,11 +171,14 @@ def test_a_folder_without_results_is_said(tmp_path: Path):
 
 def test_a_report_keeps_no_figure_of_older_results(tmp_path: Path):
     findings, profile = a_scan()
-    write_report(tmp_path, findings, profile)
-    assert (tmp_path / "figure-scores.png").exists()
-    write_report(tmp_path, made_up_proof(findings), profile)
-    assert not (tmp_path / "figure-scores.png").exists()
-    assert (tmp_path / "figure-effects.png").exists()
+    run = run_of("scan", "m", {}, result="findings.json", out=tmp_path / "run")
+    with run.work() as work:
+        (work.path / "findings.json").write_text("{}")
+        write_report(work.path, findings, profile)
+    assert (run.path / "figure-scores.png").exists()
+    write_report(run.path, made_up_proof(findings), profile)
+    assert not (run.path / "figure-scores.png").exists()
+    assert (run.path / "figure-effects.png").exists()
 
 
 def test_to_frame_has_a_row_an_entry():

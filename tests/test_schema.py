@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from studfinder.records import Findings, Result, Scorecard, schema
+from studfinder.records import Findings, Result, Scorecard, Training, schema
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
-RECORDS = {"findings": Findings, "scorecard": Scorecard, "experiment": Result}
+RECORDS = {"findings": Findings, "scorecard": Scorecard, "experiment": Result, "training": Training}
 
 
 def renew() -> None:

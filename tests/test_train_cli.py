@@ -10,10 +10,11 @@ import pytest
 from safetensors import SafetensorError
 
 import studfinder as sf
+from rerun import interrupted
 from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
-from studfinder.records import read_record
-from studfinder.training import Shape, Training, build
+from studfinder.records import Training, read_record
+from studfinder.training import Shape, build
 from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, run_train, train
@@ -334,16 +335,28 @@ def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys
 def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monkeypatch, capsys):
     options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
     assert run(["train", *options]) == 0
-    (here / "r" / "result.json").unlink()
-    before = sorted(child.name for child in (here / "r").iterdir())
+    partial = interrupted(here / "r")
+    before = sorted(child.name for child in partial.iterdir())
 
-    def broken(*_):
-        raise StudfinderError("no such model")
+    def broken(*_, **__):
+        raise StudfinderError("no such luck")
 
-    monkeypatch.setattr("studfinder.verbs.train._trained", broken)
+    monkeypatch.setattr("studfinder.verbs.train.fit", broken)
     assert run(["train", *options]) == 2
-    assert "no such model" in capsys.readouterr().err
-    assert sorted(child.name for child in (here / "r").iterdir()) == before
+    assert "no such luck" in capsys.readouterr().err
+    assert sorted(child.name for child in partial.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "tokenizer.json"])
+def test_a_text_that_is_not_as_it_was_tokenized_is_refused(base, here, capsys, name):
+    options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
+    assert run(["train", *options]) == 0
+    file = interrupted(here / "r") / name
+    whole = file.read_bytes()
+    swapped = whole.replace(b"a", b"b", 1) if name == "tokenizer.json" else whole[:-1] + bytes([whole[-1] ^ 1])
+    file.write_bytes(swapped)
+    assert run(["train", *options]) == 2
+    assert f"{name} is not as it was written" in capsys.readouterr().err
 
 
 def test_tensorboard_shows_what_the_log_holds(here):

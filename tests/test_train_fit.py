@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 
 import pytest
@@ -72,6 +73,43 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k")
     with pytest.raises(StudfinderError, match="of another run"):
         fit(model(), SOURCE, RECIPE, folder=tmp_path, key="other")
+
+
+def test_a_checkpoint_with_one_thing_changed_is_refused(tmp_path):
+    """A file that is gone, one more, one bit in any of them: two hundred cases."""
+    fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k")
+    newest = latest(tmp_path, "k", SOURCE.settings())
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.name != "studfinder.json")
+    assert {"optimizer.pt", "scheduler.pt", "model.safetensors", "rng_state.pth"} <= {path.name for path in files}
+    chance = random.Random(0)
+    for number in range(200):
+        path = files[number % len(files)]
+        kept = path.read_bytes()
+        if number % 7 == 0:
+            path.unlink()
+        elif number % 7 == 1:
+            path.write_bytes(kept[: chance.randrange(len(kept))])
+        else:
+            place = chance.randrange(len(kept))
+            path.write_bytes(kept[:place] + bytes([kept[place] ^ 1 << chance.randrange(8)]) + kept[place + 1 :])
+        with pytest.raises(StudfinderError, match=rf"not as it was written \({path.name}\)"):
+            latest(tmp_path, "k")
+        path.write_bytes(kept)
+    assert latest(tmp_path, "k") == newest
+    (newest / "more.bin").write_text("x")
+    with pytest.raises(StudfinderError, match=r"more\.bin"):
+        fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k")
+    (newest / "more.bin").unlink()
+    (newest / "studfinder.json").write_text("{")
+    with pytest.raises(StudfinderError, match="not as it was written"):
+        latest(tmp_path, "k")
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k")
+    other = TaskSource(task_from("induction:vocabulary=39,length=16"))
+    with pytest.raises(StudfinderError, match="trained on other data"):
+        fit(model(), other, RECIPE, folder=tmp_path, key="k")
 
 
 FULL = [

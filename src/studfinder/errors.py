@@ -1,7 +1,7 @@
 """What can go wrong, in one line: what was wrong, what was expected, what to do.
 
-`StudfinderError` itself is a user's mistake. The kinds below tell apart what is nobody's mistake: only `NotApplicable` may be
-passed over (and is printed); the others end the run.
+`StudfinderError` itself is a user's mistake. The kinds below tell apart what is nobody's mistake: only `NotApplicable`
+may be passed over (and is printed); the others end the run.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from rerun import interrupted
 from studfinder.experiments import experiment_named, plan_experiment, run_experiment
 from studfinder.models import LM
 from studfinder.records import Result, from_json, to_json
@@ -16,11 +17,13 @@ def run(name: str, lm: LM, folder: Path, **settings: Any) -> Result:
     """The result of a finished experiment. Its figures were drawn, its page written, and it resumes."""
     plan = plan_experiment(name, ["tiny"], settings=settings)
     result, out = run_experiment(plan, out=folder / name, loader=lambda _: lm)
-    steps = (out / "items.jsonl").read_bytes()
+    steps = (out / "steps.jsonl").read_bytes()
     assert steps, "no step is remembered"
+    assert not (out / "scans").exists() or not Path("runs").exists()
+    interrupted(out)
     with patch("studfinder.experiments.run.draw_into"):  # drawing is most of a small run, and was done
         again, _ = run_experiment(plan, out=folder / name, loader=lambda _: lm)
-    assert (out / "items.jsonl").read_bytes() == steps, "a finished step was done again"
+    assert (out / "steps.jsonl").read_bytes() == steps, "a finished step was done again"
     assert to_json(again.tables[0]) == to_json(result.tables[0])
     assert again.notes == result.notes
     assert (out / "table.md").is_file()

@@ -147,9 +147,9 @@ def test_an_interrupted_arm_goes_on(planted, folder, result, undrawn, monkeypatc
     monkeypatch.setattr(finetune, "Needs", needs)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(plan, out=folder / "again", loader=lambda _: planted)
-    (kept,) = (folder / "again" / "checkpoints").iterdir()
+    (kept,) = (folder / "again.partial" / "checkpoints").iterdir()
     assert kept.name == "0-KV-shift"
-    steps = [json.loads(line)["key"] for line in (folder / "again" / "items.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (folder / "again.partial" / "steps.jsonl").read_text().splitlines()]
     assert [step.partition("/")[2] for step in steps][-2:] == ["arm plain", "arm half-gates"]
     made.clear()
     monkeypatch.setattr(finetune, "Needs", lambda *args: made.append(1) or real(*args))

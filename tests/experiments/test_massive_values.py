@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from proving import tokenizer
+from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import massive_values_disrupt, norms, plan_experiment, run_experiment
@@ -204,9 +205,7 @@ def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
 
 def test_disrupt_goes_on_where_it_stopped(disrupted, monkeypatch):
     result, folder = disrupted
-    lines = (folder / "items.jsonl").read_text().splitlines(keepends=True)
-    (folder / "items.jsonl").write_text("".join(lines[:-2]))
-    (folder / "result.json").unlink()
+    interrupted(folder, lost=2)
     asked = []
     own = massive_values_disrupt._scores
     monkeypatch.setattr(massive_values_disrupt, "_scores", lambda *args: (asked.append(1), own(*args))[1])
@@ -292,8 +291,9 @@ def test_constant_or_deviation_runs_and_resumes(ran, monkeypatch):
     assert len(seen["scores"]["1 random, held constant"]) == 2
     assert len(seen["scores"]["1 massive, deviation only"]) == 1
     assert len(result.tables[1].rows) == 1 + 2 * 4
-    before = (folder / "items.jsonl").read_bytes()
+    before = (folder / "steps.jsonl").read_bytes()
+    interrupted(folder)
     again, _ = ran("massive-values/constant-or-deviation", {"planted": lm}, **settings)
-    assert (folder / "items.jsonl").read_bytes() == before
+    assert (folder / "steps.jsonl").read_bytes() == before
     assert again.tables == result.tables
-    assert {json.loads(line)["key"].partition("/")[2] for line in before.splitlines()} >= {"energy", "clean"}
+    assert {json.loads(line)["step"].partition("/")[2] for line in before.splitlines()} >= {"energy", "clean"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from experimented import run
 from safetensors.torch import save_file
 
 from proving import provable
+from rerun import put
 from studfinder.edits import edited, zero
 from studfinder.experiments.fidelity import Original, proof_windows
 from studfinder.experiments.quantize_frontier import Member, steps, verdict
@@ -22,13 +25,12 @@ from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import _cache, _changes
 from studfinder.experiments.quantize_unrounded import Unrounded
 from studfinder.experiments.super_weight_block_size import in_runs
-from studfinder.experiments.weights import findings_of, profile_of
+from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
-from studfinder.runs import open_run, write_text
-from studfinder.verbs.scan import plan_scan, run_scan
+from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,12 @@ def planted(tmp_path_factory):
         tokenizer.eos_token = "?"
         lm = load(lm.model, tokenizer)
         plan = plan_scan(lm, hash_of=cached_content_hash)
-        scan = open_run("scan", plan.model.id, plan.settings, result="findings.json")
-        write_text(scan.path / "findings.json", to_json(run_scan(plan, write=False)[0]))
+        put(scan_run(plan), to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
         yield lm, folder
+
+
+BENCH: Any = SimpleNamespace(scans=Path("runs"), progress=None)
+"""What finding a scan needs of a bench, where one is there already."""
 
 
 def small(folder):
@@ -169,7 +174,7 @@ def test_formats(planted):
     scores, kept, _ = result.tables
     rows = {row[0]: row for row in scores.rows}
     size = sum(target.weight(lm).numel() for target in targets(lm))
-    count = len(findings_of(lm).proven)
+    count = len(findings_of(BENCH, lm).proven)
     for format in ("w4-channel", "w8-tensor"):  # a kept number costs 16 bits and the 32 of its place
         kept_bits = rows[f"{format}, keep the super weights"][1]
         assert kept_bits - rows[format][1] == pytest.approx(48 * count / size)
@@ -181,7 +186,7 @@ def test_formats(planted):
 
 def test_massive_rows(planted):
     lm, _ = planted
-    findings = findings_of(lm)
+    findings = findings_of(BENCH, lm)
     value = MassiveValue(layer=1, tensor="key", head=1, dim=2, norm=1.0, ratio=9.0)
     rows = massive_rows(lm, replace(findings, massive_values=(value,)))
     # Dims 2 and 6 of a head of 8 rotate together.
@@ -235,7 +240,7 @@ def test_transforms(planted):
         "norm.query.layers": torch.arange(3),
         "norm.key.layers": torch.arange(3),
     }
-    save_file(maps, profile_of(lm))
+    save_file(maps, scan_of(BENCH, lm) / "profile.safetensors")
     settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
     result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 2}, limit=2, text="proof", **settings)
     scores, against, alone = result.tables
@@ -261,7 +266,7 @@ def test_transforms(planted):
 
 def test_which_number_grows(planted):
     lm, _ = planted
-    (weight,) = findings_of(lm).proven
+    (weight,) = findings_of(BENCH, lm).proven
     bench = SimpleNamespace(settings={"seed": 0})
     changes = {one.label: one.keep for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
     down = lm.model.get_parameter(weight.parameter)
@@ -351,7 +356,7 @@ def test_massive_values_quantization(planted):
 
 def test_preserved_sees_a_super_activation_go(planted):
     lm, _ = planted
-    weights = findings_of(lm).proven
+    weights = findings_of(BENCH, lm).proven
     preserved = Preserved(weights, 2, 2.0)
     preserved.see(lm)
     with edited(lm, zero(weights)):

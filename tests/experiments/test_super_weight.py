@@ -10,11 +10,11 @@ import pytest
 from experimented import run
 
 from proving import COL, LAYER, ROW, provable
+from rerun import put
 from studfinder.experiments.super_weight_scaling import held_out_gain
 from studfinder.models import cached_content_hash, load
 from studfinder.records import Comparison, Findings, Interval, read_record, to_json
-from studfinder.runs import open_run, write_text
-from studfinder.verbs.scan import plan_scan, run_scan
+from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 from tasked import choices, words, write
 
 
@@ -43,8 +43,7 @@ def planted(folder):
     tokenizer.eos_token = "?"
     lm = load(lm.model, tokenizer)
     plan = plan_scan(lm, hash_of=cached_content_hash)
-    scan = open_run("scan", plan.model.id, plan.settings, result="findings.json")
-    write_text(scan.path / "findings.json", to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
+    put(scan_run(plan), to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
     return lm
 
 

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from rerun import interrupted
 from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment, trained
 from studfinder.experiments.kv_shift_ablations import Clamp
@@ -112,10 +113,8 @@ def test_eight_bits_of_an_outlier_cost_something():
 def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
     name = "kv-shift/ablations"
     first, folder = ran(name, tmp_path / "run", **TOY[name])
-    lines = (folder / "items.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * 7
-    (folder / "items.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    (folder / "result.json").unlink()
+    assert len((folder / "steps.jsonl").read_text().splitlines()) == 2 * 7
+    interrupted(folder, lost=1)
     trained = []
     import studfinder.experiments.kv_shift_ablations as module
 
@@ -297,14 +296,13 @@ def test_quadrants_count_heads():
 
 
 def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
-    """A run that did not note its start shows the same one: the seed makes it again."""
     import studfinder.experiments.kv_shift_pretrain as module
 
     text = tmp_path / "t.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
     settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 3, "hidden": 16, "heads": 4, "warmup": 1}
     monkeypatch.setattr(module, "draw", lambda result, width: {})
-    result, folder = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
+    result, _ = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
     loss, shares = result.tables
     starts = [head for cell in result.data["KV shift"] for head in cell["shift at the start"]]
     assert shares.rows[0][1] == sum(a1 > a2 and b1 > b2 for a1, a2, b1, b2 in starts) / 24
@@ -313,11 +311,6 @@ def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
     source = tokenized(str(text), 16, 270)[0]
     assert f"{2 * 4 * 16 / (source.train_windows * 16):.1f} times" in loss.note
     assert f"{len(source.tokens_N):,} tokens" in loss.note
-
-    old = (folder / "items.jsonl").read_text().replace("shift at the start", "something else")
-    (folder / "items.jsonl").write_text(old)
-    again, _ = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
-    assert again.tables == result.tables
 
 
 def test_scalars_of_every_form():

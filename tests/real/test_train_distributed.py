@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import studfinder as sf
-from studfinder.records import read_record
-from studfinder.training import Training
+from studfinder.records import Training, read_record
 
 pytestmark = pytest.mark.real
 OPTIONS = [

@@ -10,6 +10,7 @@ import typer
 
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
+from studfinder.cli.shown import say_if_older
 
 EXAMPLES = """Examples:
 
@@ -30,7 +31,7 @@ def command(
     batch_size: o.BatchSize = "auto",
     change: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the preset (repeatable).")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/<name>-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     as_json: o.Json = False,
@@ -70,6 +71,7 @@ def command(
         )
     if not first:
         return
+    say_if_older(result.run)
     if as_json:
         print((folder / "result.json").read_text(encoding="utf-8"))
         return

@@ -10,6 +10,7 @@ import typer
 
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
+from studfinder.cli.shown import say_if_older
 
 EXAMPLES = """Examples:
 
@@ -37,7 +38,7 @@ def command(
     seed: Annotated[int, typer.Option(help="For what is drawn at random.")] = 0,
     batch_size: o.BatchSize = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/measure-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     device_map: o.DeviceMap = None,
@@ -101,6 +102,7 @@ def command(
             command="studfinder " + " ".join(sys.argv[1:]),
         )
     assert folder is not None
+    say_if_older(card.run)
     if as_json:
         print((folder / RESULT).read_text(encoding="utf-8"))
         return

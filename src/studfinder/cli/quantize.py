@@ -181,15 +181,15 @@ def _keep(
     from studfinder.quantizers import Auto, Rebalance, hold_out, neurons_of, skip
     from studfinder.records import Findings
     from studfinder.records.json import read_record
-    from studfinder.runs import find_findings
+    from studfinder.runs import record_file
 
-    kept: list[Any] = [read_record(Findings, find_findings(run)) for run in runs]
+    kept: list[Any] = [read_record(Findings, record_file(run, "findings.json")) for run in runs]
     for run in columns:
-        findings = read_record(Findings, find_findings(run))
+        findings = read_record(Findings, record_file(run, "findings.json"))
         load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
         kept.append(hold_out(findings, columns=True) if load_bearing else findings)
     for run in rebalance:
-        findings = read_record(Findings, find_findings(run))
+        findings = read_record(Findings, record_file(run, "findings.json"))
         neurons = neurons_of(findings.proven) if findings.proven else ()
         kept.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
     if fraction:

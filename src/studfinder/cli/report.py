@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,12 @@ EXAMPLES = """Examples:
   studfinder report runs/smollm2/scan-1a2b3c4d5e             draw its page and figures again
   studfinder report runs/a runs/b                            side by side in the terminal
   studfinder report runs/a runs/b --out compared             and as a page
-  studfinder report runs/smollm2/measure-9f8e7d6c5b          a scorecard or an experiment works too
+  studfinder report runs/smollm2/measure-9f8e7d6c5b          a scorecard, an experiment, a training, a quantised model
 """
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, all of scans or of one verb.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, all of one kind.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the page.  [default: the run's own; none for several]")
     ] = None,
@@ -28,30 +29,20 @@ def command(
 ) -> None:
     """Draw the report of a run again, or set several side by side.
 
-    Scans and scorecards can be set side by side; experiments are drawn again, each by itself.
+    Scans and scorecards can be set side by side; other kinds are drawn again, each by itself.
     """
-    kind = _kind(runs)
-    page = {"scan": _scans, "measure": _scorecards, "experiment": _experiments}[kind](runs, out)
+    from studfinder.errors import StudfinderError
+    from studfinder.runs import kind_of
+
+    kinds = [kind_of(run)[0] for run in runs]
+    if len(set(kinds)) > 1:
+        named = ", ".join(f"{run} ({kind.rpartition('.')[2]})" for run, kind in zip(runs, kinds, strict=True))
+        raise StudfinderError(f"these runs are of different kinds: {named}", expected="runs of one kind")
+    if out is not None and out.exists() and not out.is_dir():
+        raise StudfinderError(f"--out {out} is a file", expected="a folder, or a name that does not exist yet")
+    page = _DRAWN[kinds[0]](runs, out)
     if page is not None:
         print(f"report    {page}")
-
-
-def _kind(runs: list[Path]) -> str:
-    """Which verb made the runs, by the file that holds their results."""
-    from studfinder.errors import StudfinderError
-
-    files = {"scorecard.json": "measure", "result.json": "experiment"}
-    kinds = []
-    for run in runs:
-        names = [name for name in files if (run / name).is_file() or (run.name == name and run.is_file())]
-        kinds.append(files[names[0]] if names else "scan")
-    if len(set(kinds)) > 1:
-        raise StudfinderError(
-            "these runs are of different kinds: "
-            + ", ".join(f"{run} ({kind})" for run, kind in zip(runs, kinds, strict=True)),
-            expected="scans only, scorecards only, or experiments only",
-        )
-    return kinds[0]
 
 
 def _scans(runs: list[Path], out: Path | None) -> Path | None:
@@ -77,9 +68,35 @@ def _scorecards(runs: list[Path], out: Path | None) -> Path | None:
 
 
 def _experiments(runs: list[Path], out: Path | None) -> Path | None:
-    from studfinder.errors import StudfinderError
     from studfinder.experiments import redraw
 
+    return redraw(_one(runs), out)
+
+
+def _trainings(runs: list[Path], out: Path | None) -> Path | None:
+    from studfinder.verbs.results import redraw_training
+
+    return redraw_training(_one(runs), out)
+
+
+def _quantizations(runs: list[Path], out: Path | None) -> Path | None:
+    from studfinder.verbs.results import redraw_quantization
+
+    return redraw_quantization(_one(runs), out)
+
+
+def _one(runs: list[Path]) -> Path:
+    from studfinder.errors import StudfinderError
+
     if len(runs) > 1:
-        raise StudfinderError("several experiments", do="Draw each by itself")
-    return redraw(runs[0], out)
+        raise StudfinderError(f"{len(runs)} runs of a kind that is not set side by side", do="Draw each by itself")
+    return runs[0]
+
+
+_DRAWN: dict[str, Callable[[list[Path], Path | None], Path | None]] = {
+    "studfinder.findings": _scans,
+    "studfinder.scorecard": _scorecards,
+    "studfinder.experiment": _experiments,
+    "studfinder.training": _trainings,
+    "studfinder.quantization": _quantizations,
+}

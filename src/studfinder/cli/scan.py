@@ -10,6 +10,7 @@ import typer
 
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
+from studfinder.cli.shown import say_if_older
 
 EXAMPLES = """Examples:
 
@@ -24,7 +25,7 @@ EXAMPLES = """Examples:
 def command(
     model: o.Model = "smollm2",
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/scan-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to observe (repeatable).")] = None,
     prompts: Annotated[Path | None, typer.Option(help='Prompts: plain text, or .jsonl with "text".')] = None,
     bos: Annotated[
@@ -61,7 +62,7 @@ def command(
 
     from studfinder.models import cached_content_hash
     from studfinder.report import print_findings
-    from studfinder.runs import find_findings
+    from studfinder.runs import record_file
     from studfinder.verbs.load import load
     from studfinder.verbs.observation import Thresholds
     from studfinder.verbs.scan import plan_scan, run_scan
@@ -105,8 +106,9 @@ def command(
             command="studfinder " + " ".join(sys.argv[1:]),
         )
     assert folder is not None
+    say_if_older(findings.run)
     if as_json:
-        print(find_findings(folder).read_text(encoding="utf-8"))
+        print(record_file(folder, "findings.json").read_text(encoding="utf-8"))
     else:
         print_findings(findings, folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from studfinder.cli import options as o
+from studfinder.cli.shown import say_if_older
 
 EXAMPLES = """Examples:
 
@@ -39,7 +39,7 @@ def command(
         typer.Option(help="A variant, e.g. kv_shift or gated:kind=linear,pi_init=0.25 (repeatable); vanilla is none."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/train-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences a step, over all devices.")] = None,
     micro: Annotated[int | None, typer.Option(min=1, help="Sequences a forward pass on one device.")] = None,
@@ -73,6 +73,7 @@ def command(
     massive activations, massive Q and K values, attention sinks) are logged at each evaluation. Ctrl-C writes a
     checkpoint; the same command goes on from there and ends with the same loss as if it had never stopped.
     """
+    from studfinder.runs import first_process
     from studfinder.verbs.train import plan_train, run_train
 
     course = {
@@ -107,7 +108,7 @@ def command(
     if dry_run:
         print(f"would train {what}")
         return
-    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one speaks
+    first = first_process()  # of several processes, one speaks
     if first:
         print(f"training {what}", file=sys.stderr)
     record, folder = run_train(
@@ -120,6 +121,7 @@ def command(
     )
     if not first:
         return
+    say_if_older(record.run)
     if as_json:
         print((folder / "result.json").read_text(encoding="utf-8"))
         return

@@ -42,9 +42,9 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, content_hash
+from studfinder.models import LM, check_findings
 from studfinder.records import Findings, MassiveActivation, read_record
-from studfinder.runs import find_findings
+from studfinder.runs import record_file
 from studfinder.sites import KINDS, Site
 
 _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
@@ -208,13 +208,8 @@ def _layers(text: str, count: int) -> list[int]:
 
 
 def _from_scan(lm: LM, path: Path, part: str) -> Target:
-    findings = read_record(Findings, find_findings(path))
-    if findings.model.content_hash != content_hash(lm):
-        raise StudfinderError(
-            f"{path} is a scan of {findings.model.id} in {findings.model.dtype} with other weights than {lm.source.id} "
-            f"in {str(lm.dtype).removeprefix('torch.')}",
-            do="Scan this model, or load the one that was scanned, in the same dtype",
-        )
+    findings = read_record(Findings, record_file(path, "findings.json"))
+    check_findings(lm, findings)
     parts: dict[str, Callable[[], Sequence[Any]]] = {
         "super_weights": lambda: findings.proven,
         "candidates": lambda: findings.super_weights,

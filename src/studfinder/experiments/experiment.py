@@ -15,7 +15,7 @@ from typing import Any
 
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import ModelCard, Table
-from studfinder.runs import Ledger
+from studfinder.runs import Work
 from studfinder.sites import check_causal
 
 Progress = Callable[[str, int, int], Any]
@@ -61,29 +61,33 @@ class Bench:
     Attributes:
         models: names or paths, as the user gave them.
         settings: of the preset, with what the user changed.
+        work: the run's folder and the steps that are done.
         cards: the models that were loaded so far.
+        scans: where a scan that the experiment needs is written, if ./runs has none.
     """
 
     def __init__(
         self,
         models: tuple[str, ...],
         settings: Mapping[str, Any],
-        ledger: Ledger,
+        work: Work,
         progress: Progress | None = None,
         loader: Callable[[str], LM] = load,
         first: LM | None = None,
+        scans: Path = Path("runs"),
     ) -> None:
         self.models, self.settings = models, dict(settings)
         self.cards: list[ModelCard] = []
-        self._ledger, self._progress, self._loader = ledger, progress, loader
+        self.scans = scans
+        self.work, self._progress, self._loader = work, progress, loader
         self._lm = first
         self._name = models[0] if first is not None else ""
         self._scope = ""
 
     @property
-    def folder(self) -> Path | None:
-        """The run folder, for what a long step keeps to go on from; None if nothing is kept."""
-        return None if self._ledger.path is None else self._ledger.path.parent
+    def folder(self) -> Path:
+        """Where the run is worked on, for what a long step keeps to go on from (say so with `work.keep()`)."""
+        return self.work.path
 
     @contextmanager
     def model(self, name: str) -> Iterator[LM]:
@@ -104,7 +108,7 @@ class Bench:
     def once(self, step: str, compute: Callable[[], Any]) -> Any:
         """Do a step, or take its result from an earlier, interrupted run. The value must be plain JSON (records go
         through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
-        return self._ledger.once(f"{self._scope}/{step}" if self._scope else step, compute)
+        return self.work.steps.once(f"{self._scope}/{step}" if self._scope else step, compute)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far the work is."""

@@ -12,12 +12,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, about_text, language_cells, shape_of, source_of
+from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
 from studfinder.experiments.seeds import about, against, ended, ends_table, lines
 from studfinder.experiments.seeds_draw import one_panel
-from studfinder.experiments.trained import shift_scalars
 from studfinder.records import Result, Table
-from studfinder.training import TextSource, build, variants_from
 
 MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}
@@ -46,22 +44,12 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     source = source_of(bench)
     cells = language_cells(bench, source, MODELS, watch=False)
-    starts = [
-        cell.get("shift at the start") or drawn(s, source, s["seed"] + number)
-        for number, cell in enumerate(cells["KV shift"])
-    ]
+    starts = [cell["shift at the start"] for cell in cells["KV shift"]]
     tables = [
         ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
         quadrants(cells["KV shift"], starts),
     ]
     return Outcome(tables, [*against(cells, "vanilla", _SCORES), *about(cells)], cells)
-
-
-def drawn(settings: dict[str, Any], source: TextSource, seed: int) -> list[list[float]]:
-    """The scalars that training began with at a seed: runs that did not note them are built again."""
-    variants = variants_from(MODELS["KV shift"])
-    model = build(shape_of(settings), variants, vocabulary=source.vocabulary, length=source.length, seed=seed)
-    return shift_scalars(model)
 
 
 def quadrants(seeds: list[dict[str, Any]], starts: list[list[list[float]]]) -> Table:

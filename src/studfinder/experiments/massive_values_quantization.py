@@ -91,7 +91,7 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(lm, progress=bench.progress)
+            findings = findings_of(bench, lm)
             keeps = findings_keeps(lm, findings, seed=bench.settings["seed"])
             measures = bench.once("measures", partial(_measures, bench, lm))
             work = Work(

@@ -163,8 +163,7 @@ def _arms(bench: Bench, name: str, lm: LM) -> dict[str, Any]:
         folder = _checkpoints(bench, name, label)
         key = key_of({**bench.settings, "arm": label, "weights of": bench.cards[-1].content_hash})
         seen["arms"][label] = bench.once(f"arm {label}", partial(trained, lm, arm, course, folder, key))
-        if folder is not None:  # only now: the step is remembered
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # only now: the step is remembered
     bench.progress(f"{name}, trained", len(arms) + 1, len(arms) + 1)
     return seen
 
@@ -179,7 +178,7 @@ def _check(bench: Bench, lm: LM) -> None:
 
 def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     """The proven super weights, the largest effect first, and for each the weight of its matrix nearest in size."""
-    findings = findings_of(lm, progress=bench.progress)
+    findings = findings_of(bench, lm)
     proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     chosen = proven[: bench.settings["weights"]]
     encoded = encode(lm, default_prompts())[0]
@@ -212,9 +211,8 @@ def _course(bench: Bench, lm: LM, groups: dict[str, Places], precision: str) -> 
     return Course(source, course, test, rows("train", 8), groups, min(s["watched"], len(test)))
 
 
-def _checkpoints(bench: Bench, name: str, label: str) -> Path | None:
-    if bench.folder is None:
-        return None
+def _checkpoints(bench: Bench, name: str, label: str) -> Path:
+    bench.work.keep()
     return bench.folder / "checkpoints" / f"{bench.models.index(name)}-{label.replace(' ', '-')}"
 
 

@@ -65,7 +65,7 @@ def run(bench: Bench) -> Outcome:
     measures = [f"perplexity:{bench.settings['text']}", KL]
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(lm, progress=bench.progress)
+            findings = findings_of(bench, lm)
             keeps = findings_keeps(lm, findings, fraction=bench.settings["fraction"], seed=bench.settings["seed"])
             work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             made = work.carried_out(list(_recipes(bench, lm, keeps)))

@@ -79,7 +79,7 @@ def run(bench: Bench) -> Outcome:
     limits = {**limits_of(bench), "passkey": own["passkeys"]}
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(lm, prove=False, progress=bench.progress)
+            findings = findings_of(bench, lm, prove=False)
             work = Work(bench=bench, lm=lm, measures=measures, limits=limits)
             made = work.carried_out(list(_recipes(bench, lm, findings)))
         _add(outcome, name, made, work)

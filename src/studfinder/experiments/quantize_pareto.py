@@ -65,7 +65,7 @@ def run(bench: Bench) -> Outcome:
     measure = f"perplexity:{bench.settings['text']}"
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(lm, progress=bench.progress)
+            findings = findings_of(bench, lm)
             recipes = [*_nearest(bench, lm, findings), *_others(bench, lm, findings), *_phases(bench, lm)]
             made = Work(bench=bench, lm=lm, measures=[measure], limits={"perplexity": bench.settings["limit"]})
             _add(outcome, name, made.carried_out(recipes), measure, bool(_super(findings)))

@@ -37,7 +37,7 @@ from studfinder.experiments.quantize_tables import (
     tally,
 )
 from studfinder.experiments.quantize_unrounded import Alone, Unrounded, alone_table, made_alone, worst_rebalancing
-from studfinder.experiments.weights import findings_of, profile_of
+from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
     AWQ,
@@ -99,7 +99,7 @@ def run(bench: Bench) -> Outcome:
         _check_scheme(scheme)  # before a model is scanned for nothing
     for name in bench.models:
         with bench.model(name) as lm:
-            proven = findings_of(lm, progress=bench.progress).proven
+            proven = findings_of(bench, lm).proven
             work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             alone = [*_changes(bench, lm, proven, _scheme(lm, "w4-g64")), _change(PAIRS, RotaryPairs())]
             recipes = list(_recipes(bench, lm, proven))
@@ -168,9 +168,9 @@ def _family(name: str, method: Any, changed: Sequence[Recipe]) -> Iterator[Recip
 
 
 def _awq(bench: Bench, lm: LM, name: str, scheme: Scheme) -> Iterator[Recipe]:
-    profile = profile_of(lm)
+    profile = scan_of(bench, lm) / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
-    if bench.folder is not None and profile.is_file():
+    if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])
     for kept, path in maps.items():
         method = AWQ(scheme=scheme, massive_values=None if path is None else str(path))

@@ -70,7 +70,7 @@ def run(bench: Bench) -> Outcome:
             worst = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))[: bench.settings["worst"]]
             shifted = {part.label: seen.only(part, shift=True) for part in worst}
             skips = dict(seen.without(worst, groups))
-            kept = list(seen.kept(findings_of(lm, progress=bench.progress).proven, groups))
+            kept = list(seen.kept(findings_of(bench, lm).proven, groups))
         _add(outcome, name, (layers, kinds, groups), found, shifted, skips, worst)
         median = float(np.median([found[part.label].mean() for part in groups]))
         add_kept(outcome, name, kept, found, skips["everything"], median)

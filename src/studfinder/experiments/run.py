@@ -9,14 +9,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Progress
 from studfinder.experiments.registry import experiment_named
-from studfinder.models import LM, load
+from studfinder.models import LM, cached_content_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, styled
-from studfinder.runs import Ledger, first_process, key_of, now, open_run, versions, write_text
+from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
 RESULT = "result.json"
@@ -35,8 +37,8 @@ class Plan:
     settings: dict[str, Any]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What the run folder's key is made from."""
+    def settled(self) -> dict[str, Any]:
+        """What is known of the run before a model is loaded."""
         return {"experiment": self.entry.name, "models": list(self.models), **self.settings}
 
 
@@ -104,45 +106,88 @@ def run_experiment(
 ) -> tuple[Result, Path]:
     """Carry out a planned experiment; returns its result and its run folder.
 
-    Steps that an interrupted run into the same folder finished are not done again. A finished run is drawn again from
-    its steps, which costs next to nothing.
+    Steps that an interrupted run finished are not done again; a finished run is read.
 
     Raises:
         StudfinderError: `out` holds another run, a model cannot be loaded, or what the experiment itself refuses.
     """
     # Before a folder is made: a model that is not there leaves nothing behind.
     first = loader(plan.models[0]) if plan.models else None
+    run, sources = _run(plan, first, out, loader)
+    found = None if overwrite else run.finished()
+    if found is not None:
+        result = read_result(found)
+        if found == run.path or _same_weights(result, run):
+            return result, found
+    with run.work(overwrite=overwrite, sources=sources) as work:
+        bench = Bench(
+            plan.models,
+            plan.settings,
+            work,
+            progress,
+            loader,
+            first,
+            work.path / "scans" if run.given else Path("runs"),
+        )
+        del first  # the bench alone holds it, and lets it go before it loads another
+        result = _carried_out(plan, run, bench, command)
+        if first_process():
+            _written(plan, work, result)
+    return result, run.path
+
+
+def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str], LM]) -> tuple[Run, list[Path | None]]:
+    """The run's identity and place, and the folders of its models. Models beyond the first are loaded for their hash,
+    and let go."""
+    identity: dict[str, Any] = {**plan.settled, "scoring": SCORING}
+    sources: list[Path | None] = []
+    if first is None:
+        identity["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        models = (first, *map(loader, plan.models[1:]))
+        known = [(cached_content_hash(lm), str(lm.dtype), lm.device.type, lm.source.folder) for lm in models]
+        hashes, dtypes, devices, folders = zip(*known, strict=True)
+        identity.update(hashes=list(hashes), dtypes=list(dtypes), devices=list(devices))
+        sources = list(folders)
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
-    folder = open_run(verb, place, plan.identity, result=RESULT, out=out, overwrite=overwrite)
-    with folder.held():
-        started, clock = now(), time.monotonic()
-        bench = Bench(plan.models, plan.settings, Ledger(folder.path / "items.jsonl"), progress, loader, first)
-        del first  # the bench alone holds it, and lets it go before it loads another
-        outcome = plan.module.run(bench)
-        result = Result(
-            name=plan.entry.name,
-            paper=plan.entry.paper,
-            shows=plan.entry.shows,
-            models=tuple(bench.cards),
-            run=RunCard(
-                verb="experiment",
-                key=key_of(plan.identity),
-                settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
-                command=command or f"studfinder experiment {plan.entry.name}",
-                started=started,
-                seconds=time.monotonic() - clock,
-                seed=int(plan.settings["seed"]),
-                versions=versions(),
-            ),
-            tables=tuple(outcome.tables),
-            notes=tuple(outcome.notes),
-            data=outcome.data,
-        )
-        if first_process():
-            draw_into(folder.path, result, plan.module)
-            write_text(folder.path / RESULT, to_json(result, indent=1))
-    return result, folder.path
+    return run_of(verb, place, identity, result=RESULT, out=out, before=plan.settled), sources
+
+
+def _same_weights(result: Result, run: Run) -> bool:
+    """Whether a result of the earlier version, whose settings did not say it, is of these weights."""
+    return [card.content_hash for card in result.models] == run.identity.get("hashes", [])
+
+
+def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
+    started, clock = now(), time.monotonic()
+    outcome = plan.module.run(bench)
+    devices = run.identity.get("devices") or [run.identity["device"]]
+    return Result(
+        name=plan.entry.name,
+        paper=plan.entry.paper,
+        shows=plan.entry.shows,
+        models=tuple(bench.cards),
+        run=RunCard(
+            verb="experiment",
+            key=run.key,
+            settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
+            command=command or f"studfinder experiment {plan.entry.name}",
+            started=started,
+            seconds=time.monotonic() - clock,
+            device=", ".join(dict.fromkeys(devices)),
+            seed=int(plan.settings["seed"]),
+            versions=versions(),
+        ),
+        tables=tuple(outcome.tables),
+        notes=tuple(outcome.notes),
+        data=outcome.data,
+    )
+
+
+def _written(plan: Plan, work: Work, result: Result) -> None:
+    write_text(work.path / RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
+    draw_into(work.path, result, plan.module)
 
 
 def _plain(value: Any) -> bool:
@@ -173,10 +218,7 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
 
 def read_result(folder: Path) -> Result:
     """A finished experiment from its folder or its result.json. Raises StudfinderError if there is none."""
-    file = folder / RESULT if folder.is_dir() else folder
-    if not file.is_file():
-        raise StudfinderError(f"{folder} holds no {RESULT}", expected="the folder of a finished experiment")
-    return read_record(Result, file)
+    return read_record(Result, record_file(folder, RESULT))
 
 
 def redraw(folder: Path, out: Path | None = None) -> Path:

@@ -113,14 +113,15 @@ def every_cell(
     """
     cells: Cells = {name: [] for name in names}
     total = len(names) * seeds
+    bench.work.keep()  # an interrupted cell goes on from its checkpoint
     for seed in range(bench.settings["seed"], bench.settings["seed"] + seeds):
         for name in names:
             bench.progress(f"{name}, seed {seed}", sum(map(len, cells.values())), total)
-            folder = bench.folder and bench.folder / CHECKPOINTS / re.sub(r"[^\w.-]+", "-", f"{name}-{seed}")
+            folder = bench.folder / CHECKPOINTS / re.sub(r"[^\w.-]+", "-", f"{name}-{seed}")
             cells[name].append(bench.once(f"{name}/seed {seed}", partial(cell, name, seed, folder)))
-            if folder is not None and first_process():
+            if first_process():
                 shutil.rmtree(folder, ignore_errors=True)
-    if bench.folder is not None and first_process():
+    if first_process():
         shutil.rmtree(bench.folder / CHECKPOINTS, ignore_errors=True)
     return cells
 

@@ -5,28 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Progress
-from studfinder.models import LM, cached_content_hash
+from studfinder.experiments.experiment import Bench
+from studfinder.models import LM, cached_content_hash, check_findings
 from studfinder.records import Findings, SuperWeight, read_record
-from studfinder.runs import find_findings, open_run
+from studfinder.runs import record_file
 from studfinder.texts import default_prompts, encode
-from studfinder.verbs.scan import plan_scan, run_scan
+from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
-def findings_of(lm: LM, *, prove: bool = True, progress: Progress | None = None) -> Findings:
-    """The findings of a model just loaded: from the run folder of an earlier scan with the same settings if there is
-    one, else from a scan that is written there, so that all experiments on a model share one."""
+def findings_of(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
+    """The findings of a model just loaded; see `scan_of`."""
+    findings = read_record(Findings, record_file(scan_of(bench, lm, prove=prove), "findings.json"))
+    check_findings(lm, findings)
+    return findings
+
+
+def scan_of(bench: Bench, lm: LM, *, prove: bool = True) -> Path:
+    """The folder of a model's scan.
+
+    An earlier one with the same settings in ./runs is used, so that all experiments on a model share one. Otherwise a
+    scan is made now: there, or inside the folder that --out names.
+    """
     plan = plan_scan(lm, prove=prove, hash_of=cached_content_hash)
-    folder = open_run("scan", plan.model.id, plan.settings, result="findings.json")
-    if folder.complete:
-        return read_record(Findings, find_findings(folder.path))
-    return run_scan(plan, write=True, progress=progress, command=f"studfinder scan {plan.model.id}")[0]
-
-
-def profile_of(lm: LM) -> Path:
-    """Where the scan of `findings_of` writes its maps."""
-    plan = plan_scan(lm, hash_of=cached_content_hash)
-    return open_run("scan", plan.model.id, plan.settings, result="findings.json").path / "profile.safetensors"
+    found = scan_run(plan).finished()
+    if found is not None:
+        return found
+    command = f"studfinder scan {plan.model.id}"
+    _, folder = run_scan(plan, write=True, root=bench.scans, progress=bench.progress, command=command)
+    assert folder is not None
+    return folder
 
 
 def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], list[list[int]]]:
@@ -35,7 +42,7 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], lis
     Raises:
         StudfinderError: none is proven.
     """
-    findings = findings_of(lm, progress=bench.progress)
+    findings = findings_of(bench, lm)
     found = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     if not found:
         raise StudfinderError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -64,7 +64,7 @@ def multiple_choice(
         StudfinderError: there are no questions, or one does not fit into the model's window.
     """
     if not questions:
-        raise StudfinderError(f"{measure} has no items", expected="at least one")
+        raise NotApplicable(f"{measure} has no items", expected="at least one")
     answers, ids = per_token(lm, questions, progress)
     margin = [float(of[0] - of[1:].max()) for of in answers]
     correct = [float(value > 0) for value in margin]

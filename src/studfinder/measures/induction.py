@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
 from studfinder.sites import AttentionCall, check_causal, tapped
@@ -52,10 +52,10 @@ def induction(
     size = int(length)
     sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
     if not sequences:
-        raise StudfinderError("induction has no items", expected="at least one")
+        raise NotApplicable("induction has no items", expected="at least one")
     window, longest = lm.anatomy.max_positions, len(sequences[0])
     if window is not None and longest > window:
-        raise StudfinderError(
+        raise NotApplicable(
             f"induction: sequences of {longest} tokens", expected=f"no more than the model's window of {window}"
         )
     check_causal(lm, "induction")
@@ -106,12 +106,12 @@ def in_context_learning(
     """
     window = lm.anatomy.max_positions
     if window is not None and window < _LATE[1]:
-        raise StudfinderError("in-context-learning needs windows of 208 tokens", expected=f"no more than {window}")
+        raise NotApplicable("in-context-learning needs windows of 208 tokens", expected=f"no more than {window}")
     name, documents = ("studfinder-proof-1", [p.text for p in proof_text()]) if text == "proof" else corpus(text)
     encoded = (encode(lm, [Text(name, document)], limit=WHOLE)[0][0] for document in documents)
     windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:
-        raise StudfinderError(f"{name} has no document of {_LATE[1]} tokens")
+        raise NotApplicable(f"{name} has no document of {_LATE[1]} tokens")
     check_causal(lm, "losses")
     score, early, late = [], [], []
     for piece in windows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable
 from studfinder.measures.choices import Question, by_group, per_token
 from studfinder.measures.facts import draw, others
 from studfinder.measures.scores import Scores, scored
@@ -51,7 +51,7 @@ def knowledge_conflict(
         told.append(Question(prompt, (false, fact.answer), cluster, group))
         untold.append(Question(question, (false, fact.answer), cluster, group))
     if not told:
-        raise StudfinderError("knowledge-conflict has no items", expected="at least one")
+        raise NotApplicable("knowledge-conflict has no items", expected="at least one")
     answers, ids = per_token(lm, told, progress)
     margin = [float(stated - true) for stated, true in answers]
     score = [float(value > 0) for value in margin]

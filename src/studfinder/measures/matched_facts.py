@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.facts import ANSWERS, Fact, draw, others
 from studfinder.measures.scores import Scores
@@ -176,7 +176,7 @@ def _items(count: int, source: str, limit: int, seed: int | str) -> tuple[str, S
     # Every relation must fill all choices, so that chance is one number.
     usable = tuple(relation for relation in found if len(relation.objects) >= max(ANSWERS, count) + 2)
     if len(usable) < 2:
-        raise StudfinderError(f"no relations of {name} have {count} answers", do="Ask for fewer facts in the prompt")
+        raise NotApplicable(f"no relations of {name} have {count} answers", do="Ask for fewer facts in the prompt")
     items = []
     for fact, generator in draw(usable, limit, seed):
         wrong = others(fact, len(fact.relation.objects), generator)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -64,9 +64,9 @@ def perplexity(
         spans = _spans(ids, window, stride, first, whole=protocol == "gptq")[:limit]
         owners = np.arange(len(spans))
     if not spans:
-        raise StudfinderError(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
+        raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
     if lm.anatomy.max_positions is not None and window > lm.anatomy.max_positions:
-        raise StudfinderError(
+        raise NotApplicable(
             f"window {window} is longer than the model's context", expected=f"at most {lm.anatomy.max_positions}"
         )
     nll, tokens = (np.bincount(owners, weights=sums) for sums in _score(lm, spans, progress))

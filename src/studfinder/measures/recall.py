@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.choices import by_group
 from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import log_likelihoods
@@ -52,12 +52,12 @@ def recall(
         StudfinderError: no prompts, or a prompt with its answer is longer than the model's window.
     """
     if not prompts:
-        raise StudfinderError(f"{measure} has no items", expected="at least one")
+        raise NotApplicable(f"{measure} has no items", expected="at least one")
     asked = [(prompt.text, " " + digits) for prompt in prompts for digits in (prompt.answer, *prompt.wrong)]
     pairs = encode_pairs(lm, asked)
     window, longest = lm.anatomy.max_positions, max(len(context) + len(digits) for context, digits in pairs)
     if window is not None and longest > window:
-        raise StudfinderError(
+        raise NotApplicable(
             f"{measure}: a prompt of {longest} tokens", expected=f"no more than the model's window of {window}"
         )
     found = log_likelihoods(lm, pairs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.greedy import greedy
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -47,11 +47,11 @@ def repetition(
         raise StudfinderError(f"repetition:{new}", expected="a number of tokens from 4 up")
     window, count = lm.anatomy.max_positions, int(new)
     if window is not None and _PROMPT + count > window:
-        raise StudfinderError(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
+        raise NotApplicable(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
     encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0]
     encoded = [ids for ids in encoded if len(ids) == _PROMPT][:limit]
     if not encoded:
-        raise StudfinderError("repetition has no items", expected="at least one prompt")
+        raise NotApplicable("repetition has no items", expected="at least one prompt")
     # An edit of activations may depend on all tokens of a pass, so then each prompt has its own.
     size = 1 if replacing(lm) else len(encoded)
     written = []

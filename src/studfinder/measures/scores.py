@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.records import Comparison, Interval
 from studfinder.stats import mcnemar, mean_interval, ratio_interval
 
@@ -58,7 +58,7 @@ def scored(
         StudfinderError: there are no items.
     """
     if not len(score):
-        raise StudfinderError(f"{measure} has no items", expected="at least one")
+        raise NotApplicable(f"{measure} has no items", expected="at least one")
     interval = mean_interval(score, clusters or None, level=level, what="items")
     named = {"score": score, **items}
     return Scores(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from studfinder.edits import Edit, edited, layer_of
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.sites import check_causal, kept_outputs, replacing, resumed
@@ -83,7 +83,7 @@ def sweep(
             causal.
     """
     if not encoded or min(len(ids) for ids in encoded) < 2:
-        raise StudfinderError("there is nothing to score", expected="windows of at least two tokens")
+        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
     check_causal(lm, "next-token distributions")
     check_ids(lm, encoded)
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.

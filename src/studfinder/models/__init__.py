@@ -1,6 +1,7 @@
 """LM, load, anatomy (where the parts of each architecture are), built-in models, fingerprint."""
 
 from studfinder.models.anatomy import FAMILIES, Anatomy, Layer, MatrixRef, anatomy_of
+from studfinder.models.believed import check_findings, check_same_weights
 from studfinder.models.builtin import BUILTINS, builtin_folder, cache_folder
 from studfinder.models.card import model_card
 from studfinder.models.fingerprint import cached_content_hash, content_hash
@@ -22,7 +23,9 @@ __all__ = [
     "builtin_folder",
     "cache_folder",
     "cached_content_hash",
+    "check_findings",
     "check_finite",
+    "check_same_weights",
     "content_hash",
     "load",
     "matrix",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from studfinder.models.builtin import cache_folder
 from studfinder.models.lm import LM
 
 _CHUNK = 1 << 24
+_PIECES, _PIECE = 64, 4096
 
 
 def content_hash(lm: LM) -> str:
@@ -53,7 +55,8 @@ def _digest(tensor: torch.Tensor) -> bytes:
 
 
 def cached_content_hash(lm: LM) -> str:
-    """The content hash of a model just loaded from a folder, remembered by the files' sizes and times.
+    """The content hash of a model just loaded from a folder, remembered by its files: their sizes, times, inodes, and a
+    sample of their bytes.
 
     For a freshly loaded, untouched model only: whoever holds a live object that may have been edited calls
     `content_hash`.
@@ -82,6 +85,22 @@ def _signature(lm: LM) -> str | None:
     if folder is None:
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    text = json.dumps([str(folder.resolve()), stats, str(lm.dtype), torch.__version__])
+    seen = [(path.name, *_stat(path), _sample(path)) for path in files]
+    text = json.dumps([str(folder.resolve()), seen, str(lm.dtype), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stat(path: Path) -> tuple[int, int, int, int]:
+    """Size, times and inode: other bytes under the same name have another ctime, which nobody can set."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _sample(path: Path) -> str:
+    """A hash of up to 64 pieces of a file, evenly spread: for file systems whose times say nothing."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for number in range(_PIECES):
+            file.seek(max(0, size - _PIECE) * number // (_PIECES - 1))
+            digest.update(file.read(_PIECE))
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ import torch
 
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, content_hash
+from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, named
 from studfinder.records import Findings, SuperWeight
@@ -120,7 +120,7 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
             skipped |= _skipped(found, one)
         elif isinstance(one, HoldOut):
             if one.model:
-                _check_hash(lm, one.model, "of a model")
+                check_same_weights(lm, one.model, "of a model")
             _hold(lm, found, one, held)
     return held, skipped
 
@@ -139,10 +139,10 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     if isinstance(keep, HoldOut | Skip | Transform):
         model = None if isinstance(keep, HoldOut) else getattr(keep, "model", None)  # `resolve` asks a HoldOut's
         if model:
-            _check_hash(lm, str(model), "of a model")
+            check_same_weights(lm, str(model), "of a model")
         return [keep]
     if isinstance(keep, Findings):
-        check_same_model(lm, keep)  # also where nothing was found
+        check_findings(lm, keep)  # also where nothing was found
         return [hold_out(keep)] if _weights(keep) else []
     if isinstance(keep, SuperWeight | Weights):
         return [hold_out(keep)]
@@ -151,21 +151,6 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     raise StudfinderError(
         f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform"
     )
-
-
-def check_same_model(lm: LM, findings: Findings) -> None:
-    """Raise StudfinderError if the findings are of a model with other weights."""
-    _check_hash(lm, findings.model.content_hash, f"of {findings.model.id}")
-
-
-def _check_hash(lm: LM, theirs: str, whose: str) -> None:
-    here = content_hash(lm)
-    if theirs != here:
-        raise StudfinderError(
-            f"the findings are {whose} with hash {theirs[:12]}, and this is {lm.source.id} with hash {here[:12]}",
-            expected="findings of the model that is quantised",
-            do="Scan this model first",
-        )
 
 
 def _weights(what: Any) -> list[Weights]:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, check_findings
 from studfinder.quantizers.activations import on_grid
 from studfinder.quantizers.grid import grid_of
-from studfinder.quantizers.keep import check_same_model
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
 from studfinder.sites import AttentionCall, Site, tapped
@@ -199,7 +198,7 @@ def held_dims(lm: LM, findings: Findings) -> dict[int, torch.Tensor]:
     Raises:
         StudfinderError: findings of another model, or without massive values of K.
     """
-    check_same_model(lm, findings)
+    check_findings(lm, findings)
     found: dict[int, torch.Tensor] = {}
     for value in findings.massive_values:
         if value.tensor == "key":

@@ -17,6 +17,7 @@ from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
+from studfinder.records.training import Training
 
 __all__ = [
     "AttentionSink",
@@ -40,6 +41,7 @@ __all__ = [
     "Summary",
     "SuperWeight",
     "Table",
+    "Training",
     "from_json",
     "read_record",
     "schema",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from studfinder.records.interval import Interval
 from studfinder.records.run import ModelCard, PromptCard, RunCard
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     import pandas
 
 Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
+Place = Annotated[int, Field(ge=0, strict=True)]
+"""A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
 ListName = Literal["super_weights", "massive_activations", "massive_values", "attention_sinks"]
 
@@ -133,6 +138,19 @@ class SuperWeight:
     effect: Effect | None = None
     verdict: Verdict = "candidate"
 
+    def __post_init__(self) -> None:
+        matrix, expert = self.index[-2:], self.index[:-2]
+        if self.layer < 0 or any(at < 0 for at in self.index):
+            raise ValueError(f"{self}: a place below 0")
+        if matrix not in ((self.row, self.col), (self.col, self.row)):
+            raise ValueError(f"{self}: index {list(self.index)} is another place")
+        if expert != (() if self.expert is None else (self.expert,)):
+            raise ValueError(f"{self}: index {list(self.index)} is of another expert")
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self}: the weight is {self.value}")
+        if self.verdict in ("proven", "proven-jointly") and (self.effect is None or not self.effect.kl.ordered):
+            raise ValueError(f"{self}: {self.verdict}, without an effect that could have shown it")
+
     def __str__(self) -> str:
         expert = "" if self.expert is None else f".experts.{self.expert}"
         return f"layers.{self.layer}{expert} down_proj[{self.row}, {self.col}]"
@@ -142,10 +160,10 @@ class SuperWeight:
 class MassiveActivation:
     """A scalar of the residual stream with |a| > 100 and |a| > 1000 x the layer's median (Sun et al. 2024)."""
 
-    layer: int
-    dim: int
-    prompt: int
-    position: int
+    layer: Place
+    dim: Place
+    prompt: Place
+    position: Place
     token: str
     token_class: TokenClass
     value: float
@@ -157,10 +175,10 @@ class MassiveActivation:
 class MassiveValue:
     """An entry of M[h,d] = sqrt(sum over tokens of q^2) above lambda times its head's mean (Jin et al. 2025)."""
 
-    layer: int
+    layer: Place
     tensor: Literal["query", "key", "value"]
-    head: int
-    dim: int
+    head: Place
+    dim: Place
     norm: float
     ratio: float
 
@@ -169,8 +187,8 @@ class MassiveValue:
 class AttentionSink:
     """A head whose mean attention to the first token exceeds the threshold (Gu et al. 2024)."""
 
-    layer: int
-    head: int
+    layer: Place
+    head: Place
     strength: float
 
 

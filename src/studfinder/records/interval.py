@@ -25,6 +25,11 @@ class Interval:
     n: int
     method: str
 
+    @property
+    def ordered(self) -> bool:
+        """Whether it is an interval at all: low <= value <= high, none of them NaN."""
+        return self.low <= self.value <= self.high
+
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 

@@ -58,12 +58,12 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
     """
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StudfinderError(f"{name} is not valid JSON ({error})", do="It may be truncated: make it again") from None
     expected = {f.name: f.default for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
     for field, value in expected.items():
         found = plain.get(field) if isinstance(plain, dict) else None
-        if found != value:
+        if found != value or isinstance(found, bool):  # true is no version 1
             raise StudfinderError(
                 f"{name} has {field} {found!r}",
                 expected=f"{value!r}",

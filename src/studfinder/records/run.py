@@ -37,6 +37,10 @@ class ModelCard:
     train_length: int
     train_length_source: str
 
+    def __post_init__(self) -> None:
+        if not self.content_hash:
+            raise ValueError(f"{self.id}: no content hash, so nothing says which weights this is of")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCard:

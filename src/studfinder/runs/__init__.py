@@ -1,20 +1,29 @@
-"""Run folder, provenance, atomic writes."""
+"""One run: identity, folder, steps done, provenance, result last; atomic writes."""
 
-from studfinder.runs.atomic import write_bytes, write_text
-from studfinder.runs.folder import RunFolder, find_findings, open_run
-from studfinder.runs.ledger import Ledger
-from studfinder.runs.processes import first_process
-from studfinder.runs.provenance import key_of, now, versions
+from studfinder.runs.atomic import TEMPORARY, write_bytes, write_text, writes_to
+from studfinder.runs.found import kind_of, record_file
+from studfinder.runs.processes import first_process, process_count
+from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
+from studfinder.runs.run import Run, Work, drawn, run_of
+from studfinder.runs.steps import Steps
 
 __all__ = [
-    "Ledger",
-    "RunFolder",
-    "find_findings",
+    "SCORING",
+    "TEMPORARY",
+    "Run",
+    "Steps",
+    "Work",
+    "drawn",
     "first_process",
     "key_of",
+    "kind_of",
     "now",
-    "open_run",
+    "process_count",
+    "record_file",
+    "run_of",
+    "scored_with",
     "versions",
     "write_bytes",
     "write_text",
+    "writes_to",
 ]

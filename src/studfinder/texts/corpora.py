@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, Unavailable
 
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 CORPORA = tuple(_LOCAL)
@@ -66,7 +66,7 @@ def _hub(key: str) -> list[str]:
     try:
         from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        raise StudfinderError(f"text {key!r} is not here", do=advice) from None
+        raise Unavailable(f"text {key!r} is not here", do=advice) from None
     repository, config, split = _HUB[key]
     try:
         with _no_word_of_retries():
@@ -74,9 +74,7 @@ def _hub(key: str) -> list[str]:
             texts = (row["text"] for row in rows)
             found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
     except Exception as error:
-        raise StudfinderError(
-            f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice
-        ) from None
+        raise Unavailable(f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice) from None
     return [text for text in found if text.strip()]
 
 

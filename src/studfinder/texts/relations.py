@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, Unavailable
 
 BUILT_IN = "studfinder-facts-1"
 
@@ -72,7 +72,7 @@ def relations(source: str = "built-in") -> tuple[str, tuple[Relation, ...]]:
     folder = os.environ.get("STUDFINDER_DATA")
     found = sorted(Path(folder, "facts").glob("P*.jsonl")) if folder else []
     if not found:
-        raise StudfinderError(
+        raise Unavailable(
             "T-REx is not here",
             expected="facts/P36.jsonl and others in the folder STUDFINDER_DATA",
             do="Set STUDFINDER_DATA, or use the built-in facts",

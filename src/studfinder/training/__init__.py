@@ -5,7 +5,6 @@ from studfinder.training.models import Shape, build, put_in, variants_from
 from studfinder.training.outliers import Look, Outliers, look
 from studfinder.training.presets import PRESETS, Preset, preset
 from studfinder.training.recipe import Recipe
-from studfinder.training.record import Training
 from studfinder.training.streams import TaskSource
 from studfinder.training.tasks import TASKS, Task, task_from
 from studfinder.training.text import TextSource, tokenized
@@ -22,7 +21,6 @@ __all__ = [
     "Task",
     "TaskSource",
     "TextSource",
-    "Training",
     "build",
     "fit",
     "look",

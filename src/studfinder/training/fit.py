@@ -88,7 +88,7 @@ def fit(
         model: a Hugging Face causal LM, fp32.
         source: where sequences come from.
         folder: for checkpoints; the run continues from the last complete one there. None keeps none.
-        key: which run the checkpoints belong to; those of another are refused.
+        key: which run the checkpoints belong to; those of another, or of other data, are refused.
         callbacks: Trainer callbacks; one with `attach(trainer)` is handed the Trainer.
         report_to: Trainer's integrations, e.g. "tensorboard", which write into `folder`.
 
@@ -97,10 +97,10 @@ def fit(
     """
     # Before the Trainer, whose TrainingArguments create the process group if there are several processes.
     with _place(folder) as place:
-        start = latest(Path(place), key) if folder is not None else None
+        start = latest(Path(place), key, source.settings()) if folder is not None else None
         arguments = _arguments(recipe, Path(place), save=folder is not None, report_to=report_to)
         stop = StopAtStep(save=folder is not None)
-        checkpoints = Checkpoints(key)
+        checkpoints = Checkpoints(key, source.settings())
         trainer = _Trainer(
             model=model,
             args=arguments,

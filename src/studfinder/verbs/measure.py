@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.edits import Edit, edited, edits_hash
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import REGISTRY, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, content_hash, model_card
@@ -20,7 +20,7 @@ from studfinder.records import Measured, RunCard, Scorecard, from_json, read_rec
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw, tables
 from studfinder.report.style import NARROW, WIDE, styled
-from studfinder.runs import Ledger, key_of, now, open_run, versions, write_text
+from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.results import write_sheet
@@ -99,10 +99,12 @@ def plan_measure(
         "dtype": str(lm.dtype).removeprefix("torch."),
         "measures": ",".join(measures),
         "edits": edits_hash(edits) if edits else "",
+        "device": lm.device.type,
         "against": against.source.id if against is not None else "",
         "against_hash": hash_of(against) if against is not None else "",
         "limit": limit,
         "seed": seed,
+        "scoring": SCORING,
     }
     return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), tuple(words), against, settings)
 
@@ -129,7 +131,8 @@ def measure(
         limit: at most so many items (windows, prompts, questions) of each measure.
         seed: of what is drawn at random.
         out: a folder to write scorecard.json, tables and figure to; interrupted, the same call goes on where it
-            stopped.
+            stopped, and finished, it is read.
+        overwrite: measure anew, and replace what is in `out`.
 
     Raises:
         StudfinderError: see `plan_measure`; or a measure cannot run on this model.
@@ -153,23 +156,27 @@ def run_measure(
     """Carry out a planned measurement; returns the scorecard and its folder, if one was written (`write` writes one
     at its default place)."""
     if out is None and not write:
-        return _measured(plan, None, progress, command), None
-    run = open_run("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, overwrite=overwrite)
-    with run.held() as folder:
-        card = _measured(plan, folder, progress, command)
-        write_cards(folder, [card])
-        write_text(folder / RESULT, to_json(card, indent=1))
-    return card, folder
+        return _measured(plan, Steps(None), progress, command), None
+    before = {name: value for name, value in plan.settings.items() if name not in ("device", "scoring")}
+    run = run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, before=before)
+    found = None if overwrite else run.finished()
+    if found is not None:
+        return read_card(found), found
+    sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
+    with run.work(overwrite=overwrite, sources=sources) as work:
+        card = _measured(plan, work.steps, progress, command)
+        write_text(work.path / RESULT, to_json(card, indent=1))
+        write_cards(work.path, [card])
+    return card, run.path
 
 
-def _measured(plan: Plan, folder: Path | None, progress: Progress | None, command: str) -> Scorecard:
+def _measured(plan: Plan, steps: Steps, progress: Progress | None, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
-    ledger = Ledger(folder / "items.jsonl" if folder else None)
     lines = []
     for number, name in enumerate(plan.measures):
         if progress is not None:
             progress(name, number, len(plan.measures))
-        lines.append(_line(plan, name, ledger))
+        lines.append(_line(plan, name, steps))
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
         edits=plan.words,
@@ -195,18 +202,18 @@ def _against(plan: Plan) -> str:
     return plan.against.source.id if plan.against is not None else ""
 
 
-def _line(plan: Plan, name: str, ledger: Ledger) -> Measured:
+def _line(plan: Plan, name: str, steps: Steps) -> Measured:
     """One measure: the score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
     clock = time.monotonic()
     try:
         baseline = None
         if plan.edits:
-            baseline = _scores(plan, name, plan.lm, (), ledger, "clean")
+            baseline = _scores(plan, name, plan.lm, (), steps, "clean")
         elif plan.against is not None:
-            baseline = _scores(plan, name, plan.against, (), ledger, "against")
-        score = _scores(plan, name, plan.lm, plan.edits, ledger, "edited" if plan.edits else "model")
-    except StudfinderError as error:
+            baseline = _scores(plan, name, plan.against, (), steps, "against")
+        score = _scores(plan, name, plan.lm, plan.edits, steps, "edited" if plan.edits else "model")
+    except NotApplicable as error:
         if len(plan.measures) == 1:
             raise
         return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=str(error))
@@ -249,8 +256,8 @@ def _headroom(scores: Scores) -> bool | None:
     return None if scores.chance is None else scores.interval.low > scores.chance
 
 
-def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], ledger: Ledger, state: str) -> Scores:
-    name = _with_argument(plan, name, ledger)
+def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
+    name = _with_argument(plan, name, steps)
     options: Mapping[str, Any] = {"limit": plan.settings["limit"], "seed": plan.settings["seed"]}
     call = partial(measure_named(name), lm, **options)
 
@@ -260,17 +267,17 @@ def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], ledger: Ledg
         with edited(lm, edits) if edits else nullcontext():
             return to_plain(call())
 
-    return from_json(Scores, json.dumps(ledger.once(f"{name}/{state}", run)), name=f"the remembered {name}")
+    return from_json(Scores, json.dumps(steps.once(f"{name}/{state}", run)), name=f"the remembered {name}")
 
 
-def _with_argument(plan: Plan, name: str, ledger: Ledger) -> str:
+def _with_argument(plan: Plan, name: str, steps: Steps) -> str:
     """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
     choosing share the choice."""
     way = REGISTRY[name.partition(":")[0]].calibrate
     if not way or ":" in name:
         return name
     baseline = plan.against or plan.lm
-    return f"{name}:" + ledger.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
+    return f"{name}:" + steps.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
@@ -294,7 +301,4 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
 
 def read_card(path: Path) -> Scorecard:
     """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    file = path / RESULT if path.is_dir() else path
-    if not file.is_file():
-        raise StudfinderError(f"{path} holds no {RESULT}", expected="the folder of a finished measurement")
-    return read_record(Scorecard, file)
+    return read_record(Scorecard, record_file(path, RESULT))

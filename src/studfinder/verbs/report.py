@@ -13,7 +13,7 @@ from studfinder.report import figures
 from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
 from studfinder.report.style import save
-from studfinder.runs import find_findings, write_bytes, write_text
+from studfinder.runs import drawn, record_file, write_bytes, write_text
 
 
 class Run(NamedTuple):
@@ -59,7 +59,7 @@ def read_run(path: Path) -> Run:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    file = find_findings(path)
+    file = record_file(path, "findings.json")
     findings = read_record(Findings, file)  # first: if this is no findings file, that is the mistake to name
     arrays = file.parent / "profile.safetensors"
     try:
@@ -80,14 +80,12 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Path | None = None) -> Path:
     """Write figure-*.png, figure-*.svg and report.html; returns the page. `run` is the folder that it tells of, if that
     is not `folder`."""
-    drawn = figures.available(findings, profile)
-    for name in drawn:
+    written = ["report.html"]
+    for name in figures.available(findings, profile):
         figure = figures.draw(name, findings, profile)
         for kind in ("png", "svg"):
-            write_bytes(folder / f"figure-{name}.{kind}", partial(save, figure, kind=kind, name=name))
-    for name in figures.REGISTRY:
-        if name not in drawn:  # of an earlier scan into this folder, with other results
-            for kind in ("png", "svg"):
-                (folder / f"figure-{name}.{kind}").unlink(missing_ok=True)
+            written.append(f"figure-{name}.{kind}")
+            write_bytes(folder / written[-1], partial(save, figure, kind=kind, name=name))
     write_text(folder / "report.html", page(findings, profile, folder=str(run or folder)))
+    drawn(folder, written)
     return folder / "report.html"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from studfinder.records import Training, read_record
 from studfinder.report.cells import as_csv
 from studfinder.report.result import Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import save
-from studfinder.runs import write_bytes, write_text
+from studfinder.report.training import training_sheet
+from studfinder.runs import drawn, record_file, write_bytes, write_text, writes_to
 
 
 def write_sheet(folder: Path, sheet: Sheet) -> Path:
@@ -17,18 +19,33 @@ def write_sheet(folder: Path, sheet: Sheet) -> Path:
     `table.md` holds the notes and all tables; `table.csv` the first table, `table-2.csv` the second, and so on;
     `figure-NAME.png` and `.svg`; `report.html` all of it in one file.
     """
-    files = {"table.md": markdown_sheet(sheet)}
+    files: dict[str, str] = {"table.md": markdown_sheet(sheet)}
     for place, table in enumerate(sheet.tables, 1):
         files["table.csv" if place == 1 else f"table-{place}.csv"] = as_csv(table)
-    drawn = {f"figure-{name}.{kind}" for name in sheet.charts for kind in ("png", "svg")}
-    for pattern in ("figure-*.png", "figure-*.svg", "table*.csv"):
-        for old in folder.glob(pattern):
-            if old.name not in drawn and old.name not in files:
-                old.unlink()  # of an earlier run into this folder, with other results
+    files["report.html"] = html_sheet(sheet)
     for name, content in files.items():
         write_text(folder / name, content)
-    for name, chart in sheet.charts.items():
-        for kind in ("png", "svg"):
-            write_bytes(folder / f"figure-{name}.{kind}", partial(save, chart.wide, kind=kind, name=name))
-    write_text(folder / "report.html", html_sheet(sheet))
+    figures = [f"figure-{name}.{kind}" for name in sheet.charts for kind in ("png", "svg")]
+    for file in figures:
+        name, kind = file.removeprefix("figure-").rsplit(".", 1)
+        write_bytes(folder / file, partial(save, sheet.charts[name].wide, kind=kind, name=name))
+    drawn(folder, [*files, *figures])
     return folder / "report.html"
+
+
+def redraw_training(path: Path, out: Path | None = None) -> Path:
+    """Draw the tables, curves and page of a training run again; returns the page.
+
+    Args:
+        path: its folder, or its result.json.
+        out: where to; the default is its own folder.
+    """
+    file = record_file(path, "result.json")
+    return _drawn(training_sheet(read_record(Training, file)), file.parent, out)
+
+
+def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:
+    folder = out or own
+    with writes_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return write_sheet(folder, sheet)

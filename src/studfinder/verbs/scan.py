@@ -20,8 +20,8 @@ from studfinder.detectors.published import published_for
 from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
-from studfinder.records import Findings, ModelCard, PromptCard, RunCard, to_json
-from studfinder.runs import key_of, now, open_run, versions, write_bytes, write_text
+from studfinder.records import Findings, ModelCard, PromptCard, RunCard, read_record, to_json
+from studfinder.runs import SCORING, Run, key_of, now, run_of, versions, write_bytes, write_text
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS
@@ -75,6 +75,7 @@ def plan_scan(
         "model": model.id,
         "model_hash": model.content_hash,
         "dtype": model.dtype,
+        "device": lm.device.type,
         "prompts": card.id,
         "prompts_hash": card.hash,
         "bos": card.bos,
@@ -82,6 +83,7 @@ def plan_scan(
         "prove": prove,
         "iterative": iterative,
         **{f"threshold_{name}": value for name, value in vars(thresholds).items()},
+        "scoring": SCORING,
     }
     return ScanPlan(lm, model, card, encoded, thresholds, bos, prove, iterative, settings)
 
@@ -114,8 +116,9 @@ def scan(
         prove: test the candidates; without it, and in a model that is not causal, they stay candidates.
         iterative: take the candidates from the paper's own loop (zero, look again) instead of from the terms.
         batch_size: prompts a forward pass; results do not depend on it beyond rounding.
-        out: a folder to write findings.json and profile.safetensors to.
-        overwrite: replace another run in `out`.
+        out: a folder to write findings.json and profile.safetensors to. A finished scan with these settings that is
+            there already is read, not made again.
+        overwrite: make it anew, and replace what is in `out`.
         progress: told what is being done.
 
     Raises:
@@ -149,22 +152,40 @@ def run_scan(
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str = "",
+    root: Path = Path("runs"),
 ) -> tuple[Findings, Path | None]:
-    """Carry out a planned scan; returns the findings and the run folder, if one was written.
+    """Carry out a planned scan, or read it where it is finished; returns the findings, and the run folder if any.
 
     Args:
         write: write a run folder even without `out`, at its default place.
+        root: where default places are.
     """
-    folder = None
-    if out is not None or write:
-        # The folder is claimed first, so that a mistake in --out costs no time.
-        folder = open_run("scan", plan.model.id, plan.settings, result="findings.json", out=out, overwrite=overwrite)
+    if out is None and not write:
+        return _scanned(plan, batch_size, progress, command)[0], None
+    run = scan_run(plan, out, root)
+    found = None if overwrite else run.finished()
+    if found is not None:
+        return read_record(Findings, found / run.result), found
+    # The folder is claimed first, so that a mistake in --out costs no time.
+    with run.work(overwrite=overwrite, sources=[plan.lm.source.folder]) as work:
+        findings, seen = _scanned(plan, batch_size, progress, command)
+        _write(work.path, run.path, findings, profile_of(seen, plan.model.train_length))
+    return findings, run.path
+
+
+def scan_run(plan: ScanPlan, out: Path | None = None, root: Path = Path("runs")) -> Run:
+    """The run of a planned scan; nothing is written."""
+    before = {name: value for name, value in plan.settings.items() if name not in ("device", "scoring")}
+    return run_of("scan", plan.model.id, plan.settings, result="findings.json", out=out, root=root, before=before)
+
+
+def _scanned(plan: ScanPlan, batch_size: int, progress: Progress | None, command: str) -> tuple[Findings, Observation]:
     started, clock = now(), time.monotonic()
     observation = observe_model(plan, batch_size=batch_size, progress=progress)
     tested = _tested(plan, observation, progress)
     run = RunCard(
         verb="scan",
-        key=folder.key if folder else key_of(plan.settings),
+        key=key_of(plan.settings),
         settings=plan.settings,
         command=command,
         started=started,
@@ -173,10 +194,7 @@ def run_scan(
         versions=versions(),
     )
     found = findings_of(observation, model=plan.model, prompts=plan.prompts, thresholds=plan.thresholds, run=run)
-    findings = replace(found, **tested)
-    if folder is not None:
-        _write(folder.path, findings, profile_of(observation, plan.model.train_length))
-    return findings, folder.path if folder else None
+    return replace(found, **tested), observation
 
 
 def _tested(plan: ScanPlan, seen: Observation, progress: Progress | None) -> dict[str, Any]:
@@ -225,14 +243,14 @@ def observe_model(plan: ScanPlan, *, batch_size: int = 1, progress: Progress | N
     return observation
 
 
-def _write(folder: Path, findings: Findings, profile: dict[str, torch.Tensor]) -> None:
+def _write(folder: Path, place: Path, findings: Findings, profile: dict[str, torch.Tensor]) -> None:
     from safetensors.torch import save_file
 
     from studfinder.verbs.report import write_report
 
     write_bytes(folder / "profile.safetensors", lambda path: save_file(profile, path))
-    write_report(folder, findings, {name: tensor.numpy() for name, tensor in profile.items()})
-    write_text(folder / "findings.json", to_json(findings, indent=1))  # last: it marks the run as complete
+    write_text(folder / "findings.json", to_json(findings, indent=1))  # before it is drawn, which may fail
+    write_report(folder, findings, {name: tensor.numpy() for name, tensor in profile.items()}, run=place)
 
 
 def _texts(prompts: Sequence[Text | str] | None) -> tuple[Text, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,14 +17,17 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.records import RunCard, read_record, to_json
-from studfinder.runs import RunFolder, now, open_run, versions, write_text
-from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
+from studfinder.models import LM, cached_content_hash
+from studfinder.records import RunCard, Training, read_record, to_json
+from studfinder.report.training import training_sheet
+from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
+from studfinder.training import Fitted, Outliers, TaskSource, build, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import Source
 from studfinder.training.tasks import word_tokenizer
-from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train, processes
+from studfinder.verbs.results import write_sheet
+from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train
 
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the first one to tokenize a text."""
@@ -44,7 +47,7 @@ def run_train(
     """Carry out a planned run, or go on with it where it was interrupted; a finished one is read, not run again.
 
     The folder holds run.json, checkpoints/, outliers.jsonl, model/ (for transformers, `scan` and `measure`),
-    prompts.jsonl (test sequences of a task, as text) and, last, result.json.
+    prompts.jsonl (test sequences of a task, as text) and result.json. While it trains it is called NAME.partial.
 
     Args:
         out: the folder; the default is runs/<name>/train-<key>.
@@ -59,34 +62,72 @@ def run_train(
     """
     reports = ["tensorboard"] if _tensorboard(tensorboard) else []
     started, begun = now(), time.monotonic()
-    with _first_process_first():
-        folder = _opened(plan, out, overwrite)
-        if folder.complete:
-            return read_record(Training, folder.path / folder.result), folder.path
-        with _prepared(folder):
-            model = _trained(plan)  # first: whether it takes the variants is known sooner than the text is tokenized
-            source, tokenizer = _source(plan, folder.path, progress)
-    if model is None:
-        assert plan.shape is not None
-        vocabulary = len(tokenizer)
-        model = build(plan.shape, plan.variants, vocabulary=vocabulary, length=source.length, seed=plan.recipe.seed)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    outliers = Outliers(source, file=folder.path / "outliers.jsonl")
-    fitted = fit(
-        model,
-        source,
-        plan.recipe,
-        folder=folder.path / "checkpoints",
-        key=folder.key,
-        callbacks=[outliers] if quiet else [outliers, LiveLine()],
-        report_to=reports,
-    )
-    if fitted.stopped == "interrupted":
-        raise KeyboardInterrupt
-    record = Training(
+    base = None if plan.base is None else base_model(plan.base, plan.dequantize, "float32")
+    run = _run(plan, base, out)
+    found = None if overwrite else run.finished()
+    if found is not None:
+        return read_record(Training, found / run.result), found
+    with run.work(overwrite=overwrite, sources=[plan.text, None if base is None else base.source.folder]) as work:
+        with _first_process_first():
+            # The model first: whether it takes the variants is known sooner than the text is tokenized.
+            model = None if base is None else _varied(plan, base)
+            source, tokenizer = _source(plan, base, work, progress)
+        if model is None:
+            assert plan.shape is not None
+            size = {"vocabulary": len(tokenizer), "length": source.length}
+            model = build(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        fitted = _fitted(plan, run, work, model, source, quiet, reports)
+        record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
+        if first_process():
+            write_text(work.path / run.result, to_json(record, indent=1))
+            _export(fitted, source, tokenizer, work.path)
+            write_sheet(work.path, training_sheet(record))
+    return record, run.path
+
+
+def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
+    """The run's identity: its settings, the weights it starts from, and the kind of device."""
+    identity = {
+        **plan.settings,
+        "base_hash": "" if base is None else cached_content_hash(base),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "scoring": SCORING,
+    }
+    return run_of("train", plan.name, identity, result="result.json", out=out, before=plan.settings)
+
+
+def _fitted(
+    plan: TrainPlan, run: Run, work: Work, model: Any, source: Source, quiet: bool, reports: list[str]
+) -> Fitted:
+    place = work.path / "checkpoints"
+    outliers = Outliers(source, file=work.path / "outliers.jsonl")
+    try:
+        fitted = fit(
+            model,
+            source,
+            plan.recipe,
+            folder=place,
+            key=run.key,
+            callbacks=[outliers] if quiet else [outliers, LiveLine()],
+            report_to=reports,
+        )
+        if fitted.stopped == "interrupted":
+            raise KeyboardInterrupt
+    except BaseException:
+        if any(place.glob("checkpoint-*")):  # to go on from
+            work.keep()
+        raise
+    return fitted
+
+
+def _record(
+    plan: TrainPlan, run: Run, fitted: Fitted, parameters: int, *, command: str, started: str, begun: float
+) -> Training:
+    return Training(
         run=RunCard(
             verb="train",
-            key=folder.key,
+            key=run.key,
             settings=json.loads(json.dumps(plan.settings, default=str)),
             command=command,
             started=started,
@@ -101,12 +142,8 @@ def run_train(
         accuracy=fitted.accuracy,
         log=tuple({name: value for name, value in entry.items() if _number(value)} for entry in fitted.log),
         diverged=fitted.stopped == "diverged",
-        processes=processes(),
+        processes=process_count(),
     )
-    if int(os.environ.get("RANK", 0)) == 0:
-        _export(fitted, source, tokenizer, folder.path)
-        write_text(folder.path / folder.result, to_json(record, indent=1))  # last: it marks the run as complete
-    return record, folder.path
 
 
 def train(
@@ -132,7 +169,7 @@ def _number(value: Any) -> bool:
 @contextmanager
 def _first_process_first() -> Iterator[None]:
     """With several processes, let the first make the files that the others read."""
-    if processes() == 1:
+    if process_count() == 1:
         yield
         return
     from accelerate import PartialState
@@ -154,41 +191,17 @@ def _tensorboard(wanted: bool | None) -> bool:
     return installed if wanted is None else wanted
 
 
-def _opened(plan: TrainPlan, out: Path | None, overwrite: bool) -> RunFolder:
-    options: dict[str, Any] = {"result": "result.json", "out": out, "overwrite": overwrite}
-    folder = open_run("train", plan.name, plan.settings, **options)
-    if overwrite and int(os.environ.get("RANK", 0)) == 0 and any(folder.path.iterdir()):
-        shutil.rmtree(folder.path)
-        folder = open_run("train", plan.name, plan.settings, **options)
-    return folder
-
-
-@contextmanager
-def _prepared(folder: RunFolder) -> Iterator[None]:
-    """Around what is made before the training. Of input that turns out bad nothing stays: the same `out` is free for
-    the corrected command, and what another run of the same settings has made is kept."""
-    made = [file for name in ("tokens.npy", "tokenizer.json") if not (file := folder.path / name).exists()]
-    with folder.held():
-        try:
-            yield
-        except StudfinderError:
-            for file in made:
-                file.unlink(missing_ok=True)
-            raise
-
-
-def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None) -> tuple[Source, Any]:
+def _source(plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[int], Any] | None) -> tuple[Source, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
-    lm = None if plan.base is None else base_model(plan.base, plan.dequantize)
     source, tokenizer = tokenized(
         plan.text,
         plan.length,
         plan.vocabulary,
-        folder=folder,
+        folder=work.path,
         apart=plan.apart,
-        lm=lm,
+        lm=base,
         limit=plan.text_tokens,
         progress=progress,
     )
@@ -198,16 +211,28 @@ def _source(plan: TrainPlan, folder: Path, progress: Callable[[int], Any] | None
             expected=f"{plan.recipe.batch} windows of {plan.length} tokens, and some to test on",
             do="Give it more text, or a smaller --batch or --length",
         )
+    found = {name: _digest(work.path / name) for name in ("tokens.npy", "tokenizer.json")}
+    kept = work.steps.once("text", lambda: found)
+    for name, digest in found.items():
+        if digest != kept[name] and first_process():
+            raise StudfinderError(
+                f"{work.path / name} is not as it was written, so training on would end with other weights",
+                do=f"Remove {work.path} and train anew",
+            )
     return source, tokenizer
 
 
-def _trained(plan: TrainPlan) -> Any:
-    """The trained model to go on with, fp32, with its variants; None where the run makes its own."""
-    if plan.base is None:
-        return None
-    model = base_model(plan.base, plan.dequantize, "float32").model
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _varied(plan: TrainPlan, base: LM) -> Any:
+    """The trained model to go on with, with its variants."""
     torch.manual_seed(plan.recipe.seed)  # for the parts that variants add
-    return put_in(model, plan.variants, trained=True)
+    return put_in(base.model, plan.variants, trained=True)
 
 
 def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
+from studfinder.runs import process_count
 from studfinder.texts import check_ids, token_ids, tokenizer_of
 from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
 from studfinder.training.apart import keeps_apart
@@ -182,7 +182,7 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocab
         check_trainable(lm, plan.length, dequantised=plan.dequantize)
     if plan.apart:
         _check_apart(plan)
-    plan.recipe.micro_batch(processes())
+    plan.recipe.micro_batch(process_count())
     if plan.text is not None:
         first = next(documents(plan.text))  # said before anything is made for nothing
         if lm is not None:
@@ -213,7 +213,7 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
     if lm is not None:
         parameters = sum(parameter.numel() for parameter in lm.model.parameters())
         layers, hidden, vocabulary = len(lm.anatomy.layers), lm.anatomy.hidden, lm.anatomy.vocabulary
-        devices, kept = processes(), plan.text_tokens
+        devices, kept = process_count(), plan.text_tokens
         return estimate_of(parameters, layers, hidden, plan.recipe, vocabulary, plan.length, devices, kept)
     assert plan.shape is not None
     vocabulary = plan.task.vocabulary if plan.task is not None else plan.vocabulary or 257
@@ -223,7 +223,7 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
         plan.recipe,
         vocabulary=vocabulary,
         length=plan.length,
-        devices=processes(),
+        devices=process_count(),
         kept=plan.text_tokens,
     )
 
@@ -242,8 +242,3 @@ def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
         "attention": " ".join(attention),
         **plan.recipe.to_dict(),
     }
-
-
-def processes() -> int:
-    """How many train together, as torchrun and accelerate say it."""
-    return int(os.environ.get("WORLD_SIZE", 1))

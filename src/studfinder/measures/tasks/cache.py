@@ -1,29 +1,27 @@
 """Scores of tasks, kept on disk so that a clean model is measured once.
 
 A kept score is only ever given back for the same model in the same state: every byte of its weights and buffers, its
-settings, its code, and the edits that the measure itself applies. Where the state cannot be known (a hook that is live
+settings, its code, and the edits that the measure itself applies; and only as long as the libraries and what studfinder
+scores (`SCORING`) are of the same version. Where the state cannot be known (a hook that is live
 already), nothing is kept and nothing is given back.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from studfinder.edits import Edit, edits_hash
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.scores import Scores
 from studfinder.models import LM, cache_folder, content_hash
-from studfinder.runs import versions, write_text
+from studfinder.records import from_json, to_plain
+from studfinder.runs import SCORING, Steps, scored_with
 from studfinder.sites.tap import _ACTIVE
 
 
@@ -31,13 +29,21 @@ def remembered(key: str | None, measure: Callable[[], Scores]) -> Scores:
     """The scores kept under a key, or those that `measure` gives, which are then kept. None as the key: neither."""
     if key is None:
         return measure()
-    path = cache_folder() / "tasks" / f"{key}.json"
-    found = _read(path)
-    if found is not None:
-        return found
-    scores = measure()
-    _write(path, scores)
-    return scores
+    path = cache_folder() / "tasks" / f"{key}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return measure()  # only a convenience: the next run measures again
+    made: list[Scores] = []
+
+    def step() -> Any:
+        made.append(measure())
+        return to_plain(made[0])
+
+    try:
+        return from_json(Scores, json.dumps(Steps(path, key, scored_with()).once("scores", step)), name=str(path))
+    except WriteFailed:
+        return made[0]
 
 
 def score_key(lm: LM, task: str, edits: Sequence[Edit] = ()) -> str | None:
@@ -51,7 +57,7 @@ def score_key(lm: LM, task: str, edits: Sequence[Edit] = ()) -> str | None:
     state = model_state(lm)
     if state is None:
         return None
-    parts = {"state": state, "edits": edits_hash(edits), "task": task, "code": _own_code(), **versions()}
+    parts = {"state": state, "edits": edits_hash(edits), "task": task, "scoring": SCORING}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -124,44 +130,3 @@ def _tokenizer_hash(lm: LM) -> str:
     text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return hashlib.sha256((text + special).encode()).hexdigest()
-
-
-def _own_code() -> str:
-    """A hash of the code that scores, so that a repaired error does not live on in old entries."""
-    from studfinder.measures import likelihood
-    from studfinder.measures.tasks import adapter, run
-    from studfinder.texts import encoding, pairs
-
-    parts = (likelihood, adapter, run, encoding, pairs)
-    return hashlib.sha256("".join(inspect.getsource(part) for part in parts).encode()).hexdigest()
-
-
-# --- on disk --------------------------------------------------------------------------------------------------------
-
-_SCORES = TypeAdapter(Scores)
-
-
-def _read(path: Path) -> Scores | None:
-    try:
-        text = path.read_text("utf-8")
-        entry = json.loads(text)
-        body = json.dumps(entry["scores"], sort_keys=True)
-        if hashlib.sha256(body.encode()).hexdigest() != entry["sha256"]:
-            raise ValueError("its checksum is wrong")
-        return _SCORES.validate_json(body)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        warnings.warn(f"kept scores {path} are damaged ({reason}) and are measured again", stacklevel=3)
-        return None
-
-
-def _write(path: Path, scores: Scores) -> None:
-    body = json.dumps(asdict(scores), sort_keys=True)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"sha256": digest, "scores": json.loads(body)}))
-    except (OSError, StudfinderError):
-        pass  # only a convenience: the next run measures again

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, Unavailable
 from studfinder.measures.tasks.catalogue import Task, local_file, offline
 
 _ADVICE = "Set STUDFINDER_DATA to a folder that holds {local}, or run where the hub can be reached"
@@ -136,7 +136,7 @@ def _loader(task: Task) -> Any:
         import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise StudfinderError(
+        raise Unavailable(
             "tasks are scored by lm-eval, which is not installed", do="pip install 'studfinder[evaluate]'"
         ) from None
     folder = Path(lm_eval.__file__).parent / "tasks" / task.folder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from studfinder.records import Interval, RunCard
+from studfinder.records.interval import Interval
+from studfinder.records.run import RunCard
 
 
 @dataclass(frozen=True, kw_only=True)

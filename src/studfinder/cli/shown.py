@@ -1,0 +1,25 @@
+"""A result that was there already is shown, and said to be so."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from studfinder.records import RunCard
+
+_BEGAN = datetime.now(UTC).isoformat(timespec="seconds")
+_SAID = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def say_if_older(run: RunCard) -> None:
+    """One line on stderr if this process did not make the result: when it was made, and by which other versions."""
+    if not run.started or run.started >= _BEGAN:
+        return
+    from studfinder.runs import versions
+
+    here = versions()
+    other = [f"{name} {run.versions[name]}, now {here[name]}" for name in _SAID if run.versions.get(name) != here[name]]
+    made = f"made {run.started[:10]}" + (f" with {'; '.join(other)}" if other else "")
+    print(f"studfinder: this is finished ({made}) and is shown again; --overwrite makes it anew", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""A training run as tables and curves: what came of it, and what was seen on the way."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from studfinder.records import Cell, Table, Training
+from studfinder.report.result import Chart, Sheet
+from studfinder.report.style import BLUE, NARROW, WIDE, log_ticks, new_figure, styled
+
+SEEN = {
+    "eval_loss": "test loss, nats a label",
+    "eval_accuracy": "share of right answers",
+    "outliers/inf_norm": "largest |activation|",
+    "outliers/kurtosis": "kurtosis of activations",
+    "outliers/top_ratio": "largest |a| over its layer's median",
+    "outliers/top_query": "largest Q over its head's mean",
+    "outliers/top_key": "largest K over its head's mean",
+    "outliers/sink_share": "heads with an attention sink",
+}
+"""What is shown of a log, by its name there."""
+_MOST = 12
+"""Rows of the table of steps: the first, the last, and some between."""
+_LOG_FROM = 30
+"""A curve whose values span this factor is drawn on a log axis."""
+
+
+def training_sheet(record: Training) -> Sheet:
+    """What a person reads of a training run."""
+    of = record.run.settings
+    what = of.get("text") or of.get("data_text") or of.get("data_kind") or of.get("data_name") or "a task"
+    attended = of.get("attention") or "vanilla"
+    lead = f"{record.parameters:,} parameters, {record.tokens:,} tokens of {what}, attention: {attended}."
+    notes = ["The loss stopped being finite, and the run ended there."] if record.diverged else []
+    with styled():
+        chart = Chart(wide=_draw(record, WIDE), narrow=_draw(record, NARROW), description="Curves over training steps.")
+    charts = {"training": chart} if _seen(record) else {}
+    return Sheet(
+        title="Training", lead=lead, models=(), run=record.run, tables=_tables(record), notes=notes, charts=charts
+    )
+
+
+def _seen(record: Training) -> dict[str, list[tuple[int, float]]]:
+    return {name: curve for name in SEEN if (curve := record.curve(name))}
+
+
+def _tables(record: Training) -> list[Table]:
+    ends: list[tuple[Cell, ...]] = [
+        ("test loss, nats a label", record.loss),
+        ("share of right answers", record.accuracy),
+        ("parameters", record.parameters),
+        ("tokens", record.tokens),
+    ]
+    tables = [
+        Table(
+            title="At the end",
+            columns=("what", "value"),
+            rows=tuple(ends),
+            note="Intervals: 95 %, bootstrap over test sequences.",
+        )
+    ]
+    seen = {name: dict(curve) for name, curve in _seen(record).items()}
+    steps = sorted({step for curve in seen.values() for step in curve})
+    if steps:
+        shown = [steps[round(place * (len(steps) - 1) / (_MOST - 1))] for place in range(_MOST)]
+        rows = tuple((step, *(curve.get(step) for curve in seen.values())) for step in dict.fromkeys(shown))
+        tables.append(Table(title="On the way", columns=("step", *(SEEN[name] for name in seen)), rows=rows))
+    return tables
+
+
+def _draw(record: Training, width: int) -> Figure:
+    curves = _seen(record)
+    across = 2 if width == WIDE else 1
+    down = max(1, -(-len(curves) // across))
+    figure = new_figure(width, 190 * down + 30)
+    grid = figure.add_gridspec(down, across)
+    for number, (name, curve) in enumerate(curves.items()):
+        axes = figure.add_subplot(grid[number // across, number % across])
+        steps, values = zip(*curve, strict=True)
+        axes.plot(steps, values, color=BLUE, marker="o", markersize=3)
+        axes.set_title(SEEN[name])
+        axes.grid(axis="y")
+        if min(values) > 0 and max(values) > _LOG_FROM * min(values):
+            axes.set_yscale("log")
+            log_ticks(axes.yaxis)
+        if number >= len(curves) - across:
+            axes.set_xlabel("steps")
+    return figure

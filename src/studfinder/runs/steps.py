@@ -1,0 +1,91 @@
+"""The steps of a run that are done, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from studfinder.runs.atomic import writes_to
+from studfinder.runs.processes import first_process
+
+
+class Steps:
+    """Values by name in a file of JSON lines, one appended when each step is done.
+
+    A line carries the run it belongs to, the versions it was computed under, and a checksum. One that does not fit
+    (half-written by a killed process, changed, copied from another run, computed under other versions) is left out
+    with a warning, and its step is done again. Without a path nothing is written; of several processes one writes.
+
+    Args:
+        path: the file, or None.
+        run: what the steps belong to: a hash of all that determines them.
+        under: what they are computed with (`provenance.scored_with()`).
+    """
+
+    def __init__(self, path: Path | None, run: str = "", under: str = "") -> None:
+        self.path, self.run, self.under = path, run, under
+        self.values: dict[str, Any] = {}
+        if path is not None and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            why = self._believed(line)
+            if why:
+                warnings.warn(f"{path} line {number} {why}: its step is done again", stacklevel=4)
+
+    def _believed(self, line: bytes) -> str | None:
+        """Take a line's value; or say why not."""
+        try:
+            entry = json.loads(line)
+            name, value, run, under = entry["step"], entry["value"], entry["run"], entry["under"]
+            whole = entry["sum"] == _sum(name, value, run, under)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return "is damaged"
+        if not whole or not isinstance(name, str):
+            return "is damaged"
+        if run != self.run:
+            return "belongs to another run"
+        if under != self.under:
+            return "was made with other versions"
+        self.values[name] = value
+        return None
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The value of a step: from the file if it is there, computed and appended otherwise. Values are plain JSON.
+
+        Raises:
+            WriteFailed: the file cannot be written.
+        """
+        if name not in self.values:
+            # As a later run will read it, so that a fresh run and a resumed one see the same.
+            value = json.loads(json.dumps(compute()))
+            if self.path is not None and first_process():
+                entry = {"step": name, "value": value, "run": self.run, "under": self.under}
+                entry["sum"] = _sum(name, value, self.run, self.under)
+                self._append(self.path, json.dumps(entry))
+            self.values[name] = value
+        return self.values[name]
+
+    @staticmethod
+    def _append(path: Path, line: str) -> None:
+        with writes_to(path), path.open("ab+") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # what an interrupted write left must not swallow this line
+                    file.write(b"\n")
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sum(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
