@@ -4,8 +4,9 @@ In the first layer where an output of down_proj spikes at channel j and an input
 w_jk is taken for a super weight and set to zero; then the model runs again, without every weight taken so far. The
 paper stops when large maximum activations are "greatly suppressed", and gives no number; its code prints spikes above
 50. Here a layer is done when its largest output is below that threshold or below 0.3 of what it was in the whole model
-(three weights may carry a spike together: it is gone when less than one of them is left), or when no weight stands out
-that carries it. The search ends when every layer is done.
+(three weights may carry a spike together: it is gone when less than one of them is left), when no weight stands out
+that carries it, or when three removals one after another took less than half of it away: a neuron that writes into
+many channels alike has no super weight. The search ends when every layer is done.
 
 Kept for comparison: it takes large outputs of late layers for super weights, and misses those below 50 (OLMo-1B's
 second one).
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from studfinder.detectors.observe import observe
-from studfinder.detectors.super_weights import SuperWeights
+from studfinder.detectors.super_weights import TERMS, SuperWeights
 from studfinder.edits import edited, zero
 from studfinder.models import LM
 from studfinder.records import SuperWeight
@@ -44,33 +46,51 @@ def iterative_search(
         progress: told how often the model was looked at.
     """
     removed: list[SuperWeight] = []
-    bars: list[float] | None = None
+    spikes: list[_Spike] = []
     with ExitStack() as stack:
         while True:
             seen = SuperWeights(lm)
             observe(lm, encoded, [seen])
             if progress is not None:
                 progress(len(removed) + 1)
-            if bars is None:
-                bars = [max(threshold, gone * abs(spike.value)) for spike in seen.output_spikes]
-            found = _next(seen, bars, threshold, {(w.parameter, w.index) for w in removed}, encoded)
+            heights = [abs(spike.value) for spike in seen.output_spikes]
+            spikes = spikes or [_Spike(max(threshold, gone * height)) for height in heights]
+            if removed:
+                spikes[removed[-1].layer].took(heights[removed[-1].layer])
+            found = _next(seen, spikes, threshold, {(w.parameter, w.index) for w in removed}, encoded)
             if found is None:
-                return seen.located(removed)
+                break
+            spikes[found.layer].before = heights[found.layer]
             removed.append(found)
             stack.enter_context(edited(lm, zero(found)))
+    return seen.located(removed)
+
+
+@dataclass
+class _Spike:
+    """A layer's largest output: below `bar` it is gone; `before` the last removal; removals in vain since it halved."""
+
+    bar: float
+    before: float = 0.0
+    vain: int = 0
+
+    def took(self, height: float) -> None:
+        self.vain = 0 if height <= self.before / 2 else self.vain + 1
 
 
 def _next(
     seen: SuperWeights,
-    bars: Sequence[float],
+    spikes: Sequence[_Spike],
     threshold: float,
     removed: set[tuple[str, tuple[int, ...]]],
     encoded: Sequence[Sequence[int]],
 ) -> SuperWeight | None:
     """In the first layer that still spikes: the weight with the largest term of the largest output that it carries."""
-    for layer, peaks in enumerate(seen.peaks):
+    for layer, (peaks, spike) in enumerate(zip(seen.peaks, spikes, strict=True)):
+        if spike.vain >= TERMS:
+            continue
         for place, peak in sorted(peaks.items(), key=lambda item: item[1].order):
-            if abs(peak.output) <= bars[layer]:
+            if abs(peak.output) <= spike.bar:
                 break
             for which, carried in enumerate(seen.carried(peak)):
                 if carried < seen.min_share or abs(peak.inputs[which]) <= threshold:

@@ -167,7 +167,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
             "its down projection are",
         )
     prefix, blocks = _blocks(model, kind, family)
-    layers = tuple(_layer(f"{prefix}.{i}", block, kind, family) for i, block in enumerate(blocks))
+    names = {module: name for name, module in model.named_modules()}  # a module that layers share has its first name
+    layers = tuple(_layer(f"{prefix}.{i}", block, kind, family, names) for i, block in enumerate(blocks))
     if not any(layer.writers for layer in layers):
         raise StudfinderError(
             f"no down projection found in {kind!r}", expected=" or ".join(family.writers) + " in a block"
@@ -202,13 +203,13 @@ def _blocks(model: PreTrainedModel, kind: str, family: Family) -> tuple[str, nn.
     )
 
 
-def _layer(path: str, block: nn.Module, kind: str, family: Family) -> Layer:
+def _layer(path: str, block: nn.Module, kind: str, family: Family, names: dict[nn.Module, str]) -> Layer:
     attention = _submodule(block, family.attention)
     writers: list[MatrixRef] = []
     for name in family.writers:
         module = _submodule(block, name)
         if module is not None:
-            writers += _matrices(f"{path}.{name}", module, kind)
+            writers += _matrices(names[module], module, kind)
     return Layer(path, f"{path}.{family.attention}" if attention is not None else None, tuple(writers))
 
 

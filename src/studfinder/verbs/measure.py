@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from studfinder.edits import Edit, edited, edits_hash
+from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.errors import StudfinderError
 from studfinder.measures import REGISTRY, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
@@ -96,7 +96,8 @@ def plan_measure(
         "limit": limit,
         "seed": seed,
     }
-    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), tuple(words), against, settings)
+    said = (*words, *tied_notes(lm, edits))
+    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), said, against, settings)
 
 
 def measure(
