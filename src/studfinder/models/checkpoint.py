@@ -90,7 +90,8 @@ class CheckpointFiles:
             if index.is_file():
                 weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 # A name in an index is data: it never leads out of the folder.
-                return {name: folder / Path(file).name for name, file in weight_map.items()}
+                files = {name: folder / Path(file).name for name, file in weight_map.items()}
+                return {name: path for name, path in files.items() if path.is_file()}
             from safetensors import safe_open
 
             with safe_open(folder / "model.safetensors", framework="pt") as file:
