@@ -285,11 +285,12 @@ def planted(lm: LM, layer: int, row: int, col: int) -> None:
         lm.model.get_parameter(lm.anatomy.layers[layer].writers[0].parameter)[row, col] = 90.0
 
 
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.deep)])  # 200 in all
 @pytest.mark.parametrize("kind", ["block", "mlp", "linear", "called twice"])
-def test_a_module_used_twice_gives_a_finding_a_call(kind):
+def test_a_module_used_twice_gives_a_finding_a_call(kind, count):
     draws = random.Random(kind)
     original = tiny("llama")
-    for _ in range(50):  # 200 in all
+    for _ in range(count):
         lm = load(copy.deepcopy(original.model))
         layers = lm.model.model.layers
         first, second = sorted(draws.sample(range(3), 2))
