@@ -266,7 +266,12 @@ class Twice(nn.Module):
 
     def __init__(self, mlp: nn.Module, factor: float) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            mlp.act_fn,
+        )
         self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
