@@ -17,7 +17,7 @@ from studfinder.detectors import observe
 from studfinder.detectors.super_weights import SuperWeights
 from studfinder.edits import TiedWeightsWarning, Weights, edited, scale, tied_notes, zero
 from studfinder.models import LM, CheckpointFiles, Source, anatomy_of, load, rotary_of, train_length
-from tiny import ARCHITECTURES, D, H, prompts, tiny
+from tiny import ARCHITECTURES, D, prompts, tiny
 
 PROMPTS = prompts()
 
@@ -33,7 +33,7 @@ def saved(lm: LM, folder) -> LM:
 def stored_value(folder, tensor: str, index: tuple[int, ...]) -> float:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            if tensor in file.keys():
+            if tensor in set(file.keys()):
                 return float(file.get_tensor(tensor)[index])
     raise KeyError(tensor)
 
@@ -115,7 +115,7 @@ def test_an_index_does_not_lead_out_of_the_folder(tmp_path):
     lm = tiny("llama")
     lm.model.save_pretrained(folder)
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
-    names = {name: "../outside.safetensors" for name in load_file(tmp_path / "outside.safetensors")}
+    names = dict.fromkeys(load_file(tmp_path / "outside.safetensors"), "../outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     lm = LM(lm.model, None, lm.anatomy, Source("x", "a folder", folder))
     assert CheckpointFiles(lm).place(lm.anatomy.layers[0].writers[0], 0, 0).tensor is None
@@ -221,7 +221,7 @@ def test_the_width_of_a_packed_layer_is_what_it_says_of_itself():
         assert anatomy_of(lm.model).intermediate == wide
 
 
-# --- tied weights -------------------------------------------------------------------------------------------------------
+# --- tied weights ---------------------------------------------------------------------------------------------------
 
 
 def tied(architecture: str) -> LM:
@@ -258,7 +258,7 @@ def test_an_edit_of_what_is_not_tied_says_nothing(architecture):
         warnings.simplefilter("error")
 
 
-# --- a module used twice ------------------------------------------------------------------------------------------------
+# --- a module used twice ------------------------------------------------------------------------------------------
 
 
 class Twice(nn.Module):

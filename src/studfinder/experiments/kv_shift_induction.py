@@ -123,7 +123,7 @@ def _table(cells: Cells, settings: dict[str, Any]) -> Table:
     )
 
 
-def _steps(cell: Trained, settings: dict[str, Any]) -> str:
+def _steps(cell: dict[str, Any], settings: dict[str, Any]) -> str:
     steps = steps_to(cell, LEVEL)
     return f"not in {settings['steps']}" if steps == float("inf") else f"{steps:.0f}"
 

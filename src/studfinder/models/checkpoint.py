@@ -71,10 +71,10 @@ class CheckpointFiles:
             shape = tuple(stored.get_shape())
             expert: tuple[int, ...] = () if len(shape) < 3 or ref.expert is None else (ref.expert,)
             for pair, along, down in (((row, col), row_F, col_C), ((col, row), col_C, row_F)):
-                whole = slice(None)
                 if shape[len(expert) :] != (len(down), len(along)):
                     continue
-                first, second = stored[(*expert, pair[0], whole)], stored[(*expert, whole, pair[1])]
+                across, below = (*expert, pair[0], slice(None)), (*expert, slice(None), pair[1])
+                first, second = stored[across], stored[below]
                 if torch.equal(first.to(along.dtype), along) and torch.equal(second.to(down.dtype), down):
                     return (*expert, *pair)
         return None
