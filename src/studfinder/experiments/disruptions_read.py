@@ -214,8 +214,8 @@ def notes_of(rows: Rows) -> list[str]:
 
 UNFAIR = (
     "Context against memory is no fair comparison here, and its sizes are not to be used: the memory prompt states a "
-    "wrong answer of the relation that is among the choices, the context prompt the right one beside it, so that copying any "
-    "stated answer of the relation is often right from context and never from memory."
+    "wrong answer of the relation that is among the choices, the context prompt the right one beside it, so that "
+    "copying any stated answer of the relation is often right from context and never from memory."
 )
 
 

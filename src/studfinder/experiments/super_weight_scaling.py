@@ -212,9 +212,9 @@ def _curve_notes(name: str, factors: Sequence[float], ratios: dict[str, list[Com
     moved = [f"{f:g}" for f, r in zip(factors, ratios["controls"], strict=True) if r.changed]
     return [
         f"{name}: with all super weights scaled as one, perplexity is lower than at factor 1 at "
-        f"{', '.join(better) or 'no factor'}, higher at {', '.join(worse) or 'none'}; scaling the control weights changes it at {', '.join(moved) or 'none'}. "
-        "What one of them does alone is not asked here. (Each factor has an interval of its own at 95 %; of "
-        "many, one may miss by chance.)"
+        f"{', '.join(better) or 'no factor'}, higher at {', '.join(worse) or 'none'}; scaling the control weights "
+        f"changes it at {', '.join(moved) or 'none'}. What one of them does alone is not asked here. (Each factor has "
+        "an interval of its own at 95 %; of many, one may miss by chance.)"
     ]
 
 
