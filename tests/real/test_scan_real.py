@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import studfinder as sf
+from studfinder.detectors.iterative import iterative_search
 from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from studfinder.texts import default_prompts, encode
+from studfinder.texts.prompts import Text
 
 pytestmark = pytest.mark.real
 
@@ -116,3 +118,16 @@ def test_gemma_is_read_with_its_bos_and_its_qk_norm():
     assert found.nonfinite == ()
     assert max(abs(entry.value) for entry in found.massive_activations) > 10_000
     assert [entry.layers for entry in found.summary.massive_values] == [18, 18, 18]
+
+
+@pytest.mark.parametrize("prompts", ["the paper's", "ours, their beginnings"])
+def test_the_papers_loop_finds_both_of_its_super_weights(prompts):
+    lm = sf.load("smollm2", dtype="float32")  # quicker than bfloat16 where the processor has none
+    texts = (
+        [Text("paper", "Apple Inc. is a worldwide tech company.")] if prompts == "the paper's" else default_prompts()
+    )
+    encoded = [ids[:32] for ids in encode(lm, texts)[0]]
+    found = [(weight.layer, weight.row, weight.col) for weight in iterative_search(lm, encoded)]
+    assert {(2, 507, 90), (11, 507, 1229)} <= set(found)
+    assert found.index((2, 507, 90)) < found.index((11, 507, 1229))
+    assert len(found) == len(set(found)) < 20

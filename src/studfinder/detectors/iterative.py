@@ -1,27 +1,32 @@
 """The paper's own search (Yu et al. 2024, section 3.1): find a spike, zero its weight, look again.
 
-In the first layer where the input of down_proj spikes at channel k and its output at channel j, w_jk is taken for a
-super weight and set to zero; then the model runs again. The paper gives no stopping rule beyond "greatly suppressed",
-its code a threshold of 50; here the search ends when no layer has both spikes above the threshold, or after ten rounds.
+In the first layer where an output of down_proj spikes at channel j and an input that carries it spikes at channel k,
+w_jk is taken for a super weight and set to zero; then the model runs again, without every weight taken so far. The
+paper stops when large maximum activations are "greatly suppressed", and gives no number; its code prints spikes above
+50. Here a layer is done when its largest output is below that threshold or below 0.3 of what it was in the whole model
+(three weights may carry a spike together: it is gone when less than one of them is left), when no weight stands out
+that carries it, or when three removals one after another took less than half of it away: a neuron that writes into
+many channels alike has no super weight. The search ends when every layer is done.
 
-Kept for comparison: it cannot see that a zeroed weight's input still spikes, takes large outputs of late layers for
-super weights, and misses those below 50 (OLMo-1B's second one).
+Kept for comparison: it takes large outputs of late layers for super weights, and misses those below 50 (OLMo-1B's
+second one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from studfinder.detectors.observe import observe
-from studfinder.detectors.super_weights import SuperWeights
+from studfinder.detectors.super_weights import TERMS, SuperWeights
 from studfinder.edits import edited, zero
-from studfinder.models import LM, matrix
+from studfinder.models import LM
 from studfinder.records import SuperWeight
-from studfinder.texts import token_text
 
-_ROUNDS = 10
+GONE = 0.3
+"""A spike below this share of what it was in the whole model is suppressed."""
 
 
 def iterative_search(
@@ -29,50 +34,68 @@ def iterative_search(
     encoded: Sequence[Sequence[int]],
     *,
     threshold: float = 50.0,
+    gone: float = GONE,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[SuperWeight, ...]:
-    """The weights that the paper's loop removes, in its order. The model is left as it was."""
+    """The weights that the paper's loop removes, in its order. The model is left as it was.
+
+    Args:
+        encoded: token ids of each prompt.
+        threshold: what both an input and an output of down_proj must exceed to be spikes.
+        gone: a layer's spike is suppressed below this share of its largest output in the whole model.
+        progress: told how often the model was looked at.
+    """
     removed: list[SuperWeight] = []
+    spikes: list[_Spike] = []
     with ExitStack() as stack:
-        for number in range(_ROUNDS):
+        while True:
             seen = SuperWeights(lm)
             observe(lm, encoded, [seen])
             if progress is not None:
-                progress(number + 1)
-            found = _next(lm, seen, encoded, threshold)
-            if found is None or any(found.index == old.index and found.parameter == old.parameter for old in removed):
+                progress(len(removed) + 1)
+            heights = [abs(spike.value) for spike in seen.output_spikes]
+            spikes = spikes or [_Spike(max(threshold, gone * height)) for height in heights]
+            if removed:
+                spikes[removed[-1].layer].took(heights[removed[-1].layer])
+            found = _next(seen, spikes, threshold, {(w.parameter, w.index) for w in removed}, encoded)
+            if found is None:
                 break
+            spikes[found.layer].before = heights[found.layer]
             removed.append(found)
             stack.enter_context(edited(lm, zero(found)))
-    return tuple(removed)
+    return seen.located(removed)
 
 
-def _next(lm: LM, seen: SuperWeights, encoded: Sequence[Sequence[int]], threshold: float) -> SuperWeight | None:
-    for layer, (source, target) in enumerate(zip(seen.input_spikes, seen.output_spikes, strict=True)):
-        if abs(source.value) <= threshold or abs(target.value) <= threshold:
+@dataclass
+class _Spike:
+    """A layer's largest output: below `bar` it is gone; `before` the last removal; removals in vain since it halved."""
+
+    bar: float
+    before: float = 0.0
+    vain: int = 0
+
+    def took(self, height: float) -> None:
+        self.vain = 0 if height <= self.before / 2 else self.vain + 1
+
+
+def _next(
+    seen: SuperWeights,
+    spikes: Sequence[_Spike],
+    threshold: float,
+    removed: set[tuple[str, tuple[int, ...]]],
+    encoded: Sequence[Sequence[int]],
+) -> SuperWeight | None:
+    """In the first layer that still spikes: the weight with the largest term of the largest output that it carries."""
+    for layer, (peaks, spike) in enumerate(zip(seen.peaks, spikes, strict=True)):
+        if spike.vain >= TERMS:
             continue
-        for writer, ref in enumerate(lm.anatomy.layers[layer].writers):
-            if (writer, target.channel) not in {(place[0], place[2]) for place in seen.peaks[layer]}:
-                continue
-            with matrix(lm, ref) as weight:
-                value = float(weight[target.channel, source.channel]) if weight is not None else 0.0
-            term, median = source.value * value, seen.magnitudes[layer].median
-            return SuperWeight(
-                layer=layer,
-                parameter=ref.parameter,
-                index=ref.index(target.channel, source.channel),
-                checkpoint_tensor=ref.parameter if ref.expert is None else None,
-                checkpoint_index=ref.index(target.channel, source.channel) if ref.expert is None else None,
-                expert=ref.expert,
-                row=target.channel,
-                col=source.channel,
-                value=value,
-                input_spike=source.value,
-                output_spike=target.value,
-                share=term / target.value,
-                score=abs(term) / median if median else float("inf"),
-                prompt=target.prompt,
-                position=target.position,
-                token=token_text(lm, encoded[target.prompt][target.position]),
-            )
+        for place, peak in sorted(peaks.items(), key=lambda item: item[1].order):
+            if abs(peak.output) <= spike.bar:
+                break
+            for which, carried in enumerate(seen.carried(peak)):
+                if carried < seen.min_share or abs(peak.inputs[which]) <= threshold:
+                    continue
+                entry = seen.entry(layer, place, which, peak, encoded)
+                if entry.score >= seen.min_score and (entry.parameter, entry.index) not in removed:
+                    return entry
     return None

@@ -177,6 +177,15 @@ def concentration_null(dims: int) -> float:
     return float(concentration(torch.randn(_NULL_DRAWS, dims, generator=generator).abs()).quantile(0.99))
 
 
+def ratio_null(dims: int, heads: int) -> tuple[float, float, float]:
+    """The largest entry over its head's mean if each of so many heads held one vector of random direction: the mean,
+    and the 2.5th and 97.5th percentile (999 draws, fixed seed)."""
+    drawn_NHD = torch.randn(_NULL_DRAWS, heads, dims, generator=torch.Generator().manual_seed(0)).abs()
+    largest_N = (drawn_NHD.amax(dim=2) / drawn_NHD.mean(dim=2)).amax(dim=1)
+    low, high = largest_N.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return float(largest_N.mean()), low, high
+
+
 @dataclass(frozen=True)
 class RotaryShare:
     """Share of massive entries in dims whose rotary pair never completes a turn in training, and the share of such dims

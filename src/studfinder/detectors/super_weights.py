@@ -16,13 +16,13 @@ others: what happens at a first token is a regime of its own and would hide the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from studfinder.models import LM, matrix
+from studfinder.models import LM, CheckpointFiles, matrix
 from studfinder.records import SuperWeight
 from studfinder.sites import WriterCall
 from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
@@ -87,8 +87,8 @@ class _Best:
         return cls(bits_C, bits_C.clamp_min(max(least, floor - 1)), least)
 
 
-_Place = tuple[int, int, int]
-"""(writer, 0 for first tokens and 1 for others, row)"""
+_Place = tuple[int, int, int, int]
+"""(writer, call, 0 for first tokens and 1 for others, row)"""
 
 
 class SuperWeights:
@@ -102,7 +102,8 @@ class SuperWeights:
         self.input_spikes = [Spike() for _ in range(depth)]
         self.overflowed: set[str] = set()
         self.unreadable: set[str] = set()
-        self._best: dict[tuple[int, int, int], _Best] = {}  # by layer, writer and token class
+        self._best: dict[tuple[int, int, int, int], _Best] = {}  # by layer, writer, call and token class
+        self._repeated: set[str] = set()  # parameters of modules that a forward pass uses more than once
         self._batch: Batch | None = None
 
     def begin(self, batch: Batch) -> None:
@@ -121,6 +122,8 @@ class SuperWeights:
         if not y_NC.numel():
             return
         layer = event.layer
+        if event.call > 1:
+            self._repeated.add(event.ref.parameter)
         x_bits, y_bits = magnitude_bits(x_NF), magnitude_bits(y_NC)
         if int(y_bits.max()) >= INF:
             self.overflowed.add(f"down_proj.output[{layer}]")
@@ -156,7 +159,7 @@ class SuperWeights:
                 spikes.append(Spike())
             else:
                 peak = peaks[best[1]]
-                spikes.append(Spike(peak.output, peak.prompt, peak.position, best[1][2], peak.bits))
+                spikes.append(Spike(peak.output, peak.prompt, peak.position, best[1][-1], peak.bits))
         return spikes
 
     def _classes(self, flat: torch.Tensor) -> Iterator[torch.Tensor | slice | None]:
@@ -184,7 +187,7 @@ class SuperWeights:
         """Remember the channels whose largest output, among these tokens, beats what was seen before."""
         bits = y_bits[tokens]
         here = bits.amax(dim=0)
-        place = (event.layer, event.writer, kind)
+        place = (event.layer, event.writer, event.call, kind)
         before = self._best.get(place)
         if before is None:
             least = to_bits(WORTH * self.magnitudes[event.layer].median)
@@ -231,7 +234,7 @@ class SuperWeights:
         )
         for row, bits, (prompt, position), output, col, term, weight, spike in columns:
             peak = _Peak(bits, prompt, position, output, tuple(col), tuple(term), tuple(weight), tuple(spike))
-            self._offer(event.layer, (event.writer, kind, row), peak)
+            self._offer(event.layer, (event.writer, event.call, kind, row), peak)
 
     def _offer(self, layer: int, place: _Place, peak: _Peak) -> None:
         held = self.peaks[layer].get(place)
@@ -265,54 +268,62 @@ class SuperWeights:
         for place, best in other._best.items():
             mine = self._best.get(place)
             self._best[place] = best if mine is None else _Best.of(torch.maximum(mine.bits_C, best.bits_C), mine.least)
+        self._repeated |= other._repeated
         self.overflowed |= other.overflowed
         self.unreadable |= other.unreadable
 
     def ranked(self, encoded: Sequence[Sequence[int]]) -> list[tuple[SuperWeight, float]]:
         """Every remembered weight, largest score first, each with its nearness: above 1 it is a candidate."""
-        found: dict[tuple[int, int, int, int], tuple[SuperWeight, float]] = {}
+        found: dict[tuple[int, ...], tuple[SuperWeight, float]] = {}
         for layer, peaks in enumerate(self.peaks):
-            median = self.magnitudes[layer].median
-            for (writer, kind, row), peak in peaks.items():
+            for (writer, call, kind, row), peak in peaks.items():
                 # Only channels among the final best, so that the result does not depend on the order of prompts.
-                if peak.bits <= int(self._best[layer, writer, kind].bar_C.min()):
+                if peak.bits <= int(self._best[layer, writer, call, kind].bar_C.min()):
                     continue
-                for which, carried in enumerate(self._carried(peak)):
-                    entry = self._entry(layer, writer, row, which, median, peak, encoded)
+                for which, carried in enumerate(self.carried(peak)):
+                    entry = self.entry(layer, (writer, call, kind, row), which, peak, encoded)
                     near = min(entry.score / self.min_score, carried / self.min_share)
-                    key = (layer, writer, row, entry.col)
+                    key = (layer, writer, call, row, entry.col)
                     if key not in found or (near, entry.score) > (found[key][1], found[key][0].score):
                         found[key] = (entry, near)
         return sorted(found.values(), key=lambda pair: (-pair[0].score, pair[0].layer, pair[0].row, pair[0].col))
 
+    def located(self, weights: Iterable[SuperWeight]) -> tuple[SuperWeight, ...]:
+        """The weights with their places in the checkpoint files. The model must be as it was loaded."""
+        files = CheckpointFiles(self.lm)
+        found = []
+        for weight in weights:
+            refs = self.lm.anatomy.layers[weight.layer].writers
+            ref = next(ref for ref in refs if (ref.parameter, ref.expert) == (weight.parameter, weight.expert))
+            at = files.place(ref, weight.row, weight.col)
+            found.append(
+                replace(weight, checkpoint_tensor=at.tensor, checkpoint_index=at.index, checkpoint_note=at.note)
+            )
+        return tuple(found)
+
     def found(self, encoded: Sequence[Sequence[int]]) -> tuple[SuperWeight, ...]:
         """The candidates, largest score first."""
-        return tuple(entry for entry, near in self.ranked(encoded) if near >= 1)
+        return self.located(entry for entry, near in self.ranked(encoded) if near >= 1)
 
     def nearest(self, encoded: Sequence[Sequence[int]]) -> SuperWeight | None:
         """The nearest miss: the weight that is no candidate but has the largest share of both thresholds."""
         misses = [(near, entry) for entry, near in self.ranked(encoded) if near < 1]
-        return max(misses, key=lambda pair: pair[0])[1] if misses else None
+        return self.located([max(misses, key=lambda pair: pair[0])[1]])[0] if misses else None
 
-    def _entry(
-        self,
-        layer: int,
-        writer: int,
-        row: int,
-        which: int,
-        median: float,
-        peak: _Peak,
-        encoded: Sequence[Sequence[int]],
+    def entry(
+        self, layer: int, place: _Place, which: int, peak: _Peak, encoded: Sequence[Sequence[int]]
     ) -> SuperWeight:
+        """The weight of a remembered output's `which`-th largest term, as a record."""
+        writer, call, _, row = place
+        median = self.magnitudes[layer].median
         ref = self.lm.anatomy.layers[layer].writers[writer]
         col, term = peak.cols[which], peak.terms[which]
         return SuperWeight(
             layer=layer,
             parameter=ref.parameter,
             index=ref.index(row, col),
-            # transformers fuses experts while loading; every other parameter keeps its name and layout.
-            checkpoint_tensor=ref.parameter if ref.expert is None else None,
-            checkpoint_index=ref.index(row, col) if ref.expert is None else None,
+            checkpoint_tensor=None,
+            checkpoint_index=None,
             expert=ref.expert,
             row=row,
             col=col,
@@ -324,13 +335,14 @@ class SuperWeights:
             prompt=peak.prompt,
             position=peak.position,
             token=token_text(self.lm, encoded[peak.prompt][peak.position]),
+            call=call if ref.parameter in self._repeated else None,
         )
 
     def nonfinite(self) -> list[str]:
         """Sites where inf or NaN appeared."""
         return sorted(self.overflowed)
 
-    def _carried(self, peak: _Peak) -> list[float]:
+    def carried(self, peak: _Peak) -> list[float]:
         """For each of the largest terms: the share of the output that the fewest weights carry which include it.
 
         Terms are taken from the largest on until they carry most of the output; one that comes after is not needed, and

@@ -30,6 +30,7 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.edits.spec import parse_edits
+from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 
 __all__ = [
     "AboveLambda",
@@ -44,6 +45,7 @@ __all__ = [
     "Selection",
     "SiteEdit",
     "Target",
+    "TiedWeightsWarning",
     "TopDims",
     "WeightEdit",
     "Weights",
@@ -66,6 +68,7 @@ __all__ = [
     "scale",
     "set_to",
     "shuffle",
+    "tied_notes",
     "top_fraction",
     "zero",
 ]

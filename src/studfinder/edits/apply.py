@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from studfinder.edits.edit import Edit, SiteEdit, WeightEdit
 from studfinder.edits.offloaded import RecomputedRows, offloaded_writer
 from studfinder.edits.running import SiteEdits
+from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.sites import Site
@@ -28,6 +30,9 @@ class edited:
     block, through an exception, and through Ctrl-C at any moment. A KeyboardInterrupt can be raised between leaving the
     block and the first line of `__exit__`, where no `finally` would see it; so in the main thread the interrupt handler
     itself undoes everything before it lets the interrupt through (and waits with both while that is being set up).
+
+    Warns:
+        TiedWeightsWarning: a parameter is tied to another (a head to its embedding), which is edited with it.
 
     Raises:
         StudfinderError: nothing to edit, no such parameter, index, site, head or dim, or a weight that is offloaded or
@@ -48,6 +53,8 @@ class edited:
                     self._plan.append((_parameter(lm, edit), places, edit.factor))
                 else:
                     recomputed.setdefault(site, []).append(edit)
+        for note in tied_notes(lm, self.edits):
+            warnings.warn(note, TiedWeightsWarning, stacklevel=2)
         rows = [RecomputedRows(lm, site, edits) for site, edits in recomputed.items()]
         at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
         self._sites = SiteEdits(lm, at_sites, rows) if at_sites or rows else None

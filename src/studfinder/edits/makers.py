@@ -213,7 +213,8 @@ def _parts(target: Target) -> list[Weights | Activations]:
 
 
 def _merged(parts: Iterable[Weights | Activations]) -> list[Weights | Activations]:
-    """Dims of the same head and tokens become one edit: a pooled mean pools over them, and it is quicker."""
+    """Dims of the same head and tokens become one edit: a pooled mean pools over them, and it is quicker. A weight that
+    several calls of its module show is one weight."""
     merged: dict[object, Weights | Activations] = {}
     for number, part in enumerate(parts):
         if isinstance(part, Activations) and isinstance(part.select, Coordinates):
@@ -222,6 +223,8 @@ def _merged(parts: Iterable[Weights | Activations]) -> list[Weights | Activation
             dims = old.select.dims if isinstance(old, Activations) and isinstance(old.select, Coordinates) else ()
             dims = tuple(dict.fromkeys((*dims, *part.select.dims)))
             merged[key] = Activations(part.sites, Coordinates(dims, part.select.head, part.select.positions))
+        elif isinstance(part, Weights):
+            merged[part] = part
         else:
             merged[number] = part
     return list(merged.values())

@@ -206,18 +206,27 @@ def notes_of(rows: Rows) -> list[str]:
             )
     if notes:
         return notes
+    if not rows.measure(CONTEXT).endswith(":1"):
+        notes.append(UNFAIR)
     notes += [_only_context(rows, row) for row in rows.scores if row.startswith("massive")]
     return notes + [_specific(rows, row, other) for row, other in rows.against]
+
+
+UNFAIR = (
+    "Context against memory is no fair comparison here, and its sizes are not to be used: the memory prompt states a "
+    "wrong answer of the relation that is among the choices, the context prompt the right one beside it, so that "
+    "copying any stated answer of the relation is often right from context and never from memory."
+)
 
 
 def _only_context(rows: Rows, row: str) -> str:
     context, memory = rows.change(row, "context"), rows.change(row, "memory")
     if context.high < 0 and memory.high < 0:
-        says = "both suffer, so not only context"
+        says = "both suffer"
     elif context.high < 0:
-        says = "context suffers, and memory is not shown to"
+        says = "context is shown to suffer, memory is not"
     elif memory.high < 0:
-        says = "memory suffers, and context is not shown to"
+        says = "memory is shown to suffer, context is not"
     else:
         says = "neither is shown to suffer"
     left = [rows.kept(row, which) for which in ("context", "memory")]
@@ -238,8 +247,8 @@ def _specific(rows: Rows, row: str, other: str) -> str:
 
 def _verdict(difference: Interval) -> str:
     if difference.high < 0:
-        return "context suffers more than by equal damage elsewhere"
-    return "context suffers less than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
+        return "lower than by equal damage elsewhere"
+    return "higher than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
 
 
 def _signed(interval: Interval) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from studfinder.detectors.massive_values import ratio_null
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
 from studfinder.experiments.seeds import about, against, ended, ends_table, last, lines
@@ -50,6 +51,12 @@ def run(bench: Bench) -> Outcome:
     notes = against(cells, "RoPE", _SCORES)
     if not any(last(cell, "outliers/massive_keys") for cell in ended(cells["RoPE"])):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")
+    heads = s["layers"] * s["heads"]
+    mean, low, high = ratio_null(s["hidden"] // s["heads"], heads)
+    notes.append(
+        f"One vector of random direction in each of the {heads} heads would give a largest ratio of {mean:.2f} "
+        f"[{low:.2f}, {high:.2f}]: what lies below it is no concentration."
+    )
     return Outcome(
         [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions", about_text(source, s))],
         [*notes, *about(cells)],

@@ -200,9 +200,9 @@ def _difference(interval: Interval) -> Comparison:
 def _note(name: str, held: Interval, same: Interval, factor: float, picked: str) -> str:
     says = "a gain" if held.low > 0 else "a loss" if held.high < 0 else "no gain that the items can show"
     return (
-        f"{name}: judged on items that did not choose the factor ({picked}), scaling the super weights gives {says}: "
-        f"{held.value:+.2%} [{held.low:+.2%}, {held.high:+.2%}] of average accuracy. Judged on the items that chose "
-        f"it, factor {factor:g} gives {same.value:+.2%} [{same.low:+.2%}, {same.high:+.2%}]."
+        f"{name}: judged on items that did not choose the factor ({picked}), scaling the super weights as one "
+        f"gives {says}: {held.value:+.2%} [{held.low:+.2%}, {held.high:+.2%}] of average accuracy. Judged on the items "
+        f"that chose it, factor {factor:g} gives {same.value:+.2%} [{same.low:+.2%}, {same.high:+.2%}]."
     )
 
 
@@ -211,9 +211,10 @@ def _curve_notes(name: str, factors: Sequence[float], ratios: dict[str, list[Com
     worse = [f"{f:g}" for f, r in zip(factors, ratios["super weights"], strict=True) if r.interval.low > 1]
     moved = [f"{f:g}" for f, r in zip(factors, ratios["controls"], strict=True) if r.changed]
     return [
-        f"{name}: perplexity is lower than at factor 1 at {', '.join(better) or 'no factor'}, higher at "
-        f"{', '.join(worse) or 'none'}; scaling the control weights changes it at {', '.join(moved) or 'none'}. "
-        "(Each factor has an interval of its own at 95 %; of many, one may miss by chance.)"
+        f"{name}: with all super weights scaled as one, perplexity is lower than at factor 1 at "
+        f"{', '.join(better) or 'no factor'}, higher at {', '.join(worse) or 'none'}; scaling the control weights "
+        f"changes it at {', '.join(moved) or 'none'}. What one of them does alone is not asked here. (Each factor has "
+        "an interval of its own at 95 %; of many, one may miss by chance.)"
     ]
 
 

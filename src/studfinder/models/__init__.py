@@ -4,6 +4,7 @@ from studfinder.models.anatomy import FAMILIES, Anatomy, Layer, MatrixRef, anato
 from studfinder.models.believed import check_findings, check_same_weights
 from studfinder.models.builtin import BUILTINS, builtin_folder, cache_folder
 from studfinder.models.card import model_card
+from studfinder.models.checkpoint import CheckpointFiles, FilePlace
 from studfinder.models.fingerprint import cached_content_hash, content_hash
 from studfinder.models.lm import LM, Source
 from studfinder.models.load import check_finite, load
@@ -15,6 +16,8 @@ __all__ = [
     "FAMILIES",
     "LM",
     "Anatomy",
+    "CheckpointFiles",
+    "FilePlace",
     "Layer",
     "MatrixRef",
     "Rotary",

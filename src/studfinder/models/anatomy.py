@@ -7,7 +7,7 @@ renamed, copied or re-implemented.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -144,6 +144,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_WIDTHS = ("in_features", "infeatures", "nx")
+"""What Linear and most quantised layers, older GPTQ layers, and Conv1D call the size of their input."""
+
+
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
     """The map of a live model.
 
@@ -163,7 +167,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
             "its down projection are",
         )
     prefix, blocks = _blocks(model, kind, family)
-    layers = tuple(_layer(f"{prefix}.{i}", block, kind, family) for i, block in enumerate(blocks))
+    names = {module: name for name, module in model.named_modules()}  # a module that layers share has its first name
+    layers = tuple(_layer(f"{prefix}.{i}", block, kind, family, names) for i, block in enumerate(blocks))
     if not any(layer.writers for layer in layers):
         raise StudfinderError(
             f"no down projection found in {kind!r}", expected=" or ".join(family.writers) + " in a block"
@@ -198,13 +203,13 @@ def _blocks(model: PreTrainedModel, kind: str, family: Family) -> tuple[str, nn.
     )
 
 
-def _layer(path: str, block: nn.Module, kind: str, family: Family) -> Layer:
+def _layer(path: str, block: nn.Module, kind: str, family: Family, names: dict[nn.Module, str]) -> Layer:
     attention = _submodule(block, family.attention)
     writers: list[MatrixRef] = []
     for name in family.writers:
         module = _submodule(block, name)
         if module is not None:
-            writers += _matrices(f"{path}.{name}", module, kind)
+            writers += _matrices(names[module], module, kind)
     return Layer(path, f"{path}.{family.attention}" if attention is not None else None, tuple(writers))
 
 
@@ -244,11 +249,16 @@ def _kv_heads(config: object, heads: int) -> int:
 
 
 def _intermediate(model: nn.Module, layers: tuple[Layer, ...]) -> int:
-    for layer in layers:
-        for writer in layer.writers:
-            parameter = dict(model.named_parameters(remove_duplicate=False)).get(writer.parameter)
-            if parameter is not None and parameter.dim() >= 2:
-                return int(writer.view(parameter).shape[1])
+    """F of the first writer. Packed layers keep other shapes under their weights' names, so what a layer says of
+    itself comes first."""
+    for writer in (writer for layer in layers for writer in layer.writers):
+        module: Any = model.get_submodule(writer.module)
+        width = next((found for name in _WIDTHS if isinstance(found := getattr(module, name, None), int)), None)
+        if width is not None and writer.expert is None:
+            return width
+        parameter = getattr(module, writer.parameter.rpartition(".")[2], None)
+        if isinstance(parameter, nn.Parameter) and parameter.dim() >= 2 and parameter.is_floating_point():
+            return int(writer.view(parameter).shape[1])
     return 0
 
 

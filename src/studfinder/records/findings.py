@@ -107,7 +107,8 @@ class SuperWeight:
         layer: block, from 0.
         parameter: name of the Hugging Face parameter.
         index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts).
-        checkpoint_tensor, checkpoint_index: the same entry in the checkpoint file, where known.
+        checkpoint_tensor, checkpoint_index: the same entry in the checkpoint file, verified there; None if it was not.
+        checkpoint_note: why not.
         expert: which expert, or None.
         row, col: output and input channel.
         value: the weight.
@@ -117,6 +118,7 @@ class SuperWeight:
         score: |x_k w_jk| over the median |y| of the layer.
         prompt, position, token: where that was.
         effect, verdict: filled in by the proof.
+        call: which use of the matrix in a forward pass, from 1; None where it is used once.
     """
 
     layer: int
@@ -137,6 +139,8 @@ class SuperWeight:
     token: str
     effect: Effect | None = None
     verdict: Verdict = "candidate"
+    call: int | None = None
+    checkpoint_note: str = ""
 
     def __post_init__(self) -> None:
         matrix, expert = self.index[-2:], self.index[:-2]
@@ -153,7 +157,8 @@ class SuperWeight:
 
     def __str__(self) -> str:
         expert = "" if self.expert is None else f".experts.{self.expert}"
-        return f"layers.{self.layer}{expert} down_proj[{self.row}, {self.col}]"
+        call = "" if self.call is None else f" (call {self.call})"
+        return f"layers.{self.layer}{expert} down_proj[{self.row}, {self.col}]{call}"
 
 
 @dataclass(frozen=True, kw_only=True)

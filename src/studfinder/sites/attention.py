@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -36,10 +36,13 @@ def attention_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
             yield _split_hook(lm, layer, module, lm.anatomy.split, active)
         return
     rotary = _RotaryInputs() if active.pre_rope and lm.anatomy.stage == "post-RoPE" else None
+    shared: dict[nn.Module, list[tuple[int, None]]] = {}
     for layer, module in modules.items():
+        shared.setdefault(module, []).append((layer, None))
+    for module, owners in shared.items():
         if rotary is not None:
-            yield rotary.watch(layer, module, active)
-        yield _dispatch_to(module, _Handler(lm, layer, active, rotary, module))
+            yield rotary.watch(owners, module, active)
+        yield _dispatch_to(module, _Handler(lm, owners, active, rotary, module))
     # Registries compare by content, so they are told apart by identity.
     reached = [_registry_and_name(module) for module in modules.values()]
     for registry, name in {(id(registry), name): (registry, name) for registry, name in reached}.values():
@@ -124,19 +127,27 @@ def _is_softmax(module: Any) -> bool:
 class _Handler:
     """What happens at one layer's attention call."""
 
-    def __init__(self, lm: LM, layer: int, active: _Installed, rotary: _RotaryInputs | None, module: nn.Module) -> None:
-        self.lm, self.layer, self.active, self.rotary = lm, layer, active, rotary
+    def __init__(
+        self,
+        lm: LM,
+        owners: Sequence[tuple[int, None]],
+        active: _Installed,
+        rotary: _RotaryInputs | None,
+        module: nn.Module,
+    ) -> None:
+        self.lm, self.owners, self.active, self.rotary = lm, owners, active, rotary
         self.softmax, self.causal = _is_softmax(module), bool(getattr(module, "is_causal", True))
-        self.sites = Site("query", layer), Site("key", layer), Site("value", layer)
 
     def __call__(self, query: Any, key: Any, value: Any, mask: Any, kwargs: dict) -> tuple[Any, Any, Any]:
+        layer, _ = self.active.uses.owner(self.owners)
         if self.active.replacing:
-            query, key, value = map(self.active.replaced, self.sites, (query, key, value))
+            sites = (Site(kind, layer) for kind in ("query", "key", "value"))
+            query, key, value = map(self.active.replaced, sites, (query, key, value))
         if self.active.wants(AttentionCall):
-            query_pre, key_pre = self.rotary.take(self.layer, query, key) if self.rotary else (None, None)
+            before = self.rotary.take(layer, query, key) if self.rotary else (None, None)
             self.active.show(
                 AttentionCall(
-                    self.layer,
+                    layer,
                     query,
                     key,
                     value,
@@ -147,8 +158,7 @@ class _Handler:
                     kwargs.get("sliding_window"),
                     self.lm.anatomy.stage,
                     self.softmax and kwargs.get("position_bias") is None,
-                    query_pre,
-                    key_pre,
+                    *before,
                     self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
                 )
             )
@@ -166,7 +176,7 @@ class _RotaryInputs:
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.active: _Installed | None = None
 
-    def watch(self, layer: int, module: nn.Module, active: _Installed) -> Callable[[], None]:
+    def watch(self, owners: Sequence[tuple[int, None]], module: nn.Module, active: _Installed) -> Callable[[], None]:
         self.active = active
         names = _globals_of(module)
         if "apply_rotary_pos_emb" not in names:
@@ -175,7 +185,7 @@ class _RotaryInputs:
             )
 
         def entering(_module: nn.Module, _args: tuple) -> None:
-            self.layer = layer
+            self.layer, _ = active.uses.owner(owners)
             _RUNNING.rotary = self
 
         handle = module.register_forward_pre_hook(entering)

@@ -114,6 +114,7 @@ class WriterCall:
         ref: the matrix.
         input_NF, output_NC: its input and its output, bias included, before any routing weight or norm.
         token_N: which flat token (b * T + t) each row is; None means all, in order.
+        call: which use of the module in this forward pass, from 1, whichever layer it was for.
     """
 
     layer: int
@@ -122,3 +123,4 @@ class WriterCall:
     input_NF: torch.Tensor
     output_NC: torch.Tensor
     token_N: torch.Tensor | None
+    call: int = 1

@@ -23,6 +23,7 @@ from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
+from studfinder.sites.uses import Uses
 from studfinder.sites.writers import writer_hooks
 
 Replacement = Callable[[torch.Tensor], torch.Tensor]
@@ -47,6 +48,7 @@ class _Installed:
         self.replacing: list[Tap] = []
         self.readers: dict[type, list[Reader]] = {}
         self.remove: list[Callable[[], None]] = []
+        self.uses = Uses(lm)
 
     def reinstall(self) -> None:
         while self.remove:
@@ -59,7 +61,7 @@ class _Installed:
         if not self.taps:
             return
         try:
-            for hook in (call_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
+            for hook in (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
                 for undo in hook(self.lm, self):
                     self.remove.append(undo)
         except BaseException:
@@ -156,17 +158,22 @@ def replacing(lm: LM) -> bool:
     return installed is not None and bool(installed.replacing)
 
 
+def _use_hooks(_lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
+    return active.uses.hooks()
+
+
 def _block_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    blocks = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
     if active.wants(BlockOutput) or active.replaces("embedding"):
-        yield _entry_hook(blocks[0], active)
+        yield _entry_hook(lm.model.get_submodule(lm.anatomy.layers[0].block), active)
     if active.wants(BlockOutput) or active.replaces("residual"):
-        for layer, block in enumerate(blocks):
-            yield _exit_hook(block, layer, active)
+        for block, layers in active.uses.blocks.items():
+            yield _exit_hook(block, [(layer, None) for layer in layers], active)
 
 
 def _entry_hook(block: nn.Module, active: _Installed) -> Callable[[], None]:
     def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if active.uses.layer:  # the block serves a later layer too
+            return args, kwargs
         hidden = args[0] if args else kwargs["hidden_states"]
         new = active.replaced(Site("embedding"), hidden)
         active.show(BlockOutput(-1, new))
@@ -177,12 +184,11 @@ def _entry_hook(block: nn.Module, active: _Installed) -> Callable[[], None]:
     return block.register_forward_pre_hook(before, with_kwargs=True).remove
 
 
-def _exit_hook(block: nn.Module, layer: int, active: _Installed) -> Callable[[], None]:
-    site = Site("residual", layer)
-
+def _exit_hook(block: nn.Module, owners: Sequence[tuple[int, None]], active: _Installed) -> Callable[[], None]:
     def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        layer, _ = active.uses.owner(owners)
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        new = active.replaced(site, hidden)
+        new = active.replaced(Site("residual", layer), hidden)
         active.show(BlockOutput(layer, new))
         if new is hidden:
             return output

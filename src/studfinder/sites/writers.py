@@ -21,31 +21,41 @@ def writer_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
     """Install hooks on every writer of every layer; yields functions that remove them."""
     if not active.wants(WriterCall) and not active.replaces("down_proj.input", "down_proj.output"):
         return
+    linears: dict[nn.Module, list[_Owner]] = {}
+    fused: dict[nn.Module, list[tuple[int, list[tuple[int, MatrixRef]]]]] = {}
     for layer, part in enumerate(lm.anatomy.layers):
-        fused: dict[str, list[tuple[int, MatrixRef]]] = {}
+        experts: dict[nn.Module, list[tuple[int, MatrixRef]]] = {}
         for writer, ref in enumerate(part.writers):
+            module = lm.model.get_submodule(ref.module)
             if ref.expert is None:
-                yield from _linear_hooks(lm.model.get_submodule(ref.module), layer, writer, ref, active)
+                linears.setdefault(module, []).append((layer, (writer, ref)))
             else:
-                fused.setdefault(ref.module, []).append((writer, ref))
-        for name, experts in fused.items():
-            yield _experts_hook(lm.model.get_submodule(name), layer, experts, active)
+                experts.setdefault(module, []).append((writer, ref))
+        for module, members in experts.items():
+            fused.setdefault(module, []).append((layer, members))
+    for module, owners in linears.items():
+        yield from _linear_hooks(module, owners, active)
+    for module, groups in fused.items():
+        yield _experts_hook(module, groups, active)
 
 
-def _linear_hooks(
-    module: nn.Module, layer: int, writer: int, ref: MatrixRef, active: _Installed
-) -> Iterable[Callable[[], None]]:
-    source, target = Site("down_proj.input", layer, writer), Site("down_proj.output", layer, writer)
+_Owner = tuple[int, tuple[int, MatrixRef]]
+"""(layer, (writer, matrix)) that a module serves; more than one where layers share it."""
 
+
+def _linear_hooks(module: nn.Module, owners: list[_Owner], active: _Installed) -> Iterable[Callable[[], None]]:
     def before(_module: nn.Module, args: tuple) -> tuple | None:
-        new = active.replaced(source, args[0])
+        layer, (writer, _) = active.uses.owner(owners)
+        new = active.replaced(Site("down_proj.input", layer, writer), args[0])
         return None if new is args[0] else (new, *args[1:])
 
-    def after(_module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        new = active.replaced(target, output)
+    def after(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        layer, (writer, ref) = active.uses.owner(owners)
+        call = active.uses.count(module)
+        new = active.replaced(Site("down_proj.output", layer, writer), output)
         if active.wants(WriterCall):
-            x, y = args[0], new
-            active.show(WriterCall(layer, writer, ref, x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), None))
+            x_NF, y_NC = args[0].reshape(-1, args[0].shape[-1]), new.reshape(-1, new.shape[-1])
+            active.show(WriterCall(layer, writer, ref, x_NF, y_NC, None, call))
         return None if new is output else new
 
     yield module.register_forward_pre_hook(before).remove
@@ -53,24 +63,26 @@ def _linear_hooks(
 
 
 def _experts_hook(
-    module: nn.Module, layer: int, experts: list[tuple[int, MatrixRef]], active: _Installed
+    module: nn.Module, groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: _Installed
 ) -> Callable[[], None]:
     """Read fused experts by computing, beside the model, what each expert saw and gave.
 
     The model's own experts implementation (grouped, batched, eager or a kernel) does not show these tensors, so they
     are recomputed from the module's inputs; the model's own numbers are not touched, whichever implementation runs.
     """
-    for writer, _ in experts:
-        for kind in ("down_proj.input", "down_proj.output"):
-            if active.replaces(kind) and any(Site(kind, layer, writer) in tap.replace for tap in active.taps):
+    for kind in ("down_proj.input", "down_proj.output"):
+        for site in (Site(kind, layer, writer) for layer, experts in groups for writer, _ in experts):
+            if active.replaces(kind) and any(site in tap.replace for tap in active.taps):
                 raise StudfinderError(
-                    f"{Site(kind, layer, writer)} belongs to a fused expert and cannot be replaced",
+                    f"{site} belongs to a fused expert and cannot be replaced",
                     do="Edit the expert's weights, or the residual stream",
                 )
 
     def after(module: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
+        call = active.uses.count(module)
         if not active.wants(WriterCall):
             return
+        layer, experts = active.uses.owner(groups)
         hidden, chosen = _arguments(args, kwargs)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         chosen = chosen.reshape(hidden.shape[0], -1)
@@ -79,7 +91,7 @@ def _experts_hook(
             tokens = (chosen == ref.expert).any(dim=-1).nonzero()[:, 0]
             if tokens.numel():
                 x, y = _expert(module, ref.expert, hidden[tokens])
-                active.show(WriterCall(layer, writer, ref, x, y, tokens))
+                active.show(WriterCall(layer, writer, ref, x, y, tokens, call))
 
     return module.register_forward_hook(after, with_kwargs=True).remove
 

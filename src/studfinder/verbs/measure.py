@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from studfinder.edits import Edit, edited, edits_hash
+from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import REGISTRY, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
@@ -106,7 +106,8 @@ def plan_measure(
         "seed": seed,
         "scoring": SCORING,
     }
-    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), tuple(words), against, settings)
+    said = (*words, *tied_notes(lm, edits))
+    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), said, against, settings)
 
 
 def measure(

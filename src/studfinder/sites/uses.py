@@ -1,0 +1,53 @@
+"""Which layer a module is running for, and for which time: a module may serve several layers, or be called twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from studfinder.models import LM
+
+_Owner = TypeVar("_Owner")
+
+
+class Uses:
+    """Counts calls within a forward pass.
+
+    Attributes:
+        layer: the block that runs now, or ran last; None before the first.
+    """
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.layer: int | None = None
+        self.calls: Counter[nn.Module] = Counter()
+        self.blocks: dict[nn.Module, list[int]] = {}
+        for layer, part in enumerate(lm.anatomy.layers):
+            self.blocks.setdefault(lm.model.get_submodule(part.block), []).append(layer)
+
+    def hooks(self) -> Iterable[Callable[[], None]]:
+        """Watch passes begin and blocks be entered; yields functions that stop it."""
+        for module in dict.fromkeys((self.lm.model, self.lm.model.get_submodule(self.lm.anatomy.decoder))):
+            yield module.register_forward_pre_hook(self._begin).remove
+        for block in self.blocks:
+            yield block.register_forward_pre_hook(self._enter).remove
+
+    def count(self, module: nn.Module) -> int:
+        """Count a call of a module; returns which it is in this forward pass, from 1."""
+        self.calls[module] += 1
+        return self.calls[module]
+
+    def owner(self, owners: Sequence[tuple[int, _Owner]]) -> tuple[int, _Owner]:
+        """Of the (layer, anything) pairs that share a module, the one that it is running for."""
+        return next((pair for pair in owners if pair[0] == self.layer), owners[0])
+
+    def _begin(self, _module: nn.Module, _args: tuple) -> None:
+        self.layer = None
+        self.calls.clear()
+
+    def _enter(self, block: nn.Module, _args: tuple) -> None:
+        layers = self.blocks[block]  # a block that serves several layers is entered for each in turn
+        self.layer = layers[(self.count(block) - 1) % len(layers)]
