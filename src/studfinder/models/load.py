@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, Unavailable
+from studfinder.models.adapters import adapter_at, merged, without_adapter
 from studfinder.models.anatomy import FAMILIES, anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
+from studfinder.models.files import check_folder, held_in
 from studfinder.models.lm import LM, Source
+from studfinder.models.loading import expert_gap, judge, partner_gap, report_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +33,8 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    allow_missing: bool = False,
+    merge_adapter: bool = False,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -43,10 +48,17 @@ def load(
         attention: transformers' `attn_implementation`.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: read pickle checkpoints, which can run code as they load.
+        allow_missing: load although tensors are missing (they are random) or have no place in the model (they are left
+            out); `lm.source.allowed` says which, and so does every record made of the model.
+        merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
+
+    What is not loaded and need not be (`lm.source.notes`) is printed on stderr.
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
-            unknown, or a weight is not finite (the tensor is named).
+            unknown, a weight is not finite (the tensor is named), or what is in memory would not be what the files
+            hold (models/loading.py).
+        Unavailable: a package that the checkpoint needs is not installed.
     """
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
@@ -57,18 +69,61 @@ def load(
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
 
-        live, own = read_gguf(source.folder, torch.bfloat16 if wanted == "auto" else wanted)
+        kind = torch.bfloat16 if wanted == "auto" else wanted
+        live, own, notes = read_gguf(source.folder, kind)
         tokenizer = tokenizer or own
-        source = Source(source.id, source.origin)
+        source = Source(source.id, source.origin, notes=notes)
     else:
-        live, tokenizer = _from_pretrained(
-            source, tokenizer, wanted, device_map, attention, trust_remote_code, allow_pickle
-        )
+        options = {
+            "dtype": wanted,
+            "device_map": device_map,
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+            "allow_pickle": allow_pickle,
+            "allow_missing": allow_missing,
+        }
+        live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
     if device is not None:
         live = live.to(device)
     lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
     check_finite(lm)
+    for line in (*source.notes, *source.allowed):
+        print(f"studfinder: note: {source.id}: {line}", file=sys.stderr)
     return lm
+
+
+def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
+    """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
+    adapter = adapter_at(source)
+    if adapter is None:
+        return _from_pretrained(source, tokenizer, **options)
+    if not merge:
+        raise StudfinderError(
+            f"{source.id} is {adapter.words}",
+            expected="a whole model",
+            do="Merge it with --merge-adapter (merge_adapter=True)"
+            + (", or delete its adapter_config.json" if adapter.base is None else f", or load {adapter.base}"),
+        )
+    if adapter.base is None:
+        with without_adapter(adapter.folder) as folder:
+            whole = dataclasses.replace(source, folder=folder)
+            live, tokenizer, opened = _from_pretrained(whole, tokenizer, **options)
+    else:
+        base = _resolve(adapter.base, None)
+        if adapter_at(base) is not None:
+            raise StudfinderError(f"{adapter.base}, the base of {source.id}, is an adapter itself", do="Merge it first")
+        live, own, opened = _from_pretrained(base, None, **options)
+        tokenizer = tokenizer or _tokenizer(adapter.folder, options["trust_remote_code"]) or own
+    live = merged(live, adapter, options["allow_pickle"])
+    source = dataclasses.replace(
+        source,
+        folder=None,  # its files are not what is in memory
+        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}",
+        notes=opened.notes,
+        allowed=opened.allowed,
+        merged=adapter.words,
+    )
+    return live, tokenizer, source
 
 
 def check_finite(lm: LM) -> None:
@@ -150,13 +205,14 @@ def _from_pretrained(
     attention: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
-) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    allow_missing: bool,
+) -> tuple[Any, Any, Source]:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     where = str(source.folder or source.id)
     common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     if source.folder is not None:
-        _check_folder(source.folder, allow_pickle)
+        check_folder(source.folder, allow_pickle)
     try:
         config = AutoConfig.from_pretrained(where, **common)
         if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
@@ -165,68 +221,69 @@ def _from_pretrained(
                 expected="one of " + ", ".join(sorted(FAMILIES)),
                 do="CONTRIBUTING.md says how to add one",
             )
+        method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
             "dtype": dtype,
             "use_safetensors": None if allow_pickle else True,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # they are refused by name, below
             **common,
         }
         if device_map is not None:
             options["device_map"] = device_map
         if attention is not None:
             options["attn_implementation"] = attention
-        model = AutoModelForCausalLM.from_pretrained(where, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(where, **options)
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
-        raise StudfinderError(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
-    if tokenizer is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        except Exception:  # a model without a tokenizer can still be fed token ids
-            tokenizer = None
-    return model, tokenizer
+        held = held_in(source.folder) if source.folder is not None else {}
+        if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
+            raise gap from error
+        kind = Unavailable if isinstance(error, ImportError) else StudfinderError
+        raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
+    report = report_of(
+        model,
+        info,
+        held_in(folder) if (folder := source.folder or _snapshot(source.id, config)) else {},
+        quantiser=method,
+        decoded=decoded,
+        asked=dtype != "auto",
+    )
+    found = judge(source.id, report)
+    for refused in found.refused if allow_missing else (*found.absent, *found.refused):
+        raise refused
+    source = dataclasses.replace(
+        source, notes=tuple(found.listed), allowed=tuple(f"allowed: {absent.what}" for absent in found.absent)
+    )
+    return model, tokenizer or _tokenizer(where, **common), source
 
 
-def _check_folder(folder: Path, allow_pickle: bool) -> None:
-    """Say what is wrong with a checkpoint folder before transformers says it in a traceback."""
-    if not (folder / "config.json").is_file():
-        raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
+def _quantiser(config: Any) -> tuple[str | None, bool]:
+    """The quantisation method that a config names, and whether transformers decodes it."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    if not config:
+        return None, False
+    plain = config if isinstance(config, dict) else config.to_dict()
+    return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
+
+
+def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main") -> Any:
+    from transformers import AutoTokenizer
+
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudfinderError(f"{folder / 'config.json'} is not valid JSON ({error})") from None
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        if pickles and not allow_pickle:
-            raise StudfinderError(
-                f"{folder} holds only pickle weights ({pickles[0].name}), which can run code as they load",
-                expected="safetensors",
-                do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
-            )
-        if not pickles:
-            raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
-    for shard in shards:
-        _check_safetensors(shard)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception:  # a model without a tokenizer can still be fed token ids
+        return None
 
 
-def _check_safetensors(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
-            header = None
-    ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
-    if header is None or 8 + length + max(ends, default=0) != size:
-        needed = 8 + length + max(ends, default=0) if header else None
-        raise StudfinderError(
-            f"{path} is truncated or damaged ({size:,} bytes)",
-            expected=f"{needed:,} bytes" if needed else "a safetensors header",
-            do="Download or save it again",
-        )
+def _snapshot(repository: str, config: Any) -> Path | None:
+    """Where the hub's files of a model that was just loaded are on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "config.json", revision=getattr(config, "_commit_hash", None))
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _first_line(error: Exception) -> str:
