@@ -68,9 +68,7 @@ def command(
             overwrite=overwrite,
             progress=progress,
             command="studfinder " + " ".join(sys.argv[1:]),
-            loader=partial(
-                load, dtype=dtype, device=device, allow_missing=allow_missing, merge_adapter=merge_adapter
-            ),
+            loader=partial(load, dtype=dtype, device=device, allow_missing=allow_missing, merge_adapter=merge_adapter),
         )
     if not first:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,8 @@ def command(
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="[default: if it is installed]")
     ] = None,
+    allow_missing: o.AllowMissing = False,
+    merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
@@ -70,8 +73,10 @@ def command(
     massive activations, massive Q and K values, attention sinks) are logged at each evaluation. Ctrl-C writes a
     checkpoint; the same command goes on from there and ends with the same loss as if it had never stopped.
     """
+    from studfinder.models import permitting
     from studfinder.verbs.train import plan_train, run_train
 
+    permitted = partial(permitting, allow_missing=allow_missing, merge_adapter=merge_adapter)
     course = {
         "steps": steps,
         "batch": batch,
@@ -85,18 +90,19 @@ def command(
         "look_every": look_every,
         "test": test,
     }
-    plan = plan_train(
-        task=task,
-        text=text,
-        base=base,
-        preset_name=preset,
-        attention=attention,
-        shape=_given({"layers": layers, "hidden": hidden, "heads": heads}),
-        recipe=_given(course),
-        length=length,
-        vocabulary=vocabulary,
-        apart=apart,
-    )
+    with permitted():
+        plan = plan_train(
+            task=task,
+            text=text,
+            base=base,
+            preset_name=preset,
+            attention=attention,
+            shape=_given({"layers": layers, "hidden": hidden, "heads": heads}),
+            recipe=_given(course),
+            length=length,
+            vocabulary=vocabulary,
+            apart=apart,
+        )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
     what = "\n".join([what, *(f"note: {note}" for note in plan.notes)])
@@ -106,14 +112,15 @@ def command(
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one speaks
     if first:
         print(f"training {what}", file=sys.stderr)
-    record, folder = run_train(
-        plan,
-        out=out,
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-        quiet=as_json,
-        command="studfinder " + " ".join(sys.argv[1:]),
-    )
+    with permitted():
+        record, folder = run_train(
+            plan,
+            out=out,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            quiet=as_json,
+            command="studfinder " + " ".join(sys.argv[1:]),
+        )
     if not first:
         return
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,18 @@ def adapter_at(source: Source) -> Adapter | None:
     return Adapter(folder, kind, str(base), f"an adapter ({kind}) of {base}")
 
 
+def refuse_adapter(source: Source) -> None:
+    """Raise StudfinderError if the folder or hub repository holds an adapter."""
+    adapter = adapter_at(source)
+    if adapter is not None:
+        other = ", or delete its adapter_config.json" if adapter.base is None else f", or load {adapter.base}"
+        raise StudfinderError(
+            f"{source.id} is {adapter.words}",
+            expected="a whole model",
+            do=f"Merge it with --merge-adapter (merge_adapter=True){other}",
+        )
+
+
 def _on_the_hub(source: Source) -> Path | None:
     from transformers.utils.hub import cached_file
 
@@ -95,8 +108,10 @@ def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
     names, numbers = set(model.state_dict()), model.num_parameters()
     held = _held(adapter.folder, allow_pickle)
     try:
-        wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder))
-        taken = peft.get_peft_model_state_dict(wrapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is missing is refused below
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder))
+            taken = peft.get_peft_model_state_dict(wrapped)
     except Exception as error:  # peft and torch raise many kinds; the user needs one line
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise StudfinderError(f"adapter {adapter.folder} does not fit its base model ({reason})") from error
@@ -111,7 +126,9 @@ def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
         if not torch.equal(tensor.cpu(), held[name].to(tensor.dtype)):
             raise StudfinderError(f"adapter tensor {name} of {adapter.folder} was not taken as it is in the file")
     try:
-        plain = wrapped.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:
         raise StudfinderError(f"adapter {adapter.folder} cannot be merged ({adapter.kind}: {error})") from error
     if set(plain.state_dict()) != names or plain.num_parameters() != numbers:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: which of them are read, whether they are whole, and what their headers say they hold."""
+"""The files of a checkpoint folder: which are read, whether they are whole, and what their headers say they hold."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _held(folder: Path, files: list[Path]) -> dict[str, Held]:
 
 
 def read_header(path: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file, without its metadata. Raises StudfinderError if the file is cut off or damaged."""
+    """The header of a safetensors file, without its metadata. Raises StudfinderError if the file is cut off."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

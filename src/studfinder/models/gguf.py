@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +17,22 @@ from studfinder.errors import StudfinderError
 from studfinder.models.files import some
 from studfinder.models.gguf_metadata import check_kind, honoured
 from studfinder.models.gguf_rope import FACTORS, check_rope
-from studfinder.models.loading import judge, report_of
+from studfinder.models.judging import judge
+from studfinder.models.loading import report_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_DAMAGED = (ValueError, KeyError, NotImplementedError, IndexError, struct.error, RuntimeError, TypeError, AttributeError)
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    IndexError,
+    struct.error,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+)
 
 
 def read_gguf(
@@ -68,6 +81,8 @@ def read_gguf(
     if rope is not None:
         check_rope(str(path), expanded, rope)
     _move(path, expanded, shell, dtype)
+    if "output.weight" not in tensors and "lm_head.weight" in shell.state_dict():
+        found.listed.append("no output.weight: the head is the embedding, as llama.cpp reads it")
     return shell.eval(), tokenizer, tuple(found.listed)
 
 
@@ -90,18 +105,16 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _unreadable(path, error) from None
 
 
-class _plain_errors:
-    """Errors of transformers, in one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _DAMAGED) and not isinstance(error, StudfinderError):
-            raise _unreadable(self.path, error) from error
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Errors of transformers in one line, and its progress bar only where there is a terminal."""
+    try:
+        with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+            yield
+    except StudfinderError:
+        raise
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> StudfinderError:

@@ -65,7 +65,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "swin_norm": (False,),
 }
 _HEAD_DIM = ("attention.key_length", "attention.value_length", "attention.key_length_swa", "attention.value_length_swa")
-_ROPE = {f"rope.{name}" for name in ("dimension_count", "dimension_count_swa", "freq_base", "freq_base_swa", "scale_linear")}
+_ROPE = {
+    f"rope.{name}" for name in ("dimension_count", "dimension_count_swa", "freq_base", "freq_base_swa", "scale_linear")
+}
 _NOTHING = {"tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.yarn_orig_ctx"}
 """Keys that change no number: how the weights were laid out before, and what was trained after."""
 
@@ -132,6 +134,8 @@ def honoured(
             expected="metadata that transformers can follow",
             do="Load the checkpoint that it was converted from",
         )
+    if "query_pre_attn_scalar" in settings and "attention.scale" not in said:
+        settings["query_pre_attn_scalar"] = _gemma_scale(architecture, said, settings)
     rope = None
     if isinstance(settings.get("rope_parameters"), dict):
         head_dim = settings.get("head_dim") or config.hidden_size // config.num_attention_heads
@@ -142,6 +146,9 @@ def honoured(
             settings["rope_parameters"] = {"full_attention": dict(rope.parameters), "sliding_attention": local}
         else:
             settings["rope_parameters"] = dict(rope.parameters)
+        original = rope.parameters.get("original_max_position_embeddings")
+        if original and "original_max_position_embeddings" in settings:  # phi3 keeps it there, too
+            settings["original_max_position_embeddings"] = original
         settings.pop("rope_theta", None)
         settings.pop("rope_scaling", None)
         if "partial_rotary_factor" in settings:
@@ -149,6 +156,14 @@ def honoured(
     elif factors:
         raise StudfinderError(f"{name} holds {some(factors)}, but {type(config).__name__} has no rotary positions")
     return type(config).from_dict(settings), rope
+
+
+def _gemma_scale(architecture: str, said: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
+    """Gemma divides its scores by the root of this: no file says it, llama.cpp knows its largest models by depth."""
+    largest = {"gemma2": 46, "gemma3": 62}.get(architecture)
+    if said.get("block_count") == largest:
+        return settings["hidden_size"] / settings["num_attention_heads"]
+    return settings["head_dim"]
 
 
 def _honour(key: str, value: Any, config: Any, settings: dict[str, Any], said: Mapping[str, Any]) -> bool:
@@ -161,8 +176,8 @@ def _honour(key: str, value: Any, config: Any, settings: dict[str, Any], said: M
             types = ["full_attention" if heads else "conv" for heads in value]
             return {*value} <= {0, config.num_key_value_heads} and types == list(config.layer_types)
         if key == "attention.sliding_window_pattern":
-            types = getattr(config, "layer_types", None)
-            return types is not None and value == [each == "sliding_attention" for each in types]
+            layers = getattr(config, "layer_types", None)
+            return layers is not None and value == [each == "sliding_attention" for each in layers]
         if len(set(value)) != 1:
             return False
         value = value[0]

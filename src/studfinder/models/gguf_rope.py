@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,14 +31,13 @@ class Rope:
         parameters: transformers' rope parameters.
         inv_freq: the frequencies that they must give, shape (pairs,).
         scale: what cosines and sines are multiplied by.
-        local: the base of the frequencies of sliding-window layers, which are never scaled; None where there are none.
+        local: the base of the frequencies of sliding-window layers, which are never scaled.
     """
 
     parameters: Mapping[str, Any]
     inv_freq: torch.Tensor
     scale: float = 1.0
-    local: float | None = None
-    honoured: tuple[str, ...] = field(default=(), compare=False)
+    local: float = 10_000.0
 
 
 def rope_of(name: str, said: Mapping[str, Any], factors: Mapping[str, torch.Tensor], head_dim: int) -> Rope:
@@ -99,7 +98,12 @@ def _scaling(name: str, said: Mapping[str, Any]) -> tuple[str, float, float]:
 
 
 def _yarn(
-    said: Mapping[str, Any], parameters: dict[str, Any], plain: torch.Tensor, factor: float, attention: float, local: float
+    said: Mapping[str, Any],
+    parameters: dict[str, Any],
+    plain: torch.Tensor,
+    factor: float,
+    attention: float,
+    local: float,
 ) -> Rope:
     dims, base = 2 * len(plain), parameters["rope_theta"]
     original = int(said.get("rope.scaling.original_context_length", said.get("context_length", 0)))
@@ -134,8 +138,8 @@ def _llama3(
         raise _refused(name, f"{len(factors)} rope_freqs for {len(plain)} pairs")
     if bool((factors == 1).all()):
         return {}
-    factor = float(factors.max())
-    if bool((factors == factor).all()):
+    factor = round(float(factors.max()), 4)  # the file's is a float32
+    if bool(torch.isclose(factors, torch.full_like(factors, factor), rtol=_TOLERANCE, atol=0).all()):
         return {"rope_type": "linear", "factor": factor}
     turns = plain / (2 * math.pi)
     share = (1 / factors - 1 / factor) / (1 - 1 / factor)
@@ -151,7 +155,7 @@ def _llama3(
             offset = float(slope * x[0] - y[0])
             if offset > 0:
                 high = 1 + 1 / offset
-                tried += [(round(slope / offset), round(high)), (round(slope / offset), high)]
+                tried += [(round(slope / offset), round(high, digits)) for digits in (0, 3, 9)]
     else:  # nothing lies between, so any line through the gap will do
         edge = float(turns[share > 0.5].min() * turns[share < 0.5].max()) ** -0.5
         tried += [(round(edge), 1.001), (round(edge * 1000), 1001.0)]
@@ -182,7 +186,6 @@ def check_rope(name: str, model: torch.nn.Module, rope: Rope) -> None:
         kind = leaf.removesuffix("inv_freq")
         wanted, scale = rope.inv_freq, rope.scale
         if kind.startswith("sliding"):
-            assert rope.local is not None
             pairs = torch.arange(len(wanted), dtype=torch.float64)
             wanted, scale = rope.local ** -(pairs / len(wanted)), 1.0
         live = float(getattr(model.get_submodule(owner), f"{kind}attention_scaling", 1.0))

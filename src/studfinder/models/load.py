@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from studfinder.errors import StudfinderError, Unavailable
-from studfinder.models.adapters import adapter_at, merged, without_adapter
-from studfinder.models.anatomy import FAMILIES, anatomy_of
+from studfinder.errors import StudfinderError
+from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
+from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
-from studfinder.models.files import check_folder, held_in
 from studfinder.models.lm import LM, Source
-from studfinder.models.loading import expert_gap, judge, partner_gap, report_of
+from studfinder.models.pretrained import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PERMITTED: ContextVar[tuple[bool, bool]] = ContextVar("permitted", default=(False, False))
+
+
+@contextmanager
+def permitting(*, allow_missing: bool = False, merge_adapter: bool = False) -> Iterator[None]:
+    """Every `load` within has these permissions: for verbs that load a model more than once, as training does."""
+    token = _PERMITTED.set((allow_missing, merge_adapter))
+    try:
+        yield
+    finally:
+        _PERMITTED.reset(token)
 
 
 def load(
@@ -57,11 +72,12 @@ def load(
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
             unknown, a weight is not finite (the tensor is named), or what is in memory would not be what the files
-            hold (models/loading.py).
+            hold (models/judging.py).
         Unavailable: a package that the checkpoint needs is not installed.
     """
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
+    allow_missing, merge_adapter = allow_missing or _PERMITTED.get()[0], merge_adapter or _PERMITTED.get()[1]
     asked = os.fspath(model)
     source = _resolve(asked, revision)
     wanted = _dtype(dtype)
@@ -88,32 +104,32 @@ def load(
     lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
     check_finite(lm)
     for line in (*source.notes, *source.allowed):
-        print(f"studfinder: note: {source.id}: {line}", file=sys.stderr)
+        _say(f"studfinder: note: {source.id}: {line}")
     return lm
+
+
+@functools.cache  # once a process: some verbs load a model again
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    adapter = adapter_at(source)
-    if adapter is None:
-        return _from_pretrained(source, tokenizer, **options)
+    trusted, revision = options["trust_remote_code"], source.revision or "main"
     if not merge:
-        raise StudfinderError(
-            f"{source.id} is {adapter.words}",
-            expected="a whole model",
-            do="Merge it with --merge-adapter (merge_adapter=True)"
-            + (", or delete its adapter_config.json" if adapter.base is None else f", or load {adapter.base}"),
-        )
-    if adapter.base is None:
-        with without_adapter(adapter.folder) as folder:
-            whole = dataclasses.replace(source, folder=folder)
-            live, tokenizer, opened = _from_pretrained(whole, tokenizer, **options)
-    else:
-        base = _resolve(adapter.base, None)
-        if adapter_at(base) is not None:
-            raise StudfinderError(f"{adapter.base}, the base of {source.id}, is an adapter itself", do="Merge it first")
-        live, own, opened = _from_pretrained(base, None, **options)
-        tokenizer = tokenizer or _tokenizer(adapter.folder, options["trust_remote_code"]) or own
+        refuse_adapter(source)
+    adapter = adapter_at(source) if merge else None
+    if adapter is None:
+        live, opened = from_pretrained(source, **options)
+        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
+    base = source if adapter.base is None else _resolve(adapter.base, None)
+    with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
+        if adapter.base is not None:
+            refuse_adapter(base)
+        base = dataclasses.replace(base, folder=folder)
+        live, opened = from_pretrained(base, **options)
+        if tokenizer is None:  # the adapter's own, or its base model's
+            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(folder or base.id, trusted)
     live = merged(live, adapter, options["allow_pickle"])
     source = dataclasses.replace(
         source,
@@ -197,78 +213,6 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     return found
 
 
-def _from_pretrained(
-    source: Source,
-    tokenizer: Any,
-    dtype: Any,
-    device_map: Any,
-    attention: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    allow_missing: bool,
-) -> tuple[Any, Any, Source]:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    where = str(source.folder or source.id)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
-    if source.folder is not None:
-        check_folder(source.folder, allow_pickle)
-    try:
-        config = AutoConfig.from_pretrained(where, **common)
-        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
-            raise StudfinderError(
-                f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
-                expected="one of " + ", ".join(sorted(FAMILIES)),
-                do="CONTRIBUTING.md says how to add one",
-            )
-        method, decoded = _quantiser(getattr(config, "quantization_config", None))
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "use_safetensors": None if allow_pickle else True,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,  # they are refused by name, below
-            **common,
-        }
-        if device_map is not None:
-            options["device_map"] = device_map
-        if attention is not None:
-            options["attn_implementation"] = attention
-        model, info = AutoModelForCausalLM.from_pretrained(where, **options)
-    except StudfinderError:
-        raise
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        held = held_in(source.folder) if source.folder is not None else {}
-        if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
-            raise gap from error
-        kind = Unavailable if isinstance(error, ImportError) else StudfinderError
-        raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
-    report = report_of(
-        model,
-        info,
-        held_in(folder) if (folder := source.folder or _snapshot(source.id, config)) else {},
-        quantiser=method,
-        decoded=decoded,
-        asked=dtype != "auto",
-    )
-    found = judge(source.id, report)
-    for refused in found.refused if allow_missing else (*found.absent, *found.refused):
-        raise refused
-    source = dataclasses.replace(
-        source, notes=tuple(found.listed), allowed=tuple(f"allowed: {absent.what}" for absent in found.absent)
-    )
-    return model, tokenizer or _tokenizer(where, **common), source
-
-
-def _quantiser(config: Any) -> tuple[str | None, bool]:
-    """The quantisation method that a config names, and whether transformers decodes it."""
-    from transformers.quantizers import AutoHfQuantizer
-
-    if not config:
-        return None, False
-    plain = config if isinstance(config, dict) else config.to_dict()
-    return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
-
-
 def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main") -> Any:
     from transformers import AutoTokenizer
 
@@ -278,29 +222,8 @@ def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main
         return None
 
 
-def _snapshot(repository: str, config: Any) -> Path | None:
-    """Where the hub's files of a model that was just loaded are on this disk."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, "config.json", revision=getattr(config, "_commit_hash", None))
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _advice(source: Source) -> str | None:
-    if source.folder is not None:
-        return None
-    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
-        BUILTINS
-    )
-
-
 def _quiet_when_no_terminal() -> None:
     if not sys.stderr.isatty():
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
