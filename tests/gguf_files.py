@@ -41,7 +41,7 @@ def described(model: Any, architecture: str = "llama") -> dict[str, Any]:
 
 
 def tensors_of(model: Any, architecture: str = "llama") -> dict[str, np.ndarray]:
-    """The tensors of a model under their GGUF names, fp32, queries and keys of a llama permuted as llama.cpp has them."""
+    """A model's tensors under their GGUF names, fp32; a llama's queries and keys permuted as llama.cpp has them."""
     names = get_tensor_name_map(_MAPS[architecture], model.config.num_hidden_layers)
     tied = model.config.tie_word_embeddings
     found = {}

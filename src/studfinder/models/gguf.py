@@ -113,7 +113,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
             yield
     except StudfinderError:
         raise
-    except _DAMAGED as error:
+    except Exception as error:  # transformers raises many kinds; the user needs one line
         raise _unreadable(path, error) from error
 
 

@@ -8,8 +8,9 @@ factor, or mixed between both by YaRN's ramp, which also multiplies cosines and 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,25 +144,7 @@ def _llama3(
         return {"rope_type": "linear", "factor": factor}
     turns = plain / (2 * math.pi)
     share = (1 / factors - 1 / factor) / (1 - 1 / factor)
-    between = (share > 1e-4) & (share < 1 - 1e-4)
-    tried = [(8192, 4.0)]
-    if said.get("rope.scaling.original_context_length"):
-        tried.append((int(said["rope.scaling.original_context_length"]), 4.0))
-    if int(between.sum()) >= 1:
-        x, y = turns[between], share[between]
-        tried.append((round(float((y[0] + 1 / 3) / x[0] * 3)), 4.0))
-        if len(x) >= 2:
-            slope = float((y[0] - y[-1]) / (x[0] - x[-1]))
-            offset = float(slope * x[0] - y[0])
-            if offset > 0:
-                high = 1 + 1 / offset
-                tried += [(round(slope / offset), round(high, digits)) for digits in (0, 3, 9)]
-    else:  # nothing lies between, so any line through the gap will do
-        edge = float(turns[share > 0.5].min() * turns[share < 0.5].max()) ** -0.5
-        tried += [(round(edge), 1.001), (round(edge * 1000), 1001.0)]
-    for original, high in tried:
-        if original < 1 or high <= 1:
-            continue
+    for original, high in _lines(turns, share, int(said.get("rope.scaling.original_context_length", 8192))):
         line = ((original * turns - 1) / (high - 1)).clamp(0, 1)
         made = (1 - line) / factor + line
         if torch.allclose(made * factors, torch.ones_like(factors), rtol=0, atol=_TOLERANCE):
@@ -169,10 +152,30 @@ def _llama3(
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": 1.0,
-                "high_freq_factor": float(high),
+                "high_freq_factor": high,
                 "original_max_position_embeddings": original,
             }
     raise _refused(name, f"rope_freqs (1 to {factor:g}) that no Llama 3 scaling gives")
+
+
+def _lines(turns: torch.Tensor, share: torch.Tensor, usual: int) -> Iterator[tuple[int, float]]:
+    """Lines (original, high) that may give these shares, which are 0 below 1 / original and 1 above high / original
+    turns a token: the usual one, that through two points between, or those through one point or none that fit."""
+    yield usual, 4.0
+    between = (share > 1e-4) & (share < 1 - 1e-4)
+    x, y = turns[between], share[between]
+    below, above = float(turns[share <= 1e-4].max()), float(turns[share >= 1 - 1e-4].min())
+    zeros = [below + part * (float(x.min() if len(x) else above) - below) for part in (0.02, 0.2, 0.5, 0.8, 0.98)]
+    if len(x) >= 2:
+        slope = float((y[0] - y[-1]) / (x[0] - x[-1]))
+        zeros.insert(0, float(x[0] - y[0] / slope))
+    for zero, step in itertools.product(zeros, (1024, 256, 16, 1)):
+        original = round(1 / zero / step) * step
+        if original < 1 or (len(x) and float(x.min()) * original <= 1):
+            continue
+        high = float(1 + ((original * x - 1) / y).mean()) if len(x) else 1 + 0.5 * (above * original - 1)
+        if high > 1:
+            yield from ((original, round(high, digits)) for digits in (0, 1, 3, 9) if round(high, digits) > 1)
 
 
 def check_rope(name: str, model: torch.nn.Module, rope: Rope) -> None:

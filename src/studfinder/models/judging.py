@@ -34,7 +34,7 @@ _QUANTISER = re.compile(
 
 
 def judge(source: str, said: Report) -> Judgement:
-    """What is refused of a load, what may pass on request, and what is listed. `source` is the model's name in print."""
+    """What is refused of a load, what may pass on request, and what is listed. `source`: the model's name in print."""
     result = Judgement()
     targets = {name: _target(name, said) for name in said.held}
     leftover = _listed(said, targets, result)
@@ -131,12 +131,12 @@ def _judge_absent(
                 do=cause(said, missing, leftover),
             )
         )
-    for name, held, wanted in said.mismatched[:1]:
+    for name, shape, wanted in said.mismatched[:1]:
         more = f" (and {len(said.mismatched) - 1:,} more)" if len(said.mismatched) > 1 else ""
-        turned = held[::-1] == wanted and len(held) > 1
+        turned = shape[::-1] == wanted and len(shape) > 1
         result.absent.append(
             StudfinderError(
-                f"tensor {name} of {source} is {_shape(held)}, but the model wants {_shape(wanted)}{more}",
+                f"tensor {name} of {source} is {_shape(shape)}, but the model wants {_shape(wanted)}{more}",
                 expected="the sizes in config.json",
                 do="Transpose it" if turned else "config.json or the weights are another model's",
             )
