@@ -17,6 +17,8 @@ from studfinder.errors import StudfinderError, Unavailable
 from studfinder.models.files import ADAPTER, some
 from studfinder.models.lm import Source
 
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -71,15 +73,18 @@ def refuse_adapter(source: Source) -> None:
 def _on_the_hub(source: Source) -> Path | None:
     from transformers.utils.hub import cached_file
 
-    try:
-        found = cached_file(source.id, ADAPTER, revision=source.revision)
-    except (OSError, ValueError):  # there is none, or no repository, which loading says better
-        return None
+    def file(name: str) -> str | None:
+        try:
+            return cached_file(source.id, name, revision=source.revision)
+        except (OSError, ValueError):  # there is none, or no repository, which loading says better
+            return None
+
+    found = file(ADAPTER)
     if found is None:
         return None
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=["adapter_*", "*.json"]))
+    for name in ("config.json", *_WEIGHTS):  # into the same folder of the hub's cache
+        file(name)
+    return Path(found).parent
 
 
 @contextmanager
@@ -146,7 +151,7 @@ def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
 def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    safe, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    safe, pickled = (folder / name for name in _WEIGHTS)
     if safe.is_file():
         return load_file(safe)
     if not pickled.is_file():

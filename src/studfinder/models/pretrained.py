@@ -125,10 +125,13 @@ def _quantiser(config: Any) -> tuple[str | None, bool]:
 
 def _snapshot(repository: str, config: Any) -> Path | None:
     """Where the hub's files of a model that was just loaded are on this disk."""
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file
 
-    found = try_to_load_from_cache(repository, "config.json", revision=getattr(config, "_commit_hash", None))
-    return Path(found).parent if isinstance(found, str) else None
+    try:
+        found = cached_file(repository, "config.json", revision=config._commit_hash, local_files_only=True)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found is None else Path(found).parent
 
 
 def _first_line(error: Exception) -> str:

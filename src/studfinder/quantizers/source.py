@@ -70,9 +70,9 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
         StudfinderError: as `targets`.
     """
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
-    check_checkpoint(folder, trust_remote_code=trust_remote_code)  # what `load` would refuse
     found = {target.name: target for target in targets(lm, offloaded=True)}
     read = {name: _tensors(folder / name) for name in _file_names(folder)}
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)  # what `load` would refuse
     shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
     begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
     stored = {name for tensors in shards.values() for name in tensors}
