@@ -76,7 +76,7 @@ def expert_gap(source: str, names: Iterable[str]) -> StudfinderError | None:
     numbers: dict[str, dict[str, set[int]]] = {}
     for name in names:
         found = list(_EXPERT.finditer(name))
-        if len(found) > 1:  # the layer's number and the expert's
+        if found and "expert" in name[: found[-1].start()]:
             last = found[-1]
             kinds = numbers.setdefault(name[: last.start()], {})
             kinds.setdefault(name[last.end() :], set()).add(int(last[0]))

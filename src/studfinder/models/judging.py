@@ -125,7 +125,7 @@ def _judge_absent(
         held = f"; the files hold instead {some(leftover)}" if leftover else ""
         result.absent.append(
             StudfinderError(
-                f"{len(missing):,} of {len(said.slots):,} tensors are not in {source} and would be random "
+                f"{len(missing):,} of {len(said.slots):,} tensors {_are(missing)} not in {source} and would be random "
                 f"({some(missing)}){held}",
                 expected="every tensor of the model",
                 do=cause(said, missing, leftover),
@@ -192,17 +192,18 @@ def _judge_dtypes(source: str, said: Report, targets: Mapping[str, str | None], 
             )
         )
     if not said.asked:
-        result.listed += [f"stored as {a} and cast to {b}: {n:,} tensors" for (a, b), n in sorted(cast.items())]
+        result.listed += [f"stored as {a} and cast to {b}: {_count(range(n))}" for (a, b), n in sorted(cast.items())]
 
 
 def _judge_sizes(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
     """What is converted on the way in: as many numbers go in as come out, and experts are numbered without a gap."""
+    left_out = [kind for kind in _NEED_NOT_BE if any(re.search(kind, name) for name in said.unexpected)]
     converted = [
         name
         for name, target in targets.items()
         if target is None
         and name not in said.unexpected
-        and not any(re.search(pattern, name) for pattern in (*said.passed_over, *_NEED_NOT_BE))
+        and not any(re.search(pattern, name) for pattern in (*said.passed_over, *left_out))
     ]
     reached = {said.slots[target].storage for target in targets.values() if target is not None}
     rest = {slot.storage: slot.numel for name, slot in said.slots.items() if slot.storage not in reached}
@@ -225,6 +226,10 @@ def _judge_sizes(source: str, said: Report, targets: Mapping[str, str | None], r
 
 def _count(names: Any) -> str:
     return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}"
+
+
+def _are(names: Any) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

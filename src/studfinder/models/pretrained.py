@@ -108,7 +108,7 @@ def from_pretrained(
     found = judge(source.id, report)
     for refused in found.refused if allow_missing else (*found.absent, *found.refused):
         raise refused
-    allowed = tuple(f"allowed: {absent.what.replace('would be', 'are')}" for absent in found.absent)
+    allowed = tuple(f"allowed: {absent.what.replace('would be', 'are now')}" for absent in found.absent)
     source = dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
     return model, source
 
