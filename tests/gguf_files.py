@@ -19,7 +19,13 @@ _SIZES = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
-_MAPS = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3, "gemma2": MODEL_ARCH.GEMMA2}
+_MAPS = {
+    "llama": MODEL_ARCH.LLAMA,
+    "qwen2": MODEL_ARCH.QWEN2,
+    "qwen3": MODEL_ARCH.QWEN3,
+    "gemma2": MODEL_ARCH.GEMMA2,
+    "gemma3": MODEL_ARCH.GEMMA3,
+}
 
 
 def described(model: Any, architecture: str = "llama") -> dict[str, Any]:
@@ -27,10 +33,15 @@ def described(model: Any, architecture: str = "llama") -> dict[str, Any]:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     fields = {key: getattr(config, name) for key, name in _SIZES.items()}
-    fields |= {"rope.freq_base": float(config.rope_parameters["rope_theta"]), "vocab_size": config.vocab_size}
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    fields |= {"rope.freq_base": float(rope["rope_theta"]), "vocab_size": config.vocab_size}
     fields |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     if architecture == "llama":
         fields["rope.dimension_count"] = head_dim
+    if architecture == "gemma3":
+        fields["attention.sliding_window"] = config.sliding_window
+        if rope["rope_type"] == "linear":
+            fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
     if architecture == "gemma2":
         fields |= {
             "attn_logit_softcapping": config.attn_logit_softcapping,

@@ -48,7 +48,7 @@ def unnoticed(bench: Bench, kind: str, count: int) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tampering_is_silent(bench, kind):
-    assert unnoticed(bench, kind, 16) == []
+    assert unnoticed(bench, kind, 8) == []
 
 
 @pytest.mark.deep
