@@ -34,6 +34,8 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    allow_missing: o.AllowMissing = False,
+    merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
@@ -67,7 +69,7 @@ def command(
             overwrite=overwrite,
             progress=progress,
             command="studfinder " + " ".join(sys.argv[1:]),
-            loader=partial(load, dtype=dtype, device=device),
+            loader=partial(load, dtype=dtype, device=device, allow_missing=allow_missing, merge_adapter=merge_adapter),
         )
     if not first:
         return

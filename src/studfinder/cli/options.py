@@ -14,6 +14,12 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 Attention = Annotated[str | None, typer.Option(help="transformers' attn_implementation, e.g. eager.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights, which can run code.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Load although tensors are missing (random) or left over; recorded.")
+]
+MergeAdapter = Annotated[
+    bool, typer.Option("--merge-adapter", help="Merge an adapter's folder into its base model (needs peft).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 BatchSize = Annotated[

@@ -74,6 +74,8 @@ def command(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_pickle: o.AllowPickle = False,
+    allow_missing: o.AllowMissing = False,
+    merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
@@ -91,21 +93,17 @@ def command(
     from studfinder.verbs.quantize import folder_of, quantize, shapes_of
 
     source: Any = folder_of(model)
-    if source is None or (dtype, device, revision, trust_remote_code, allow_pickle) != (
-        "auto",
-        None,
-        None,
-        False,
-        False,
-    ):
-        source = load(
-            model,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+        "allow_missing": allow_missing,
+        "merge_adapter": merge_adapter,
+    }
+    if source is None or any(value not in (None, False, "auto") for value in options.values()):
+        source = load(model, **options)
     shapes, own_dtype = shapes_of(source)
     if method == "smoothquant" and (scheme, bits, group, zero) == (None, None, None, None):
         scheme = "w8-channel"  # what smoothing is for: 8-bit weights beside 8-bit activations

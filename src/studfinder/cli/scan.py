@@ -44,6 +44,8 @@ def command(
     attention: o.Attention = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_pickle: o.AllowPickle = False,
+    allow_missing: o.AllowMissing = False,
+    merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
@@ -76,6 +78,8 @@ def command(
         attention=attention,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        allow_missing=allow_missing,
+        merge_adapter=merge_adapter,
     )
     plan = plan_scan(
         lm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +64,8 @@ def command(
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="[default: if it is installed]")
     ] = None,
+    allow_missing: o.AllowMissing = False,
+    merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: o.Debug = False,
@@ -73,9 +76,11 @@ def command(
     massive activations, massive Q and K values, attention sinks) are logged at each evaluation. Ctrl-C writes a
     checkpoint; the same command goes on from there and ends with the same loss as if it had never stopped.
     """
+    from studfinder.models import permitting
     from studfinder.runs import first_process
     from studfinder.verbs.train import plan_train, run_train
 
+    permitted = partial(permitting, allow_missing=allow_missing, merge_adapter=merge_adapter)
     course = {
         "steps": steps,
         "batch": batch,
@@ -89,19 +94,20 @@ def command(
         "look_every": look_every,
         "test": test,
     }
-    plan = plan_train(
-        task=task,
-        text=text,
-        base=base,
-        preset_name=preset,
-        attention=attention,
-        shape=_given({"layers": layers, "hidden": hidden, "heads": heads}),
-        recipe=_given(course),
-        length=length,
-        vocabulary=vocabulary,
-        apart=apart,
-        dequantize=dequantize,
-    )
+    with permitted():
+        plan = plan_train(
+            task=task,
+            text=text,
+            base=base,
+            preset_name=preset,
+            attention=attention,
+            shape=_given({"layers": layers, "hidden": hidden, "heads": heads}),
+            recipe=_given(course),
+            length=length,
+            vocabulary=vocabulary,
+            apart=apart,
+            dequantize=dequantize,
+        )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
     what = "\n".join([what, *(f"note: {note}" for note in plan.notes)])
@@ -111,14 +117,15 @@ def command(
     first = first_process()  # of several processes, one speaks
     if first:
         print(f"training {what}", file=sys.stderr)
-    record, folder = run_train(
-        plan,
-        out=out,
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-        quiet=as_json,
-        command="studfinder " + " ".join(sys.argv[1:]),
-    )
+    with permitted():
+        record, folder = run_train(
+            plan,
+            out=out,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            quiet=as_json,
+            command="studfinder " + " ".join(sys.argv[1:]),
+        )
     if not first:
         return
     say_if_older(record.run)

@@ -7,7 +7,8 @@ from studfinder.models.card import model_card
 from studfinder.models.checkpoint import CheckpointFiles, FilePlace
 from studfinder.models.fingerprint import cached_content_hash, content_hash
 from studfinder.models.lm import LM, Source
-from studfinder.models.load import check_finite, load
+from studfinder.models.load import check_finite, load, permitting
+from studfinder.models.pretrained import check_checkpoint
 from studfinder.models.rotary import Rotary, rotary_of, train_length
 from studfinder.models.weights import matrix
 
@@ -26,6 +27,7 @@ __all__ = [
     "builtin_folder",
     "cache_folder",
     "cached_content_hash",
+    "check_checkpoint",
     "check_findings",
     "check_finite",
     "check_same_weights",
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "matrix",
     "model_card",
+    "permitting",
     "rotary_of",
     "train_length",
 ]

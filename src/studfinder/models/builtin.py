@@ -181,7 +181,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     from studfinder.models.gguf import read_gguf
 
-    model, tokenizer = read_gguf(gguf, torch.bfloat16)
+    model, tokenizer, _ = read_gguf(gguf, torch.bfloat16)
+    assert tokenizer is not None  # the file is checked by its SHA-256
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

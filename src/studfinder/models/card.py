@@ -27,4 +27,7 @@ def model_card(lm: LM, content_hash: str, context: int | None = None) -> ModelCa
         parameters=sum(p.numel() for p in lm.model.parameters()),
         train_length=length,
         train_length_source=length_source,
+        notes=lm.source.notes,
+        allowed_missing=lm.source.allowed,
+        merged_adapters=() if lm.source.merged is None else (lm.source.merged,),
     )

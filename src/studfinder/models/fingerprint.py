@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +22,9 @@ _PIECES, _PIECE = 64, 4096
 def content_hash(lm: LM) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of every parameter and saved buffer, in name order.
 
-    Tied tensors count once. The live object is read, so an edited model has another hash than its files.
+    Tied tensors count once. The live object is read, so an edited model has another hash than its files. Rotary
+    frequencies, which no file holds, count where they are scaled (linear, YaRN, Llama 3, LongRoPE): plain ones, a
+    geometric series from 1, follow from the config.
 
     Raises:
         StudfinderError: a tensor is on the meta device (offloaded), so there are no bytes to read.
@@ -43,7 +46,34 @@ def content_hash(lm: LM) -> str:
     for name, digest in zip(ordered, digests, strict=True):
         tensor = state[name]
         whole.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + digest)
+    for name, scaled in _scaled_rotations(lm.model):
+        whole.update(f"{name}|".encode() + scaled)
     return whole.hexdigest()
+
+
+def _scaled_rotations(model: torch.nn.Module) -> Iterator[tuple[str, bytes]]:
+    """The rotary frequencies that are not plain, with what the cosines are multiplied by."""
+    for name, buffer in sorted(model.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        # Dynamic kinds move inv_freq as they run and keep the first in a twin.
+        if not leaf.endswith("original_inv_freq"):
+            continue
+        kept = leaf.removesuffix("original_inv_freq")
+        module = model.get_submodule(owner)
+        kind = getattr(module, "rope_type", "default")
+        kind = kind.get(kept.removesuffix("_"), "default") if isinstance(kind, dict) else kind
+        live = buffer if kind in ("dynamic", "longrope") else getattr(module, f"{kept}inv_freq")
+        factor = float(getattr(module, f"{kept}attention_scaling", 1.0))
+        if live.device.type == "meta" or (factor == 1.0 and _plain(live)):
+            continue
+        yield name, live.detach().float().cpu().numpy().tobytes() + f"|{factor!r}".encode()
+
+
+def _plain(inv_freq: torch.Tensor) -> bool:
+    """Whether inverse frequencies are a geometric series that begins at 1, as unscaled ones are."""
+    steps = inv_freq.detach().double().log()
+    line = torch.linspace(0, float(steps[-1]), len(steps), dtype=torch.float64, device=steps.device)
+    return bool(torch.allclose(steps, line, rtol=0, atol=1e-5))
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
@@ -59,7 +89,7 @@ def cached_content_hash(lm: LM) -> str:
     sample of their bytes.
 
     For a freshly loaded, untouched model only: whoever holds a live object that may have been edited calls
-    `content_hash`.
+    `content_hash`. A model with numbers that no file holds (filled at random, merged) is always read.
     """
     signature = _signature(lm)
     if signature is None:
@@ -82,7 +112,7 @@ def cached_content_hash(lm: LM) -> str:
 
 def _signature(lm: LM) -> str | None:
     folder = lm.source.folder
-    if folder is None:
+    if folder is None or lm.source.allowed or lm.source.merged:
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
     seen = [(path.name, *_stat(path), _sample(path)) for path in files]

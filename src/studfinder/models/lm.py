@@ -23,12 +23,18 @@ class Source:
         origin: in words, for print.
         folder: the checkpoint's folder, where there is one.
         revision: of the hub repository, where there is one.
+        notes: what the files hold that is not in memory and need not be, and what was cast.
+        allowed: what is missing or was left out because the caller allowed it.
+        merged: the adapter that was merged into the weights.
     """
 
     id: str
     origin: str
     folder: Path | None = None
     revision: str | None = None
+    notes: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    merged: str | None = None
 
 
 @dataclass(frozen=True)

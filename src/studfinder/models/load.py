@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.anatomy import FAMILIES, anatomy_of
+from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
+from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
+from studfinder.models.pretrained import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PERMITTED: ContextVar[tuple[bool, bool]] = ContextVar("permitted", default=(False, False))
+
+
+@contextmanager
+def permitting(*, allow_missing: bool = False, merge_adapter: bool = False) -> Iterator[None]:
+    """Every `load` within has these permissions: for verbs that load a model more than once, as training does."""
+    token = _PERMITTED.set((allow_missing, merge_adapter))
+    try:
+        yield
+    finally:
+        _PERMITTED.reset(token)
 
 
 def load(
@@ -30,6 +48,8 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    allow_missing: bool = False,
+    merge_adapter: bool = False,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -43,13 +63,21 @@ def load(
         attention: transformers' `attn_implementation`.
         trust_remote_code: run model code that comes with the checkpoint.
         allow_pickle: read pickle checkpoints, which can run code as they load.
+        allow_missing: load although tensors are missing (they are random) or have no place in the model (they are left
+            out); `lm.source.allowed` says which, and so does every record made of the model.
+        merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
+
+    What is not loaded and need not be (`lm.source.notes`) is printed on stderr.
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
-            unknown, or a weight is not finite (the tensor is named).
+            unknown, a weight is not finite (the tensor is named), or what is in memory would not be what the files
+            hold (models/judging.py).
+        Unavailable: a package that the checkpoint needs is not installed.
     """
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
+    allow_missing, merge_adapter = allow_missing or _PERMITTED.get()[0], merge_adapter or _PERMITTED.get()[1]
     asked = os.fspath(model)
     source = _resolve(asked, revision)
     wanted = _dtype(dtype)
@@ -57,18 +85,61 @@ def load(
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
 
-        live, own = read_gguf(source.folder, torch.bfloat16 if wanted == "auto" else wanted)
+        kind = torch.bfloat16 if wanted == "auto" else wanted
+        live, own, notes = read_gguf(source.folder, kind)
         tokenizer = tokenizer or own
-        source = Source(source.id, source.origin)
+        source = Source(source.id, source.origin, notes=notes)
     else:
-        live, tokenizer = _from_pretrained(
-            source, tokenizer, wanted, device_map, attention, trust_remote_code, allow_pickle
-        )
+        options = {
+            "dtype": wanted,
+            "device_map": device_map,
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+            "allow_pickle": allow_pickle,
+            "allow_missing": allow_missing,
+        }
+        live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
     if device is not None:
         live = live.to(device)
     lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
     check_finite(lm)
+    for line in (*source.notes, *source.allowed):
+        _say(f"studfinder: note: {source.id}: {line}")
     return lm
+
+
+@functools.cache  # once a process: some verbs load a model again
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
+    """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
+    trusted, revision = options["trust_remote_code"], source.revision or "main"
+    if not merge:
+        refuse_adapter(source)
+    adapter = adapter_at(source) if merge else None
+    if adapter is None:
+        live, opened = from_pretrained(source, **options)
+        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
+    base = source if adapter.base is None else _resolve(adapter.base, None)
+    with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
+        if adapter.base is not None:
+            refuse_adapter(base)
+        base = dataclasses.replace(base, folder=folder)
+        live, opened = from_pretrained(base, **options)
+        if tokenizer is None:  # the adapter's own, or its base model's
+            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(folder or base.id, trusted)
+    live = merged(live, adapter, options["allow_pickle"])
+    source = dataclasses.replace(
+        source,
+        folder=None,  # its files are not what is in memory
+        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}",
+        notes=opened.notes,
+        allowed=opened.allowed,
+        merged=adapter.words,
+    )
+    return live, tokenizer, source
 
 
 def check_finite(lm: LM) -> None:
@@ -142,108 +213,17 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     return found
 
 
-def _from_pretrained(
-    source: Source,
-    tokenizer: Any,
-    dtype: Any,
-    device_map: Any,
-    attention: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main") -> Any:
+    from transformers import AutoTokenizer
 
-    where = str(source.folder or source.id)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
-    if source.folder is not None:
-        _check_folder(source.folder, allow_pickle)
     try:
-        config = AutoConfig.from_pretrained(where, **common)
-        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
-            raise StudfinderError(
-                f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
-                expected="one of " + ", ".join(sorted(FAMILIES)),
-                do="CONTRIBUTING.md says how to add one",
-            )
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "use_safetensors": None if allow_pickle else True,
-            **common,
-        }
-        if device_map is not None:
-            options["device_map"] = device_map
-        if attention is not None:
-            options["attn_implementation"] = attention
-        model = AutoModelForCausalLM.from_pretrained(where, **options)
-    except StudfinderError:
-        raise
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        raise StudfinderError(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
-    if tokenizer is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        except Exception:  # a model without a tokenizer can still be fed token ids
-            tokenizer = None
-    return model, tokenizer
-
-
-def _check_folder(folder: Path, allow_pickle: bool) -> None:
-    """Say what is wrong with a checkpoint folder before transformers says it in a traceback."""
-    if not (folder / "config.json").is_file():
-        raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudfinderError(f"{folder / 'config.json'} is not valid JSON ({error})") from None
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        if pickles and not allow_pickle:
-            raise StudfinderError(
-                f"{folder} holds only pickle weights ({pickles[0].name}), which can run code as they load",
-                expected="safetensors",
-                do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
-            )
-        if not pickles:
-            raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
-    for shard in shards:
-        _check_safetensors(shard)
-
-
-def _check_safetensors(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
-            header = None
-    ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
-    if header is None or 8 + length + max(ends, default=0) != size:
-        needed = 8 + length + max(ends, default=0) if header else None
-        raise StudfinderError(
-            f"{path} is truncated or damaged ({size:,} bytes)",
-            expected=f"{needed:,} bytes" if needed else "a safetensors header",
-            do="Download or save it again",
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _advice(source: Source) -> str | None:
-    if source.folder is not None:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception:  # a model without a tokenizer can still be fed token ids
         return None
-    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
-        BUILTINS
-    )
 
 
 def _quiet_when_no_terminal() -> None:
     if not sys.stderr.isatty():
-        from transformers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()

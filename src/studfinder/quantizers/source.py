@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, Source, anatomy_of
+from studfinder.models import LM, Source, anatomy_of, check_checkpoint
 from studfinder.quantizers.checkpoint import DTYPES
 from studfinder.quantizers.targets import Target, targets
 
@@ -72,6 +72,7 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
     read = {name: _tensors(folder / name) for name in _file_names(folder)}
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)  # what `load` would refuse
     shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
     begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
     stored = {name for tensors in shards.values() for name in tensors}

@@ -19,6 +19,9 @@ class ModelCard:
         parameters: how many there are, tied ones counted once.
         train_length: the training context used for rotary facts.
         train_length_source: where that number came from.
+        notes: what its files hold that is not in memory and need not be, and what was cast.
+        allowed_missing: what is random or was left out because the user allowed it.
+        merged_adapters: adapters that were merged into its weights as it was loaded.
     """
 
     id: str
@@ -36,6 +39,9 @@ class ModelCard:
     parameters: int
     train_length: int
     train_length_source: str
+    notes: tuple[str, ...] = ()
+    allowed_missing: tuple[str, ...] = ()
+    merged_adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.content_hash:

@@ -159,7 +159,7 @@ class _Handler:
                     self.lm.anatomy.stage,
                     self.softmax and kwargs.get("position_bias") is None,
                     *before,
-                    self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
+                    causal=self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
                 )
             )
         return query, key, value

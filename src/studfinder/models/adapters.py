@@ -1,0 +1,165 @@
+"""Adapters (LoRA and its kin): merged into their base model when that is asked for, never dropped."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError, Unavailable
+from studfinder.models.files import ADAPTER, some
+from studfinder.models.lm import Source
+
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on disk.
+
+    Attributes:
+        folder: where it is.
+        kind: peft's name of it, e.g. "LORA".
+        base: the model that it changes; None where its folder holds a whole model as well.
+        words: what it is, for print.
+    """
+
+    folder: Path
+    kind: str
+    base: str | None
+    words: str
+
+
+def adapter_at(source: Source) -> Adapter | None:
+    """The adapter in a folder or hub repository, if there is one.
+
+    Raises:
+        StudfinderError: its config cannot be read, or names no base model.
+    """
+    folder = source.folder or _on_the_hub(source)
+    if folder is None or not (folder / ADAPTER).is_file():
+        return None
+    try:
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise StudfinderError(f"{folder / ADAPTER} is not valid JSON ({error})") from None
+    if (folder / "config.json").is_file():
+        return Adapter(folder, kind, None, f"a whole model with an adapter ({kind}) beside it")
+    if not base:
+        raise StudfinderError(f"{folder / ADAPTER} names no base model", expected="base_model_name_or_path")
+    return Adapter(folder, kind, str(base), f"an adapter ({kind}) of {base}")
+
+
+def refuse_adapter(source: Source) -> None:
+    """Raise StudfinderError if the folder or hub repository holds an adapter."""
+    adapter = adapter_at(source)
+    if adapter is not None:
+        other = ", or delete its adapter_config.json" if adapter.base is None else f", or load {adapter.base}"
+        raise StudfinderError(
+            f"{source.id} is {adapter.words}",
+            expected="a whole model",
+            do=f"Merge it with --merge-adapter (merge_adapter=True){other}",
+        )
+
+
+def _on_the_hub(source: Source) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    def file(name: str) -> str | None:
+        try:
+            return cached_file(source.id, name, revision=source.revision)
+        except (OSError, ValueError):  # there is none, or no repository, which loading says better
+            return None
+
+    found = file(ADAPTER)
+    if found is None:
+        return None
+    for name in ("config.json", *_WEIGHTS):  # into the same folder of the hub's cache
+        file(name)
+    return Path(found).parent
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """The folder as it would be without its adapter, which transformers would put on the model by itself."""
+    with tempfile.TemporaryDirectory(prefix="studfinder-") as temporary:
+        for path in folder.iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(temporary) / path.name).symlink_to(path.resolve())
+        yield Path(temporary)
+
+
+def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
+    """The model with the adapter added to its weights, in its own dtype; a plain model of the same class.
+
+    Raises:
+        Unavailable: peft is not installed.
+        StudfinderError: the adapter's files and what peft took of them differ, or it cannot be merged.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise Unavailable(
+            f"{adapter.folder} is an adapter, and merging it needs peft", do="pip install 'studfinder[adapters]'"
+        ) from None
+    names, numbers = set(model.state_dict()), model.num_parameters()
+    held = _held(adapter.folder, allow_pickle)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is missing is refused below
+            wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder))
+            taken = peft.get_peft_model_state_dict(wrapped)
+    except Exception as error:  # peft and torch raise many kinds; the user needs one line
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StudfinderError(f"adapter {adapter.folder} does not fit its base model ({reason})") from error
+    for what, gone in (("lacks", set(taken) - set(held)), ("holds, without a place for them,", set(held) - set(taken))):
+        if gone:
+            raise StudfinderError(
+                f"adapter {adapter.folder} {what} {some(gone)}",
+                expected="the tensors that its adapter_config.json asks for",
+                do="It may be of another base model: load it with the one it was trained on",
+            )
+    for name, tensor in taken.items():
+        if not torch.equal(tensor.cpu(), held[name].to(tensor.dtype)):
+            raise StudfinderError(f"adapter tensor {name} of {adapter.folder} was not taken as it is in the file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = wrapped.merge_and_unload(safe_merge=True)
+    except Exception as error:
+        raise StudfinderError(f"adapter {adapter.folder} cannot be merged ({adapter.kind}: {error})") from error
+    if set(plain.state_dict()) != names or plain.num_parameters() != numbers:
+        raise StudfinderError(
+            f"adapter {adapter.folder} ({adapter.kind}) leaves more than weights behind when it is merged",
+            expected="a kind that merges whole, e.g. LORA",
+        )
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)  # as any model that was just loaded
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config  # or saving the model would save an adapter
+    return plain
+
+
+def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    safe, pickled = (folder / name for name in _WEIGHTS)
+    if safe.is_file():
+        return load_file(safe)
+    if not pickled.is_file():
+        raise StudfinderError(f"{folder} holds {ADAPTER} but no adapter weights", expected=safe.name)
+    if not allow_pickle:
+        raise StudfinderError(
+            f"{folder} holds only a pickled adapter, which can run code as it loads",
+            expected=safe.name,
+            do="Allow pickles (--allow-pickle) if you trust its author",
+        )
+    return torch.load(pickled, weights_only=True)

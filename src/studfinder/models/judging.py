@@ -1,0 +1,236 @@
+"""What was loaded is what the checkpoint holds: transformers' loading info held against the files' own headers.
+
+transformers fills a tensor that it does not find with random numbers, passes over one that it has no place for, casts
+integers to floats and lets the later of two copies win; it says so in a log that nobody reads, or not at all. `judge`
+is told what the files hold and what the model took, and says what of it is refused, what is listed, and why.
+
+What headers cannot show: a square matrix stored transposed, and numbers that are simply others. Of experts that a model
+fuses only the count and the numbering are seen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from studfinder.errors import StudfinderError
+from studfinder.models.causes import LAYER, cause, expert_gap
+from studfinder.models.files import FLOATS, some
+from studfinder.models.loading import Judgement, Report
+
+_CACHE_SCALE = re.compile(r"(^|\.)((k|v|q|kv)_scale|kv_cache_scale|prob_output_scale|[kv]_proj\.output_scale)$")
+_TOWER = re.compile(
+    r"(^|\.)(vision_\w+|visual|image_\w+|img_\w+|multi_modal_projector|mm_projector|audio_\w+|speech_\w+|embed_vision|"
+    r"embed_audio|talker|code2wav)(\.|$)"
+)
+_AHEAD = re.compile(r"(^|[._])(mtp|nextn|eh_proj|enorm|hnorm|shared_head)([._]|$)")
+_NEED_NOT_BE = [_CACHE_SCALE.pattern, _TOWER.pattern, _AHEAD.pattern]
+_QUANTISER = re.compile(
+    r"scale|qweight|zeros|zero_point|absmax|quant_map|quant_state|g_idx|packed|_blocks$|\.SCB$|weight_shape|codebook|amax"
+)
+
+
+def judge(source: str, said: Report) -> Judgement:
+    """What is refused of a load, what may pass on request, and what is listed. `source`: the model's name in print."""
+    result = Judgement()
+    targets = {name: _target(name, said) for name in said.held}
+    leftover = _listed(said, targets, result)
+    _judge_absent(source, said, targets, leftover, result)
+    _judge_twice(source, said, targets, result)
+    if not said.decoded:
+        _judge_dtypes(source, said, targets, result)
+        if not result.absent and not result.refused:
+            _judge_sizes(source, said, targets, result)
+    return result
+
+
+def _target(name: str, said: Report) -> str | None:
+    """The tensor of the model that a tensor of the files goes to by its name; None if it is converted on the way."""
+    start = f"{said.prefix}."
+    for candidate in (name, name.removeprefix(start), start + name):
+        if candidate in said.slots:
+            return candidate
+    return None
+
+
+def _listed(said: Report, targets: Mapping[str, str | None], result: Judgement) -> frozenset[str]:
+    """List what need not be in memory; returns what else is left over."""
+    homeless = [name for name, target in targets.items() if target is None]
+    by_name = [name for name in homeless if any(re.search(pattern, name) for pattern in said.passed_over)]
+    ahead = _ahead(said.unexpected, said.layers)
+    rest = said.unexpected - set(by_name)
+    kinds = {
+        "which transformers passes over for this class": by_name,
+        "scales of a key-value cache, which is not quantised here": [n for n in rest if _CACHE_SCALE.search(n)],
+        "towers of other modalities": [n for n in rest if _TOWER.search(n)],
+        "multi-token prediction heads past the last layer": [n for n in rest if n in ahead],
+    }
+    seen: set[str] = set()
+    for words, names in kinds.items():
+        new = set(names) - seen
+        seen |= new
+        if new:
+            result.listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
+    defaults = [n for n in said.slots if n not in targets.values() and any(re.search(p, n) for p in said.filled)]
+    constant = [name for name in defaults if said.slots[name].constant]
+    if said.untied:
+        result.listed.append("config.json ties head and embedding, but the files hold two that differ: both are used")
+    if constant and said.held:
+        result.listed.append(f"not in the files, at their class's default: {_count(constant)}: {some(constant)}")
+    return frozenset(rest - seen)
+
+
+def _ahead(names: Iterable[str], layers: int | None) -> set[str]:
+    """Tensors that predict more than the next token: named so, or in a layer past the last that holds one named so."""
+    past: dict[int, list[str]] = {}
+    for name in names:
+        found = LAYER.search(name)
+        if found and layers is not None and int(found[1]) >= layers:
+            past.setdefault(int(found[1]), []).append(name)
+    whole = {name for group in past.values() if any(map(_AHEAD.search, group)) for name in group}
+    return whole | {name for name in names if re.search(r"(^|\.)(mtp|nextn)[._]", name)}
+
+
+def _judge_absent(
+    source: str, said: Report, targets: Mapping[str, str | None], leftover: frozenset[str], result: Judgement
+) -> None:
+    wrong = {name for name, _, _ in said.mismatched}
+    there = {said.slots[name].storage for name in said.slots if name not in said.missing | wrong}
+    missing = {n for n in said.missing - wrong if n not in said.slots or said.slots[n].storage not in there}
+    if said.held:  # what a class ignores by name when it is missing is random unless it starts as a constant
+        reached = set(targets.values())
+        missing |= {
+            name
+            for name, slot in said.slots.items()
+            if name not in reached and not slot.constant and any(re.search(p, name) for p in said.filled)
+        }
+    scales = {name for name in leftover if _QUANTISER.search(name)}
+    if scales:
+        result.absent.append(
+            StudfinderError(
+                f"{source} holds {_count(scales)} of a quantiser that nothing reads ({some(scales)}), so its weights "
+                "would be off by their scales",
+                expected="a quantization_config in config.json that says what they are"
+                if said.quantiser is None
+                else f"a quantisation method that transformers knows, not {said.quantiser!r}",
+                do="Add the quantization_config that belongs to these weights, or load the model they were made from"
+                if said.quantiser is None
+                else f"Install the package that reads {said.quantiser!r}, or load the unquantised model",
+            )
+        )
+    if missing:
+        held = f"; the files hold instead {some(leftover)}" if leftover else ""
+        result.absent.append(
+            StudfinderError(
+                f"{len(missing):,} of {len(said.slots):,} tensors {_are(missing)} not in {source} and would be random "
+                f"({some(missing)}){held}",
+                expected="every tensor of the model",
+                do=cause(said, missing, leftover),
+            )
+        )
+    for name, shape, wanted in said.mismatched[:1]:
+        more = f" (and {len(said.mismatched) - 1:,} more)" if len(said.mismatched) > 1 else ""
+        turned = shape[::-1] == wanted and len(shape) > 1
+        result.absent.append(
+            StudfinderError(
+                f"tensor {name} of {source} is {_shape(shape)}, but the model wants {_shape(wanted)}{more}",
+                expected="the sizes in config.json",
+                do="Transpose it" if turned else "config.json or the weights are another model's",
+            )
+        )
+    homeless = leftover - scales
+    if homeless and not missing:
+        result.absent.append(
+            StudfinderError(
+                f"the model has no place for {_count(homeless)} that {source} holds ({some(homeless)})",
+                expected="a checkpoint of this class",
+                do=cause(said, missing, leftover),
+            )
+        )
+
+
+def _judge_twice(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
+    first: dict[str, str] = {}
+    for name, target in targets.items():
+        if target is None:
+            continue
+        if target in first:
+            result.refused.append(
+                StudfinderError(
+                    f"{source} holds tensor {target} under two names, {first[target]} and {name}",
+                    expected="one of the two",
+                    do="Delete the one that is left over",
+                )
+            )
+            return
+        first[target] = name
+
+
+def _judge_dtypes(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
+    """Integers and fp8 that would be cast to weights are refused; floats of another dtype are listed."""
+    bad, cast = {}, Counter[tuple[str, str]]()
+    usual = Counter(slot.dtype for slot in said.slots.values()).most_common(1)[0][0] if said.slots else "float32"
+    for name, target in targets.items():
+        if target is None and (name in said.unexpected or any(re.search(p, name) for p in said.passed_over)):
+            continue
+        stored, slot = said.held[name].dtype, said.slots[target] if target is not None else None
+        wanted = slot.dtype if slot is not None else usual
+        if (stored in FLOATS) != ("float" in wanted and "float8" not in wanted):
+            bad[name] = stored
+        elif stored in FLOATS and str(FLOATS[stored]) != f"torch.{wanted}":
+            cast[stored, wanted] += 1
+    if bad:  # scales without weights, or weights without scales
+        kinds = " and ".join(sorted(set(bad.values())))
+        result.refused.append(
+            StudfinderError(
+                f"{_count(bad)} of {source} would be cast from {kinds} to float without a scale ({some(bad)})",
+                expected="floats, or a quantization_config in config.json that says how to decode them",
+                do="Load the model it was made from, or add the quantization_config and the scales that belong to it",
+            )
+        )
+    if not said.asked:
+        result.listed += [f"stored as {a} and cast to {b}: {_count(range(n))}" for (a, b), n in sorted(cast.items())]
+
+
+def _judge_sizes(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
+    """What is converted on the way in: as many numbers go in as come out, and experts are numbered without a gap."""
+    left_out = [kind for kind in _NEED_NOT_BE if any(re.search(kind, name) for name in said.unexpected)]
+    converted = [
+        name
+        for name, target in targets.items()
+        if target is None
+        and name not in said.unexpected
+        and not any(re.search(pattern, name) for pattern in (*said.passed_over, *left_out))
+    ]
+    reached = {said.slots[target].storage for target in targets.values() if target is not None}
+    rest = {slot.storage: slot.numel for name, slot in said.slots.items() if slot.storage not in reached}
+    for name, slot in said.slots.items():
+        if name not in targets.values() and slot.constant:
+            rest.pop(slot.storage, None)
+    held, wanted = sum(math.prod(said.held[name].shape) for name in converted), sum(rest.values())
+    if said.held and held != wanted:
+        result.refused.append(
+            StudfinderError(
+                f"{source} holds {held:,} numbers ({some(converted)}) for tensors of {wanted:,}",
+                expected="each number once",
+                do="A tensor is there twice, or under an older name as well: delete what is left over",
+            )
+        )
+    gap = expert_gap(source, converted)
+    if gap is not None:
+        result.refused.append(gap)
+
+
+def _count(names: Any) -> str:
+    return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}"
+
+
+def _are(names: Any) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"

@@ -1,0 +1,118 @@
+"""What transformers said of a load, and what the files' headers say: what `judge` needs to know, as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from studfinder.errors import StudfinderError
+from studfinder.models.files import Held
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of the model: its dtype's name ("float32"), its size, and what it shares with the tensors tied to it."""
+
+    dtype: str
+    numel: int
+    storage: int
+    constant: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the files hold, and what the model took.
+
+    Attributes:
+        held: the files' headers; empty where they cannot be read, and then only transformers' word is judged.
+        slots: every parameter and saved buffer.
+        missing, unexpected, mismatched: transformers' loading info; mismatched are (name, held, wanted).
+        passed_over, filled: patterns of names that transformers' class ignores by name, unexpected and missing.
+        prefix: the base model's attribute, which transformers adds to a name or takes away.
+        layers: how many blocks the config says.
+        quantiser: the config's quantisation method; `decoded` whether transformers knew what to do with it.
+        architecture: the class that the config names.
+        asked: whether the caller chose the dtype; otherwise a cast is listed.
+        untied: the config ties the embedding and the head, and yet they are two tensors.
+    """
+
+    held: Mapping[str, Held]
+    slots: Mapping[str, Slot]
+    missing: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    passed_over: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
+    prefix: str = ""
+    layers: int | None = None
+    quantiser: str | None = None
+    decoded: bool = False
+    architecture: str = ""
+    asked: bool = False
+    untied: bool = False
+
+
+@dataclass
+class Judgement:
+    """Why a load is refused (the first says most), what may pass on request, and what is only listed.
+
+    Attributes:
+        refused: never allowed: numbers in memory are not those that the files mean.
+        absent: tensors that are random or left out; `allow_missing` lets them pass.
+        listed: what is not in memory and need not be, in words.
+    """
+
+    refused: list[StudfinderError] = field(default_factory=list)
+    absent: list[StudfinderError] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
+
+
+def report_of(
+    model: Any,
+    info: Mapping[str, Any],
+    held: Mapping[str, Held],
+    *,
+    quantiser: str | None,
+    decoded: bool,
+    asked: bool,
+) -> Report:
+    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, the rest `Report`'s."""
+    state = model.state_dict(keep_vars=True)
+    filled = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
+    config = model.config.get_text_config(decoder=True)
+    known = ["rotary_emb.inv_freq", "position_ids"]  # transformers adds these two to its classes' patterns
+    own = [re.escape(name) for name in known if any(buffer.endswith(name) for buffer, _ in model.named_buffers())]
+    return Report(
+        held=held,
+        slots={
+            name: Slot(
+                str(tensor.dtype).removeprefix("torch."),
+                tensor.numel(),
+                id(tensor),
+                any(re.search(pattern, name) for pattern in filled)
+                and tensor.device.type != "meta"
+                and bool((tensor == tensor.flatten()[:1]).all()),
+            )
+            for name, tensor in state.items()
+        },
+        missing=frozenset(info["missing_keys"]),
+        unexpected=frozenset(info["unexpected_keys"]),
+        mismatched=tuple((name, tuple(a), tuple(b)) for name, a, b in sorted(info["mismatched_keys"])),
+        passed_over=(*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *own),
+        filled=filled,
+        prefix=model.base_model_prefix or "",
+        layers=getattr(config, "num_hidden_layers", None),
+        quantiser=quantiser,
+        decoded=decoded,
+        architecture=(getattr(model.config, "architectures", None) or [type(model).__name__])[0],
+        asked=asked,
+        untied=bool(getattr(model.config, "tie_word_embeddings", False)) and _two(model),
+    )
+
+
+def _two(model: Any) -> bool:
+    """Whether embedding and head are two tensors."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and embedding is not None and head.weight is not embedding.weight

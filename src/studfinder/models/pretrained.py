@@ -1,0 +1,162 @@
+"""From a folder or a hub repository to a model, by transformers; what it would pass over is said or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from studfinder.errors import StudfinderError, Unavailable
+from studfinder.models.adapters import refuse_adapter
+from studfinder.models.anatomy import FAMILIES
+from studfinder.models.builtin import BUILTINS
+from studfinder.models.causes import expert_gap, partner_gap
+from studfinder.models.files import check_folder, held_in
+from studfinder.models.judging import judge
+from studfinder.models.lm import Source
+from studfinder.models.loading import report_of
+
+
+def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
+    """What `load` refuses of a folder is refused, without its numbers being read; returns what it would list.
+
+    For whoever works on the files of a checkpoint and never loads them.
+
+    Raises:
+        StudfinderError: as `load`.
+    """
+    source = Source(str(folder), "a local folder", folder)
+    refuse_adapter(source)
+    _, checked = from_pretrained(
+        source,
+        dtype="auto",
+        device_map={"": "meta"},
+        attention=None,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=False,
+        allow_missing=False,
+    )
+    return checked.notes
+
+
+def from_pretrained(
+    source: Source,
+    *,
+    dtype: Any,
+    device_map: Any,
+    attention: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    allow_missing: bool,
+) -> tuple[Any, Source]:
+    """The model of a folder or hub repository, held against its files.
+
+    Returns:
+        The model, and its source with what is listed and what was allowed.
+
+    Raises:
+        StudfinderError: as `load`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = str(source.folder or source.id)
+    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
+    if source.folder is not None:
+        check_folder(source.folder, allow_pickle)
+    try:
+        config = AutoConfig.from_pretrained(where, **common)
+        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
+            raise StudfinderError(
+                f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
+                expected="one of " + ", ".join(sorted(FAMILIES)),
+                do="CONTRIBUTING.md says how to add one",
+            )
+        method, decoded = _quantiser(getattr(config, "quantization_config", None))
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "use_safetensors": None if allow_pickle else True,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,  # they are refused by name, below
+            **common,
+        }
+        if device_map is not None:
+            options["device_map"] = device_map
+        if attention is not None:
+            options["attn_implementation"] = attention
+        with _without_its_report():
+            model, info = AutoModelForCausalLM.from_pretrained(where, **options)
+    except StudfinderError:
+        raise
+    except Exception as error:  # transformers raises many kinds; the user needs one line
+        held = held_in(source.folder) if source.folder is not None else {}
+        if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
+            raise gap from error
+        kind = Unavailable if isinstance(error, ImportError) else StudfinderError
+        raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
+    report = report_of(
+        model,
+        info,
+        held_in(folder) if (folder := source.folder or _snapshot(source.id, config)) else {},
+        quantiser=method,
+        decoded=decoded,
+        asked=dtype != "auto",
+    )
+    found = judge(source.id, report)
+    for refused in found.refused if allow_missing else (*found.absent, *found.refused):
+        raise refused
+    allowed = tuple(f"allowed: {absent.what.replace('would be', 'are now')}" for absent in found.absent)
+    source = dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
+    return model, source
+
+
+def _quantiser(config: Any) -> tuple[str | None, bool]:
+    """The quantisation method that a config names, and whether transformers decodes it."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    if not config:
+        return None, False
+    plain = config if isinstance(config, dict) else config.to_dict()
+    return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
+
+
+def _snapshot(repository: str, config: Any) -> Path | None:
+    """Where the hub's files of a model that was just loaded are on this disk."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(repository, "config.json", revision=config._commit_hash, local_files_only=True)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found is None else Path(found).parent
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _advice(source: Source) -> str | None:
+    if source.folder is not None:
+        return None
+    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
+        BUILTINS
+    )
+
+
+@contextmanager
+def _without_its_report() -> Iterator[None]:
+    """Keep transformers from printing its table of missing and unexpected tensors: `judge` says it in a line."""
+
+    def said_here(record: logging.LogRecord) -> bool:
+        return not re.search("LOAD REPORT|will NOT tie", record.getMessage())
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(said_here)
+    try:
+        yield
+    finally:
+        logger.removeFilter(said_here)
