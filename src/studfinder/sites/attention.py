@@ -144,7 +144,7 @@ class _Handler:
             sites = (Site(kind, layer) for kind in ("query", "key", "value"))
             query, key, value = map(self.active.replaced, sites, (query, key, value))
         if self.active.wants(AttentionCall):
-            before = self.rotary.take(layer, query, key) if self.rotary else (None, None)
+            query_pre, key_pre = self.rotary.take(layer, query, key) if self.rotary else (None, None)
             self.active.show(
                 AttentionCall(
                     layer,
@@ -158,8 +158,9 @@ class _Handler:
                     kwargs.get("sliding_window"),
                     self.lm.anatomy.stage,
                     self.softmax and kwargs.get("position_bias") is None,
-                    *before,
-                    causal=self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
+                    query_pre,
+                    key_pre,
+                    self.causal if kwargs.get("is_causal") is None else kwargs["is_causal"],
                 )
             )
         return query, key, value
