@@ -67,8 +67,18 @@ def command(
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
     score: Annotated[
-        bool, typer.Option("--score", help="Put the perplexity of our proof text before and after into the card.")
+        bool,
+        typer.Option(
+            "--score", help="Put KL against the original and perplexities into the card, measured on the written files."
+        ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Load what was written in a fresh process and compare it with what was meant before it appears.",
+        ),
+    ] = True,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     revision: o.Revision = None,
@@ -127,6 +137,7 @@ def command(
             samples=samples,
             length=length,
             score=score,
+            verify=verify,
             overwrite=overwrite,
             progress=progress,
         )
@@ -220,6 +231,7 @@ def _print(done: Quantization, out: Path) -> None:
         console.print(f"kept by leaving it whole: {name}", highlight=False)
     for name, line in done.scores.items():
         console.print(f"{name}: {line}", highlight=False)
+    console.print(f"verified: {done.verified}", highlight=False)
     for note in done.notes:
         console.print(note, highlight=False)
     console.print(f"kernel in vLLM: {done.kernel or ('not needed' if done.format == 'dense' else 'none known')}")

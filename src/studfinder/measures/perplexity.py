@@ -96,6 +96,16 @@ def perplexity_of(
     return perplexity(lm, text, window=window, limit=limit, progress=progress)
 
 
+def windows_of(
+    lm: LM, text: str | Path | list[str] = "proof", *, window: int = 512, limit: int | None = None
+) -> tuple[str, list[list[int]]]:
+    """A text's name and its windows of token ids, as `perplexity` takes them. Raises as that."""
+    name, documents = _documents(text)
+    joined = "\n\n".join(documents)
+    ids = encode(lm, [Text(name, joined)], limit=len(joined))[0][0]
+    return name, [ids for ids, _ in _spans(ids, window, window, whole=False)][:limit]
+
+
 def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:
     if isinstance(text, list):
         return "given", text

@@ -23,6 +23,7 @@ class Quantization:
         instead: fused groups that are skipped because the format has no place for the numbers to keep in them.
         notes: what methods and transforms report of themselves.
         calibration: the text and its size, or None.
+        verified: how the written files were held against what was meant, in words.
         scores: by name, a line each, of this model beside the one it was made from.
         versions, made: of the packages; when.
     """
@@ -42,6 +43,7 @@ class Quantization:
     notes: tuple[str, ...] = ()
     calibration: str | None = None
     scores: Mapping[str, str] = field(default_factory=dict)
+    verified: str = "not verified"
     versions: Mapping[str, str]
     made: str
 
@@ -67,6 +69,7 @@ def card(done: Quantization) -> str:
         f"| matrices quantised | {done.quantized} |",
         f"| format | {_format(done.format)} |",
         f"| kernel in vLLM | {served} |",
+        f"| verified | {done.verified} |",
         f"| calibration text | {done.calibration or 'none: the method looks at the weights only'} |",
         "",
         *_section("Scores", [f"{name}: {line}" for name, line in done.scores.items()]),

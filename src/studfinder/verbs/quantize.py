@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.perplexity import perplexity
-from studfinder.measures.scores import Scores, compare
 from studfinder.models import BUILTINS, LM, load
+from studfinder.models.beside import carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
@@ -29,13 +27,15 @@ from studfinder.quantizers.export import chosen_format, quantization_config
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
 from studfinder.quantizers.source import Files, open_files, skeleton
-from studfinder.quantizers.targets import targets
+from studfinder.quantizers.targets import others, targets
+from studfinder.quantizers.verify import Meant, meant_of, meant_of_files
+from studfinder.quantizers.verify import verify as verify_checkpoint
 from studfinder.report.words import count
 from studfinder.runs import now, versions, write_text
+from studfinder.verbs.quantize_scores import scores_of
 
 _GROUPS = (128, 64, 32)
-_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""What is copied along with the weights: tokenizer and generation settings."""
+_UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
 def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
@@ -76,6 +76,7 @@ def quantize(
     samples: int = 128,
     length: int = 512,
     score: bool = False,
+    verify: bool = True,
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Quantization:
@@ -92,13 +93,16 @@ def quantize(
             numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
         format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
         calibration, samples, length: text and size of the calibration windows, for methods that need them.
-        score: put the perplexity of our proof text before and after into the card; needs the model in memory.
+        score: put KL(original || quantised) and the perplexity of our proof text and of a public one into the card,
+            measured on the files; needs the model in memory, and room for it once more.
+        verify: load what was written with plain transformers in a fresh process and compare it with what was meant
+            before it appears as `out`; see `quantizers.verify`.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
-            model; calibration text too short; a weight that is not finite.
+            model; calibration text too short; a weight that is not finite; what was written is not what was meant.
     """
-    job = _Job(Path(out).absolute(), format, score, overwrite, progress)
+    job = _Job(Path(out).absolute(), format, score, verify, overwrite, progress)
     check_free(job.out, overwrite)
     folder = folder_of(source)
     own = source.source.folder if isinstance(source, LM) else folder
@@ -117,6 +121,7 @@ class _Job:
     out: Path
     format: str
     score: bool
+    verify: bool
     overwrite: bool
     progress: Progress
 
@@ -127,38 +132,47 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     method = method or RTN(
         scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip()
     )
-    _, skipped = resolve(skeleton(files.folder), found, keep)
-    chosen = tuple(target.name for target in found if target.fused not in skipped)
+    lm = skeleton(files.folder)
+    _, skipped = resolve(lm, found, keep)
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    names = tuple(target.name for target in chosen)
     if not chosen:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in chosen:
+    for target in names:
         check_fits(target, stored[target][1], method)
-    format = _one_format(method, job.format, {stored[target][0] for target in chosen}, found)
-    wholes, notes = shared_of_files(files, chosen, method)
+    format = _one_format(method, job.format, {stored[target][0] for target in names}, found)
+    wholes, notes = shared_of_files(files, names, method)
     done = _record(
         name,
         BUILTINS[name].origin if name in BUILTINS else "a local folder",
         method,
         format,
-        bits=_bits(files, chosen, method.scheme),
-        quantized=len(chosen),
+        bits=_bits(files, names, method.scheme),
+        quantized=len(names),
         skipped=tuple(sorted(skipped)),
         kept=tuple(map(str, _flat(keep))),
         notes=tuple(notes),
     )
     settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
+    meant = meant_of_files(lm) if job.verify else None
     with staged(job.out, settings, job.overwrite) as stage:
-        _write_files(job, files, stage, dict.fromkeys(chosen, method), format, wholes)
-        for path in files.folder.iterdir():
-            if path.suffix in _BESIDE and path.name not in ("model.safetensors.index.json", "config.json"):
-                shutil.copyfile(path, stage / path.name)
+        _write_files(job, files, stage, dict.fromkeys(names, method), format, wholes, meant)
+        carry(lm.source, stage)
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
-        _finish(stage, config, done, method, found)
+        _write_config(stage, config, done, method, chosen, _others(lm, chosen, files))
+        done = replace(done, verified=_verified(stage, lm, meant, done, chosen, live=False))
+        _write_card(stage, done)
     return done
 
 
 def _write_files(
-    job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN], format: str, wholes: Mapping[str, torch.Tensor]
+    job: _Job,
+    files: Files,
+    stage: Path,
+    methods: Mapping[str, RTN],
+    format: str,
+    wholes: Mapping[str, torch.Tensor],
+    meant: Meant | None,
 ) -> None:
     total, count = len(files.stored), 0
 
@@ -169,11 +183,15 @@ def _write_files(
 
     written = {}
     for shard, names in files.shards.items():
-        written[shard] = [file_entry(files, shard, name, methods.get(name), format, wholes.get(name)) for name in names]
-        if (stage / shard).is_file():  # made before an interruption
-            count += len(names)
-        else:
+        written[shard] = [
+            file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
+        ]
+        if not (stage / shard).is_file():
             write_shard(stage / shard, written[shard], step)
+            continue
+        count += len(names)  # made before an interruption
+        for entry in written[shard] if meant is not None else ():
+            entry.make()  # once more, to know what it was to hold
     write_index(stage, written)
 
 
@@ -194,36 +212,77 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     keep = as_keeps(lm, keep)  # while the model is as it was scanned: inside, findings would be of another one
     bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
     bench.numbers = format == "dense"
-    before = perplexity(lm) if job.score else None
-    with running(bench, method):
-        done = _record(
-            lm.source.id,
-            lm.source.origin,
-            method,
-            format,
-            bits=bench.bits,
-            quantized=len(bench.done),
-            skipped=bench.skipped,
-            instead=bench.instead,
-            kept=_kept(bench, keep),
-            notes=(*bench.notes, *notes),
-            calibration=text,
-            scores={} if before is None else _scores(before, perplexity(lm)),
-        )
-        # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
-        with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
-            parts = shards(bench_entries(bench, format))
-            files = dict(zip(_shard_names(len(parts)), parts, strict=True))
-            for file, entries in files.items():
-                write_shard(stage / file, entries)
-            write_index(stage, files)
-            for saved in (lm.tokenizer, getattr(lm.model, "generation_config", None)):
-                if saved is not None:
-                    saved.save_pretrained(stage)
+    # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
+    with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
+        with running(bench, method):
+            done = _record(
+                lm.source.id,
+                lm.source.origin,
+                method,
+                format,
+                bits=bench.bits,
+                quantized=len(bench.done),
+                skipped=bench.skipped,
+                instead=bench.instead,
+                kept=_kept(bench, keep),
+                notes=(*bench.notes, *notes),
+                calibration=text,
+            )
+            _write_bench(bench, stage, format)
+            chosen = [target for target in found if target.name in bench.done]
             config = json.loads(lm.model.config.to_json_string(use_diff=False))
             config["architectures"] = [type(lm.model).__name__]
-            _finish(stage, config, done, method, found)
+            _write_config(stage, own_code(config, stage), done, method, chosen, _others(lm, chosen))
+            meant = meant_of(lm) if job.verify else None
+            done = replace(done, verified=_verified(stage, lm, meant, done, chosen, live=True, method=method))
+        if job.score:
+            done = replace(done, scores=scores_of(lm, stage))
+        _write_card(stage, done)
     return done
+
+
+def _write_bench(bench: Bench, stage: Path, format: str) -> None:
+    """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
+    lm = bench.lm
+    parts = shards(bench_entries(bench, format))
+    files = dict(zip(_shard_names(len(parts)), parts, strict=True))
+    for file, entries in files.items():
+        write_shard(stage / file, entries)
+    write_index(stage, files)
+    carry(lm.source, stage)
+    if lm.tokenizer is not None:
+        lm.tokenizer.save_pretrained(stage)
+    generation = getattr(lm.model, "generation_config", None)
+    if generation is not None and not (stage / "generation_config.json").exists():
+        generation.save_pretrained(stage)
+
+
+def _others(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
+    """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
+    modules = [target.ref.module for target in chosen]
+    found = others([lm.model], modules)
+    if files is None:
+        return found
+    known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
+    stored = (name.removesuffix(".weight") for name, (_, shape) in files.stored.items() if len(shape) == 2)
+    return [*found, *(name for name in stored if name not in known and "." in name and not name.endswith(".bias"))]
+
+
+def _verified(
+    stage: Path,
+    lm: LM,
+    meant: Meant | None,
+    done: Quantization,
+    chosen: Sequence[Target],
+    *,
+    live: bool,
+    method: Method | None = None,
+) -> str:
+    if meant is None:
+        return _UNVERIFIED
+    modules = () if done.format == "dense" else [target.ref.module for target in chosen]
+    rounded = method is not None and _acts(method, done.format) is not None
+    return verify_checkpoint(stage, lm, meant, modules, live=live, rounded_inputs=rounded)
 
 
 def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
@@ -233,16 +292,25 @@ def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
     return (*map(str, keep), *([came] if keep and bench.numbers else []))
 
 
-def _finish(stage: Path, config: dict[str, Any], done: Quantization, method: Method, found: Sequence[Target]) -> None:
+def _write_config(
+    stage: Path, config: dict[str, Any], done: Quantization, method: Method, chosen: Sequence[Target], rest: list[str]
+) -> None:
     if done.format != "dense":
-        ignored = ["lm_head", *(target.ref.module for target in found if target.fused in done.skipped)]
-        acts = _acts(method, done.format)
+        modules = [target.ref.module for target in chosen]
         config["quantization_config"] = quantization_config(
-            method.scheme, done.format, ignored, acts, linear=all(target.linear for target in found)
+            method.scheme,
+            done.format,
+            modules,
+            rest,
+            _acts(method, done.format),
+            linear=all(target.linear for target in chosen),
         )
+    write_text(stage / "config.json", json.dumps(config, indent=2))
+
+
+def _write_card(stage: Path, done: Quantization) -> None:
     write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
     write_text(stage / "README.md", card(done))
-    write_text(stage / "config.json", json.dumps(config, indent=2))
 
 
 def _acts(method: Method, format: str) -> dict[str, Any] | None:
@@ -266,14 +334,6 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
         made=now(),
         **rest,
     )
-
-
-def _scores(before: Scores, after: Scores) -> dict[str, str]:
-    change = compare(before, after).interval
-    return {
-        f"perplexity of {after.text.split()[0]}": f"{after.value:.3f}, {change.value:.3f} times that of the original "
-        f"({change.low:.3f} to {change.high:.3f}, paired bootstrap over windows)"
-    }
 
 
 def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
