@@ -24,7 +24,6 @@ def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, tor
     files = stored_files(folder)
     by_module: dict[str, dict[str, torch.Tensor]] = {}
     parts = set(quantised)
-    last = {name.rpartition(".")[0]: name for names in files.shards.values() for name in names if _packed(name)}
     for shard, names in files.shards.items():
         for name in names:
             module, _, leaf = name.rpartition(".")
@@ -35,8 +34,6 @@ def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, tor
             held[leaf] = files.read(shard, name)
             if len(held) == _count(files, module):
                 yield f"{module}.weight", _decompressed(folder, module, by_module.pop(module))
-    for module in by_module:
-        raise StudfinderError(f"{last.get(module, module)} has no place in {folder}")
 
 
 def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str | None:
@@ -49,7 +46,9 @@ def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str
     if wrong := sorted(targets ^ set(quantised)):
         return f"{wrong[0]} is {'announced as' if wrong[0] in targets else 'not announced as'} quantised"
     if wrong := sorted((targets & ignore) | (set(others([model], quantised)) - ignore)):
-        return f"{wrong[0]} is {'both announced and ignored' if wrong[0] in targets else 'neither announced nor ignored'}"
+        return (
+            f"{wrong[0]} is {'both announced and ignored' if wrong[0] in targets else 'neither announced nor ignored'}"
+        )
     return None
 
 
@@ -76,7 +75,10 @@ def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> t
     if scheme is None:
         raise StudfinderError(f"{module} is compressed in {folder}, and its config.json does not say how")
     compressor = BaseCompressor.get_value_from_registry(scheme.format or config.format)
-    dense: torch.Tensor = compressor.decompress(held, scheme)["weight"]
+    try:
+        dense: torch.Tensor = compressor.decompress(held, scheme)["weight"]
+    except Exception as error:  # whatever damaged numbers lead to
+        raise StudfinderError(f"{module} cannot be decompressed ({type(error).__name__}: {error})") from None
     return dense
 
 

@@ -67,19 +67,25 @@ def rounded_from_file(files: Files, shard: str, name: str, method: RTN) -> Quant
 def bench_entries(bench: Bench, format: str) -> list[Entry]:
     """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name."""
     entries, seen = [], set()
-    for name, tensor in bench.lm.model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        quantized = bench.done.get(name)
-        # Two modules with one matrix are decompressed each by itself: both need what they are decompressed from.
-        if key in seen and tensor.numel() and (quantized is None or format == "dense"):
+    state = bench.lm.model.state_dict()
+    stands = {_place(state[name]): quantized for name, quantized in bench.done.items()}
+    for name, tensor in state.items():
+        # Two modules with one matrix are decompressed each by itself: both need what stands in it, which is what the
+        # last of them was rounded to.
+        quantized = stands[_place(tensor)] if name in bench.done else None
+        if _place(tensor) in seen and tensor.numel() and (quantized is None or format == "dense"):
             continue
-        seen.add(key)
+        seen.add(_place(tensor))
         shape = tuple(tensor.shape)
         if quantized is None or format == "dense":
             entries.append(_plain_entry(name, tensor))
         else:
             entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, _given(quantized)))
     return entries
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _plain_entry(name: str, tensor: torch.Tensor) -> Entry:

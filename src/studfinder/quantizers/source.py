@@ -82,7 +82,9 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     stored, loaded = files.stored, getattr(lm.model.config, "dtype", None)
     if not set(found) <= set(stored) or any(target.ref.transposed for target in found.values()):
         return None
-    if loaded is not None and any(stored[name][0] is not loaded for name in found):  # cast as it is loaded: what is rounded is what is cast
+    if loaded is not None and any(
+        stored[name][0] is not loaded for name in found
+    ):  # cast as it is loaded: what is rounded is what is cast
         return None
     return files
 

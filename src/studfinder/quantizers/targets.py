@@ -84,8 +84,8 @@ def fused_name(module: str) -> str:
 
 
 def others(models: Iterable[nn.Module], chosen: Collection[str]) -> list[str]:
-    """Modules that hold a matrix and are not quantised: every Linear that is not chosen, in whichever class of the model
-    it appears, and routers and the like, which engines build as a Linear of their own.
+    """Modules that hold a matrix and are not quantised: every Linear that is not chosen, in whichever class of the
+    model it appears, and routers and the like, which engines build as a Linear of their own.
 
     Args:
         models: the classes that the checkpoint is loaded as; their names for a module may differ.

@@ -6,8 +6,8 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,29 @@ from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
 from studfinder.quantizers.bench import Bench, Progress
-from studfinder.quantizers.card import Quantization, card
-from studfinder.quantizers.checkpoint import Entry, check_free, shards, staged, write_index, write_shard
-from studfinder.quantizers.entries import bench_entries, file_entry
-from studfinder.quantizers.export import chosen_format, quantization_config
+from studfinder.quantizers.card import Quantization
+from studfinder.quantizers.checkpoint import check_free, staged
+from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
 from studfinder.quantizers.source import Files, open_files, skeleton
-from studfinder.quantizers.targets import others, targets
-from studfinder.quantizers.verify import Meant, meant_of, meant_of_files
-from studfinder.quantizers.verify import verify as verify_checkpoint
+from studfinder.quantizers.targets import targets
+from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.report.words import count
-from studfinder.runs import now, versions, write_text
+from studfinder.runs import now, versions
 from studfinder.verbs.quantize_scores import scores_of
+from studfinder.verbs.quantize_write import (
+    Job,
+    acts_of,
+    rest_of,
+    verified,
+    write_bench,
+    write_card,
+    write_config,
+    write_files,
+)
 
 _GROUPS = (128, 64, 32)
-_UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
 def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
@@ -102,7 +109,7 @@ def quantize(
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
             model; calibration text too short; a weight that is not finite; what was written is not what was meant.
     """
-    job = _Job(Path(out).absolute(), format, score, verify, overwrite, progress)
+    job = Job(Path(out).absolute(), format, score, verify, overwrite, progress)
     check_free(job.out, overwrite)
     folder = folder_of(source)
     own = source.source.folder if isinstance(source, LM) else folder
@@ -116,17 +123,7 @@ def quantize(
     return _from_memory(job, lm, method, keep, (calibration, samples, length))
 
 
-@dataclass(frozen=True)
-class _Job:
-    out: Path
-    format: str
-    score: bool
-    verify: bool
-    overwrite: bool
-    progress: Progress
-
-
-def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
+def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
     found, stored = tuple(files.targets.values()), files.stored
     dtype = stored[found[0].name][0]
     method = method or RTN(
@@ -156,50 +153,20 @@ def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: An
     settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
     meant = meant_of_files(lm) if job.verify else None
     with staged(job.out, settings, job.overwrite) as stage:
-        _write_files(job, files, stage, dict.fromkeys(names, method), format, wholes, meant)
+        write_files(job, files, stage, dict.fromkeys(names, method), format, wholes, meant)
         carry(lm.source, stage)
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
-        _write_config(stage, config, done, method, chosen, _others(lm, chosen, files))
-        done = replace(done, verified=_verified(stage, lm, meant, done, chosen, live=False))
-        _write_card(stage, done)
+        write_config(stage, config, done, method, chosen, rest_of(lm, chosen, files))
+        done = replace(done, verified=verified(stage, lm, meant, done, chosen, live=False))
+        write_card(stage, done)
     return done
 
 
-def _write_files(
-    job: _Job,
-    files: Files,
-    stage: Path,
-    methods: Mapping[str, RTN],
-    format: str,
-    wholes: Mapping[str, torch.Tensor],
-    meant: Meant | None,
-) -> None:
-    total, count = len(files.stored), 0
-
-    def step(_entry: Entry) -> None:
-        nonlocal count
-        count += 1
-        job.progress("quantise", count, total)
-
-    written = {}
-    for shard, names in files.shards.items():
-        written[shard] = [
-            file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
-        ]
-        if not (stage / shard).is_file():
-            write_shard(stage / shard, written[shard], step)
-            continue
-        count += len(names)  # made before an interruption
-        for entry in written[shard] if meant is not None else ():
-            entry.make()  # once more, to know what it was to hold
-    write_index(stage, written)
-
-
-def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
+def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
     found = targets(lm)
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
-    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=_acts(method, job.format) is not None)
+    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=acts_of(method, job.format) is not None)
     notes = []
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
@@ -228,61 +195,17 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
                 notes=(*bench.notes, *notes),
                 calibration=text,
             )
-            _write_bench(bench, stage, format)
+            write_bench(bench, stage, format)
             chosen = [target for target in found if target.name in bench.done]
             config = json.loads(lm.model.config.to_json_string(use_diff=False))
             config["architectures"] = [type(lm.model).__name__]
-            _write_config(stage, own_code(config, stage), done, method, chosen, _others(lm, chosen))
+            write_config(stage, own_code(config, stage), done, method, chosen, rest_of(lm, chosen))
             meant = meant_of(lm) if job.verify else None
-            done = replace(done, verified=_verified(stage, lm, meant, done, chosen, live=True, method=method))
+            done = replace(done, verified=verified(stage, lm, meant, done, chosen, live=True, method=method))
         if job.score:
             done = replace(done, scores=scores_of(lm, stage))
-        _write_card(stage, done)
+        write_card(stage, done)
     return done
-
-
-def _write_bench(bench: Bench, stage: Path, format: str) -> None:
-    """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
-    lm = bench.lm
-    parts = shards(bench_entries(bench, format))
-    files = dict(zip(_shard_names(len(parts)), parts, strict=True))
-    for file, entries in files.items():
-        write_shard(stage / file, entries)
-    write_index(stage, files)
-    carry(lm.source, stage)
-    if lm.tokenizer is not None:
-        lm.tokenizer.save_pretrained(stage)
-    generation = getattr(lm.model, "generation_config", None)
-    if generation is not None and not (stage / "generation_config.json").exists():
-        generation.save_pretrained(stage)
-
-
-def _others(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
-    """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
-    modules = [target.ref.module for target in chosen]
-    found = others([lm.model], modules)
-    if files is None:
-        return found
-    known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
-    stored = (name.removesuffix(".weight") for name, (_, shape) in files.stored.items() if len(shape) == 2)
-    return [*found, *(name for name in stored if name not in known and "." in name and not name.endswith(".bias"))]
-
-
-def _verified(
-    stage: Path,
-    lm: LM,
-    meant: Meant | None,
-    done: Quantization,
-    chosen: Sequence[Target],
-    *,
-    live: bool,
-    method: Method | None = None,
-) -> str:
-    if meant is None:
-        return _UNVERIFIED
-    modules = () if done.format == "dense" else [target.ref.module for target in chosen]
-    rounded = method is not None and _acts(method, done.format) is not None
-    return verify_checkpoint(stage, lm, meant, modules, live=live, rounded_inputs=rounded)
 
 
 def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
@@ -292,35 +215,9 @@ def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
     return (*map(str, keep), *([came] if keep and bench.numbers else []))
 
 
-def _write_config(
-    stage: Path, config: dict[str, Any], done: Quantization, method: Method, chosen: Sequence[Target], rest: list[str]
-) -> None:
-    if done.format != "dense":
-        modules = [target.ref.module for target in chosen]
-        config["quantization_config"] = quantization_config(
-            method.scheme,
-            done.format,
-            modules,
-            rest,
-            _acts(method, done.format),
-            linear=all(target.linear for target in chosen),
-        )
-    write_text(stage / "config.json", json.dumps(config, indent=2))
-
-
-def _write_card(stage: Path, done: Quantization) -> None:
-    write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
-    write_text(stage / "README.md", card(done))
-
-
-def _acts(method: Method, format: str) -> dict[str, Any] | None:
-    """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
-    return None if format == "dense" else getattr(method, "activation_arguments", None)
-
-
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
     settings = dataclasses.asdict(method)  # type: ignore[call-overload]
-    rounded = _acts(method, format)
+    rounded = acts_of(method, format)
     acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
     return Quantization(
         model=model,
@@ -349,12 +246,6 @@ def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
         bits += size * (bits_per_weight(shape, scheme) if name in chosen else 8 * dtype.itemsize)
         total += size
     return bits / total
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def folder_of(source: Any) -> Path | None:
