@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import Source
 
 _WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
@@ -60,7 +61,7 @@ _ON_HUB = (
 """What is asked of the hub by name, since loading a model fetches only what it needs itself."""
 
 
-def carry(source: Source, to: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
+def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
     """Copy what lies beside a model's weights into the folder of a checkpoint made from it; gives their names.
 
     Copied are tokenizers, chat templates, processor and generation settings, terms of use, and the code of a model that
@@ -68,9 +69,10 @@ def carry(source: Source, to: Path, *, tokenizer: bool = True) -> tuple[str, ...
     transformers' cache, or fetched. A model that came from no folder has nothing beside it.
 
     Args:
+        source: where the model came from, or the name it is loaded by.
         tokenizer: whether the tokenizer's own files come too; not for a model that has been given another one.
     """
-    folder = _folder(source)
+    folder = _folder(_named(source) if isinstance(source, str) else source)
     if folder is None:
         return ()
     carried = []
@@ -117,6 +119,13 @@ def _brings_code(path: Path) -> bool:
         return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+
+
+def _named(name: str) -> Source:
+    if name in BUILTINS:
+        return Source(name, BUILTINS[name].origin, ensure(BUILTINS[name]))
+    path = Path(name).expanduser()
+    return Source(name, "a local folder", path) if path.is_dir() else Source(name, "the Hugging Face hub")
 
 
 def _folder(source: Source) -> Path | None:

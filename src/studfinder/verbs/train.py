@@ -18,6 +18,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import load
+from studfinder.models.beside import carry
 from studfinder.records import RunCard, read_record, to_json
 from studfinder.runs import RunFolder, now, open_run, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, Training, build, fit, put_in, tokenized
@@ -105,7 +106,7 @@ def run_train(
         processes=processes(),
     )
     if int(os.environ.get("RANK", 0)) == 0:
-        _export(fitted, source, tokenizer, folder.path)
+        _export(fitted, source, tokenizer, folder.path, plan.base)
         write_text(folder.path / folder.result, to_json(record, indent=1))  # last: it marks the run as complete
     return record, folder.path
 
@@ -211,14 +212,16 @@ def _trained(plan: TrainPlan) -> Any:
     return put_in(model, plan.variants, trained=True)
 
 
-def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> None:
-    """The trained model and its tokenizer, under a temporary name first."""
+def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path, base: str | None) -> None:
+    """The trained model, its tokenizer and what lay beside its base, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True
     clean = partial(shutil.rmtree, half, ignore_errors=True)
     clean()
     with writing("the model", whole, clean=clean):
         fitted.model.save_pretrained(half, state_dict=fitted.weights)
+        if base is not None:
+            carry(base, half, tokenizer=False)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)
