@@ -15,7 +15,8 @@ from torch import nn
 from checkpoints import checkpoint
 from exported import FUSED, KINDS, image_logits, model_of, reloaded
 from studfinder.errors import StudfinderError
-from studfinder.models import load
+from studfinder.models import Source, load
+from studfinder.models.beside import carry, own_code
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, quantized, skip, targets
 from studfinder.quantizers.activations import WithActivations
 from studfinder.quantizers.export import FORMATS, quantization_config
@@ -342,6 +343,36 @@ def test_what_lies_beside_the_weights_travels_by_both_ways(tmp_path):
         assert names - own - {"tokenizer.json", "tokenizer_config.json"} == set(BESIDE), where
         assert all((out / name).read_text() == text for name, text in BESIDE.items())
         assert "the original's" not in (out / "README.md").read_text().split("\n## ")[0]
+
+
+def test_the_hub_s_files_come_from_its_cache(tmp_path, monkeypatch):
+    snapshot, asked = tmp_path / "snapshot", []
+    snapshot.mkdir()
+    for name, text in {**BESIDE, **LEFT, "config.json": "{}"}.items():
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        (snapshot / name).write_text(text)
+
+    def cached(repository, name, **options):
+        asked.append((repository, name, options["revision"], options["local_files_only"]))
+        return str(snapshot / name) if (snapshot / name).is_file() else None
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    hub = Source("some/model", "the Hugging Face hub", None, "v2")
+    assert set(carry(hub, tmp_path / "out")) == set(BESIDE)
+    assert ("some/model", "preprocessor_config.json", "v2", False) in asked
+    assert set(carry("some/model", tmp_path / "bare", tokenizer=False)) == set(BESIDE) - {
+        "tokenizer.model",
+        "own.tiktoken",
+        "vocab.bpe",
+        "merges.txt",
+    }
+    asked.clear()
+    assert carry(Source("live", "a live model object"), tmp_path / "none") == ()
+    assert not asked  # the name of a live model may mean anything
+    config = {"auto_map": {"AutoModel": "some/model--modeling_own.Own", "AutoTokenizer": [None, "other/x--tok.Tok"]}}
+    (tmp_path / "out" / "modeling_own.py").write_text("")
+    own = {"AutoModel": "modeling_own.Own", "AutoTokenizer": [None, "other/x--tok.Tok"]}
+    assert own_code(config, tmp_path / "out")["auto_map"] == own
 
 
 def test_code_that_a_model_brings_travels(tmp_path):

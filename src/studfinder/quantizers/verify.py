@@ -115,7 +115,7 @@ def verify(
     Raises:
         StudfinderError: the checkpoint is not what was meant, and in which way.
     """
-    fits = _fits(meant.size) if fits is None else fits
+    fits = fits_again(meant.size) if fits is None else fits
     windows = probe(lm)
     ask = {
         "ids": windows,
@@ -235,7 +235,7 @@ def _near(lm: LM) -> float:
     return short if lm.dtype.itemsize < 4 else long
 
 
-def _fits(size: int) -> bool:
+def fits_again(size: int) -> bool:
     """Whether a model of so many bytes can be loaded once more: stored, and decompressed beside it."""
     return free_memory() > 1.6 * size + (1 << 30)
 

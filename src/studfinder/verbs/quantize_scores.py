@@ -8,6 +8,7 @@ from studfinder.errors import StudfinderError
 from studfinder.measures.perplexity import windows_of
 from studfinder.measures.sweep import between
 from studfinder.models import LM, load
+from studfinder.quantizers.verify import fits_again
 
 TEXTS = (("proof", 256, None), ("wikitext2", 512, 32))
 """Our own text, whole, and the beginning of a public one: name, tokens of a window, how many windows."""
@@ -23,6 +24,9 @@ def scores_of(lm: LM, folder: Path) -> dict[str, str]:
     Raises:
         StudfinderError: the checkpoint cannot be loaded, or there is no tokenizer.
     """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in lm.model.state_dict().values())
+    if not fits_again(size):
+        return {"KL(original || quantised)": "not measured: the model does not fit into memory twice"}
     trust = type(lm.model).__module__.startswith("transformers_modules")
     made = load(folder, lm.tokenizer, device=lm.device, trust_remote_code=trust)
     lines: dict[str, str] = {}
