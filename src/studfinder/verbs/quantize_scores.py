@@ -10,7 +10,7 @@ from studfinder.measures.sweep import between
 from studfinder.models import LM, load
 from studfinder.quantizers.verify import fits_again
 
-TEXTS = (("proof", 256, None), ("wikitext2", 512, 32))
+TEXTS = (("proof", 256, None), ("wikitext2", 512, 16))
 """Our own text, whole, and the beginning of a public one: name, tokens of a window, how many windows."""
 
 
