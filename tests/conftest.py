@@ -70,3 +70,25 @@ def mistake(capsys):
         return printed.err
 
     return said
+
+
+@pytest.fixture
+def fresh_process() -> None:
+    """For tests that verify checkpoints as a user's command does: each in a process of its own."""
+
+
+@pytest.fixture(autouse=True)
+def reloaded_here(request, monkeypatch) -> None:
+    """Checkpoints are verified by the same function, but not each in a process of its own: that costs seconds."""
+    if "fresh_process" in request.fixturenames:
+        return
+
+    def here(folder, ask):
+        from studfinder.quantizers import plain, verify
+
+        try:
+            return plain.reload(str(folder), dict(ask))
+        except Exception as error:
+            raise verify.cannot_run(error) from error
+
+    monkeypatch.setattr("studfinder.quantizers.verify.fresh", here)

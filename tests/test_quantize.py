@@ -18,6 +18,8 @@ from scanned import a_scan, findings_for
 from studfinder.cli.app import run
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
+from studfinder.measures.perplexity import perplexity, windows_of
+from studfinder.measures.sweep import between
 from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import Activations, WithActivations
@@ -159,18 +161,24 @@ def test_the_card_says_what_was_done_and_how_kept_numbers_are_held(tmp_path):
     assert record["settings"]["scheme"]["block"] == 16
 
 
-def test_the_card_can_say_what_was_lost(tmp_path, monkeypatch):
-    from studfinder.measures.perplexity import perplexity as real
-
+def test_the_card_says_what_was_lost_as_the_files_are(tmp_path, monkeypatch):
     text = [" ".join(f"w{(i * j) % 90 + 3}" for i in range(60)) for j in range(1, 5)]
-    monkeypatch.setattr("studfinder.verbs.quantize.perplexity", lambda lm: real(lm, text, window=16))
+    monkeypatch.delenv("STUDFINDER_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # there is no network either
+    monkeypatch.setattr("studfinder.verbs.quantize_scores.TEXTS", ((text, 16, None), ("wikitext2", 16, None)))
     lm = load(tiny("llama", dtype=BF16).model, tokenizer())
     done = quantize(lm, W4, out=tmp_path / "out", score=True)
-    with quantized(lm, W4):
-        after = real(lm, text, window=16).value
-    (line,) = done.scores.values()
-    assert line.startswith(f"{after:.3f}, {after / real(lm, text, window=16).value:.3f} times")
-    assert line in (tmp_path / "out" / "README.md").read_text()
+    made = load(tmp_path / "out")
+    before, after = (perplexity(one, text, window=16).value for one in (lm, made))
+    effects = between(lm, made, windows_of(lm, text, window=16)[1])
+    kl = effects.kl_interval(0)
+    assert 0 < kl.low < kl.value < kl.high
+    lines = list(done.scores.values())
+    assert lines[0].startswith(f"{kl.value:.4f} nats per token ({kl.low:.4f} to {kl.high:.4f}")
+    assert lines[1].startswith(f"{after:.3f}, {after / before:.3f} times the original's {before:.3f} (")
+    assert lines[2].startswith("not measured: text 'wikitext2' is not here")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(line in card for line in lines)
 
 
 def test_the_default_group_is_the_largest_that_divides():

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from studfinder.records import Findings, Result, Scorecard, Training, schema
+from studfinder.records import Findings, Quantization, Result, Scorecard, Training, schema
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
-RECORDS = {"findings": Findings, "scorecard": Scorecard, "experiment": Result, "training": Training}
+RECORDS = {
+    "findings": Findings,
+    "scorecard": Scorecard,
+    "experiment": Result,
+    "training": Training,
+    "quantization": Quantization,
+}
 
 
 def renew() -> None:

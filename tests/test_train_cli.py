@@ -131,7 +131,9 @@ def test_a_trained_model_goes_on_from_where_it_was(here):
     (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     options = {"text": "t.txt", "length": 16, "recipe": {"batch": 4, "test": 2, "steps": 2, "lr": 1e-9}}
     _, base = train(out=here / "base", shape={"layers": 1, "hidden": 16, "heads": 2}, **options)
-    record, _ = train(out=here / "more", base=str(base / "model"), attention=["kv_shift", "gated"], **options)
+    (base / "model" / "LICENSE").write_text("terms")
+    record, more = train(out=here / "more", base=str(base / "model"), attention=["kv_shift", "gated"], **options)
+    assert (more / "model" / "LICENSE").read_text() == "terms"
     first = read_record(Training, base / "result.json")
     # The exact starts of both variants: the loss is what it was.
     assert record.curve("eval_loss")[0][1] == pytest.approx(first.curve("eval_loss")[-1][1], rel=1e-5)

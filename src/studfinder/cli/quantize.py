@@ -13,7 +13,8 @@ from studfinder.cli.progress import progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from studfinder.quantizers import Method, Quantization, Scheme
+    from studfinder.quantizers import Method, Scheme
+    from studfinder.records import Quantization
 
 EXAMPLES = """Examples:
 
@@ -67,8 +68,18 @@ def command(
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration window.")] = 512,
     score: Annotated[
-        bool, typer.Option("--score", help="Put the perplexity of our proof text before and after into the card.")
+        bool,
+        typer.Option(
+            "--score", help="Put KL against the original and perplexities into the card, measured on the written files."
+        ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Load what was written in a fresh process and compare it with what was meant before it appears.",
+        ),
+    ] = True,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
     revision: o.Revision = None,
@@ -85,9 +96,9 @@ def command(
     Round to nearest needs no calibration text and works from file to file with the memory of one tensor; an
     interrupted run goes on where it was.
     """
-    from studfinder.quantizers.checkpoint import check_free
+    from studfinder.runs import check_place
 
-    check_free(out, overwrite)  # said before a model is loaded for nothing
+    check_place(out, overwrite, [model])  # said before a model is loaded for nothing
     from studfinder.quantizers.export import chosen_format
     from studfinder.verbs.load import load
     from studfinder.verbs.quantize import folder_of, quantize, shapes_of
@@ -125,6 +136,7 @@ def command(
             samples=samples,
             length=length,
             score=score,
+            verify=verify,
             overwrite=overwrite,
             progress=progress,
         )
@@ -213,12 +225,13 @@ def _print(done: Quantization, out: Path) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(f"{done.scheme}: {done.bits:.3f} bits a weight, {done.quantized} matrices, {done.format}")
+    console.print(f"{done.scheme}: {done.bits:.3f} bits a weight, {done.quantized} matrices, {done.stored_as}")
     for name in done.instead:
         console.print(f"kept by leaving it whole: {name}", highlight=False)
     for name, line in done.scores.items():
         console.print(f"{name}: {line}", highlight=False)
+    console.print(f"verified: {done.verified}", highlight=False)
     for note in done.notes:
         console.print(note, highlight=False)
-    console.print(f"kernel in vLLM: {done.kernel or ('not needed' if done.format == 'dense' else 'none known')}")
+    console.print(f"kernel in vLLM: {done.kernel or ('not needed' if done.stored_as == 'dense' else 'none known')}")
     print(f"checkpoint {out}")

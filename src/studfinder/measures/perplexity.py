@@ -58,10 +58,7 @@ def perplexity(
         spans = [span for found in cut for span in found]
         owners = np.repeat(np.arange(len(texts)), [len(found) for found in cut])
     else:
-        joined = "\n\n".join(documents)
-        ids = encode(lm, [Text(name, joined)], limit=WHOLE)[0][0]
-        first = max(1, added_before(tokenizer_of(lm)))
-        spans = _spans(ids, window, stride, first, whole=protocol == "gptq")[:limit]
+        spans = _joined(lm, name, documents, window, stride, whole=protocol == "gptq")[:limit]
         owners = np.arange(len(spans))
     if not spans:
         raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
@@ -95,6 +92,20 @@ def perplexity_of(
     the model's context), at most `limit` of them; nothing is drawn at random, so `seed` changes nothing."""
     window = min(256 if text == "proof" else 512, lm.anatomy.max_positions or 512)
     return perplexity(lm, text, window=window, limit=limit, progress=progress)
+
+
+def windows_of(
+    lm: LM, text: str | Path | list[str] = "proof", *, window: int = 512, limit: int | None = None
+) -> tuple[str, list[list[int]]]:
+    """A text's name and its windows of token ids, as `perplexity` takes them. Raises as that."""
+    name, documents = _documents(text)
+    return name, [ids for ids, _ in _joined(lm, name, documents, window, window, whole=False)][:limit]
+
+
+def _joined(lm: LM, name: str, documents: list[str], window: int, stride: int, *, whole: bool) -> list[_Span]:
+    """Windows of the documents as one text."""
+    ids = encode(lm, [Text(name, "\n\n".join(documents))], limit=WHOLE)[0][0]
+    return _spans(ids, window, stride, max(1, added_before(tokenizer_of(lm))), whole=whole)
 
 
 def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:

@@ -82,10 +82,7 @@ def sweep(
         StudfinderError: no windows, a window of fewer than two tokens, ids beyond the embedding, or a model that is not
             causal.
     """
-    if not encoded or min(len(ids) for ids in encoded) < 2:
-        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
-    check_causal(lm, "next-token distributions")
-    check_ids(lm, encoded)
+    _check_windows(lm, encoded)
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
     kl = np.zeros((len(variants), len(encoded)))
@@ -105,6 +102,40 @@ def sweep(
                 if progress is not None:
                     progress(1)
     return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
+
+
+def between(
+    lm: LM, other: LM, encoded: Sequence[Sequence[int]], *, progress: Callable[[int], Any] | None = None
+) -> Effects:
+    """How another model's next-token distributions differ from a model's: KL(lm || other), as `sweep` for one variant.
+
+    Args:
+        other: of the same vocabulary.
+        encoded: windows of token ids; each is scored on all tokens but its first.
+        progress: called with the number of windows done.
+
+    Raises:
+        StudfinderError: no windows, or a window of fewer than two tokens.
+    """
+    _check_windows(lm, encoded)
+    kl, nll, clean_nll = np.zeros((1, len(encoded))), np.zeros((1, len(encoded))), np.zeros(len(encoded))
+    size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
+    with torch.no_grad():
+        for batch in batches(encoded, size):
+            where = list(batch.prompts)
+            clean = _Clean(_logits(lm, batch), batch)
+            clean_nll[where] = clean.nll
+            kl[0, where], nll[0, where] = clean.against(_logits(other, batch).to(lm.device))
+            if progress is not None:
+                progress(len(where))
+    return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
+
+
+def _check_windows(lm: LM, encoded: Sequence[Sequence[int]]) -> None:
+    if not encoded or min(len(ids) for ids in encoded) < 2:
+        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
+    check_causal(lm, "next-token distributions")
+    check_ids(lm, encoded)
 
 
 def _logits(lm: LM, batch: Batch) -> torch.Tensor:

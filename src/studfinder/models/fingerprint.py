@@ -115,13 +115,18 @@ def _signature(lm: LM) -> str | None:
     if folder is None or lm.source.allowed or lm.source.merged:
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
-    seen = [(path.name, *_stat(path), _sample(path)) for path in files]
+    seen = [(path.name, marks(path)) for path in files]
     text = json.dumps([str(folder.resolve()), seen, str(lm.dtype), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def marks(path: Path) -> list[int | str]:
+    """What stands for a file's content where reading all of it would take too long: size, times, inode, and a sample of
+    its bytes. Other bytes under the same name have another ctime, which nobody can set."""
+    return [*_stat(path), _sample(path)]
+
+
 def _stat(path: Path) -> tuple[int, int, int, int]:
-    """Size, times and inode: other bytes under the same name have another ctime, which nobody can set."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 

@@ -6,7 +6,6 @@ from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.awq import AWQ
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.calibration import calibration_windows
-from studfinder.quantizers.card import Quantization
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.clip_restore import ClipRestore
 from studfinder.quantizers.gptq import GPTQ
@@ -39,7 +38,6 @@ __all__ = [
     "Keep",
     "Method",
     "Permute",
-    "Quantization",
     "Quantized",
     "Rebalance",
     "Restore",

@@ -1,59 +1,18 @@
-"""The record of a quantised checkpoint and its model card."""
+"""The model card of a quantised checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """What was done to a checkpoint, as written to studfinder.json in it.
-
-    Attributes:
-        model, origin: the id it was asked for by, and where it came from.
-        method, settings: the method's class and record.
-        scheme, kernel: in words; what vLLM runs it with, or None.
-        format: of the checkpoint.
-        bits: true bits a weight over all matrices in the blocks: elements, scales, zero points, and what is left in
-            full precision.
-        quantized, skipped: how many matrices, and which fused groups stay as they are.
-        kept: what was asked to be kept, in words.
-        instead: fused groups that are skipped because the format has no place for the numbers to keep in them.
-        notes: what methods and transforms report of themselves.
-        calibration: the text and its size, or None.
-        scores: by name, a line each, of this model beside the one it was made from.
-        versions, made: of the packages; when.
-    """
-
-    model: str
-    origin: str
-    method: str
-    settings: Mapping[str, Any]
-    scheme: str
-    kernel: str | None
-    format: str
-    bits: float
-    quantized: int
-    skipped: tuple[str, ...]
-    kept: tuple[str, ...]
-    instead: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    calibration: str | None = None
-    scores: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str]
-    made: str
+from studfinder.records import Quantization
 
 
 def card(done: Quantization) -> str:
     """The README.md of the checkpoint."""
-    served = done.kernel or ("none needed: the weights are dense" if done.format == "dense" else "none known")
+    served = done.kernel or ("none needed: the weights are dense" if done.stored_as == "dense" else "none known")
     lines = [
         "---",
         "library_name: transformers",
         f"base_model: {done.model}",
-        f"tags: [studfinder, {'quantized' if done.format == 'dense' else 'compressed-tensors'}]",
+        f"tags: [studfinder, {'quantized' if done.stored_as == 'dense' else 'compressed-tensors'}]",
         "---",
         f"# {done.model.rstrip('/').rpartition('/')[2]}, quantised",
         "",
@@ -65,8 +24,9 @@ def card(done: Quantization) -> str:
         f"| scheme | {done.scheme} |",
         f"| bits per weight | {done.bits:.3f} over the matrices of the blocks, scales and zero points included |",
         f"| matrices quantised | {done.quantized} |",
-        f"| format | {_format(done.format)} |",
+        f"| format | {_format(done.stored_as)} |",
         f"| kernel in vLLM | {served} |",
+        f"| verified | {done.verified} |",
         f"| calibration text | {done.calibration or 'none: the method looks at the weights only'} |",
         "",
         *_section("Scores", [f"{name}: {line}" for name, line in done.scores.items()]),

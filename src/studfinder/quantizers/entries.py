@@ -15,28 +15,44 @@ from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.source import Files
+from studfinder.quantizers.verify import Meant
 
 
 def file_entry(
-    files: Files, shard: str, name: str, method: RTN | None, format: str, whole: torch.Tensor | None = None
+    files: Files,
+    shard: str,
+    name: str,
+    method: RTN | None,
+    format: str,
+    whole: torch.Tensor | None = None,
+    meant: Meant | None = None,
 ) -> Entry:
     """A tensor of a checkpoint file: rounded to nearest, or copied where `method` is None.
 
-    Made when it is written. `whole` is the tensor scale that it is to have (see `fused_scales`); None is its own.
-    Raises StudfinderError, naming the tensor, for one that is not finite.
+    Made when it is written, and what it stands for is then added to `meant`. `whole` is the tensor scale that it is to
+    have (see `fused_scales`); None is its own. Raises StudfinderError, naming the tensor, for one that is not finite.
     """
     dtype, shape = files.shards[shard][name]
+
+    def told(dense: torch.Tensor) -> torch.Tensor:
+        if meant is not None:
+            meant.add(name, dense)
+        return dense
+
     if method is None:
-        return Entry({name: (dtype, shape)}, lambda: {name: _finite(name, files.read(shard, name))})
+        return Entry({name: (dtype, shape)}, lambda: {name: told(_finite(name, files.read(shard, name)))})
     chosen = method
 
     def rounded() -> Quantized:
         made = rounded_from_file(files, shard, name, chosen)
         grid = None if whole is None else with_tensor_scale(made.grid, whole)
-        return made if grid is None else replace(made, grid=grid)
+        made = made if grid is None else replace(made, grid=grid)
+        if meant is not None and format != "dense":
+            told(made.dequantized().to(dtype))
+        return made
 
     if format == "dense":
-        return Entry({name: (dtype, shape)}, lambda: {name: rounded().dequantized().to(dtype)})
+        return Entry({name: (dtype, shape)}, lambda: {name: told(rounded().dequantized().to(dtype))})
     return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
 
 
@@ -49,20 +65,27 @@ def rounded_from_file(files: Files, shard: str, name: str, method: RTN) -> Quant
 
 
 def bench_entries(bench: Bench, format: str) -> list[Entry]:
-    """Every tensor of a model as it stands on the bench; tied ones once, under their first name."""
+    """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name."""
     entries, seen = [], set()
-    for name, tensor in bench.lm.model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if key in seen and tensor.numel():
+    state = bench.lm.model.state_dict()
+    stands = {_place(state[name]): quantized for name, quantized in bench.done.items()}
+    for name, tensor in state.items():
+        # Two modules with one matrix are decompressed each by itself: both need what stands in it, which is what the
+        # last of them was rounded to.
+        quantized = stands[_place(tensor)] if name in bench.done else None
+        if _place(tensor) in seen and tensor.numel() and (quantized is None or format == "dense"):
             continue
-        seen.add(key)
-        quantized = bench.done.get(name)
+        seen.add(_place(tensor))
         shape = tuple(tensor.shape)
         if quantized is None or format == "dense":
             entries.append(_plain_entry(name, tensor))
         else:
             entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, _given(quantized)))
     return entries
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _plain_entry(name: str, tensor: torch.Tensor) -> Entry:

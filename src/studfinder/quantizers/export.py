@@ -110,20 +110,35 @@ def weight_arguments(scheme: Scheme) -> dict[str, Any]:
 
 
 def quantization_config(
-    scheme: Scheme, format: str, ignore: Sequence[str], acts: dict | None = None, *, linear: bool = True
+    scheme: Scheme,
+    format: str,
+    chosen: Sequence[str],
+    ignore: Sequence[str],
+    acts: dict | None = None,
+    *,
+    linear: bool = True,
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
+    Both lists are names of modules, in full. A class name ("Linear") would announce whatever else is a Linear in the
+    class that somebody loads: projections outside the blocks, towers of other modalities, routers.
+
     Args:
-        linear: whether all of them are torch's Linear itself.
-        ignore: names of Linear modules that are left alone.
+        chosen: what is quantised.
+        ignore: everything else that holds a matrix, see `targets.others`; engines refuse what neither list names.
         acts: QuantizationArgs of input activations, where a method quantises those too.
+        linear: whether all that is quantised is torch's Linear itself.
+
+    Raises:
+        StudfinderError: nothing is quantised.
     """
+    if not chosen:
+        raise StudfinderError("nothing is quantised", expected="at least one matrix")
     import compressed_tensors
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
     group = QuantizationScheme(
-        targets=["Linear"],
+        targets=list(chosen),
         weights=QuantizationArgs(**weight_arguments(scheme)),
         input_activations=None if acts is None else QuantizationArgs(**acts),
         format=format,

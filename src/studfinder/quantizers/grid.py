@@ -243,7 +243,7 @@ def _codes(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, s
         return rounded(scaled, scheme).to(torch.uint8 if scheme.zero == "float" else torch.int8)
     if scheme.element == "fp8":
         return scaled.clamp_(*scheme.codes).to(torch.float8_e4m3fn)
-    place = torch.bucketize(scaled.abs(), _FP4_EDGES.to(scaled.device))
+    place = torch.bucketize(scaled.abs().contiguous(), _FP4_EDGES.to(scaled.device))
     return (place + 8 * ((scaled < 0) & (place > 0))).to(torch.uint8)  # no negative zero
 
 

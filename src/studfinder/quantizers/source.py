@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
+from studfinder.models.fingerprint import marks
 from studfinder.quantizers.checkpoint import DTYPES
 from studfinder.quantizers.targets import Target, targets
 
@@ -37,6 +39,11 @@ class Files:
         """Dtype and shape of every tensor."""
         return {name: what for tensors in self.shards.values() for name, what in tensors.items()}
 
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """In which file each tensor is."""
+        return {name: file for file, tensors in self.shards.items() for name in tensors}
+
     def read(self, shard: str, name: str) -> torch.Tensor:
         """One tensor, read from its place: opening a file with safetensors reads its whole header each time, and a
         mapping that stays open counts as memory.
@@ -56,13 +63,13 @@ class Files:
         return held.view(shape)
 
     def signature(self) -> dict[str, Any]:
-        """Names, sizes and times of the files: the same signature is taken for the same weights."""
-        stats = {name: (self.folder / name).stat() for name in self.shards}
-        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+        """What stands for the content of the files; see `models.fingerprint.marks`."""
+        return {name: marks(self.folder / name) for name in self.shards}
 
 
 def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None:
-    """The files of a checkpoint folder, or None where a matrix is stored under another name than its parameter's.
+    """The files of a checkpoint folder, or None where a matrix is stored otherwise than it is
+    loaded: under another name than its parameter's, transposed, or in another dtype.
 
     The model is built without memory (on the meta device), only to know its matrices.
 
@@ -71,14 +78,24 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     """
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    read = {name: _tensors(folder / name) for name in _file_names(folder)}
+    files = replace(stored_files(folder), targets=found)
     check_checkpoint(folder, trust_remote_code=trust_remote_code)  # what `load` would refuse
+    stored, loaded = files.stored, getattr(lm.model.config, "dtype", None)
+    if not set(found) <= set(stored) or any(target.ref.transposed for target in found.values()):
+        return None
+    if loaded is not None and any(
+        stored[name][0] is not loaded for name in found
+    ):  # cast as it is loaded: what is rounded is what is cast
+        return None
+    return files
+
+
+def stored_files(folder: Path) -> Files:
+    """What the files of a checkpoint folder hold. Raises StudfinderError if one is damaged."""
+    read = {name: _tensors(folder / name) for name in _file_names(folder)}
     shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
     begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
-    stored = {name for tensors in shards.values() for name in tensors}
-    if not set(found) <= stored or any(target.ref.transposed for target in found.values()):
-        return None
-    return Files(folder, shards, found, begins)
+    return Files(folder, shards, {}, begins)
 
 
 def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:

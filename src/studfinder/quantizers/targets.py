@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,38 @@ def fused_name(module: str) -> str:
         if leaf in siblings:
             return f"{parent}.{'+'.join(siblings)}"
     return module
+
+
+def others(models: Iterable[nn.Module], chosen: Collection[str]) -> list[str]:
+    """Modules that hold a matrix and are not quantised: every Linear that is not chosen, in whichever class of the
+    model it appears, and routers and the like, which engines build as a Linear of their own.
+
+    Args:
+        models: the classes that the checkpoint is loaded as; their names for a module may differ.
+        chosen: names of the modules that are quantised.
+    """
+    found: dict[str, None] = {}
+    for model in models:
+        same = {id(model.get_submodule(name)) for name in chosen if _has(model, name)}
+        for name, module in model.named_modules(remove_duplicate=False):  # a module may be used twice
+            if id(module) not in same and _matrix(module):
+                found[name] = None
+    return list(found)
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _matrix(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
 
 
 def named(found: Sequence[Target]) -> dict[str, Target]:

@@ -15,6 +15,7 @@ from studfinder.records.findings import (
 )
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
+from studfinder.records.quantization import Quantization
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 from studfinder.records.training import Training
@@ -35,6 +36,7 @@ __all__ = [
     "PromptCard",
     "Proof",
     "PublishedWeight",
+    "Quantization",
     "Result",
     "RunCard",
     "Scorecard",

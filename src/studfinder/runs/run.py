@@ -84,21 +84,10 @@ class Run:
             StudfinderError: it is a file, holds files that are not of a run, holds another run, or overlaps a source.
         """
         path = self.path
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            raise StudfinderError(f"--out {path} is a file", expected="a folder, or a name that does not exist yet")
-        for source in sources:
-            self._check_overlap(source)
+        check_place(path, overwrite, sources, inside=not self.given)
         if not path.is_dir() or not any(path.iterdir()):
             return
         found = _manifest(path)
-        if found is None and not is_earlier(path):
-            raise StudfinderError(f"folder {path} holds files that are not a studfinder run", do="Choose another --out")
-        stray = strays(path)
-        if overwrite and stray:
-            raise StudfinderError(
-                f"folder {path} also holds {stray[0]}, which is not of the run there",
-                do="Move it, or choose another --out",
-            )
         same = found is not None and (found.get("verb"), found.get("key")) == (self.verb, self.key)
         if overwrite or same or is_earlier(path, self.verb, self.identity):
             return
@@ -106,13 +95,6 @@ class Run:
             f"folder {path} holds another run: {self._difference(path)}",
             do="Choose another --out, or replace it with --overwrite",
         )
-
-    def _check_overlap(self, source: Path | str | None) -> None:
-        if source is None or not os.path.exists(source):
-            return
-        here, there = self.path.resolve(), Path(source).resolve()
-        if here == there or here in there.parents or (self.given and there.is_dir() and there in here.parents):
-            raise StudfinderError(f"--out {self.path} overlaps {source}, which is read", do="Choose another --out")
 
     def _difference(self, path: Path) -> str:
         old = _read(path / MANIFEST)
@@ -245,6 +227,36 @@ class Work:
     def keep(self) -> None:
         """There is something now that the same command can go on from."""
         self.kept = True
+
+
+def check_place(
+    path: Path, overwrite: bool = False, sources: Sequence[Path | str | None] = (), *, inside: bool = False
+) -> None:
+    """Whether some run's result could go to a place: what can be said before its identity is known.
+
+    Args:
+        inside: a place inside of a source is allowed, as for the default folder of a run in a model's own folder.
+
+    Raises:
+        StudfinderError: it is a file, holds files that are not of a run, or overlaps a source.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise StudfinderError(f"--out {path} is a file", expected="a folder, or a name that does not exist yet")
+    for source in sources:
+        if source is not None and os.path.exists(source):
+            here, there = path.resolve(), Path(source).resolve()
+            if here == there or here in there.parents or (not inside and there.is_dir() and there in here.parents):
+                raise StudfinderError(f"--out {path} overlaps {source}, which is read", do="Choose another --out")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if _manifest(path) is None and not is_earlier(path):
+        raise StudfinderError(f"folder {path} holds files that are not a studfinder run", do="Choose another --out")
+    stray = strays(path)
+    if overwrite and stray:
+        raise StudfinderError(
+            f"folder {path} also holds {stray[0]}, which is not of the run there",
+            do="Move it, or choose another --out",
+        )
 
 
 def run_of(

@@ -5,37 +5,44 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.perplexity import perplexity
-from studfinder.measures.scores import Scores, compare
-from studfinder.models import BUILTINS, LM, load
+from studfinder.models import BUILTINS, LM, content_hash, load
+from studfinder.models.beside import carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
 from studfinder.quantizers.bench import Bench, Progress
-from studfinder.quantizers.card import Quantization, card
-from studfinder.quantizers.checkpoint import Entry, check_free, shards, staged, write_index, write_shard
-from studfinder.quantizers.entries import bench_entries, file_entry
-from studfinder.quantizers.export import chosen_format, quantization_config
+from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
+from studfinder.quantizers.verify import meant_of, meant_of_files
+from studfinder.records import Quantization, read_record, to_plain
 from studfinder.report.words import count
-from studfinder.runs import now, versions, write_text
+from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
+from studfinder.verbs.quantize_scores import scores_of
+from studfinder.verbs.quantize_write import (
+    RESULT,
+    Job,
+    acts_of,
+    rest_of,
+    verified,
+    write_bench,
+    write_card,
+    write_config,
+    write_files,
+)
 
 _GROUPS = (128, 64, 32)
-_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""What is copied along with the weights: tokenizer and generation settings."""
 
 
 def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
@@ -76,6 +83,7 @@ def quantize(
     samples: int = 128,
     length: int = 512,
     score: bool = False,
+    verify: bool = True,
     overwrite: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Quantization:
@@ -92,18 +100,18 @@ def quantize(
             numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
         format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
         calibration, samples, length: text and size of the calibration windows, for methods that need them.
-        score: put the perplexity of our proof text before and after into the card; needs the model in memory.
+        score: put KL(original || quantised) and the perplexity of our proof text and of a public one into the card,
+            measured on the files; needs the model in memory, and room for it once more.
+        verify: load what was written with plain transformers in a fresh process and compare it with what was meant
+            before it appears as `out`; see `quantizers.verify`.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
-            model; calibration text too short; a weight that is not finite.
+            model; calibration text too short; a weight that is not finite; what was written is not what was meant.
     """
-    job = _Job(Path(out).absolute(), format, score, overwrite, progress)
-    check_free(job.out, overwrite)
+    job = Job(Path(out), format, score, verify, overwrite, progress)
     folder = folder_of(source)
-    own = source.source.folder if isinstance(source, LM) else folder
-    if own is not None and own.resolve() == job.out.resolve():
-        raise StudfinderError(f"--out {out} is the model itself", do="Choose another folder")
+    check_place(job.out, overwrite, [source.source.folder if isinstance(source, LM) else folder])
     if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep) and not score:
         files = open_files(folder)
         if files is not None:
@@ -112,76 +120,74 @@ def quantize(
     return _from_memory(job, lm, method, keep, (calibration, samples, length))
 
 
-@dataclass(frozen=True)
-class _Job:
-    out: Path
-    format: str
-    score: bool
-    overwrite: bool
-    progress: Progress
-
-
-def _from_files(job: _Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
+def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
     found, stored = tuple(files.targets.values()), files.stored
     dtype = stored[found[0].name][0]
     method = method or RTN(
         scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip()
     )
-    _, skipped = resolve(skeleton(files.folder), found, keep)
-    chosen = tuple(target.name for target in found if target.fused not in skipped)
+    lm = skeleton(files.folder)
+    _, skipped = resolve(lm, found, keep)
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    names = tuple(target.name for target in chosen)
     if not chosen:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in chosen:
+    for target in names:
         check_fits(target, stored[target][1], method)
-    format = _one_format(method, job.format, {stored[target][0] for target in chosen}, found)
-    wholes, notes = shared_of_files(files, chosen, method)
+    format = _one_format(method, job.format, {stored[target][0] for target in names}, found)
+    wholes, notes = shared_of_files(files, names, method)
     done = _record(
         name,
         BUILTINS[name].origin if name in BUILTINS else "a local folder",
         method,
         format,
-        bits=_bits(files, chosen, method.scheme),
-        quantized=len(chosen),
+        bits=_bits(files, names, method.scheme),
+        quantized=len(names),
         skipped=tuple(sorted(skipped)),
         kept=tuple(map(str, _flat(keep))),
         notes=tuple(notes),
     )
-    settings = {"files": files.signature(), "method": done.settings, "skipped": done.skipped, "format": format}
-    with staged(job.out, settings, job.overwrite) as stage:
-        _write_files(job, files, stage, dict.fromkeys(chosen, method), format, wholes)
-        for path in files.folder.iterdir():
-            if path.suffix in _BESIDE and path.name not in ("model.safetensors.index.json", "config.json"):
-                shutil.copyfile(path, stage / path.name)
+    run = _run(job, done, files=files.signature())
+    there = None if job.overwrite else run.finished()
+    if there is not None:
+        return read_record(Quantization, there / RESULT)
+    meant = meant_of_files(lm) if job.verify else None
+    with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
+        write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
+        carry(lm.source, work.path)
         config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
-        _finish(stage, config, done, method, found)
+        write_config(work.path, config, done, method, chosen, rest_of(lm, chosen, files))
+        done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
+        write_card(work.path, done)
     return done
 
 
-def _write_files(
-    job: _Job, files: Files, stage: Path, methods: Mapping[str, RTN], format: str, wholes: Mapping[str, torch.Tensor]
-) -> None:
-    total, count = len(files.stored), 0
-
-    def step(_entry: Entry) -> None:
-        nonlocal count
-        count += 1
-        job.progress("quantise", count, total)
-
-    written = {}
-    for shard, names in files.shards.items():
-        written[shard] = [file_entry(files, shard, name, methods.get(name), format, wholes.get(name)) for name in names]
-        if (stage / shard).is_file():  # made before an interruption
-            count += len(names)
-        else:
-            write_shard(stage / shard, written[shard], step)
-    write_index(stage, written)
+def _run(job: Job, done: Quantization, **model: Any) -> Run:
+    """The run's identity: the model, and everything in the record but what comes out of the work itself."""
+    came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
+    settings = {name: value for name, value in to_plain(done).items() if name not in came}
+    identity = {**settings, **model, "score": job.score, "verify": job.verify, "scoring": SCORING}
+    return run_of("quantize", done.model, identity, result=RESULT, out=job.out)
 
 
-def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
+@contextmanager
+def _resumable(work: Work) -> Iterator[None]:
+    """Shards that were written stay after an interruption, and go after a mistake, which they may be part of."""
+    try:
+        yield
+    except StudfinderError:
+        work.kept = False
+        raise
+    except BaseException:
+        work.keep()
+        raise
+
+
+def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
     found = targets(lm)
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
-    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=_acts(method, job.format) is not None)
+    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=acts_of(method, job.format) is not None)
     notes = []
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
@@ -194,35 +200,43 @@ def _from_memory(job: _Job, lm: LM, method: Method | None, keep: Any, calibratio
     keep = as_keeps(lm, keep)  # while the model is as it was scanned: inside, findings would be of another one
     bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
     bench.numbers = format == "dense"
-    before = perplexity(lm) if job.score else None
-    with running(bench, method):
-        done = _record(
-            lm.source.id,
-            lm.source.origin,
-            method,
-            format,
-            bits=bench.bits,
-            quantized=len(bench.done),
-            skipped=bench.skipped,
-            instead=bench.instead,
-            kept=_kept(bench, keep),
-            notes=(*bench.notes, *notes),
-            calibration=text,
-            scores={} if before is None else _scores(before, perplexity(lm)),
-        )
-        # Nothing of an earlier try can be used: what it wrote depends on more than settings say.
-        with staged(job.out, {"run": uuid.uuid4().hex}, job.overwrite, resumable=False) as stage:
-            parts = shards(bench_entries(bench, format))
-            files = dict(zip(_shard_names(len(parts)), parts, strict=True))
-            for file, entries in files.items():
-                write_shard(stage / file, entries)
-            write_index(stage, files)
-            for saved in (lm.tokenizer, getattr(lm.model, "generation_config", None)):
-                if saved is not None:
-                    saved.save_pretrained(stage)
+    planned = _record(
+        lm.source.id,
+        lm.source.origin,
+        method,
+        format,
+        bits=0.0,
+        quantized=0,
+        skipped=(),
+        kept=tuple(map(repr, keep)),
+        calibration=text,
+    )
+    run = _run(job, planned, model_hash=content_hash(lm), dtype=str(lm.dtype), windows=key_of({"windows": windows}))
+    there = None if job.overwrite else run.finished()
+    if there is not None:
+        return read_record(Quantization, there / RESULT)
+    # Nothing of an earlier try can be used: the bench is in memory.
+    with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
+        with running(bench, method):
+            done = replace(
+                planned,
+                bits=bench.bits,
+                quantized=len(bench.done),
+                skipped=tuple(bench.skipped),
+                instead=tuple(bench.instead),
+                kept=_kept(bench, keep),
+                notes=(*bench.notes, *notes),
+            )
+            write_bench(bench, work.path, format)
+            chosen = [target for target in found if target.name in bench.done]
             config = json.loads(lm.model.config.to_json_string(use_diff=False))
             config["architectures"] = [type(lm.model).__name__]
-            _finish(stage, config, done, method, found)
+            write_config(work.path, own_code(config, work.path), done, method, chosen, rest_of(lm, chosen))
+            meant = meant_of(lm) if job.verify else None
+            done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=True, method=method))
+        if job.score:
+            done = replace(done, scores=scores_of(lm, work.path))
+        write_card(work.path, done)
     return done
 
 
@@ -233,26 +247,10 @@ def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
     return (*map(str, keep), *([came] if keep and bench.numbers else []))
 
 
-def _finish(stage: Path, config: dict[str, Any], done: Quantization, method: Method, found: Sequence[Target]) -> None:
-    if done.format != "dense":
-        ignored = ["lm_head", *(target.ref.module for target in found if target.fused in done.skipped)]
-        acts = _acts(method, done.format)
-        config["quantization_config"] = quantization_config(
-            method.scheme, done.format, ignored, acts, linear=all(target.linear for target in found)
-        )
-    write_text(stage / "studfinder.json", json.dumps(dataclasses.asdict(done), indent=1, default=str))
-    write_text(stage / "README.md", card(done))
-    write_text(stage / "config.json", json.dumps(config, indent=2))
-
-
-def _acts(method: Method, format: str) -> dict[str, Any] | None:
-    """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
-    return None if format == "dense" else getattr(method, "activation_arguments", None)
-
-
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
-    settings = dataclasses.asdict(method)  # type: ignore[call-overload]
-    rounded = _acts(method, format)
+    # As JSON has them, so that the record reads back as it was.
+    settings = json.loads(json.dumps(dataclasses.asdict(method), default=str))  # type: ignore[call-overload]
+    rounded = acts_of(method, format)
     acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
     return Quantization(
         model=model,
@@ -261,19 +259,11 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
         settings=settings,
         scheme=str(method.scheme),
         kernel=None if format == "dense" else kernel(method.scheme, acts=acts),
-        format=format,
+        stored_as=format,
         versions=versions(),
         made=now(),
         **rest,
     )
-
-
-def _scores(before: Scores, after: Scores) -> dict[str, str]:
-    change = compare(before, after).interval
-    return {
-        f"perplexity of {after.text.split()[0]}": f"{after.value:.3f}, {change.value:.3f} times that of the original "
-        f"({change.low:.3f} to {change.high:.3f}, paired bootstrap over windows)"
-    }
 
 
 def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
@@ -289,12 +279,6 @@ def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
         bits += size * (bits_per_weight(shape, scheme) if name in chosen else 8 * dtype.itemsize)
         total += size
     return bits / total
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def folder_of(source: Any) -> Path | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from studfinder.records import Training, read_record
+from studfinder.records import Quantization, Training, read_record
 from studfinder.report.cells import as_csv
+from studfinder.report.quantization import quantization_sheet
 from studfinder.report.result import Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import save
 from studfinder.report.training import training_sheet
@@ -42,6 +43,12 @@ def redraw_training(path: Path, out: Path | None = None) -> Path:
     """
     file = record_file(path, "result.json")
     return _drawn(training_sheet(read_record(Training, file)), file.parent, out)
+
+
+def redraw_quantization(path: Path, out: Path | None = None) -> Path:
+    """Draw the tables and the page of a quantised checkpoint; arguments and value as of `redraw_training`."""
+    file = record_file(path, "studfinder.json")
+    return _drawn(quantization_sheet(read_record(Quantization, file)), file.parent, out)
 
 
 def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:

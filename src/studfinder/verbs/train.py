@@ -18,6 +18,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash
+from studfinder.models.beside import carry
 from studfinder.records import RunCard, Training, read_record, to_json
 from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
@@ -81,7 +82,7 @@ def run_train(
         record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
         if first_process():
             write_text(work.path / run.result, to_json(record, indent=1))
-            _export(fitted, source, tokenizer, work.path)
+            _export(fitted, source, tokenizer, work.path, plan.base)
             write_sheet(work.path, training_sheet(record))
     return record, run.path
 
@@ -235,14 +236,16 @@ def _varied(plan: TrainPlan, base: LM) -> Any:
     return put_in(base.model, plan.variants, trained=True)
 
 
-def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path) -> None:
-    """The trained model and its tokenizer, under a temporary name first."""
+def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path, base: str | None) -> None:
+    """The trained model, its tokenizer and what lay beside its base, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True
     clean = partial(shutil.rmtree, half, ignore_errors=True)
     clean()
     with writing("the model", whole, clean=clean):
         fitted.model.save_pretrained(half, state_dict=fitted.weights)
+        if base is not None:
+            carry(base, half, tokenizer=False)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)

@@ -1,0 +1,168 @@
+"""The files beside the weights: what must travel with a checkpoint that is made from another one."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studfinder.models.builtin import BUILTINS, ensure
+from studfinder.models.lm import Source
+
+_WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
+"""Tokenizers of every kind, processors, chat templates, generation settings."""
+_TERMS = ("license*", "licence*", "notice*", "copying*", "copyright*", "use_policy*", "use-policy*", "*terms_of_use*")
+"""Under which terms a model may be passed on: these have to travel."""
+_NEVER = (
+    "config.json",  # written anew
+    "studfinder*.json",
+    "*.index.json",
+    "*.safetensors*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "adapter_*",
+    "adapter.*",
+    "*quant*",
+    "recipe*",
+    "*imatrix*",
+    "trainer_state*",
+    "training_args*",
+    "*_results.json",
+    "requirements*",
+)
+"""Old weights and their indexes, adapters, what another quantiser or a trainer left."""
+_TOKENIZER = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.spm")
+_ON_HUB = (
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "USE_POLICY.md",
+)
+"""What is asked of the hub by name, since loading a model fetches only what it needs itself."""
+
+
+def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
+    """Copy what lies beside a model's weights into the folder of a checkpoint made from it; gives their names.
+
+    Copied are tokenizers, chat templates, processor and generation settings, terms of use, and the code of a model that
+    brings its own; never weights, their indexes, adapters, or what another quantiser left. The hub's are taken from
+    transformers' cache, or fetched. A model that came from no folder has nothing beside it.
+
+    Args:
+        source: where the model came from, or the name it is loaded by.
+        tokenizer: whether the tokenizer's own files come too; not for a model that has been given another one.
+    """
+    folder = _folder(_named(source) if isinstance(source, str) else source)
+    if folder is None:
+        return ()
+    carried = []
+    for path in _beside(folder):
+        name = path.relative_to(folder)
+        if not tokenizer and any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _TOKENIZER):
+            continue
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, to / name)
+        carried.append(name.as_posix())
+    return tuple(sorted(carried))
+
+
+def own_code(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A config whose `auto_map` names the code in its own folder, where that holds it, and not a hub repository's."""
+    if not isinstance(config.get("auto_map"), dict):
+        return config
+
+    def here(place: Any) -> Any:
+        if isinstance(place, list | tuple):
+            return [here(one) for one in place]
+        own = str(place).rpartition("--")[2]
+        return own if place is not None and (folder / f"{own.partition('.')[0]}.py").is_file() else place
+
+    return {**config, "auto_map": {name: here(place) for name, place in config["auto_map"].items()}}
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if not path.is_file() or any(fnmatch.fnmatch(name, pattern) for pattern in _NEVER):
+            continue
+        if any(fnmatch.fnmatch(name, pattern) for pattern in (*_WITH, *_TERMS)):
+            yield path
+    yield from sorted(path for path in folder.glob("additional_chat_templates/*.jinja") if path.is_file())
+    if any(_brings_code(path) for path in folder.glob("*config.json")):
+        for path in sorted(folder.rglob("*.py")):
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                yield path
+
+
+def _brings_code(path: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _named(name: str) -> Source:
+    if name in BUILTINS:
+        return Source(name, BUILTINS[name].origin, ensure(BUILTINS[name]))
+    path = Path(name).expanduser()
+    return Source(name, "a local folder", path) if path.is_dir() else Source(name, "the Hugging Face hub")
+
+
+def _folder(source: Source) -> Path | None:
+    """Where the files lie; a live model is looked for under the name that it was loaded by."""
+    if source.folder is not None:
+        return source.folder if source.folder.is_dir() else None
+    named = Path(source.id)
+    if (named / "config.json").is_file():
+        return named
+    return _cached(source)
+
+
+def _cached(source: Source) -> Path | None:
+    """The hub's files in transformers' cache; those that loading did not need are fetched, unless the model was handed
+    over as a live object, whose name may mean anything."""
+    from transformers.utils import cached_file
+
+    if source.id == "live" or source.id.count("/") > 1:
+        return None
+
+    def found(name: str) -> str | None:
+        try:
+            return cached_file(
+                source.id,
+                name,
+                revision=source.revision,
+                local_files_only="hub" not in source.origin,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError):  # no such repository: a live model under a name of its own
+            return None
+
+    config = found("config.json")
+    if config is None:
+        return None
+    for name in _ON_HUB:
+        found(name)
+    return Path(config).parent

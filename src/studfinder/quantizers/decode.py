@@ -1,0 +1,88 @@
+"""The tensors of a written checkpoint, one after the other, decompressed by compressed-tensors itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.quantizers.source import Files, stored_files
+from studfinder.quantizers.targets import others
+
+
+def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor by the name of its parameter; of quantised modules the dense weight.
+
+    Raises:
+        StudfinderError: a file is damaged, or a quantised module cannot be decompressed.
+    """
+    files = stored_files(folder)
+    by_module: dict[str, dict[str, torch.Tensor]] = {}
+    parts = set(quantised)
+    for shard, names in files.shards.items():
+        for name in names:
+            module, _, leaf = name.rpartition(".")
+            if module not in parts or not (leaf == "weight" or _packed(name)):
+                yield name, files.read(shard, name)
+                continue
+            held = by_module.setdefault(module, {})
+            held[leaf] = files.read(shard, name)
+            if len(held) == _count(files, module):
+                yield f"{module}.weight", _decompressed(folder, module, by_module.pop(module))
+
+
+def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str | None:
+    """What the checkpoint's config says wrongly of the model's modules, if anything."""
+    settings = _settings(folder)
+    if settings is None:
+        return None if not quantised else "its config.json says nothing of compressed tensors"
+    targets = {name for group in settings["config_groups"].values() for name in group["targets"]}
+    ignore = set(settings["ignore"])
+    if wrong := sorted(targets ^ set(quantised)):
+        return f"{wrong[0]} is {'announced as' if wrong[0] in targets else 'not announced as'} quantised"
+    if wrong := sorted((targets & ignore) | (set(others([model], quantised)) - ignore)):
+        return (
+            f"{wrong[0]} is {'both announced and ignored' if wrong[0] in targets else 'neither announced nor ignored'}"
+        )
+    return None
+
+
+def _packed(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("weight_")
+
+
+def _count(files: Files, module: str) -> int:
+    names = (f"{module}.weight", *(f"{module}.weight_{one}" for one in _PARTS))
+    return sum(name in files.places for name in names)
+
+
+_PARTS = ("packed", "shape", "scale", "zero_point", "global_scale")
+
+
+def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> torch.Tensor:
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    if set(held) == {"weight"}:  # a dense checkpoint
+        return held["weight"]
+    config = QuantizationConfig.model_validate(_settings(folder))
+    scheme = next((group for group in config.config_groups.values() if module in group.targets), None)
+    if scheme is None:
+        raise StudfinderError(f"{module} is compressed in {folder}, and its config.json does not say how")
+    compressor = BaseCompressor.get_value_from_registry(scheme.format or config.format)
+    try:
+        dense: torch.Tensor = compressor.decompress(held, scheme)["weight"]
+    except Exception as error:  # whatever damaged numbers lead to
+        raise StudfinderError(f"{module} cannot be decompressed ({type(error).__name__}: {error})") from None
+    return dense
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] | None = config.get("quantization_config")
+    return found

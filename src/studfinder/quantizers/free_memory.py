@@ -1,0 +1,33 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def free_memory() -> int:
+    """Bytes: what the system has free, and no more than a container's limit leaves."""
+    return min(_system(), _container())
+
+
+def _system() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    # Where free memory cannot be asked for, half of all of it.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _container() -> int:
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Pages of files that nobody uses are given back when they are wanted.
+        return int(limit) - int(used) + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return 1 << 62

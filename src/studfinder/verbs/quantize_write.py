@@ -1,0 +1,144 @@
+"""The parts of a quantised checkpoint on disk: weights, what lies beside them, config, card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studfinder.models import LM
+from studfinder.models.beside import carry
+from studfinder.quantizers import RTN, Method, Target
+from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.card import card
+from studfinder.quantizers.checkpoint import Entry, shards, write_index, write_shard
+from studfinder.quantizers.entries import bench_entries, file_entry
+from studfinder.quantizers.export import quantization_config
+from studfinder.quantizers.source import Files
+from studfinder.quantizers.targets import others
+from studfinder.quantizers.verify import Meant, verify
+from studfinder.records import Quantization, to_json
+from studfinder.runs import write_text
+
+RESULT = "studfinder.json"
+_UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
+
+
+@dataclass(frozen=True)
+class Job:
+    out: Path
+    format: str
+    score: bool
+    verify: bool
+    overwrite: bool
+    progress: Progress
+
+
+def write_files(
+    job: Job,
+    files: Files,
+    stage: Path,
+    methods: Mapping[str, RTN],
+    format: str,
+    wholes: Mapping[str, torch.Tensor],
+    meant: Meant | None,
+) -> None:
+    total, count = len(files.stored), 0
+
+    def step(_entry: Entry) -> None:
+        nonlocal count
+        count += 1
+        job.progress("quantise", count, total)
+
+    written = {}
+    for shard, names in files.shards.items():
+        written[shard] = [
+            file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
+        ]
+        if not (stage / shard).is_file():
+            write_shard(stage / shard, written[shard], step)
+            continue
+        count += len(names)  # made before an interruption
+        for entry in written[shard] if meant is not None else ():
+            entry.make()  # once more, to know what it was to hold
+    write_index(stage, written)
+
+
+def write_bench(bench: Bench, stage: Path, format: str) -> None:
+    """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
+    lm = bench.lm
+    parts = shards(bench_entries(bench, format))
+    files = dict(zip(_shard_names(len(parts)), parts, strict=True))
+    for file, entries in files.items():
+        write_shard(stage / file, entries)
+    write_index(stage, files)
+    carry(lm.source, stage)
+    if lm.tokenizer is not None:
+        lm.tokenizer.save_pretrained(stage)
+    generation = getattr(lm.model, "generation_config", None)
+    if generation is not None and not (stage / "generation_config.json").exists():
+        generation.save_pretrained(stage)
+
+
+def rest_of(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
+    """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
+    modules = [target.ref.module for target in chosen]
+    found = others([lm.model], modules)
+    if files is None:
+        return found
+    known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
+    stored = (name.removesuffix(".weight") for name, (_, shape) in files.stored.items() if len(shape) == 2)
+    return [*found, *(name for name in stored if name not in known and "." in name and not name.endswith(".bias"))]
+
+
+def verified(
+    stage: Path,
+    lm: LM,
+    meant: Meant | None,
+    done: Quantization,
+    chosen: Sequence[Target],
+    *,
+    live: bool,
+    method: Method | None = None,
+) -> str:
+    if meant is None:
+        return _UNVERIFIED
+    modules = () if done.stored_as == "dense" else [target.ref.module for target in chosen]
+    rounded = method is not None and acts_of(method, done.stored_as) is not None
+    return verify(stage, lm, meant, modules, live=live, rounded_inputs=rounded)
+
+
+def write_config(
+    stage: Path, config: dict[str, Any], done: Quantization, method: Method, chosen: Sequence[Target], rest: list[str]
+) -> None:
+    if done.stored_as != "dense":
+        modules = [target.ref.module for target in chosen]
+        config["quantization_config"] = quantization_config(
+            method.scheme,
+            done.stored_as,
+            modules,
+            rest,
+            acts_of(method, done.stored_as),
+            linear=all(target.linear for target in chosen),
+        )
+    write_text(stage / "config.json", json.dumps(config, indent=2))
+
+
+def write_card(stage: Path, done: Quantization) -> None:
+    write_text(stage / RESULT, to_json(done, indent=1))
+    write_text(stage / "README.md", card(done))
+
+
+def acts_of(method: Method, format: str) -> dict[str, Any] | None:
+    """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
+    return None if format == "dense" else getattr(method, "activation_arguments", None)
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
