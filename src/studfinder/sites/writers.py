@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,30 +10,31 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.sites.events import WriterCall
+from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
 if TYPE_CHECKING:
     from studfinder.sites.tap import _Installed
 
 
-def writer_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    """Install hooks on every writer of every layer; yields functions that remove them."""
+def writer_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+    """Install hooks on every writer of every layer."""
     if not active.wants(WriterCall) and not active.replaces("down_proj.input", "down_proj.output"):
         return
     for layer, part in enumerate(lm.anatomy.layers):
         fused: dict[str, list[tuple[int, MatrixRef]]] = {}
         for writer, ref in enumerate(part.writers):
             if ref.expert is None:
-                yield from _linear_hooks(lm.model.get_submodule(ref.module), layer, writer, ref, active)
+                before, after = _linear_hooks(layer, writer, ref, active)
+                journal.hook(lm.model.get_submodule(ref.module), before, before=True)
+                journal.hook(lm.model.get_submodule(ref.module), after)
             else:
                 fused.setdefault(ref.module, []).append((writer, ref))
         for name, experts in fused.items():
-            yield _experts_hook(lm.model.get_submodule(name), layer, experts, active)
+            journal.hook(lm.model.get_submodule(name), _experts_hook(layer, experts, active), with_kwargs=True)
 
 
-def _linear_hooks(
-    module: nn.Module, layer: int, writer: int, ref: MatrixRef, active: _Installed
-) -> Iterable[Callable[[], None]]:
+def _linear_hooks(layer: int, writer: int, ref: MatrixRef, active: _Installed) -> tuple[Any, Any]:
     source, target = Site("down_proj.input", layer, writer), Site("down_proj.output", layer, writer)
 
     def before(_module: nn.Module, args: tuple) -> tuple | None:
@@ -48,13 +48,10 @@ def _linear_hooks(
             active.show(WriterCall(layer, writer, ref, x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), None))
         return None if new is output else new
 
-    yield module.register_forward_pre_hook(before).remove
-    yield module.register_forward_hook(after).remove
+    return before, after
 
 
-def _experts_hook(
-    module: nn.Module, layer: int, experts: list[tuple[int, MatrixRef]], active: _Installed
-) -> Callable[[], None]:
+def _experts_hook(layer: int, experts: list[tuple[int, MatrixRef]], active: _Installed) -> Any:
     """Read fused experts by computing, beside the model, what each expert saw and gave.
 
     The model's own experts implementation (grouped, batched, eager or a kernel) does not show these tensors, so they
@@ -81,7 +78,7 @@ def _experts_hook(
                 x, y = _expert(module, ref.expert, hidden[tokens])
                 active.show(WriterCall(layer, writer, ref, x, y, tokens))
 
-    return module.register_forward_hook(after, with_kwargs=True).remove
+    return after
 
 
 def _arguments(args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.Tensor]:
