@@ -31,6 +31,7 @@ from studfinder.sites.interrupts import before_raising, guard, held, unguard
 _MISSING: Any = object()
 _OPEN: list[Journal] = []
 _SHARED: dict[tuple[int, Hashable], tuple[list[Journal], Journal]] = {}
+Places = set[Hashable]
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -120,7 +121,7 @@ class Journal:
     def replace(self, name: str, value: torch.Tensor) -> None:
         """Put another tensor in the place of a parameter, of whatever shape; what was tied to it no longer is."""
         owner, key = self._find(name)
-        self.set(owner, key, nn.Parameter(value.detach().clone(), requires_grad=False))
+        self.set(owner, key, nn.Parameter(value.detach(), requires_grad=False))
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of a module or config; a registered parameter, buffer or module stays registered."""
@@ -184,7 +185,7 @@ class Journal:
         return found
 
     @property
-    def _places(self) -> set[Hashable]:
+    def _places(self) -> Places:
         return {place for record in self._records for place in record.places}
 
     def _swap(self, order: Callable[[list], Iterable[Any]]) -> list[BaseException]:
@@ -212,7 +213,7 @@ class _Write:
     bound: bool = True
 
     @property
-    def places(self) -> set[Hashable]:
+    def places(self) -> Places:
         return {(id(self.table), self.key), ("storage", self.tensor.untyped_storage().data_ptr())}
 
     def undo(self) -> None:
@@ -243,7 +244,7 @@ class _Item:
     other: Any
 
     @property
-    def places(self) -> set[Hashable]:
+    def places(self) -> Places:
         return {(id(self.table), self.key)}
 
     def undo(self) -> None:
@@ -268,7 +269,7 @@ class _Call:
     """A way back that does not depend on its order."""
 
     undo: Callable[[], Any]
-    places: set[Hashable] = field(default_factory=set)
+    places: Places = field(default_factory=set)
 
     def swap(self) -> None:
         pass
@@ -310,7 +311,7 @@ def _replaced(what: str) -> StudfinderError:
 
 def _note(error: BaseException, problems: Iterable[BaseException]) -> None:
     for problem in problems:
-        error.add_note(f"while undoing changes of the model: {problem}")
+        error.add_note(f"while undoing changes of the model: {problem}")  # type: ignore[attr-defined]
 
 
 @before_raising

@@ -1,9 +1,9 @@
-"""The one mechanism that reads and replaces tensors of a running model, by hooks that the patch journal takes out again.
+"""The one mechanism that reads and replaces tensors of a running model.
 
-All taps of a model share one set of hooks, which run every replacement first (in the order the taps were entered) and
-every reader after, so that a reader inside an edit, or an edit inside a reader, sees the same thing. Attention is
-reached by wrapping whatever function the model's attention implementation resolves to, under its own name: the config,
-the mask function and the kernel stay what they were.
+All taps of a model share one set of hooks, which the patch journal takes out again. They run every replacement first
+(in the order the taps were entered) and every reader after, so that a reader inside an edit, or an edit inside a
+reader, sees the same thing. Attention is reached by wrapping whatever function the model's attention implementation
+resolves to, under its own name: the config, the mask function and the kernel stay what they were.
 """
 
 from __future__ import annotations
