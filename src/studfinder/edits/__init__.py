@@ -29,7 +29,7 @@ from studfinder.edits.selections import (
     Selection,
     TopDims,
 )
-from studfinder.edits.spec import parse_edits
+from studfinder.edits.spec import edits_of, parse_edits
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "dims",
     "edited",
     "edits_hash",
+    "edits_of",
     "entry",
     "layer_of",
     "massive_value_disruption",

@@ -22,7 +22,7 @@ from studfinder.edits.values import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.records import MassiveActivation, MassiveValue, SuperWeight
+from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Activations:
         return (self.sites,) if isinstance(self.sites, str) else self.sites
 
 
-Target = SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Target"]
-_EXPECTED = "a finding, a list of findings, Weights or Activations"
+Target = Findings | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Target"]
+_EXPECTED = "findings, one of them or a list, Weights or Activations"
 
 
 def zero(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Set to zero. Raises StudfinderError if the target is nothing.
 
-    A super weight is its weight; a massive activation is the residual stream at its position and dim; a massive value
+    All findings are their proven super weights. A super weight is its weight; a massive activation is the residual stream at its position and dim; a massive value
     is its dim of its head at all tokens.
     """
     return scale(target, 0.0, when=when, cache=cache)
@@ -201,6 +201,10 @@ def _parts(target: Target) -> list[Weights | Activations]:
         if not target.names:
             raise StudfinderError("no site is selected", expected="at least one, e.g. query[3]")
         return [target]
+    if isinstance(target, Findings):
+        if not target.proven:
+            raise StudfinderError("the findings hold no proven super weights", do="Name those that are meant")
+        return _parts(target.proven)
     if isinstance(target, SuperWeight):
         return [Weights(parameter=target.parameter, entries=(target.index,))]
     if isinstance(target, MassiveActivation):

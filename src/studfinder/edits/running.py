@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -15,7 +16,7 @@ from studfinder.edits.selections import AboveLambda, Coordinates, Ranked, check_
 from studfinder.edits.values import CleanOutput, Deviation, Mean, Noise, Recorded
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, matrix, rotary_of
-from studfinder.sites import ModelCall, Site, tapped
+from studfinder.sites import ModelCall, Site, Tap, tapped
 
 
 class SiteEdits:
@@ -26,15 +27,11 @@ class SiteEdits:
         self._calls = 0
         self._recomputed = recomputed
         self._running = [_Running(lm, edit) for edit in edits]
-        self._tap = tapped(lm, read={ModelCall: [self._begin]}, replace=self._replacements())
+        self._lm = lm
 
-    def enter(self) -> None:
-        """Start replacing."""
-        self._tap.__enter__()
-
-    def leave(self) -> None:
-        """Stop; nothing happens if it has stopped already."""
-        self._tap.close()
+    def replacing(self) -> AbstractContextManager[Tap]:
+        """Replace while the context lasts."""
+        return tapped(self._lm, read={ModelCall: [self._begin]}, replace=self._replacements())
 
     def check_done(self) -> None:
         """Raise StudfinderError if the model ran and an edit changed nothing in any call."""

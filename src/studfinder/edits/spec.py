@@ -12,13 +12,15 @@ noise=0.1:residual[3].all                             any site of the model
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from studfinder.edits.disruption import dims
-from studfinder.edits.edit import Edit, SiteEdit, Weights
+from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights
 from studfinder.edits.makers import (
     Activations,
     Target,
@@ -43,7 +45,7 @@ from studfinder.edits.selections import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
-from studfinder.records import Findings, MassiveActivation, read_record
+from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight, read_record
 from studfinder.runs import record_file
 from studfinder.sites import KINDS, Site
 
@@ -99,6 +101,41 @@ def parse_edits(lm: LM, text: str) -> tuple[Edit, ...]:
         else edit
         for edit in edits
     )
+
+
+def edits_of(lm: LM, given: Any) -> tuple[Edit, ...]:
+    """What is given as edits, in order: an edit, a line of text, an EditList, or any list of those.
+
+    Raises:
+        StudfinderError: nothing is given, or something that does not say what becomes of which numbers.
+    """
+    found = tuple(_each(lm, given))
+    if not found:
+        raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
+    return found
+
+
+def _each(lm: LM, given: Any) -> Iterator[Edit]:
+    if isinstance(given, WeightEdit | SiteEdit):
+        yield given
+    elif isinstance(given, str):
+        yield from parse_edits(lm, given)
+    elif isinstance(given, EditList):
+        yield from given.edits
+    elif isinstance(given, Iterable) and not isinstance(given, Mapping | bytes | torch.Tensor):
+        for part in given:
+            yield from _each(lm, part)
+    elif isinstance(given, Findings | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations):
+        raise StudfinderError(
+            f"{type(given).__name__} says which numbers, not what becomes of them",
+            expected="an edit",
+            do="Say zero(...), scale(..., factor), mean(...) or another kind of edit of it",
+        )
+    else:
+        raise StudfinderError(
+            f"{type(given).__name__} is no edit",
+            expected="what zero(...), mean(...) and so on return, a line such as 'zero:runs/name', or a list of those",
+        )
 
 
 def _maker(name: str, number: str | None) -> Callable[[Target, dict[str, Any]], Sequence[Edit]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studfinder.edits import Edit, edited, layer_of
+from studfinder.edits import Edit, edited, edits_of, layer_of
 from studfinder.errors import NotApplicable
 from studfinder.models import LM
 from studfinder.records import Interval
@@ -83,6 +83,7 @@ def sweep(
             causal.
     """
     _check_windows(lm, encoded)
+    variants = [edits_of(lm, edits) for edits in variants]
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
     kl = np.zeros((len(variants), len(encoded)))

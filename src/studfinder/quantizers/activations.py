@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.walk import walk
 from studfinder.records import Findings, SuperWeight
+from studfinder.sites import Journal
 
 _READ_RESIDUAL = {
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3"),
@@ -146,7 +147,7 @@ def enter_rounding(bench: Bench, config: Activations) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
-    bench.enter(rounded_inputs(bench.lm, config, bench.targets, ranges))
+    _round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"
     bench.notes.append(f"inputs of the quantised matrices rounded: {what}{held}")
@@ -168,24 +169,33 @@ def rounded_inputs(
     Raises:
         StudfinderError: static ranges are wanted and missing for a matrix, or a place to restore is not among them.
     """
+    with Journal(lm.model) as journal:
+        _round_inputs(journal, lm, config, chosen, ranges)
+        yield
+
+
+def _round_inputs(
+    journal: Journal,
+    lm: LM,
+    config: Activations,
+    chosen: Sequence[Target],
+    ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None,
+) -> None:
     names = {target.name for target in chosen}
     places = dict(config.restore.places) if config.restore is not None else {}
     unknown = sorted(places.keys() - names)
     if unknown:
         raise StudfinderError(f"the input of {unknown[0]} is not rounded", expected="places among the chosen matrices")
-    with ExitStack() as stack:
-        for target in chosen:
-            module = lm.model.get_submodule(target.ref.module)
-            channels = torch.tensor(places[target.name]) if target.name in places else None
-            _check_channels(target, channels, target.weight(lm).shape[1])
-            grid = None
-            if config.range == "static":
-                if ranges is None or target.name not in ranges:
-                    raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
-                low, high = ranges[target.name]
-                grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
-            stack.callback(module.register_forward_pre_hook(_hook(config, channels, grid)).remove)
-        yield
+    for target in chosen:
+        channels = torch.tensor(places[target.name]) if target.name in places else None
+        _check_channels(target, channels, target.weight(lm).shape[1])
+        grid = None
+        if config.range == "static":
+            if ranges is None or target.name not in ranges:
+                raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
+            low, high = ranges[target.name]
+            grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
+        journal.hook(lm.model.get_submodule(target.ref.module), _hook(config, channels, grid), before=True)
 
 
 def fake_quantized(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Sequence
-from types import FrameType, TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -25,12 +23,12 @@ def quantized(
     keep: Any = None,
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
-) -> running:
+) -> AbstractContextManager[Bench]:
     """Quantise a live model while the context lasts; gives the Bench.
 
     The dequantised weights stand in the model, so that every measure runs on it as on any other. Every parameter that
     is written is saved first and put back bit by bit: after the block, through an exception, and through Ctrl-C at any
-    moment (the interrupt handler itself puts them back, as in `edited`).
+    moment (see `Journal`).
 
     Args:
         method: its settings, e.g. RTN(...).
@@ -45,50 +43,17 @@ def quantized(
     return running(bench_for(lm, method, keep=keep, windows=windows, progress=progress), method)
 
 
-class running:
+@contextmanager
+def running(bench: Bench, method: Method) -> Iterator[Bench]:
     """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
-
-    def __init__(self, bench: Bench, method: Method) -> None:
-        self.bench = bench
-        self.method = method
-        self._previous: Any = None
-        self._guarded = False
-
-    def __enter__(self) -> Bench:
-        try:
-            self._guard()
-            for transform in self.bench.transforms:
-                transform.apply(self.bench)
-            if self.bench.held and not self.bench.numbers:
-                self.bench.skip_held()
-            self.method.run(self.bench)
-            share(self.bench)
-        except BaseException:
-            self._leave()
-            raise
-        return self.bench
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self.bench.restore()
-        if self._guarded:
-            self._guarded = False
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _guard(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.getsignal(signal.SIGINT)
-            if callable(self._previous):
-                signal.signal(signal.SIGINT, self._interrupted)
-                self._guarded = True
-
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self._leave()
-        self._previous(number, frame)
+    with bench.journal:
+        for transform in bench.transforms:
+            transform.apply(bench)
+        if bench.held and not bench.numbers:
+            bench.skip_held()
+        method.run(bench)
+        share(bench)
+        yield bench
 
 
 def bench_for(

@@ -18,6 +18,7 @@ from studfinder.quantizers.grid import quantize_weight, ranges
 from studfinder.quantizers.massive import row_weights
 from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.walk import Block, second_moments, walk
+from studfinder.sites import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,13 +236,13 @@ def _by_output(lm: LM, block: Block, fold: Fold) -> Error:
     """By the mean square change of the inspected module's output, all windows."""
     module = lm.model.get_submodule(fold.inspected)
     calls: list[tuple[tuple, dict[str, Any]]] = []
-    handle = module.register_forward_pre_hook(
-        lambda _module, args, kwargs: calls.append((args, dict(kwargs))), with_kwargs=True
-    )
-    try:
+
+    def see(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        calls.append((args, dict(kwargs)))
+
+    with Journal(lm.model) as journal:
+        journal.hook(module, see, before=True, with_kwargs=True)
         block.run()
-    finally:
-        handle.remove()
     before = [_first(module, call) for call in calls]
     stored = {ref.parameter: ref for ref in fold.reads}
 

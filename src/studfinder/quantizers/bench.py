@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target
+from studfinder.sites import Journal
 
 Progress = Callable[[str, int, int], Any]
 """Told what is being done, how many are done, of how many."""
@@ -25,11 +24,11 @@ class Bench:
     """A live model under the knife.
 
     A method calls `put` for each target, layer by layer; the dequantised matrix stands in the live model from then
-    on, so that later layers see what earlier ones lost. What else it changes exactly (norms, scales folded into a
-    neighbour) goes through `write`, parameters of another shape through `replace`, settings through `set`, hooks
-    through `enter`. `restore` undoes all of it in reverse, bit by bit.
+    on, so that later layers see what earlier ones lost. What else it changes (norms, scales folded into a neighbour,
+    parameters of another shape, settings, hooks) goes through `journal`. `restore` undoes all of it, bit by bit.
 
     Attributes:
+        journal: everything that is changed in the model.
         lm: the model.
         targets: what to quantise, skipped ones left out.
         windows: calibration token ids, for methods that need them.
@@ -59,42 +58,20 @@ class Bench:
     progress: Progress = lambda what, done, total: None
     done: dict[str, Quantized] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _undo: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
-    _saved: set[int] = field(default_factory=set)
-    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.lm.model)
 
     def put(self, target: Target, quantized: Quantized) -> None:
         """Record a quantised matrix and write what it stands for into the model."""
         weight = target.weight(self.lm)
         if quantized.codes_RC.shape != weight.shape:
             raise ValueError(f"{target.name}: {tuple(quantized.codes_RC.shape)} for {tuple(weight.shape)}")
-        self._save(target.name)
-        with torch.no_grad():
-            weight.copy_(quantized.dequantized())
+        made = quantized.dequantized()
+        index = () if target.ref.expert is None else (target.ref.expert,)
+        self.journal.write(target.name, made.T if target.ref.transposed else made, index)
         self.done[target.name] = quantized
         self.progress("quantise", len(self.done), len(self.targets))
-
-    def write(self, name: str, value: torch.Tensor) -> None:
-        """Write a parameter that is changed but not quantised, in its own layout."""
-        self._save(name)
-        with torch.no_grad():
-            self.lm.model.get_parameter(name).copy_(value)
-
-    def replace(self, name: str, value: torch.Tensor) -> None:
-        """Put a new parameter in the place of another, of whatever shape; what was tied to it no longer is."""
-        path, _, leaf = name.rpartition(".")
-        owner = self.lm.model.get_submodule(path)
-        self.set(owner, leaf, nn.Parameter(value.detach().clone(), requires_grad=False))
-
-    def set(self, owner: Any, attribute: str, value: Any) -> None:
-        """Set an attribute of a module or config until the model is restored."""
-        old = getattr(owner, attribute)
-        self._undo.append((0, lambda: setattr(owner, attribute, old)))
-        setattr(owner, attribute, value)
-
-    def enter(self, context: AbstractContextManager[Any]) -> Any:
-        """Enter a context (a tap, a hook) that lasts until the model is restored."""
-        return self._stack.enter_context(context)
 
     def skip_held(self) -> None:
         """Skip what has entries to hold out, with all that is fused with it: for formats without a place for them."""
@@ -126,25 +103,6 @@ class Bench:
         return sum(size * bits for size, bits in sizes) / (self.size or sum(size for size, _ in sizes))
 
     def restore(self) -> None:
-        """Put every number back and remove every hook. Safe to call again after an interrupt."""
-        self._stack.close()
-        with torch.no_grad():
-            while self._undo:
-                # Undone before it is forgotten: if this is interrupted and run again, it is only undone twice.
-                entry = self._undo[-1]
-                entry[1]()
-                if self._undo and self._undo[-1] is entry:
-                    self._undo.pop()
-                    self._saved.discard(entry[0])
-
-    def _save(self, name: str) -> None:
-        parameter = self.lm.model.get_parameter(name)
-        if id(parameter) in self._saved:
-            return
-        old = parameter.detach().clone()
-
-        def back() -> None:
-            parameter.copy_(old)
-
-        self._undo.append((id(parameter), back))
-        self._saved.add(id(parameter))
+        """Put every number back and remove every hook."""
+        for problem in self.journal.close():
+            raise problem

@@ -65,13 +65,13 @@ def scale_rows(bench: Bench, name: str, rows: list[int], factors: torch.Tensor) 
         value = _parameter(bench.lm, parameter)
         if value is not None:
             column = factors.to(value).reshape(-1, *[1] * (value.dim() - 1))
-            bench.write(parameter, _scaled(value, rows, column, 0, parameter))
+            bench.journal.write(parameter, _scaled(value, rows, column, 0, parameter))
 
 
 def scale_columns(bench: Bench, name: str, cols: list[int], factors: torch.Tensor) -> None:
     """Multiply columns of a matrix (out, in) by powers of two. Raises as `scale_rows`."""
     value = bench.lm.model.get_parameter(name).detach()
-    bench.write(name, _scaled(value, cols, factors.to(value)[None, :], 1, name))
+    bench.journal.write(name, _scaled(value, cols, factors.to(value)[None, :], 1, name))
 
 
 def _parameter(lm: LM, name: str) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.quantizers.ffn import gated_ffn
+from studfinder.sites import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ class Fold:
     def apply(self, bench: Bench, scale_C: torch.Tensor) -> None:
         """Write the change into the model on the bench."""
         for name, value in self.scaled(bench.lm, scale_C).items():
-            bench.write(name, value)
+            bench.journal.write(name, value)
 
     def shared(self, statistic_C: torch.Tensor, combine: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """A statistic of each input channel with channels of one source row combined, (in,)."""
@@ -100,7 +101,7 @@ def norm_folds(lm: LM, block: Block) -> list[Fold]:
     norms = {f"{path}.{name}": getattr(owner, name) for name in _NORMS if hasattr(owner, name)}
     norms = {name: norm for name, norm in norms.items() if getattr(norm, "weight", None) is not None}
     readers: dict[str, list[str]] = {name: [] for name in norms}
-    with _watching(owner, path, norms, readers):
+    with _watching(lm, path, norms, readers):
         block.run(first=1)
     found = []
     for name, norm in norms.items():
@@ -162,24 +163,14 @@ def check_exact(lm: LM, block: Block, fold: Fold, tolerance: float = 0.02) -> bo
 @contextmanager
 def swapped(lm: LM, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Other parameters in the place of some while the context lasts; the ones that were there are not written to."""
-    old = []
-    for name in values:
-        path, _, leaf = name.rpartition(".")
-        owner = lm.model.get_submodule(path)
-        old.append((owner, leaf, owner._parameters[leaf]))
-    try:
-        for (owner, leaf, parameter), value in zip(old, values.values(), strict=True):
-            owner._parameters[leaf] = nn.Parameter(value.to(parameter), requires_grad=False)
+    with Journal(lm.model) as journal:
+        for name, value in values.items():
+            journal.replace(name, value.to(lm.model.get_parameter(name)))
         yield
-    finally:
-        for owner, leaf, parameter in old:
-            owner._parameters[leaf] = parameter
 
 
 @contextmanager
-def _watching(
-    owner: nn.Module, path: str, norms: Mapping[str, nn.Module], readers: dict[str, list[str]]
-) -> Iterator[None]:
+def _watching(lm: LM, path: str, norms: Mapping[str, nn.Module], readers: dict[str, list[str]]) -> Iterator[None]:
     made: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no other tensor takes its address
 
@@ -198,12 +189,12 @@ def _watching(
 
         return hook
 
-    with ExitStack() as stack:
+    with Journal(lm.model) as journal:
         for name, norm in norms.items():
-            stack.callback(norm.register_forward_hook(after(name)).remove)
-        for name, module in owner.named_modules(prefix=path):
+            journal.hook(norm, after(name))
+        for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
             if not list(module.children()):
-                stack.callback(module.register_forward_pre_hook(before(name), with_kwargs=True).remove)
+                journal.hook(module, before(name), before=True, with_kwargs=True)
         yield
 
 

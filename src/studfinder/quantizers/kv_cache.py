@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
@@ -16,7 +15,7 @@ from studfinder.quantizers.activations import on_grid
 from studfinder.quantizers.grid import grid_of
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
-from studfinder.sites import AttentionCall, Site, tapped
+from studfinder.sites import AttentionCall, ModelCall, Site, tapped
 from studfinder.texts import batches
 
 _SCALE_BITS = 16
@@ -135,13 +134,10 @@ def quantized_cache(
         key = Site("key.pre_rope" if config.rope == "pre" else "key", layer)
         replace[key] = _keys(config, position, centres.get(layer), held.get(layer))
         replace[Site("value", layer)] = _values(config)
-    handle = lm.model.register_forward_pre_hook(position.see, with_kwargs=True)
-    try:
-        # Keys before RoPE are reached only where a reader asks for them.
-        with tapped(lm, replace=replace, read={AttentionCall: (_ignore,)}, pre_rope=config.rope == "pre"):
-            yield config
-    finally:
-        handle.remove()
+    # Keys before RoPE are reached only where a reader asks for them.
+    read: dict[type, Sequence[Callable[[Any], None]]] = {ModelCall: (position.see,), AttentionCall: (_ignore,)}
+    with tapped(lm, replace=replace, read=read, pre_rope=config.rope == "pre"):
+        yield config
 
 
 def check_supported(lm: LM, config: KVCache) -> None:
@@ -279,9 +275,8 @@ class _Position:
 
     seen = 0
 
-    def see(self, _module: nn.Module, _args: tuple, kwargs: Mapping[str, Any]) -> None:
-        past = kwargs.get("past_key_values")
-        self.seen = 0 if past is None else int(past.get_seq_length())
+    def see(self, call: ModelCall) -> None:
+        self.seen = call.past
 
 
 def _ignore(_call: AttentionCall) -> None:

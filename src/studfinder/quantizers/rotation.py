@@ -69,8 +69,8 @@ class Rotate:
         head = model.get_output_embeddings().weight
         new = (head.detach().double() * gain_C) @ rotation_CC
         if head is model.get_input_embeddings().weight:
-            bench.set(model.config, "tie_word_embeddings", False)
-            bench.replace("lm_head.weight", new.to(head.dtype))
+            bench.journal.set(model.config, "tie_word_embeddings", False)
+            bench.journal.replace("lm_head.weight", new.to(head.dtype))
         else:
             _write(bench, "lm_head.weight", new)
         _write(bench, f"{decoder}.norm.weight", torch.ones_like(gain_C))
@@ -100,4 +100,4 @@ def _value(bench: Bench, name: str) -> torch.Tensor:
 
 
 def _write(bench: Bench, name: str, value: torch.Tensor) -> None:
-    bench.write(name, value.to(bench.lm.model.get_parameter(name).dtype))
+    bench.journal.write(name, value.to(bench.lm.model.get_parameter(name).dtype))

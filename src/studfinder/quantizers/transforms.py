@@ -61,7 +61,7 @@ class Permute:
             ffn = gated_ffn(lm, layer)
             down = lm.model.get_parameter(ffn.down).detach()
             order = by_size(down)
-            bench.write(ffn.down, down[:, order])
+            bench.journal.write(ffn.down, down[:, order])
             if ffn.down in bench.held:
                 bench.held[ffn.down] = bench.held[ffn.down][:, order]
             for name, rows in _inner_rows(ffn, order).items():
@@ -103,7 +103,7 @@ class Split:
             cols = by_layer.get(layer, [])
             _check_neurons(bench, ffn, layer, cols)
             self._widen(bench, ffn, cols, wider - width)
-        bench.set(config, "intermediate_size", wider)
+        bench.journal.set(config, "intermediate_size", wider)
         bench.notes.append(
             f"{len(self.neurons)} neurons split in {self.times}; networks widened from {width} to {wider} neurons"
         )
@@ -170,15 +170,15 @@ def _reorder_rows(bench: Bench, name: str, rows: torch.Tensor) -> None:
     parameters = dict(bench.lm.model.named_parameters(remove_duplicate=False))
     for parameter in (name, name.removesuffix("weight") + "bias"):
         if parameter in parameters:
-            bench.write(parameter, parameters[parameter].detach()[rows])
+            bench.journal.write(parameter, parameters[parameter].detach()[rows])
     if name in bench.held:
         bench.held[name] = bench.held[name][rows]
 
 
 def _replace(bench: Bench, name: str, value: torch.Tensor, size: str) -> None:
-    bench.replace(name, value)
+    bench.journal.replace(name, value)
     owner = bench.lm.model.get_submodule(name.rpartition(".")[0])
-    bench.set(owner, size, value.shape[1] if size == "in_features" else value.shape[0])
+    bench.journal.set(owner, size, value.shape[1] if size == "in_features" else value.shape[0])
 
 
 def _widen_mask(bench: Bench, name: str, added: int, dim: int) -> None:

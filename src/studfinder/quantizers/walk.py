@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.targets import Target
-from studfinder.sites import kept_outputs, resumed
+from studfinder.sites import Journal, kept_outputs, resumed
 from studfinder.texts import Batch, batches
 
 Reader = Callable[[torch.Tensor], Any]
@@ -112,28 +112,23 @@ def _one_block(lm: LM, batch: Batch, layer: int, entering: Any) -> Any:
     def stop(_module: Any, _args: Any, _output: Any) -> None:
         raise _Enough
 
-    with resumed(lm, layer, entering), kept_outputs(lm, [layer]) as kept:
+    with resumed(lm, layer, entering), kept_outputs(lm, [layer]) as kept, Journal(lm.model) as journal:
         # After the hook that keeps the output, so that it has been kept when this one ends the pass.
-        handle = lm.model.get_submodule(lm.anatomy.layers[layer].block).register_forward_hook(stop)
-        try:
-            mask = batch.mask_BT
+        journal.hook(lm.model.get_submodule(lm.anatomy.layers[layer].block), stop)
+        mask = batch.mask_BT
+        with suppress(_Enough):
             lm.model(
                 input_ids=batch.input_ids_BT.to(lm.device),
                 attention_mask=None if mask is None else mask.to(lm.device).long(),
                 use_cache=False,
             )
-        except _Enough:
-            pass
-        finally:
-            handle.remove()
     return kept[layer]
 
 
 @contextmanager
 def _reading(lm: LM, readers: Mapping[str, Reader], batch: Batch) -> Iterator[None]:
-    with ExitStack() as stack:
+    with Journal(lm.model) as journal:
         for name, reader in readers.items():
-            module = lm.model.get_submodule(name.rpartition(".")[0])
 
             def before(_module: Any, args: tuple, reader: Reader = reader) -> None:
                 x_NC = args[0].reshape(-1, args[0].shape[-1])
@@ -144,7 +139,7 @@ def _reading(lm: LM, readers: Mapping[str, Reader], batch: Batch) -> Iterator[No
                 else:
                     reader(x_NC[real.to(x_NC.device)])
 
-            stack.callback(module.register_forward_pre_hook(before).remove)
+            journal.hook(lm.model.get_submodule(name.rpartition(".")[0]), before, before=True)
         yield
 
 

@@ -1,8 +1,9 @@
-"""Read and replace named tensors of a running model: the only place that hooks."""
+"""Read, replace and patch a running model: the only place that hooks or writes, and undoes it."""
 
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
+from studfinder.sites.journal import Journal
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
 from studfinder.sites.resume import kept_outputs, resumed
@@ -13,6 +14,7 @@ __all__ = [
     "KINDS",
     "AttentionCall",
     "BlockOutput",
+    "Journal",
     "ModelCall",
     "PartOutput",
     "Replacement",

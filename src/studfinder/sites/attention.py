@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.sites.events import AttentionCall
+from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 _KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")
 
 
-def attention_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    """Install what is needed to see attention; yields functions that remove it."""
+def attention_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+    """Install what is needed to see attention."""
     if not active.wants(AttentionCall) and not active.replaces(*_KINDS):
         return
     modules = {
@@ -33,36 +35,23 @@ def attention_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
     }
     if lm.anatomy.split is not None:
         for layer, module in modules.items():
-            yield _split_hook(lm, layer, module, lm.anatomy.split, active)
+            _split_hook(lm, layer, module, lm.anatomy.split, active, journal)
         return
-    rotary = _RotaryInputs() if active.pre_rope and lm.anatomy.stage == "post-RoPE" else None
+    rotary = _RotaryInputs(active) if active.pre_rope and lm.anatomy.stage == "post-RoPE" else None
     shared: dict[nn.Module, list[tuple[int, None]]] = {}
     for layer, module in modules.items():
         shared.setdefault(module, []).append((layer, None))
     for module, owners in shared.items():
         if rotary is not None:
-            yield rotary.watch(owners, module, active)
-        yield _dispatch_to(module, _Handler(lm, owners, active, rotary, module))
-    # Registries compare by content, so they are told apart by identity.
-    reached = [_registry_and_name(module) for module in modules.values()]
-    for registry, name in {(id(registry), name): (registry, name) for registry, name in reached}.values():
-        yield _wrap(registry, name)
+            rotary.watch(owners, module, journal)
+        journal.put(_HANDLERS, module, _Handler(lm, owners, active, rotary, module))
+        registry, name = _registry_and_name(module)
+        journal.share(registry._local_mapping, name, partial(_dispatcher, registry.get(name)))
 
 
 # --- the attention interface ------------------------------------------------------------------------------------
 
 _HANDLERS: WeakKeyDictionary[nn.Module, _Handler] = WeakKeyDictionary()
-_WRAPPED: dict[tuple[int, str], int] = {}
-_LOCK = threading.RLock()
-
-
-def _dispatch_to(module: nn.Module, handler: _Handler) -> Callable[[], None]:
-    _HANDLERS[module] = handler
-
-    def undo() -> None:
-        _HANDLERS.pop(module, None)
-
-    return undo
 
 
 def _registry_and_name(module: Any) -> tuple[Any, str]:
@@ -76,41 +65,22 @@ def _registry_and_name(module: Any) -> tuple[Any, str]:
     return registry, module.config._attn_implementation or "eager"
 
 
-def _wrap(registry: Any, name: str) -> Callable[[], None]:
-    """Put a dispatcher in front of `registry[name]`, under the same name, so that config, mask and kernel choice
-    stay the model's own. Modules without a handler pass straight through."""
-    with _LOCK:
-        _WRAPPED[id(registry), name] = _WRAPPED.get((id(registry), name), 0) + 1
-        if _WRAPPED[id(registry), name] > 1:
-            return lambda: _unwrap(registry, name)
-        previous = registry._local_mapping.get(name)
-        original = registry.get(name)  # None for eager: each file has its own function
+def _dispatcher(original: Any) -> Any:
+    """What stands in front of a registered attention function, under the same name, so that config, mask and kernel
+    choice stay the model's own. Modules without a handler pass straight through.
 
-        def dispatcher(
-            module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            function = original or _globals_of(module)["eager_attention_forward"]
-            handler = _HANDLERS.get(module)
-            if handler is not None:
-                query, key, value = handler(query, key, value, mask, kwargs)
-            return function(module, query, key, value, mask, *args, **kwargs)
+    Args:
+        original: None for eager: each file has its own function.
+    """
 
-        dispatcher.previous = previous  # type: ignore[attr-defined]
-        registry[name] = dispatcher
-    return lambda: _unwrap(registry, name)
+    def dispatcher(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original or _globals_of(module)["eager_attention_forward"]
+        handler = _HANDLERS.get(module)
+        if handler is not None:
+            query, key, value = handler(query, key, value, mask, kwargs)
+        return function(module, query, key, value, mask, *args, **kwargs)
 
-
-def _unwrap(registry: Any, name: str) -> None:
-    with _LOCK:
-        _WRAPPED[id(registry), name] -= 1
-        if _WRAPPED[id(registry), name]:
-            return
-        del _WRAPPED[id(registry), name]
-        previous = registry._local_mapping[name].previous
-        if previous is None:
-            del registry[name]
-        else:
-            registry[name] = previous
+    return dispatcher
 
 
 def _globals_of(module: nn.Module) -> dict[str, Any]:
@@ -172,13 +142,12 @@ class _Handler:
 class _RotaryInputs:
     """Sees what goes into `apply_rotary_pos_emb` of the model's own file, and which layer is running it."""
 
-    def __init__(self) -> None:
+    def __init__(self, active: _Installed) -> None:
         self.layer: int | None = None
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.active: _Installed | None = None
-
-    def watch(self, owners: Sequence[tuple[int, None]], module: nn.Module, active: _Installed) -> Callable[[], None]:
         self.active = active
+
+    def watch(self, owners: Sequence[tuple[int, None]], module: nn.Module, journal: Journal) -> None:
         names = _globals_of(module)
         if "apply_rotary_pos_emb" not in names:
             raise StudfinderError(
@@ -186,21 +155,14 @@ class _RotaryInputs:
             )
 
         def entering(_module: nn.Module, _args: tuple) -> None:
-            self.layer, _ = active.uses.owner(owners)
+            self.layer, _ = self.active.uses.owner(owners)
             _RUNNING.rotary = self
 
-        handle = module.register_forward_pre_hook(entering)
-        unpatch = _patch_rotary(names)
-
-        def undo() -> None:
-            handle.remove()
-            unpatch()
-
-        return undo
+        journal.hook(module, entering, before=True)
+        journal.share(names, "apply_rotary_pos_emb", partial(_rotate, names["apply_rotary_pos_emb"]))
 
     def show(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Replace Q and K on their way into RoPE, and remember them."""
-        assert self.active is not None
         assert self.layer is not None
         query = self.active.replaced(Site("query.pre_rope", self.layer), query)
         key = self.active.replaced(Site("key.pre_rope", self.layer), key)
@@ -227,40 +189,23 @@ class _Running(threading.local):
 
 
 _RUNNING = _Running()
-_PATCHED: dict[int, int] = {}
-"""How many watchers share each file's patched rotary step, by the identity of its globals."""
 
 
-def _patch_rotary(names: dict[str, Any]) -> Callable[[], None]:
-    """Put one dispatcher in front of a file's rotary step, shared by every watcher: models of one architecture share
-    the file, and may come and go in any order."""
-    with _LOCK:
-        _PATCHED[id(names)] = _PATCHED.get(id(names), 0) + 1
-        if _PATCHED[id(names)] == 1:
-            original = names["apply_rotary_pos_emb"]
+def _rotate(original: Any) -> Any:
+    """What stands in front of a file's rotary step: models of one architecture share the file."""
 
-            def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                if _RUNNING.rotary is not None:
-                    query, key = _RUNNING.rotary.show(query, key)
-                return original(query, key, *args, **kwargs)
+    def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if _RUNNING.rotary is not None:
+            query, key = _RUNNING.rotary.show(query, key)
+        return original(query, key, *args, **kwargs)
 
-            rotate.original = original  # type: ignore[attr-defined]
-            names["apply_rotary_pos_emb"] = rotate
-
-    def undo() -> None:
-        with _LOCK:
-            _PATCHED[id(names)] -= 1
-            if not _PATCHED[id(names)]:
-                del _PATCHED[id(names)]
-                names["apply_rotary_pos_emb"] = names["apply_rotary_pos_emb"].original
-
-    return undo
+    return rotate
 
 
 # --- attention outside the interface ------------------------------------------------------------------------------
 
 
-def _split_hook(lm: LM, layer: int, module: Any, method: str, active: _Installed) -> Callable[[], None]:
+def _split_hook(lm: LM, layer: int, module: Any, method: str, active: _Installed, journal: Journal) -> None:
     """Stand in front of the method that splits projections into heads (falcon, bloom, gpt_neo)."""
     original = getattr(module, method)
     rope = lm.anatomy.stage == "pre-RoPE"
@@ -292,11 +237,5 @@ def _split_hook(lm: LM, layer: int, module: Any, method: str, active: _Installed
     def entering(_module: nn.Module, _args: tuple) -> None:
         gathered.clear()  # of a forward pass that ended in an exception
 
-    handle = module.register_forward_pre_hook(entering)
-    setattr(module, method, split)
-
-    def undo() -> None:
-        handle.remove()
-        delattr(module, method)
-
-    return undo
+    journal.hook(module, entering, before=True)
+    journal.set(module, method, split)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from studfinder.models import LM
 from studfinder.sites.events import ModelCall
+from studfinder.sites.journal import Journal
 
 if TYPE_CHECKING:
     from studfinder.sites.tap import _Installed
 
 
-def call_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    """Install them on the model and on its decoder, which may be called by itself; yields functions that remove them.
+def call_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+    """Install them on the model and on its decoder, which may be called by itself.
 
     A call of the model is shown once, as the model was called: wrappers hand their decoder masks that no longer say
     which tokens are padding.
@@ -37,9 +37,9 @@ def call_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
         if call is not None:
             active.show(call)
 
-    yield lm.model.register_forward_hook(left, always_call=True).remove
+    journal.hook(lm.model, left, always_call=True)
     for module in dict.fromkeys((lm.model, lm.model.get_submodule(lm.anatomy.decoder))):
-        yield module.register_forward_pre_hook(show, with_kwargs=True).remove
+        journal.hook(module, show, before=True, with_kwargs=True)
 
 
 def _call_of(lm: LM, module: nn.Module, args: tuple, kwargs: dict) -> ModelCall | None:

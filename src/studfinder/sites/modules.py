@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.journal import Journal
 
 
 @contextmanager
@@ -28,13 +29,7 @@ def module_inputs(lm: LM, names: Sequence[str]) -> Iterator[dict[str, torch.Tens
 
         return keep
 
-    modules = [lm.model.get_submodule(name) for name in names]
-    handles = [
-        module.register_forward_pre_hook(keeper(name), with_kwargs=True)
-        for name, module in zip(names, modules, strict=True)
-    ]
-    try:
+    with Journal(lm.model) as journal:
+        for name in names:
+            journal.hook(lm.model.get_submodule(name), keeper(name), before=True, with_kwargs=True)
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -5,7 +5,6 @@ Quantizable Transformers (arXiv 2306.12929) takes its statistics over these tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.journal import Journal
 
 if TYPE_CHECKING:
     from studfinder.sites.tap import _Installed
@@ -31,12 +31,11 @@ class PartOutput:
     output: torch.Tensor
 
 
-def part_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    """Install hooks on the parts; yields functions that remove them."""
-    if not active.wants(PartOutput):
-        return
-    for name in part_names(lm):
-        yield _hook(lm.model.get_submodule(name), name, active)
+def part_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+    """Install hooks on the parts."""
+    if active.wants(PartOutput):
+        for name in part_names(lm):
+            journal.hook(lm.model.get_submodule(name), _shown(name, active))
 
 
 def part_names(lm: LM) -> list[str]:
@@ -54,8 +53,8 @@ def _norms(lm: LM, parent: str) -> list[str]:
     return [f"{parent}.{name}" for name, child in children if "norm" in type(child).__name__.lower()]
 
 
-def _hook(module: nn.Module, name: str, active: _Installed) -> Callable[[], None]:
+def _shown(name: str, active: _Installed) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> None:
         active.show(PartOutput(name, output if isinstance(output, torch.Tensor) else output[0]))
 
-    return module.register_forward_hook(after).remove
+    return after

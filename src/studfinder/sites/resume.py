@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.journal import Journal
 
 
 @contextmanager
@@ -22,14 +23,10 @@ def kept_outputs(lm: LM, layers: Collection[int]) -> Iterator[dict[int, Any]]:
 
         return keep
 
-    handles = [
-        lm.model.get_submodule(lm.anatomy.layers[layer].block).register_forward_hook(keeper(layer)) for layer in layers
-    ]
-    try:
+    with Journal(lm.model) as journal:
+        for layer in layers:
+            journal.hook(lm.model.get_submodule(lm.anatomy.layers[layer].block), keeper(layer))
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -39,11 +36,7 @@ def resumed(lm: LM, layer: int, output: Any) -> Iterator[None]:
     Positions, masks and everything after are the model's own, so the logits are bit-equal to a full pass. Only
     without a cache: the blocks that are passed by would leave none there. For layer 0 nothing is passed by.
     """
-    blocks = [lm.model.get_submodule(part.block) for part in lm.anatomy.layers[:layer]]
-    for block in blocks:
-        block.forward = lambda *_args, **_kwargs: output
-    try:
+    with Journal(lm.model) as journal:
+        for part in lm.anatomy.layers[:layer]:
+            journal.set(lm.model.get_submodule(part.block), "forward", lambda *_args, **_kwargs: output)
         yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)

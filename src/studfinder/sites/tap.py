@@ -1,16 +1,17 @@
 """The one mechanism that reads and replaces tensors of a running model.
 
-All taps of a model share one set of hooks, which run every replacement first (in the order the taps were entered) and
-every reader after, so that a reader inside an edit, or an edit inside a reader, sees the same thing. Attention is
-reached by wrapping whatever function the model's attention implementation resolves to, under its own name: the config,
-the mask function and the kernel stay what they were.
+All taps of a model share one set of hooks, which the patch journal takes out again. They run every replacement first
+(in the order the taps were entered) and every reader after, so that a reader inside an edit, or an edit inside a
+reader, sees the same thing. Attention is reached by wrapping whatever function the model's attention implementation
+resolves to, under its own name: the config, the mask function and the kernel stay what they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,8 @@ from studfinder.models import LM
 from studfinder.sites.attention import attention_hooks
 from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
+from studfinder.sites.interrupts import held
+from studfinder.sites.journal import Journal
 from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
 from studfinder.sites.uses import Uses
@@ -40,34 +43,33 @@ class Tap:
 
 
 class _Installed:
-    """The taps that are active on one model, and the handles of its hooks."""
+    """The taps that are active on one model, and its hooks."""
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         self.taps: list[Tap] = []
         self.replacing: list[Tap] = []
         self.readers: dict[type, list[Reader]] = {}
-        self.remove: list[Callable[[], None]] = []
         self.uses = Uses(lm)
+        self.hooks = Journal()
+
+    def drop(self, tap: Tap) -> None:
+        self.taps.remove(tap)
+        if not self.taps:
+            _ACTIVE.pop(self.lm.model, None)
+        self.reinstall()
 
     def reinstall(self) -> None:
-        while self.remove:
-            self.remove.pop()()
+        for problem in self.hooks.close():
+            raise problem
         self.replacing = [tap for tap in self.taps if tap.replace]
         self.readers = {}
         for tap in self.taps:
             for event, readers in tap.read.items():
                 self.readers.setdefault(event, []).extend(readers)
-        if not self.taps:
-            return
-        try:
-            for hook in (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
-                for undo in hook(self.lm, self):
-                    self.remove.append(undo)
-        except BaseException:
-            while self.remove:
-                self.remove.pop()()
-            raise
+        if self.taps:
+            for install in (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
+                install(self.lm, self, self.hooks)
 
     # What hooks ask.
 
@@ -97,7 +99,14 @@ class _Installed:
 _ACTIVE: WeakKeyDictionary[nn.Module, _Installed] = WeakKeyDictionary()
 
 
-class tapped:
+@contextmanager
+def tapped(
+    lm: LM,
+    *,
+    read: Mapping[type, Sequence[Reader]] | None = None,
+    replace: Mapping[Site, Replacement] | None = None,
+    pre_rope: bool = False,
+) -> Iterator[Tap]:
     """Read and replace tensors of the model while the context lasts; leave no trace after it.
 
     Args:
@@ -108,44 +117,16 @@ class tapped:
     Raises:
         StudfinderError: a site to replace is not in this model.
     """
-
-    def __init__(
-        self,
-        lm: LM,
-        *,
-        read: Mapping[type, Sequence[Reader]] | None = None,
-        replace: Mapping[Site, Replacement] | None = None,
-        pre_rope: bool = False,
-    ) -> None:
-        for site in replace or {}:
-            site.check(lm)
-        self._lm = lm
-        self._tap = Tap(read or {}, replace or {}, pre_rope)
-
-    def __enter__(self) -> Tap:
-        installed = _ACTIVE.setdefault(self._lm.model, _Installed(self._lm))
-        installed.taps.append(self._tap)
-        try:
+    for site in replace or {}:
+        site.check(lm)
+    tap = Tap(read or {}, replace or {}, pre_rope)
+    with Journal(lm.model) as journal:
+        with held:
+            installed = _ACTIVE.setdefault(lm.model, _Installed(lm))
+            installed.taps.append(tap)
+            journal.then(partial(installed.drop, tap))
             installed.reinstall()
-        except BaseException:
-            self.close()
-            raise
-        return self._tap
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the tap out; nothing happens if it is out already."""
-        installed = _ACTIVE.get(self._lm.model)
-        if installed is None or self._tap not in installed.taps:
-            return
-        installed.taps.remove(self._tap)
-        if not installed.taps:
-            _ACTIVE.pop(self._lm.model, None)
-        installed.reinstall()
+        yield tap
 
 
 def replacing(lm: LM) -> bool:
@@ -158,19 +139,20 @@ def replacing(lm: LM) -> bool:
     return installed is not None and bool(installed.replacing)
 
 
-def _use_hooks(_lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    return active.uses.hooks()
+def _use_hooks(_lm: LM, active: _Installed, journal: Journal) -> None:
+    active.uses.watch(journal)
 
 
-def _block_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
+def _block_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
     if active.wants(BlockOutput) or active.replaces("embedding"):
-        yield _entry_hook(lm.model.get_submodule(lm.anatomy.layers[0].block), active)
+        first = lm.model.get_submodule(lm.anatomy.layers[0].block)
+        journal.hook(first, _entry_hook(active), before=True, with_kwargs=True)
     if active.wants(BlockOutput) or active.replaces("residual"):
         for block, layers in active.uses.blocks.items():
-            yield _exit_hook(block, [(layer, None) for layer in layers], active)
+            journal.hook(block, _exit_hook([(layer, None) for layer in layers], active))
 
 
-def _entry_hook(block: nn.Module, active: _Installed) -> Callable[[], None]:
+def _entry_hook(active: _Installed) -> Any:
     def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if active.uses.layer:  # the block serves a later layer too
             return args, kwargs
@@ -181,10 +163,10 @@ def _entry_hook(block: nn.Module, active: _Installed) -> Callable[[], None]:
             return args, kwargs
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
-    return block.register_forward_pre_hook(before, with_kwargs=True).remove
+    return before
 
 
-def _exit_hook(block: nn.Module, owners: Sequence[tuple[int, None]], active: _Installed) -> Callable[[], None]:
+def _exit_hook(owners: Sequence[tuple[int, None]], active: _Installed) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
         layer, _ = active.uses.owner(owners)
         hidden = output if isinstance(output, torch.Tensor) else output[0]
@@ -194,7 +176,7 @@ def _exit_hook(block: nn.Module, owners: Sequence[tuple[int, None]], active: _In
             return output
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
-    return block.register_forward_hook(after).remove
+    return after
 
 
 __all__ = ["AttentionCall", "BlockOutput", "ModelCall", "Replacement", "Tap", "WriterCall", "replacing", "tapped"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.journal import Journal
 
 _Owner = TypeVar("_Owner")
 
@@ -28,12 +29,12 @@ class Uses:
         for layer, part in enumerate(lm.anatomy.layers):
             self.blocks.setdefault(lm.model.get_submodule(part.block), []).append(layer)
 
-    def hooks(self) -> Iterable[Callable[[], None]]:
-        """Watch passes begin and blocks be entered; yields functions that stop it."""
+    def watch(self, journal: Journal) -> None:
+        """See passes begin and blocks be entered."""
         for module in dict.fromkeys((self.lm.model, self.lm.model.get_submodule(self.lm.anatomy.decoder))):
-            yield module.register_forward_pre_hook(self._begin).remove
+            journal.hook(module, self._begin, before=True)
         for block in self.blocks:
-            yield block.register_forward_pre_hook(self._enter).remove
+            journal.hook(block, self._enter, before=True)
 
     def count(self, module: nn.Module) -> int:
         """Count a call of a module; returns which it is in this forward pass, from 1."""

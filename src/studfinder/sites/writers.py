@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +10,15 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.sites.events import WriterCall
+from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
 if TYPE_CHECKING:
     from studfinder.sites.tap import _Installed
 
 
-def writer_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
-    """Install hooks on every writer of every layer; yields functions that remove them."""
+def writer_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+    """Install hooks on every writer of every layer."""
     if not active.wants(WriterCall) and not active.replaces("down_proj.input", "down_proj.output"):
         return
     linears: dict[nn.Module, list[_Owner]] = {}
@@ -34,16 +34,18 @@ def writer_hooks(lm: LM, active: _Installed) -> Iterable[Callable[[], None]]:
         for module, members in experts.items():
             fused.setdefault(module, []).append((layer, members))
     for module, owners in linears.items():
-        yield from _linear_hooks(module, owners, active)
+        before, after = _linear_hooks(owners, active)
+        journal.hook(module, before, before=True)
+        journal.hook(module, after)
     for module, groups in fused.items():
-        yield _experts_hook(module, groups, active)
+        journal.hook(module, _experts_hook(groups, active), with_kwargs=True)
 
 
 _Owner = tuple[int, tuple[int, MatrixRef]]
 """(layer, (writer, matrix)) that a module serves; more than one where layers share it."""
 
 
-def _linear_hooks(module: nn.Module, owners: list[_Owner], active: _Installed) -> Iterable[Callable[[], None]]:
+def _linear_hooks(owners: list[_Owner], active: _Installed) -> tuple[Any, Any]:
     def before(_module: nn.Module, args: tuple) -> tuple | None:
         layer, (writer, _) = active.uses.owner(owners)
         new = active.replaced(Site("down_proj.input", layer, writer), args[0])
@@ -58,13 +60,10 @@ def _linear_hooks(module: nn.Module, owners: list[_Owner], active: _Installed) -
             active.show(WriterCall(layer, writer, ref, x_NF, y_NC, None, call))
         return None if new is output else new
 
-    yield module.register_forward_pre_hook(before).remove
-    yield module.register_forward_hook(after).remove
+    return before, after
 
 
-def _experts_hook(
-    module: nn.Module, groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: _Installed
-) -> Callable[[], None]:
+def _experts_hook(groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: _Installed) -> Any:
     """Read fused experts by computing, beside the model, what each expert saw and gave.
 
     The model's own experts implementation (grouped, batched, eager or a kernel) does not show these tensors, so they
@@ -93,7 +92,7 @@ def _experts_hook(
                 x, y = _expert(module, ref.expert, hidden[tokens])
                 active.show(WriterCall(layer, writer, ref, x, y, tokens, call))
 
-    return module.register_forward_hook(after, with_kwargs=True).remove
+    return after
 
 
 def _arguments(args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.Tensor]:

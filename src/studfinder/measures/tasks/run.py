@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.edits import Edit, edited
+from studfinder.edits import Edit, edited, edits_of
 from studfinder.errors import StudfinderError
 from studfinder.measures.scores import Scores, scored
 from studfinder.measures.tasks import arithmetic
@@ -60,6 +60,7 @@ def tasks(
         raise StudfinderError(f"limit {limit}", expected="at least 1 document")
     if lm.tokenizer is None:
         raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
+    edits = edits_of(lm, edits) if edits else ()
     if task is TASKS["arithmetic"]:
         if bound is None:
             bound = _tuned(lm, seed)

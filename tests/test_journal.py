@@ -1,0 +1,551 @@
+"""Law 2: a patch leaves nothing, whatever ends it, in whatever order, however nested."""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import patching
+import studfinder
+from patching import (
+    IDS,
+    W4,
+    at_step,
+    by_thread,
+    by_timer,
+    contexts,
+    difference,
+    interrupted,
+    logits,
+    nest,
+    ready,
+    traces,
+)
+from scanned import a_scan
+from studfinder.edits import Activations, EditList, Everything, edited, entry, mean, scale, top_fraction, zero
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
+from studfinder.quantizers import quantized
+from studfinder.sites import Journal, interrupts, journal, resumed, tapped
+from tiny import tiny
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def models() -> list[LM]:
+    tied = tiny("llama")
+    tied.model.lm_head.weight = tied.model.model.embed_tokens.weight
+    return [
+        tiny("llama"),
+        tied,
+        tiny("gpt2", dtype=torch.bfloat16),
+        tiny("mixtral", dtype=torch.float16),
+        tiny("gemma3_text"),
+    ]
+
+
+# --- signals at any moment -------------------------------------------------------------------------------------------
+
+
+def tries(count: int, seed: int) -> tuple[list[str], int]:
+    """Nest changes at random and interrupt them by real signals; gives what was left behind, and how many were ended."""
+    chance, ended = random.Random(seed), 0
+    with ready():
+        clean = [(lm, traces(lm)) for lm in models()]
+        for number in range(count):
+            lm, before = clean[number % len(clean)]
+            run = partial(nest, lm, chance.randrange(10**6))
+            which = chance.choice([signal.SIGINT, signal.SIGTERM])
+            if number % 2:  # at an instruction, drawn from those of the same run
+                send, counted = at_step(which, 0)
+                interrupted(run, send)
+                send, _ = at_step(which, chance.randint(1, counted[0]))
+            else:
+                delay = chance.uniform(1e-5, 0.06)
+                send = chance.choice([by_timer(delay), by_thread(which, delay)])
+            error = interrupted(run, send)
+            ended += error is not None
+            left = difference(before, traces(lm))
+            if left or journal._OPEN or journal._SHARED:
+                return [f"try {number}, {run.args[1]}: {error!r}", *left], ended
+    return [], ended
+
+
+def test_signals_in_random_nestings_change_no_bit() -> None:
+    left, ended = tries(40, seed=1)
+    assert left == []
+    assert ended >= 20
+
+
+@pytest.mark.deep
+def test_signals_in_a_thousand_random_nestings_change_no_bit() -> None:
+    left, ended = tries(1000, seed=2)
+    assert left == []
+    assert ended >= 500
+
+
+def edit_once(lm: LM) -> None:
+    with edited(lm, zero(entry(lm, 1, 3, 4))):
+        pass
+
+
+edit_once.__code__ = edit_once.__code__.replace(co_filename=patching.__file__)  # so that its steps are seen
+
+
+def left_at_some_step(lm: LM) -> bool:
+    """Whether a signal at some step leaves a bit behind, from the last step on."""
+    weight, tensor = lm.model.get_parameter(DOWN)[3, 4].item(), lm.model.get_parameter(DOWN)
+    send, counted = at_step(signal.SIGINT, 0)
+    interrupted(partial(edit_once, lm), send)
+    for step in range(counted[0], 0, -1):
+        error = interrupted(partial(edit_once, lm), at_step(signal.SIGINT, step)[0])
+        if tensor[3, 4].item() != weight:
+            return error is not None
+    return False
+
+
+@pytest.mark.parametrize("taken", ["nobody in front of the handlers", "steps are not held together"])
+def test_without_the_shield_a_signal_leaves_something(monkeypatch: pytest.MonkeyPatch, taken: str) -> None:
+    """The check of the check."""
+    monkeypatch.setattr(interrupts, "_LOCK", threading.RLock())  # may never be released
+    if taken == "nobody in front of the handlers":
+        monkeypatch.setattr(journal, "guard", lambda: None)
+    else:
+        monkeypatch.setattr(interrupts._Held, "__enter__", lambda _self: None)
+        monkeypatch.setattr(interrupts._Held, "__exit__", lambda _self, *_: None)
+    try:
+        with ready():
+            assert left_at_some_step(tiny("llama"))
+    finally:
+        interrupts.held.depth = 0
+        interrupts.held.waiting.clear()
+        journal._OPEN.clear()
+
+
+def test_at_no_step_of_an_edit_does_a_signal_leave_a_bit() -> None:
+    with ready():
+        assert not left_at_some_step(tiny("llama"))
+
+
+def test_a_handler_that_raises_nothing_disturbs_nothing() -> None:
+    lm, seen = tiny("llama"), []
+    with ready():
+        signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+        with edited(lm, zero(entry(lm, 1, 3, 4))):
+            signal.raise_signal(signal.SIGINT)
+            assert lm.model.get_parameter(DOWN)[3, 4] == 0
+        assert seen == [1]
+
+
+def test_signals_in_a_held_step_come_after_it_each_once() -> None:
+    seen = []
+    with ready(), Journal():
+        interrupts._PREVIOUS[signal.SIGTERM] = lambda *_: seen.append("term")
+        with pytest.raises(KeyboardInterrupt), interrupts.held:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("held")
+        signal.raise_signal(signal.SIGTERM)
+    assert seen == ["held", "term"]
+
+
+# --- in any order ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_contexts_left_in_any_order_leave_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    lm = models()[seed % 5]
+    before, entered = traces(lm), []
+    for _ in range(chance.randint(2, 5)):
+        kinds = contexts(lm, chance)
+        context = kinds[chance.choice(sorted(kinds))]()
+        context.__enter__()
+        entered.append(context)
+        if chance.random() < 0.3:
+            entered.pop(chance.randrange(len(entered))).__exit__(None, None, None)
+    chance.shuffle(entered)
+    for context in entered:
+        context.__exit__(None, None, None)
+    assert difference(before, traces(lm)) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_left_of_two_edits_is_the_other_one(seed: int) -> None:
+    """The first is left first: the model is as if only the second had been entered, where they do not overlap."""
+    chance = random.Random(seed)
+    lm = tiny("llama")
+    one, other = (scale(entry(lm, 1, row, chance.randrange(48)), 0.0) for row in chance.sample(range(32), 2))
+    with edited(lm, other):
+        alone = logits(lm)
+    first, second = edited(lm, one), edited(lm, other)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(logits(lm), alone)
+    second.__exit__(None, None, None)
+
+
+def test_two_generators_in_turns() -> None:
+    lm = tiny("llama")
+    before = traces(lm)
+
+    def steps(factor: float):  # type: ignore[no-untyped-def]
+        with edited(lm, scale(entry(lm, 1, 3, 4), factor)):
+            yield
+            yield
+
+    one, other = steps(2.0), steps(4.0)
+    next(one), next(other), next(one), next(other)
+    one.close()
+    assert lm.model.get_parameter(DOWN)[3, 4] != 0
+    other.close()
+    assert difference(before, traces(lm)) == []
+
+
+@pytest.mark.parametrize("second", ["edited", "tapped", "quantized"])
+def test_another_thread_is_refused_and_then_let_in(second: str) -> None:
+    lm, said = tiny("llama"), []
+
+    def enter() -> None:
+        make = {
+            "edited": lambda: edited(lm, zero(entry(lm, 1, 3, 4))),
+            "tapped": lambda: tapped(lm),
+            "quantized": lambda: quantized(lm, W4),
+        }[second]
+        try:
+            with make():
+                said.append("entered")
+        except StudfinderError as error:
+            said.append(str(error))
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+
+    before = traces(lm)
+    with edited(lm, zero(entry(lm, 1, 3, 4))):
+        in_a_thread()
+    in_a_thread()
+    assert re.fullmatch(
+        r"this model is being changed or read in another thread \(MainThread\); expected one thread at a time\. .*",
+        said[0],
+    )
+    assert said[1:] == ["entered"]
+    assert difference(before, traces(lm)) == []
+
+
+def test_threads_with_models_of_their_own_do_not_meet() -> None:
+    pairs = [(lm, traces(lm)) for lm in (tiny("llama"), tiny("llama", seed=1), tiny("llama", seed=2))]
+    failed = []
+
+    def work(lm: LM, seed: int) -> None:
+        for number in range(15):
+            try:
+                nest(lm, 100 * seed + number)
+            except (ZeroDivisionError, StudfinderError):
+                pass
+            except BaseException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(lm, seed)) for seed, (lm, _) in enumerate(pairs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert [difference(before, traces(lm)) for lm, before in pairs] == [[], [], []]
+
+
+def test_edits_that_are_in_force_are_not_entered_again_but_later_they_are() -> None:
+    lm = tiny("llama")
+    before, once = traces(lm), edited(lm, zero(entry(lm, 1, 3, 4)))
+    for _ in range(2):
+        with once:
+            assert lm.model.get_parameter(DOWN)[3, 4] == 0
+            with pytest.raises(StudfinderError, match="in force already"), once:
+                pass
+            assert lm.model.get_parameter(DOWN)[3, 4] == 0
+        assert difference(before, traces(lm)) == []
+
+
+# --- what others do inside ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda lm: edited(lm, zero(entry(lm, 1, 3, 4))), lambda lm: quantized(lm, W4)])
+def test_a_parameter_that_somebody_replaced_inside_is_put_back_and_said(make) -> None:  # type: ignore[no-untyped-def]
+    lm = tiny("llama")
+    before = traces(lm)
+    owner = lm.model.get_submodule("model.layers.1.mlp.down_proj")
+    with pytest.raises(StudfinderError, match=rf"{re.escape(DOWN)} was replaced by somebody else"), make(lm):
+        owner.weight = nn.Parameter(owner.weight.detach().clone())
+    assert difference(before, traces(lm)) == []
+    with pytest.raises(RuntimeError) as caught, make(lm):
+        owner.weight = nn.Parameter(owner.weight.detach().clone())
+        raise RuntimeError
+    assert "was replaced by somebody else" in caught.value.__notes__[0]
+    assert difference(before, traces(lm)) == []
+
+
+def test_what_was_written_into_a_tensor_that_went_with_an_outer_change_is_said() -> None:
+    lm = tiny("llama")
+    before = traces(lm)
+    outer, inner = Journal(lm.model), Journal(lm.model)
+    outer.__enter__().replace(DOWN, torch.zeros(32, 50))
+    inner.__enter__().write(DOWN, 1.0, (3, 49))
+    outer.__exit__(None, None, None)
+    assert difference(before, traces(lm)) == []
+    with pytest.raises(StudfinderError, match="replaced"):
+        inner.__exit__(None, None, None)
+    assert difference(before, traces(lm)) == []
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_a_step_back_that_fails_does_not_stop_the_others(at: int) -> None:
+    lm = tiny("llama")
+    before = traces(lm)
+
+    def fail() -> None:
+        raise OSError(f"step {at}")
+
+    steps = [
+        lambda j: j.write(DOWN, 0.0, (3, 4)),
+        lambda j: j.write(DOWN, torch.zeros(32, 48)),
+        lambda j: j.set(lm.model.config, "use_cache", False),
+        lambda j: j.hook(lm.model, lambda *_: None),
+    ]
+    steps.insert(at, lambda j: j.then(fail))
+    with pytest.raises(OSError, match=f"step {at}"), Journal(lm.model) as one:
+        for step in steps:
+            step(one)
+    assert difference(before, traces(lm)) == []
+
+
+# --- every kind of tensor ------------------------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Tensors of every kind that models have."""
+
+    def __init__(self, dtype: torch.dtype, inference: bool) -> None:
+        super().__init__()
+        with torch.inference_mode(inference):
+            flat = torch.randn(60).to(dtype)
+            self.whole = nn.Parameter(flat)
+            self.view = nn.Parameter(flat[12:36].view(4, 6))  # one storage under three names
+            self.turned = nn.Parameter(flat[20:40].view(4, 5).T)
+            self.experts = nn.Parameter(torch.randn(3, 4, 5).to(dtype), requires_grad=False)
+            self.register_buffer("scale", torch.tensor(2.0).to(dtype))
+            self.nan = nn.Parameter(torch.full((3, 3), float("nan")).to(dtype))
+
+    @property
+    def state(self) -> list[object]:
+        return [
+            (name, id(p), p.requires_grad, p.grad, patching.digest(p))
+            for name, p in self.state_dict(keep_vars=True).items()
+        ]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_every_kind_come_back(dtype: torch.dtype, inference: bool) -> None:
+    chance = random.Random(0)
+    for number in range(60):
+        torch.manual_seed(number)
+        model = Odd(dtype, inference)
+        before, open_ones = model.state, []
+        for _ in range(chance.randint(1, 3)):
+            with torch.inference_mode(chance.random() < 0.3):
+                one = Journal(model).__enter__()
+                open_ones.append(one)
+                for _ in range(chance.randint(1, 6)):
+                    name = chance.choice([name for name, _ in model.state_dict(keep_vars=True).items()])
+                    shape = tuple(model.get_parameter(name).shape) if name != "scale" else ()
+                    index = tuple(chance.choice([chance.randrange(size), slice(None)]) for size in shape)
+                    index = chance.choice([index, index[:1], (), tuple(torch.randint(size, (7,)) for size in shape)])
+                    if chance.random() < 0.15 and name != "scale":
+                        one.replace(name, torch.ones(shape, dtype=dtype))
+                    else:
+                        one.write(name, chance.choice([0.0, -1.5, float("inf")]), index)
+        chance.shuffle(open_ones)
+        for one in open_ones:
+            problems = one.close()
+            assert all("replaced" in str(problem) for problem in problems), problems
+        assert model.state == before, number
+
+
+def test_offloaded_weights_are_refused_by_every_way_to_write() -> None:
+    lm = tiny("llama")
+    owner = lm.model.get_submodule("model.layers.1.mlp.gate_proj")
+    owner.weight = nn.Parameter(owner.weight.detach().to("meta"))
+    name = "model.layers.1.mlp.gate_proj.weight"
+    for change in (
+        lambda: edited(lm, scale(top_fraction(lm, 0.1, [name]), 0.5)).__enter__(),
+        lambda: quantized(lm, W4).__enter__(),
+        lambda: Journal(lm.model).write(name, 0.0),
+    ):
+        with pytest.raises(StudfinderError, match=r"gate_proj.weight is offloaded"):
+            change()
+    with pytest.raises(StudfinderError, match="there is no parameter 'model.nothing.weight'"):
+        Journal(lm.model).write("model.nothing.weight", 0.0)
+
+
+def test_a_model_that_accelerate_runs_keeps_its_own_forward(tmp_path: Path) -> None:
+    """accelerate puts a `forward` on each module; blocks that are passed by get theirs back."""
+    from accelerate import disk_offload
+
+    lm, whole = tiny("llama"), tiny("llama")
+    disk_offload(lm.model, tmp_path)
+    before = traces(lm)
+    with patching.kept_outputs(lm, [0]) as kept:
+        clean = logits(lm)
+    with resumed(lm, 1, kept[0]):
+        assert torch.equal(logits(lm), clean)
+    with edited(lm, zero(entry(whole, 1, 3, 4))), resumed(lm, 1, kept[0]):
+        assert not torch.equal(logits(lm), clean)
+    assert difference(before, traces(lm)) == []
+    assert torch.equal(logits(lm), logits(whole))
+
+
+# --- what is an edit -----------------------------------------------------------------------------------------------------
+
+
+def given(lm: LM) -> list[tuple[object, tuple]]:
+    """What may be given, and what it means."""
+    a, b = zero(entry(lm, 1, 3, 4)), mean(Activations("residual[1]", Everything()))
+    line = f"zero:{DOWN}[3,4]"
+    return [
+        (a[0], a),
+        ([a, b], (*a, *b)),
+        ([[a], (b, [a])], (*a, *b, *a)),
+        ((edit for edit in a), a),
+        (line, a),
+        ([line, b, "mean:residual[1].all"], (*a, *b, *b)),
+        (EditList(edits=(*a, *b)), (*a, *b)),
+    ]
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_lists_and_lines_mean_their_edits(case: int) -> None:
+    lm = tiny("llama")
+    what, meant = given(lm)[case]
+    assert edited(lm, what).edits == meant
+    what, _ = given(lm)[case]
+    with edited(lm, what):
+        found = logits(lm)
+    with edited(lm, meant):
+        assert torch.equal(found, logits(lm))
+    from studfinder.measures.sweep import next_token
+
+    what, _ = given(lm)[case]
+    ids = [IDS[0].tolist()]
+    assert next_token(lm, ids, what).kl.tolist() == next_token(lm, ids, meant).kl.tolist()
+
+
+def not_edits(lm: LM) -> list[tuple[object, str]]:
+    findings = a_scan()[0]
+    return [
+        (findings, "Findings says which numbers, not what becomes of them"),
+        ([findings], "Findings says which numbers"),
+        (entry(lm, 1, 3, 4), "Weights says which numbers"),
+        (Activations("residual[1]", Everything()), "Activations says which numbers"),
+        (None, "NoneType is no edit"),
+        (0.5, "float is no edit"),
+        ([None], "NoneType is no edit"),
+        ({"zero": 1}, "dict is no edit"),
+        (torch.zeros(2), "Tensor is no edit"),
+        (b"zero", "bytes is no edit"),
+        (zero, "function is no edit"),
+        (lm, "LM is no edit"),
+        ([], "there are no edits"),
+        ([[], ()], "there are no edits"),
+        ("", "'' is not an edit"),
+        ("zero", "'zero' is not an edit"),
+        (["nothing:here"], "'nothing' is not a kind of edit|there is no"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(17))
+def test_what_is_no_edit_is_refused_by_name(case: int) -> None:
+    lm = tiny("llama")
+    what, words = not_edits(lm)[case]
+    with pytest.raises(StudfinderError, match=words):
+        edited(lm, what)
+
+
+# --- one owner -----------------------------------------------------------------------------------------------------------
+
+OWNERS = {
+    "sites/journal.py": "the patch journal itself",
+    "sites/interrupts.py": "holds signals back",
+}
+REASONS = {
+    "training/interrupt.py": {"signal": "takes Ctrl-C as a wish to stop after the step"},
+    "training/fit.py": {"del forward": "takes accelerate's autocast off the trained model for good"},
+    "experiments/held_weights.py": {
+        "hook": "a gradient hook of a training; the model is trained, not lent",
+        "write": "holds weights where they are while an optimiser moves the others",
+    },
+    "models/gguf.py": {"setattr": "builds a model"},
+    "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
+    "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},
+    "attention/differential/layer.py": {"write": "fills a layer of its own that is being built"},
+}
+
+
+def changes(path: Path) -> set[str]:
+    """In which ways a file changes what may be a live model, by its syntax tree."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if re.fullmatch(r"register_(module_)?(\w+_)?hook", name):
+                found.add("hook")
+            if isinstance(node.func, ast.Attribute) and name == "remove" and not node.args:
+                found.add("remove")
+            if name in ("setattr", "delattr"):
+                found.add("setattr")
+            if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in ("signal.signal", "signal.sigaction"):
+                found.add("signal")
+            if name.endswith("_") and not name.startswith("_") and _parameter(node.func):
+                found.add("write")
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.Delete):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            for target in targets:
+                if isinstance(target, ast.Attribute) and target.attr in ("data", "forward", "_original_forward"):
+                    found.add(f"{'del ' * isinstance(node, ast.Delete)}{target.attr.removeprefix('_original_')}")
+                if isinstance(target, ast.Subscript) and _parameter(target.value):
+                    found.add("write")
+    return found
+
+
+def _parameter(node: ast.AST) -> bool:
+    text = ast.unparse(node)
+    return bool(
+        re.search(
+            r"get_parameter\(|_parameters\b|_buffers\b|\bparameter\b|\b(previous|current)\.copy_|\.(weight|bias|query_weight|query_bias)\b",
+            text,
+        )
+    )
+
+
+def test_the_journal_is_the_only_owner_of_changes() -> None:
+    home = Path(studfinder.__file__).parent
+    found = {}
+    for path in sorted(home.rglob("*.py")):
+        name = str(path.relative_to(home))
+        ways = changes(path)
+        if ways and name not in OWNERS:
+            found[name] = ways
+    assert found == {name: set(ways) for name, ways in REASONS.items()}
