@@ -118,7 +118,7 @@ def test_without_the_shield_a_signal_leaves_something(monkeypatch: pytest.Monkey
     """The check of the check."""
     monkeypatch.setattr(interrupts, "_LOCK", threading.RLock())  # may never be released
     if taken == "nobody in front of the handlers":
-        monkeypatch.setattr(journal, "guard", lambda: None)
+        monkeypatch.setattr(interrupts, "_guard", lambda: None)
     else:
         monkeypatch.setattr(interrupts._Held, "__enter__", lambda _self: None)
         monkeypatch.setattr(interrupts._Held, "__exit__", lambda _self, *_: None)
@@ -127,8 +127,8 @@ def test_without_the_shield_a_signal_leaves_something(monkeypatch: pytest.Monkey
             assert left_at_some_step(tiny("llama"))
     finally:
         interrupts.held.depth = 0
-        interrupts.held.waiting.clear()
-        journal._OPEN.clear()
+        for left in (interrupts.held.waiting, interrupts.held.open, journal._OPEN):
+            left.clear()
 
 
 def test_at_no_step_of_an_edit_does_a_signal_leave_a_bit() -> None:
@@ -148,14 +148,13 @@ def test_a_handler_that_raises_nothing_disturbs_nothing() -> None:
 
 def test_signals_in_a_held_step_come_after_it_each_once() -> None:
     seen = []
-    with ready(), Journal():
-        interrupts._PREVIOUS[signal.SIGTERM] = lambda *_: seen.append("term")
+    with ready(), pytest.raises(KeyboardInterrupt), Journal():  # noqa: PT012
+        signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
         with pytest.raises(KeyboardInterrupt), interrupts.held:  # noqa: PT012
             for _ in range(3):
                 signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             seen.append("held")
-        signal.raise_signal(signal.SIGTERM)
     assert seen == ["held", "term"]
 
 
