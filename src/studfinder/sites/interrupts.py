@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -35,15 +35,24 @@ class _Held(threading.local):
     """
 
     depth = 0
+    entering = False
 
     def __init__(self) -> None:
         self.open: list[Open] = []
         self.waiting: list[tuple[_Front, int, FrameType | None]] = []
 
     def __enter__(self) -> None:
-        if not self.depth:
-            _guard()  # from here on nothing is raised until the end
-        self.depth += 1
+        try:
+            if not self.depth:
+                self.entering = True
+                _guard()
+            self.depth += 1  # from here on nothing is raised until the end
+        except BaseException:
+            self.entering = False
+            if not self.open:
+                _unguard()
+            raise
+        self.entering = False
         _LOCK.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -84,8 +93,8 @@ def _settle() -> None:
             each.end(error)
         raise
     finally:
-        if not held.open and not held.depth:
-            _unguard(_SIGNALS)
+        if not (held.open or held.depth or held.entering):
+            _unguard()
 
 
 def _guard() -> None:
@@ -96,11 +105,13 @@ def _guard() -> None:
                 signal.signal(number, _Front(handler))
 
 
-def _unguard(numbers: Sequence[int]) -> None:
-    if numbers and threading.current_thread() is threading.main_thread():
+def _unguard() -> None:
+    if threading.current_thread() is threading.main_thread():
         try:
-            handler = signal.getsignal(numbers[0])
-            if isinstance(handler, _Front):
-                signal.signal(numbers[0], handler.previous)
-        finally:  # the handler that has its place back may raise already
-            _unguard(numbers[1:])
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if isinstance(handler, _Front):
+                    signal.signal(number, handler.previous)
+        except BaseException:  # of a handler that has its place back already
+            _unguard()
+            raise
