@@ -51,7 +51,7 @@ def logits(lm: LM) -> torch.Tensor:
         return lm.model(IDS, use_cache=False).logits
 
 
-# --- everything that could be left behind ---------------------------------------------------------------------------
+# --- everything that could be left behind ----------------------------------------------------------------------------
 
 
 def digest(tensor: torch.Tensor) -> Any:
@@ -175,7 +175,7 @@ def nest(lm: LM, seed: int) -> None:
         logits(lm)
 
 
-# --- signals -----------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 class Alarm(BaseException):

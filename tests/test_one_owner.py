@@ -1,4 +1,4 @@
-"""The patch journal is the only one that hooks, writes into or sets attributes of a model, by the code's syntax trees."""
+"""The patch journal is the only one that hooks, writes into or sets attributes of a model, by the syntax trees."""
 
 from __future__ import annotations
 
