@@ -51,7 +51,7 @@ def logits(lm: LM) -> torch.Tensor:
         return lm.model(IDS, use_cache=False).logits
 
 
-# --- everything that could be left behind ---------------------------------------------------------------------------
+# --- everything that could be left behind ----------------------------------------------------------------------------
 
 
 def digest(tensor: torch.Tensor) -> Any:
@@ -66,8 +66,9 @@ def traces(lm: LM) -> dict[str, Any]:
     for name, module in lm.model.named_modules():
         for table in ("_parameters", "_buffers"):
             for leaf, tensor in vars(module)[table].items():
-                whole = None if tensor is None else (id(tensor), tensor.dtype, tensor.shape, digest(tensor))
-                found[f"{name} {table} {leaf}"] = whole
+                # accelerate makes a new tensor on the meta device after each use
+                place = None if tensor is None or tensor.is_meta else id(tensor)
+                found[f"{name} {table} {leaf}"] = tensor is not None and (place, tensor.shape, digest(tensor))
         plain = {key: value for key, value in vars(module).items() if not isinstance(value, dict)}
         found[f"{name} attributes"] = {
             key: value if isinstance(value, int | str) else id(value) for key, value in plain.items()
@@ -174,7 +175,7 @@ def nest(lm: LM, seed: int) -> None:
         logits(lm)
 
 
-# --- signals -----------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 class Alarm(BaseException):

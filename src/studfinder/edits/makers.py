@@ -50,8 +50,8 @@ _EXPECTED = "findings, one of them or a list, Weights or Activations"
 def zero(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Set to zero. Raises StudfinderError if the target is nothing.
 
-    All findings are their proven super weights. A super weight is its weight; a massive activation is the residual stream at its position and dim; a massive value
-    is its dim of its head at all tokens.
+    All findings are their proven super weights. A super weight is its weight; a massive activation is the residual
+    stream at its position and dim; a massive value is its dim of its head at all tokens.
     """
     return scale(target, 0.0, when=when, cache=cache)
 

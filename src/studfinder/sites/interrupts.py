@@ -13,77 +13,105 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 _LOCK = threading.RLock()
-_SIGNALS = tuple(signal.valid_signals())
-_PREVIOUS: dict[int, Callable[[int, FrameType | None], Any]] = {}
-_BEFORE_RAISING: list[Callable[[BaseException], None]] = []
+_NAMES = ("INT", "TERM", "ALRM", "HUP", "QUIT", "USR1", "USR2", "VTALRM", "PROF", "CHLD", "WINCH", "BREAK")
+_SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}"))
+
+
+class Open(Protocol):
+    """Something that is to be undone before an exception of a signal goes on."""
+
+    def end(self, error: BaseException) -> None:
+        """Undo it; `error` is what goes on."""
 
 
 class _Held(threading.local):
-    """`with held:` what is inside is done whole: no signal handler runs in it, and no other thread is in one."""
+    """`with held:` what is inside is done whole: no signal handler runs in it, and no other thread is in one.
+
+    Attributes:
+        open: what this thread has to undo, in the order in which it was done; handlers stay guarded until it is empty.
+    """
 
     depth = 0
+    entering = False
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, FrameType | None]] = []
+        self.open: list[Open] = []
+        self.waiting: list[tuple[_Front, int, FrameType | None]] = []
 
     def __enter__(self) -> None:
-        self.depth += 1
+        try:
+            if not self.depth:
+                self.entering = True
+                _guard()
+            self.depth += 1  # from here on nothing is raised until the end
+        except BaseException:
+            self.entering = False
+            if not self.open:
+                _unguard()
+            raise
+        self.entering = False
         _LOCK.acquire()
 
     def __exit__(self, *_: object) -> None:
         _LOCK.release()
         self.depth -= 1
         if not self.depth:
-            _deliver()
+            _settle()
 
 
 held = _Held()
 
 
-def guard() -> None:
-    """Stand in front of every handler written in Python; only the main thread can, and only it is interrupted."""
-    if threading.current_thread() is threading.main_thread():
+class _Front:
+    """Stands in front of a handler. What comes in a held step waits, each signal once, as the system does it."""
+
+    def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
+        self.previous = previous
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number not in (waiting for _, waiting, _ in held.waiting):
+            held.waiting.append((self, number, frame))
+        if not held.depth:
+            _settle()
+
+
+def _settle() -> None:
+    """Let the signals through that had to wait; undo everything if one raises; leave handlers as they were if nothing
+    is open."""
+    try:
+        if held.waiting:
+            front, number, frame = held.waiting.pop(0)
+            try:
+                front.previous(number, frame)
+            finally:
+                _settle()
+    except BaseException as error:
+        for each in reversed(list(held.open)):
+            each.end(error)
+        raise
+    finally:
+        if not (held.open or held.depth or held.entering):
+            _unguard()
+
+
+def _guard() -> None:
+    if threading.current_thread() is threading.main_thread():  # no other can, and no other is interrupted
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if callable(handler) and handler is not _on_signal:
-                _PREVIOUS[number] = handler
-                signal.signal(number, _on_signal)
+            if callable(handler) and not isinstance(handler, _Front):
+                signal.signal(number, _Front(handler))
 
 
-def unguard() -> None:
-    """Give every handler its place back, but for those that somebody has set since: theirs may call ours."""
+def _unguard() -> None:
     if threading.current_thread() is threading.main_thread():
-        for number, handler in _PREVIOUS.items():
-            if signal.getsignal(number) is _on_signal:
-                signal.signal(number, handler)  # and is remembered: a signal may still be waiting for it
-
-
-def before_raising(undo: Callable[[BaseException], None]) -> Callable[[BaseException], None]:
-    """Call `undo` with what a handler raised, before it goes on."""
-    _BEFORE_RAISING.append(undo)
-    return undo
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    if number not in (waiting for waiting, _ in held.waiting):  # as the system does: several are one
-        held.waiting.append((number, frame))
-    if not held.depth:
-        _deliver()
-
-
-def _deliver() -> None:
-    if not held.waiting:
-        return
-    number, frame = held.waiting.pop(0)
-    try:
         try:
-            _PREVIOUS[number](number, frame)
-        finally:
-            _deliver()
-    except BaseException as error:
-        for undo in _BEFORE_RAISING:
-            undo(error)
-        raise
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if isinstance(handler, _Front):
+                    signal.signal(number, handler.previous)
+        except BaseException:  # of a handler that has its place back already
+            _unguard()
+            raise

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.sites.interrupts import before_raising, guard, held, unguard
+from studfinder.sites.interrupts import Open, held
 
 _MISSING: Any = object()
 _OPEN: list[Journal] = []
@@ -53,14 +53,15 @@ class Journal:
         self._records: list[_Write | _Item | _Call] = []
         self._whole: set[int] = set()
         self._thread = threading.current_thread()
+        self._home: list[Open] = []
         self._ended: BaseException | None = None
 
     def __enter__(self) -> Journal:
         with held:
             self._check_entry()
-            self._thread, self._ended = threading.current_thread(), None
+            self._thread, self._home, self._ended = threading.current_thread(), held.open, None
+            self._home.append(self)
             _OPEN.append(self)
-            guard()
         return self
 
     def __exit__(
@@ -88,9 +89,14 @@ class Journal:
             self._whole.clear()
             if self in _OPEN:
                 _OPEN.remove(self)
-                if not any(journal._thread is threading.main_thread() for journal in _OPEN):
-                    unguard()
+                self._home.remove(self)
         return problems
+
+    def end(self, error: BaseException) -> None:
+        """Undo everything because of an interrupt, which the block's end raises again if somebody swallows it."""
+        with held:
+            self._ended = error
+            _note(error, self.close())
 
     # --- what can be changed -----------------------------------------------------------------------------------------
 
@@ -311,13 +317,4 @@ def _replaced(what: str) -> StudfinderError:
 
 def _note(error: BaseException, problems: Iterable[BaseException]) -> None:
     for problem in problems:
-        error.add_note(f"while undoing changes of the model: {problem}")
-
-
-@before_raising
-def _end_all(error: BaseException) -> None:
-    """Undo what the main thread has changed, the last first."""
-    with held:
-        for journal in [journal for journal in reversed(_OPEN) if journal._thread is threading.main_thread()]:
-            journal._ended = error
-            _note(error, journal.close())
+        error.add_note(f"while undoing changes of the model: {problem}")  # type: ignore[attr-defined]

@@ -26,15 +26,19 @@ class StopAtStep(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C as a wish to stop after this step; a second one stops at once."""
+        """Take Ctrl-C as a wish to stop after this step; a second one goes to the handler that was there before. Ours
+        stays in its place meanwhile: edits that are measured during training stand in front of it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.getsignal(signal.SIGINT)
 
-        def on_signal(_number: int, _frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
+            if self.asked == "interrupted":
+                second = signal.default_int_handler if before is signal.SIG_DFL else before
+                if callable(second):
+                    second(number, frame)
             self.asked = "interrupted"
-            signal.signal(signal.SIGINT, before)
 
         signal.signal(signal.SIGINT, on_signal)
         try:
