@@ -19,7 +19,7 @@ from studfinder.models.adapters import adapter_at, merged, refuse_adapter, witho
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
-from studfinder.models.pretrained import from_pretrained
+from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def load(
     asked = os.fspath(model)
     source = _resolve(asked, revision)
     wanted = _dtype(dtype)
-    _quiet_when_no_terminal()
+    quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
 
@@ -220,10 +220,3 @@ def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main
         return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception:  # a model without a tokenizer can still be fed token ids
         return None
-
-
-def _quiet_when_no_terminal() -> None:
-    if not sys.stderr.isatty():
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[
     """
     source = Source(str(folder), "a local folder", folder)
     refuse_adapter(source)
+    quiet_when_no_terminal()
     _, checked = from_pretrained(
         source,
         dtype="auto",
@@ -108,9 +110,14 @@ def from_pretrained(
     found = judge(source.id, report)
     for refused in found.refused if allow_missing else (*found.absent, *found.refused):
         raise refused
-    allowed = tuple(f"allowed: {absent.what.replace('would be', 'are now')}" for absent in found.absent)
+    allowed = tuple(f"allowed: {_done(absent.what)}" for absent in found.absent)
     source = dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
     return model, source
+
+
+def _done(what: str) -> str:
+    """What would be, as what is."""
+    return what.replace("and would be random", "but random").replace("would be", "are")
 
 
 def _quantiser(config: Any) -> tuple[str | None, bool]:
@@ -160,3 +167,11 @@ def _without_its_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(said_here)
+
+
+def quiet_when_no_terminal() -> None:
+    """No progress bars of transformers in a log."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
