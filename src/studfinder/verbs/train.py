@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, cached_content_hash
+from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.models.beside import carry
 from studfinder.records import RunCard, Training, read_record, to_json
 from studfinder.report.training import training_sheet
@@ -93,6 +93,7 @@ def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
     identity = {
         **plan.settings,
         "base_hash": "" if base is None else cached_content_hash(base),
+        "base_config": "" if base is None else config_hash(base),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "scoring": SCORING,
     }
