@@ -522,3 +522,15 @@ def test_a_checkpoint_with_rounded_activations_loads_and_rounds_them(tmp_path):
     # compressed-tensors steps by max / 127.5 and in bf16, SmoothQuant's reference and ours by max / 127 in fp32.
     assert not torch.equal(found, unrounded)
     assert (found - rounded).norm() < 0.05 * rounded.norm()
+
+
+def test_the_report_of_a_quantised_checkpoint_is_drawn(tmp_path, capsys):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    quantize(source, W4, out=tmp_path / "out")
+    assert run(["report", str(tmp_path / "out")]) == 0
+    assert "int4" in (tmp_path / "out" / "table.md").read_text()
+    assert load(tmp_path / "out").model is not None
+    (tmp_path / "out" / "run.json").unlink()  # what is left of a copy of it
+    assert run(["report", str(tmp_path / "out" / "studfinder.json"), "--out", str(tmp_path / "page")]) == 0
+    assert run(["report", str(tmp_path / "out"), str(source)]) == 2
+    assert "holds no record" in capsys.readouterr().err
