@@ -30,6 +30,18 @@ def cache(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Figures take most of a small run: files of the same names are written in their place."""
+    from studfinder.verbs import report, results
+
+    for module in (report, results):
+        monkeypatch.setattr(module, "save", lambda figure, path, **_: path.write_text("a figure"))
+    monkeypatch.setattr(report.figures, "draw", lambda *_: None)
+    monkeypatch.setattr(report, "page", lambda *_, **__: "a page")
+    monkeypatch.setattr(results, "html_sheet", lambda *_: "a page")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of evaluation texts."""

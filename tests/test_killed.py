@@ -29,14 +29,13 @@ from studfinder.experiments.experiment import Experiment, Outcome
 from studfinder.experiments.run import Plan, run_experiment
 from studfinder.records import Table
 from studfinder.runs import kind_of
-from studfinder.verbs import report as report_verb
-from studfinder.verbs import results as results_verb
 from studfinder.verbs.measure import plan_measure, run_measure
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.report import report
 from studfinder.verbs.scan import plan_scan, run_scan
 from studfinder.verbs.train import plan_train, run_train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
 CLOCKS = {"seconds", "started", "made", "versions", "command", "key", "resumed"}
 
@@ -77,20 +76,6 @@ def _plan() -> Plan:
     entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": {}}, trains=True)
     module: Any = SimpleNamespace(EXPERIMENT=entry, run=run, draw=lambda result, width: {})
     return Plan(module, entry, (), {"seed": 0})
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Figures take most of a small run: files of the same names are written in their place."""
-
-    def save(figure, path, **_):
-        path.write_text("a figure")
-
-    for module in (report_verb, results_verb):
-        monkeypatch.setattr(module, "save", save)
-    monkeypatch.setattr(report_verb.figures, "draw", lambda *_: None)
-    monkeypatch.setattr(report_verb, "page", lambda *_, **__: "a page")
-    monkeypatch.setattr(results_verb, "html_sheet", lambda *_: "a page")
 
 
 def forked(call: Callable, place: Path, *more: Any, kill: tuple[str, int] | None = None) -> tuple[int, Counter]:

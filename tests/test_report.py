@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from proved import made_up_proof
 from scanned import a_scan
 from studfinder.errors import StudfinderError
-from studfinder.records import Findings
+from studfinder.records import Findings, Interval, RunCard, Training
 from studfinder.report import comparison_page, figures, page
 from studfinder.report.profile import Profile, pack
+from studfinder.report.training import training_sheet
 from studfinder.runs import run_of
 from studfinder.verbs.report import read_run, report, write_report
+from studfinder.verbs.results import write_sheet
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -216,3 +218,22 @@ def _written(folder: Path) -> Path:
     save_file(dict(profile), folder / "profile.safetensors")
     (folder / "findings.json").write_text(to_json(findings), encoding="utf-8")
     return folder
+
+
+def test_a_training_is_drawn_for_both_widths(tmp_path: Path):
+    curve = [
+        {"step": step, "eval_loss": 6.0 / step, "eval_accuracy": step / 9, "outliers/inf_norm": 10.0**step}
+        for step in (1, 2, 4)
+    ]
+    interval = Interval(value=1.5, low=1.4, high=1.6, level=0.95, n=8, method="made up")
+    record = Training(
+        run=RunCard(verb="train", key="k", settings={"text": "t.txt"}),
+        parameters=7,
+        tokens=9,
+        loss=interval,
+        accuracy=interval,
+        log=tuple(curve),
+    )
+    page = write_sheet(tmp_path, training_sheet(record)).read_text()
+    assert "test loss, nats a label" in page
+    assert {path.name for path in tmp_path.iterdir()} >= {"figure-training.png", "table.md", "table-2.csv"}

@@ -19,6 +19,7 @@ from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, run_train, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "recall:vocabulary=32,length=16,pairs=2"
 SMALL = ["--task", TASK, "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "4", "--test", "4"]
 PLAN = {
