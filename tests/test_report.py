@@ -227,7 +227,7 @@ def test_a_training_is_drawn_for_both_widths(tmp_path: Path):
     ]
     interval = Interval(value=1.5, low=1.4, high=1.6, level=0.95, n=8, method="made up")
     record = Training(
-        run=RunCard(verb="train", key="k", settings={"text": "t.txt"}),
+        run=RunCard(verb="train", key="k", settings={"data_text": "t.txt"}),
         parameters=7,
         tokens=9,
         loss=interval,

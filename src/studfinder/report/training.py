@@ -28,7 +28,7 @@ _LOG_FROM = 30
 def training_sheet(record: Training) -> Sheet:
     """What a person reads of a training run."""
     of = record.run.settings
-    what = of.get("text") or of.get("data_text") or of.get("data_kind") or of.get("data_name") or "a task"
+    what = of.get("data_text") or of.get("data_task") or "a task"
     attended = of.get("attention") or "vanilla"
     lead = f"{record.parameters:,} parameters, {record.tokens:,} tokens of {what}, attention: {attended}."
     notes = ["The loss stopped being finite, and the run ended there."] if record.diverged else []
@@ -80,6 +80,8 @@ def _draw(record: Training, width: int) -> Figure:
         axes.plot(steps, values, color=BLUE, marker="o", markersize=3)
         axes.set_title(SEEN[name])
         axes.grid(axis="y")
+        if not any(values):  # nothing was seen: no axis of negative shares
+            axes.set_ylim(0, 1)
         if min(values) > 0 and max(values) > _LOG_FROM * min(values):
             axes.set_yscale("log")
             log_ticks(axes.yaxis)
