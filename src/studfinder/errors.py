@@ -6,6 +6,8 @@ may be passed over (and is printed); the others end the run.
 
 from __future__ import annotations
 
+from studfinder.visible import visible
+
 
 class StudfinderError(Exception):
     """A mistake the user can mend. The command line prints it as one plain line and exits with code 2.
@@ -27,7 +29,9 @@ class StudfinderError(Exception):
         if self.expected:
             parts.append(f"expected {self.expected.rstrip('.')}")
         sentence = "; ".join(parts) + "."
-        return f"{sentence} {self.do.rstrip('.')}." if self.do else sentence
+        if self.do:
+            sentence = f"{sentence} {self.do.rstrip('.')}."
+        return visible(sentence, keep="\n")  # names and other libraries' words are in it
 
     def __reduce__(self) -> tuple:  # keyword-only arguments survive pickling between processes
         return _rebuild, (type(self), self.what, self.expected, self.do)

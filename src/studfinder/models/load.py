@@ -20,6 +20,7 @@ from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
 from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
+from studfinder.visible import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +111,7 @@ def load(
 
 @functools.cache  # once a process: some verbs load a model again
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, file=sys.stderr)
 
 
 def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:

@@ -18,6 +18,7 @@ from studfinder.report.profile import Profile, pack
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, inline_svg
 from studfinder.report.words import count, number, percent, token, verdict_sentence
+from studfinder.visible import visible
 
 _STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
 _TITLES = {
@@ -82,6 +83,7 @@ def render(template: str, **context: object) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
     css, script = _read("page.css"), _read("page.js")
@@ -94,6 +96,11 @@ def render(template: str, **context: object) -> str:
         policy=policy,
         **context,
     )
+
+
+def _shown(value: object) -> object:
+    """What a template prints: a name can turn a page's reading direction as it can a terminal's."""
+    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _read(name: str) -> str:

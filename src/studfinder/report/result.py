@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from studfinder.records import ModelCard, RunCard, Table
 from studfinder.report.cells import is_number, markdown, text
+from studfinder.report.escaped import code, for_markdown
 from studfinder.report.html import render
 from studfinder.report.style import inline_svg
 
@@ -45,8 +46,9 @@ class Sheet:
 def markdown_sheet(sheet: Sheet) -> str:
     """All of it but the figures."""
     names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models) or "its own, trained here"
-    lines = [f"# {sheet.title}", "", sheet.lead, "", f"Models: {names}. Command: `{sheet.run.command}`", ""]
-    lines += [f"* {note}" for note in sheet.notes]
+    made = f"Models: {for_markdown(names)}. Command: {code(sheet.run.command)}"
+    lines = [f"# {for_markdown(sheet.title)}", "", for_markdown(sheet.lead), "", made, ""]
+    lines += [f"* {for_markdown(note)}" for note in sheet.notes]
     return "\n".join([*lines, "", *(markdown(table) for table in sheet.tables)]).rstrip() + "\n"
 
 

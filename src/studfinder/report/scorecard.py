@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from studfinder.records import Cell, Interval, Measured, Scorecard, Table
 from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MUTED, VERMILLION, log_ticks, new_figure
+from studfinder.visible import visible
 
 _KINDS = ("fluency", "context", "memory", "reasoning")
 
@@ -88,7 +89,7 @@ def draw(cards: Sequence[Scorecard], width: float) -> Figure:
         ]
     else:
         key += [
-            Line2D([], [], color=colour, marker="o", linewidth=2, label=card.model.id)
+            Line2D([], [], color=colour, marker="o", linewidth=2, label=visible(card.model.id))
             for card, colour in zip(cards, CATEGORIES, strict=False)
         ]
     figure.legend(handles=key, loc="outside upper left", ncols=4 if wide else 1)
