@@ -20,6 +20,7 @@ from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
 from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
+from studfinder.models.tokenizing import tokenizer_at
 from studfinder.visible import say
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def load(
         live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
     if device is not None:
         live = live.to(device)
+    if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
+        tokenizer, source = None, dataclasses.replace(source, no_tokenizer=tokenizer)
     lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
     check_finite(lm)
     for line in (*source.notes, *source.allowed):
@@ -122,7 +125,7 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
     adapter = adapter_at(source) if merge else None
     if adapter is None:
         live, opened = from_pretrained(source, **options)
-        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
+        return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, revision), opened
     base = source if adapter.base is None else _resolve(adapter.base, None)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
@@ -130,7 +133,9 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
         base = dataclasses.replace(base, folder=folder)
         live, opened = from_pretrained(base, **options)
         if tokenizer is None:  # the adapter's own, or its base model's
-            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(folder or base.id, trusted)
+            tokenizer = tokenizer_at(adapter.folder, trusted)
+            if tokenizer is None or isinstance(tokenizer, StudfinderError):
+                tokenizer = tokenizer_at(folder or base.id, trusted)
     live = merged(live, adapter, options["allow_pickle"])
     source = dataclasses.replace(
         source,
@@ -212,12 +217,3 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise StudfinderError(f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16")
     return found
-
-
-def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main") -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception:  # a model without a tokenizer can still be fed token ids
-        return None

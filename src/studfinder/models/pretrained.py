@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError, Unavailable
+from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
 from studfinder.models.builtin import BUILTINS
@@ -97,6 +98,8 @@ def from_pretrained(
         held = held_in(source.folder) if source.folder is not None else {}
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
+        if source.folder is None and (failed := hub_failure(source.id, error, source.revision)) is not None:
+            raise failed from error
         kind = Unavailable if isinstance(error, ImportError) else StudfinderError
         raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
     report = report_of(

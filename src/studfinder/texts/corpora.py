@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from studfinder.errors import StudfinderError, Unavailable
+from studfinder.hub import hub_failure
 
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 CORPORA = tuple(_LOCAL)
@@ -74,7 +75,9 @@ def _hub(key: str) -> list[str]:
             texts = (row["text"] for row in rows)
             found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
     except Exception as error:
-        raise Unavailable(f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice) from None
+        if (failed := hub_failure(repository, error)) is not None:
+            raise type(failed)(f"text {key!r}: {failed.what}", expected=failed.expected, do=failed.do) from error
+        raise Unavailable(f"text {key!r} cannot be fetched ({(str(error).splitlines() or [type(error).__name__])[0][:200]})", do=advice) from None
     return [text for text in found if text.strip()]
 
 

@@ -20,6 +20,7 @@ from studfinder.measures.tasks.cache import model_state, remembered, score_key
 from studfinder.measures.tasks.catalogue import TASKS, Task
 from studfinder.measures.tasks.harness import Built, build, evaluated, requests_hash, version
 from studfinder.models import LM
+from studfinder.texts.encoding import tokenizer_of
 
 _TUNING = 100
 
@@ -58,8 +59,7 @@ def tasks(
     task, bound = _named(name)
     if limit is not None and limit < 1:
         raise StudfinderError(f"limit {limit}", expected="at least 1 document")
-    if lm.tokenizer is None:
-        raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
+    tokenizer_of(lm)
     edits = edits_of(lm, edits) if edits else ()
     if task is TASKS["arithmetic"]:
         if bound is None:
