@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -38,6 +39,9 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
         StudfinderError: no config, no weights, pickles that are not allowed, a file that is cut off, a shard or a
             tensor that the index names and that is not there, a tensor in two shards.
     """
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() and (kind := irregular(path)) is not None:  # transformers would wait for ever, or pass by
+            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -162,11 +166,7 @@ def some(names: Any, shown: int = 3) -> str:
 def _json(path: Path, missing: str | None = None) -> dict[str, Any]:
     if missing is not None and not path.is_file():
         raise StudfinderError(f"folder {path.parent} has no {path.name}", expected=missing)
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudfinderError(f"{path} is not valid JSON ({error})") from None
-    return read if isinstance(read, dict) else {}
+    return read_json(path)
 
 
 _SHORT = {
