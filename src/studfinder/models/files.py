@@ -32,12 +32,13 @@ class Held:
     file: str
 
 
-def check_folder(folder: Path, allow_pickle: bool) -> None:
-    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing.
+def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
+    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing; gives
+    what its files hold.
 
     Raises:
-        StudfinderError: no config, no weights, pickles that are not allowed, a file that is cut off, a shard or a
-            tensor that the index names and that is not there, a tensor in two shards.
+        StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
+            cut off, a shard or a tensor that the index names and that is not there, a tensor in two shards.
     """
     for path in sorted(folder.iterdir()):
         if not path.is_dir() and (kind := irregular(path)) is not None:  # transformers would wait for ever, or pass by
@@ -56,7 +57,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
             raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
     for shard in shards:
         read_header(shard)
-    held_in(folder)
+    return held_in(folder)
 
 
 def held_in(folder: Path) -> dict[str, Held]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from studfinder.errors import StudfinderError
 
-_KINDS = {dict: "an object", list: "a list"}
+_KINDS: dict[type, str] = {dict: "an object", list: "a list"}
 _IRREGULAR = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -106,8 +106,8 @@ def _why(error: Exception) -> str:
 
 def _of_another_type(name: str, value: Any, kind: type | tuple[type, ...]) -> NoReturn:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    found = {bool: "true or false", type(None): "null", str: "a text", int: "a number", float: "a number"}
+    found: dict[type, str] = {bool: "true or false", type(None): "null", str: "a text", int: "a number"}
     raise StudfinderError(
-        f"{name} holds {found.get(type(value)) or _KINDS.get(type(value), 'something else')}",
+        f"{name} holds {found.get(type(value)) or _KINDS.get(type(value), 'a number')}",
         expected=" or ".join(_KINDS.get(one, one.__name__) for one in kinds) + " in JSON",
     )

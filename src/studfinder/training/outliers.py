@@ -117,7 +117,7 @@ class Outliers(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.lm = load(model)
         if self.file is not None and self.file.is_file():  # what was seen after the checkpoint will be seen again
-            for _, kept in json_lines(self.file):
+            for _number, kept in json_lines(self.file):
                 if kept["step"] <= state.global_step:
                     self.looks[kept["step"]] = Look(kept["summary"], kept["layers"])
 
