@@ -164,13 +164,15 @@ def _scheme(
         known = SCHEMES[name]
         own: Any = str(dtype).removeprefix("torch.")
         return replace(known, scale=own) if known.scale in ("bfloat16", "float16") else known
+    from studfinder.records.outside import whole_number
+
     changes: dict[str, Any] = {}
     if bits is not None:
         changes["element"] = f"int{bits}"
     if zero is not None:
         changes["zero"] = zero
     if group is not None:
-        changes["block"] = int(group) if group.isdigit() else group
+        changes["block"] = whole_number(group) or group
     return replace(default_scheme(shapes, dtype), **changes)
 
 

@@ -70,6 +70,7 @@ def command(
     from studfinder.verbs.observation import Thresholds
     from studfinder.verbs.scan import plan_scan, run_scan
 
+    thresholds = Thresholds(lam=lam)  # said before a model is loaded for nothing
     lm = load(
         model,
         dtype=dtype,
@@ -86,7 +87,7 @@ def command(
         lm,
         prompts=texts,
         bos=bos,
-        thresholds=Thresholds(lam=lam),
+        thresholds=thresholds,
         train_length=train_length,
         prove=prove,
         iterative=iterative,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.models.files import ADAPTER, some
 from studfinder.models.lm import Source
+from studfinder.records.outside import read_json
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -46,11 +46,8 @@ def adapter_at(source: Source) -> Adapter | None:
     folder = source.folder or _on_the_hub(source)
     if folder is None or not (folder / ADAPTER).is_file():
         return None
-    try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise StudfinderError(f"{folder / ADAPTER} is not valid JSON ({error})") from None
+    config = read_json(folder / ADAPTER)
+    kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
     if (folder / "config.json").is_file():
         return Adapter(folder, kind, None, f"a whole model with an adapter ({kind}) beside it")
     if not base:

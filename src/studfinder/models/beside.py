@@ -117,7 +117,7 @@ def _beside(folder: Path) -> Iterator[Path]:
 def _brings_code(path: Path) -> bool:
     try:
         return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

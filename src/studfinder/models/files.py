@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,13 +32,17 @@ class Held:
     file: str
 
 
-def check_folder(folder: Path, allow_pickle: bool) -> None:
-    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing.
+def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
+    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing; gives
+    what its files hold.
 
     Raises:
-        StudfinderError: no config, no weights, pickles that are not allowed, a file that is cut off, a shard or a
-            tensor that the index names and that is not there, a tensor in two shards.
+        StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
+            cut off, a shard or a tensor that the index names and that is not there, a tensor in two shards.
     """
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() and (kind := irregular(path)) is not None:  # transformers would wait for ever, or pass by
+            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -52,7 +57,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
             raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
     for shard in shards:
         read_header(shard)
-    held_in(folder)
+    return held_in(folder)
 
 
 def held_in(folder: Path) -> dict[str, Held]:
@@ -162,11 +167,7 @@ def some(names: Any, shown: int = 3) -> str:
 def _json(path: Path, missing: str | None = None) -> dict[str, Any]:
     if missing is not None and not path.is_file():
         raise StudfinderError(f"folder {path.parent} has no {path.name}", expected=missing)
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudfinderError(f"{path} is not valid JSON ({error})") from None
-    return read if isinstance(read, dict) else {}
+    return read_json(path)
 
 
 _SHORT = {

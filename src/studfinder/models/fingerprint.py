@@ -97,7 +97,7 @@ def cached_content_hash(lm: LM) -> str:
     store = cache_folder() / "hashes" / f"{signature}.json"
     try:
         return str(json.loads(store.read_text())["hash"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = content_hash(lm)
     try:

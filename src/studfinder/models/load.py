@@ -170,10 +170,17 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
 
     if isinstance(model, LM):
         return model
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper keeps the model there
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
             f"cannot load a {type(model).__name__}",
             expected="a name, a path or a transformers PreTrainedModel",
+        )
+    if not model.can_generate() and model.get_output_embeddings() is None:
+        raise StudfinderError(
+            f"a {type(model).__name__} has no language-model head",
+            expected="a causal language model",
+            do="Load it with AutoModelForCausalLM",
         )
     name = getattr(model.config, "_name_or_path", "") or "live"
     lm = LM(model.eval(), _named(tokenizer), anatomy_of(model), Source(name, "a live model object"))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, known
 from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
@@ -21,6 +21,8 @@ from studfinder.models.files import check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
+from studfinder.models.sizes import check_sizes
+from studfinder.records.outside import read_json
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -69,9 +71,12 @@ def from_pretrained(
     where = str(source.folder or source.id)
     common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     if source.folder is not None:
-        check_folder(source.folder, allow_pickle)
+        held = check_folder(source.folder, allow_pickle)
+        check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
     try:
         config = AutoConfig.from_pretrained(where, **common)
+        if source.folder is None:
+            check_sizes(source.id, config.to_dict(), {})
         if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
             raise StudfinderError(
                 f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
@@ -95,6 +100,8 @@ def from_pretrained(
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
+        if (said := known(error)) is not None and getattr(error, "filename", None) is None:
+            raise said from error
         held = held_in(source.folder) if source.folder is not None else {}
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error

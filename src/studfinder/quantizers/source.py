@@ -16,6 +16,7 @@ from studfinder.models import LM, Source, anatomy_of, check_checkpoint
 from studfinder.models.fingerprint import marks
 from studfinder.quantizers.checkpoint import DTYPES
 from studfinder.quantizers.targets import Target, targets
+from studfinder.records.outside import read_json
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _file_names(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return sorted(set(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError, AttributeError):
             raise StudfinderError(f"{index} is damaged", do="Copy it again") from None
     one = folder / "model.safetensors"

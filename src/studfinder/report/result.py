@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from studfinder.records import ModelCard, RunCard, Table
 from studfinder.report.cells import is_number, markdown, text
 from studfinder.report.escaped import code, for_markdown
 from studfinder.report.html import render
-from studfinder.report.style import inline_svg
+from studfinder.report.style import attempted, inline_svg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,11 @@ def markdown_sheet(sheet: Sheet) -> str:
 
 def html_sheet(sheet: Sheet) -> str:
     """All of it, in one file that loads nothing."""
-    charts = [(name, _drawn(name, chart), chart.description) for name, chart in sheet.charts.items()]
+    charts = [
+        (name, drawn, chart.description)
+        for name, chart in sheet.charts.items()
+        if (drawn := attempted(name, partial(_drawn, name, chart))) is not None
+    ]
     return render("result.html", sheet=sheet, charts=charts, cell=text, is_number=is_number)
 
 

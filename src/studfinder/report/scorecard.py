@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -79,8 +80,10 @@ def draw(cards: Sequence[Scorecard], width: float) -> Figure:
     _rows(top, cards, [line.measure for line in shares])
     top.set(xlim=(-0.02, 1.02), xlabel="share right")
     _rows(bottom, cards, [line.measure for line in ratios])
-    bottom.set(xscale="log", xlabel="perplexity")
-    log_ticks(bottom.xaxis)
+    bottom.set(xlabel="perplexity")
+    if any(isfinite(line.score.value) and line.score.value > 0 for line in ratios if line.score is not None):
+        bottom.set(xscale="log")
+        log_ticks(bottom.xaxis)
     key = [Line2D([], [], color=GREY, marker="|", markersize=12, mew=2, linewidth=0, label="chance")]
     if cards[0].against and len(cards) == 1:
         key += [

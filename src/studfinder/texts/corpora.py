@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.hub import hub_failure
+from studfinder.records.outside import irregular, json_lines, read_text
 
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 CORPORA = tuple(_LOCAL)
@@ -33,7 +33,7 @@ def corpus(name: str | Path) -> tuple[str, list[str]]:
         StudfinderError: it is in none of these places; there is no silent substitute.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or (not path.is_dir() and irregular(path) is not None):
         return _file(path)
     key = str(name)
     if key not in _LOCAL:
@@ -48,15 +48,15 @@ def corpus(name: str | Path) -> tuple[str, list[str]]:
 
 
 def _file(path: Path) -> tuple[str, list[str]]:
-    try:
-        content = path.read_text("utf-8")
-        if path.suffix == ".jsonl":
-            documents = [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
-        else:
-            # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
-            documents = [line for line in content.split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
-        raise StudfinderError(f"text {path} cannot be read ({error})") from None
+    if path.suffix == ".jsonl":
+        documents = []
+        for number, row in json_lines(path, name="text"):
+            if "text" not in row:
+                raise StudfinderError(f"text {path} cannot be read (line {number} has no text)")
+            documents.append(str(row["text"]))
+    else:
+        # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
+        documents = [line for line in read_text(path, name="text").split("\n") if line.strip()]
     if not documents:
         raise StudfinderError(f"text {path} is empty", expected="some text")
     return path.name, documents

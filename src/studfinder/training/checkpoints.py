@@ -68,7 +68,7 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
         try:
             mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
             kept, files, trained_on = mark["key"], mark["files"], mark["data"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             kept, files, trained_on = None, {}, None
         if kept is not None and kept != key:
             raise StudfinderError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import irregular
 from studfinder.texts import CORPORA, corpus
 
 _SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
@@ -26,7 +27,7 @@ def documents(name: str) -> Iterator[str]:
     """
     data = os.environ.get("STUDFINDER_DATA")
     places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
-    path = next((place for place in places if place.exists()), None)
+    path = next((place for place in places if place.exists() or place.is_symlink()), None)
     if path is not None:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
@@ -53,9 +54,11 @@ def _checked(name: str, found: Iterator[str]) -> Iterator[str]:
 def _files(path: Path) -> Iterator[str]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
     for file in files:
+        if (kind := irregular(file)) is not None:
+            raise StudfinderError(f"text {file} cannot be read: it is {kind}", expected="a file")
         try:
             yield from _documents_of(file)
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StudfinderError(
                 f"text {file} cannot be read ({type(error).__name__}: {error})",
                 expected='UTF-8; .jsonl with "text" in each line; .json with a list of texts',

@@ -16,6 +16,7 @@ from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues
 from studfinder.models import LM, load
+from studfinder.records.outside import json_lines
 from studfinder.runs import write_text
 from studfinder.training.moments import Moments
 from studfinder.training.streams import Rows, Source
@@ -116,8 +117,7 @@ class Outliers(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.lm = load(model)
         if self.file is not None and self.file.is_file():  # what was seen after the checkpoint will be seen again
-            for line in self.file.read_text(encoding="utf-8").splitlines():
-                kept = json.loads(line)
+            for _number, kept in json_lines(self.file):
                 if kept["step"] <= state.global_step:
                     self.looks[kept["step"]] = Look(kept["summary"], kept["layers"])
 

@@ -27,6 +27,7 @@ from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
+from studfinder.records.outside import read_json
 from studfinder.report.words import count
 from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.quantize_scores import scores_of
@@ -155,7 +156,7 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
     with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
         carry(lm.source, work.path)
-        config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(files.folder / "config.json")
         write_config(work.path, config, done, method, chosen, rest_of(lm, chosen, files))
         done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
         write_card(work.path, done)

@@ -16,6 +16,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.measures.tasks.catalogue import Task, local_file, offline
+from studfinder.records.outside import json_lines
 
 _ADVICE = "Set STUDFINDER_DATA to a folder that holds {local}, or run where the hub can be reached"
 
@@ -172,12 +173,10 @@ def _spec(name: str, task: Task, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _read(path: Path, task: Task) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path, name="task file"):
         try:
-            rows.append(task.rows(json.loads(line)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            rows.append(task.rows(row))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StudfinderError(f"{path} line {number} is not a document of this task ({error!r})") from None
     if not rows:
         raise StudfinderError(f"{path} is empty", expected="a document a line")

@@ -20,6 +20,7 @@ from studfinder.measures.tasks.cache import model_state, remembered, score_key
 from studfinder.measures.tasks.catalogue import TASKS, Task
 from studfinder.measures.tasks.harness import Built, build, evaluated, requests_hash, version
 from studfinder.models import LM
+from studfinder.records.outside import whole_number
 from studfinder.texts.encoding import tokenizer_of
 
 _TUNING = 100
@@ -81,9 +82,10 @@ def _named(name: str) -> tuple[Task, int | None]:
         raise StudfinderError(f"there is no task {plain!r}" if name else "no task", expected=", ".join(TASKS))
     if not colon:
         return TASKS[plain], None
-    if plain != "arithmetic" or not argument.isdecimal():
+    bound = whole_number(argument)
+    if plain != "arithmetic" or bound is None:
         raise StudfinderError(f"task {name!r}", expected=plain + ":100" * (plain == "arithmetic"))
-    return TASKS[plain], int(argument)
+    return TASKS[plain], bound
 
 
 def _tuned(lm: LM, seed: int) -> int:
