@@ -122,7 +122,12 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
     if adapter is None:
         live, opened = from_pretrained(source, **options)
         return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
-    base = source if adapter.base is None else _resolve(adapter.base, None)
+    if adapter.base is None:
+        base = source
+    elif source.folder is None:  # what a stranger's file names is not looked for on this disk
+        base = _on_hub(adapter.base, adapter.revision)
+    else:
+        base = _resolve(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)
@@ -194,6 +199,10 @@ def _resolve(asked: str, revision: str | None) -> Source:
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
+    return _on_hub(asked, revision)
+
+
+def _on_hub(asked: str, revision: str | None) -> Source:
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
         raise StudfinderError(

@@ -15,7 +15,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import BUILTINS, LM, content_hash, load
-from studfinder.models.beside import carry, own_code
+from studfinder.models.beside import beside, carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
@@ -151,6 +151,7 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     meant = meant_of_files(lm) if job.verify else None
     with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
@@ -215,6 +216,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):
