@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, Unavailable
-from studfinder.models.files import ADAPTER, some
+from studfinder.models.files import ADAPTER, check_names, some
 from studfinder.models.headers import read_header
 from studfinder.models.inside import inside, leads_in, linked
 from studfinder.models.lm import Source
@@ -49,8 +49,9 @@ def adapter_at(source: Source) -> Adapter | None:
     folder = source.folder or _on_the_hub(source)
     if folder is None or not (folder / ADAPTER).is_file():
         return None
+    check_names(folder)
     try:
-        config = json.loads(inside(folder, ADAPTER).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise StudfinderError(f"{folder / ADAPTER} is not valid JSON ({error})") from None

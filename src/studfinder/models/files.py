@@ -66,10 +66,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
             the folder.
     """
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
-    check_links(folder)
-    names = _json(folder / _TOKENIZER).get("fast_tokenizer_files") if (folder / _TOKENIZER).is_file() else None
-    for name in names if isinstance(names, list) else ():
-        inside(folder, plain_name(name, folder / _TOKENIZER))
+    check_names(folder)
     weights = weights_of(folder)
     if weights.pickles and not allow_pickle:
         only = "only pickle weights" if weights.pickles == list(weights.files) else "pickle weights"
@@ -79,6 +76,14 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
             do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
         )
     held_in(folder)
+
+
+def check_names(folder: Path) -> None:
+    """Raise StudfinderError if a link in a folder leads out of it, or its tokenizer's config names a file elsewhere."""
+    check_links(folder)
+    names = _json(folder / _TOKENIZER).get("fast_tokenizer_files") if (folder / _TOKENIZER).is_file() else None
+    for name in names if isinstance(names, list) else ():
+        inside(folder, plain_name(name, folder / _TOKENIZER))
 
 
 def weights_of(folder: Path) -> Weights:

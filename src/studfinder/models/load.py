@@ -115,13 +115,13 @@ def _say(line: str) -> None:
 
 def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    trusted, revision = options["trust_remote_code"], source.revision or "main"
+    trusted = options["trust_remote_code"]
     if not merge:
         refuse_adapter(source)
     adapter = adapter_at(source) if merge else None
     if adapter is None:
         live, opened = from_pretrained(source, **options)
-        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
+        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, opened.revision or "main"), opened
     if adapter.base is None:
         base = source
     elif source.folder is None:  # what a stranger's file names is not looked for on this disk
@@ -134,12 +134,15 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
         base = dataclasses.replace(base, folder=folder)
         live, opened = from_pretrained(base, **options)
         if tokenizer is None:  # the adapter's own, or its base model's
-            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(folder or base.id, trusted)
+            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(
+                folder or base.id, trusted, opened.revision or "main"
+            )
     live = merged(live, adapter, options["allow_pickle"])
+    of_base = f" (commit {opened.revision})" if adapter.base is not None and opened.revision else ""
     source = dataclasses.replace(
         source,
         folder=None,  # its files are not what is in memory
-        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}",
+        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}{of_base}",
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,

@@ -77,6 +77,9 @@ def from_pretrained(
                 expected="one of " + ", ".join(sorted(FAMILIES)),
                 do="CONTRIBUTING.md says how to add one",
             )
+        if source.folder is None:
+            source = dataclasses.replace(source, revision=_commit(config) or source.revision)
+            common["revision"] = source.revision or "main"  # the weights are of the commit that the config is of
         method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
             "dtype": dtype,
@@ -139,6 +142,12 @@ def _snapshot(repository: str, config: Any) -> Path | None:
     except (OSError, ValueError, AttributeError):
         return None
     return None if found is None else Path(found).parent
+
+
+def _commit(config: Any) -> str | None:
+    """Which commit of a hub repository a config was read from."""
+    found = getattr(config, "_commit_hash", None)
+    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{40}", found) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -246,7 +246,7 @@ def _kind(name: str) -> Kind:
     if plain == "tasks":
         from studfinder.measures.tasks import TASKS
 
-        return TASKS[argument.partition(":")[0]].kind
+        return TASKS[argument.partition(":")[0].partition("@")[0]].kind
     return REGISTRY[plain].kind
 
 

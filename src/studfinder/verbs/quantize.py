@@ -203,7 +203,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     bench.numbers = format == "dense"
     planned = _record(
         lm.source.id,
-        lm.source.origin,
+        lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
         method,
         format,
         bits=0.0,
