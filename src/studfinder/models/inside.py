@@ -44,8 +44,9 @@ def plain_name(name: Any, where: object) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    parts = PurePosixPath(name).name == name == PureWindowsPath(name).name
-    if not parts or name in ("", ".", "..") or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+    if PurePosixPath(name).name != name or PureWindowsPath(name).name != name or ":" in name:
+        return False
+    if name in ("", ".", "..") or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
         return False
     return len(name.encode()) <= LONGEST
 
