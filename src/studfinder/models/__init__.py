@@ -6,7 +6,7 @@ from studfinder.models.builtin import BUILTINS, builtin_folder
 from studfinder.models.cache import cache_folder, keep_private, private_folder
 from studfinder.models.card import model_card
 from studfinder.models.checkpoint import CheckpointFiles, FilePlace
-from studfinder.models.fingerprint import cached_content_hash, content_hash
+from studfinder.models.fingerprint import cached_content_hash, config_hash, content_hash
 from studfinder.models.lm import LM, Source
 from studfinder.models.load import check_finite, load, permitting
 from studfinder.models.pretrained import check_checkpoint
@@ -32,6 +32,7 @@ __all__ = [
     "check_findings",
     "check_finite",
     "check_same_weights",
+    "config_hash",
     "content_hash",
     "keep_private",
     "load",

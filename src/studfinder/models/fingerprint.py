@@ -84,6 +84,18 @@ def _digest(tensor: torch.Tensor) -> bytes:
     return digest.digest()
 
 
+def config_hash(lm: LM) -> str:
+    """A short hash of what a model computes with beside its weights: its config, without what only says how it was
+    loaded. Two models with the same weights and another rotary base or norm epsilon differ in it."""
+    settings = lm.model.config.to_dict()
+    for name in _NO_PART:
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+_NO_PART = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
 def cached_content_hash(lm: LM) -> str:
     """The content hash of a model just loaded from a folder, remembered by its files: their sizes, times, inodes, and a
     sample of their bytes.

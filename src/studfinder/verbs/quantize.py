@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import BUILTINS, LM, content_hash, load
+from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
 from studfinder.models.beside import beside, carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
@@ -147,7 +147,7 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
         kept=tuple(map(str, _flat(keep))),
         notes=tuple(notes),
     )
-    run = _run(job, done, files=files.signature())
+    run = _run(job, done, files=files.signature(), config=config_hash(lm))
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
@@ -189,7 +189,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
     format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=acts_of(method, job.format) is not None)
-    notes = []
+    notes = list(lm.source.notes)
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
@@ -212,7 +212,14 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
         kept=tuple(map(repr, keep)),
         calibration=text,
     )
-    run = _run(job, planned, model_hash=content_hash(lm), dtype=str(lm.dtype), windows=key_of({"windows": windows}))
+    run = _run(
+        job,
+        planned,
+        model_hash=content_hash(lm),
+        config=config_hash(lm),
+        dtype=str(lm.dtype),
+        windows=key_of({"windows": windows}),
+    )
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
