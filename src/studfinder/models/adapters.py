@@ -55,6 +55,8 @@ def adapter_at(source: Source) -> Adapter | None:
         kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise StudfinderError(f"{folder / ADAPTER} is not valid JSON ({error})") from None
+    if config.get("adapters"):
+        raise StudfinderError(f"{folder / ADAPTER} names further adapters", expected="one that stands for itself")
     if (folder / "config.json").is_file():
         return Adapter(folder, kind, None, f"a whole model with an adapter ({kind}) beside it")
     if not base:

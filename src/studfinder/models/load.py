@@ -19,7 +19,7 @@ from studfinder.models.adapters import adapter_at, merged, refuse_adapter, witho
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
-from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
+from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,6 +126,11 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
         base = source
     elif source.folder is None:  # what a stranger's file names is not looked for on this disk
         base = _on_hub(adapter.base, adapter.revision)
+        if Path(adapter.base).exists():
+            raise StudfinderError(
+                f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
+                do="Run it from another folder",
+            )
     else:
         base = _resolve(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
@@ -142,6 +147,7 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
     source = dataclasses.replace(
         source,
         folder=None,  # its files are not what is in memory
+        revision=commit_in(adapter.folder) or source.revision,
         origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}{of_base}",
         notes=opened.notes,
         allowed=opened.allowed,

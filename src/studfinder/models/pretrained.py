@@ -66,9 +66,12 @@ def from_pretrained(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = str(source.folder or source.id)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     if source.folder is not None:
         check_folder(source.folder, allow_pickle)
+    snapshot = _snapshot(source) if source.folder is None else None
+    if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
+        source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
+    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
         if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
@@ -77,9 +80,6 @@ def from_pretrained(
                 expected="one of " + ", ".join(sorted(FAMILIES)),
                 do="CONTRIBUTING.md says how to add one",
             )
-        if source.folder is None:
-            source = dataclasses.replace(source, revision=_commit(config) or source.revision)
-            common["revision"] = source.revision or "main"  # the weights are of the commit that the config is of
         method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
             "dtype": dtype,
@@ -105,7 +105,7 @@ def from_pretrained(
     report = report_of(
         model,
         info,
-        held_in(folder) if (folder := source.folder or _snapshot(source.id, config)) else {},
+        held_in(folder) if (folder := source.folder or snapshot) else {},
         quantiser=method,
         decoded=decoded,
         asked=dtype != "auto",
@@ -133,21 +133,21 @@ def _quantiser(config: Any) -> tuple[str | None, bool]:
     return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
 
 
-def _snapshot(repository: str, config: Any) -> Path | None:
-    """Where the hub's files of a model that was just loaded are on this disk."""
+def _snapshot(source: Source) -> Path | None:
+    """Where the hub's files of a model are on this disk: a folder that is named by their commit. Fetches its config."""
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(repository, "config.json", revision=config._commit_hash, local_files_only=True)
-    except (OSError, ValueError, AttributeError):
+        found = cached_file(source.id, "config.json", revision=source.revision)
+    except (OSError, ValueError):  # no such repository, no network: loading says it better
         return None
     return None if found is None else Path(found).parent
 
 
-def _commit(config: Any) -> str | None:
-    """Which commit of a hub repository a config was read from."""
-    found = getattr(config, "_commit_hash", None)
-    return found if isinstance(found, str) and re.fullmatch(r"[0-9a-f]{40}", found) else None
+def commit_in(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache is of; None for any other folder."""
+    kept = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if kept else None
 
 
 def _first_line(error: Exception) -> str:
