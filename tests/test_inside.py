@@ -10,6 +10,9 @@ import posixpath
 import random
 import shutil
 import string
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import checkpoint
 from studfinder.cli.app import run
 from studfinder.errors import StudfinderError
+from studfinder.models import load
 from studfinder.models.adapters import adapter_at, without_adapter
 from studfinder.models.beside import carry
 from studfinder.models.files import check_folder, held_in, weights_of
@@ -226,6 +230,16 @@ def test_a_tokenizer_names_no_file_elsewhere(home, name):
     (home / "tokenizer_config.json").write_text(json.dumps({**config, "fast_tokenizer_files": [name]}))
     with pytest.raises(StudfinderError, match=r"tokenizer_config\.json names a file"):
         check_folder(home, allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "a\\b", "C:x", "a\nb", "x" * 252], ids=lambda n: n[:9])
+def test_a_chat_template_is_no_path_before_any_work_is_done(home, name):
+    config = json.loads((home / "tokenizer_config.json").read_text())
+    templates = [{"name": "default", "template": "x"}, {"name": name, "template": "SECRET"}]
+    (home / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": templates}))
+    (home / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(StudfinderError, match=r"the tokenizer of .* names a file"):
+        load(home)
 
 
 def links(outside: Path) -> list[str]:
@@ -514,3 +528,140 @@ def test_a_name_is_read_inside_only(home):
     for name in (name for name in OUTWARD if not name.startswith(("sub/", "~"))):
         with pytest.raises(StudfinderError):
             inside(home, name)
+
+
+# Many more, drawn.
+
+_OPENED: list[str] = []
+_LISTENS = [False]
+
+
+def _hear(event: str, arguments: tuple) -> None:
+    if _LISTENS[0] and event == "open" and isinstance(arguments[0], str | bytes):
+        _OPENED.append(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_hear)
+
+
+@contextmanager
+def opened() -> Iterator[list[str]]:
+    """The names of the files that are opened meanwhile, as they are given to the system."""
+    _OPENED.clear()
+    _LISTENS[0] = True
+    try:
+        yield _OPENED
+    finally:
+        _LISTENS[0] = False
+
+
+def drawn_name(draw: random.Random) -> str:
+    """A name that is made of what paths are made of, at times with a usual ending."""
+    parts = (
+        "..",
+        ".",
+        "/",
+        "\\",
+        ":",
+        "\0",
+        "~",
+        "a",
+        "B",
+        " ",
+        "\n",
+        "é",
+        "C",
+        "x" * 60,
+        "\x7f",
+        "\u202e",
+        "home",
+        "etc",
+    )
+    name = "".join(draw.choice(parts) for _ in range(draw.randrange(7)))
+    return name + draw.choice((".safetensors", ".safetensors", ".bin", ".json", "", "/model.safetensors"))
+
+
+def names_in_an_index(model: Path, count: int, seed: int) -> int:
+    """How many drawn names of shards were refused for what they are; the rest is only not there."""
+    draw, refused = random.Random(seed), 0
+    index(model, "x.safetensors")
+    for _ in range(count):
+        where = {"a": drawn_name(draw), "b": drawn_name(draw)}
+        (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+        with opened() as files, pytest.raises(StudfinderError) as caught:
+            held_in(model)
+        refused += "names a file" in str(caught.value) or "names weights" in str(caught.value)
+        outside = [file for file in files if not os.path.abspath(file).startswith(f"{model}/")]
+        assert outside == [], where
+    return refused
+
+
+def drawn_links(folder: Path, count: int, seed: int) -> tuple[int, int]:
+    """Files and links to each other, in and out of a folder; how many lead in and out, as the system itself says."""
+    draw, found = random.Random(seed), [0, 0]
+    for number in range(count):
+        root = folder / str(number)
+        model = root / "model"
+        (model / "sub").mkdir(parents=True)
+        names = ["a", "b", "sub/c", "sub/d", "sub"]
+        for place in ("model/file", "model/sub/file", "secret", "model.safetensors"):
+            (root / place).write_text(place)
+        targets = [
+            "file",
+            "sub/file",
+            "../secret",
+            "../model",
+            "..",
+            "../model/file",
+            "../model.safetensors",
+            "a",
+            "b",
+            "c",
+        ]
+        targets += [
+            "sub/c",
+            "sub/../file",
+            "sub/../../secret",
+            str(root / "secret"),
+            str(model / "file"),
+            "nowhere",
+            ".",
+        ]
+        made = draw.sample(names[:4], draw.randrange(1, 4))
+        for name in made:
+            (model / name).symlink_to(draw.choice(targets))
+        for name in made:
+            target = os.path.realpath(model / name)
+            real = os.path.realpath(model)
+            within = target == real or target.startswith(f"{real}{os.sep}")
+            try:
+                (model / name).stat()
+            except FileNotFoundError:
+                pass  # it may still lead out
+            except OSError:  # a circle
+                assert not leads_in(model, model / name)
+                continue
+            assert leads_in(model, model / name) is within
+            found[not within] += 1
+        shutil.rmtree(root)
+    return found[0], found[1]
+
+
+def test_drawn_names_open_nothing_outside(home):
+    assert names_in_an_index(home, 400, 1) > 300
+
+
+@pytest.mark.deep
+def test_many_drawn_names_open_nothing_outside(home):
+    assert names_in_an_index(home, 20_000, 2) > 15_000
+
+
+def test_drawn_links_lead_where_the_system_says(tmp_path):
+    within, without = drawn_links(tmp_path, 200, 1)
+    assert min(within, without) > 50
+
+
+@pytest.mark.deep
+def test_many_drawn_links_lead_where_the_system_says(tmp_path):
+    within, without = drawn_links(tmp_path, 5_000, 2)
+    assert min(within, without) > 1_000

@@ -18,6 +18,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
+from studfinder.models.inside import distinct, plain_name
 from studfinder.models.lm import LM, Source
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 
@@ -235,6 +236,9 @@ def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception:  # a model without a tokenizer can still be fed token ids
         return None
+    if isinstance(found.chat_template, dict):  # saving it makes a file of each
+        distinct([plain_name(f"{name}.jinja", f"the tokenizer of {where}") for name in found.chat_template], where)
+    return found
