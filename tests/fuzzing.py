@@ -11,7 +11,23 @@ _VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, 5e-324, float("nan"), float("inf"),
     "", "x", "\0", "\x1b[31m", "\ud800", "²", "../../x", "/etc/passwd", "a" * 300, [], {}, [[]], [None], {"": None}, [1, "x", None],
 ]  # fmt: skip
-_BYTES = [b"", b"\0", b"\xff", b"\n", b"\x1a", b'"', b"{", b"}", b"[" * 50, b"\xef\xbb\xbf", b"NaN", b"1e999", b"9" * 5000, b"\xed\xa0\x80", b"\\u0000"]
+_BYTES = [
+    b"",
+    b"\0",
+    b"\xff",
+    b"\n",
+    b"\x1a",
+    b'"',
+    b"{",
+    b"}",
+    b"[" * 50,
+    b"\xef\xbb\xbf",
+    b"NaN",
+    b"1e999",
+    b"9" * 5000,
+    b"\xed\xa0\x80",
+    b"\\u0000",
+]
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -79,7 +95,9 @@ def _changed(value: Any, rng: random.Random) -> str:
     def walk(inside: Any) -> None:
         if len(places) > 3000:
             return
-        for key, item in inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ():
+        for key, item in (
+            inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
+        ):
             places.append((inside, key))
             walk(item)
 
@@ -95,7 +113,9 @@ def _changed(value: Any, rng: random.Random) -> str:
         inside[rng.choice(["", "x", "format", "\0", "a" * 300])] = inside.pop(key)
     elif what == 2 and isinstance(inside, dict):  # the key twice
         text = json.dumps(value)
-        return text.replace(f"{json.dumps(key)}:", f"{json.dumps(key)}: {json.dumps(rng.choice(_VALUES))}, {json.dumps(key)}:", 1)
+        return text.replace(
+            f"{json.dumps(key)}:", f"{json.dumps(key)}: {json.dumps(rng.choice(_VALUES))}, {json.dumps(key)}:", 1
+        )
     elif what == 3:
         inside[key] = [old] if rng.random() < 0.5 else {"x": old}
     elif what == 4 and isinstance(old, int | float):

@@ -39,9 +39,10 @@ from studfinder.quantizers.activations import rounded_inputs
 from studfinder.quantizers.folds import swapped
 from studfinder.quantizers.targets import targets
 from studfinder.sites import AttentionCall, BlockOutput, Site, WriterCall, kept_outputs, module_inputs, resumed, tapped
-from tiny import token_ids
+from tiny import tiny, token_ids
 
 IDS = token_ids(1, 6)
+DOWN = "model.layers.1.mlp.down_proj.weight"
 W4 = RTN(scheme=Scheme(block="channel", zero="integer", scale="float32"))
 HOME = os.path.dirname(studfinder.__file__)
 
@@ -284,3 +285,15 @@ WATCHED = tuple(
         ("quantizers", "folds.py"),
     )
 )
+
+
+def models() -> list[LM]:
+    tied = tiny("llama")
+    tied.model.lm_head.weight = tied.model.model.embed_tokens.weight
+    return [
+        tiny("llama"),
+        tied,
+        tiny("gpt2", dtype=torch.bfloat16),
+        tiny("mixtral", dtype=torch.float16),
+        tiny("gemma3_text"),
+    ]

@@ -72,7 +72,8 @@ def _samples() -> dict[str, Any]:
 FORMATS = {
     name: kind
     for name in records.__all__
-    if dataclasses.is_dataclass(kind := getattr(records, name)) and "format" in {f.name for f in dataclasses.fields(kind)}
+    if dataclasses.is_dataclass(kind := getattr(records, name))
+    and "format" in {f.name for f in dataclasses.fields(kind)}
 }
 
 
@@ -90,7 +91,12 @@ def _record(name: str) -> None:
         kind_of(folder / file)
         return records.to_json(records.read_record(kind, folder / file))
 
-    READERS[f"record {name}"] = Reader(f"record {name}", make, read, ("records/json.py:read_record", "records/json.py:from_json", "runs/found.py:kind_of"))
+    READERS[f"record {name}"] = Reader(
+        f"record {name}",
+        make,
+        read,
+        ("records/json.py:read_record", "records/json.py:from_json", "runs/found.py:kind_of"),
+    )
 
 
 for _name in FORMATS:
@@ -125,7 +131,14 @@ def _(folder: Path) -> Any:
 
 
 def _old_run(folder: Path) -> Files:
-    content = {"verb": "scan", "format": "studfinder.run", "settings": {"a": 1}, "files": ["x.json"], "made with": [{}], "key": "k"}
+    content = {
+        "verb": "scan",
+        "format": "studfinder.run",
+        "settings": {"a": 1},
+        "files": ["x.json"],
+        "made with": [{}],
+        "key": "k",
+    }
     (folder / "run.json").write_text(json.dumps(content))
     return [folder / "run.json"]
 
@@ -140,7 +153,13 @@ def _(folder: Path) -> Any:
     return check_place(folder, False, [])
 
 
-@reader("lock", _text("x.lock", json.dumps({"host": "h", "pid": 1, "born": 5, "since": "2020"})), "runs/lock.py:_read", "runs/lock.py:_guarded", "runs/lock.py:Lock.check")
+@reader(
+    "lock",
+    _text("x.lock", json.dumps({"host": "h", "pid": 1, "born": 5, "since": "2020"})),
+    "runs/lock.py:_read",
+    "runs/lock.py:_guarded",
+    "runs/lock.py:Lock.check",
+)
 def _(folder: Path) -> Any:
     import os
 
@@ -189,7 +208,12 @@ for _kind, _files, _shards in (
         _kind,
         _model(*_files, shards=_shards),
         _loaded,
-        ("models/files.py:read_header", "models/files.py:_json", "models/files.py:held_in", "models/tokenizing.py:_wanted"),
+        (
+            "models/files.py:read_header",
+            "models/files.py:_json",
+            "models/files.py:held_in",
+            "models/tokenizing.py:_wanted",
+        ),
         cost=60,
     )
 
@@ -206,10 +230,20 @@ def _(folder: Path) -> Any:
     from studfinder.quantizers.source import stored_files
 
     files = stored_files(folder)
-    return [int(files.read(shard, name).view(torch.uint8).long().sum()) for shard, names in files.shards.items() for name in names]
+    return [
+        int(files.read(shard, name).view(torch.uint8).long().sum())
+        for shard, names in files.shards.items()
+        for name in names
+    ]
 
 
-@reader("tensors in the files", _sources, "models/checkpoint.py:CheckpointFiles._index", "models/checkpoint.py:CheckpointFiles.files", cost=8)
+@reader(
+    "tensors in the files",
+    _sources,
+    "models/checkpoint.py:CheckpointFiles._index",
+    "models/checkpoint.py:CheckpointFiles.files",
+    cost=8,
+)
 def _(folder: Path) -> Any:
     from studfinder.models.checkpoint import CheckpointFiles
     from studfinder.models.lm import LM, Source
@@ -237,7 +271,9 @@ def _(folder: Path) -> Any:
 
 
 def _adapter(folder: Path) -> Files:
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "b", "r": 4}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "b", "r": 4})
+    )
     return [folder / "adapter_config.json"]
 
 
@@ -268,8 +304,12 @@ def _prompts(folder: Path) -> Any:
     return [read_prompts(path) for path in sorted(folder.glob("*.txt")) + sorted(folder.glob("*.jsonl"))]
 
 
-READERS["prompts.txt"] = Reader("prompts.txt", _text("p.txt", "one", "zwei", "三"), _prompts, ("texts/prompts.py:read_prompts",))
-READERS["prompts.jsonl"] = Reader("prompts.jsonl", _text("p.jsonl", *_LINES), _prompts, ("texts/prompts.py:read_prompts",))
+READERS["prompts.txt"] = Reader(
+    "prompts.txt", _text("p.txt", "one", "zwei", "三"), _prompts, ("texts/prompts.py:read_prompts",)
+)
+READERS["prompts.jsonl"] = Reader(
+    "prompts.jsonl", _text("p.jsonl", *_LINES), _prompts, ("texts/prompts.py:read_prompts",)
+)
 
 
 def _corpus(folder: Path) -> Any:
@@ -288,14 +328,22 @@ def _documents(folder: Path) -> Any:
     return list(documents(str(next(path for path in folder.iterdir()))))
 
 
-for _suffix, _content in ((".txt", ["one", "two"]), (".jsonl", _LINES), (".json", [json.dumps(["a", {"text": "b"}, {"story": "c"}])])):
+for _suffix, _content in (
+    (".txt", ["one", "two"]),
+    (".jsonl", _LINES),
+    (".json", [json.dumps(["a", {"text": "b"}, {"story": "c"}])]),
+):
     READERS[f"training text {_suffix}"] = Reader(
         f"training text {_suffix}", _text(f"d{_suffix}", *_content), _documents,
         ("training/documents.py:_documents_of", "training/documents.py:fingerprint"),
     )  # fmt: skip
 
 
-@reader("facts", _text("P17.jsonl", *(json.dumps({"subject": f"s{n}", "object": "o"}) for n in range(4))), "texts/relations.py:_read")
+@reader(
+    "facts",
+    _text("P17.jsonl", *(json.dumps({"subject": f"s{n}", "object": "o"}) for n in range(4))),
+    "texts/relations.py:_read",
+)
 def _(folder: Path) -> Any:
     from studfinder.texts import relations
 
@@ -307,7 +355,11 @@ def _(folder: Path) -> Any:
         path.unlink()
 
 
-@reader("task data", _text("t.jsonl", *(json.dumps({"goal": "g", "sol1": "a", "sol2": "b", "label": 0}) for _ in range(3))), "measures/tasks/harness.py:_read")
+@reader(
+    "task data",
+    _text("t.jsonl", *(json.dumps({"goal": "g", "sol1": "a", "sol2": "b", "label": 0}) for _ in range(3))),
+    "measures/tasks/harness.py:_read",
+)
 def _(folder: Path) -> Any:
     from studfinder.measures.tasks.catalogue import TASKS
     from studfinder.measures.tasks.harness import _read
@@ -329,7 +381,13 @@ def _mark(folder: Path) -> Files:
     return [place / checkpoints._MARK]
 
 
-@reader("checkpoint mark", _mark, "training/checkpoints.py:latest", "training/checkpoints.py:_hashes", "training/checkpoints.py:Checkpoints.on_train_begin")
+@reader(
+    "checkpoint mark",
+    _mark,
+    "training/checkpoints.py:latest",
+    "training/checkpoints.py:_hashes",
+    "training/checkpoints.py:Checkpoints.on_train_begin",
+)
 def _(folder: Path) -> Any:
     from studfinder.training.checkpoints import latest
 
@@ -339,6 +397,7 @@ def _(folder: Path) -> Any:
 def _arrays(folder: Path) -> Files:
     import numpy as np
     from safetensors.numpy import save_file
+
     from scanned import a_scan
 
     findings, profile = a_scan()

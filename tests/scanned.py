@@ -157,6 +157,11 @@ def _profile(found: bool) -> dict[str, np.ndarray]:
     return profile
 
 
+_INTERVAL = Interval(value=1.0, low=0.9, high=1.1, level=0.95, n=16, method="made up")
+EFFECT = Effect(kl=_INTERVAL, perplexity_ratio=_INTERVAL)
+"""What a proven weight has."""
+
+
 def findings_for(lm: LM, places: Sequence[tuple[str, tuple[int, ...], str]]) -> Findings:
     """Findings of a live model that hold just these weights.
 
@@ -164,7 +169,6 @@ def findings_for(lm: LM, places: Sequence[tuple[str, tuple[int, ...], str]]) -> 
         places: parameter, index and verdict; the layer is the number in the parameter's name.
     """
     findings, _ = a_scan()
-    interval = Interval(value=1.0, low=0.9, high=1.1, level=0.95, n=16, method="made up")
     weights = tuple(
         replace(
             findings.super_weights[0],
@@ -175,7 +179,7 @@ def findings_for(lm: LM, places: Sequence[tuple[str, tuple[int, ...], str]]) -> 
             col=index[-1],
             expert=index[0] if len(index) == 3 else None,
             value=float(lm.model.get_parameter(name).detach()[index]),
-            effect=Effect(kl=interval, perplexity_ratio=interval),
+            effect=EFFECT,
             verdict=verdict,
         )
         for name, index, verdict in places

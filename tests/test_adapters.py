@@ -83,7 +83,7 @@ def test_a_merged_adapter_computes_what_it_was_trained_to_and_is_recorded(traine
     with torch.no_grad():
         assert torch.allclose(lm.model(TOKENS).logits, logits, atol=1e-5)
         assert not torch.allclose(load(base).model(TOKENS).logits, logits, atol=1e-2)
-    assert model_card(lm, "").merged_adapters == (f"an adapter (LORA) of {base}",)
+    assert model_card(lm, "x").merged_adapters == (f"an adapter (LORA) of {base}",)
     assert cached_content_hash(lm) == content_hash(lm) != content_hash(load(base))
     assert lm.tokenizer is not None
     lm.model.save_pretrained(tmp_path / "saved")

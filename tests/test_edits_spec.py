@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scanned import EFFECT
 from studfinder.edits import (
     AboveLambda,
     Activations,
@@ -130,7 +131,7 @@ def written(folder: Path, findings: Findings) -> Path:
 def test_a_scan_gives_its_proven_super_weights(scanned, tmp_path: Path) -> None:
     lm, findings = scanned
     first, *rest = findings.super_weights
-    proven = replace(findings, super_weights=(replace(first, verdict="proven"), *rest))
+    proven = replace(findings, super_weights=(replace(first, verdict="proven", effect=EFFECT), *rest))
     run = written(tmp_path, proven)
     assert parse_edits(lm, f"zero:{run}") == zero([first])
     assert parse_edits(lm, f"scale=0.5:{run}/findings.json#super_weights") == scale([first], 0.5)
@@ -163,9 +164,9 @@ def test_a_scan_of_another_model_or_without_findings_is_refused(scanned, tmp_pat
         parse_edits(lm, f"zero:{written(tmp_path, replace(findings, massive_values=()))}#massive_values")
     with pytest.raises(StudfinderError, match="#candidates or"):
         parse_edits(lm, f"zero:{run}#heads")
-    with pytest.raises(StudfinderError, match="other weights"):
+    with pytest.raises(StudfinderError, match="expected findings of this model"):
         parse_edits(tiny("llama"), f"zero:{run}#candidates")
-    with edited(lm, zero(entry(lm, 0, 1, 1))), pytest.raises(StudfinderError, match="other weights"):
+    with edited(lm, zero(entry(lm, 0, 1, 1))), pytest.raises(StudfinderError, match="expected findings of this model"):
         parse_edits(lm, f"zero:{run}#candidates")
     (tmp_path / "findings.json").unlink()
     with pytest.raises(StudfinderError, match=r"no findings\.json"):

@@ -259,6 +259,7 @@ def test_further_heads_in_the_files_are_copied_and_ignored(tmp_path):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     held = load_file(source / "model.safetensors")
     further = {
+        "model.layers.3.enorm.weight": torch.ones(32, dtype=BF16),
         "model.layers.3.mlp.up_proj.weight": torch.ones(48, 32, dtype=BF16),
         "mtp.fc.weight": held["lm_head.weight"],
     }
@@ -339,7 +340,7 @@ def test_what_lies_beside_the_weights_travels_by_both_ways(tmp_path):
     for where in ("files", "memory"):
         out = tmp_path / where
         names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-        own = {"config.json", "model.safetensors", "studfinder.json", "README.md"}
+        own = {"config.json", "model.safetensors", "studfinder.json", "README.md", "run.json"}
         assert names - own - {"tokenizer.json", "tokenizer_config.json"} == set(BESIDE), where
         assert all((out / name).read_text() == text for name, text in BESIDE.items())
         assert "the original's" not in (out / "README.md").read_text().split("\n## ")[0]

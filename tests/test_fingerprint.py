@@ -104,6 +104,14 @@ def test_where_a_file_systems_times_say_nothing_the_bytes_do(tmp_path, cache, mo
     assert cached_content_hash(load(folder)) == content_hash(load(folder)) != first
 
 
+def test_what_the_weights_do_not_say_is_in_the_hash_of_the_config():
+    one, other, again = tiny("llama"), tiny("llama"), tiny("llama", dtype=torch.bfloat16)
+    other.model.config.rope_parameters = {**other.model.config.rope_parameters, "rope_theta": 5e5}
+    assert content_hash(one) == content_hash(other)
+    assert fingerprint.config_hash(one) != fingerprint.config_hash(other)
+    assert fingerprint.config_hash(one) == fingerprint.config_hash(again)
+
+
 def test_a_cache_that_cannot_be_written_is_no_mistake(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "file"))

@@ -110,8 +110,14 @@ def fuzz(one: Reader, count: int, seed: int, folder: Path) -> tuple[Counter, lis
                 told["the line about memory"] += 1
             else:
                 at = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
-                ours = [f"{Path(f.filename).relative_to(SOURCES)}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if str(SOURCES) in f.filename]
-                wrong.append(f"{one.kind} #{number} ({path.name}): {type(error).__name__}: {str(error)[:150]} at {ours[-2:]} {at[-1:]}")
+                ours = [
+                    f"{Path(f.filename).relative_to(SOURCES)}:{f.lineno}"
+                    for f in traceback.extract_tb(error.__traceback__)
+                    if str(SOURCES) in f.filename
+                ]
+                wrong.append(
+                    f"{one.kind} #{number} ({path.name}): {type(error).__name__}: {str(error)[:150]} at {ours[-2:]} {at[-1:]}"
+                )
         if time.monotonic() - begun > SECONDS:
             wrong.append(f"{one.kind} #{number}: {time.monotonic() - begun:.0f} s")
         if (now := _state(folder)) != outside and any(not name.startswith("a/b/") for name in set(now) ^ set(outside)):
@@ -139,7 +145,10 @@ def test_damaged_files_end_in_a_line_or_an_answer(kind, tmp_path, cache):
 def test_twenty_thousand_damaged_files(kind, tmp_path, cache):
     count = 1 + round(_shares(MANY)[kind])
     told, wrong = fuzz(READERS[kind], count, 1, tmp_path / "f")
-    print(f"{kind}: {count} mutations, " + ", ".join(f"{number} {what}" for what, number in told.most_common()), file=sys.stderr)
+    print(
+        f"{kind}: {count} mutations, " + ", ".join(f"{number} {what}" for what, number in told.most_common()),
+        file=sys.stderr,
+    )
     assert not wrong, "\n".join(wrong[:40])
 
 
@@ -187,7 +196,11 @@ def _openings() -> list[str]:
                 inner = [*names, child.name] if isinstance(child, ast.FunctionDef | ast.ClassDef) else names
                 if isinstance(child, ast.Call):
                     called = ast.unparse(child.func).rpartition(".")[2]
-                    mode = "".join(str(a.value) for a in [*child.args, *(k.value for k in child.keywords)] if isinstance(a, ast.Constant))
+                    mode = "".join(
+                        str(a.value)
+                        for a in [*child.args, *(k.value for k in child.keywords)]
+                        if isinstance(a, ast.Constant)
+                    )
                     reads = called == "open" and not any(letter in mode for letter in "wax")
                     if called in OPENING or reads:
                         found.append(f"{path.relative_to(SOURCES).as_posix()}:{'.'.join(names)}")

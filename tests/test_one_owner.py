@@ -19,6 +19,8 @@ REASONS = {
         "hook": "a gradient hook of a training; the model is trained, not lent",
         "write": "holds weights where they are while an optimiser moves the others",
     },
+    "models/adapters.py": {"write": "a merged model takes gradients again, as a loaded one does"},
+    "quantizers/plain.py": {"setattr": "builds a model in a process of its own"},
     "models/gguf.py": {"setattr": "builds a model"},
     "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},

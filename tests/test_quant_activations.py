@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from scanned import a_scan
+from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import RTN, Scheme, quantized, targets
 from studfinder.quantizers.activations import (
@@ -126,7 +126,7 @@ def test_where_super_activations_enter_matrices():
     lm, ids = tiny("llama"), token_ids()
     findings, _ = a_scan()
     weight = dataclasses.replace(findings.super_weights[0], layer=1, parameter=DOWN, index=(3, 4), row=3, col=4)
-    places = dict(super_channels(lm, [dataclasses.replace(weight, verdict="proven")]))
+    places = dict(super_channels(lm, [dataclasses.replace(weight, verdict="proven", effect=EFFECT)]))
     assert places.pop(DOWN) == (4,)
     readers = [f"model.layers.2.self_attn.{part}_proj.weight" for part in "qkv"]
     readers += [f"model.layers.2.mlp.{part}_proj.weight" for part in ("gate", "up")]

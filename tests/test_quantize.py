@@ -24,6 +24,7 @@ from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.checkpoint import Entry, shards, write_shard
+from studfinder.records import Quantization, read_record
 from studfinder.records.json import to_json
 from studfinder.runs import write_text
 from studfinder.verbs.quantize import default_scheme, quantize
@@ -219,15 +220,18 @@ def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(tmp_path):
     out = tmp_path / "out"
     quantize(source, W4, out=out)
     old = (out / "model.safetensors").read_bytes()
-    with pytest.raises(StudfinderError, match=r"exists.*--overwrite"):
-        quantize(source, RTN(scheme=Scheme(block=32, scale="bfloat16")), out=out)
+    made = (out / "studfinder.json").stat().st_mtime_ns
+    assert quantize(source, W4, out=out) == read_record(Quantization, out / "studfinder.json")  # shown, not made again
+    assert (out / "studfinder.json").stat().st_mtime_ns == made
+    with pytest.raises(StudfinderError, match=r"holds another run: scheme was .*--overwrite"):
+        quantize(source, RTN(scheme=Scheme(element="int8", block=16)), out=out)
     assert (out / "model.safetensors").read_bytes() == old
     quantize(source, RTN(scheme=Scheme(element="int8", block=16)), out=out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() != old
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
-    with pytest.raises(StudfinderError, match="is no checkpoint"):
+    with pytest.raises(StudfinderError, match="not a studfinder run"):
         quantize(source, W4, out=mine, overwrite=True)
     with pytest.raises(StudfinderError, match="is a file"):
         quantize(source, W4, out=mine / "thesis.txt")
@@ -281,21 +285,23 @@ def test_an_interrupted_export_leaves_the_old_and_goes_on_where_it_was(tmp_path,
     quantize(source, W4, out=out, overwrite=True, progress=lambda _w, done, _t: counts.append(done))
     quantize(source, W4, out=tmp_path / "whole")
     for path in (tmp_path / "whole").iterdir():
-        if path.name not in ("studfinder.json", "README.md"):  # they say when they were made
+        if path.name not in ("studfinder.json", "README.md", "run.json"):  # they say when they were made
             assert path.read_bytes() == (out / path.name).read_bytes(), path.name
     if at > 10:  # at least one shard was whole by then
         assert counts[0] > 1
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
 
 
-def test_a_kill_between_the_two_renames_is_undone(tmp_path):
+def test_a_checkpoint_of_the_version_before_is_replaced_by_its_own_names_only(tmp_path):
     source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
     quantize(source, W4, out=out)
-    old = (out / "model.safetensors").read_bytes()
-    out.rename(tmp_path / ".out.old")
-    with pytest.raises(StudfinderError, match="exists"):
-        quantize(source, W4, out=out)
-    assert (out / "model.safetensors").read_bytes() == old
+    (out / "run.json").unlink()
+    (out / "thesis.txt.gz").write_text("precious")
+    with pytest.raises(StudfinderError, match=r"also holds thesis\.txt\.gz"):
+        quantize(source, W4, out=out, overwrite=True)
+    (out / "thesis.txt.gz").unlink()
+    quantize(source, W4, out=out, overwrite=True)
+    assert (out / "run.json").is_file()
 
 
 def test_an_interrupted_export_is_not_continued_with_other_settings(tmp_path):
@@ -383,7 +389,7 @@ def test_the_command_line(tmp_path, capsys):
     record = json.loads(says(0, "--group", 16, "--json", "--skip", "*.0.mlp.up_proj"))
     assert record == json.loads((out / "studfinder.json").read_text())
     assert record["skipped"] == ["model.layers.0.mlp.gate_proj+up_proj"]
-    assert "exists" in says(2, "--group", 16)
+    assert "holds another run" in says(2, "--group", 16)
     assert "float-quantized" in says(0, "--scheme", "fp8", "--overwrite")
 
 
@@ -428,7 +434,7 @@ def test_the_model_itself_is_never_replaced(tmp_path):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     before = (source / "model.safetensors").read_bytes()
     for model in (source, load(source)):
-        with pytest.raises(StudfinderError, match="is the model itself"):
+        with pytest.raises(StudfinderError, match=r"overlaps .* which is read"):
             quantize(model, W4, out=tmp_path / "x" / ".." / "source", overwrite=True)
     assert (source / "model.safetensors").read_bytes() == before
 
@@ -443,15 +449,17 @@ def test_other_files_beside_the_checkpoint_are_not_part_of_it(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "no readable header"),
-        ("model.safetensors", b"", "no readable header"),
-        ("model.safetensors.index.json", b"{}", "is damaged"),
+        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "is truncated or damaged"),
+        ("model.safetensors", b"", "is truncated or damaged"),
+        ("model.safetensors.index.json", b"{}", "has no weight_map"),
         ("config.json", b"{}", "config.json that cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, capsys, file, text, message):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     (source / file).write_bytes(text)
+    if "index" in file:  # which is not looked at beside a single file
+        (source / "model.safetensors").unlink()
     assert run(["quantize", str(source), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -516,3 +524,15 @@ def test_a_checkpoint_with_rounded_activations_loads_and_rounds_them(tmp_path):
     # compressed-tensors steps by max / 127.5 and in bf16, SmoothQuant's reference and ours by max / 127 in fp32.
     assert not torch.equal(found, unrounded)
     assert (found - rounded).norm() < 0.05 * rounded.norm()
+
+
+def test_the_report_of_a_quantised_checkpoint_is_drawn(tmp_path, capsys):
+    source = checkpoint(tmp_path / "source", dtype=BF16)
+    quantize(source, W4, out=tmp_path / "out")
+    assert run(["report", str(tmp_path / "out")]) == 0
+    assert "int4" in (tmp_path / "out" / "table.md").read_text()
+    assert load(tmp_path / "out").model is not None
+    (tmp_path / "out" / "run.json").unlink()  # what is left of a copy of it
+    assert run(["report", str(tmp_path / "out" / "studfinder.json"), "--out", str(tmp_path / "page")]) == 0
+    assert run(["report", str(tmp_path / "out"), str(source)]) == 2
+    assert "holds no record" in capsys.readouterr().err

@@ -377,3 +377,26 @@ def test_tensorboard_shows_what_the_log_holds(here):
         shown = [(event.step, event.value) for event in seen.Scalars(tag)]
         assert [step for step, _ in shown] == [2, 4] if name != "loss" else [1, 2, 3, 4]
         assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in record.curve(name)], name
+
+
+def test_a_rank_alone_in_the_environment_trains_and_writes(here, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
+    assert (here / "r" / "result.json").is_file()
+    assert (here / "r" / "model" / "config.json").is_file()
+
+
+def test_the_report_of_a_training_is_drawn_again(here, capsys):
+    assert run(["train", *SMALL, "--steps", "4", "--look-every", "2", "--out", "r"]) == 0
+    pages = ("report.html", "table.md", "figure-training.png")
+    assert all((here / "r" / name).stat().st_size for name in pages)
+    for name in pages:
+        (here / "r" / name).unlink()
+    (here / "r" / "notes.md").write_text("mine")
+    capsys.readouterr()
+    assert run(["report", "r"]) == 0
+    assert "r/report.html" in capsys.readouterr().out
+    assert "test loss" in (here / "r" / "table.md").read_text()
+    assert (here / "r" / "notes.md").read_text() == "mine"
+    assert run(["report", "r/result.json", "--out", "elsewhere"]) == 0
+    assert (here / "elsewhere" / "report.html").is_file()

@@ -220,6 +220,8 @@ def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     config = CONFIGS["llama"](**{k: v for k, v in plain.config.to_dict().items() if k != "model_type"})
     config.studfinder = {"variants": [sa.KVShift().started(None).to_dict()]}
     loaded = MODELS["llama"].from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
+    for parameter in loaded.parameters():  # mapped files lie at odd addresses, where sums may round apart
+        parameter.data = parameter.data.clone()
     assert torch.equal(loaded(tokens()).logits, plain(tokens()).logits)
     # A checkpoint with some of a part's numbers: those are kept, the others started.
     tensors = {k: v.clone() for k, v in loaded.state_dict().items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Progress
 from studfinder.experiments.registry import experiment_named
-from studfinder.models import LM, cached_content_hash, load
+from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, attempted, styled
@@ -144,11 +145,14 @@ def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str],
     if first is None:
         identity["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     else:
-        models = (first, *map(loader, plan.models[1:]))
-        known = [(cached_content_hash(lm), str(lm.dtype), lm.device.type, lm.source.folder) for lm in models]
-        hashes, dtypes, devices, folders = zip(*known, strict=True)
-        identity.update(hashes=list(hashes), dtypes=list(dtypes), devices=list(devices))
-        sources = list(folders)
+        models = chain((first,), map(loader, plan.models[1:]))
+        identity["hashes"], identity["configs"], identity["dtypes"], identity["devices"] = [], [], [], []
+        for lm in models:  # one at a time: they are loaded as they are asked for
+            identity["hashes"].append(cached_content_hash(lm))
+            identity["configs"].append(config_hash(lm))
+            identity["dtypes"].append(str(lm.dtype))
+            identity["devices"].append(lm.device.type)
+            sources.append(lm.source.folder)
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
     return run_of(verb, place, identity, result=RESULT, out=out, before=plan.settled), sources

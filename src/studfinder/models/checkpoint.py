@@ -17,9 +17,9 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef
+from studfinder.models.files import SAFE, held_in
 from studfinder.models.lm import LM
 from studfinder.models.weights import matrix
-from studfinder.records.outside import read_json
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,9 @@ class CheckpointFiles:
         folder = _folder_of(self.lm)
         if folder is None:
             return {}
-        index = folder / "model.safetensors.index.json"
         try:
-            if index.is_file():
-                weight_map = read_json(index)["weight_map"]
-                # A name in an index is data: it never leads out of the folder.
-                files = {name: folder / Path(file).name for name, file in weight_map.items()}
-                return {name: path for name, path in files.items() if path.is_file()}
-            from safetensors import safe_open
-
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                return dict.fromkeys(file.keys(), folder / "model.safetensors")
-        except (OSError, ValueError, KeyError, StudfinderError):
+            return {name: folder / one.file for name, one in held_in(folder).items() if one.file.endswith(SAFE)}
+        except StudfinderError:
             return {}
 
     @cached_property

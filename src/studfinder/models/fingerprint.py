@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.builtin import cache_folder
+from studfinder.models.cache import keep_private, private_folder, private_text
 from studfinder.models.lm import LM
 
 _CHUNK = 1 << 24
@@ -84,6 +84,18 @@ def _digest(tensor: torch.Tensor) -> bytes:
     return digest.digest()
 
 
+def config_hash(lm: LM) -> str:
+    """A short hash of what a model computes with beside its weights: its config, without what only says how it was
+    loaded. Two models with the same weights and another rotary base or norm epsilon differ in it."""
+    settings = lm.model.config.to_dict()
+    for name in _NO_PART:
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+_NO_PART = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
 def cached_content_hash(lm: LM) -> str:
     """The content hash of a model just loaded from a folder, remembered by its files: their sizes, times, inodes, and a
     sample of their bytes.
@@ -94,19 +106,18 @@ def cached_content_hash(lm: LM) -> str:
     signature = _signature(lm)
     if signature is None:
         return content_hash(lm)
-    store = cache_folder() / "hashes" / f"{signature}.json"
     try:
+        store = private_folder("hashes") / f"{signature}.json"
+    except OSError:
+        return content_hash(lm)  # only a convenience: the next run hashes again
+    try:
+        keep_private(store)
         return str(json.loads(store.read_text())["hash"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = content_hash(lm)
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = store.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"hash": value}))
-        temporary.replace(store)
-    except OSError:
-        pass  # only a convenience: the next run hashes again
+    with suppress(OSError):
+        private_text(store, json.dumps({"hash": value}))
     return value
 
 

@@ -24,7 +24,7 @@ class Source:
         id: the name or path it was asked for by; "live" for an object handed over.
         origin: in words, for print.
         folder: the checkpoint's folder, where there is one.
-        revision: of the hub repository, where there is one.
+        revision: of the hub repository, where there is one: the commit once it is loaded, before that what was asked.
         notes: what the files hold that is not in memory and need not be, and what was cast.
         allowed: what is missing or was left out because the caller allowed it.
         merged: the adapter that was merged into the weights.

@@ -19,7 +19,7 @@ from studfinder.models.adapters import adapter_at, merged, refuse_adapter, witho
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
-from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
+from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
 from studfinder.visible import say
 
@@ -119,14 +119,24 @@ def _say(line: str) -> None:
 
 def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    trusted, revision = options["trust_remote_code"], source.revision or "main"
+    trusted = options["trust_remote_code"]
     if not merge:
         refuse_adapter(source)
     adapter = adapter_at(source) if merge else None
     if adapter is None:
         live, opened = from_pretrained(source, **options)
-        return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, revision), opened
-    base = source if adapter.base is None else _resolve(adapter.base, None)
+        return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
+    if adapter.base is None:
+        base = source
+    elif source.folder is None:  # what a stranger's file names is not looked for on this disk
+        base = _on_hub(adapter.base, adapter.revision)
+        if Path(adapter.base).exists():
+            raise StudfinderError(
+                f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
+                do="Run it from another folder",
+            )
+    else:
+        base = _resolve(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)
@@ -135,12 +145,14 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
         if tokenizer is None:  # the adapter's own, or its base model's
             tokenizer = tokenizer_at(adapter.folder, trusted)
             if tokenizer is None or isinstance(tokenizer, StudfinderError):
-                tokenizer = tokenizer_at(folder or base.id, trusted)
+                tokenizer = tokenizer_at(folder or base.id, trusted, opened.revision)
     live = merged(live, adapter, options["allow_pickle"])
+    of_base = f" (commit {opened.revision})" if adapter.base is not None and opened.revision else ""
     source = dataclasses.replace(
         source,
         folder=None,  # its files are not what is in memory
-        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}",
+        revision=commit_in(adapter.folder) or source.revision,
+        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}{of_base}",
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,
@@ -207,6 +219,10 @@ def _resolve(asked: str, revision: str | None) -> Source:
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
+    return _on_hub(asked, revision)
+
+
+def _on_hub(asked: str, revision: str | None) -> Source:
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
         raise StudfinderError(

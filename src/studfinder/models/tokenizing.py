@@ -10,6 +10,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.hub import hub_failure
+from studfinder.models.inside import distinct, plain_name
 
 _FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "merges.txt")
 _PACKAGES = {
@@ -34,7 +35,7 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision or "main")
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision or "main")
     except Exception as error:
         folder = Path(where)
         if not folder.is_dir():
@@ -46,6 +47,9 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
             f"the tokenizer of {where} cannot be loaded ({lines[0][:200]})",
             do="Download or save its tokenizer again",
         )
+    if isinstance(found.chat_template, dict):  # saving it makes a file of each
+        distinct([plain_name(f"{name}.jinja", f"the tokenizer of {where}") for name in found.chat_template], where)
+    return found
 
 
 def _missing(name: str, folder: Path | None, error: BaseException) -> Unavailable | None:

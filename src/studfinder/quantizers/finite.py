@@ -26,7 +26,7 @@ def finite_inputs(seen: Mapping[str, torch.Tensor]) -> None:
             raise StudfinderError(
                 f"what enters {name} on the calibration text is NaN or infinite",
                 expected="a model whose activations are finite",
-                do="If it is in float16, load it in bfloat16 (--dtype); else look for a damaged weight in an earlier layer",
+                do="If it is in float16, load it in bfloat16 (--dtype); else a weight in an earlier layer is damaged",
             )
 
 

@@ -317,4 +317,4 @@ def _replaced(what: str) -> StudfinderError:
 
 def _note(error: BaseException, problems: Iterable[BaseException]) -> None:
     for problem in problems:
-        error.add_note(f"while undoing changes of the model: {problem}")  # type: ignore[attr-defined]
+        error.add_note(f"while undoing changes of the model: {problem}")

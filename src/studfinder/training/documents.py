@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.records.outside import irregular
-from studfinder.texts import CORPORA, corpus
+from studfinder.texts import CORPORA, corpus, split_revision
 
 _SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
 
@@ -20,7 +20,8 @@ def documents(name: str) -> Iterator[str]:
 
     In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
     is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4", "wikitext2":
-    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
+    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed. What is
+    of the hub can be pinned to a branch, tag or commit: "owner/name:config@REVISION".
 
     Raises:
         StudfinderError: it is in none of these places, or holds no text.
@@ -32,7 +33,7 @@ def documents(name: str) -> Iterator[str]:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
         return _checked(name, _hub(name))
-    if name not in CORPORA:
+    if split_revision(name)[0] not in CORPORA:
         raise StudfinderError(
             f"there is no text {name!r}",
             expected="a file, a folder, a name below STUDFINDER_DATA, a data set of the hub (owner/name), or "
@@ -86,9 +87,10 @@ def _hub(name: str) -> Iterator[str]:
             f"text {name!r} is not here, and the hub needs the package datasets",
             do='pip install "studfinder[evaluate]", or name a file or a folder',
         ) from None
+    name, revision = split_revision(name)
     repository, _, config = name.partition(":")
     try:
-        rows = load_dataset(repository, config or None, split="train", streaming=True)
+        rows = load_dataset(repository, config or None, split="train", streaming=True, revision=revision)
         for row in rows:
             yield str(row["text"])
     except Exception as error:

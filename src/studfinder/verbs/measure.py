@@ -15,7 +15,7 @@ from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import REGISTRY, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
-from studfinder.models import LM, content_hash, model_card
+from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw, tables
@@ -99,9 +99,11 @@ def plan_measure(
         "dtype": str(lm.dtype).removeprefix("torch."),
         "measures": ",".join(measures),
         "edits": edits_hash(edits) if edits else "",
+        "config": config_hash(lm),
         "device": lm.device.type,
         "against": against.source.id if against is not None else "",
         "against_hash": hash_of(against) if against is not None else "",
+        "against_config": config_hash(against) if against is not None else "",
         "limit": limit,
         "seed": seed,
         "scoring": SCORING,
@@ -158,7 +160,11 @@ def run_measure(
     at its default place)."""
     if out is None and not write:
         return _measured(plan, Steps(None), progress, command), None
-    before = {name: value for name, value in plan.settings.items() if name not in ("device", "scoring")}
+    before = {
+        name: value
+        for name, value in plan.settings.items()
+        if name not in ("config", "against_config", "device", "scoring")
+    }
     run = run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, before=before)
     found = None if overwrite else run.finished()
     if found is not None:
@@ -246,7 +252,7 @@ def _kind(name: str) -> Kind:
     if plain == "tasks":
         from studfinder.measures.tasks import TASKS
 
-        return TASKS[argument.partition(":")[0]].kind
+        return TASKS[argument.partition(":")[0].partition("@")[0]].kind
     return REGISTRY[plain].kind
 
 

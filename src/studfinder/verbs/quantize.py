@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import BUILTINS, LM, content_hash, load
-from studfinder.models.beside import carry, own_code
+from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
+from studfinder.models.beside import beside, carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
@@ -148,10 +148,11 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
         kept=tuple(map(str, _flat(keep))),
         notes=tuple(notes),
     )
-    run = _run(job, done, files=files.signature())
+    run = _run(job, done, files=files.signature(), config=config_hash(lm))
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     meant = meant_of_files(lm) if job.verify else None
     with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
@@ -189,7 +190,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     if method is None:
         method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
     format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=acts_of(method, job.format) is not None)
-    notes = []
+    notes = list(lm.source.notes)
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
@@ -203,7 +204,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     bench.numbers = format == "dense"
     planned = _record(
         lm.source.id,
-        lm.source.origin,
+        lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
         method,
         format,
         bits=0.0,
@@ -212,10 +213,18 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
         kept=tuple(map(repr, keep)),
         calibration=text,
     )
-    run = _run(job, planned, model_hash=content_hash(lm), dtype=str(lm.dtype), windows=key_of({"windows": windows}))
+    run = _run(
+        job,
+        planned,
+        model_hash=content_hash(lm),
+        config=config_hash(lm),
+        dtype=str(lm.dtype),
+        windows=key_of({"windows": windows}),
+    )
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):

@@ -18,7 +18,7 @@ from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues
 from studfinder.detectors.published import published_for
 from studfinder.detectors.super_weights import SuperWeights
-from studfinder.models import LM, content_hash, model_card
+from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import Findings, ModelCard, PromptCard, RunCard, read_record, to_json
 from studfinder.runs import SCORING, Run, key_of, now, run_of, versions, write_bytes, write_text
@@ -75,6 +75,7 @@ def plan_scan(
         "model": model.id,
         "model_hash": model.content_hash,
         "dtype": model.dtype,
+        "config": config_hash(lm),
         "device": lm.device.type,
         "prompts": card.id,
         "prompts_hash": card.hash,
@@ -175,7 +176,7 @@ def run_scan(
 
 def scan_run(plan: ScanPlan, out: Path | None = None, root: Path = Path("runs")) -> Run:
     """The run of a planned scan; nothing is written."""
-    before = {name: value for name, value in plan.settings.items() if name not in ("device", "scoring")}
+    before = {name: value for name, value in plan.settings.items() if name not in ("config", "device", "scoring")}
     return run_of("scan", plan.model.id, plan.settings, result="findings.json", out=out, root=root, before=before)
 
 

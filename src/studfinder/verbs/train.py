@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, cached_content_hash
+from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.models.beside import carry
 from studfinder.records import RunCard, Training, read_record, to_json
 from studfinder.report.training import training_sheet
@@ -30,6 +30,7 @@ from studfinder.training.tasks import word_tokenizer
 from studfinder.verbs.results import write_sheet
 from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train
 
+_TEXT = ("tokens.npy", "tokenizer.json")
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the first one to tokenize a text."""
 __all__ = ["TrainPlan", "plan_train", "run_train", "train"]
@@ -92,6 +93,7 @@ def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
     identity = {
         **plan.settings,
         "base_hash": "" if base is None else cached_content_hash(base),
+        "base_config": "" if base is None else config_hash(base),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "scoring": SCORING,
     }
@@ -196,6 +198,7 @@ def _source(plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[in
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
+    _check_text(work)
     source, tokenizer = tokenized(
         plan.text,
         plan.length,
@@ -212,15 +215,18 @@ def _source(plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[in
             expected=f"{plan.recipe.batch} windows of {plan.length} tokens, and some to test on",
             do="Give it more text, or a smaller --batch or --length",
         )
-    found = {name: _digest(work.path / name) for name in ("tokens.npy", "tokenizer.json")}
-    kept = work.steps.once("text", lambda: found)
-    for name, digest in found.items():
-        if digest != kept[name] and first_process():
+    work.steps.once("text", lambda: {name: _digest(work.path / name) for name in _TEXT})
+    return source, tokenizer
+
+
+def _check_text(work: Work) -> None:
+    """What an interrupted run has tokenized is used again only if it is as it was written."""
+    for name, digest in work.steps.values.get("text", {}).items():
+        if digest != _digest(work.path / name):
             raise StudfinderError(
                 f"{work.path / name} is not as it was written, so training on would end with other weights",
                 do=f"Remove {work.path} and train anew",
             )
-    return source, tokenizer
 
 
 def _digest(path: Path) -> str:
