@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Ways to damage a file: bits, bytes, cuts and splices; and, where it is JSON, its values, keys and numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Every reader of a user's file, registered under the kind of file it reads: what the fuzzer walks.
 
 A reader is `make`, which writes a good file (or a folder of them) and returns the files to damage, and `read`, which
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,29 +24,31 @@ Files = list[Path]
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """One kind of file. `cost`: how many cheap mutations one of its own is worth."""
+    """One kind of file. `cost`: how many cheap mutations one of its own is worth. `same`:
+    whatever is in the file, no other answer may come of it."""
 
     kind: str
     make: Callable[[Path], Files]
     read: Callable[[Path], Any]
     covers: tuple[str, ...]
     cost: int = 1
+    same: bool = False
 
 
 READERS: dict[str, Reader] = {}
 
 
-def reader(kind: str, make: Callable[[Path], Files], *covers: str, cost: int = 1) -> Callable:
+def reader(kind: str, make: Callable[[Path], Files], *covers: str, cost: int = 1, same: bool = False) -> Callable:
     """Register the function that reads a kind of file."""
 
     def register(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-        READERS[kind] = Reader(kind, make, read, covers, cost)
+        READERS[kind] = Reader(kind, make, read, covers, cost, same)
         return read
 
     return register
 
 
-# --- records: all there are ---------------------------------------------------------------------------------------------
+# --- records: all there are ---
 
 
 def _samples() -> dict[str, Any]:
@@ -103,7 +105,7 @@ for _name in FORMATS:
     _record(_name)
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 def _text(name: str, *contents: str) -> Callable[[Path], Files]:
@@ -130,20 +132,20 @@ def _(folder: Path) -> Any:
     return Steps(folder / "steps.jsonl", run="r", under="u").values
 
 
-def _old_run(folder: Path) -> Files:
-    content = {
-        "verb": "scan",
-        "format": "studfinder.run",
-        "settings": {"a": 1},
-        "files": ["x.json"],
-        "made with": [{}],
-        "key": "k",
-    }
+def _format() -> str:
+    from studfinder.runs.run import FORMAT
+
+    return FORMAT
+
+
+def _run(folder: Path) -> Files:
+    content = {"verb": "scan", "format": _format(), "key": "k", "identity": {"a": 1}, "state": "done"}
+    content |= {"files": ["x.json"], "made with": [{}]}
     (folder / "run.json").write_text(json.dumps(content))
     return [folder / "run.json"]
 
 
-@reader("run.json", _old_run, "runs/earlier.py:_run", "runs/run.py:_read")
+@reader("run.json", _run, "runs/earlier.py:_run", "runs/run.py:_read")
 def _(folder: Path) -> Any:
     from studfinder.runs import check_place
     from studfinder.runs.earlier import is_earlier
@@ -172,7 +174,7 @@ def _(folder: Path) -> Any:
     return lock.release()
 
 
-# --- models -------------------------------------------------------------------------------------------------------------
+# --- models ---
 
 
 def _model(*damaged: str, shards: bool = False) -> Callable[[Path], Files]:
@@ -212,9 +214,11 @@ for _kind, _files, _shards in (
             "models/files.py:read_header",
             "models/files.py:_json",
             "models/files.py:held_in",
+            "models/files.py:_held",
+            "models/pretrained.py:from_pretrained",
             "models/tokenizing.py:_wanted",
         ),
-        cost=60,
+        cost=6,
     )
 
 
@@ -223,8 +227,7 @@ def _sources(folder: Path) -> Files:
 
 
 @reader(
-    "quantize's files", _sources, "quantizers/source.py:Files.read", "quantizers/source.py:_file_names",
-    "quantizers/source.py:_tensors", "verbs/quantize.py:_from_files", cost=20,
+    "quantize's files", _sources, "quantizers/source.py:Files.read", "quantizers/source.py:stored_files", "verbs/quantize.py:_from_files", cost=4,
 )  # fmt: skip
 def _(folder: Path) -> Any:
     from studfinder.quantizers.source import stored_files
@@ -263,7 +266,7 @@ def _gguf(folder: Path) -> Files:
     return [folder / "m.gguf"]
 
 
-@reader("gguf", _gguf, "models/gguf.py:_opened", cost=60)
+@reader("gguf", _gguf, "models/gguf.py:_opened", cost=6)
 def _(folder: Path) -> Any:
     from studfinder.models import content_hash, load
 
@@ -286,6 +289,58 @@ def _(folder: Path) -> Any:
     return None if found is None else (found.kind, found.base)
 
 
+def _adapter_weights(folder: Path) -> Files:
+    from safetensors.torch import save_file
+
+    save_file({"a.lora_A.weight": torch.ones(2, 3)}, folder / "adapter_model.safetensors")
+    return [folder / "adapter_model.safetensors"]
+
+
+@reader("adapter weights", _adapter_weights, "models/adapters.py:_held")
+def _(folder: Path) -> Any:
+    from studfinder.models.adapters import _held
+
+    return {name: tensor.tolist() for name, tensor in _held(folder, False).items()}
+
+
+def _made(folder: Path) -> Files:
+    from studfinder.models import made
+
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    made.note_made(folder / "model", "s")
+    return [folder / "model" / made.LIST]
+
+
+@reader("list of a built-in model", _made, "models/made.py:_difference")
+def _(folder: Path) -> Any:
+    from studfinder.models import made
+
+    made._SEEN.clear()
+    return made._difference(folder / "model", "s") or "as it was made"
+
+
+def _hash_kept(folder: Path) -> Files:
+    import os
+
+    from studfinder.models import cached_content_hash, load
+
+    os.environ["STUDFINDER_CACHE"] = str(folder / "cache")
+    _model("config.json")(folder)
+    cached_content_hash(load(folder))
+    return sorted((folder / "cache" / "hashes").glob("*.json"))
+
+
+@reader("content hash that was kept", _hash_kept, "models/fingerprint.py:cached_content_hash", cost=6, same=True)
+def _(folder: Path) -> Any:
+    import os
+
+    from studfinder.models import cached_content_hash, load
+
+    os.environ["STUDFINDER_CACHE"] = str(folder / "cache")
+    return cached_content_hash(load(folder))
+
+
 @reader("code beside a model", _text("config.json", '{"auto_map": {"A": "b.C"}}'), "models/beside.py:_brings_code")
 def _(folder: Path) -> Any:
     from studfinder.models.beside import _brings_code
@@ -293,7 +348,7 @@ def _(folder: Path) -> Any:
     return _brings_code(folder / "config.json")
 
 
-# --- texts --------------------------------------------------------------------------------------------------------------
+# --- texts ---
 
 _LINES = [json.dumps({"text": f"some text {number}", "n": [number, None]}) for number in range(4)]
 
@@ -341,23 +396,18 @@ for _suffix, _content in (
 
 @reader(
     "facts",
-    _text("P17.jsonl", *(json.dumps({"subject": f"s{n}", "object": "o"}) for n in range(4))),
+    _text("P36.jsonl", *(json.dumps({"subject": f"s{n}", "object": "o"}) for n in range(4))),
     "texts/relations.py:_read",
 )
 def _(folder: Path) -> Any:
-    from studfinder.texts import relations
+    from studfinder.texts.relations import _read
 
-    path = folder / f"{next(iter(relations._TREX))}.jsonl"
-    shutil.copyfile(folder / "P17.jsonl", path)
-    try:
-        return relations._read(path)
-    finally:
-        path.unlink()
+    return _read(folder / "P36.jsonl")
 
 
 @reader(
     "task data",
-    _text("t.jsonl", *(json.dumps({"goal": "g", "sol1": "a", "sol2": "b", "label": 0}) for _ in range(3))),
+    _text("t.jsonl", *(json.dumps({"question": "g", "choices": ["a", "b"], "label": 0}) for _ in range(3))),
     "measures/tasks/harness.py:_read",
 )
 def _(folder: Path) -> Any:
@@ -367,7 +417,7 @@ def _(folder: Path) -> Any:
     return _read(folder / "t.jsonl", TASKS["piqa"])
 
 
-# --- training and arrays ------------------------------------------------------------------------------------------------
+# --- training and arrays ---
 
 
 def _mark(folder: Path) -> Files:
@@ -392,6 +442,18 @@ def _(folder: Path) -> Any:
     from studfinder.training.checkpoints import latest
 
     return latest(folder, "k", {"a": 1})
+
+
+def _looks(folder: Path) -> Files:
+    lines = [json.dumps({"step": n, "summary": {"a": 1.0}, "layers": [[1.0]]}) for n in range(3)]
+    return _text("outliers.jsonl", *lines)(folder)
+
+
+@reader("outliers.jsonl", _looks, "training/outliers.py:looks_in")
+def _(folder: Path) -> Any:
+    from studfinder.training.outliers import looks_in
+
+    return looks_in(folder / "outliers.jsonl")
 
 
 def _arrays(folder: Path) -> Files:

@@ -112,13 +112,19 @@ def cached_content_hash(lm: LM) -> str:
         return content_hash(lm)  # only a convenience: the next run hashes again
     try:
         keep_private(store)
-        return str(json.loads(store.read_text())["hash"])
+        kept = json.loads(store.read_text())
+        if kept["sum"] == _sum(signature, kept["hash"]):  # or it is damaged, or of another file
+            return str(kept["hash"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = content_hash(lm)
     with suppress(OSError):
-        private_text(store, json.dumps({"hash": value}))
+        private_text(store, json.dumps({"hash": value, "sum": _sum(signature, value)}))
     return value
+
+
+def _sum(signature: str, value: object) -> str:
+    return hashlib.sha256(f"{signature} {value}".encode()).hexdigest()[:16]
 
 
 def _signature(lm: LM) -> str | None:

@@ -77,7 +77,7 @@ def _difference(folder: Path, source: str) -> str | None:
     if known != source:
         return "it was made from another file"
     found = _hashes(folder)
-    return next((name for name in sorted({*files, *found}) if files.get(name) != found.get(name)), None)
+    return next((name for name in sorted({*map(str, files), *found}) if files.get(name) != found.get(name)), None)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from studfinder.errors import StudfinderError
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list"}
+_HALF = "\\ud"
 _IRREGULAR = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -72,6 +73,8 @@ def parse_json(text: str | bytes, kind: type | tuple[type, ...] = dict, *, name:
     """
     try:
         value = json.loads(text)
+        if _HALF in (text if isinstance(text, str) else text.decode("latin-1")).lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half a character could not be written down again
     except (ValueError, RecursionError) as error:
         raise StudfinderError(
             f"{name} is not valid JSON ({_why(error)})", do="It may be truncated: download or make it again"
@@ -99,6 +102,8 @@ def whole_number(text: object) -> int | None:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half a character, a lone surrogate"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error).splitlines()[0][:200]

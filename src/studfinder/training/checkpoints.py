@@ -82,6 +82,8 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
                 expected=f"what it was trained on, {trained_on}",
                 do="Use another folder, or the data it was made with",
             )
+        if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+            kept, files = None, {}
         found = _hashes(path)
         differing = sorted(name for name in {*files, *found} if files.get(name) != found.get(name))
         if kept is None or differing:
