@@ -71,7 +71,8 @@ def known(error: BaseException) -> StudfinderError | None:
         or (isinstance(error, RuntimeError) and any(sign in words for sign in _NO_MEMORY))
     ):
         return StudfinderError(
-            "there is not enough memory", do="Use a smaller model, --dtype bfloat16 or --device-map auto"
+            "there is not enough memory",
+            do="Use a smaller model or a narrower dtype, as bfloat16; scan and measure also take --device-map auto",
         )
     if any(sign in words for sign in _FULL_DISK):
         at = getattr(error, "filename", None)

@@ -165,7 +165,7 @@ def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         raise StudfinderError(
             f"{folder} holds only a pickled adapter, which can run code as it loads",
             expected=safe.name,
-            do="Allow pickles (--allow-pickle) if you trust its author",
+            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
         )
     try:
         return torch.load(pickled, weights_only=True)

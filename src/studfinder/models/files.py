@@ -77,7 +77,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
         raise StudfinderError(
             f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load",
             expected="safetensors",
-            do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
+            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
         )
     return held_in(folder)
 
