@@ -40,9 +40,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
         StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
             cut off, a shard or a tensor that the index names and that is not there, a tensor in two shards.
     """
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() and (kind := irregular(path)) is not None:  # transformers would wait for ever, or pass by
-            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
+    check_regular(folder)
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -58,6 +56,14 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
     for shard in shards:
         read_header(shard)
     return held_in(folder)
+
+
+def check_regular(folder: Path) -> None:
+    """Raise StudfinderError if something in a folder is no file that ends: whoever opens a pipe waits for ever, and a
+    link to nothing is passed by as if it were not there."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() and (kind := irregular(path)) is not None:
+            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
 
 
 def held_in(folder: Path) -> dict[str, Held]:
