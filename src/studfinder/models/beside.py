@@ -133,7 +133,8 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 def _brings_code(path: Path) -> bool:
     try:
-        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "auto_map" in found
     except (OSError, ValueError, RecursionError):
         return False
 

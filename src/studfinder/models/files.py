@@ -66,10 +66,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
             cut off or damaged, a shard or a tensor that the index names and that is not there, a tensor in two shards,
             a name that leads out of the folder.
     """
+    check_regular(folder)
     check_names(folder)
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() and (kind := irregular(path)) is not None:  # transformers would wait for ever, or pass by
-            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
     weights = weights_of(folder)
     if weights.pickles and not allow_pickle:
@@ -135,6 +133,14 @@ def _no_weights(folder: Path) -> StudfinderError:
         f"folder {folder} has no weights that transformers reads" + (f" (it holds {some(others)})" if others else ""),
         expected=f"{_SINGLE}, or {_INDEX} with its shards, beside config.json",
     )
+
+
+def check_regular(folder: Path) -> None:
+    """Raise StudfinderError if something in a folder is no file that ends: whoever opens a pipe waits for ever, and a
+    link to nothing is passed by as if it were not there."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() and (kind := irregular(path)) is not None:
+            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
 
 
 def held_in(folder: Path) -> dict[str, Held]:

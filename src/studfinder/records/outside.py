@@ -27,7 +27,10 @@ def irregular(path: Path) -> str | None:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError:
-        return "a link to nothing" if path.is_symlink() else None
+        try:
+            return "a link to nothing" if path.is_symlink() else None
+        except OSError:  # a name that is too long
+            return None
     return _IRREGULAR.get(kind)
 
 

@@ -55,9 +55,9 @@ def _file(path: Path) -> tuple[str, list[str]]:
     if path.suffix == ".jsonl":
         documents = []
         for number, row in json_lines(path, name="text"):
-            if "text" not in row:
+            if not isinstance(row.get("text"), str):
                 raise StudfinderError(f"text {path} cannot be read (line {number} has no text)")
-            documents.append(str(row["text"]))
+            documents.append(row["text"])
     else:
         # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
         documents = [line for line in read_text(path, name="text").split("\n") if line.strip()]

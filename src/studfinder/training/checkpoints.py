@@ -88,7 +88,7 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
         differing = sorted(name for name in {*files, *found} if files.get(name) != found.get(name))
         if kept is None or differing:
             raise StudfinderError(
-                f"checkpoint {path} is not as it was written ({differing[0] if files else _MARK})",
+                f"checkpoint {path} is not as it was written ({differing[0] if files and differing else _MARK})",
                 do="Remove that folder to go on from the one before it, or from the start",
             )
         return path

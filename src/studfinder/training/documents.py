@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
-from studfinder.records.outside import irregular
+from studfinder.records.outside import irregular, read_json
 from studfinder.texts import CORPORA, corpus, split_revision
 
 _SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
@@ -71,12 +71,18 @@ def _documents_of(file: Path) -> Iterator[str]:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():
-                    yield str(json.loads(line)["text"])
+                    yield _text(json.loads(line)["text"])
     elif file.suffix == ".json":
-        for entry in json.loads(file.read_text("utf-8")):
-            yield entry if isinstance(entry, str) else str(entry["text"] if "text" in entry else entry["story"])
+        for entry in read_json(file, list):
+            yield _text(entry if isinstance(entry, str) else entry["text"] if "text" in entry else entry["story"])
     else:
         yield file.read_text("utf-8")
+
+
+def _text(found: object) -> str:
+    if not isinstance(found, str):
+        raise TypeError(f"{str(found)[:40]} is no text")
+    return found
 
 
 def _hub(name: str) -> Iterator[str]:
