@@ -48,8 +48,7 @@ HOME = os.path.dirname(studfinder.__file__)
 
 
 def logits(lm: LM) -> torch.Tensor:
-    with torch.no_grad():
-        return lm.model(IDS, use_cache=False).logits
+    return lm.model(IDS, use_cache=False).logits.detach()
 
 
 # --- everything that could be left behind ----------------------------------------------------------------------------
@@ -64,6 +63,7 @@ def digest(tensor: torch.Tensor) -> Any:
 def traces(lm: LM) -> dict[str, Any]:
     """Bits and identities of tensors, attributes and hooks of modules, the config, registries, globals, handlers."""
     found: dict[str, Any] = {"config": lm.model.config.to_dict(), "handlers": handlers()}
+    found["gradients"] = torch.is_grad_enabled()
     for name, module in lm.model.named_modules():
         for table in ("_parameters", "_buffers"):
             for leaf, tensor in vars(module)[table].items():

@@ -16,7 +16,7 @@ import pytest
 
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.runs import first_process, key_of, kind_of, lock, record_file, run, run_of, write_bytes, write_text
-from studfinder.runs.run import drawn
+from studfinder.runs.manifest import drawn, remove
 
 SETTINGS = {"model": "m", "dtype": "float32", "lam": 5.0, "bos": None}
 
@@ -177,7 +177,7 @@ def test_a_manifest_that_lists_files_outside_is_nobodys(tmp_path):
             pass
         assert victim.exists()
         (folder / "run.json").write_text(json.dumps(manifest))
-        run.remove(folder)
+        remove(folder)
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from studfinder.edits import Edit, edited
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.disruptions import Disruption, as_harmful, controls, massive, neutral, noise_in
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
@@ -101,6 +101,8 @@ def _exists(lm: LM, edits: tuple[Edit, ...]) -> bool:
     """Whether anything is above lambda: not every model has massive values."""
     try:
         sweep(lm, neutral(lm)[1][:1], [edits])
+    except WriteFailed:
+        raise
     except StudfinderError:
         return False
     return True
@@ -132,6 +134,8 @@ def _as_harmful(
         name = f"noise in {place}, as harmful as: {of.name}"
         try:
             tuned = bench.once(f"strength of {name}", partial(as_harmful, lm, of.edits, place, k))
+        except WriteFailed:
+            raise
         except StudfinderError as error:
             left_out.append(f"no {name} ({error.what}).")
             continue
@@ -158,6 +162,8 @@ def _clean(bench: Bench, lm: LM) -> tuple[dict[str, Any], list[str]]:
         bench.progress("clean scores", number, len(asked))
         try:
             scores[measure] = bench.once(f"clean {measure}", partial(_score, bench, lm, measure))
+        except WriteFailed:
+            raise
         except StudfinderError as error:
             if measure_base(measure) in (CONTEXT, MEMORY):
                 raise

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from studfinder.edits import Edit, edited, edits_hash
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench
 from studfinder.measures import Scores, compare, measure_named
 from studfinder.measures.tasks import headroom_note
@@ -105,6 +105,8 @@ def panel_of(
             take = partial(_taken, function, lm, variant, limit, bench.settings["seed"])
             try:
                 plain = bench.once(step, take)
+            except WriteFailed:
+                raise
             except StudfinderError as error:
                 if number:
                     raise

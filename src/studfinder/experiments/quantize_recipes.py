@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.fidelity import Original, kl_scores, proof_windows
 from studfinder.experiments.quantize_preserved import Preserved
@@ -157,6 +157,8 @@ class Work:
         self._see(wanted)
         try:
             self._changed(recipe, wanted, found)
+        except WriteFailed:
+            raise
         except StudfinderError as error:
             found["refused"], found["scores"] = str(error), {}
         return found
@@ -177,6 +179,8 @@ class Work:
         for name in wanted:
             try:
                 found["scores"][name] = to_plain(self._score(name))
+            except WriteFailed:
+                raise
             except StudfinderError as error:
                 if strict:
                     raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.quantize_recipes import Recipe, Work
 from studfinder.quantizers import Bench, Rebalance, Scheme, quantized
 from studfinder.records import Table
@@ -49,6 +49,8 @@ def _measured(work: Work, one: Recipe) -> dict[str, Any]:
     try:
         with quantized(work.lm, Unrounded(), keep=one.keep):
             return {"equal": original.equal(work.lm), "kl": original.kl(work.lm).tolist(), "refused": ""}
+    except WriteFailed:
+        raise
     except StudfinderError as error:
         return {"equal": [], "kl": [], "refused": str(error)}
 

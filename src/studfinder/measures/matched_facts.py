@@ -93,7 +93,7 @@ def calibrate_facts(
     for count in COUNTS:
         try:
             accuracy = _matched(lm, "facts-in-context", count, source, limit, f"calibration {seed}", progress).value
-        except StudfinderError:
+        except NotApplicable:
             if count == COUNTS[0]:
                 raise
             break  # longer prompts do not fit, or no relation has so many answers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.errors import NotApplicable
 from studfinder.records import Comparison, Interval
 from studfinder.stats import mcnemar, mean_interval, ratio_interval
 
@@ -81,7 +81,7 @@ def compare(before: Scores, after: Scores, level: float = 0.95) -> Comparison:
         StudfinderError: the two are not of the same measure and items.
     """
     if (before.measure, before.text) != (after.measure, after.text) or before.clusters != after.clusters:
-        raise StudfinderError(
+        raise NotApplicable(
             f"{before.measure} on {before.text} cannot be compared with {after.measure} on {after.text}",
             do="Run both on the same items",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def private_folder(*names: str) -> Path:
 
 def private_text(path: Path, text: str) -> None:
     """Write a small file of the cache atomically, with the permissions 0600."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # which has these permissions
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        temporary.replace(path)
+        Path(temporary).replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def keep_private(path: Path) -> None:

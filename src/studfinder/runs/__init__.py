@@ -2,9 +2,10 @@
 
 from studfinder.runs.atomic import TEMPORARY, write_bytes, write_text, writes_to
 from studfinder.runs.found import kind_of, record_file
+from studfinder.runs.manifest import drawn
 from studfinder.runs.processes import first_process, process_count
 from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
-from studfinder.runs.run import Run, Work, check_place, drawn, run_of
+from studfinder.runs.run import Run, Work, check_place, run_of
 from studfinder.runs.steps import Steps
 
 __all__ = [

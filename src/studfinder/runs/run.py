@@ -13,24 +13,31 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.runs.atomic import TEMPORARY, exchange, write_text, writes_to
-from studfinder.runs.earlier import earlier_files, is_earlier
+from studfinder.runs.atomic import exchange, write_text, writes_to
+from studfinder.runs.earlier import is_earlier
 from studfinder.runs.lock import Lock, locked
+from studfinder.runs.manifest import (
+    FORMAT,
+    MANIFEST,
+    listing,
+    manifest_of,
+    read_plain,
+    remove,
+    remove_temporary,
+    strays,
+)
 from studfinder.runs.processes import first_process
 from studfinder.runs.provenance import key_of, now, scored_with, versions
 from studfinder.runs.steps import Steps
 
-MANIFEST = "run.json"
 STEPS = "steps.jsonl"
-FORMAT = "studfinder.run"
-_DRAWN = re.compile(r"figure-[^/]*\.(png|svg)|table[^/]*\.csv")
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Run:
             StudfinderError: the place is taken by something else; see `check`.
         """
         self.check()
-        manifest = _manifest(self.path)
+        manifest = manifest_of(self.path)
         if manifest is not None and manifest["state"] == "done" and (self.path / self.result).is_file():
             return self.path
         for place in (self.path, self.before):
@@ -87,7 +94,7 @@ class Run:
         check_place(path, overwrite, sources, inside=not self.given)
         if not path.is_dir() or not any(path.iterdir()):
             return
-        found = _manifest(path)
+        found = manifest_of(path)
         same = found is not None and (found.get("verb"), found.get("key")) == (self.verb, self.key)
         if overwrite or same or is_earlier(path, self.verb, self.identity):
             return
@@ -97,7 +104,7 @@ class Run:
         )
 
     def _difference(self, path: Path) -> str:
-        old = _read(path / MANIFEST)
+        old = read_plain(path / MANIFEST)
         was, is_now = old.get("identity", old.get("settings", {})), _plain(self.identity)
         if old.get("verb") != self.verb:
             return f"verb was {old.get('verb')!r} and is now {self.verb!r}"
@@ -160,11 +167,11 @@ class Run:
     def _partial(self, partial: Path, overwrite: bool, fresh: bool) -> bool:
         """Make the folder to work in, or take over that of an interrupted try; whether there was one."""
         if os.path.lexists(partial):
-            old = _manifest(partial)
+            old = manifest_of(partial)
             if partial.is_symlink() or (old is None and listing(partial)):
                 raise StudfinderError(f"{partial} is in the way and is not of a studfinder run", do="Move it")
             if old is not None and not fresh and self._goes_on(old, overwrite):
-                _remove_temporary(partial)
+                remove_temporary(partial)
                 self._note(partial, {**old, "state": "working", "made with": _made_with(old)})
                 return True
             remove(partial)
@@ -179,7 +186,7 @@ class Run:
     def _goes_on(self, old: Mapping[str, Any], overwrite: bool) -> bool:
         """Whether an interrupted try was of this run, and not the result that this place had before, which a process
         was killed in removing."""
-        replaced = _read(self.path / MANIFEST).get("replaces")
+        replaced = read_plain(self.path / MANIFEST).get("replaces")
         mine = old.get("verb") == self.verb and old.get("key") == self.key and old.get("id") != replaced
         return mine and bool(old.get("anew") or not overwrite)
 
@@ -188,9 +195,9 @@ class Run:
         write_text(folder / MANIFEST, json.dumps({**more, **own}, indent=1))
 
     def _put_in_place(self, partial: Path, lock: Lock) -> None:
-        old = _read(self.path / MANIFEST)
-        _remove_temporary(partial)
-        new = {**_read(partial / MANIFEST), "state": "done", "files": listing(partial), "replaces": old.get("id")}
+        old = read_plain(self.path / MANIFEST)
+        remove_temporary(partial)
+        new = {**read_plain(partial / MANIFEST), "state": "done", "files": listing(partial), "replaces": old.get("id")}
         self._note(partial, new)
         with writes_to(self.path):
             if not self.path.exists():
@@ -249,7 +256,7 @@ def check_place(
                 raise StudfinderError(f"--out {path} overlaps {source}, which is read", do="Choose another --out")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if _manifest(path) is None and not is_earlier(path):
+    if manifest_of(path) is None and not is_earlier(path):
         raise StudfinderError(f"folder {path} holds files that are not a studfinder run", do="Choose another --out")
     stray = strays(path)
     if overwrite and stray:
@@ -289,7 +296,7 @@ def _aside(path: Path) -> Path:
 def _mend(path: Path) -> None:
     """Undo or end what a process was killed in: a result that was moved aside, and not yet replaced or removed."""
     aside = _aside(path)
-    if _manifest(aside) is None and not is_earlier(aside):
+    if manifest_of(aside) is None and not is_earlier(aside):
         return
     with writes_to(path):
         if path.exists():
@@ -303,87 +310,6 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
-def listing(folder: Path) -> list[str]:
-    """Every file below a folder, as the manifest lists it: without itself, and without what is half-written."""
-    found = (Path(top, name).relative_to(folder) for top, _, names in os.walk(folder) for name in names)
-    return sorted(path.as_posix() for path in found if path != Path(MANIFEST) and path.suffix != TEMPORARY)
-
-
-def strays(folder: Path) -> list[str]:
-    """Files in a run's folder that the run did not write."""
-    manifest = _manifest(folder)
-    if manifest is None:
-        return sorted(set(listing(folder)) - set(earlier_files(folder)))
-    return sorted(set(listing(folder)) - set(manifest["files"])) if manifest["state"] != "working" else []
-
-
-def drawn(folder: Path, names: Collection[str]) -> None:
-    """Note in a finished run's folder that its page was drawn again.
-
-    Tables and figures of the run that were not drawn this time are removed; in a folder that is no run, nothing is.
-
-    Args:
-        names: the files that were written now.
-    """
-    manifest = _manifest(folder)
-    if manifest is None or manifest["state"] != "done":
-        return
-    old = [name for name in manifest["files"] if _DRAWN.fullmatch(name) and name not in names]
-    for name in old:
-        (folder / name).unlink(missing_ok=True)
-    files = sorted({*manifest["files"], *names} - set(old))
-    write_text(folder / MANIFEST, json.dumps({**manifest, "files": files}, indent=1))
-
-
-def remove(folder: Path) -> None:
-    """Remove a run's own files, and the folder if nothing else is in it. Its manifest goes last, so that a removal that
-    was killed can be gone on with."""
-    manifest = _manifest(folder)
-    if manifest is not None and manifest["state"] == "working":
-        names = listing(folder)
-    else:
-        names = list(manifest["files"]) if manifest is not None else earlier_files(folder)
-    with writes_to(folder):
-        _remove_temporary(folder)
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        for top, folders, _ in os.walk(folder, topdown=False):
-            for name in folders:
-                place = Path(top, name)
-                if not place.is_symlink() and not any(place.iterdir()):
-                    place.rmdir()
-        if [child.name for child in folder.iterdir()] == [MANIFEST]:
-            (folder / MANIFEST).unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that is ours, or None. Names that lead out of the folder make it nobody's."""
-    found = _read(folder / MANIFEST)
-    files = found.get("files", [])
-    ours = found.get("format") == FORMAT and found.get("state") in ("working", "done") and isinstance(files, list)
-    if not ours or not all(isinstance(name, str) and _inside(folder, name) for name in files):
-        return None
-    return {**found, "files": files}
-
-
-def _inside(folder: Path, name: str) -> bool:
-    """Whether a file that a manifest lists is below its folder; no run makes links, so one on the way leads out."""
-    path = Path(name)
-    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        return False
-    return not any((folder / above).is_symlink() for above in path.parents if above != Path())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(identity), default=str))
 
@@ -392,14 +318,6 @@ def _made_with(old: Mapping[str, Any]) -> list[dict[str, str]]:
     """All that a run was worked on with, each once, in order."""
     seen, mine = list(old.get("made with") or []), versions()
     return seen if mine in seen else [*seen, mine]
-
-
-def _remove_temporary(folder: Path) -> None:
-    """What a killed process left half-written."""
-    for top, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(TEMPORARY):
-                Path(top, name).unlink(missing_ok=True)
 
 
 def _make_parents(folder: Path) -> list[Path]:

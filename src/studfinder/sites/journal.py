@@ -55,11 +55,13 @@ class Journal:
         self._thread = threading.current_thread()
         self._home: list[Open] = []
         self._ended: BaseException | None = None
+        self._gradients = True
 
     def __enter__(self) -> Journal:
         with held:
             self._check_entry()
             self._thread, self._home, self._ended = threading.current_thread(), held.open, None
+            self._gradients = torch.is_grad_enabled()
             self._home.append(self)
             _OPEN.append(self)
         return self
@@ -97,6 +99,7 @@ class Journal:
         with held:
             self._ended = error
             _note(error, self.close())
+            torch.set_grad_enabled(self._gradients)  # torch's own contexts do not hold signals back
 
     # --- what can be changed -----------------------------------------------------------------------------------------
 

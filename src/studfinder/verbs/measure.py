@@ -228,7 +228,7 @@ def _line(plan: Plan, name: str, steps: Steps) -> Measured:
     if baseline is not None:
         try:
             change = compare(baseline, score)
-        except StudfinderError:
+        except NotApplicable:
             why_not = "the two models were asked different tokens, so items cannot be paired"
     first = baseline or score
     return Measured(

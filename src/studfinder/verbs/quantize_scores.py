@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, Unavailable
 from studfinder.measures.perplexity import windows_of
 from studfinder.measures.sweep import between
 from studfinder.models import LM, load
@@ -33,7 +33,7 @@ def scores_of(lm: LM, folder: Path) -> dict[str, str]:
     for text, window, limit in TEXTS:
         try:
             name, windows = windows_of(lm, text, window=min(window, lm.anatomy.max_positions or window), limit=limit)
-        except StudfinderError as error:
+        except (NotApplicable, Unavailable) as error:
             if text == "proof":
                 raise
             lines[f"perplexity of {text}"] = f"not measured: {error}"

@@ -1,0 +1,60 @@
+"""Errors are told apart: what may be passed over, and what ends the run."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+
+import studfinder
+from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
+
+HOME = Path(studfinder.__file__).parent
+PLAIN = {
+    "quantizers/auto.py": "a look at the model's parts",
+    "quantizers/folds.py": "a look at the model's parts",
+    "measures/tasks/cache.py": "hashing, which writes nothing",
+    "models/pretrained.py": "raises it again",
+    "models/gguf.py": "raises it again",
+    "experiments/massive_values_quantization.py": "is measured, and refused, again",
+    "experiments/quantize_kv_cache.py": "a look at the findings",
+    "experiments/outlier_free_finetune.py": "puts variants into a model",
+    "cli/app.py": "prints it",
+}
+"""Where passing over a StudfinderError can hide no failed write."""
+
+
+@pytest.mark.parametrize("kind", [StudfinderError, NotApplicable, Unavailable, WriteFailed])
+def test_every_kind_survives_between_processes(kind) -> None:
+    error = kind("a thing", expected="another", do="Mend it")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error) == "a thing; expected another. Mend it."
+
+
+def handlers(path: Path) -> list[tuple[int, bool]]:
+    """Lines where StudfinderError is caught and not raised again, and whether failed writes were let through before."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Try):
+            continue
+        let_through = False
+        for handler in node.handlers:
+            names = {name.id for name in ast.walk(handler.type or ast.Tuple([])) if isinstance(name, ast.Name)}
+            if "WriteFailed" in names:
+                let_through = isinstance(handler.body[-1], ast.Raise)
+            if "StudfinderError" in names and not isinstance(handler.body[-1], ast.Raise):
+                found.append((handler.lineno, let_through))
+    return found
+
+
+def test_a_failed_write_is_nowhere_taken_for_a_refusal() -> None:
+    hidden = {
+        f"{path.relative_to(HOME)}:{line}"
+        for path in HOME.rglob("*.py")
+        for line, let_through in handlers(path)
+        if not let_through and str(path.relative_to(HOME)) not in PLAIN
+    }
+    assert not hidden
