@@ -145,7 +145,7 @@ def _run(folder: Path) -> Files:
     return [folder / "run.json"]
 
 
-@reader("run.json", _run, "runs/earlier.py:_run", "runs/run.py:_read")
+@reader("run.json", _run, "runs/earlier.py:_run", "runs/manifest.py:read_plain")
 def _(folder: Path) -> Any:
     from studfinder.runs import check_place
     from studfinder.runs.earlier import is_earlier
