@@ -6,6 +6,10 @@ may be passed over (and is printed); the others end the run.
 
 from __future__ import annotations
 
+import errno
+
+from studfinder.visible import visible
+
 
 class StudfinderError(Exception):
     """A mistake the user can mend. The command line prints it as one plain line and exits with code 2.
@@ -27,7 +31,9 @@ class StudfinderError(Exception):
         if self.expected:
             parts.append(f"expected {self.expected.rstrip('.')}")
         sentence = "; ".join(parts) + "."
-        return f"{sentence} {self.do.rstrip('.')}." if self.do else sentence
+        if self.do:
+            sentence = f"{sentence} {self.do.rstrip('.')}."
+        return visible(sentence, keep="\n")  # names and other libraries' words are in it
 
     def __reduce__(self) -> tuple:  # keyword-only arguments survive pickling between processes
         return _rebuild, (type(self), self.what, self.expected, self.do)
@@ -43,6 +49,41 @@ class Unavailable(StudfinderError):
 
 class WriteFailed(StudfinderError):
     """A result could not be written: a full disk, a folder without permission."""
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
+_FULL_DISK = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122", "file too large")
+
+
+def known(error: BaseException) -> StudfinderError | None:
+    """What an exception of another library or of the system means in our words, where that needs no guessing: memory
+    or the disk ended, a file ended early, a file may not be read. None for all else.
+
+    Libraries raise these under many types (torch's allocator: RuntimeError; safetensors: its own), so texts are read.
+    """
+    if isinstance(error, StudfinderError):
+        return error
+    words = str(error).casefold()
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, RuntimeError) and any(sign in words for sign in _NO_MEMORY))
+    ):
+        return StudfinderError(
+            "there is not enough memory",
+            do="Use a smaller model or a narrower dtype, as bfloat16; scan and measure also take --device-map auto",
+        )
+    if any(sign in words for sign in _FULL_DISK):
+        at = getattr(error, "filename", None)
+        return WriteFailed(f"the disk is full{f' ({at})' if at else ''}", do="Make room, and run the command again")
+    if isinstance(error, EOFError):
+        return StudfinderError(
+            "a file that was read is empty, or ends before it should", do="Download or save it again"
+        )
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return StudfinderError(f"{error.filename} cannot be read or written ({error.strerror})")
+    return None
 
 
 def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: str | None) -> StudfinderError:

@@ -6,7 +6,16 @@ import sys
 
 
 def main() -> None:
-    """Entry point of `studfinder`. Exit codes: 0, 2 (a user's mistake), 130 (Ctrl-C)."""
-    from studfinder.cli.app import run
+    """Entry point of `studfinder`. Exit codes: 0, 1 (an internal error), 2 (a user's mistake), 130 (Ctrl-C)."""
+    from studfinder.cli.process import INTERRUPTED, ends_at_once, open_streams
 
-    sys.exit(run(sys.argv[1:]))
+    open_streams()
+    try:
+        with ends_at_once():
+            from studfinder.cli.app import run
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        code = 130
+    with ends_at_once():  # what is left to do is to end
+        sys.exit(code)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
 from studfinder.cli import env, experiment, ls, measure, quantize, report, scan, train
-from studfinder.errors import StudfinderError
+from studfinder.cli.process import INTERRUPTED
+from studfinder.errors import StudfinderError, known
+from studfinder.visible import say
 
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
 UsageError: Any = typer.BadParameter.__mro__[1]
-
-_MEMORY = "there is not enough memory. Use a smaller model, --dtype bfloat16 or --device-map auto"
 
 app = typer.Typer(
     name="studfinder",
@@ -26,14 +28,49 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("scan", epilog=scan.EXAMPLES)(scan.command)
-app.command("measure", epilog=measure.EXAMPLES)(measure.command)
-app.command("experiment", epilog=experiment.EXAMPLES)(experiment.command)
-app.command("quantize", epilog=quantize.EXAMPLES)(quantize.command)
-app.command("report", epilog=report.EXAMPLES)(report.command)
-app.command("train", epilog=train.EXAMPLES)(train.command)
-app.command("ls")(ls.command)
-app.command("env")(env.command)
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output went away, as `| head` does."""
+
+
+def _bounded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors of other libraries and of the system are told in our words (`errors.known`).
+
+    Here, and not around typer, which takes an empty file (EOFError) for Ctrl-C, and a reader that went away for the
+    end of the process.
+    """
+
+    @functools.wraps(command)
+    def bounded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()  # or it would fail when the process ends, where nobody can say so
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+        except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich's way to end
+                raise _ReaderGone from error
+            raise
+        except UsageError:
+            raise
+        except Exception as error:
+            said = known(error)
+            if said is None:
+                raise
+            raise said from error
+
+    return bounded
+
+
+app.command("scan", epilog=scan.EXAMPLES)(_bounded(scan.command))
+app.command("measure", epilog=measure.EXAMPLES)(_bounded(measure.command))
+app.command("experiment", epilog=experiment.EXAMPLES)(_bounded(experiment.command))
+app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
+app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
+app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))
+app.command("ls")(_bounded(ls.command))
+app.command("env")(_bounded(env.command))
 
 
 @app.callback(invoke_without_command=True)
@@ -41,7 +78,7 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
     if version:
         from studfinder import __version__
 
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -59,18 +96,14 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("studfinder: interrupted; nothing that existed was lost", file=sys.stderr)
+        say(INTERRUPTED, file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
         return 0
-    except MemoryError:
-        return _fail(_MEMORY)
     except Exception as error:
         if isinstance(error, UsageError):
             return _usage(error)
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
-            return _fail(_MEMORY)
         if debug:
             raise
         return _fail(f"internal error: {type(error).__name__}: {error}. Add --debug for the traceback", code=1)
@@ -78,12 +111,12 @@ def run(arguments: list[str]) -> int:
 
 def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.format_message())
+        say(*error.format_message().splitlines())
         return 0
     where = error.ctx.command_path if error.ctx else "studfinder"
     return _fail(f"{error.format_message().rstrip('.')}. Try: {where} --help")
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"studfinder: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"studfinder: error: {' '.join(message.split())}", file=sys.stderr)
     return code

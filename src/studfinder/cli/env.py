@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from studfinder.cli import options as o
+from studfinder.visible import say, say_json
 
 
 def command(as_json: o.Json = False) -> None:
@@ -24,7 +25,7 @@ def command(as_json: o.Json = False) -> None:
         "STUDFINDER_DATA": os.environ.get("STUDFINDER_DATA", "not set"),
     }
     if as_json:
-        print(json.dumps(facts, indent=1))
+        say_json(json.dumps(facts, indent=1))
     else:
         for name, value in facts.items():
-            print(f"{name:16}{value}")
+            say(f"{name:16}{value}")

@@ -11,6 +11,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
 from studfinder.cli.shown import say_if_older
+from studfinder.visible import say, say_json
 
 EXAMPLES = """Examples:
 
@@ -57,11 +58,11 @@ def command(
     shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
         models = ", ".join(plan.models) or "models of its own"
-        print(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
+        say(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
         return
     first = first_process()  # of several processes, one speaks
     if not as_json and first:
-        print(f"{name}: {plan.entry.needs}", file=sys.stderr)
+        say(f"{name}: {plan.entry.needs}", file=sys.stderr)
     with progress_bar(as_json or not first) as progress, reading(tokens):
         result, folder = run_experiment(
             plan,
@@ -75,7 +76,7 @@ def command(
         return
     say_if_older(result.run)
     if as_json:
-        print((folder / "result.json").read_text(encoding="utf-8"))
+        say_json((folder / "result.json").read_text(encoding="utf-8"))
         return
     from studfinder.report.cells import print_sheet
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -18,11 +17,11 @@ def command(
     """List what there is: models, measures, experiments and so on."""
     if what not in _WHAT:
         raise StudfinderError(f"there is no list of {what!r}", expected=", ".join(_WHAT))
-    from rich.console import Console
     from rich.table import Table
 
-    # A pipe or a log has no width of its own.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    from studfinder.report.screen import Screen
+
+    console = Screen()
     if what == "models":
         from studfinder.models import BUILTINS, builtin_folder
 
@@ -44,7 +43,7 @@ def command(
         from studfinder.detectors import REGISTRY
 
         for name, place in REGISTRY.items():
-            console.print(f"{name:22}{place}", highlight=False)
+            console.print(f"{name:22}{place}")
     elif what == "measures":
         from studfinder.measures import REGISTRY as MEASURES
 
@@ -67,7 +66,7 @@ def command(
         for name in METHODS:
             table.add_row(name, (method_class(name).__doc__ or "").strip().split("\n\n")[0].replace("\n", " "))
         console.print(table)
-        console.print("studfinder quantize MODEL --method NAME --out DIR", style="dim", highlight=False)
+        console.print("studfinder quantize MODEL --method NAME --out DIR", style="dim")
     elif what == "schemes":
         from studfinder.quantizers import SCHEMES, kernel
 
@@ -75,7 +74,7 @@ def command(
         for name, scheme in SCHEMES.items():
             table.add_row(name, str(scheme), kernel(scheme) or "none known")
         console.print(table)
-        console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim", highlight=False)
+        console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim")
     else:
         from studfinder.experiments import REGISTRY as EXPERIMENTS
         from studfinder.experiments import experiment_named

@@ -11,6 +11,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
 from studfinder.cli.shown import say_if_older
+from studfinder.visible import say, say_json
 
 EXAMPLES = """Examples:
 
@@ -94,7 +95,7 @@ def command(
         hash_of=cached_content_hash,
     )
     if dry_run:
-        print(f"would measure {model}: {', '.join(plan.measures)}" + f", with {len(edits)} edits" * bool(edits))
+        say(f"would measure {model}: {', '.join(plan.measures)}" + f", with {len(edits)} edits" * bool(edits))
         return
     with progress_bar(as_json) as progress, reading(tokens):
         card, folder = run_measure(
@@ -108,7 +109,7 @@ def command(
     assert folder is not None
     say_if_older(card.run)
     if as_json:
-        print((folder / RESULT).read_text(encoding="utf-8"))
+        say_json((folder / RESULT).read_text(encoding="utf-8"))
         return
     from studfinder.report.cells import print_sheet
     from studfinder.report.scorecard import tables

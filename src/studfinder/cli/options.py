@@ -30,9 +30,11 @@ BatchSize = Annotated[
 def batch_tokens(given: str) -> int | None:
     """What --batch-size says: tokens, or None for auto. Raises StudfinderError for anything else."""
     from studfinder.errors import StudfinderError
+    from studfinder.records.outside import whole_number
 
     if given == "auto":
         return None
-    if not given.isdigit():
+    tokens = whole_number(given)
+    if tokens is None:
         raise StudfinderError(f"--batch-size {given}", expected="a number of tokens, or auto")
-    return int(given)
+    return tokens

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from studfinder.visible import visible
+
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
@@ -23,7 +25,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None
             if what != doing:
                 doing = what
                 bar.reset(total)
-                bar.set_description(what)
+                bar.set_description(visible(what))
             bar.update(done - bar.n)
 
         yield progress

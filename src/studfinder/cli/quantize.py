@@ -9,6 +9,7 @@ import typer
 
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
+from studfinder.visible import say, say_json
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +124,7 @@ def command(
     if dry_run:
         rounded = format != "dense" and getattr(chosen, "activation_arguments", None) is not None
         form = chosen_format(chosen.scheme, format, own_dtype, acts=rounded)
-        print(_plan(model, chosen.scheme, method, form, shapes))
+        say(_plan(model, chosen.scheme, method, form, shapes))
         return
     with progress_bar(as_json) as progress:
         done = quantize(
@@ -141,7 +142,7 @@ def command(
             progress=progress,
         )
     if as_json:
-        print((out / "studfinder.json").read_text(encoding="utf-8"))
+        say_json((out / "studfinder.json").read_text(encoding="utf-8"))
     else:
         _print(done, out)
 
@@ -163,13 +164,15 @@ def _scheme(
         known = SCHEMES[name]
         own: Any = str(dtype).removeprefix("torch.")
         return replace(known, scale=own) if known.scale in ("bfloat16", "float16") else known
+    from studfinder.records.outside import whole_number
+
     changes: dict[str, Any] = {}
     if bits is not None:
         changes["element"] = f"int{bits}"
     if zero is not None:
         changes["zero"] = zero
     if group is not None:
-        changes["block"] = int(group) if group.isdigit() else group
+        changes["block"] = whole_number(group) or group
     return replace(default_scheme(shapes, dtype), **changes)
 
 
@@ -222,16 +225,13 @@ def _plan(model: str, scheme: Scheme, method: str, format: str, shapes: dict[str
 
 
 def _print(done: Quantization, out: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(f"{done.scheme}: {done.bits:.3f} bits a weight, {done.quantized} matrices, {done.stored_as}")
+    say(f"{done.scheme}: {done.bits:.3f} bits a weight, {done.quantized} matrices, {done.stored_as}")
     for name in done.instead:
-        console.print(f"kept by leaving it whole: {name}", highlight=False)
+        say(f"kept by leaving it whole: {name}")
     for name, line in done.scores.items():
-        console.print(f"{name}: {line}", highlight=False)
-    console.print(f"verified: {done.verified}", highlight=False)
+        say(f"{name}: {line}")
+    say(f"verified: {done.verified}")
     for note in done.notes:
-        console.print(note, highlight=False)
-    console.print(f"kernel in vLLM: {done.kernel or ('not needed' if done.stored_as == 'dense' else 'none known')}")
-    print(f"checkpoint {out}")
+        say(note)
+    say(f"kernel in vLLM: {done.kernel or ('not needed' if done.stored_as == 'dense' else 'none known')}")
+    say(f"checkpoint {out}")

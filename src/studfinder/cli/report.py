@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from studfinder.cli import options as o
+from studfinder.visible import say
 
 EXAMPLES = """Examples:
 
@@ -42,7 +43,7 @@ def command(
         raise StudfinderError(f"--out {out} is a file", expected="a folder, or a name that does not exist yet")
     page = _DRAWN[kinds[0]](runs, out)
     if page is not None:
-        print(f"report    {page}")
+        say(f"report    {page}")
 
 
 def _scans(runs: list[Path], out: Path | None) -> Path | None:

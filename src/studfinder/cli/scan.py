@@ -11,6 +11,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.progress import progress_bar
 from studfinder.cli.shown import say_if_older
+from studfinder.visible import say, say_json
 
 EXAMPLES = """Examples:
 
@@ -69,6 +70,7 @@ def command(
     from studfinder.verbs.observation import Thresholds
     from studfinder.verbs.scan import plan_scan, run_scan
 
+    thresholds = Thresholds(lam=lam)  # said before a model is loaded for nothing
     lm = load(
         model,
         dtype=dtype,
@@ -85,7 +87,7 @@ def command(
         lm,
         prompts=texts,
         bos=bos,
-        thresholds=Thresholds(lam=lam),
+        thresholds=thresholds,
         train_length=train_length,
         prove=prove,
         iterative=iterative,
@@ -93,7 +95,7 @@ def command(
     )
     if dry_run:
         weights = sum(p.nbytes for p in lm.model.parameters()) / 1e6
-        print(
+        say(
             f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) on "
             f"{len(plan.encoded)} prompts, {plan.prompts.total:,} tokens"
             + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if plan.prove else "")
@@ -112,7 +114,7 @@ def command(
     assert folder is not None
     say_if_older(findings.run)
     if as_json:
-        print(record_file(folder, "findings.json").read_text(encoding="utf-8"))
+        say_json(record_file(folder, "findings.json").read_text(encoding="utf-8"))
     else:
         print_findings(findings, folder)
 

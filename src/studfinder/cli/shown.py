@@ -6,6 +6,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from studfinder.visible import say
+
 if TYPE_CHECKING:
     from studfinder.records import RunCard
 
@@ -22,4 +24,4 @@ def say_if_older(run: RunCard) -> None:
     here = versions()
     other = [f"{name} {run.versions[name]}, now {here[name]}" for name in _SAID if run.versions.get(name) != here[name]]
     made = f"made {run.started[:10]}" + (f" with {'; '.join(other)}" if other else "")
-    print(f"studfinder: this is finished ({made}) and is shown again; --overwrite makes it anew", file=sys.stderr)
+    say(f"studfinder: this is finished ({made}) and is shown again; --overwrite makes it anew", file=sys.stderr)

@@ -11,6 +11,7 @@ import typer
 
 from studfinder.cli import options as o
 from studfinder.cli.shown import say_if_older
+from studfinder.visible import say, say_json
 
 EXAMPLES = """Examples:
 
@@ -110,13 +111,13 @@ def command(
         )
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
-    what = "\n".join([what, *(f"note: {note}" for note in plan.notes)])
+    notes = [f"note: {note}" for note in plan.notes]
     if dry_run:
-        print(f"would train {what}")
+        say(f"would train {what}", *notes)
         return
     first = first_process()  # of several processes, one speaks
     if first:
-        print(f"training {what}", file=sys.stderr)
+        say(f"training {what}", *notes, file=sys.stderr)
     with permitted():
         record, folder = run_train(
             plan,
@@ -130,15 +131,15 @@ def command(
         return
     say_if_older(record.run)
     if as_json:
-        print((folder / "result.json").read_text(encoding="utf-8"))
+        say_json((folder / "result.json").read_text(encoding="utf-8"))
         return
-    print(f"loss      {record.loss}" + ("  (the loss stopped being finite)" if record.diverged else ""))
-    print(f"accuracy  {record.accuracy}")
+    say(f"loss      {record.loss}" + ("  (the loss stopped being finite)" if record.diverged else ""))
+    say(f"accuracy  {record.accuracy}")
     for name in ("inf_norm", "kurtosis", "massive_activations", "massive_queries", "massive_keys", "sink_share"):
         curve = record.curve(f"outliers/{name}")
         if curve:
-            print(f"{name.replace('_', ' '):20}{curve[0][1]:.3g} at step {curve[0][0]}, {curve[-1][1]:.3g} at the end")
-    print(f"model     {folder / 'model'}")
+            say(f"{name.replace('_', ' '):20}{curve[0][1]:.3g} at step {curve[0][0]}, {curve[-1][1]:.3g} at the end")
+    say(f"model     {folder / 'model'}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

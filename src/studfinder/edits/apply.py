@@ -19,6 +19,7 @@ from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.sites import Journal, Site
+from studfinder.visible import visible
 
 Given = Edit | EditList | str | Iterable["Given"]
 """One edit, a line of text, or any list of those, e.g. [zero(a), mean(b), "noise=0.1:residual[3].all"]."""
@@ -58,7 +59,7 @@ class edited:
                 else:
                     recomputed.setdefault(site, []).append(edit)
         for note in tied_notes(lm, self.edits):
-            warnings.warn(note, TiedWeightsWarning, stacklevel=2)
+            warnings.warn(visible(note), TiedWeightsWarning, stacklevel=2)
         rows = [RecomputedRows(lm, site, edits) for site, edits in recomputed.items()]
         at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
         self._sites = SiteEdits(lm, at_sites, rows) if at_sites or rows else None

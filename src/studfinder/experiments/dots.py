@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from studfinder.records import Interval
-from studfinder.report.style import CATEGORIES, MARKERS, MUTED
+from studfinder.report.style import CATEGORIES, MARKERS, MUTED, log_ticks
 
 Point = Sequence[float]
 """Value, low, high."""
@@ -55,3 +55,4 @@ def dots(
     axes.grid(axis="x")
     if log:
         axes.set_xscale("log")
+        log_ticks(axes.xaxis)

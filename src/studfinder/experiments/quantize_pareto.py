@@ -27,6 +27,7 @@ from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Comparison, Findings, Result, Table
+from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
 
@@ -105,7 +106,7 @@ def _others(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
 
 def _phases(bench: Bench, lm: LM) -> Iterator[Recipe]:
     """The smallest group of 4 bits, begun elsewhere."""
-    groups = [int(block) for block in listed(bench.settings["blocks"]) if block.isdigit()]
+    groups = [size for block in listed(bench.settings["blocks"]) if (size := whole_number(block))]
     if not groups:
         return
     scheme = _scheme(lm, "4", str(min(groups)), "integer")

@@ -18,7 +18,7 @@ from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
 from studfinder.report.result import Chart, Sheet
-from studfinder.report.style import NARROW, WIDE, styled
+from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
@@ -201,12 +201,14 @@ def _plain(value: Any) -> bool:
 def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
     """Write the tables, figures and page of a result; returns the page."""
     entry: Experiment = module.EXPERIMENT
-    with styled():
-        wide, narrow = module.draw(result, WIDE), module.draw(result, NARROW)
-    charts = {
-        name: Chart(wide=wide[name], narrow=narrow[name], description=f"{entry.summary} The tables hold the numbers.")
-        for name in wide
-    }
+
+    def draw() -> dict[str, Chart]:
+        with styled():
+            wide, narrow = module.draw(result, WIDE), module.draw(result, NARROW)
+        said = f"{entry.summary} The tables hold the numbers."
+        return {name: Chart(wide=wide[name], narrow=narrow[name], description=said) for name in wide}
+
+    charts = attempted(entry.name, draw) or {}
     lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
     sheet = Sheet(
         title=entry.name,

@@ -16,6 +16,7 @@ import torch
 from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
+from studfinder.records.outside import whole_number
 from studfinder.sites import AttentionCall, check_causal, tapped
 from studfinder.texts import WHOLE, Text, corpus, digest, encode, proof_text
 
@@ -47,9 +48,9 @@ def induction(
     Raises:
         StudfinderError: `length` is not a number from 2 up, or twice as much does not fit into the window.
     """
-    if not str(length).isdigit() or int(length) < 2:
+    size = whole_number(length) or 0
+    if size < 2:
         raise StudfinderError(f"induction:{length}", expected="a number of tokens from 2 up")
-    size = int(length)
     sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
     if not sequences:
         raise NotApplicable("induction has no items", expected="at least one")

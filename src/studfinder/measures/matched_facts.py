@@ -22,6 +22,7 @@ from studfinder.measures.facts import ANSWERS, Fact, draw, others
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.records import Interval
+from studfinder.records.outside import whole_number
 from studfinder.stats import mean_interval
 from studfinder.texts import Relation, nonce_names, relations
 
@@ -162,9 +163,10 @@ def _matched(
     seed: int | str,
     progress: Callable[[int], Any] | None,
 ) -> Scores:
-    if not str(count).isdigit() or int(count) < 1:
+    size = whole_number(count)
+    if not size:
         raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 1 up")
-    name, items = _items(int(count), source, _ITEMS if limit is None else limit, seed)
+    name, items = _items(size, source, _ITEMS if limit is None else limit, seed)
     version = 0 if measure == "facts-in-context" else 1
     questions = [versions[version] for versions in items]
     return multiple_choice(lm, measure, questions, f"{name}, {count} of the relation in the prompt", progress)

@@ -61,7 +61,7 @@ def perplexity(
         spans = _joined(lm, name, documents, window, stride, whole=protocol == "gptq")[:limit]
         owners = np.arange(len(spans))
     if not spans:
-        raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a smaller --window")
+        raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a longer text")
     if lm.anatomy.max_positions is not None and window > lm.anatomy.max_positions:
         raise NotApplicable(
             f"window {window} is longer than the model's context", expected=f"at most {lm.anatomy.max_positions}"

@@ -15,6 +15,7 @@ from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
+from studfinder.records.outside import whole_number
 from studfinder.texts import digest, encode_pairs
 
 
@@ -94,10 +95,10 @@ def numbers(given: str, measure: str) -> tuple[int, ...]:
     Raises:
         StudfinderError: something else is written there.
     """
-    parts = given.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    sizes = [whole_number(part) for part in given.split(",")]
+    if not all(sizes):
         raise StudfinderError(f"{measure}:{given}", expected=f"numbers, e.g. {measure}:128,256")
-    return tuple(int(part) for part in parts)
+    return tuple(size for size in sizes if size)
 
 
 def _said(lm: LM, context: Sequence[int], tokens: int) -> str:

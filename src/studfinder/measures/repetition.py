@@ -11,6 +11,7 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.greedy import greedy
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
+from studfinder.records.outside import whole_number
 from studfinder.sites import replacing
 from studfinder.texts import Text, default_prompts, digest, encode, proof_text
 
@@ -43,9 +44,10 @@ def repetition(
     Raises:
         StudfinderError: `new` is not a number from 4 up, or does not fit into the model's window.
     """
-    if not str(new).isdigit() or int(new) < 4:
+    count = whole_number(new) or 0
+    if count < 4:
         raise StudfinderError(f"repetition:{new}", expected="a number of tokens from 4 up")
-    window, count = lm.anatomy.max_positions, int(new)
+    window = lm.anatomy.max_positions
     if window is not None and _PROMPT + count > window:
         raise NotApplicable(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
     encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0]

@@ -2,7 +2,8 @@
 
 from studfinder.models.anatomy import FAMILIES, Anatomy, Layer, MatrixRef, anatomy_of
 from studfinder.models.believed import check_findings, check_same_weights
-from studfinder.models.builtin import BUILTINS, builtin_folder, cache_folder
+from studfinder.models.builtin import BUILTINS, builtin_folder
+from studfinder.models.cache import cache_folder, keep_private, private_folder
 from studfinder.models.card import model_card
 from studfinder.models.checkpoint import CheckpointFiles, FilePlace
 from studfinder.models.fingerprint import cached_content_hash, config_hash, content_hash
@@ -33,10 +34,12 @@ __all__ = [
     "check_same_weights",
     "config_hash",
     "content_hash",
+    "keep_private",
     "load",
     "matrix",
     "model_card",
     "permitting",
+    "private_folder",
     "rotary_of",
     "train_length",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +12,11 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, Unavailable
-from studfinder.models.files import ADAPTER, some
+from studfinder.models.files import ADAPTER, check_names, some
+from studfinder.models.headers import read_header
+from studfinder.models.inside import inside, leads_in, linked
 from studfinder.models.lm import Source
+from studfinder.records.outside import read_json
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -28,6 +29,7 @@ class Adapter:
         folder: where it is.
         kind: peft's name of it, e.g. "LORA".
         base: the model that it changes; None where its folder holds a whole model as well.
+        revision: of the base model's repository, where the adapter says so.
         words: what it is, for print.
     """
 
@@ -35,6 +37,7 @@ class Adapter:
     kind: str
     base: str | None
     words: str
+    revision: str | None = None
 
 
 def adapter_at(source: Source) -> Adapter | None:
@@ -46,16 +49,18 @@ def adapter_at(source: Source) -> Adapter | None:
     folder = source.folder or _on_the_hub(source)
     if folder is None or not (folder / ADAPTER).is_file():
         return None
-    try:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise StudfinderError(f"{folder / ADAPTER} is not valid JSON ({error})") from None
+    check_names(folder)
+    config = read_json(folder / ADAPTER)
+    kind, base = str(config.get("peft_type", "unknown")), config.get("base_model_name_or_path")
+    if config.get("adapters"):
+        raise StudfinderError(f"{folder / ADAPTER} names further adapters", expected="one that stands for itself")
     if (folder / "config.json").is_file():
         return Adapter(folder, kind, None, f"a whole model with an adapter ({kind}) beside it")
     if not base:
         raise StudfinderError(f"{folder / ADAPTER} names no base model", expected="base_model_name_or_path")
-    return Adapter(folder, kind, str(base), f"an adapter ({kind}) of {base}")
+    revision = config.get("revision")
+    pinned = revision if isinstance(revision, str) and revision else None
+    return Adapter(folder, kind, str(base), f"an adapter ({kind}) of {base}", pinned)
 
 
 def refuse_adapter(source: Source) -> None:
@@ -90,11 +95,10 @@ def _on_the_hub(source: Source) -> Path | None:
 @contextmanager
 def without_adapter(folder: Path) -> Iterator[Path]:
     """The folder as it would be without its adapter, which transformers would put on the model by itself."""
-    with tempfile.TemporaryDirectory(prefix="studfinder-") as temporary:
-        for path in folder.iterdir():
-            if not path.name.startswith("adapter_"):
-                (Path(temporary) / path.name).symlink_to(path.resolve())
-        yield Path(temporary)
+    found = (path for path in folder.iterdir() if not path.name.startswith("adapter_"))
+    names = [path.name for path in found if not path.is_dir() or leads_in(folder, path)]
+    with linked(folder, names) as made:
+        yield made
 
 
 def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
@@ -151,8 +155,9 @@ def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
 def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    safe, pickled = (folder / name for name in _WEIGHTS)
+    safe, pickled = (inside(folder, name) for name in _WEIGHTS)
     if safe.is_file():
+        read_header(safe)
         return load_file(safe)
     if not pickled.is_file():
         raise StudfinderError(f"{folder} holds {ADAPTER} but no adapter weights", expected=safe.name)
@@ -160,6 +165,10 @@ def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         raise StudfinderError(
             f"{folder} holds only a pickled adapter, which can run code as it loads",
             expected=safe.name,
-            do="Allow pickles (--allow-pickle) if you trust its author",
+            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
         )
-    return torch.load(pickled, weights_only=True)
+    try:
+        return torch.load(pickled, weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise StudfinderError(f"{pickled} cannot be read without running code ({reason})") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.models.builtin import BUILTINS, ensure
+from studfinder.models.inside import distinct, inside, outward
 from studfinder.models.lm import Source
 
 _WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
@@ -19,6 +20,8 @@ _TERMS = ("license*", "licence*", "notice*", "copying*", "copyright*", "use_poli
 _NEVER = (
     "config.json",  # written anew
     "studfinder*.json",
+    "run.json",  # ours, as is steps.jsonl, which no pattern above takes
+    "readme*",
     "*.index.json",
     "*.safetensors*",
     "*.bin",
@@ -71,19 +74,32 @@ def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[st
     Args:
         source: where the model came from, or the name it is loaded by.
         tokenizer: whether the tokenizer's own files come too; not for a model that has been given another one.
+
+    Raises:
+        StudfinderError: a file is a link that leads out of the model's folder, or two differ in case only.
+    """
+    carried = beside(source, tokenizer=tokenizer)
+    for name, path in carried.items():
+        shutil.copyfile(path, outward(to, name, path.parent))
+    return tuple(sorted(carried))
+
+
+def beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, Path]:
+    """What `carry` copies, by the names it will have: asked before any work, since it may be refused.
+
+    Raises:
+        StudfinderError: as `carry`.
     """
     folder = _folder(_named(source) if isinstance(source, str) else source)
     if folder is None:
-        return ()
-    carried = []
-    for path in _beside(folder):
-        name = path.relative_to(folder)
-        if not tokenizer and any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _TOKENIZER):
-            continue
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, to / name)
-        carried.append(name.as_posix())
-    return tuple(sorted(carried))
+        return {}
+    found = [
+        path.relative_to(folder).as_posix()
+        for path in _beside(folder)
+        if tokenizer or not any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _TOKENIZER)
+    ]
+    distinct(found, folder)
+    return {name: inside(folder, name) for name in found}
 
 
 def own_code(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -95,7 +111,8 @@ def own_code(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(place, list | tuple):
             return [here(one) for one in place]
         own = str(place).rpartition("--")[2]
-        return own if place is not None and (folder / f"{own.partition('.')[0]}.py").is_file() else place
+        module = own.partition(".")[0]
+        return own if place is not None and module.isidentifier() and (folder / f"{module}.py").is_file() else place
 
     return {**config, "auto_map": {name: here(place) for name, place in config["auto_map"].items()}}
 
@@ -116,8 +133,9 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 def _brings_code(path: Path) -> bool:
     try:
-        return "auto_map" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and "auto_map" in found
+    except (OSError, ValueError, RecursionError):
         return False
 
 

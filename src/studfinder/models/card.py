@@ -29,5 +29,6 @@ def model_card(lm: LM, content_hash: str, context: int | None = None) -> ModelCa
         train_length_source=length_source,
         notes=lm.source.notes,
         allowed_missing=lm.source.allowed,
+        revision=lm.source.revision,
         merged_adapters=() if lm.source.merged is None else (lm.source.merged,),
     )

@@ -8,7 +8,6 @@ column of the entry must be there, number for number. What cannot be verified so
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 import torch
 
+from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef
+from studfinder.models.files import SAFE, held_in
 from studfinder.models.lm import LM
 from studfinder.models.weights import matrix
 
@@ -85,18 +86,9 @@ class CheckpointFiles:
         folder = _folder_of(self.lm)
         if folder is None:
             return {}
-        index = folder / "model.safetensors.index.json"
         try:
-            if index.is_file():
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                # A name in an index is data: it never leads out of the folder.
-                files = {name: folder / Path(file).name for name, file in weight_map.items()}
-                return {name: path for name, path in files.items() if path.is_file()}
-            from safetensors import safe_open
-
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                return dict.fromkeys(file.keys(), folder / "model.safetensors")
-        except (OSError, ValueError, KeyError):
+            return {name: folder / one.file for name, one in held_in(folder).items() if one.file.endswith(SAFE)}
+        except StudfinderError:
             return {}
 
     @cached_property

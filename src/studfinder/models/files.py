@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.models.headers import DTYPES, NAMES, read_header
+from studfinder.models.inside import check_links, distinct, inside, plain_name
+from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
+SAFE = ".safetensors"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_KINDS = (SAFE, ".bin", ".pt", ".pth")
+_TOKENIZER = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -31,77 +37,161 @@ class Held:
     file: str
 
 
-def check_folder(folder: Path, allow_pickle: bool) -> None:
-    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing.
+@dataclass(frozen=True)
+class Weights:
+    """The weight files that transformers reads of a folder.
+
+    Attributes:
+        files: their names, which are plain, each once.
+        index: the name of the index that names them, where there is one.
+        where: by the index, the file of each tensor.
+    """
+
+    files: tuple[str, ...]
+    index: str | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pickles(self) -> list[str]:
+        """Those that are not safetensors: transformers hands every other file to torch.load."""
+        return [name for name in self.files if not name.endswith(SAFE)]
+
+
+def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
+    """Say what is wrong with a checkpoint folder before transformers says it in a traceback, or says nothing; gives
+    what its files hold.
 
     Raises:
-        StudfinderError: no config, no weights, pickles that are not allowed, a file that is cut off, a shard or a
-            tensor that the index names and that is not there, a tensor in two shards.
+        StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
+            cut off or damaged, a shard or a tensor that the index names and that is not there, a tensor in two shards,
+            a name that leads out of the folder.
     """
+    check_regular(folder)
+    check_names(folder)
     _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        if pickles and not allow_pickle:
-            raise StudfinderError(
-                f"{folder} holds only pickle weights ({pickles[0].name}), which can run code as they load",
-                expected="safetensors",
-                do="Convert it, or allow pickles (--allow-pickle) if you trust its author",
-            )
-        if not pickles:
-            raise StudfinderError(f"folder {folder} has no weights", expected="*.safetensors beside config.json")
-    for shard in shards:
-        read_header(shard)
-    held_in(folder)
+    weights = weights_of(folder)
+    if weights.pickles and not allow_pickle:
+        only = "only pickle weights" if weights.pickles == list(weights.files) else "pickle weights"
+        raise StudfinderError(
+            f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load",
+            expected="safetensors",
+            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
+        )
+    return held_in(folder)
+
+
+def check_names(folder: Path) -> None:
+    """Raise StudfinderError if a link in a folder leads out of it, or its tokenizer's config names a file elsewhere."""
+    check_links(folder)
+    names = _json(folder / _TOKENIZER).get("fast_tokenizer_files") if (folder / _TOKENIZER).is_file() else None
+    for name in names if isinstance(names, list) else ():
+        inside(folder, plain_name(name, folder / _TOKENIZER))
+
+
+def weights_of(folder: Path) -> Weights:
+    """The weight files that transformers reads of a folder: what the config names, one file, or those of an index;
+    pickles where there are no safetensors. Other copies may lie beside them.
+
+    Raises:
+        StudfinderError: there are none, a name in the config or the index is not a plain one, or an index is damaged.
+    """
+    config = folder / "config.json"
+    chosen = _json(config).get("transformers_weights") if config.is_file() else None
+    if chosen is not None:
+        plain_name(chosen, config)
+        if not (folder / chosen).is_file():
+            raise StudfinderError(f"{config} says that the weights are in {chosen}, which is not there")
+    else:
+        chosen = next((name for name in (_SINGLE, _INDEX, *_PICKLES) if (folder / name).is_file()), None)
+    if chosen is None:
+        raise _no_weights(folder)
+    inside(folder, chosen)
+    if not chosen.endswith(".index.json"):
+        return Weights((chosen,))
+    where = _json(folder / chosen).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise StudfinderError(f"{folder / chosen} has no weight_map", do="Download or save it again")
+    files = sorted(set(where.values()))
+    for name in files:
+        plain_name(name, folder / chosen)
+        if not name.endswith(_KINDS):
+            raise StudfinderError(f"{folder / chosen} names weights {name!a}", expected=f"names that end in {SAFE}")
+        inside(folder, name)
+    distinct(files, folder / chosen)
+    return Weights(tuple(files), chosen, where)
+
+
+def _no_weights(folder: Path) -> StudfinderError:
+    named = sorted(folder.glob("model-*-of-*.safetensors"))
+    if named:
+        return StudfinderError(
+            f"{folder} holds shards ({named[0].name}, ...) but no {_INDEX} that says what is in them",
+            do="Download or save it again, with the index",
+        )
+    others = sorted(path.name for kind in ("*.safetensors", "*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
+    return StudfinderError(
+        f"folder {folder} has no weights that transformers reads" + (f" (it holds {some(others)})" if others else ""),
+        expected=f"{_SINGLE}, or {_INDEX} with its shards, beside config.json",
+    )
+
+
+def check_regular(folder: Path) -> None:
+    """Raise StudfinderError if something in a folder is no file that ends: whoever opens a pipe waits for ever, and a
+    link to nothing is passed by as if it were not there."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() and (kind := irregular(path)) is not None:
+            raise StudfinderError(f"{path} is {kind}", expected="a file", do="Delete it, or put the file there")
 
 
 def held_in(folder: Path) -> dict[str, Held]:
     """What the files hold that transformers reads from this folder, by tensor name; of pickles, too.
 
     Raises:
-        StudfinderError: a shard or a tensor that the index names is not there, a tensor is in two shards, or the
-            weights are there twice, in one file and in shards.
+        StudfinderError: as `weights_of`; a file is damaged, a shard or a tensor that the index names is not there, a
+            tensor is in two shards, or the weights are there twice, in one file and in shards.
     """
-    index = folder / _INDEX
-    if (folder / _SINGLE).is_file():
-        _check_no_second_copy(folder, index)
-        return _held(folder, [folder / _SINGLE])
-    if index.is_file():
-        return _indexed(folder, _json(index).get("weight_map"))
-    named = sorted(folder.glob("model-*-of-*.safetensors"))
-    if named:
-        raise StudfinderError(
-            f"{folder} holds shards ({named[0].name}, ...) but no {_INDEX} that says what is in them",
-            do="Download or save it again, with the index",
-        )
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    return {
-        name: Held(_SHORT.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
-        for path in pickles
-        for name, tensor in torch.load(path, map_location="meta", weights_only=True).items()
-        if isinstance(tensor, torch.Tensor)
-    }
-
-
-def _indexed(folder: Path, where: Any) -> dict[str, Held]:
-    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
-        raise StudfinderError(f"{folder / _INDEX} has no weight_map", do="Download or save it again")
-    files = sorted(set(where.values()))
-    lost = [file for file in files if Path(file).name != file or not (folder / file).is_file()]
+    weights = weights_of(folder)
+    if weights.files == (_SINGLE,) and weights.index is None:
+        _check_no_second_copy(folder, folder / _INDEX)
+    lost = [file for file in weights.files if not (folder / file).is_file()]
     if lost:
-        gone = sorted(name for name, file in where.items() if file in lost)
+        gone = sorted(name for name, file in weights.where.items() if file in lost)
         raise StudfinderError(
             f"{folder} lacks {some(lost)}, which its index names for {len(gone):,} tensors ({some(gone)})",
             do="Download or save that shard again",
         )
-    held = _held(folder, [folder / file for file in files])
-    gone = sorted(set(where) - set(held))
+    held: dict[str, Held] = {}
+    for file in weights.files:
+        for name, one in _held(folder / file).items():
+            if name in held:
+                raise StudfinderError(
+                    f"tensor {name} is in two shards of {folder}, {held[name].file} and {file}",
+                    expected="one of the two",
+                    do="Download or save the checkpoint again",
+                )
+            held[name] = one
+    gone = sorted(set(weights.where) - set(held))
     if gone:
         raise StudfinderError(
-            f"the shards of {folder} lack {some(gone)}, which the index says are in {where[gone[0]]}",
+            f"the shards of {folder} lack {some(gone)}, which the index says are in {weights.where[gone[0]]}",
             do="A shard is of another version of the model: download or save all of them again",
         )
     return held
+
+
+def _held(path: Path) -> dict[str, Held]:
+    if path.name.endswith(SAFE):
+        return {name: Held(one.dtype, one.shape, path.name) for name, one in read_header(path).items()}
+    try:
+        read = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise StudfinderError(f"{path} holds no weights that can be read without running code ({reason})") from None
+    return {
+        name: Held(NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
+        for name, tensor in (read.items() if isinstance(read, dict) else ())
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def _check_no_second_copy(folder: Path, index: Path) -> None:
@@ -118,40 +208,6 @@ def _check_no_second_copy(folder: Path, index: Path) -> None:
         )
 
 
-def _held(folder: Path, files: list[Path]) -> dict[str, Held]:
-    held: dict[str, Held] = {}
-    for path in files:
-        for name, entry in read_header(path).items():
-            if name in held:
-                raise StudfinderError(
-                    f"tensor {name} is in two shards of {folder}, {held[name].file} and {path.name}",
-                    expected="one of the two",
-                    do="Download or save the checkpoint again",
-                )
-            held[name] = Held(str(entry["dtype"]), tuple(entry["shape"]), path.name)
-    return held
-
-
-def read_header(path: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file, without its metadata. Raises StudfinderError if the file is cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
-            header = None
-    entries = {name: entry for name, entry in (header or {}).items() if name != "__metadata__"}
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if header is None or end != size:
-        raise StudfinderError(
-            f"{path} is truncated or damaged ({size:,} bytes)",
-            expected=f"{end:,} bytes" if header else "a safetensors header",
-            do="Download or save it again",
-        )
-    return entries
-
-
 def some(names: Any, shown: int = 3) -> str:
     """The first names, and how many more there are."""
     ordered = sorted(map(str, names))
@@ -162,24 +218,8 @@ def some(names: Any, shown: int = 3) -> str:
 def _json(path: Path, missing: str | None = None) -> dict[str, Any]:
     if missing is not None and not path.is_file():
         raise StudfinderError(f"folder {path.parent} has no {path.name}", expected=missing)
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StudfinderError(f"{path} is not valid JSON ({error})") from None
-    return read if isinstance(read, dict) else {}
+    return read_json(path)
 
 
-_SHORT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {name: DTYPES[name] for name in ("F64", "F32", "F16", "BF16")}
 """The float dtypes that hold a weight as it is, by their names in safetensors; fp8 and narrower need a scale."""

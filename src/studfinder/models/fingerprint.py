@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.builtin import cache_folder
+from studfinder.models.cache import keep_private, private_folder, private_text
 from studfinder.models.lm import LM
 
 _CHUNK = 1 << 24
@@ -106,20 +106,25 @@ def cached_content_hash(lm: LM) -> str:
     signature = _signature(lm)
     if signature is None:
         return content_hash(lm)
-    store = cache_folder() / "hashes" / f"{signature}.json"
     try:
-        return str(json.loads(store.read_text())["hash"])
-    except (OSError, ValueError, KeyError):
+        store = private_folder("hashes") / f"{signature}.json"
+    except OSError:
+        return content_hash(lm)  # only a convenience: the next run hashes again
+    try:
+        keep_private(store)
+        kept = json.loads(store.read_text())
+        if kept["sum"] == _sum(signature, kept["hash"]):  # or it is damaged, or of another file
+            return str(kept["hash"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     value = content_hash(lm)
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        temporary = store.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"hash": value}))
-        temporary.replace(store)
-    except OSError:
-        pass  # only a convenience: the next run hashes again
+    with suppress(OSError):
+        private_text(store, json.dumps({"hash": value, "sum": _sum(signature, value)}))
     return value
+
+
+def _sum(signature: str, value: object) -> str:
+    return hashlib.sha256(f"{signature} {value}".encode()).hexdigest()[:16]
 
 
 def _signature(lm: LM) -> str | None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, known
 from studfinder.models.files import some
 from studfinder.models.gguf_metadata import check_kind, honoured
 from studfinder.models.gguf_rope import FACTORS, check_rope
 from studfinder.models.judging import judge
 from studfinder.models.loading import report_of
+from studfinder.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def read_gguf(
     with _plain_errors(path):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         config, rope = honoured(str(path), config, architecture, fields, factors)
+        check_sizes(str(path), config.to_dict(), {name: held.shape.tolist() for name, held in tensors.items()})
         config.dtype = dtype
         settings = config.to_dict()
         settings.pop("quantization_config", None)
@@ -114,7 +116,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
-        raise _unreadable(path, error) from error
+        raise known(error) or _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> StudfinderError:

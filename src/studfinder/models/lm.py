@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from studfinder.errors import StudfinderError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,10 +24,11 @@ class Source:
         id: the name or path it was asked for by; "live" for an object handed over.
         origin: in words, for print.
         folder: the checkpoint's folder, where there is one.
-        revision: of the hub repository, where there is one.
+        revision: of the hub repository, where there is one: the commit once it is loaded, before that what was asked.
         notes: what the files hold that is not in memory and need not be, and what was cast.
         allowed: what is missing or was left out because the caller allowed it.
         merged: the adapter that was merged into the weights.
+        no_tokenizer: why its tokenizer could not be loaded, where it has one.
     """
 
     id: str
@@ -35,6 +38,7 @@ class Source:
     notes: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     merged: str | None = None
+    no_tokenizer: StudfinderError | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from studfinder.models.adapters import adapter_at, merged, refuse_adapter, witho
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
-from studfinder.models.pretrained import from_pretrained, quiet_when_no_terminal
+from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
+from studfinder.models.tokenizing import tokenizer_at
+from studfinder.visible import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,6 +103,8 @@ def load(
         live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
     if device is not None:
         live = live.to(device)
+    if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
+        tokenizer, source = None, dataclasses.replace(source, no_tokenizer=tokenizer)
     lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
     check_finite(lm)
     for line in (*source.notes, *source.allowed):
@@ -110,31 +114,45 @@ def load(
 
 @functools.cache  # once a process: some verbs load a model again
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, file=sys.stderr)
 
 
 def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    trusted, revision = options["trust_remote_code"], source.revision or "main"
+    trusted = options["trust_remote_code"]
     if not merge:
         refuse_adapter(source)
     adapter = adapter_at(source) if merge else None
     if adapter is None:
         live, opened = from_pretrained(source, **options)
-        return live, tokenizer or _tokenizer(source.folder or source.id, trusted, revision), opened
-    base = source if adapter.base is None else _resolve(adapter.base, None)
+        return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
+    if adapter.base is None:
+        base = source
+    elif source.folder is None:  # what a stranger's file names is not looked for on this disk
+        base = _on_hub(adapter.base, adapter.revision)
+        if Path(adapter.base).exists():
+            raise StudfinderError(
+                f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
+                do="Run it from another folder",
+            )
+    else:
+        base = _resolve(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)
         base = dataclasses.replace(base, folder=folder)
         live, opened = from_pretrained(base, **options)
         if tokenizer is None:  # the adapter's own, or its base model's
-            tokenizer = _tokenizer(adapter.folder, trusted) or _tokenizer(folder or base.id, trusted)
+            tokenizer = tokenizer_at(adapter.folder, trusted)
+            if tokenizer is None or isinstance(tokenizer, StudfinderError):
+                tokenizer = tokenizer_at(folder or base.id, trusted, opened.revision)
     live = merged(live, adapter, options["allow_pickle"])
+    of_base = f" (commit {opened.revision})" if adapter.base is not None and opened.revision else ""
     source = dataclasses.replace(
         source,
         folder=None,  # its files are not what is in memory
-        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}",
+        revision=commit_in(adapter.folder) or source.revision,
+        origin=f"{source.origin}, merged into {adapter.base or 'the model beside it'}{of_base}",
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,
@@ -164,10 +182,17 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
 
     if isinstance(model, LM):
         return model
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper keeps the model there
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
             f"cannot load a {type(model).__name__}",
             expected="a name, a path or a transformers PreTrainedModel",
+        )
+    if not model.can_generate() and model.get_output_embeddings() is None:
+        raise StudfinderError(
+            f"a {type(model).__name__} has no language-model head",
+            expected="a causal language model",
+            do="Load it with AutoModelForCausalLM",
         )
     name = getattr(model.config, "_name_or_path", "") or "live"
     lm = LM(model.eval(), _named(tokenizer), anatomy_of(model), Source(name, "a live model object"))
@@ -194,6 +219,10 @@ def _resolve(asked: str, revision: str | None) -> Source:
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
+    return _on_hub(asked, revision)
+
+
+def _on_hub(asked: str, revision: str | None) -> Source:
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
         raise StudfinderError(
@@ -211,12 +240,3 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise StudfinderError(f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16")
     return found
-
-
-def _tokenizer(where: str | Path, trust_remote_code: bool, revision: str = "main") -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception:  # a model without a tokenizer can still be fed token ids
-        return None

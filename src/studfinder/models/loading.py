@@ -106,7 +106,7 @@ def report_of(
         layers=getattr(config, "num_hidden_layers", None),
         quantiser=quantiser,
         decoded=decoded,
-        architecture=(getattr(model.config, "architectures", None) or [type(model).__name__])[0],
+        architecture=_class_named(model),
         asked=asked,
         untied=bool(getattr(model.config, "tie_word_embeddings", False)) and _two(model),
     )
@@ -116,3 +116,9 @@ def _two(model: Any) -> bool:
     """Whether embedding and head are two tensors."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     return head is not None and embedding is not None and head.weight is not embedding.weight
+
+
+def _class_named(model: Any) -> str:
+    """The class that the config names; the model's own where it names none."""
+    named = getattr(model.config, "architectures", None)
+    return str(named[0]) if isinstance(named, list) and named else type(model).__name__

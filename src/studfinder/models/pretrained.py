@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, known
+from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
 from studfinder.models.builtin import BUILTINS
@@ -20,6 +21,8 @@ from studfinder.models.files import check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
+from studfinder.models.sizes import check_sizes
+from studfinder.records.outside import read_json
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
@@ -66,11 +69,17 @@ def from_pretrained(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = str(source.folder or source.id)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     if source.folder is not None:
-        check_folder(source.folder, allow_pickle)
+        held = check_folder(source.folder, allow_pickle)
+        check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
+    snapshot = _snapshot(source) if source.folder is None else None
+    if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
+        source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
+    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
+        if source.folder is None:
+            check_sizes(source.id, config.to_dict(), {})
         if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
             raise StudfinderError(
                 f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
@@ -94,6 +103,10 @@ def from_pretrained(
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
+        if source.folder is None and (failed := hub_failure(source.id, error, source.revision)) is not None:
+            raise failed from error
+        if (said := known(error)) is not None and getattr(error, "filename", None) is None:
+            raise said from error
         held = held_in(source.folder) if source.folder is not None else {}
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
@@ -102,7 +115,7 @@ def from_pretrained(
     report = report_of(
         model,
         info,
-        held_in(folder) if (folder := source.folder or _snapshot(source.id, config)) else {},
+        held_in(folder) if (folder := source.folder or snapshot) else {},
         quantiser=method,
         decoded=decoded,
         asked=dtype != "auto",
@@ -130,15 +143,21 @@ def _quantiser(config: Any) -> tuple[str | None, bool]:
     return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
 
 
-def _snapshot(repository: str, config: Any) -> Path | None:
-    """Where the hub's files of a model that was just loaded are on this disk."""
+def _snapshot(source: Source) -> Path | None:
+    """Where the hub's files of a model are on this disk: a folder that is named by their commit. Fetches its config."""
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(repository, "config.json", revision=config._commit_hash, local_files_only=True)
-    except (OSError, ValueError, AttributeError):
+        found = cached_file(source.id, "config.json", revision=source.revision)
+    except (OSError, ValueError):  # no such repository, no network: loading says it better
         return None
     return None if found is None else Path(found).parent
+
+
+def commit_in(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache is of; None for any other folder."""
+    kept = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if kept else None
 
 
 def _first_line(error: Exception) -> str:

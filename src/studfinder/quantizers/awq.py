@@ -12,7 +12,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.clip import Clip
-from studfinder.quantizers.finite import finite_inputs, finite_weight
+from studfinder.quantizers.finite import finite_inputs, finite_weight, of_range
 from studfinder.quantizers.folds import Fold, check_exact, norm_folds, swapped, up_fold, value_fold
 from studfinder.quantizers.grid import quantize_weight, ranges
 from studfinder.quantizers.massive import row_weights
@@ -110,7 +110,8 @@ class AWQ:
                 best = found, alpha, scale_C
         if best is None:
             raise StudfinderError(
-                f"no factor gives a finite error at {fold.inspected}", do="Load the model in bfloat16 or float32"
+                f"no factor gives a finite error at {fold.inspected} on the calibration text",
+                do=of_range(bench.lm.dtype),
             )
         return best[1], best[2]
 
@@ -226,7 +227,8 @@ def _by_rows(lm: LM, block: Block, fold: Fold, weights: Mapping[str, torch.Tenso
 
     def share(one: str) -> torch.Tensor:
         by_row = weights.get(one, torch.ones(len(old[one]))).double()
-        return by_row / (by_row * squares(old[one])).sum()
+        size = (by_row * squares(old[one])).sum()
+        return by_row / size if size > 0 else by_row  # a matrix that puts out nothing: its error is zero as it is
 
     shares = {one: share(one) for one in old}
     return lambda new: float(sum((shares[one] * squares(made - old[one])).sum() for one, made in new.items()))

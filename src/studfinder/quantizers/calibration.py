@@ -20,7 +20,7 @@ def calibration_windows(
     Raises:
         StudfinderError: the text is too short for so many windows, or is a test set.
     """
-    if str(text) == "wikitext2":
+    if str(text).partition("@")[0] == "wikitext2":
         raise StudfinderError("wikitext2 is test text", expected="text that the model is not judged on: wikipedia")
     name, documents = corpus(text)
     joined = "\n\n".join(documents)

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 from studfinder.records import Quantization
+from studfinder.report.escaped import code, for_markdown, for_yaml
+from studfinder.visible import visible
 
 
 def card(done: Quantization) -> str:
     """The README.md of the checkpoint."""
     served = done.kernel or ("none needed: the weights are dense" if done.stored_as == "dense" else "none known")
+    calibration = done.calibration or "none: the method looks at the weights only"
     lines = [
         "---",
         "library_name: transformers",
-        f"base_model: {done.model}",
+        f"base_model: {for_yaml(done.model)}",
         f"tags: [studfinder, {'quantized' if done.stored_as == 'dense' else 'compressed-tensors'}]",
         "---",
-        f"# {done.model.rstrip('/').rpartition('/')[2]}, quantised",
+        f"# {for_markdown(done.model.rstrip('/').rpartition('/')[2])}, quantised",
         "",
-        f"Made by studfinder {done.versions.get('studfinder', '')} from {done.model} ({done.origin}).",
+        for_markdown(f"Made by studfinder {done.versions.get('studfinder', '')} from {done.model} ({done.origin})."),
         "",
         "| | |",
         "|---|---|",
-        f"| method | {done.method} |",
-        f"| scheme | {done.scheme} |",
+        f"| method | {for_markdown(done.method)} |",
+        f"| scheme | {for_markdown(done.scheme)} |",
         f"| bits per weight | {done.bits:.3f} over the matrices of the blocks, scales and zero points included |",
         f"| matrices quantised | {done.quantized} |",
-        f"| format | {_format(done.stored_as)} |",
-        f"| kernel in vLLM | {served} |",
-        f"| verified | {done.verified} |",
-        f"| calibration text | {done.calibration or 'none: the method looks at the weights only'} |",
+        f"| format | {for_markdown(_format(done.stored_as))} |",
+        f"| kernel in vLLM | {for_markdown(served)} |",
+        f"| verified | {for_markdown(done.verified)} |",
+        f"| calibration text | {for_markdown(calibration)} |",
         "",
-        *_section("Scores", [f"{name}: {line}" for name, line in done.scores.items()]),
-        *_section("Kept", list(done.kept) or ["nothing was asked to be kept"]),
+        *_section("Scores", [for_markdown(f"{name}: {line}") for name, line in done.scores.items()]),
+        *_section("Kept", [for_markdown(line) for line in done.kept] or ["nothing was asked to be kept"]),
     ]
     if done.instead:
         lines += [
             "The format has no place for single numbers, so the matrices that hold them stay as they were:",
             "",
-            *(f"- `{name}`" for name in done.instead),
+            *(f"- {code(name)}" for name in done.instead),
             "",
         ]
     left = [name for name in done.skipped if name not in done.instead]
-    lines += _section("Left in full precision", ["embeddings, head and norms", *(f"`{name}`" for name in left)])
-    lines += _section("Notes", [*done.notes, *_caution(done.origin)])
-    settings = "\n".join(f"    {name}: {value}" for name, value in done.settings.items())
-    return "\n".join([*lines, "## Recipe", "", settings, "", f"Made {done.made}.", ""])
+    lines += _section("Left in full precision", ["embeddings, head and norms", *map(code, left)])
+    lines += _section("Notes", [*map(for_markdown, done.notes), *_caution(done.origin)])
+    settings = "\n".join(f"    {visible(name)}: {visible(value)}" for name, value in done.settings.items())
+    return "\n".join([*lines, "## Recipe", "", settings, "", f"Made {for_markdown(done.made)}.", ""])
 
 
 def _format(format: str) -> str:

@@ -12,24 +12,8 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.models.headers import NAMES
 from studfinder.runs import TEMPORARY, write_text
-
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-"""Dtypes by their names in safetensors files."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +40,10 @@ def write_shard(path: Path, entries: Sequence[Entry], done: Callable[[Entry], An
     for entry in entries:
         for name, (dtype, shape) in entry.described.items():
             start, end = end, end + _bytes(dtype, shape)
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary = path.with_name(f".shard{TEMPORARY}")  # a name of its own: that of the shard may be as long as names go
     try:
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)

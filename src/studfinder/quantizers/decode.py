@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.source import Files, stored_files
 from studfinder.quantizers.targets import others
+from studfinder.records.outside import read_json
 
 
 def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -83,6 +83,6 @@ def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> t
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     found: dict[str, Any] | None = config.get("quantization_config")
     return found

@@ -26,5 +26,12 @@ def finite_inputs(seen: Mapping[str, torch.Tensor]) -> None:
             raise StudfinderError(
                 f"what enters {name} on the calibration text is NaN or infinite",
                 expected="a model whose activations are finite",
-                do="Load it in bfloat16 or float32, or look for a damaged weight in an earlier layer",
+                do="If it is in float16, load it in bfloat16 (--dtype); else a weight in an earlier layer is damaged",
             )
+
+
+def of_range(dtype: torch.dtype) -> str:
+    """What to do about numbers that stop being finite in a model of this dtype."""
+    if dtype is torch.float16:  # the one whose range is short
+        return "float16 ends at 65,504: load the model in bfloat16 or float32 (--dtype)"
+    return "Look for a damaged or enormous weight in an earlier layer, or use --method rtn, which reads no text"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,8 +12,9 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
+from studfinder.models.files import check_folder, weights_of
 from studfinder.models.fingerprint import marks
-from studfinder.quantizers.checkpoint import DTYPES
+from studfinder.models.headers import DTYPES, read_header
 from studfinder.quantizers.targets import Target, targets
 
 
@@ -76,6 +76,7 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     Raises:
         StudfinderError: as `targets`.
     """
+    check_folder(folder, allow_pickle=False)
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
     files = replace(stored_files(folder), targets=found)
@@ -91,10 +92,23 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
 
 
 def stored_files(folder: Path) -> Files:
-    """What the files of a checkpoint folder hold. Raises StudfinderError if one is damaged."""
-    read = {name: _tensors(folder / name) for name in _file_names(folder)}
-    shards = {file: {name: what[:2] for name, what in tensors.items()} for file, tensors in read.items()}
-    begins = {file: {name: what[2] for name, what in tensors.items()} for file, tensors in read.items()}
+    """What the files of a checkpoint folder hold.
+
+    Raises:
+        StudfinderError: as `weights_of` and `read_header`; a file is a pickle, or of a dtype that torch lacks.
+    """
+    weights = weights_of(folder)
+    if weights.pickles:
+        raise StudfinderError(f"{folder / weights.pickles[0]} is a pickle", expected="safetensors", do="Convert it")
+    read = {name: read_header(folder / name) for name in weights.files}
+    for file, tensors in read.items():
+        for name, one in tensors.items():
+            if one.dtype not in DTYPES:
+                raise StudfinderError(f"{name} in {folder / file} is stored as {one.dtype}, which torch lacks")
+    shards = {
+        file: {name: (DTYPES[one.dtype], one.shape) for name, one in tensors.items()} for file, tensors in read.items()
+    }
+    begins = {file: {name: one.begin for name, one in tensors.items()} for file, tensors in read.items()}
     return Files(folder, shards, {}, begins)
 
 
@@ -112,35 +126,3 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))
-
-
-def _file_names(folder: Path) -> list[str]:
-    """The files that transformers would read: those of the index, or the one file; other copies may lie beside them."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise StudfinderError(f"{index} is damaged", do="Copy it again") from None
-    one = folder / "model.safetensors"
-    return [one.name] if one.is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
-
-
-def _tensors(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
-    """Dtype, shape and first byte of each tensor, in the order they are stored."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-        return {
-            name: (DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in ordered
-        }
-    except OSError as error:
-        raise StudfinderError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
-        raise StudfinderError(
-            f"{path} has no readable header ({type(error).__name__}: {error})", expected="a whole safetensors file"
-        ) from None

@@ -157,7 +157,7 @@ def fresh(folder: Path, ask: Mapping[str, Any]) -> Answer:
             )
             raise cannot_run(reason)
         answer = json.loads(answered.with_suffix(".json").read_text(encoding="utf-8"))
-        return answer, torch.load(answered.with_suffix(".pt"))
+        return answer, torch.load(answered.with_suffix(".pt"), weights_only=True)
 
 
 def cannot_run(reason: object) -> StudfinderError:

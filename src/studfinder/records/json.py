@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import parse_json, read_text
 
 Record = TypeVar("Record")
 
@@ -56,10 +57,7 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
     Raises:
         StudfinderError: not JSON, another format, an unknown version, or missing or unknown fields.
     """
-    try:
-        plain = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StudfinderError(f"{name} is not valid JSON ({error})", do="It may be truncated: make it again") from None
+    plain = parse_json(text, object, name=name)
     expected = {f.name: f.default for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
     for field, value in expected.items():
         found = plain.get(field) if isinstance(plain, dict) else None
@@ -79,8 +77,4 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
 
 def read_record(kind: type[Record], path: Path) -> Record:
     """Read a record from a file. Raises StudfinderError where `from_json` does, or if there is no such file."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise StudfinderError(f"{path} cannot be read ({error.strerror})") from None
-    return from_json(kind, text, name=str(path))
+    return from_json(kind, read_text(path).removeprefix("\ufeff"), name=str(path))

@@ -22,6 +22,7 @@ class ModelCard:
         notes: what its files hold that is not in memory and need not be, and what was cast.
         allowed_missing: what is random or was left out because the user allowed it.
         merged_adapters: adapters that were merged into its weights as it was loaded.
+        revision: the commit of the hub's repository that it was read from; None of files that are the user's own.
     """
 
     id: str
@@ -42,6 +43,7 @@ class ModelCard:
     notes: tuple[str, ...] = ()
     allowed_missing: tuple[str, ...] = ()
     merged_adapters: tuple[str, ...] = ()
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if not self.content_hash:

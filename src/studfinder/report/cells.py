@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from studfinder.records import Cell, Comparison, Interval, Table
+from studfinder.report.escaped import for_csv, for_markdown
+from studfinder.report.screen import Screen
 from studfinder.report.words import number
 
 
@@ -46,12 +45,16 @@ def markdown(table: Table) -> str:
     """A table as GitHub Markdown, under its title."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
+
+    def shown(cell: Cell) -> str:
+        return for_markdown(cell) if isinstance(cell, str) else text(cell)
 
     right = [_numeric(table, column) for column in range(len(table.columns))]
-    lines = [f"### {table.title}", "", line(table.columns), line(["---:" if side else "---" for side in right])]
-    lines += [line([text(cell) for cell in row]) for row in table.rows]
-    return "\n".join([*lines, "", *([table.note, ""] if table.note else [])])
+    columns = [for_markdown(name) for name in table.columns]
+    lines = [f"### {for_markdown(table.title)}", "", line(columns), line(["---:" if side else "---" for side in right])]
+    lines += [line([shown(cell) for cell in row]) for row in table.rows]
+    return "\n".join([*lines, "", *([for_markdown(table.note), ""] if table.note else [])])
 
 
 def as_csv(table: Table) -> str:
@@ -62,7 +65,7 @@ def as_csv(table: Table) -> str:
         header += [column, f"{column} low", f"{column} high"] if has else [column]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(for_csv, header))
     for row in table.rows:
         cells: list[object] = []
         for cell, has in zip(row, wide, strict=True):
@@ -71,20 +74,20 @@ def as_csv(table: Table) -> str:
                 cells += [inside.value, inside.low, inside.high]
             else:
                 cells += [inside, None, None] if has else [inside]
-        writer.writerow(cells)
+        writer.writerow(map(for_csv, cells))
     return out.getvalue()
 
 
-def print_table(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Screen) -> None:
     """A table in the terminal."""
-    shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, header_style="dim")
+    shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, header_style="dim")
     for column, name in enumerate(table.columns):
-        shown.add_column(escape(name), justify="right" if _numeric(table, column) else "left", overflow="fold")
+        shown.add_column(name, justify="right" if _numeric(table, column) else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(escape(text(cell)) for cell in row))
+        shown.add_row(*(text(cell) for cell in row))
     console.print(shown)
     if table.note:
-        console.print(table.note, style="dim", highlight=False)
+        console.print(table.note, style="dim")
 
 
 def _numeric(table: Table, column: int) -> bool:
@@ -94,15 +97,14 @@ def _numeric(table: Table, column: int) -> bool:
 
 def print_sheet(title: str, tables: Sequence[Table], notes: Sequence[str], folder: Path | None) -> None:
     """A result in the terminal: its tables, what they say, and where the rest is."""
-    # A pipe or a log has no width of its own; the tables need more than its default.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Screen()
     for table in tables:
         console.print()
         print_table(table, console)
     if notes:
         console.print()
     for note in notes:
-        console.print(f"• {escape(note)}", highlight=False)
+        console.print(f"• {note}")
     if folder is not None:
         console.print()
-        console.print(f"[dim]report[/dim]    {escape(str(folder))}/report.html", highlight=False, soft_wrap=True)
+        console.print(f"report    {folder}/report.html", soft_wrap=True)

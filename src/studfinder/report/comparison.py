@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from studfinder.records import Findings
+from studfinder.report.screen import Screen
 from studfinder.report.words import dims
 
 
@@ -17,15 +16,15 @@ def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     return [(name, [cell(findings) for findings in runs]) for name, cell in _ROWS.items()]
 
 
-def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Console | None = None) -> None:
+def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Screen | None = None) -> None:
     """The same table in the terminal."""
-    console = console or Console()
+    console = console or Screen()
     table = Table(box=None, padding=(0, 2), header_style="bold")
     table.add_column("", style="dim")
     for name in names:
-        table.add_column(escape(name), overflow="fold")
+        table.add_column(name, overflow="fold")
     for what, cells in rows(runs):
-        table.add_row(what, *map(escape, cells))
+        table.add_row(what, *cells)
     console.print(table)
 
 

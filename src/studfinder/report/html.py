@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,8 +17,9 @@ from studfinder.report.caveats import caveats
 from studfinder.report.comparison import rows as comparison_rows
 from studfinder.report.profile import Profile, pack
 from studfinder.report.snippets import as_keep, as_python
-from studfinder.report.style import NARROW, WIDE, inline_svg
+from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
 from studfinder.report.words import count, number, percent, token, verdict_sentence
+from studfinder.visible import visible
 
 _STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
 _TITLES = {
@@ -28,24 +30,29 @@ _TITLES = {
 }
 
 
-def page(findings: Findings, profile: Profile, *, folder: str = "") -> str:
+def page(findings: Findings, profile: Profile, *, folder: str = "", without: Collection[str] = ()) -> str:
     """The report of one scan as HTML.
 
     Args:
         findings: what a scan found, proved or not.
         profile: the arrays of `profile.safetensors`.
         folder: the run folder as a user would type it, for the copied `--keep`.
+        without: figures that are left out.
     """
     data = pack(profile)
     at = findings.summary.thresholds
     data |= {"lam": at.get("lam", 5.0), "sinkThreshold": at.get("sink", 0.3)}
-    charts = figures.available(findings, profile)
+    charts = {
+        name: attempted(name, partial(_chart, name, findings, profile)) if name in _STATIC else None
+        for name in figures.available(findings, profile)
+        if name not in without
+    }
     return render(
         "page.html",
         f=findings,
         verdict=verdict_sentence(findings),
         data=data,
-        charts={name: _chart(name, findings, profile) if name in charts else None for name in _STATIC},
+        charts={name: charts.get(name) for name in _STATIC},
         describe={name: figures.describe(name, findings, profile) for name in charts},
         controls=_controls(findings),
         layers=_layers(data),
@@ -64,7 +71,8 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
     charts = []
     for place, (name, findings, profile) in enumerate(runs):
         if "depth" in figures.available(findings, profile):
-            charts.append((name, _svg("depth", findings, profile, NARROW, "chart", f"run{place}-depth")))
+            draw = partial(_svg, "depth", findings, profile, NARROW, "chart", f"run{place}-depth")
+            charts.append((name, attempted("depth", draw) or Markup("")))
     return render(
         "comparison.html",
         names=[name for name, _, _ in runs],
@@ -82,6 +90,7 @@ def render(template: str, **context: object) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
     css, script = _read("page.css"), _read("page.js")
@@ -94,6 +103,11 @@ def render(template: str, **context: object) -> str:
         policy=policy,
         **context,
     )
+
+
+def _shown(value: object) -> object:
+    """What a template prints: a name can turn a page's reading direction as it can a terminal's."""
+    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _read(name: str) -> str:

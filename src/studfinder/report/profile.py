@@ -19,7 +19,8 @@ _BUDGET = 800_000
 def ratios(norm_LHD: np.ndarray) -> np.ndarray:
     """M over its head's mean, (L, H, D); 0 where a head is silent."""
     mean = norm_LHD.mean(axis=-1, keepdims=True)
-    return np.divide(norm_LHD, mean, out=np.zeros_like(norm_LHD), where=mean > 0)
+    with np.errstate(invalid="ignore"):  # infinite over infinite
+        return np.divide(norm_LHD, mean, out=np.zeros_like(norm_LHD), where=mean > 0)
 
 
 def layers_of(profile: Profile, tensor: str) -> list[int]:

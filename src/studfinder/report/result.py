@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from studfinder.records import ModelCard, RunCard, Table
 from studfinder.report.cells import is_number, markdown, text
+from studfinder.report.escaped import code, for_markdown
 from studfinder.report.html import render
-from studfinder.report.style import inline_svg
+from studfinder.report.style import attempted, inline_svg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,19 @@ class Sheet:
 def markdown_sheet(sheet: Sheet) -> str:
     """All of it but the figures."""
     names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models) or "its own, trained here"
-    lines = [f"# {sheet.title}", "", sheet.lead, "", f"Models: {names}. Command: `{sheet.run.command}`", ""]
-    lines += [f"* {note}" for note in sheet.notes]
+    made = f"Models: {for_markdown(names)}. Command: {code(sheet.run.command)}"
+    lines = [f"# {for_markdown(sheet.title)}", "", for_markdown(sheet.lead), "", made, ""]
+    lines += [f"* {for_markdown(note)}" for note in sheet.notes]
     return "\n".join([*lines, "", *(markdown(table) for table in sheet.tables)]).rstrip() + "\n"
 
 
 def html_sheet(sheet: Sheet) -> str:
     """All of it, in one file that loads nothing."""
-    charts = [(name, _drawn(name, chart), chart.description) for name, chart in sheet.charts.items()]
+    charts = [
+        (name, drawn, chart.description)
+        for name, chart in sheet.charts.items()
+        if (drawn := attempted(name, partial(_drawn, name, chart))) is not None
+    ]
     return render("result.html", sheet=sheet, charts=charts, cell=text, is_number=is_number)
 
 

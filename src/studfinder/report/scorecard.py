@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from studfinder.records import Cell, Interval, Measured, Scorecard, Table
 from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MUTED, VERMILLION, log_ticks, new_figure
+from studfinder.visible import visible
 
 _KINDS = ("fluency", "context", "memory", "reasoning")
 
@@ -78,8 +80,10 @@ def draw(cards: Sequence[Scorecard], width: float) -> Figure:
     _rows(top, cards, [line.measure for line in shares])
     top.set(xlim=(-0.02, 1.02), xlabel="share right")
     _rows(bottom, cards, [line.measure for line in ratios])
-    bottom.set(xscale="log", xlabel="perplexity")
-    log_ticks(bottom.xaxis)
+    bottom.set(xlabel="perplexity")
+    if any(isfinite(line.score.value) and line.score.value > 0 for line in ratios if line.score is not None):
+        bottom.set(xscale="log")
+        log_ticks(bottom.xaxis)
     key = [Line2D([], [], color=GREY, marker="|", markersize=12, mew=2, linewidth=0, label="chance")]
     if cards[0].against and len(cards) == 1:
         key += [
@@ -88,7 +92,7 @@ def draw(cards: Sequence[Scorecard], width: float) -> Figure:
         ]
     else:
         key += [
-            Line2D([], [], color=colour, marker="o", linewidth=2, label=card.model.id)
+            Line2D([], [], color=colour, marker="o", linewidth=2, label=visible(card.model.id))
             for card, colour in zip(cards, CATEGORIES, strict=False)
         ]
     figure.legend(handles=key, loc="outside upper left", ncols=4 if wide else 1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -15,6 +17,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from studfinder.errors import known
+
+Drawn = TypeVar("Drawn")
 
 WIDE, NARROW = 980, 358
 """Widths in CSS pixels: of a figure file and a wide screen, and of a phone."""
@@ -67,6 +73,7 @@ _STYLE = {
     "lines.solid_capstyle": "butt",
     "svg.fonttype": "none",
     "path.simplify": True,
+    "text.parse_math": False,  # a $ in a model's name is a $
 }
 
 RAMP = LinearSegmentedColormap.from_list(
@@ -86,6 +93,8 @@ RAMP = LinearSegmentedColormap.from_list(
 def log_ticks(axis: Axis, *, most: int = 8) -> None:
     """Ticks of a log axis, its limits being set, as plain numbers: 10,000 and 0.001."""
     low, high = axis.get_view_interval()
+    if not 0 < low < high < inf:  # nothing that a log axis can show
+        return
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,), numticks=most))
     axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
@@ -105,6 +114,26 @@ def styled(**more: Any) -> Iterator[None]:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many CSS pixels (one SVG unit each). No pyplot: nothing global is touched."""
     return Figure(figsize=(width / 72, height / 72), layout=ConstrainedLayoutEngine(w_pad=4 / 72, h_pad=4 / 72))
+
+
+def attempted(name: str, draw: Callable[[], Drawn]) -> Drawn | None:
+    """What `draw` gives. Where it fails, the figure is named on stderr, and None: numbers that took hours to make are
+    not lost to a picture of them. Memory and disks that ended are raised."""
+    try:
+        return draw()
+    except Exception as error:  # matplotlib raises many kinds
+        if known(error) is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        print(f"studfinder: note: figure {name} cannot be drawn ({reason})", file=sys.stderr)
+        return None
+
+
+def rendered(figure: Figure, *, kind: str, name: str) -> bytes:
+    """A figure as the bytes of a file; arguments as of `save`."""
+    buffer = io.BytesIO()
+    save(figure, buffer, kind=kind, name=name)
+    return buffer.getvalue()
 
 
 def save(figure: Figure, path: Any, *, kind: str, name: str) -> None:

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
+from studfinder.report.screen import Screen
 from studfinder.report.words import bidirectional_sentence, count, dims, shorten, token, verdict_sentence
 
 _ROWS = 8
 _STYLE = {"proven": "bold green", "proven-jointly": "green", "inert": "dim", "candidate": "yellow"}
 
 
-def print_findings(findings: Findings, folder: Path | None, console: Console | None = None) -> None:
+def print_findings(findings: Findings, folder: Path | None, console: Screen | None = None) -> None:
     """Print what stands out, what was searched when nothing does, where the report is and what to run next."""
-    console = console or _console()
+    console = console or Screen(100)  # what the tables need
     _head(findings, console)
     console.print()
-    console.print(f"[bold]{escape(verdict_sentence(findings))}[/bold]")
+    console.print(verdict_sentence(findings), style="bold")
     console.print()
     _super_weights(findings, console)
     _facts(findings, console)
     for site in findings.nonfinite:
-        console.print(f"[bold red]inf or NaN at {escape(site)}[/bold red]: left out of the statistics there")
+        console.print(f"inf or NaN at {site}: left out of the statistics there", style="bold red")
     _tail(findings, folder, console)
 
 
-def _console() -> Console:
-    # A pipe or a log has no width of its own; the tables need a hundred columns.
-    return Console() if sys.stdout.isatty() else Console(width=100)
-
-
-def _head(findings: Findings, console: Console) -> None:
+def _head(findings: Findings, console: Screen) -> None:
     model, prompts = findings.model, findings.prompts
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     name = model.id if model.origin in ("a local folder", "a live model object") else f"{model.id}: {model.origin}"
-    grid.add_row("model", escape(name))
+    grid.add_row("model", name)
     grid.add_row(
         "",
         f"{model.architecture}, {model.layers} layers x {model.hidden}, {model.heads} heads "
@@ -51,7 +45,7 @@ def _head(findings: Findings, console: Console) -> None:
     )
     grid.add_row(
         "text",
-        f"{count(len(prompts.tokens), 'prompt')} ({escape(prompts.id)}), {prompts.total:,} tokens, "
+        f"{count(len(prompts.tokens), 'prompt')} ({prompts.id}), {prompts.total:,} tokens, "
         f"{'BOS first' if prompts.bos else 'no BOS'}, no chat template",
     )
     if findings.summary.bidirectional:
@@ -60,7 +54,7 @@ def _head(findings: Findings, console: Console) -> None:
     console.print(grid)
 
 
-def _super_weights(findings: Findings, console: Console) -> None:
+def _super_weights(findings: Findings, console: Screen) -> None:
     weights = findings.super_weights
     if not weights:
         return
@@ -73,7 +67,7 @@ def _super_weights(findings: Findings, console: Console) -> None:
     table.add_column("verdict", no_wrap=True)
     for weight in weights[:_ROWS]:
         cells = [
-            escape(str(weight)),
+            str(weight),
             f"{weight.value:+.3f}",
             f"{weight.input_spike:,.0f}",
             f"{weight.output_spike:,.0f}",
@@ -85,17 +79,16 @@ def _super_weights(findings: Findings, console: Console) -> None:
             cells += ["", ""]
         else:
             cells += [f"{weight.effect.kl.value:.3g}", f"x {weight.effect.perplexity_ratio.value:.3g}"]
-        style = _STYLE[weight.verdict]
-        table.add_row(*cells, f"[{style}]{weight.verdict}[/{style}]")
+        table.add_row(*cells, Text(weight.verdict, style=_STYLE[weight.verdict]))
     console.print(table)
     more = weights[_ROWS:]
     if more:
         kinds = ", ".join(f"{n} {verdict}" for verdict, n in Counter(w.verdict for w in more).most_common())
-        console.print(f"[dim]  and {len(more)} more ({kinds}) in findings.json[/dim]")
+        console.print(f"  and {len(more)} more ({kinds}) in findings.json", style="dim")
     console.print()
 
 
-def _facts(findings: Findings, console: Console) -> None:
+def _facts(findings: Findings, console: Screen) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -161,18 +154,16 @@ def _sinks(findings: Findings) -> str:
     )
 
 
-def _tail(findings: Findings, folder: Path | None, console: Console) -> None:
+def _tail(findings: Findings, folder: Path | None, console: Screen) -> None:
     console.print()
     if folder is not None:
         report = folder / "report.html"
         where = report if report.is_file() else folder
-        console.print("report    ", escape(str(where)), sep="", soft_wrap=True)
+        console.print(f"report    {where}", soft_wrap=True)
     best = findings.super_weights[0] if findings.super_weights else None
     if best is not None:
         console.print(
-            "next      ",
-            escape(f"sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})")
-            + escape(f"[{', '.join(map(str, best.index))}]  # {best.value:+.4g}"),
-            sep="",
+            f"next      sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})"
+            f"[{', '.join(map(str, best.index))}]  # {best.value:+.4g}",
             soft_wrap=True,
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from matplotlib.figure import Figure
 
 from studfinder.records import Cell, Table, Training
 from studfinder.report.result import Chart, Sheet
-from studfinder.report.style import BLUE, NARROW, WIDE, log_ticks, new_figure, styled
+from studfinder.report.style import BLUE, NARROW, WIDE, attempted, log_ticks, new_figure, styled
 
 SEEN = {
     "eval_loss": "test loss, nats a label",
@@ -32,12 +34,16 @@ def training_sheet(record: Training) -> Sheet:
     attended = of.get("attention") or "vanilla"
     lead = f"{record.parameters:,} parameters, {record.tokens:,} tokens of {what}, attention: {attended}."
     notes = ["The loss stopped being finite, and the run ended there."] if record.diverged else []
-    with styled():
-        chart = Chart(wide=_draw(record, WIDE), narrow=_draw(record, NARROW), description="Curves over training steps.")
-    charts = {"training": chart} if _seen(record) else {}
+    chart = attempted("training", partial(_chart, record)) if _seen(record) else None
+    charts = {} if chart is None else {"training": chart}
     return Sheet(
         title="Training", lead=lead, models=(), run=record.run, tables=_tables(record), notes=notes, charts=charts
     )
+
+
+def _chart(record: Training) -> Chart:
+    with styled():
+        return Chart(wide=_draw(record, WIDE), narrow=_draw(record, NARROW), description="Curves over training steps.")
 
 
 def _seen(record: Training) -> dict[str, list[tuple[int, float]]]:

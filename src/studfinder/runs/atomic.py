@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studfinder.errors import WriteFailed
+from studfinder.errors import WriteFailed, known
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,10 +51,14 @@ def writes_to(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise WriteFailed(
-            f"{path} cannot be written ({error.strerror or error})", do="Nothing that existed was changed"
-        ) from error
+    except Exception as error:
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+        elif isinstance(known(error), WriteFailed) and not isinstance(error, WriteFailed):  # safetensors', torch's
+            why = "the disk is full"
+        else:
+            raise
+        raise WriteFailed(f"{path} cannot be written ({why})", do="Nothing that existed was changed") from error
 
 
 def exchange(one: Path, other: Path) -> bool:

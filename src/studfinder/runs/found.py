@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import read_json
 
 RECORDS = {
     "studfinder.findings": "findings.json",
@@ -38,14 +38,11 @@ def kind_of(path: Path) -> tuple[str, Path]:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise StudfinderError(_missing(path, "record"), expected="a run folder with one of " + ", ".join(_names()))
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StudfinderError(f"{file} is not valid JSON ({error})", do="It may be truncated: make it again") from None
+    found = read_json(file, object)
     kind = found.get("format") if isinstance(found, dict) else None
     if kind is None and file.name == "studfinder.json":  # as version 0.1.0 wrote it
         kind = "studfinder.quantization"
-    if kind not in RECORDS:
+    if not isinstance(kind, str) or kind not in RECORDS:
         raise StudfinderError(f"{file} has format {kind!r}", expected="one of " + ", ".join(RECORDS))
     return kind, file
 

@@ -78,9 +78,9 @@ class Lock:
         """Raise WriteFailed if somebody else has taken it meanwhile (this process was asleep for long)."""
         try:
             owner = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             owner = None
-        if owner is None or not self._mine(owner):
+        if not isinstance(owner, dict) or not self._mine(owner):
             raise WriteFailed(
                 f"another process has taken over this place ({self.path}) while this one was not responding",
                 do="Nothing was replaced: run the command again",
@@ -127,7 +127,7 @@ def _guarded(path: Path) -> Iterator[Any]:
 def _read(file: Any) -> dict[str, Any] | None:
     try:
         owner = json.loads(file.read())
-    except ValueError:  # its owner died before writing its name
+    except (ValueError, RecursionError):  # its owner died before writing its name
         return None
     return owner if isinstance(owner, dict) and {"host", "pid", "born", "since"} <= owner.keys() else None
 

@@ -81,14 +81,17 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     found = read_plain(folder / MANIFEST)
     files = found.get("files", [])
     ours = found.get("format") == FORMAT and found.get("state") in ("working", "done") and isinstance(files, list)
-    if not ours or not all(isinstance(name, str) and _inside(name) for name in files):
+    if not ours or not all(isinstance(name, str) and _inside(folder, name) for name in files):
         return None
     return {**found, "files": files}
 
 
-def _inside(name: str) -> bool:
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a file that a manifest lists is below its folder; no run makes links, so one on the way leads out."""
     path = Path(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+        return False
+    return not any((folder / above).is_symlink() for above in path.parents if above != Path())
 
 
 def read_plain(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from studfinder.runs.atomic import writes_to
 from studfinder.runs.processes import first_process
+from studfinder.visible import visible
 
 
 class Steps:
@@ -39,7 +40,7 @@ class Steps:
                 continue
             why = self._believed(line)
             if why:
-                warnings.warn(f"{path} line {number} {why}: its step is done again", stacklevel=4)
+                warnings.warn(visible(f"{path} line {number} {why}: its step is done again"), stacklevel=4)
 
     def _believed(self, line: bytes) -> str | None:
         """Take a line's value; or say why not."""

@@ -88,6 +88,17 @@ def _globals_of(module: nn.Module) -> dict[str, Any]:
     return inspect.unwrap(type(module).forward).__globals__
 
 
+def _dense(mask: Any, query_BHTD: torch.Tensor, key_BGSD: torch.Tensor) -> torch.Tensor | None:
+    """The mask as a tensor: flex attention keeps a rule (`BlockMask`) in its place."""
+    rule = getattr(mask, "mask_mod", None)
+    if rule is None:
+        return mask
+    from torch.nn.attention.flex_attention import create_mask
+
+    rows, _, queries, _ = query_BHTD.shape
+    return create_mask(rule, rows, None, queries, key_BGSD.shape[2], device=str(query_BHTD.device))
+
+
 def _is_softmax(module: Any) -> bool:
     """Whether the active implementation is a plain softmax, so that scores from Q and K say what it attends to."""
     name = module.config._attn_implementation or "eager"
@@ -121,7 +132,7 @@ class _Handler:
                     query,
                     key,
                     value,
-                    mask,
+                    _dense(mask, query, key),
                     kwargs.get("scaling"),
                     kwargs.get("softcap"),
                     kwargs.get("s_aux"),

@@ -8,6 +8,7 @@ resolves to, under its own name: the config, the mask function and the kernel st
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,13 +121,24 @@ def tapped(
     for site in replace or {}:
         site.check(lm)
     tap = Tap(read or {}, replace or {}, pre_rope)
-    with Journal(lm.model) as journal:
+    with _uncompiled(), Journal(lm.model) as journal:
         with held:
             installed = _ACTIVE.setdefault(lm.model, _Installed(lm))
             installed.taps.append(tap)
             journal.then(partial(installed.drop, tap))
             installed.reinstall()
         yield tap
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Parts of the model that torch.compile has compiled run as they were written: hooks would be compiled along with
+    them, or passed by. What they compute is the same."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def replacing(lm: LM) -> bool:

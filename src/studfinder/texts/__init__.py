@@ -6,6 +6,7 @@ from studfinder.texts.digest import digest
 from studfinder.texts.encoding import WHOLE, added_before, check_ids, token_ids, tokenizer_of
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
+from studfinder.texts.pinned import commit_of, said, split_revision
 from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
 from studfinder.texts.relations import Relation, relations
 from studfinder.texts.tokens import token_class, token_text
@@ -19,6 +20,7 @@ __all__ = [
     "added_before",
     "batches",
     "check_ids",
+    "commit_of",
     "corpus",
     "default_prompts",
     "digest",
@@ -29,6 +31,8 @@ __all__ = [
     "proof_text",
     "read_prompts",
     "relations",
+    "said",
+    "split_revision",
     "token_class",
     "token_ids",
     "token_text",

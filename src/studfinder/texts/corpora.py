@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from studfinder.errors import StudfinderError, Unavailable
+from studfinder.hub import hub_failure
+from studfinder.records.outside import irregular, json_lines, read_text
+from studfinder.texts.pinned import commit_of, said, split_revision
 
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 CORPORA = tuple(_LOCAL)
@@ -26,42 +29,44 @@ _LONG = ("c4", "wikipedia")
 def corpus(name: str | Path) -> tuple[str, list[str]]:
     """A text by name or path: its name with where it came from, and its documents.
 
-    Names are looked up in the folder STUDFINDER_DATA, then on the Hugging Face hub.
+    Names are looked up in the folder STUDFINDER_DATA, then on the Hugging Face hub; "wikitext2@REVISION" is the hub's
+    at that branch, tag or commit. The commit that was read is part of the name that is given back.
 
     Raises:
         StudfinderError: it is in none of these places; there is no silent substitute.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or (not path.is_dir() and irregular(path) is not None):
         return _file(path)
-    key = str(name)
+    key, revision = split_revision(str(name))
     if key not in _LOCAL:
         raise StudfinderError(f"there is no text {key!r}", expected="proof, " + ", ".join(_LOCAL) + ", or a file")
     folder = os.environ.get("STUDFINDER_DATA")
-    local = Path(folder) / _LOCAL[key] if folder else None
+    local = Path(folder) / _LOCAL[key] if folder and revision is None else None
     if local is not None and local.is_file():
         # WikiExtractor puts each article between marks of its own.
         documents = [line for line in _file(local)[1] if not line.startswith(("<doc ", "</doc>"))]
         return f"{key} (STUDFINDER_DATA)", documents
-    return f"{key} (hub)", _hub(key)
+    commit = commit_of(_HUB[key][0], revision) if find_spec("datasets") is not None else None
+    return f"{key} (hub{said(commit, revision)})", _hub(key, commit or revision)
 
 
 def _file(path: Path) -> tuple[str, list[str]]:
-    try:
-        content = path.read_text("utf-8")
-        if path.suffix == ".jsonl":
-            documents = [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
-        else:
-            # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
-            documents = [line for line in content.split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
-        raise StudfinderError(f"text {path} cannot be read ({error})") from None
+    if path.suffix == ".jsonl":
+        documents = []
+        for number, row in json_lines(path, name="text"):
+            if not isinstance(row.get("text"), str):
+                raise StudfinderError(f"text {path} cannot be read (line {number} has no text)")
+            documents.append(row["text"])
+    else:
+        # Corpora keep a document or paragraph a line; GPTQ joins those lines by blank ones.
+        documents = [line for line in read_text(path, name="text").split("\n") if line.strip()]
     if not documents:
         raise StudfinderError(f"text {path} is empty", expected="some text")
     return path.name, documents
 
 
-def _hub(key: str) -> list[str]:
+def _hub(key: str, revision: str | None) -> list[str]:
     advice = "Set STUDFINDER_DATA to a folder that holds it, or pip install datasets where there is network"
     try:
         from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
@@ -70,11 +75,15 @@ def _hub(key: str) -> list[str]:
     repository, config, split = _HUB[key]
     try:
         with _no_word_of_retries():
-            rows = load_dataset(repository, config, split=split, streaming=key in _LONG)
+            rows = load_dataset(repository, config, split=split, streaming=key in _LONG, revision=revision)
             texts = (row["text"] for row in rows)
             found = [text for text, _ in zip(texts, range(5000), strict=False)] if key in _LONG else list(texts)
     except Exception as error:
-        raise Unavailable(f"text {key!r} cannot be fetched ({str(error).splitlines()[0][:200]})", do=advice) from None
+        if (failed := hub_failure(repository, error)) is not None:
+            raise type(failed)(f"text {key!r}: {failed.what}", expected=failed.expected, do=failed.do) from error
+        raise Unavailable(
+            f"text {key!r} cannot be fetched ({(str(error).splitlines() or [''])[0][:200]})", do=advice
+        ) from None
     return [text for text in found if text.strip()]
 
 

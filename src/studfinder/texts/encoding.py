@@ -60,8 +60,11 @@ def check_ids(lm: Tokenized, encoded: Sequence[Sequence[int]], what: str = "the 
 
 
 def tokenizer_of(lm: Tokenized) -> Any:
-    """The tokenizer. Raises StudfinderError if there is none."""
+    """The tokenizer. Raises StudfinderError if there is none, or why it could not be loaded."""
     if lm.tokenizer is None:
+        why = getattr(lm.source, "no_tokenizer", None)
+        if why is not None:
+            raise why
         raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
     return lm.tokenizer
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
+from studfinder.records.outside import json_lines, read_text
 from studfinder.texts.encoding import check_ids, token_ids, tokenizer_of
 from studfinder.texts.tokens import Tokenized
 
@@ -44,23 +45,16 @@ def read_prompts(path: Path) -> tuple[Text, ...]:
     Raises:
         StudfinderError: the file is missing, unreadable or holds no text.
     """
-    try:
-        content = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudfinderError(f"prompts file {path} cannot be read ({error})") from None
     if path.suffix != ".jsonl":
-        texts = [Text(path.stem, content)]
+        texts = [Text(path.stem, read_text(path, name="prompts file"))]
     else:
         texts = []
-        for number, line in enumerate(content.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                texts.append(Text(f"{path.stem}:{number}", str(json.loads(line)["text"])))
-            except (ValueError, KeyError, TypeError):
+        for number, row in json_lines(path, name="prompts file"):
+            if not isinstance(row.get("text"), str):
                 raise StudfinderError(
                     f"{path} line {number} is not a prompt", expected='a JSON object with a "text" field'
-                ) from None
+                )
+            texts.append(Text(f"{path.stem}:{number}", row["text"]))
     if not any(text.text.strip() for text in texts):
         raise StudfinderError(f"prompts file {path} holds no text", expected="at least one non-empty prompt")
     return tuple(texts)

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from studfinder.errors import StudfinderError, Unavailable
+from studfinder.records.outside import json_lines
 
 BUILT_IN = "studfinder-facts-1"
 
@@ -90,9 +91,9 @@ def _built_in() -> tuple[Relation, ...]:
 
 
 def _read(path: Path) -> Relation:
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        facts = tuple((str(row["subject"]), str(row["object"])) for row in rows)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise StudfinderError(f"facts {path} cannot be read ({error})") from None
-    return Relation(path.stem, _TREX[path.stem], facts)
+    facts = []
+    for number, row in json_lines(path, name="facts"):
+        if not {"subject", "object"} <= row.keys():
+            raise StudfinderError(f"facts {path} cannot be read (line {number} has no subject, or no object)")
+        facts.append((str(row["subject"]), str(row["object"])))
+    return Relation(path.stem, _TREX[path.stem], tuple(facts))

@@ -68,7 +68,7 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
         try:
             mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
             kept, files, trained_on = mark["key"], mark["files"], mark["data"]
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             kept, files, trained_on = None, {}, None
         if kept is not None and kept != key:
             raise StudfinderError(
@@ -82,11 +82,13 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
                 expected=f"what it was trained on, {trained_on}",
                 do="Use another folder, or the data it was made with",
             )
+        if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+            kept, files = None, {}
         found = _hashes(path)
         differing = sorted(name for name in {*files, *found} if files.get(name) != found.get(name))
         if kept is None or differing:
             raise StudfinderError(
-                f"checkpoint {path} is not as it was written ({differing[0] if files else _MARK})",
+                f"checkpoint {path} is not as it was written ({differing[0] if files and differing else _MARK})",
                 do="Remove that folder to go on from the one before it, or from the start",
             )
         return path

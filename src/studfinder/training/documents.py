@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
-from studfinder.texts import CORPORA, corpus
+from studfinder.records.outside import irregular, read_json
+from studfinder.texts import CORPORA, corpus, split_revision
 
 _SUFFIXES = (".txt", ".raw", ".md", ".json", ".jsonl")
 
@@ -19,19 +20,20 @@ def documents(name: str) -> Iterator[str]:
 
     In this order: a file or a folder of files (.jsonl: one document a line under "text"; .json: a list; anything else
     is one document); the same below STUDFINDER_DATA; a text that `texts.corpus` knows ("wikipedia", "c4", "wikitext2":
-    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed.
+    a test split); a data set of the hub, "owner/name" or "owner/name:config", whose split "train" is streamed. What is
+    of the hub can be pinned to a branch, tag or commit: "owner/name:config@REVISION".
 
     Raises:
         StudfinderError: it is in none of these places, or holds no text.
     """
     data = os.environ.get("STUDFINDER_DATA")
     places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
-    path = next((place for place in places if place.exists()), None)
+    path = next((place for place in places if place.exists() or place.is_symlink()), None)
     if path is not None:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
         return _checked(name, _hub(name))
-    if name not in CORPORA:
+    if split_revision(name)[0] not in CORPORA:
         raise StudfinderError(
             f"there is no text {name!r}",
             expected="a file, a folder, a name below STUDFINDER_DATA, a data set of the hub (owner/name), or "
@@ -53,9 +55,11 @@ def _checked(name: str, found: Iterator[str]) -> Iterator[str]:
 def _files(path: Path) -> Iterator[str]:
     files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
     for file in files:
+        if (kind := irregular(file)) is not None:
+            raise StudfinderError(f"text {file} cannot be read: it is {kind}", expected="a file")
         try:
             yield from _documents_of(file)
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StudfinderError(
                 f"text {file} cannot be read ({type(error).__name__}: {error})",
                 expected='UTF-8; .jsonl with "text" in each line; .json with a list of texts',
@@ -67,12 +71,18 @@ def _documents_of(file: Path) -> Iterator[str]:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 if line.strip():
-                    yield str(json.loads(line)["text"])
+                    yield _text(json.loads(line)["text"])
     elif file.suffix == ".json":
-        for entry in json.loads(file.read_text("utf-8")):
-            yield entry if isinstance(entry, str) else str(entry["text"] if "text" in entry else entry["story"])
+        for entry in read_json(file, list):
+            yield _text(entry if isinstance(entry, str) else entry["text"] if "text" in entry else entry["story"])
     else:
         yield file.read_text("utf-8")
+
+
+def _text(found: object) -> str:
+    if not isinstance(found, str):
+        raise TypeError(f"{str(found)[:40]} is no text")
+    return found
 
 
 def _hub(name: str) -> Iterator[str]:
@@ -83,9 +93,10 @@ def _hub(name: str) -> Iterator[str]:
             f"text {name!r} is not here, and the hub needs the package datasets",
             do='pip install "studfinder[evaluate]", or name a file or a folder',
         ) from None
+    name, revision = split_revision(name)
     repository, _, config = name.partition(":")
     try:
-        rows = load_dataset(repository, config or None, split="train", streaming=True)
+        rows = load_dataset(repository, config or None, split="train", streaming=True, revision=revision)
         for row in rows:
             yield str(row["text"])
     except Exception as error:

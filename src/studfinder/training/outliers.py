@@ -15,7 +15,9 @@ from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues
+from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
+from studfinder.records.outside import json_lines
 from studfinder.runs import write_text
 from studfinder.training.moments import Moments
 from studfinder.training.streams import Rows, Source
@@ -116,10 +118,7 @@ class Outliers(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.lm = load(model)
         if self.file is not None and self.file.is_file():  # what was seen after the checkpoint will be seen again
-            for line in self.file.read_text(encoding="utf-8").splitlines():
-                kept = json.loads(line)
-                if kept["step"] <= state.global_step:
-                    self.looks[kept["step"]] = Look(kept["summary"], kept["layers"])
+            self.looks |= {step: seen for step, seen in looks_in(self.file).items() if step <= state.global_step}
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         lm = self.lm if self.lm is not None and self.lm.model is model else load(model)
@@ -134,3 +133,14 @@ class Outliers(TrainerCallback):
                 for step, seen in sorted(self.looks.items())
             ]
             write_text(self.file, "\n".join(lines) + "\n")
+
+
+def looks_in(file: Path) -> dict[int, Look]:
+    """What was seen, by step, as `Outliers` wrote it. Raises StudfinderError if a line is damaged."""
+    looks = {}
+    for number, kept in json_lines(file):
+        try:
+            looks[int(kept["step"])] = Look(dict(kept["summary"]), kept["layers"])
+        except (KeyError, ValueError, TypeError, OverflowError):
+            raise StudfinderError(f"{file} line {number} is damaged", do="Begin again with --overwrite") from None
+    return looks

@@ -10,6 +10,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, anatomy_of, check_finite
 from studfinder.sites import check_causal
+from studfinder.texts.encoding import tokenizer_of
 
 _MOVABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _CODES = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2})
@@ -29,8 +30,7 @@ def check_trainable(lm: LM, length: int, *, dequantised: bool = False) -> None:
     """
     _check_matrices(lm, dequantised)  # first: some kinds of packed weights unpack themselves when the model runs
     check_causal(lm, "training on the next token")
-    if lm.tokenizer is None:
-        raise StudfinderError(f"{lm.source.id} has no tokenizer", expected="one, to train it on text")
+    tokenizer_of(lm)
     most = lm.anatomy.max_positions
     if most is not None and length > most:
         raise StudfinderError(

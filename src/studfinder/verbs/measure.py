@@ -19,7 +19,7 @@ from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw, tables
-from studfinder.report.style import NARROW, WIDE, styled
+from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
@@ -252,7 +252,7 @@ def _kind(name: str) -> Kind:
     if plain == "tasks":
         from studfinder.measures.tasks import TASKS
 
-        return TASKS[argument.partition(":")[0]].kind
+        return TASKS[argument.partition(":")[0].partition("@")[0]].kind
     return REGISTRY[plain].kind
 
 
@@ -298,12 +298,17 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
     title = f"What {names} can still do" if card.edits or card.against else f"What {names} can do"
     edits = [f"edit: {words}" for card in cards for words in card.edits]
     lead = "; ".join(edits + ([f"against {card.against}"] if card.against else []))
-    with styled():
-        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
-    charts = {"scorecard": Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")}
+    chart = attempted("scorecard", partial(_chart, cards))
+    charts = {} if chart is None else {"scorecard": chart}
     models = [card.model for card in cards]
     sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
     return write_sheet(folder, sheet)
+
+
+def _chart(cards: Sequence[Scorecard]) -> Chart:
+    with styled():
+        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
+    return Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")
 
 
 def read_card(path: Path) -> Scorecard:

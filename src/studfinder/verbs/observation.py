@@ -18,6 +18,7 @@ from studfinder.detectors.massive_values import (
     rotary_share,
 )
 from studfinder.detectors.super_weights import SuperWeights
+from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
 from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary
 from studfinder.sites import bidirectional
@@ -32,6 +33,9 @@ class Thresholds:
         lam: a massive value exceeds this times its head's mean (Jin et al. 2025).
         score, share: a super-weight candidate's |x w| / median |y|, and its share of y.
         sink, sink_tokens: mean attention to the first token, over that many tokens (Gu et al. 2024).
+
+    Raises:
+        StudfinderError: a threshold that is not above 0, or not finite.
     """
 
     activation: float = 100.0
@@ -41,6 +45,12 @@ class Thresholds:
     share: float = 0.5
     sink: float = 0.3
     sink_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            most = 1.0 if name in ("share", "sink") else 1e9  # a share, or far above all that a model can show
+            if not 0 < value <= most:
+                raise StudfinderError(f"threshold {name}={value}", expected=f"a number above 0, at most {most:,g}")
 
 
 @dataclass
@@ -131,7 +141,7 @@ def profile_of(seen: Observation, train_length: int) -> dict[str, torch.Tensor]:
     for tensor in TENSORS:
         layers = seen.values.layers(tensor)
         if layers:
-            profile[f"norm.{tensor}"] = torch.stack([seen.values.norm_HD(tensor, layer) for layer in layers]).float()
+            profile[f"norm.{tensor}"] = _stacked([seen.values.norm_HD(tensor, layer) for layer in layers])
             profile[f"norm.{tensor}.layers"] = torch.tensor(layers)
     rotary = [rotary_of(seen.lm, layer) for layer in seen.values.layers("query")]
     if any(rotary):
@@ -157,6 +167,15 @@ def profile_of(seen: Observation, train_length: int) -> dict[str, torch.Tensor]:
     profile["spike.output.median"] = torch.tensor([h.median for h in seen.super_weights.magnitudes])
     sinks = {layer: strength for layer in seen.sinks.totals if (strength := seen.sinks.strength_H(layer)) is not None}
     if sinks:
-        profile["sink"] = torch.stack([sinks[layer] for layer in sorted(sinks)]).float()
+        profile["sink"] = _stacked([sinks[layer] for layer in sorted(sinks)])
         profile["sink.layers"] = torch.tensor(sorted(sinks))
     return {name: tensor.contiguous() for name, tensor in profile.items()}
+
+
+def _stacked(layers: list[torch.Tensor]) -> torch.Tensor:
+    """Layers as one array in fp32. Heads that were pruned from some of them are 0 there, as silent heads are."""
+    sizes = [max(layer.shape[axis] for layer in layers) for axis in range(layers[0].dim())]
+    stacked = torch.zeros(len(layers), *sizes)
+    for row, layer in zip(stacked, layers, strict=True):
+        row[tuple(slice(size) for size in layer.shape)] = layer
+    return stacked

@@ -15,7 +15,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
-from studfinder.models.beside import carry, own_code
+from studfinder.models.beside import beside, carry, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
@@ -27,6 +27,7 @@ from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
+from studfinder.records.outside import read_json
 from studfinder.report.words import count
 from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.quantize_scores import scores_of
@@ -151,11 +152,12 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     meant = meant_of_files(lm) if job.verify else None
     with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
         carry(lm.source, work.path)
-        config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(files.folder / "config.json")
         write_config(work.path, config, done, method, chosen, rest_of(lm, chosen, files))
         done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
         write_card(work.path, done)
@@ -202,7 +204,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     bench.numbers = format == "dense"
     planned = _record(
         lm.source.id,
-        lm.source.origin,
+        lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
         method,
         format,
         bits=0.0,
@@ -222,6 +224,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     there = None if job.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / RESULT)
+    beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):

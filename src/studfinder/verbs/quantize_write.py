@@ -12,6 +12,7 @@ import torch
 
 from studfinder.models import LM
 from studfinder.models.beside import carry
+from studfinder.models.inside import outward
 from studfinder.quantizers import RTN, Method, Target
 from studfinder.quantizers.bench import Bench, Progress
 from studfinder.quantizers.card import card
@@ -59,8 +60,9 @@ def write_files(
         written[shard] = [
             file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
         ]
-        if not (stage / shard).is_file():
-            write_shard(stage / shard, written[shard], step)
+        place = outward(stage, shard, files.folder)
+        if not place.is_file():
+            write_shard(place, written[shard], step)
             continue
         count += len(names)  # made before an interruption
         for entry in written[shard] if meant is not None else ():
@@ -125,6 +127,7 @@ def write_config(
             acts_of(method, done.stored_as),
             linear=all(target.linear for target in chosen),
         )
+    config = {name: value for name, value in config.items() if name != "transformers_weights"}  # they were written anew
     write_text(stage / "config.json", json.dumps(config, indent=2))
 
 

@@ -12,7 +12,7 @@ from studfinder.records import Findings, read_record
 from studfinder.report import figures
 from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
-from studfinder.report.style import save
+from studfinder.report.style import attempted, rendered
 from studfinder.runs import drawn, record_file, write_bytes, write_text
 
 
@@ -78,14 +78,25 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 
 def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Path | None = None) -> Path:
-    """Write figure-*.png, figure-*.svg and report.html; returns the page. `run` is the folder that it tells of, if that
-    is not `folder`."""
-    written = ["report.html"]
+    """Write figure-*.png, figure-*.svg and report.html; returns the page. A figure that cannot be drawn is named on
+    stderr, and left out.
+
+    Args:
+        run: the folder that it tells of, if that is not `folder`.
+    """
+    written, failed = ["report.html"], set()
     for name in figures.available(findings, profile):
-        figure = figures.draw(name, findings, profile)
-        for kind in ("png", "svg"):
-            written.append(f"figure-{name}.{kind}")
-            write_bytes(folder / written[-1], partial(save, figure, kind=kind, name=name))
-    write_text(folder / "report.html", page(findings, profile, folder=str(run or folder)))
+        content = attempted(name, partial(_files, name, findings, profile))
+        if content is None:
+            failed.add(name)
+        for file, of in (content or {}).items():
+            written.append(file)
+            write_bytes(folder / file, partial(Path.write_bytes, data=of))
+    write_text(folder / "report.html", page(findings, profile, folder=str(run or folder), without=failed))
     drawn(folder, written)
     return folder / "report.html"
+
+
+def _files(name: str, findings: Findings, profile: Profile) -> dict[str, bytes]:
+    figure = figures.draw(name, findings, profile)
+    return {f"figure-{name}.{kind}": rendered(figure, kind=kind, name=name) for kind in ("png", "svg")}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from studfinder.records import Quantization, Training, read_record
 from studfinder.report.cells import as_csv
 from studfinder.report.quantization import quantization_sheet
-from studfinder.report.result import Sheet, html_sheet, markdown_sheet
-from studfinder.report.style import save
+from studfinder.report.result import Chart, Sheet, html_sheet, markdown_sheet
+from studfinder.report.style import attempted, rendered
 from studfinder.report.training import training_sheet
 from studfinder.runs import drawn, record_file, write_bytes, write_text, writes_to
 
@@ -18,20 +19,29 @@ def write_sheet(folder: Path, sheet: Sheet) -> Path:
     """Write everything that a person reads of a result; returns the page.
 
     `table.md` holds the notes and all tables; `table.csv` the first table, `table-2.csv` the second, and so on;
-    `figure-NAME.png` and `.svg`; `report.html` all of it in one file.
+    `figure-NAME.png` and `.svg`; `report.html` all of it in one file. A figure that cannot be drawn is named on stderr,
+    and left out.
     """
-    files: dict[str, str] = {"table.md": markdown_sheet(sheet)}
+    drawings = {name: files for name, chart in sheet.charts.items() if (files := _files(name, chart)) is not None}
+    sheet = replace(sheet, charts={name: sheet.charts[name] for name in drawings})
+    texts: dict[str, str] = {"table.md": markdown_sheet(sheet)}
     for place, table in enumerate(sheet.tables, 1):
-        files["table.csv" if place == 1 else f"table-{place}.csv"] = as_csv(table)
-    files["report.html"] = html_sheet(sheet)
-    for name, content in files.items():
+        texts["table.csv" if place == 1 else f"table-{place}.csv"] = as_csv(table)
+    texts["report.html"] = html_sheet(sheet)
+    for name, content in texts.items():
         write_text(folder / name, content)
-    figures = [f"figure-{name}.{kind}" for name in sheet.charts for kind in ("png", "svg")]
-    for file in figures:
-        name, kind = file.removeprefix("figure-").rsplit(".", 1)
-        write_bytes(folder / file, partial(save, sheet.charts[name].wide, kind=kind, name=name))
-    drawn(folder, [*files, *figures])
+    figures = {file: data for files in drawings.values() for file, data in files.items()}
+    for file, data in figures.items():
+        write_bytes(folder / file, partial(Path.write_bytes, data=data))
+    drawn(folder, [*texts, *figures])
     return folder / "report.html"
+
+
+def _files(name: str, chart: Chart) -> dict[str, bytes] | None:
+    def draw() -> dict[str, bytes]:
+        return {f"figure-{name}.{kind}": rendered(chart.wide, kind=kind, name=name) for kind in ("png", "svg")}
+
+    return attempted(name, draw)
 
 
 def redraw_training(path: Path, out: Path | None = None) -> Path:

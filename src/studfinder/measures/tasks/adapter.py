@@ -25,6 +25,7 @@ from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
 from studfinder.texts import check_ids, encode_pairs, token_ids
+from studfinder.texts.encoding import tokenizer_of
 
 _GENERATED_TOKENS = 8192
 """Tokens of prompt and answer together in one batch of greedy generation."""
@@ -43,11 +44,7 @@ class LiveLM(TemplateLM):
 
     def __init__(self, lm: LM, progress: Callable[[int], Any] | None = None) -> None:
         super().__init__()
-        if lm.tokenizer is None:
-            raise StudfinderError(
-                f"{lm.source.id} has no tokenizer, which tasks need", do="Give one: sf.load(model, tokenizer=...)"
-            )
-        self.lm, self.tokenizer, self.progress = lm, lm.tokenizer, progress
+        self.lm, self.tokenizer, self.progress = lm, tokenizer_of(lm), progress
         self._device = lm.device
         self.max_length = resolve_max_length(lm.model.config, lm.tokenizer)
 

@@ -19,7 +19,7 @@ import torch
 from studfinder.edits import Edit, edits_hash
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.scores import Scores
-from studfinder.models import LM, cache_folder, content_hash
+from studfinder.models import LM, content_hash, keep_private, private_folder
 from studfinder.records import from_json, to_plain
 from studfinder.runs import SCORING, Steps, scored_with
 from studfinder.sites.tap import _ACTIVE
@@ -29,9 +29,10 @@ def remembered(key: str | None, measure: Callable[[], Scores]) -> Scores:
     """The scores kept under a key, or those that `measure` gives, which are then kept. None as the key: neither."""
     if key is None:
         return measure()
-    path = cache_folder() / "tasks" / f"{key}.jsonl"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = private_folder("tasks") / f"{key}.jsonl"
+        if path.exists():
+            keep_private(path)
     except OSError:
         return measure()  # only a convenience: the next run measures again
     made: list[Scores] = []

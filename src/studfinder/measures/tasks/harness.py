@@ -16,6 +16,8 @@ from typing import Any
 
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.measures.tasks.catalogue import Task, local_file, offline
+from studfinder.records.outside import json_lines
+from studfinder.texts import commit_of, said
 
 _ADVICE = "Set STUDFINDER_DATA to a folder that holds {local}, or run where the hub can be reached"
 
@@ -37,14 +39,18 @@ class Built:
     size: int
 
 
-def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Built:
+def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = (), *, revision: str | None = None) -> Built:
     """The task with its documents: generated ones if given, else those of STUDFINDER_DATA, else the hub's.
+
+    Args:
+        revision: the hub's documents at this branch, tag or commit, whatever STUDFINDER_DATA holds. The commit that is
+            read becomes part of the source.
 
     Raises:
         StudfinderError: lm-eval is not installed, or the documents are nowhere to be had.
     """
     load = _loader(task)
-    path = local_file(task)
+    path = local_file(task) if revision is None else None
     spec: str | dict[str, Any]
     if generated:
         spec, source = _spec(name, task, list(generated)), "generated"
@@ -52,10 +58,15 @@ def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = ()) -> Bu
         spec, source = _spec(name, task, _read(path, task)), "STUDFINDER_DATA"
     elif offline():
         raise _missing(name, task, OSError("HF_HUB_OFFLINE is set"))
-    elif task.harness:
-        spec, source = task.harness, f"hub: {task.hub}"
     else:
-        spec, source = _spec(name, task, _from_hub(name, task)), f"hub: {task.hub.split(':')[0]}"
+        repository = task.hub.split(":")[0]
+        commit = commit_of(repository, revision)
+        pinned = commit or revision
+        source = f"hub: {repository}{said(commit, revision)}"
+        if not task.harness:
+            spec = _spec(name, task, _from_hub(name, task, pinned))
+        else:
+            spec = {"dataset_kwargs": {"revision": pinned}} if pinned else task.harness
     with at_work():
         try:
             harness = load(spec)
@@ -172,19 +183,17 @@ def _spec(name: str, task: Task, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _read(path: Path, task: Task) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path, name="task file"):
         try:
-            rows.append(task.rows(json.loads(line)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            rows.append(task.rows(row))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StudfinderError(f"{path} line {number} is not a document of this task ({error!r})") from None
     if not rows:
         raise StudfinderError(f"{path} is empty", expected="a document a line")
     return rows
 
 
-def _from_hub(name: str, task: Task) -> list[dict[str, Any]]:
+def _from_hub(name: str, task: Task, revision: str | None) -> list[dict[str, Any]]:
     """Rows of a hub data set, named path:config:split, as documents of a task that lm-eval lacks."""
     assert task.from_hub is not None
     path, config, split = task.hub.split(":")
@@ -192,7 +201,7 @@ def _from_hub(name: str, task: Task) -> list[dict[str, Any]]:
         from datasets import load_dataset  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         with at_work():
-            return [task.from_hub(row) for row in load_dataset(path, config or None, split=split)]
+            return [task.from_hub(row) for row in load_dataset(path, config or None, split=split, revision=revision)]
     except Exception as error:
         raise _missing(name, task, error) from None
 

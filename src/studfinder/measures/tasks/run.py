@@ -20,6 +20,9 @@ from studfinder.measures.tasks.cache import model_state, remembered, score_key
 from studfinder.measures.tasks.catalogue import TASKS, Task
 from studfinder.measures.tasks.harness import Built, build, evaluated, requests_hash, version
 from studfinder.models import LM
+from studfinder.records.outside import whole_number
+from studfinder.texts import split_revision
+from studfinder.texts.encoding import tokenizer_of
 
 _TUNING = 100
 
@@ -36,7 +39,8 @@ def tasks(
     """A public task, with lm-eval's own prompt, choices and metric, on the model as it is now.
 
     Args:
-        name: one of TASKS; "arithmetic:100" gives the difficulty, which otherwise is tuned on the clean model.
+        name: one of TASKS; "arithmetic:100" gives the difficulty, which otherwise is tuned on the clean model;
+            "piqa@REVISION" has the hub's documents at that branch, tag or commit, whatever STUDFINDER_DATA holds.
         limit: at most so many documents, drawn at random; the default is all (200 sums of arithmetic).
         seed: of the draw.
         edits: applied while the task runs, and part of what its score is kept under. (Inside `with edited(...)` the
@@ -55,11 +59,10 @@ def tasks(
         StudfinderError: no such task, lm-eval is not installed, its documents are nowhere to be had, the model has no
             tokenizer, or a limit below 1.
     """
-    task, bound = _named(name)
+    task, bound, revision = _named(name)
     if limit is not None and limit < 1:
         raise StudfinderError(f"limit {limit}", expected="at least 1 document")
-    if lm.tokenizer is None:
-        raise StudfinderError(f"{lm.source.id} has no tokenizer", do="Give one: sf.load(model, tokenizer=...)")
+    tokenizer_of(lm)
     edits = edits_of(lm, edits) if edits else ()
     if task is TASKS["arithmetic"]:
         if bound is None:
@@ -67,7 +70,7 @@ def tasks(
         name = f"arithmetic:{bound}"
         rows = arithmetic.sums(bound, limit or arithmetic.DEFAULT_ITEMS, seed)
         return _run(lm, name, task, build("arithmetic", task, rows), None, seed, edits, progress)
-    return _run(lm, name, task, build(name, task), limit, seed, edits, progress)
+    return _run(lm, name, task, build(name, task, revision=revision), limit, seed, edits, progress)
 
 
 def headroom_note(scores: Scores) -> str:
@@ -75,15 +78,19 @@ def headroom_note(scores: Scores) -> str:
     return "" if scores.details.get("headroom", 1.0) else "at chance: can show nothing"
 
 
-def _named(name: str) -> tuple[Task, int | None]:
-    plain, colon, argument = name.partition(":")
+def _named(name: str) -> tuple[Task, int | None, str | None]:
+    unpinned, revision = split_revision(name)
+    plain, colon, argument = unpinned.partition(":")
     if plain not in TASKS:
         raise StudfinderError(f"there is no task {plain!r}" if name else "no task", expected=", ".join(TASKS))
+    if revision is not None and not TASKS[plain].hub:
+        raise StudfinderError(f"task {name!r}", expected=f"{plain}, which is not of the hub and has no revisions")
     if not colon:
-        return TASKS[plain], None
-    if plain != "arithmetic" or not argument.isdecimal():
+        return TASKS[plain], None, revision
+    bound = whole_number(argument)
+    if plain != "arithmetic" or bound is None:
         raise StudfinderError(f"task {name!r}", expected=plain + ":100" * (plain == "arithmetic"))
-    return TASKS[plain], int(argument)
+    return TASKS[plain], bound, None
 
 
 def _tuned(lm: LM, seed: int) -> int:

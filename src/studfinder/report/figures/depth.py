@@ -51,7 +51,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
         axes.plot(x[rows], top[rows, columns], marker, color=colour, markersize=size, mew=0, alpha=0.75, label=label)
     axes.step(x, median, where="mid", color=BLUE, linewidth=2, label="median |a|")
     at = findings.summary.thresholds
-    rule = np.maximum(at.get("activation", 100.0), at.get("activation_ratio", 1000.0) * median)
+    rule = np.fmax(at.get("activation", 100.0), at.get("activation_ratio", 1000.0) * median)
     axes.step(x, rule, where="mid", color=INK, linewidth=1, linestyle=(0, (4, 3)), label="massive above this")
     axes.set(yscale="log", xlim=(-1.6, len(top) - 1.4))
     axes.set_xlabel("after layer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -38,7 +40,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
             text = f"weight {weight.value:+.3g}, {weight.share:.0%} of the output"
             axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=MUTED)
     axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    right = max([threshold, *(weight.score for weight in weights)]) * 2
+    right = max([threshold, *(weight.score for weight in weights if isfinite(weight.score))]) * 2
     axes.set(xscale="log", xlim=(left, right), ylim=(len(weights) - 0.4, -0.6))
     axes.set_xlabel("score: |input x weight| / the layer's median |output|" if wide else "score, medians of the layer")
     log_ticks(axes.xaxis, most=8 if wide else 4)
