@@ -152,9 +152,9 @@ def test_a_handler_that_raises_nothing_disturbs_nothing() -> None:
 
 def test_signals_in_a_held_step_come_after_it_each_once() -> None:
     seen = []
-    with ready(), pytest.raises(KeyboardInterrupt), Journal():  # noqa: PT012
+    with ready(), pytest.raises(KeyboardInterrupt), Journal():
         signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
-        with pytest.raises(KeyboardInterrupt), interrupts.held:  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), interrupts.held:
             for _ in range(3):
                 signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
@@ -295,7 +295,7 @@ def test_a_parameter_that_somebody_replaced_inside_is_put_back_and_said(make) ->
     with pytest.raises(StudfinderError, match=rf"{re.escape(DOWN)} was replaced by somebody else"), make(lm):
         owner.weight = nn.Parameter(owner.weight.detach().clone())
     assert difference(before, traces(lm)) == []
-    with pytest.raises(RuntimeError) as caught, make(lm):  # noqa: PT012
+    with pytest.raises(RuntimeError) as caught, make(lm):
         owner.weight = nn.Parameter(owner.weight.detach().clone())
         raise RuntimeError
     assert "was replaced by somebody else" in caught.value.__notes__[0]
@@ -330,7 +330,7 @@ def test_a_step_back_that_fails_does_not_stop_the_others(at: int) -> None:
         lambda j: j.hook(lm.model, lambda *_: None),
     ]
     steps.insert(at, lambda j: j.then(fail))
-    with pytest.raises(OSError, match=f"step {at}"), Journal(lm.model) as one:  # noqa: PT012
+    with pytest.raises(OSError, match=f"step {at}"), Journal(lm.model) as one:
         for step in steps:
             step(one)
     assert difference(before, traces(lm)) == []
