@@ -35,6 +35,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
     dtype: o.Dtype = "auto",
     device: o.Device = None,
+    revision: o.Revision = None,
     allow_missing: o.AllowMissing = False,
     merge_adapter: o.MergeAdapter = False,
     as_json: o.Json = False,
@@ -70,7 +71,14 @@ def command(
             overwrite=overwrite,
             progress=progress,
             command="studfinder " + " ".join(sys.argv[1:]),
-            loader=partial(load, dtype=dtype, device=device, allow_missing=allow_missing, merge_adapter=merge_adapter),
+            loader=partial(
+                load,
+                dtype=dtype,
+                device=device,
+                revision=revision,
+                allow_missing=allow_missing,
+                merge_adapter=merge_adapter,
+            ),
         )
     if not first:
         return
