@@ -9,6 +9,7 @@ import pytest
 import torch
 from experimented import run
 
+from builtins_here import REAL_DTYPE
 from proving import LAYER, provable
 from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment
@@ -140,7 +141,7 @@ def test_a_model_without_any_is_refused(folder):
 
 @pytest.mark.real
 def test_onset_of_the_built_in_model():
-    lm = load("smollm2")
+    lm = load("smollm2", dtype=REAL_DTYPE)
     onset = onset_of(lm)
     assert (onset.layer, 507 in onset.dims) == (11, True)
     assert {entry.token_class for entry in onset.found} == {"first"}

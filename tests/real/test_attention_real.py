@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import studfinder as sf
 import studfinder.attention as sa
+from builtins_here import REAL_DTYPE
 
 pytestmark = pytest.mark.real
 
@@ -35,7 +36,7 @@ def _loss(lm: sf.LM) -> torch.Tensor:
     ids=["kv_shift", "gated", "both", "differential"],
 )
 def test_identity_start_keeps_the_perplexity_to_the_last_bit(variants) -> None:
-    lm = sf.load("smollm2")
+    lm = sf.load("smollm2", dtype=REAL_DTYPE)
     before = _loss(lm)
     for variant in variants:
         sa.convert(lm, variant)
@@ -43,15 +44,15 @@ def test_identity_start_keeps_the_perplexity_to_the_last_bit(variants) -> None:
 
 
 def test_clipping_without_training_hurts_and_gamma_zero_does_not() -> None:
-    plain = _loss(sf.load("smollm2"))
-    same = _loss(sa.convert(sf.load("smollm2"), sa.ClippedSoftmax(gamma=0.0), init="fresh"))
-    clipped = _loss(sa.convert(sf.load("smollm2"), sa.ClippedSoftmax(gamma=-0.03), init="fresh"))
+    plain = _loss(sf.load("smollm2", dtype=REAL_DTYPE))
+    same = _loss(sa.convert(sf.load("smollm2", dtype=REAL_DTYPE), sa.ClippedSoftmax(gamma=0.0), init="fresh"))
+    clipped = _loss(sa.convert(sf.load("smollm2", dtype=REAL_DTYPE), sa.ClippedSoftmax(gamma=-0.03), init="fresh"))
     assert abs(same - plain) < 0.05  # another order of summation, in bf16
     assert clipped > plain + 0.2
 
 
 def test_converted_model_is_saved_and_generates_as_before(tmp_path) -> None:
-    lm = sf.load("smollm2")
+    lm = sf.load("smollm2", dtype=REAL_DTYPE)
     prompt = lm.tokenizer("The capital of France is", return_tensors="pt")
     options = {"max_new_tokens": 12, "do_sample": False}
     wanted = lm.model.generate(**prompt, **options)

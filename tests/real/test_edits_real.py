@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.edits import (
     Activations,
     LargestEntry,
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def smollm2() -> sf.LM:
-    return sf.load("smollm2")
+    return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.measures import compare
 from studfinder.measures.facts import facts
 from studfinder.measures.induction import induction
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def smollm2() -> sf.LM:
-    return sf.load("smollm2")
+    return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
 def test_fast_likelihoods_are_the_plain_ones_in_fp32():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.quantizers import RTN, Scheme, calibration_windows, quantized
 from studfinder.quantizers.activations import Activations, WithActivations
 from studfinder.quantizers.gptq import GPTQ, gptq
@@ -20,7 +21,7 @@ W4 = Scheme(block=64, zero="integer")
 
 @pytest.fixture(scope="module")
 def lm() -> sf.LM:
-    return sf.load("smollm2")
+    return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
 @pytest.fixture(scope="module")

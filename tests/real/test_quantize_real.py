@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.measures.perplexity import perplexity
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, quantized
 from studfinder.quantizers.apply import bench_for
@@ -32,7 +33,7 @@ IDS = list(range(1000, 1064))
 
 @pytest.fixture(scope="module")
 def lm():
-    return sf.load("smollm2")
+    return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
 def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(lm, tmp_path):

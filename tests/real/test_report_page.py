@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.report.profile import ratios
 from studfinder.verbs.report import Run, read_run
 
@@ -26,7 +27,7 @@ _FLAGS = (
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("report") / "smollm2"
-    sf.scan(sf.load("smollm2"), out=folder, prove=False)
+    sf.scan(sf.load("smollm2", dtype=REAL_DTYPE), out=folder, prove=False)
     return read_run(folder)
 
 

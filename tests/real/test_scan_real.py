@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import studfinder as sf
+from builtins_here import REAL_DTYPE
 from studfinder.detectors.iterative import iterative_search
 from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from studfinder.texts import default_prompts, encode
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def smollm2() -> sf.LM:
-    return sf.load("smollm2")
+    return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_its_record_says_what_it_is(findings):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_reading_it_changes_no_bit(attention):
-    lm = sf.load("smollm2", attention=attention)
+    lm = sf.load("smollm2", dtype=REAL_DTYPE, attention=attention)
     encoded, _ = encode(lm, default_prompts()[:3])
     pad = lm.model.config.pad_token_id or 0
     width = max(map(len, encoded))
