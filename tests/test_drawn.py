@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from checkpoints import PROMPT, checkpoint
+from outside import quick_and_deep
 from studfinder.cli.app import run
 from studfinder.report import figures, style
 from studfinder.report.style import attempted, new_figure, rendered, styled
@@ -19,15 +20,18 @@ def elsewhere(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
 
 
-def scaled(folder, by, *, to=False, dtype="float32"):
+def scaled(folder, by, *, to=False):
     """A checkpoint whose numbers are all multiplied by `by`, or are all `by`."""
     path = folder / "model.safetensors"
     tensors = {name: (0 * tensor + by if to else tensor * by) for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("by", [0.0, 1e-45, 1e-40, 1e-38, 1e-20, 1e3, 1e10, 1e19, 1e30, 1e38])
-@pytest.mark.parametrize("to", [False, True])
+ENDS = [0.0, 1e-45, 1e-40, 1e-38, 1e-20, 1e3, 1e10, 1e19, 1e30, 1e38]
+
+
+@pytest.mark.parametrize("by", quick_and_deep(ENDS, 0.0))
+@pytest.mark.parametrize("to", quick_and_deep([False, True], False))
 def test_models_of_zeros_and_of_numbers_at_the_ends_of_their_range(tmp_path, capsys, by, to):
     scaled(checkpoint(tmp_path / "model"), by, to=to)
     assert run(["scan", "model", "--prompt", PROMPT, "--out", "s"]) == 0
@@ -59,7 +63,7 @@ def fail(*_args, **_options):
     raise ValueError("Axis limits\ncannot be NaN or Inf")
 
 
-@pytest.mark.parametrize("name", figures.REGISTRY)
+@pytest.mark.parametrize("name", quick_and_deep(figures.REGISTRY, "maps"))
 def test_a_figure_of_a_scan_that_fails_is_named_and_the_rest_is_written(tmp_path, monkeypatch, capsys, name):
     checkpoint(tmp_path / "model")
     module = figures._module(name)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 import studfinder as sf
 from checkpoints import PROMPT
+from outside import quick_and_deep
 from studfinder.errors import StudfinderError
 from tiny import CONFIGS, tiny, tokenizer
 
@@ -43,11 +44,9 @@ def attention(model):
     return model
 
 
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("used", quick_and_deep([False, True], True))
 @pytest.mark.parametrize("compiled", [whole, method, forward, block, feed_forward, attention])
-@pytest.mark.parametrize(
-    "architecture", ["llama", *(pytest.param(name, marks=pytest.mark.deep) for name in ("qwen3", "gemma3_text"))]
-)
+@pytest.mark.parametrize("architecture", quick_and_deep(["llama", "qwen3", "gemma3_text"], "llama"))
 def test_a_compiled_model_is_read_as_it_was_written(architecture, compiled, used):
     torch._dynamo.reset()
     wanted = sf.scan(sf.load(tiny(architecture).model, tokenizer()), prompts=[PROMPT], prove=False)
@@ -67,8 +66,8 @@ def test_a_model_without_a_head_is_refused_by_name(architecture, kind):
         sf.load(model, tokenizer())
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("heads", [2, 1])
+@pytest.mark.parametrize("layer", quick_and_deep([0, 1, 2], 1))
+@pytest.mark.parametrize("heads", quick_and_deep([2, 1], 1))
 def test_heads_that_were_pruned_in_one_layer(tmp_path, layer, heads):
     lm = tiny("llama")
     part = lm.model.model.layers[layer].self_attn
@@ -88,7 +87,7 @@ def test_heads_that_were_pruned_in_one_layer(tmp_path, layer, heads):
     assert not (tmp_path / "q").exists()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", quick_and_deep(["llama", "qwen3", "gemma3_text"], "llama"))
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_attention_whose_mask_is_a_rule(architecture):
     plain, flex = (tiny(architecture, attention=name) for name in ("eager", "flex_attention"))

