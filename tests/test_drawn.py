@@ -82,6 +82,7 @@ def test_a_figure_of_a_scan_that_fails_is_named_and_the_rest_is_written(tmp_path
     assert run(["report", "s"]) == 0  # drawn again, when it can be
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("place", ["studfinder.verbs.measure.draw", "studfinder.verbs.results.rendered"])
 def test_a_figure_of_a_scorecard_that_fails(tmp_path, monkeypatch, capsys, place):
     checkpoint(tmp_path / "model")
@@ -93,6 +94,7 @@ def test_a_figure_of_a_scorecard_that_fails(tmp_path, monkeypatch, capsys, place
     assert not [file for file in left if file.endswith((".png", ".svg"))]
 
 
+@pytest.mark.deep
 def test_a_figure_of_training_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("studfinder.report.training._draw", fail)
     small = ["--task", "recall:vocabulary=32,length=16,pairs=2", "--layers", "1", "--hidden", "16", "--heads", "2"]
@@ -153,7 +155,7 @@ def test_a_name_is_drawn_as_it_is(name):
     assert name in drawn
 
 
-@pytest.mark.parametrize("name", ["a$b", "$x$", "$\\frac{1}$", "$x_{$"])
+@pytest.mark.parametrize("name", quick_and_deep(["a$b", "$x$", "$\\frac{1}$", "$x_{$"], "$x_{$"))
 def test_a_model_of_that_name(tmp_path, capsys, name):
     from studfinder.verbs.measure import read_card, write_cards
 
