@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 DEEP = 100_000
 
@@ -102,3 +106,8 @@ def put(kind: str, path: Path) -> None:
     """Put one of IRREGULAR there, in the place of what is there."""
     path.unlink(missing_ok=True)
     IRREGULAR[kind](path)
+
+
+def quick_and_deep(table: Iterable[Any], *quick: Any) -> list[Any]:
+    """A table of cases for `parametrize`: those named here are tried by `make test`, all of them by `make deep`."""
+    return [one if one in quick else pytest.param(one, marks=pytest.mark.deep) for one in table]

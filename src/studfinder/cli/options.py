@@ -36,5 +36,5 @@ def batch_tokens(given: str) -> int | None:
         return None
     tokens = whole_number(given)
     if tokens is None:
-        raise StudfinderError(f"--batch-size {given}", expected="a number of tokens, or auto")
+        raise StudfinderError(f"--batch-size {given[:40]}", expected="a number of tokens, or auto")
     return tokens

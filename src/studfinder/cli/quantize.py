@@ -172,7 +172,7 @@ def _scheme(
     if zero is not None:
         changes["zero"] = zero
     if group is not None:
-        changes["block"] = whole_number(group) or group
+        changes["block"] = whole_number(group) or group[:40]
     return replace(default_scheme(shapes, dtype), **changes)
 
 

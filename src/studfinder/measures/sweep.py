@@ -55,8 +55,9 @@ class Effects:
 
     @property
     def clean_perplexity(self) -> float:
-        """Perplexity of the clean model."""
-        return float(np.exp(self.clean_nll.sum() / self.tokens.sum()))
+        """Perplexity of the clean model; infinite where a float has no room for it."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.clean_nll.sum() / self.tokens.sum()))
 
 
 def next_token(lm: LM, encoded: Sequence[Sequence[int]], edits: Sequence[Edit]) -> Effects:

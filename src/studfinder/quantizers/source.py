@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, known
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
 from studfinder.models.files import check_folder, weights_of
 from studfinder.models.fingerprint import marks
 from studfinder.models.headers import DTYPES, read_header
+from studfinder.models.sizes import check_sizes
 from studfinder.quantizers.targets import Target, targets
+from studfinder.records.outside import read_json
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     Raises:
         StudfinderError: as `targets`.
     """
-    check_folder(folder, allow_pickle=False)
+    held = check_folder(folder, allow_pickle=False)
+    check_sizes(str(folder), read_json(folder / "config.json"), {name: one.shape for name, one in held.items()})
     lm = skeleton(folder, trust_remote_code=trust_remote_code)
     found = {target.name: target for target in targets(lm, offloaded=True)}
     files = replace(stored_files(folder), targets=found)
@@ -118,11 +121,13 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise StudfinderError(f"{folder} has a config.json that cannot be read ({first})") from None
-    if getattr(config, "quantization_config", None):
-        raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None):
+            raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except StudfinderError:
+        raise
+    except Exception as error:  # transformers raises many kinds; the user needs one line
+        first = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
+        raise known(error) or StudfinderError(f"{folder} has a config.json that cannot be read ({first})") from error
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))

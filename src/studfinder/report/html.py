@@ -42,10 +42,11 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
     data = pack(profile)
     at = findings.summary.thresholds
     data |= {"lam": at.get("lam", 5.0), "sinkThreshold": at.get("sink", 0.3)}
+    available = figures.available(findings, profile)
     charts = {
-        name: attempted(name, partial(_chart, name, findings, profile)) if name in _STATIC else None
-        for name in figures.available(findings, profile)
-        if name not in without
+        name: attempted(name, partial(_chart, name, findings, profile))
+        for name in _STATIC
+        if name in available and name not in without
     }
     return render(
         "page.html",
@@ -53,7 +54,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         verdict=verdict_sentence(findings),
         data=data,
         charts={name: charts.get(name) for name in _STATIC},
-        describe={name: figures.describe(name, findings, profile) for name in charts},
+        describe={name: figures.describe(name, findings, profile) for name in available},
         controls=_controls(findings),
         layers=_layers(data),
         start=_start(findings, data),

@@ -39,7 +39,8 @@ def ratio_interval(
     low, high = (float(x) for x in np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]))
     if exponential:
         with np.errstate(over="ignore"):
-            value, low, high = (float(np.exp(x)) for x in (value, low, high))
+            with np.errstate(over="ignore"):  # infinite where a float has no room for it
+                value, low, high = (float(np.exp(x)) for x in (value, low, high))
     return Interval(value=value, low=low, high=high, level=level, n=n, method=f"paired bootstrap over {what}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal
 
 from studfinder.errors import StudfinderError
@@ -50,7 +51,7 @@ class Recipe:
         for name in ("steps", "batch", "test"):
             if getattr(self, name) < 1:
                 raise StudfinderError(f"{name}={getattr(self, name)}", expected="1 or more")
-        if self.lr <= 0:
+        if not 0 < self.lr < inf:
             raise StudfinderError(f"lr={self.lr}", expected="a number above 0")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise StudfinderError(f"schedule {self.schedule!r} is unknown", expected="constant, cosine or linear")
