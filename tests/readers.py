@@ -227,7 +227,7 @@ def _sources(folder: Path) -> Files:
 
 
 @reader(
-    "quantize's files", _sources, "quantizers/source.py:Files.read", "quantizers/source.py:stored_files", "verbs/quantize.py:_from_files", cost=4,
+    "quantize's files", _sources, "quantizers/source.py:Files.read", "quantizers/source.py:stored_files", "quantizers/source.py:open_files", "verbs/quantize.py:_from_files", cost=4,
 )  # fmt: skip
 def _(folder: Path) -> Any:
     from studfinder.quantizers.source import stored_files

@@ -199,7 +199,7 @@ def test_markup_is_text_on_a_terminal_with_colours():
 
 @pytest.mark.parametrize("arguments", [
     ["scan", "{}"], ["scan", "--prompts", "{}"], ["scan", "--nonsense{}"], ["{}"], ["ls", "{}"], ["measure", "--measures", "{}"],
-    ["report", "{}"], ["quantize", "./{}", "--out", "x"], ["quantize", "x", "--out", "o", "--scheme", "{}"],
+    ["report", "{}"], ["quantize", "./{}", "--out", "x"], ["quantize", "./x", "--out", "o", "--scheme", "{}"],
     ["train", "--task", "{}"], ["train", "--task", "induction", "--attention", "{}"], ["experiment", "{}"], ["scan", "--lam", "{}"],
     ["measure", "--batch-size", "{}"],
 ])  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_mistake_is_one_visible_line(arguments, capsys, tmp_path, monkeypatch,
     from studfinder.cli.app import run
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for payload in (
         "a\x1b[31mb",
         "a\u202eb",

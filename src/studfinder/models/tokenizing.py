@@ -36,6 +36,7 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
 
     try:
         found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision or "main")
+        found("a", verbose=False)  # settings of a wrong type are noticed when a text is read
     except Exception as error:
         folder = Path(where)
         if not folder.is_dir():

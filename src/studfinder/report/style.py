@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from studfinder.errors import known
+from studfinder.visible import say
 
 Drawn = TypeVar("Drawn")
 
@@ -125,7 +126,7 @@ def attempted(name: str, draw: Callable[[], Drawn]) -> Drawn | None:
         if known(error) is not None:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        print(f"studfinder: note: figure {name} cannot be drawn ({reason})", file=sys.stderr)
+        say(f"studfinder: note: figure {name} cannot be drawn ({reason})", file=sys.stderr)
         return None
 
 
