@@ -94,7 +94,7 @@ def test_heads_that_were_pruned_in_one_layer(tmp_path, layer, heads):
 
 
 @pytest.mark.parametrize("architecture", quick_and_deep(["llama", "qwen3", "gemma3_text"], "llama"))
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:_compile flag on")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
 def test_attention_whose_mask_is_a_rule(architecture):
     plain, flex = (tiny(architecture, attention=name) for name in ("eager", "flex_attention"))
     found, wanted = (

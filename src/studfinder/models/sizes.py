@@ -78,4 +78,6 @@ def _first(config: Mapping[str, Any], keys: Collection[str]) -> tuple[str, int] 
 
 def _wrong(name: str, key: str, value: Any, expected: str) -> StudfinderError:
     shown = str(value) if abs(value) < 10**15 else f"a number of {len(str(abs(value)))} digits"
-    return StudfinderError(f"the config of {name} says {key}={shown}", expected=expected, do="Is it this model's?")
+    return StudfinderError(
+        f"the config of {name} says {key}={shown}", expected=expected, do="It may be of another model"
+    )
