@@ -30,13 +30,20 @@ def cache(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def gradients():
+    """A signal that interrupts torch's own `no_grad` leaves gradients off for whatever comes after it."""
+    yield
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Figures take most of a small run: files of the same names are written in their place."""
     from studfinder.verbs import report, results
 
     for module in (report, results):
-        monkeypatch.setattr(module, "save", lambda figure, path, **_: path.write_text("a figure"))
+        monkeypatch.setattr(module, "rendered", lambda *_, **__: b"a figure")
     monkeypatch.setattr(report.figures, "draw", lambda *_: None)
     monkeypatch.setattr(report, "page", lambda *_, **__: "a page")
     monkeypatch.setattr(results, "html_sheet", lambda *_: "a page")

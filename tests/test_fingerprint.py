@@ -66,10 +66,13 @@ def test_the_remembered_hash_is_of_these_files(tmp_path, cache):
     first = cached_content_hash(load(folder))
     assert first == content_hash(load(folder))
     store = next((cache / "hashes").iterdir())
-    store.write_text('{"hash": "remembered"}')
-    assert cached_content_hash(load(folder)) == "remembered"
-    store.write_text("damaged")
+    before = store.stat().st_mtime_ns
     assert cached_content_hash(load(folder)) == first
+    assert store.stat().st_mtime_ns == before  # it was read, not made again
+    kept = store.read_text()
+    for damaged in ("damaged", '{"hash": "remembered"}', kept.replace(first, first[::-1])):
+        store.write_text(damaged)
+        assert cached_content_hash(load(folder)) == first
     tiny("llama", seed=1).model.save_pretrained(folder)
     assert cached_content_hash(load(folder)) == content_hash(load(folder)) != first
 
