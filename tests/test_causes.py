@@ -129,7 +129,6 @@ def test_a_text_of_the_hub_that_cannot_be_had(monkeypatch):
     [
         ({"tokenizer.model": b"\n\x05abc"}, ("sentencepiece",), "sentencepiece"),
         ({"tokenizer.model": b"\n\x05abc"}, ("sentencepiece", "google.protobuf"), "sentencepiece and protobuf"),
-        ({"spiece.model": b"\n\x05abc"}, ("sentencepiece",), "sentencepiece"),
         ({"tokenizer.model": b"IQ== 0\n"}, ("tiktoken",), "tiktoken"),
         ({"tiktoken.model": b"IQ== 0\n"}, ("tiktoken",), "tiktoken"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -66,10 +67,11 @@ def test_the_remembered_hash_is_of_these_files(tmp_path, cache):
     first = cached_content_hash(load(folder))
     assert first == content_hash(load(folder))
     store = next((cache / "hashes").iterdir())
-    store.write_text('{"hash": "remembered"}')
+    store.write_text(json.dumps({"hash": "remembered", "sum": fingerprint._sum(store.stem, "remembered")}))
     assert cached_content_hash(load(folder)) == "remembered"
-    store.write_text("damaged")
-    assert cached_content_hash(load(folder)) == first
+    for damaged in ("damaged", '{"hash": "other"}', store.read_text().replace("remembered", "remembere")):
+        store.write_text(damaged)
+        assert cached_content_hash(load(folder)) == first
     tiny("llama", seed=1).model.save_pretrained(folder)
     assert cached_content_hash(load(folder)) == content_hash(load(folder)) != first
 
