@@ -254,6 +254,7 @@ def links(outside: Path) -> list[str]:
     ]
 
 
+LED_OUT = r"leads out|has no config|is a link to nothing|is no folder or file"
 FILES = (
     "config.json",
     "model.safetensors",
@@ -279,9 +280,7 @@ def test_no_link_out_of_the_folder_is_followed(home, tmp_path, file, way):
     (home / "hop").symlink_to(outside)
     target = links(outside)[way]
     path.symlink_to(path.name if target == "self" else outside if path.parent != home else target)
-    with pytest.raises(
-        StudfinderError, match=r"leads out of its folder|has no config|is a link to nothing|is no folder or file"
-    ):
+    with pytest.raises(StudfinderError, match=LED_OUT):
         check_folder(home, allow_pickle=False)
     if file not in ("config.json", "model.safetensors", "adapter_config.json"):
         (home / "hop").unlink()
@@ -329,7 +328,7 @@ def test_the_hubs_cache_is_read_and_nothing_else_through_it(home, tmp_path, shar
     for target in ("../../../../secret.txt", "../../refs/main", "../../../models--other--model/blobs/x", "../../blobs"):
         (snapshot / "LICENSE").symlink_to(target)
         if target != "../../blobs":
-            with pytest.raises(StudfinderError, match="leads out|is a link to nothing"):
+            with pytest.raises(StudfinderError, match=LED_OUT):
                 check_folder(snapshot, allow_pickle=False)
         (snapshot / "LICENSE").unlink()
     blob = (snapshot / "config.json").parent / os.readlink(snapshot / "config.json")
@@ -346,7 +345,7 @@ def test_what_only_looks_like_the_hubs_cache_is_no_reason(home, tmp_path, name):
     (tmp_path / "download" / "blobs").mkdir(exist_ok=True)
     (tmp_path / "download" / "blobs" / "x").write_text("SECRET")
     (folder / "LICENSE").symlink_to("../../blobs/x")
-    with pytest.raises(StudfinderError, match="leads out|is a link to nothing"):
+    with pytest.raises(StudfinderError, match=LED_OUT):
         check_folder(folder, allow_pickle=False)
 
 
@@ -410,7 +409,7 @@ def test_links_that_were_made_here_are_followed_and_no_others(home, tmp_path):
     (home / "LICENSE").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(StudfinderError, match="leads out"), linked(home, ["LICENSE"]):
         pass
-    with pytest.raises(StudfinderError, match="leads out|is a link to nothing"):
+    with pytest.raises(StudfinderError, match=LED_OUT):
         adapter_at(Source("x", "a local folder", home))
 
 
