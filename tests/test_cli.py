@@ -17,6 +17,8 @@ from studfinder.errors import StudfinderError
 from studfinder.records import Findings, from_json, read_record, to_plain
 from tiny import tiny, tokenizer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

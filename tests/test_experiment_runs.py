@@ -19,6 +19,8 @@ from studfinder.models import load
 from studfinder.records import Table
 from studfinder.runs import key_of, provenance
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, cache):

@@ -139,6 +139,7 @@ def test_a_loss_without_bound_has_a_page():
     assert page(dataclasses.replace(findings, super_weights=weights), profile)
 
 
+@pytest.mark.real
 def test_report_draws_a_run_again(tmp_path: Path):
     folder = _written(tmp_path / "run")
     _, html = report(folder)
@@ -171,6 +172,7 @@ def test_a_folder_without_results_is_said(tmp_path: Path):
         read_run(folder)
 
 
+@pytest.mark.real
 def test_a_report_keeps_no_figure_of_older_results(tmp_path: Path):
     findings, profile = a_scan()
     run = run_of("scan", "m", {}, result="findings.json", out=tmp_path / "run")

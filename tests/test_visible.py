@@ -322,6 +322,7 @@ def test_pages_have_the_same_elements_whatever_the_names():
         clean(drawn.replace("\t", "").replace("\u00a0", ""))
 
 
+@pytest.mark.real
 def test_the_pages_of_scans_have_the_same_elements():
     def drawn(payload: str) -> list[str]:
         findings, profile = scan_of(payload)

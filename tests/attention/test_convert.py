@@ -41,6 +41,7 @@ def test_every_base_is_saved_under_its_own_name(base: str, tmp_path) -> None:
     assert load(str(tmp_path)).anatomy.architecture.removeprefix("studfinder-") == base
 
 
+@pytest.mark.real
 def test_plain_transformers_names_what_is_missing(tmp_path) -> None:
     model_with("kv_shift").save_pretrained(tmp_path)
     code = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(tmp_path)!r})"
@@ -51,6 +52,7 @@ def test_plain_transformers_names_what_is_missing(tmp_path) -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.real
 def test_sf_load_needs_no_other_import(tmp_path) -> None:
     """In a fresh process: the lower room alone does not know the variant, the public name does."""
     model = model_with("kv_shift")
