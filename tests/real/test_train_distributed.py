@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import studfinder as sf
+from rerun import interrupted
 from studfinder.records import Training, read_record
 
 pytestmark = pytest.mark.real
@@ -122,9 +123,9 @@ def test_a_sharded_model_trains_is_looked_at_resumes_and_is_written_whole(tmp_pa
 
     same()
     assert sf.load(tmp_path / "two" / "model").anatomy.vocabulary
-    shutil.rmtree(tmp_path / "two" / "model")
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-8")
-    (tmp_path / "two" / "result.json").unlink()
+    partial = interrupted(tmp_path / "two")
+    shutil.rmtree(partial / "model")
+    shutil.rmtree(partial / "checkpoints" / "checkpoint-8")
     again = launched(tmp_path / "two", processes=2, sharded=True)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "step 4/8" not in again.stderr

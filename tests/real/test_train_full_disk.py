@@ -34,9 +34,9 @@ for size in json.loads(sys.argv[2]) + [4000]:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = run(["train", *options, "--out", str(place / f"run")])
-    folder = place / "run"
+    folder = next((place / name for name in ("run", "run.partial") if (place / name).is_dir()), place / "none")
     line = {"size": size, "code": code, "said": said.getvalue().splitlines()[-1]}
-    line["files"] = sorted(child.name for child in folder.iterdir())
+    line["files"] = sorted(path.name for path in folder.glob("*"))
     line["checkpoints"] = sorted(path.name for path in folder.glob("checkpoints/*"))
     line["whole"] = sorted(path.parent.name for path in folder.glob("checkpoints/*/studfinder.json"))
     print("SEEN " + json.dumps(line), flush=True)

@@ -82,8 +82,8 @@ def run_train(
         fitted = _fitted(plan, run, work, model, source, quiet, reports)
         record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
         if first_process():
-            write_text(work.path / run.result, to_json(record, indent=1))
             _export(fitted, source, tokenizer, work.path, plan.base)
+            write_text(work.path / run.result, to_json(record, indent=1))
             write_sheet(work.path, training_sheet(record))
     return record, run.path
 
