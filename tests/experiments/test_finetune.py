@@ -181,7 +181,7 @@ def test_an_architecture_that_takes_no_variant(folder, undrawn):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"length": 4096}, "at most tiny's context, 128"),
+        ({"length": 4096}, "at most 128, the context of"),
         ({"text": "nowhere.txt"}, "there is no text"),
         ({"lr": -1.0}, "a number above 0"),
         ({"steps": 0}, "1 or more"),
