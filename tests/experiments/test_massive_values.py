@@ -15,7 +15,7 @@ from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import massive_values_disrupt, norms, plan_experiment, run_experiment
 from studfinder.experiments.crossed import crossed
-from studfinder.experiments.disruptions_read import Rows, notes_of
+from studfinder.experiments.disruptions_read import UNFAIR, Rows, notes_of
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.experiments.massive_values_layers import first_layer
 from studfinder.measures.likelihood import log_likelihoods
@@ -251,16 +251,17 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, n=80):
 @pytest.mark.parametrize(
     ("rates", "first", "second"),
     [
-        ((0.2, 0.8, 0.5, 0.5), "context suffers, and memory is not shown to", "more than by equal damage elsewhere"),
-        ((0.3, 0.3, 0.3, 0.3), "both suffer, so not only context", "not distinguishable"),
-        ((0.8, 0.2, 0.5, 0.5), "memory suffers, and context is not shown to", "less than by equal damage elsewhere"),
+        ((0.2, 0.8, 0.5, 0.5), "context is shown to suffer, memory is not", "lower than by equal damage elsewhere"),
+        ((0.3, 0.3, 0.3, 0.3), "both suffer", "not distinguishable"),
+        ((0.8, 0.2, 0.5, 0.5), "memory is shown to suffer, context is not", "higher than by equal damage elsewhere"),
         ((0.8, 0.8, 0.8, 0.8), "neither is shown to suffer", "not distinguishable"),
     ],
 )
 def test_sentences_follow_the_numbers(rates, first, second):
     notes = notes_of(_rows(*rates))
-    assert first in notes[0]
-    assert second in notes[1]
+    assert notes[0] == UNFAIR  # two facts in the prompt: no size is believed
+    assert first in notes[1]
+    assert second in notes[2]
 
 
 def test_a_measure_at_chance_is_said_to_show_nothing():
