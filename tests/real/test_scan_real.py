@@ -14,7 +14,7 @@ from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from studfinder.texts import default_prompts, encode
 from studfinder.texts.prompts import Text
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3000)]  # the whole scan is slow on a processor without bf16
 
 
 @pytest.fixture(scope="module")
