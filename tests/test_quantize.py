@@ -512,7 +512,7 @@ def test_a_checkpoint_with_rounded_activations_loads_and_rounds_them(tmp_path):
     ids = token_ids()
     method = WithActivations(weights=RTN(scheme=Scheme(element="int8", block="channel")))
     done = quantize(source, method, out=tmp_path / "out")
-    assert done.format == "int-quantized"
+    assert done.stored_as == "int-quantized"
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert config["group_0"]["input_activations"]["dynamic"] is True
     (found,) = plainly([tmp_path / "out"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,10 +43,12 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def test_findings_are_written_last(scanned: Run):
+def test_the_manifest_is_written_last_and_lists_all(scanned: Run):
     written = sorted(scanned.folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    assert written[-1].name == "findings.json"
-    assert {"report.html", "figure-depth.png", "figure-depth.svg"} <= {file.name for file in written}
+    assert written[-1].name == "run.json"
+    listed = json.loads(written[-1].read_text())["files"]
+    assert listed == sorted(file.name for file in written[:-1])
+    assert {"findings.json", "report.html", "figure-depth.png", "figure-depth.svg"} <= set(listed)
 
 
 def test_the_page_can_be_explored(scanned: Run, browser: Any):
