@@ -313,3 +313,8 @@ def test_errors_are_of_one_type(tmp_path):
 
     with pytest.raises(StudfinderError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["foo", "piqa:3", "arithmetic:x", "@", "piqa foo", "², "])
+def test_a_task_that_is_none_is_said_before_a_model_is_loaded(mistake, name):
+    assert "task" in mistake("measure", "./nowhere", "--tasks", name)

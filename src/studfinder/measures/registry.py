@@ -119,6 +119,8 @@ def measure_named(text: str) -> Callable[..., Scores]:
         raise StudfinderError(
             f"measure {text!r}", expected=f"{name}" + (f":{measure.argument}" * bool(measure.argument))
         )
+    if name == "tasks" and colon:
+        import_module("studfinder.measures.tasks.run").task_named(argument)
     module, function = measure.place.split(":")
     found = getattr(import_module(module), function)
     if not colon:

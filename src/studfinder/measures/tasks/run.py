@@ -59,7 +59,7 @@ def tasks(
         StudfinderError: no such task, lm-eval is not installed, its documents are nowhere to be had, the model has no
             tokenizer, or a limit below 1.
     """
-    task, bound, revision = _named(name)
+    task, bound, revision = task_named(name)
     if limit is not None and limit < 1:
         raise StudfinderError(f"limit {limit}", expected="at least 1 document")
     tokenizer_of(lm)
@@ -78,7 +78,8 @@ def headroom_note(scores: Scores) -> str:
     return "" if scores.details.get("headroom", 1.0) else "at chance: can show nothing"
 
 
-def _named(name: str) -> tuple[Task, int | None, str | None]:
+def task_named(name: str) -> tuple[Task, int | None, str | None]:
+    """A task by name, with the bound of arithmetic and the revision that its name holds. Raises StudfinderError."""
     unpinned, revision = split_revision(name)
     plain, colon, argument = unpinned.partition(":")
     if plain not in TASKS:
