@@ -10,7 +10,7 @@ import signal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import PROMPT, checkpoint
@@ -220,6 +220,8 @@ def test_numbers_in_names_of_measures(number):
 
 
 @given(st.text(max_size=25))
+@example("0\x1f")
+@example("\u00a07")
 @settings(max_examples=500, deadline=None)
 def test_a_number_is_what_int_makes_of_its_digits(text):
     found = whole_number(text)

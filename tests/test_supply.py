@@ -22,7 +22,7 @@ from checkpoints import checkpoint
 from studfinder.errors import StudfinderError
 from studfinder.measures.tasks import TASKS
 from studfinder.measures.tasks.harness import build
-from studfinder.measures.tasks.run import _named
+from studfinder.measures.tasks.run import task_named
 from studfinder.models import (
     BUILTINS,
     builtin,
@@ -243,7 +243,7 @@ def test_a_text_to_train_on_can_be_pinned(hub, revision):
 @pytest.mark.parametrize("revision", [None, "v1.0", "f" * 40])
 def test_a_task_is_read_at_a_commit_and_says_which(hub, name, revision):
     pytest.importorskip("lm_eval")
-    task, _, pinned_to = _named(f"{name}@{revision}" if revision else name)
+    task, _, pinned_to = task_named(f"{name}@{revision}" if revision else name)
     built = build(name, task, revision=pinned_to)
     commit = revision if revision == "f" * 40 else COMMIT
     assert f"commit {commit[:12]}" in built.source
@@ -255,7 +255,7 @@ def test_a_task_is_read_at_a_commit_and_says_which(hub, name, revision):
 )
 def test_a_task_without_such_a_revision_is_refused(name):
     with pytest.raises(StudfinderError):
-        _named(name)
+        task_named(name)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def json_lines(path: Path, *, name: str = "") -> Iterator[tuple[int, dict[str, A
 
 def whole_number(text: object) -> int | None:
     """The number that digits say; None for anything else: signs, "²", or more digits than a number here can have."""
-    digits = str(text).strip()
+    digits = str(text).strip(" \t\r\n")  # plain strip() also takes separators that int refuses
     return int(digits) if digits.isdecimal() and len(digits) <= 18 else None
 
 
