@@ -1,22 +1,26 @@
 """What an experiment is: one table or figure of a paper, on the user's own models.
 
-Each is a file that reads like the paper's method section. It holds `EXPERIMENT`, its entry; `run(bench)`, which
-measures and returns an Outcome; and `draw(result, width)`: figures by name, from the result alone, so that they can be
-drawn again.
+Each is a file that reads like the paper's method section. It holds `EXPERIMENT`, its entry, and `run(bench, lm)`, which
+measures one model and returns an Outcome (an experiment that trains its own has `run(bench)`). Where it says something of
+all models together it has `across(data)`, given the data by model; where it needs a figure that no chart can say,
+`draw(name, data, width)`, from the data of one model alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from studfinder.measures import REGISTRY
 from studfinder.models import LM, cached_content_hash, load, model_card
-from studfinder.records import ModelCard, Table
+from studfinder.records import Chart, ModelCard, Table
+from studfinder.report.words import listed
 from studfinder.runs import Work
 from studfinder.sites import check_causal
+from studfinder.studies import Grid, Scored, Variant, Watch
 
 Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
@@ -48,11 +52,28 @@ class Experiment:
 
 @dataclass
 class Outcome:
-    """What an experiment measured; see `records.Result`."""
+    """What was measured of one model (or, where none is given, of all that were trained).
 
-    tables: list[Table]
+    Attributes:
+        tables, notes, charts: see `records.Result`; the model's name is put before titles and notes.
+        data: everything that the experiment's own figure needs, and whatever else is worth keeping.
+        remarks: notes on the experiment, said once and not of each model.
+    """
+
+    tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def add(self, model: str, part: Outcome) -> None:
+        """Take in what was measured of a model."""
+        suffix = f"-{len(self.data) + 1}" if self.data else ""
+        self.tables += [replace(table, title=f"{model}: {table.title}") for table in part.tables]
+        self.notes += [f"{model}: {note}" for note in part.notes]
+        self.charts += [replace(chart, name=chart.name + suffix, model=model) for chart in part.charts]
+        self.data[model] = part.data
+        self.remarks += [remark for remark in part.remarks if remark not in self.remarks]
 
 
 class Bench:
@@ -105,10 +126,38 @@ class Bench:
         finally:
             self._scope = ""
 
+    def has(self, step: str) -> bool:
+        """Whether a step is done."""
+        return self._scoped(step) in self.work.steps.values
+
     def once(self, step: str, compute: Callable[[], Any]) -> Any:
         """Do a step, or take its result from an earlier, interrupted run. The value must be plain JSON (records go
         through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
-        return self.work.steps.once(f"{self._scope}/{step}" if self._scope else step, compute)
+        return self.work.steps.once(self._scoped(step), compute)
+
+    def _scoped(self, step: str) -> str:
+        return f"{self._scope}/{step}" if self._scope else step
+
+    def grid(
+        self,
+        lm: LM,
+        variants: Sequence[Variant],
+        measures: Sequence[str | Watch],
+        *,
+        limits: Mapping[str, int | None] | None = None,
+        lenient: bool = False,
+    ) -> Scored:
+        """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
+        say, if not `limits`; see `Grid`."""
+        items, seed = self.settings.get("limit"), self.settings["seed"]
+        most = {**dict.fromkeys(REGISTRY, items), "perplexity": self.settings.get("windows", items), **(limits or {})}
+        return Grid(
+            run=self, lm=lm, variants=variants, measures=measures, limits=most, seed=seed, lenient=lenient
+        ).scored()
+
+    def each(self, measure: str, setting: str) -> list[str]:
+        """A measure for each argument that a setting lists."""
+        return [f"{measure}:{part}" for part in listed(self.settings[setting])]
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far the work is."""

@@ -12,26 +12,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.seeds import (
     DIVERGED,
     Cells,
     about,
     change,
+    curves,
     ended,
     last,
-    lines,
     mean_of,
     named,
+    over,
     pairs,
     steps_to,
 )
-from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid, one_panel
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.records import Result, Table
-from studfinder.report.style import new_figure
+from studfinder.records import Chart, Table
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import Induction
 
@@ -101,7 +98,7 @@ def run(bench: Bench) -> Outcome:
 
     names = [f"{model}, width {width}" for width in s["widths"] for model in MODELS]
     cells = every_cell(bench, names, s["seeds"], cell)
-    return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], cells)
+    return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], _charts(cells, s["widths"]), cells)
 
 
 def _table(cells: Cells, settings: dict[str, Any]) -> Table:
@@ -151,27 +148,17 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
     return notes
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
+def _charts(cells: Cells, widths: list[int]) -> list[Chart]:
     """Accuracy over steps at the largest width, and over widths at the end."""
-    by_width = sorted({int(name.rpartition(" ")[2]) for name in result.data})
-    widest = {model: result.data[f"{model}, width {by_width[-1]}"] for model in MODELS}
-    figures = {
-        "steps": one_panel(width, lines(widest, "accuracy"), f"accuracy on repeats, width {by_width[-1]}", low=0)
-    }
-    if len(by_width) > 1:
-        figure = new_figure(width, 330)
-        axes = figure.add_subplot()
-        for colour, model in zip(COLOURS, MODELS, strict=False):
-            seeds = zip(*(result.data[f"{model}, width {w}"] for w in by_width), strict=True)
-            ends = [
-                [(w, last(cell)) for w, cell in zip(by_width, cells, strict=True) if ended([cell])] for cells in seeds
-            ]
-            mean_and_interval(axes, *on_one_grid(ends), model, color=colour, marker="o")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(by_width, [str(w) for w in by_width])
-        axes.set_xlabel("width")
-        axes.set_ylabel("accuracy on repeats at the end")
-        axes.set_ylim(bottom=0)
-        figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
-        figures["width"] = figure
-    return figures
+    widest = {model: cells[f"{model}, width {max(widths)}"] for model in MODELS}
+    charts = [
+        Chart(name="steps", plots=(curves(widest, "accuracy", f"accuracy on repeats, width {max(widths)}"),)),
+    ]
+    if len(widths) > 1:
+        at_end = {
+            model: [[(w, last(cell))] for w in sorted(widths) for cell in ended(cells[f"{model}, width {w}"])]
+            for model in MODELS
+        }
+        title = "accuracy on repeats at the end"
+        charts.append(Chart(name="width", plots=(over(at_end, title=title, x="width", log_x=True),)))
+    return charts

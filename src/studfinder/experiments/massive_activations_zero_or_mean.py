@@ -18,21 +18,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.massive_onset import Onset, control_dims, onset_of
-from studfinder.experiments.panel import Panel, Variant, averaged, change_table, panel_of, value_table
 from studfinder.models import LM
-from studfinder.records import Interval, Result
-from studfinder.report.style import log_ticks, new_figure
-from studfinder.report.words import count, number
+from studfinder.report.words import count, number, times
 from studfinder.sites import Site, tapped
+from studfinder.studies import Scored, Variant
 
 EXPERIMENT = Experiment(
     name="massive-activations/zero-or-mean",
@@ -51,27 +45,37 @@ EXPERIMENT = Experiment(
     },
 )
 ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
+PAPER = (
+    "The paper (original, zero, mean), LLaMA2-7B: WikiText 5.47, inf, 5.47; mean of zero-shot tasks 68.95, 36.75, "
+    "68.94. With BOS and other models (Owen et al. 2025) zero is harmless in 7 of 16."
+)
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Five changes of the residual stream after one layer, each on the same items."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            onset = onset_of(lm)
-            controls = control_dims(lm, onset, bench.settings["seed"])
-            variants = [
-                Variant(ORIGINAL),
-                _variant(lm, ZERO, onset, onset.dims, 0.0),
-                _variant(lm, MEAN, onset, onset.dims, None),
-                *(_variant(lm, f"control: {kind} to zero", onset, dims, 0.0) for kind, dims in controls.items()),
-            ]
-            measures = [f"perplexity:{text}" for text in bench.settings["texts"].split(",") if text]
-            measures += [f"tasks:{task}" for task in bench.settings["tasks"].split(",") if task]
-            limits = {"tasks": bench.settings["limit"], "perplexity": bench.settings["windows"]}
-            panel = panel_of(bench, lm, variants, measures, limits)
-        _report(outcome, name, panel, onset, controls)
-    return outcome
+    onset = onset_of(lm)
+    controls = control_dims(lm, onset, bench.settings["seed"])
+    variants = [
+        Variant(ORIGINAL),
+        _variant(lm, ZERO, onset, onset.dims, 0.0),
+        _variant(lm, MEAN, onset, onset.dims, None),
+        *(_variant(lm, f"control: {kind} to zero", onset, dims, 0.0) for kind, dims in controls.items()),
+    ]
+    scored = bench.grid(lm, variants, [*bench.each("perplexity", "texts"), *bench.each("tasks", "tasks")])
+    means = (
+        f"{dim}: {number(first)} at first tokens, {number(other)} at others"
+        for dim, (first, other) in onset.means.items()
+    )
+    others = (f"{kind}: {', '.join(map(str, dims))}" for kind, dims in controls.items())
+    note = (
+        f"After layer {onset.layer}, dims {', '.join(map(str, onset.dims))}; means over our prompts: "
+        f"{', '.join(means)}. Controls: {'; '.join(others)}. {PAPER}"
+    )
+    return Outcome(
+        [scored.scores_table("scores", note), scored.changes_table("change against the original")],
+        [*_notes(scored), *scored.notes()],
+        [scored.chart("changes")],
+    )
 
 
 def _variant(lm: LM, label: str, onset: Onset, dims: Sequence[int], value: float | None) -> Variant:
@@ -110,93 +114,24 @@ def _replaced(lm: LM, onset: Onset, dims: tuple[int, ...], value: float | None) 
         )
 
 
-def _report(outcome: Outcome, name: str, panel: Panel, onset: Onset, controls: dict[str, tuple[int, ...]]) -> None:
-    what = (
-        f"After layer {onset.layer}, dims {', '.join(map(str, onset.dims))}; means over our prompts: "
-        + ", ".join(
-            f"{dim}: {number(first)} at first tokens, {number(other)} at others"
-            for dim, (first, other) in onset.means.items()
-        )
-        + ". Controls: "
-        + "; ".join(f"{kind}: {', '.join(map(str, dims))}" for kind, dims in controls.items())
-        + "."
-    )
-    paper = (
-        "The paper (original, zero, mean), LLaMA2-7B: WikiText 5.47, inf, 5.47; mean of zero-shot tasks 68.95, 36.75, "
-        "68.94. With BOS and other models (Owen et al. 2025) zero is harmless in 7 of 16."
-    )
-    outcome.tables.append(value_table(panel, f"{name}: scores", f"{what} {paper}"))
-    outcome.tables.append(
-        change_table(
-            panel, f"{name}: change against the original", "Paired; perplexity as a factor, tasks as a difference."
-        )
-    )
-    outcome.notes += _notes(name, panel)
-    outcome.data[name] = {
-        "labels": panel.labels[1:],
-        "accuracies": panel.tasks,
-        "changes": {measure: [point(i) for i in panel.changes(measure).values()] for measure in panel.measures},
-    }
-
-
-def _notes(name: str, panel: Panel) -> list[str]:
+def _notes(scored: Scored) -> list[str]:
     notes = []
-    for measure in panel.measures:
-        if measure in panel.tasks:
+    for measure in scored.measures:
+        if measure in scored.tasks:
             continue
-        changes = panel.changes(measure)
+        changes = scored.changes(measure)
         zero, mean = changes[ZERO], changes[MEAN]
         rest = {label: interval for label, interval in changes.items() if label.startswith("control")}
         moved = [label.removeprefix("control: ") for label, i in rest.items() if i.low > 1.01 or i.high < 0.99]
+        back = " (zero costs nothing that an interval would show)"
+        if zero.low > 1:
+            back = f" (the mean keeps {scored.share(measure, ZERO, MEAN):.1%} of what zero loses in log perplexity)"
         notes.append(
-            f"{name}: {measure.replace(':', ' on ')} becomes {_times(zero)} as large with the massive activations at "
-            f"zero and {_times(mean)} with them at their mean{_back(panel, measure, zero)}. Of the controls, "
+            f"{measure.replace(':', ' on ')} becomes {times(zero)} as large with the massive activations at "
+            f"zero and {times(mean)} with them at their mean{back}. Of the controls, "
             f"{' and '.join(moved) if moved else 'none'} is shown to change it by more than 1 % (interval beyond that)."
         )
-    if panel.tasks:
-        parts = [f"{label} {_points(averaged([-lost for lost in panel.lost(label)]))}" for label in (ZERO, MEAN)]
-        notes.append(
-            f"{name}: change of the average accuracy over {count(len(panel.tasks), 'task')}: {'; '.join(parts)}."
-        )
-    return notes + [f"{name}: {measure} was not measured. {why}" for measure, why in panel.missing.items()]
-
-
-def _back(panel: Panel, measure: str, zero: Interval) -> str:
-    """How much of what zero costs the mean does not, in log perplexity."""
-    if zero.low <= 1:
-        return " (zero costs nothing that an interval would show)"
-    nll = {label: np.array(panel.scores[label][measure].items["nll"]) for label in (ORIGINAL, ZERO, MEAN)}
-    share = averaged([nll[ZERO] - nll[MEAN]], [nll[ZERO] - nll[ORIGINAL]])
-    return f" (the mean keeps {_points(share)} of what zero loses in log perplexity)"
-
-
-def _times(interval: Interval) -> str:
-    return f"{number(interval.value)} times [{number(interval.low)}, {number(interval.high)}]"
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """A row a change, a colour a text or task, for each model."""
-    figures = {}
-    wide = width > 600
-    for place, (name, seen) in enumerate(result.data.items()):
-        texts = [measure for measure in seen["changes"] if measure not in seen["accuracies"]]
-        groups = [(texts, "perplexity / original", 1.0), (seen["accuracies"], "accuracy minus original", 0.0)]
-        groups = [group for group in groups if group[0]]
-        labels = [label if wide else label.replace("control: ", "") for label in seen["labels"]]
-        figure = new_figure(width, 90 + (46 if wide else 92) * len(labels))
-        panels = figure.subplots(*((1, len(groups)) if wide else (len(groups), 1)), squeeze=False, sharey=wide).flat
-        for axes, (measures, label, none) in zip(panels, groups, strict=True):
-            series = {measure.partition(":")[2]: seen["changes"][measure] for measure in measures}
-            dots(axes, labels, series, none=none, log=none == 1.0)
-            axes.set_xlabel(f"{label} ({name})" if wide else label)
-            if none == 1.0:
-                log_ticks(axes.xaxis, most=5)
-            else:
-                axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.legend(loc="lower right")
-        figures["changes" if not place else f"changes-{place + 1}"] = figure
-    return figures
+    if scored.tasks:
+        parts = [f"{label} {scored.average(label):.1%}" for label in (ZERO, MEAN)]
+        notes.append(f"change of the average accuracy over {count(len(scored.tasks), 'task')}: {'; '.join(parts)}.")
+    return notes

@@ -17,14 +17,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import NAMES, Maps, Statistic, chance_above, counts, ratios, read_maps, resampled
 from studfinder.models import LM
-from studfinder.records import Comparison, Interval, Result, Table, to_plain
-from studfinder.report.style import BLUE, GREEN, GREY, MUTED, VERMILLION, new_figure
+from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point, to_plain
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",
@@ -34,19 +31,13 @@ EXPERIMENT = Experiment(
     needs="about 30 seconds with smollm2 on two cores",
     presets={"cpu": {"limit": 12, "lam": 5.0}},
 )
-_COLOURS = {"query": VERMILLION, "key": BLUE, "value": GREY, "query.pre_rope": VERMILLION, "key.pre_rope": BLUE}
 
 
-def run(bench: Bench) -> Outcome:
-    """Counts and the largest ratio by layer; totals with intervals."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = bench.once("layers", partial(_read, bench, lm))
-        data[name] = seen
-        tables += [_totals_table(name, seen), _layers_table(name, seen)]
-        notes += _notes(name, seen)
-    return Outcome(tables, notes, data)
+
+def run(bench: Bench, lm: LM) -> Outcome:
+    """Counts by layer, before and after RoPE."""
+    seen = bench.once("layers", partial(_read, bench, lm))
+    return Outcome([_totals_table(seen), _layers_table(seen)], _notes(seen), [_chart(seen)], seen)
 
 
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
@@ -95,7 +86,7 @@ def first_layer(of: dict[str, Any]) -> int | None:
     return hits[0] if hits else None
 
 
-def _totals_table(name: str, seen: dict[str, Any]) -> Table:
+def _totals_table(seen: dict[str, Any]) -> Table:
     rows = []
     for tensor, of in seen["tensors"].items():
         change = seen["rope"].get(tensor)
@@ -111,7 +102,7 @@ def _totals_table(name: str, seen: dict[str, Any]) -> Table:
             )
         )
     return Table(
-        title=f"{name}: massive values (lambda {seen['lambda']:g}) over all layers",
+        title=f"massive values (lambda {seen['lambda']:g}) over all layers",
         columns=("tensor", "massive", "by chance", "first layer", "layers with any", "layers", "after - before RoPE"),
         rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. First layer: "
@@ -119,7 +110,7 @@ def _totals_table(name: str, seen: dict[str, Any]) -> Table:
     )
 
 
-def _layers_table(name: str, seen: dict[str, Any]) -> Table:
+def _layers_table(seen: dict[str, Any]) -> Table:
     layers = sorted({layer for of in seen["tensors"].values() for layer in of["layers"]})
 
     def at(of: dict[str, Any], layer: int, what: str) -> float | int | None:
@@ -133,76 +124,48 @@ def _layers_table(name: str, seen: dict[str, Any]) -> Table:
         for layer in layers
     ]
     return Table(
-        title=f"{name}: by layer",
+        title="by layer",
         columns=tuple(columns),
         rows=tuple(rows),
         note="Massive entries, and the largest M over the mean of its head.",
     )
 
 
-def _notes(name: str, seen: dict[str, Any]) -> list[str]:
+def _notes(seen: dict[str, Any]) -> list[str]:
     firsts = []
     for tensor, of in seen["tensors"].items():
         if tensor.endswith("pre_rope") and tensor.split(".")[0] in seen["tensors"]:
             continue
         first = first_layer(of)
         firsts.append(f"{NAMES[tensor]} " + ("never" if first is None else f"from layer {first}"))
-    notes = [f"{name}: more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
+    notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
     for tensor, change in seen["rope"].items():
         value, low, high = change["value"], change["low"], change["high"]
         before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
         says = "RoPE changes that count beyond what prompts vary" if low > 0 or high < 0 else "no clear change by RoPE"
         notes.append(
-            f"{name}: {NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
+            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
             f"({value:+.0f} [{low:+.0f}, {high:+.0f}]): {says}."
         )
     return notes
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
+def _chart(seen: dict[str, Any]) -> Chart:
     """Massive entries a head, and the largest ratio, by layer; dotted before RoPE."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        wide = width > 600
-        figure = new_figure(width, 340 if wide else 620)
-        panels = figure.subplots(1, 2) if wide else figure.subplots(2, 1)
-        for axes, what in zip(panels, ("massive", "largest"), strict=True):
-            for tensor, of in seen["tensors"].items():
-                before = tensor.endswith("pre_rope")
-                shown = [n / of["heads"] for n in of[what]] if what == "massive" else of[what]
-                axes.plot(
-                    of["layers"],
-                    shown,
-                    color=_COLOURS[tensor],
-                    linestyle=":" if before else "-",
-                    linewidth=1.6 if before else 2,
-                    label=NAMES[tensor],
-                )
-            axes.set_ylim(0)
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            axes.set_xlabel("layer")
-            axes.grid(axis="y")
-        panels[0].set_title(f"entries a head above {seen['lambda']:g} x its mean")
-        panels[1].set_title("largest M / its head's mean")
-        panels[1].axhline(seen["lambda"], color=GREEN, linewidth=1)
-        panels[1].annotate(
-            f"lambda = {seen['lambda']:g}",
-            (0.99, seen["lambda"]),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color=MUTED,
-            fontsize=11,
+
+    def series(what: str) -> tuple[Series, ...]:
+        return tuple(
+            Series(
+                name=NAMES[tensor],
+                x=tuple(of["layers"]),
+                points=tuple(point(n / of["heads"] if what == "massive" else n) for n in of[what]),
+                dotted=tensor.endswith("pre_rope"),
+                like=NAMES[tensor.removesuffix(".pre_rope")],
+            )
+            for tensor, of in seen["tensors"].items()
         )
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside upper left",
-            ncols=5 if wide else 2,
-            title=name,
-            alignment="left",
-        )
-        figures["layers" if not place else f"layers-{place + 1}"] = figure
-    return figures
+
+    lam = seen["lambda"]
+    above = Plot(kind="lines", series=series("massive"), x="layer", title=f"entries a head above {lam:g} x its mean")
+    most = Plot(kind="lines", series=series("largest"), x="layer", title="largest M / its head's mean", none=lam)
+    return Chart(name="layers", plots=(above, most))

@@ -15,50 +15,20 @@ task and no intervals; its released SmoothQuant recipe holds no quantisation at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_keeps import (
-    COLUMNS,
-    OTHER_COLUMNS,
-    OTHER_ROWS,
-    OTHERS,
-    ROWS,
-    WEIGHTS,
-    findings_keeps,
-)
+from studfinder.experiments.quantize_keeps import COLUMNS, CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
-from studfinder.experiments.quantize_recipes import (
-    CAVEAT,
-    KL,
-    NAMES,
-    Made,
-    Recipe,
-    Work,
-    block_of,
-    fitted,
-    limits_of,
-    listed,
-)
-from studfinder.experiments.quantize_tables import (
-    changes_table,
-    keeping_notes,
-    kept_pairs,
-    refusals,
-    scores_table,
-    tally,
-)
+from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, families_chart, kept_pairs, keeping_notes
 from studfinder.experiments.weights import findings_of
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM
-from studfinder.quantizers import HoldOut, Scheme, method_class
-from studfinder.records import Result
+from studfinder.quantizers import method_class
+from studfinder.report.words import listed
+from studfinder.studies import PAIRED
 
 EXPERIMENT = Experiment(
     name="massive-values/quantization",
@@ -86,25 +56,48 @@ EXPERIMENT = Experiment(
 )
 
 
-def run(bench: Bench) -> Outcome:
+PAPER = (
+    "The paper's figure 4 (Llama3-8B, accuracy over the best, read off): AWQ 0.97 on GSM8K and 0.98 on AQuA, "
+    "SmoothQuant 1 and 1, GPTQ 0.78 and 0.74; on its facts all lie between 0.95 and 1."
+)
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every method with every keep."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
-            keeps = findings_keeps(lm, findings, seed=bench.settings["seed"])
-            measures = bench.once("measures", partial(_measures, bench, lm))
-            work = Work(
-                bench=bench,
-                lm=lm,
-                measures=[*measures, KL],
-                limits=_limits(bench, measures),
-                extras=Preserved(findings.proven, bench.settings["prompts"], float(bench.settings["lam"])),
-            )
-            made = work.carried_out(list(_recipes(bench, lm, keeps)))
-        _add(outcome, name, made, work, keeps)
-    outcome.notes.append(CAVEAT)
-    return outcome
+    own, rounding, findings = bench.settings, Rounding(bench, lm), findings_of(bench, lm)
+    scheme, keeps = rounding.scheme(), findings_keeps(lm, findings, seed=own["seed"])
+    both: dict[str, Any] = dict(keeps)
+    if COLUMNS in keeps and ROWS in keeps:
+        both[f"{COLUMNS} and {ROWS}"] = [keeps[COLUMNS], keeps[ROWS]]
+    variants = []
+    for name in listed(own["methods"]):
+        options = {"activations": None} if name == "smoothquant" else {}
+        method, label = method_class(name)(scheme=scheme, **options), NAMES.get(name, name)
+        variants.append(rounding.variant(label, method))
+        variants += [
+            rounding.variant(f"{label}, keep {kept}", method, keep=keep, kept=kept, family=label)
+            for kept, keep in both.items()
+        ]
+    measures = bench.once("measures", partial(_measures, bench, lm))
+    limits = {name.partition(":")[0]: own["items"] for name in measures} | {"perplexity": own["limit"]}
+    preserved = Preserved(findings.proven, own["prompts"], float(own["lam"]))
+    scored = rounding.scored(variants, measures, preserved, limits=limits)
+    pairs = kept_pairs(scored)
+    plain = [one.label for one in scored.tried() if not one.kept]
+    nearest = [(label, label, NAMES["rtn"]) for label in plain if NAMES["rtn"] in plain and label != NAMES["rtn"]]
+    tables = [
+        scored.scores_table("scores", f"All are {scheme}. {PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
+        scored.changes_table(
+            "with something kept, against the same method with nothing kept",
+            f"{PAIRED} {CAVEAT}",
+            pairs=[(one.label, one.label, other.label) for one, other in pairs],
+        ),
+        scored.changes_table("methods that keep nothing, against rounding to nearest", pairs=nearest),
+    ]
+    told = [measure for measure in scored.measures if not measure.startswith("repetition")]
+    notes = keeping_notes(scored, told, "methods", against=CONTROLS)
+    notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
+    return Outcome(tables, [*notes, *scored.notes()], [families_chart(scored, "quantization")], remarks=[CAVEAT])
 
 
 def _measures(bench: Bench, lm: LM) -> list[str]:
@@ -117,79 +110,3 @@ def _measures(bench: Bench, lm: LM) -> list[str]:
         except StudfinderError:
             found.append(name)  # the reason is found again, and printed, when it is measured
     return found
-
-
-def _limits(bench: Bench, measures: list[str]) -> dict[str, int | None]:
-    items = bench.settings["items"]
-    return {**{name.partition(":")[0]: items for name in measures}, **limits_of(bench)}
-
-
-def _recipes(bench: Bench, lm: LM, keeps: dict[str, HoldOut]) -> Iterator[Recipe]:
-    own = bench.settings
-    scheme = fitted(lm, Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"]))
-    both: dict[str, Any] = dict(keeps)
-    if COLUMNS in keeps and ROWS in keeps:
-        both[f"{COLUMNS} and {ROWS}"] = [keeps[COLUMNS], keeps[ROWS]]
-    for name in listed(own["methods"]):
-        options = {"activations": None} if name == "smoothquant" else {}
-        method = method_class(name)(scheme=scheme, **options)
-        label = NAMES.get(name, name)
-        yield Recipe(label=label, method=method, family=label)
-        for kept, keep in both.items():
-            yield Recipe(label=f"{label}, keep {kept}", method=method, keep=keep, kept=kept, family=label)
-
-
-# --- what is said of it -----------------------------------------------------------------------------------------------
-
-
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work, keeps: dict[str, HoldOut]) -> None:
-    measures = list(made[0].scores)
-    pairs = kept_pairs(made)
-    scheme = next((str(one.recipe.method.scheme) for one in made[1:]), "")
-    paper = (
-        "The paper's figure 4 (Llama3-8B, accuracy over the best, read off): AWQ 0.97 on GSM8K and 0.98 on AQuA, "
-        "SmoothQuant 1 and 1, GPTQ 0.78 and 0.74; on its facts all lie between 0.95 and 1."
-    )
-    outcome.tables += [
-        scores_table(name, made, measures, f"All are {scheme}. {paper}", "bits per weight"),
-        changes_table(
-            f"{name}: with something kept, against the same method with nothing kept",
-            [(one.recipe.label, one, plain) for one, plain in pairs],
-            measures,
-            f"Paired; perplexity as a factor, the rest as a difference. {CAVEAT}",
-        ),
-        changes_table(
-            f"{name}: methods that keep nothing, against rounding to nearest",
-            _against_nearest(made),
-            measures,
-            "Paired; perplexity as a factor, the rest as a difference.",
-        ),
-    ]
-    told = [measure for measure in measures if not measure.startswith("repetition")]
-    outcome.notes += keeping_notes(name, pairs, told, "methods")
-    by_label = {one.recipe.label: one for one in made if not one.refused}
-    for kept, other in ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS)):
-        against = [
-            (one, by_label[f"{one.recipe.family}, keep {other}"])
-            for one, _ in pairs
-            if one.recipe.kept == kept and f"{one.recipe.family}, keep {other}" in by_label
-        ]
-        for measure in told:
-            says = tally(against, measure)
-            outcome.notes += [f"{name}: keeping {kept} instead of {other} {says}, over methods."] if says else []
-    outcome.notes += [f"{name}: it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
-    outcome.notes += [f"{name}: {measure} was not measured. {why}" for measure, why in work.missing.items()]
-    outcome.notes += refusals(name, made)
-    perplexities = [measure for measure in measures if measure.startswith("perplexity")]
-    outcome.data.setdefault("models", {})[name] = ratios_data(made, (perplexities or measures)[0])
-
-
-def _against_nearest(made: list[Made]) -> list[tuple[str, Made, Made]]:
-    plain = [one for one in made[1:] if not one.recipe.kept and not one.refused]
-    nearest = next((one for one in plain if one.recipe.family == NAMES["rtn"]), None)
-    return [] if nearest is None else [(one.recipe.label, one, nearest) for one in plain if one is not nearest]
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over the original's, by method and by what is kept."""
-    return draw_ratios(result, width, "quantization")

@@ -10,36 +10,16 @@ that leaves out no change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-from matplotlib.figure import Figure
-
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_keeps import (
-    COLUMNS,
-    OTHER_COLUMNS,
-    OTHER_ROWS,
-    OTHERS,
-    ROWS,
-    WEIGHTS,
-    findings_keeps,
-)
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, fitted, limits_of, listed
-from studfinder.experiments.quantize_tables import (
-    changes_table,
-    keeping_notes,
-    kept_pairs,
-    refusals,
-    scores_table,
-    tally,
-)
+from studfinder.experiments.quantize_keeps import CONTROLS, WEIGHTS, ROWS, findings_keeps
+from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, kept_pairs, keeping_notes
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
-from studfinder.quantizers import RTN, SCHEMES, HoldOut, kernel
-from studfinder.records import Result, Table
+from studfinder.quantizers import RTN, SCHEMES, kernel
+from studfinder.records import Table
+from studfinder.report.words import listed
+from studfinder.studies import PAIRED
 
 EXPERIMENT = Experiment(
     name="quantize/formats",
@@ -59,67 +39,34 @@ EXPERIMENT = Experiment(
 )
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every format with every keep."""
-    outcome = Outcome([])
-    measures = [f"perplexity:{bench.settings['text']}", KL]
-    for name in bench.models:
-        with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
-            keeps = findings_keeps(lm, findings, fraction=bench.settings["fraction"], seed=bench.settings["seed"])
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
-            made = work.carried_out(list(_recipes(bench, lm, keeps)))
-        _add(outcome, name, made, measures, keeps)
-    outcome.notes.append(CAVEAT)
-    return outcome
-
-
-def _recipes(bench: Bench, lm: LM, keeps: dict[str, HoldOut]) -> Iterator[Recipe]:
-    for format in listed(bench.settings["formats"]):
-        if format not in SCHEMES:
-            raise StudfinderError(f"there is no format {format!r}", expected=", ".join(SCHEMES))
-        method = RTN(scheme=fitted(lm, SCHEMES[format]))
-        yield Recipe(label=format, method=method, family=format)
-        for kept, keep in keeps.items():
-            yield Recipe(label=f"{format}, keep {kept}", method=method, keep=keep, kept=kept, family=format)
-
-
-def _add(outcome: Outcome, name: str, made: list[Made], measures: list[str], keeps: dict[str, Any]) -> None:
-    pairs = kept_pairs(made)
-    outcome.tables += [
-        scores_table(name, made, measures, "Rounded to nearest, no clip. Windows resampled.", "bits per weight"),
-        changes_table(
-            f"{name}: with something kept, against the same format with nothing kept",
-            [(one.recipe.label, one, plain) for one, plain in pairs],
-            measures,
-            f"Paired; perplexity as a factor, KL as a difference. {CAVEAT}",
-        ),
-        _formats_table(name, made),
-    ]
-    outcome.notes += keeping_notes(name, pairs, measures, "formats")
-    by_label = {one.recipe.label: one for one in made if not one.refused}
-    for kept, other in ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS)):
-        against = [
-            (one, by_label[f"{one.recipe.family}, keep {other}"])
-            for one, _ in pairs
-            if one.recipe.kept == kept and f"{one.recipe.family}, keep {other}" in by_label
+    keeps = findings_keeps(lm, findings_of(bench, lm), fraction=bench.settings["fraction"], seed=bench.settings["seed"])
+    rounding, variants, formats = Rounding(bench, lm), [], []
+    for name in listed(bench.settings["formats"]):
+        if name not in SCHEMES:
+            raise StudfinderError(f"there is no format {name!r}", expected=", ".join(SCHEMES))
+        method = RTN(scheme=rounding.scheme(SCHEMES[name]))
+        formats.append((name, str(method.scheme), kernel(method.scheme) or "none"))
+        variants.append(rounding.variant(name, method))
+        variants += [
+            rounding.variant(f"{name}, keep {kept}", method, keep=keep, kept=kept, family=name)
+            for kept, keep in keeps.items()
         ]
-        says = tally(against, measures[0])
-        outcome.notes += [f"{name}: keeping {kept} instead of {other} {says}, over formats."] if says else []
-    outcome.notes += [f"{name}: it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
-    outcome.notes += refusals(name, made)
-    outcome.data.setdefault("models", {})[name] = ratios_data(made, measures[0])
-
-
-def _formats_table(name: str, made: list[Made]) -> Table:
-    rows = tuple(
-        (one.recipe.family, str(one.recipe.method.scheme), kernel(one.recipe.method.scheme) or "none")
-        for one in made[1:]
-        if not one.recipe.kept
-    )
-    return Table(title=f"{name}: the formats", columns=("format", "in words", "kernel in vLLM"), rows=rows)
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over the original's, by format and by what is kept."""
-    return draw_ratios(result, width, "formats")
+    scored = rounding.scored(variants, [f"perplexity:{bench.settings['text']}"])
+    pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
+    tables = [
+        scored.scores_table(
+            "scores",
+            f"Rounded to nearest, no clip. Windows resampled. {CAVEAT}",
+            bits="bits per weight",
+            first="recipe",
+        ),
+        scored.changes_table(
+            "with something kept, against the same format with nothing kept", f"{PAIRED} {CAVEAT}", pairs=pairs
+        ),
+        Table(title="the formats", columns=("format", "in words", "kernel in vLLM"), rows=tuple(formats)),
+    ]
+    notes = keeping_notes(scored, scored.measures, "formats", against=CONTROLS)
+    notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
+    return Outcome(tables, notes + scored.notes(), [families_chart(scored, "formats")], remarks=[CAVEAT])

@@ -13,30 +13,22 @@ full stays in 16 bits. Bits are of a cache of one window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Windows, Work, limits_of, listed
-from studfinder.experiments.quantize_tables import (
-    changes_table,
-    keeping_notes,
-    kept_pairs,
-    refusals,
-    scores_table,
-    tally,
-)
+from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, kept_pairs, keeping_notes
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
-from studfinder.records import Findings, Result
+from studfinder.records import Findings
+from studfinder.report.words import listed
+from studfinder.studies import PAIRED, Variant
 
 EXPERIMENT = Experiment(
     name="quantize/kv-cache",
@@ -71,52 +63,47 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every element with every change."""
-    outcome = Outcome([])
-    own = bench.settings
-    measures = [f"perplexity:{own['text']}", KL, *([f"passkey:{own['passkey']}"] if own["passkey"] else [])]
-    limits = {**limits_of(bench), "passkey": own["passkeys"]}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            findings = findings_of(bench, lm, prove=False)
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits)
-            made = work.carried_out(list(_recipes(bench, lm, findings)))
-        _add(outcome, name, made, work)
-    outcome.notes.append(CAVEAT)
-    return outcome
-
-
-def _recipes(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
-    keeps = _keeps(lm, findings, bench.settings["seed"])
-    for element in listed(bench.settings["elements"]):
+    own, rounding = bench.settings, Rounding(bench, lm)
+    keeps = _keeps(lm, findings_of(bench, lm, prove=False), own["seed"])
+    variants = []
+    for element in listed(own["elements"]):
         zero: Any = "none" if element == "fp8" else "float"
         plain = KVCache(element=element, zero=zero)  # type: ignore[arg-type]
-        for label, options in _CHANGES.items():
-            yield _recipe(element, label, replace(plain, **options), None, bench.settings["length"])
-        for label, keep in keeps.items():
-            yield _recipe(element, label, plain, keep, bench.settings["length"])
+        variants += [_variant(rounding, element, what, replace(plain, **more)) for what, more in _CHANGES.items()]
+        variants += [_variant(rounding, element, what, plain, keep) for what, keep in keeps.items()]
+    measures = [f"perplexity:{own['text']}", *([f"passkey:{own['passkey']}"] if own["passkey"] else [])]
+    scored = rounding.scored(variants, measures, limits={"passkey": own["passkeys"]})
+    pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
+    tables = [
+        scored.scores_table(
+            "scores",
+            "The plain cache: one scale and minimum (none for fp8) a token and head, keys after RoPE. " + CAVEAT,
+            bits="bits a number of the cache",
+            first="recipe",
+        ),
+        scored.changes_table("against the plain cache of the same element", f"{PAIRED} {CAVEAT}", pairs=pairs),
+    ]
+    told = keeping_notes(scored, scored.measures[:1], "elements", "the cache with", [(MASSIVE, OTHERS)])
+    none = [] if keeps else ["no massive values of K were found, so none could be kept."]
+    chart = families_chart(scored, "kv-cache", turned=True)
+    return Outcome(tables, [*told, *none, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _recipe(element: str, label: str, config: KVCache, keep: Findings | None, length: int) -> Recipe:
-    return Recipe(
-        label=element + (f", {label}" if label else ""),
-        kept=label,
-        family=element,
-        enter=_entered(config, keep, length),
-        settings=repr((config, [] if keep is None else keep.massive_values, length)),
-    )
+def _variant(rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None) -> Variant:
+    lm, length = rounding.lm, rounding.bench.settings["length"]
 
-
-def _entered(config: KVCache, keep: Findings | None, length: int) -> Callable[..., Any]:
     @contextmanager
-    def enter(lm: LM, windows: Callable[[], Windows]) -> Iterator[float]:
+    def enter() -> Iterator[float]:
         held = 0 if keep is None else sum(int(mask.sum()) for mask in held_dims(lm, keep).values())
         heads = sum(layer.attention is not None for layer in lm.anatomy.layers) * lm.anatomy.kv_heads
-        with quantized_cache(lm, config, keep=keep, windows=() if config.centre == "none" else windows()):
+        with quantized_cache(lm, config, keep=keep, windows=() if config.centre == "none" else rounding.windows):
             yield config.bits(lm.anatomy.head_dim, length, held=held / heads)  # type: ignore[arg-type]
 
-    return enter
+    label = element + (f", {kept}" if kept else "")
+    settings = repr((config, [] if keep is None else keep.massive_values, length))
+    return rounding.entered(label, enter, settings, family=element, kept=kept)
 
 
 def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
@@ -136,50 +123,3 @@ def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
             mask[dim] = True  # not drawn twice
             others.append(replace(value, dim=dim))
     return {MASSIVE: findings, OTHERS: replace(findings, massive_values=tuple(others))}
-
-
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
-    measures = [measure for measure in work.measures if measure in made[0].scores]
-    pairs = kept_pairs(made)
-    outcome.tables += [
-        scores_table(
-            name,
-            made,
-            measures,
-            "The plain cache: one scale and minimum (none for fp8) a token and head, keys after RoPE.",
-            "bits a number of the cache",
-        ),
-        changes_table(
-            f"{name}: against the plain cache of the same element",
-            [(one.recipe.label, one, plain) for one, plain in pairs],
-            measures,
-            f"Paired; perplexity as a factor, the rest as a difference. {CAVEAT}",
-        ),
-    ]
-    outcome.notes += keeping_notes(name, pairs, measures[:1], "elements", "the cache with")
-    by_label = {one.recipe.label: one for one in made if not one.refused}
-    against = [
-        (one, by_label[f"{one.recipe.family}, {OTHERS}"])
-        for one, _ in pairs
-        if one.recipe.kept == MASSIVE and f"{one.recipe.family}, {OTHERS}" in by_label
-    ]
-    says = tally(against, measures[0])
-    outcome.notes += [f"{name}: {MASSIVE}, against {OTHERS}, {says}, over elements."] if says else []
-    if not against:
-        outcome.notes.append(f"{name}: no massive values of K were found, so none could be kept.")
-    outcome.notes += [f"{name}: {measure} was not measured. {why}" for measure, why in work.missing.items()]
-    outcome.notes += refusals(name, made)
-    outcome.data.setdefault("models", {})[name] = ratios_data(made, measures[0])
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over the original's, a row a change and a colour an element."""
-    turned = {}
-    for name, seen in result.data["models"].items():
-        kinds = list(seen["series"])
-        series = {
-            element: [seen["series"][kind][place] for kind in kinds] for place, element in enumerate(seen["rows"])
-        }
-        rows = ["plain" if kind == "nothing" else kind for kind in kinds]
-        turned[name] = {"rows": rows, "series": series, "measure": seen["measure"]}
-    return draw_ratios(replace(result, data={"models": turned}), width, "kv-cache")

@@ -21,15 +21,14 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.quantize_recipes import CAVEAT, NAMES, Made, Recipe, Work, block_of, fitted, listed
-from studfinder.experiments.quantize_tables import change, refusals, score, tally
+from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, block_of
 from studfinder.experiments.weights import findings_of
-from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
-from studfinder.records import Comparison, Findings, Result, Table
+from studfinder.records import Cell, Comparison, SuperWeight, Table
 from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
-from studfinder.report.words import number
+from studfinder.report.words import listed, number
+from studfinder.studies import Scored, Variant
 
 EXPERIMENT = Experiment(
     name="quantize/pareto",
@@ -60,81 +59,96 @@ LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
 
-def run(bench: Bench) -> Outcome:
+PHASE = "phase"
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
-    outcome = Outcome([])
-    measure = f"perplexity:{bench.settings['text']}"
-    for name in bench.models:
-        with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
-            recipes = [*_nearest(bench, lm, findings), *_others(bench, lm, findings), *_phases(bench, lm)]
-            made = Work(bench=bench, lm=lm, measures=[measure], limits={"perplexity": bench.settings["limit"]})
-            _add(outcome, name, made.carried_out(recipes), measure, bool(_super(findings)))
-    return outcome
+    measure, proven, rounding = f"perplexity:{bench.settings['text']}", findings_of(bench, lm).proven, Rounding(bench, lm)
+    variants = [*_nearest(rounding, proven), *_others(rounding, proven), *_phases(rounding)]
+    scored = rounding.bench.grid(lm, [Variant("original"), *variants], [measure], lenient=True)
+    tried = [one for one in scored.tried() if one.family != PHASE]
+    phases = [one for one in scored.tried() if one.family == PHASE]
+    everything = _steps(scored, tried, measure)
+    nearest = _steps(scored, [one for one in tried if one.family.startswith("RTN")], measure)
+    tables = [
+        _steps_table("all methods", everything),
+        _steps_table("rounding to nearest only", nearest),
+        _schemes_table(scored, tried, measure),
+        *_phase_table(scored, phases, measure),
+    ]
+    notes = [f"all methods, {LOW} to {HIGH} bits: {verdict(everything)}."]
+    notes.append(f"rounding to nearest only: {verdict(nearest)}.")
+    notes += _phase_note(scored, phases, measure) + _alone_note(scored, tried, measure) + scored.notes()
+    if not proven:
+        notes.append("no super weight is proven, so none could be kept.")
+    values = {one.label: scored.scores[one.label][measure].value for one in tried}
+    data = {
+        "original": scored.scores[scored.original][measure].value,
+        "points": [[scored.bits(one.label), values[one.label], one.family, one.kept, one.label] for one in tried],
+    }
+    return Outcome(tables, notes, data=data, remarks=[CAVEAT])
 
 
 # --- what is tried --------------------------------------------------------------------------------------------------
 
 
-def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
+def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
     """Round to nearest, over elements, blocks and zero points, with and without a search of the range; shares of all
     weights are kept only where the zero point is an integer, which first trials found best."""
-    own = bench.settings
+    own = rounding.bench.settings
+    keeps = list(_keeps(rounding, proven))
+    few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
     for bits in listed(own["elements"]):
         for block in listed(own["blocks"]):
             for zero in listed(own["zeros"]):
-                scheme = _scheme(lm, bits, block, zero)
-                keeps = list(_keeps(bench, findings))
-                few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
+                scheme = _scheme(rounding, bits, block, zero)
                 for keep, kept in {"integer": keeps, "none": few}.get(zero, few[:1]):
-                    yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
+                    yield _variant(rounding, "RTN", RTN(scheme=scheme), keep, kept)
                     if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
-                        yield _recipe("RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
+                        yield _variant(rounding, "RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
 
 
-def _others(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
-    own = bench.settings
+def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+    own = rounding.bench.settings
     for name in listed(own["methods"]):
         for bits in listed(own["method_elements"]):
             for block in listed(own["method_blocks"]):
-                scheme = _scheme(lm, bits, block, "integer")
                 options = {"activations": None} if name == "smoothquant" else {}
-                method = method_class(name)(scheme=scheme, **options)
-                for keep, kept in _keeps(bench, findings):
-                    yield _recipe(NAMES[name], method, keep, kept)
+                method = method_class(name)(scheme=_scheme(rounding, bits, block, "integer"), **options)
+                for keep, kept in _keeps(rounding, proven):
+                    yield _variant(rounding, NAMES[name], method, keep, kept)
 
 
-def _phases(bench: Bench, lm: LM) -> Iterator[Recipe]:
+def _phases(rounding: Rounding) -> Iterator[Variant]:
     """The smallest group of 4 bits, begun elsewhere."""
-    groups = [size for block in listed(bench.settings["blocks"]) if (size := whole_number(block))]
+    own = rounding.bench.settings
+    groups = [size for block in listed(own["blocks"]) if (size := whole_number(block))]
     if not groups:
         return
-    scheme = _scheme(lm, "4", str(min(groups)), "integer")
-    for shift in (0, *shifts(min(groups), bench.settings["phases"])):
+    scheme = _scheme(rounding, "4", str(min(groups)), "integer")
+    for shift in (0, *shifts(min(groups), own["phases"])):
         method = Shifted(rtn=RTN(scheme=scheme, clip=Clip()), shift=shift)
-        yield Recipe(label=f"RTN clip {_brief(scheme)}, begun {shift} columns away", method=method, family="phase")
+        label = f"RTN clip {_brief(scheme)}, begun {shift} columns away"
+        yield rounding.variant(label, method, family=PHASE)
 
 
-def _keeps(bench: Bench, findings: Findings) -> Iterator[tuple[Any, str]]:
+def _keeps(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[tuple[Any, str]]:
     yield None, ""
-    if _super(findings):
-        yield hold_out(_super(findings)), SUPER
-        yield hold_out(_super(findings), columns=True), COLUMNS
-    for share in listed(bench.settings["held"]):
+    if proven:
+        yield hold_out(proven), SUPER
+        yield hold_out(proven, columns=True), COLUMNS
+    for share in listed(rounding.bench.settings["held"]):
         yield hold_out(fraction=float(share)), f"{float(share):.4g} of all".replace("0.", ".", 1)
 
 
-def _super(findings: Findings) -> list[Any]:
-    return list(findings.proven)
+def _scheme(rounding: Rounding, bits: str, block: str, zero: str) -> Scheme:
+    return rounding.scheme(Scheme(element=f"int{bits}", block=block_of(block), zero=zero))  # type: ignore[arg-type]
 
 
-def _scheme(lm: LM, bits: str, block: str, zero: str) -> Scheme:
-    return fitted(lm, Scheme(element=f"int{bits}", block=block_of(block), zero=zero))  # type: ignore[arg-type]
-
-
-def _recipe(name: str, method: Any, keep: Any, kept: str) -> Recipe:
+def _variant(rounding: Rounding, name: str, method: Any, keep: Any, kept: str) -> Variant:
     label = f"{name} {_brief(method.scheme)}" + (f", keep {kept}" if kept else "")
-    return Recipe(label=label, method=method, keep=keep, kept=kept, family=name)
+    return rounding.variant(label, method, keep=keep, kept=kept, family=name)
 
 
 def _brief(scheme: Scheme) -> str:
@@ -145,41 +159,15 @@ def _brief(scheme: Scheme) -> str:
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _add(outcome: Outcome, name: str, made: Sequence[Made], measure: str, proven: bool) -> None:
-    original, tried = made[0], [one for one in made[1:] if one.recipe.family != "phase" and not one.refused]
-    phases = [one for one in made[1:] if one.recipe.family == "phase" and not one.refused]
-    everything = _steps(tried, measure)
-    nearest = _steps([one for one in tried if one.recipe.family.startswith("RTN")], measure)
-    outcome.tables += [
-        _steps_table(name, "all methods", everything),
-        _steps_table(name, "rounding to nearest only", nearest),
-        _schemes_table(name, original, tried, measure),
-        *_phase_table(name, phases, measure),
-    ]
-    outcome.notes.append(f"{name}, all methods, {LOW} to {HIGH} bits: {verdict(everything)}.")
-    outcome.notes.append(f"{name}, rounding to nearest only: {verdict(nearest)}.")
-    outcome.notes += _phase_note(name, phases, measure) + _alone_note(name, tried, measure) + refusals(name, made)
-    if not proven:
-        outcome.notes.append(f"{name}: no super weight is proven, so none could be kept.")
-    outcome.notes.append(CAVEAT)
-    outcome.data.setdefault("models", {})[name] = {
-        "original": original.scores[measure].value,
-        "points": [
-            [one.bits, one.scores[measure].value, one.recipe.family, one.recipe.kept, one.recipe.label] for one in tried
-        ],
-    }
-
-
-def _steps(tried: Sequence[Made], measure: str) -> list[Step]:
+def _steps(scored: Scored, tried: Sequence[Variant], measure: str) -> list[Step]:
     sets: dict[bool, list[Member]] = {False: [], True: []}
     for one in tried:
-        items = one.scores[measure].items
-        member = Member(one.recipe.label, one.bits or 0.0, np.array(items["nll"]), np.array(items["tokens"]))
-        sets[bool(one.recipe.kept)].append(member)
+        nll, tokens = (scored.items(one.label, measure, name) for name in ("nll", "tokens"))
+        sets[bool(one.kept)].append(Member(one.label, scored.bits(one.label) or 0.0, nll, tokens))
     return steps(sets[False], sets[True], LOW, HIGH)
 
 
-def _steps_table(name: str, which: str, found: Sequence[Step]) -> Table:
+def _steps_table(which: str, found: Sequence[Step]) -> Table:
     rows = tuple(
         (
             f"{step.low:.3f} to {step.high:.3f}",
@@ -190,7 +178,7 @@ def _steps_table(name: str, which: str, found: Sequence[Step]) -> Table:
         for step in found
     )
     return Table(
-        title=f"{name}: the best at each rate, {which}",
+        title=f"the best at each rate, {which}",
         columns=("bits per weight", "best that keeps nothing", "best that keeps something", "perplexity, kept / not"),
         rows=rows,
         note="The best of those that cost no more (rates to a thousandth of a bit), chosen on every second window; the "
@@ -198,78 +186,71 @@ def _steps_table(name: str, which: str, found: Sequence[Step]) -> Table:
     )
 
 
-def _schemes_table(name: str, original: Made, tried: Sequence[Made], measure: str) -> Table:
-    rows: list[Any] = [("original", None, score(original, measure), None, None)]
-    for one in sorted(tried, key=lambda one: one.bits or 0.0):
-        runs = "no place for single numbers" if one.recipe.kept else kernel(one.recipe.method.scheme) or "none"
-        rows.append((one.recipe.label, one.bits, score(one, measure), change(one, original, measure), runs))
+def _schemes_table(scored: Scored, tried: Sequence[Variant], measure: str) -> Table:
+    original = scored.scores[scored.original][measure]
+    rows: list[tuple[Cell, ...]] = [("original", None, original.interval, None, None)]
+    for one in sorted(tried, key=lambda one: scored.bits(one.label) or 0.0):
+        runs = "no place for single numbers" if one.kept else kernel(one.detail.method.scheme) or "none"
+        score, change = scored.scores[one.label][measure].interval, scored.change(measure, one.label)
+        rows.append((one.label, scored.bits(one.label), score, change, runs))
     return Table(
-        title=f"{name}: every scheme",
+        title="every scheme",
         columns=("scheme", "bits per weight", measure.replace(":", " "), "/ original", "kernel in vLLM"),
         rows=tuple(rows),
         note="Bits: elements, scales (bf16), zero points, and 48 bits a kept number, over the matrices of the blocks; "
         "what is kept is held out of its block before the range is taken. Windows of 512 tokens resampled. Taken on: "
-        f"{original.scores[measure].text}. {CAVEAT}",
+        f"{original.text}. {CAVEAT}",
     )
 
 
-def _phase_table(name: str, phases: Sequence[Made], measure: str) -> list[Table]:
+def _phase_table(scored: Scored, phases: Sequence[Variant], measure: str) -> list[Table]:
     if not phases:
         return []
-    rows = tuple((one.recipe.label, score(one, measure), change(one, phases[0], measure)) for one in phases)
+    first = phases[0].label
     return [
         Table(
-            title=f"{name}: the same groups, begun elsewhere",
+            title="the same groups, begun elsewhere",
             columns=("scheme", measure.replace(":", " "), "/ begun at 0"),
-            rows=rows,
+            rows=tuple(
+                (one.label, scored.scores[one.label][measure].interval, scored.change(measure, one.label, first))
+                for one in phases
+            ),
             note="The null: as many groups, of the same size, with the same rule. Their perplexities differ by chance "
             "of rounding alone; a smaller difference between two schemes says nothing of the schemes.",
         )
     ]
 
 
-def _phase_note(name: str, phases: Sequence[Made], measure: str) -> list[str]:
+def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list[str]:
     if len(phases) < 2:
         return []
-    values = [one.scores[measure].value for one in phases]
+    values = [scored.scores[one.label][measure].value for one in phases]
     return [
-        f"{name}: beginning the groups of {phases[0].recipe.method.scheme.block} at other columns alone moves the "
+        f"beginning the groups of {phases[0].detail.method.scheme.block} at other columns alone moves the "
         f"perplexity between {number(min(values))} and {number(max(values))}, a factor of "
         f"{max(values) / min(values):.3f}: smaller differences between single schemes mean nothing."
     ]
 
 
-def _alone_note(name: str, tried: Sequence[Made], measure: str) -> list[str]:
+def _alone_note(scored: Scored, tried: Sequence[Variant], measure: str) -> list[str]:
     """What keeping only the super weights does, or their columns, everything else alike."""
-    by_label = {one.recipe.label: one for one in tried}
-    notes = []
+    labels, notes = {one.label for one in tried}, []
     for kept in (SUPER, COLUMNS):
-        pairs = []
-        for one in tried:
-            plain = by_label.get(one.recipe.label.partition(", keep")[0])
-            if one.recipe.kept == kept and plain is not None:
-                pairs.append((one, plain))
-        says = tally(pairs, measure)
-        notes += [f"{name}: keeping the {kept} alone, all else alike, {says}."] if says else []
+        pairs = [(one.label, one.label.partition(", keep")[0]) for one in tried if one.kept == kept]
+        says = scored.tally([pair for pair in pairs if pair[1] in labels], measure)
+        notes += [f"keeping the {kept} alone, all else alike, {says}."] if says else []
     return notes
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over bits, a figure a model."""
-    return {
-        "pareto" + (f"-{place + 1}" if place else ""): _plane(name, seen, width)
-        for place, (name, seen) in enumerate(result.data["models"].items())
-    }
-
-
 _FRAME = (0.3, 1000.0)
 """Percent: what is higher is broken, and what is lower cannot be told from the original."""
 
 
-def _plane(name: str, seen: dict[str, Any], width: float) -> Figure:
+def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
+    """Perplexity over bits."""
     wide = width > 600
     base = seen["original"]
 

@@ -25,6 +25,8 @@ class Preserved:
     where the scan saw it; with all that the layers before it lost, and unmoved by factors folded into matrices.
     """
 
+    name = "what is preserved"
+
     def __init__(self, weights: Sequence[SuperWeight], prompts: int, lam: float) -> None:
         self.weights, self.prompts, self.lam = tuple(weights), prompts, lam
         self._massive: dict[str, np.ndarray] = {}

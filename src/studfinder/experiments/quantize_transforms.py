@@ -13,30 +13,19 @@ nothing while nothing is rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Windows, Work, fitted, limits_of, listed
-from studfinder.experiments.quantize_tables import (
-    change,
-    changes_table,
-    keeping_notes,
-    kept_pairs,
-    refusals,
-    scores_table,
-    tally,
-)
-from studfinder.experiments.quantize_unrounded import Alone, Unrounded, alone_table, made_alone, worst_rebalancing
+from studfinder.experiments.rounding import CAVEAT, Rounding, kept_pairs, keeping_notes
 from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
@@ -56,8 +45,10 @@ from studfinder.quantizers import (
     quantized,
     quantized_cache,
 )
-from studfinder.records import Result, SuperWeight
-from studfinder.report.style import GREY, MUTED, VERMILLION, log_ticks, new_figure
+from studfinder.quantizers import Bench as Workbench
+from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
+from studfinder.report.words import listed
+from studfinder.studies import KL, PAIRED, Scored, Variant
 
 EXPERIMENT = Experiment(
     name="quantize/transforms",
@@ -88,95 +79,111 @@ MASSIVE = "errors of Q and K weighed by massive values"
 SHUFFLED = "errors of Q and K weighed by shuffled massive values"
 
 
-def run(bench: Bench) -> Outcome:
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrounded:
+    """A method that rounds nothing, for `quantized` with a transform alone."""
+
+    scheme: Scheme = field(default_factory=lambda: Scheme(block="channel"))
+    calibrated: bool = False
+
+    def run(self, bench: Workbench) -> None:
+        """Leave every matrix as it stands."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An exact change; `kept` says in words what changes of several factors have in common."""
+
+    label: str
+    transform: Any
+    kept: str = ""
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme with every change; and every change alone."""
-    outcome = Outcome([])
-    measures = [f"perplexity:{bench.settings['text']}", KL]
-    for scheme in (
-        *listed(bench.settings["schemes"]),
-        *(p.partition(":")[0] for p in listed(bench.settings["inputs"])),
-    ):
-        _check_scheme(scheme)  # before a model is scanned for nothing
-    for name in bench.models:
-        with bench.model(name) as lm:
-            proven = findings_of(bench, lm).proven
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
-            alone = [*_changes(bench, lm, proven, _scheme(lm, "w4-g64")), _change(PAIRS, RotaryPairs())]
-            recipes = list(_recipes(bench, lm, proven))
-            exact = made_alone(work, alone)
-            made = work.carried_out(recipes)
-        _add(outcome, name, made, exact, measures)
-        if not proven:
-            outcome.notes.append(f"{name}: no super weight is proven, so none was rebalanced or split.")
-    outcome.notes.append(CAVEAT)
-    return outcome
+    for name in (*listed(bench.settings["schemes"]), *(p.partition(":")[0] for p in listed(bench.settings["inputs"]))):
+        if name not in SCHEMES:  # before a model is scanned for nothing
+            raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
+    rounding, proven = Rounding(bench, lm), findings_of(bench, lm).proven
+    alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(PAIRS, RotaryPairs())]
+    exact = [bench.once(f"unrounded {one}", partial(_unrounded, rounding, one)) for one in alone]
+    scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.settings['text']}"])
+    pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
+    tables = [
+        scored.scores_table(
+            "scores",
+            "Rounded to nearest, no clip. x 4, inputs / 4: a column of the down projection four times, the row of the "
+            "up projection that makes its input a quarter. Inputs: one scale a token. A rotation unties the head. "
+            + CAVEAT,
+            bits="bits per weight (of a cache: per number)",
+            first="recipe",
+        ),
+        scored.changes_table(
+            "against the same scheme as it is", f"{PAIRED} {_worst_rebalancing(alone, exact)} {CAVEAT}", pairs=pairs
+        ),
+        _alone_table(alone, exact),
+    ]
+    notes = keeping_notes(scored, [KL], "schemes and factors", "having") + _against_controls(scored)
+    if not proven:
+        notes.append("no super weight is proven, so none was rebalanced or split.")
+    return Outcome(tables, [*notes, *scored.notes()], _charts(scored), remarks=[CAVEAT])
 
 
-def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme) -> Iterator[Recipe]:
-    seed = bench.settings["seed"]
-    others = [(layer, col) for layer, col, _ in other_neurons(lm, proven, seed=seed)]
-    for what, neurons in ((SUPER, neurons_of(proven)), (OTHERS, tuple(others))) if proven else ():
+def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) -> Iterator[Change]:
+    seed = rounding.bench.settings["seed"]
+    others = tuple((layer, col) for layer, col, _ in other_neurons(rounding.lm, proven, seed=seed))
+    for what, neurons in ((SUPER, neurons_of(proven)), (OTHERS, others)) if proven else ():
         for power in (*_POWERS, *(-power for power in _POWERS)):
             weights, inputs = ("x", "/") if power > 0 else ("/", "x")
             factor = 2 ** abs(power)
-            yield Recipe(
-                label=f"{what} {weights} {factor}, their inputs {inputs} {factor}",
-                keep=Rebalance(neurons=neurons, power=power),
-                kept=f"{what} {GROWN if power > 0 else SHRUNK}",
+            yield Change(
+                f"{what} {weights} {factor}, their inputs {inputs} {factor}",
+                Rebalance(neurons=neurons, power=power),
+                f"{what} {GROWN if power > 0 else SHRUNK}",
             )
         multiple = scheme.block if isinstance(scheme.block, int) else 64
-        yield _change(f"{what} split in two", Split(neurons=neurons, multiple=multiple))
-    yield _change(SORTED, Permute())
-    yield _change(ROTATED, Rotate(seed=seed))
+        yield Change(f"{what} split in two", Split(neurons=neurons, multiple=multiple))
+    yield Change(SORTED, Permute())
+    yield Change(ROTATED, Rotate(seed=seed))
 
 
-def _change(label: str, transform: Any) -> Recipe:
-    return Recipe(label=label, keep=transform, kept=label)
-
-
-def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Recipe]:
-    for name in listed(bench.settings["schemes"]):
-        scheme = _scheme(lm, name)
-        yield from _family(name, RTN(scheme=scheme), list(_changes(bench, lm, proven, scheme)))
-        if bench.settings["awq"]:
-            yield from _awq(bench, lm, name, scheme)
-    rotated = Recipe(label=ROTATED, keep=Rotate(seed=bench.settings["seed"]), kept=f"{ROTATED}, inputs rounded too,")
-    for pair in listed(bench.settings["inputs"]):
+def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+    own = rounding.bench.settings
+    for name in listed(own["schemes"]):
+        scheme = rounding.scheme(SCHEMES[name])
+        yield from _family(rounding, name, RTN(scheme=scheme), list(_changes(rounding, proven, scheme)))
+        if own["awq"]:
+            yield from _awq(rounding, name, scheme)
+    rotated = Change(ROTATED, Rotate(seed=own["seed"]), f"{ROTATED}, inputs rounded too,")
+    for pair in listed(own["inputs"]):
         name, _, element = pair.partition(":")
         rounded = Activations(element=element)  # type: ignore[arg-type]  # it checks
-        yield from _family(
-            f"{name}, inputs {element}",
-            WithActivations(weights=RTN(scheme=_scheme(lm, name)), activations=rounded),
-            [rotated],
-        )
+        method = WithActivations(weights=RTN(scheme=rounding.scheme(SCHEMES[name])), activations=rounded)
+        yield from _family(rounding, f"{name}, inputs {element}", method, [rotated])
     for keys in ("token", "channel"):
-        config = KVCache(element="int4", keys=keys)
         for kept in ("", PAIRS):
-            yield Recipe(
-                label=f"cache int4, keys per {keys}" + (f", {kept}" if kept else ""),
-                kept=kept,
-                family=f"cache int4, keys per {keys}",
-                enter=_cache(config, bool(kept), bench.settings["length"]),
-                settings=repr((config, kept, bench.settings["length"])),
-            )
+            yield _cache(rounding, f"cache int4, keys per {keys}", KVCache(element="int4", keys=keys), kept)
 
 
-def _family(name: str, method: Any, changed: Sequence[Recipe]) -> Iterator[Recipe]:
-    yield Recipe(label=name, method=method, family=name)
+def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[Variant]:
+    yield rounding.variant(name, method)
     for one in changed:
-        yield replace(one, label=f"{name}, {one.label}", method=method, family=name)
+        more = {"keep": one.transform, "kept": one.kept or one.label, "family": name}
+        yield rounding.variant(f"{name}, {one.label}", method, **more)
 
 
-def _awq(bench: Bench, lm: LM, name: str, scheme: Scheme) -> Iterator[Recipe]:
-    profile = scan_of(bench, lm) / "profile.safetensors"
+def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[Variant]:
+    bench = rounding.bench
+    profile = scan_of(bench, rounding.lm) / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])
     for kept, path in maps.items():
         method = AWQ(scheme=scheme, massive_values=None if path is None else str(path))
-        yield Recipe(
-            label=f"AWQ {name}" + (f", {kept}" if kept else ""), method=method, kept=kept, family=f"AWQ {name}"
-        )
+        label = f"AWQ {name}" + (f", {kept}" if kept else "")
+        yield rounding.variant(label, method, kept=kept, family=f"AWQ {name}")
 
 
 def _shuffled(profile: Path, out: Path, seed: int) -> Path:
@@ -191,54 +198,64 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def _cache(config: KVCache, pairs: bool, length: int) -> Callable[..., Any]:
+def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Variant:
+    lm, length = rounding.lm, rounding.bench.settings["length"]
+
     @contextmanager
-    def enter(lm: LM, windows: Callable[[], Windows]) -> Iterator[float]:
-        with quantized(lm, Unrounded(), keep=RotaryPairs() if pairs else None), quantized_cache(lm, config):
+    def enter() -> Iterator[float]:
+        with quantized(lm, Unrounded(), keep=RotaryPairs() if kept else None), quantized_cache(lm, config):
             yield config.bits(lm.anatomy.head_dim, length)
 
-    return enter
+    label = family + (f", {kept}" if kept else "")
+    return rounding.entered(label, enter, repr((config, kept, length)), family=family, kept=kept)
 
 
-def _check_scheme(name: str) -> None:
-    if name not in SCHEMES:
-        raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
+# --- what a change does by itself: nothing, if it is exact ------------------------------------------------------------
 
 
-def _scheme(lm: LM, name: str) -> Scheme:
-    return fitted(lm, SCHEMES[name])
+def _unrounded(rounding: Rounding, one: Change) -> dict[str, Any]:
+    """In which windows logits are bit-equal, and the KL; or why the change could not be made."""
+    divergence, lm = rounding.divergence, rounding.lm
+    divergence.see(lm)
+    try:
+        with quantized(lm, Unrounded(), keep=one.transform):
+            return {"equal": divergence.equal(lm), "kl": to_plain(divergence.scores(lm)[KL].interval), "refused": ""}
+    except WriteFailed:
+        raise
+    except StudfinderError as error:
+        return {"equal": [], "kl": None, "refused": str(error)}
 
 
-def _add(outcome: Outcome, name: str, made: list[Made], exact: list[Alone], measures: list[str]) -> None:
-    pairs = kept_pairs(made)
-    note = f"Paired; perplexity as a factor, KL as a difference. {worst_rebalancing(exact)} {CAVEAT}"
-    outcome.tables += [
-        scores_table(
-            name,
-            made,
-            measures,
-            "Rounded to nearest, no clip. x 4, inputs / 4: a column of the down projection four times, the row of the "
-            "up projection that makes its input a quarter. Inputs: one scale a token. A rotation unties the head.",
-            "bits per weight (of a cache: per number)",
-        ),
-        changes_table(
-            f"{name}: against the same scheme as it is",
-            [(one.recipe.label, one, plain) for one, plain in pairs],
-            measures,
-            note,
-        ),
-        alone_table(name, exact),
-    ]
-    outcome.notes += keeping_notes(name, pairs, [KL], "schemes and factors", "having")
-    by_label = {one.recipe.label: one for one in made if not one.refused}
-    for kept in dict.fromkeys(one.recipe.kept for one, _ in pairs if _control(one.recipe.kept) != one.recipe.kept):
-        own = [one for one, _ in pairs if one.recipe.kept == kept and _control(one.recipe.label) in by_label]
-        against = [(one, by_label[_control(one.recipe.label)]) for one in own]
-        says = tally(against, KL)
-        text = f"{name}: having {kept}, against {_control(kept)}, {says}, over schemes and factors."
-        outcome.notes += [text] if says else []
-    outcome.notes += refusals(name, made)
-    outcome.data.setdefault("models", {})[name] = _rebalanced(pairs)
+def _worst_rebalancing(changes: Sequence[Change], exact: Sequence[dict[str, Any]]) -> str:
+    """How exact the least exact rebalancing is, as measured."""
+    both = [(one.transform, seen) for one, seen in zip(changes, exact, strict=True) if not seen["refused"]]
+    counts = [(sum(seen["equal"]), len(seen["equal"])) for made, seen in both if isinstance(made, Rebalance)]
+    if not counts:
+        return ""
+    equal, windows = min(counts)
+    return (
+        f"Rebalancing is {'' if equal == windows else 'not '}exact: with nothing rounded the logits are bit-equal in "
+        f"{equal} of {windows} windows, in the worst of {len(counts)} cases."
+    )
+
+
+def _alone_table(changes: Sequence[Change], exact: Sequence[dict[str, Any]]) -> Table:
+    rows = tuple(
+        (one.label, "does not fit", None)
+        if seen["refused"]
+        else (one.label, f"{sum(seen['equal'])} of {len(seen['equal'])}", Interval(**seen["kl"]))
+        for one, seen in zip(changes, exact, strict=True)
+    )
+    return Table(
+        title="the changes alone, nothing rounded",
+        columns=("change", "windows with bit-equal logits", "KL, nats per token"),
+        rows=rows,
+        note="Our proof text. Sorting and splitting change the order of a sum; a rotation stores other numbers in the "
+        "model's own type.",
+    )
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------------
 
 
 def _control(text: str) -> str:
@@ -246,56 +263,40 @@ def _control(text: str) -> str:
     return text.replace(SUPER, OTHERS).replace(MASSIVE, SHUFFLED)
 
 
-def _rebalanced(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
-    """For the figure, by scheme: the KL as it is, and of each series [power, KL, its ends]. The ends are those of the
-    paired difference, laid on the KL as it is."""
-    found: dict[str, Any] = {}
-    for one, plain in pairs:
-        difference = change(one, plain, KL)
-        if not isinstance(one.recipe.keep, Rebalance) or difference is None:
-            continue
-        own = found.setdefault(one.recipe.family, {"plain": plain.scores[KL].value, SUPER: [], OTHERS: []})
-        ends = [
-            own["plain"] + end for end in (difference.interval.value, difference.interval.low, difference.interval.high)
-        ]
-        own[SUPER if SUPER in one.recipe.label else OTHERS].append([one.recipe.keep.power, *ends])
-    return found
+def _against_controls(scored: Scored) -> list[str]:
+    labels, notes = {one.label for one in scored.tried()}, []
+    for kept in dict.fromkeys(one.kept for one, _ in kept_pairs(scored) if _control(one.kept) != one.kept):
+        own = [one.label for one in scored.tried() if one.kept == kept and _control(one.label) in labels]
+        says = scored.tally([(label, _control(label)) for label in own], KL)
+        notes += [f"having {kept}, against {_control(kept)}, {says}, over schemes and factors."] if says else []
+    return notes
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """KL by the factor of a rebalancing, a panel a scheme."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data["models"].items()):
-        if seen:
-            figures["rebalanced" + (f"-{place + 1}" if place else "")] = _panels(name, seen, width)
-    return figures
-
-
-def _panels(name: str, seen: dict[str, Any], width: float) -> Figure:
-    wide = width > 600
-    figure = new_figure(width, 380 if wide else 60 + 280 * len(seen))
-    panels = figure.subplots(*((1, len(seen)) if wide else (len(seen), 1)), squeeze=False).flatten()
-    for axes, (scheme, own) in zip(panels, seen.items(), strict=True):
-        _panel(axes, own)
-        axes.set_title(f"{scheme} ({name})")
-    panels[0].set_ylabel("KL, nats per token")
-    panels[-1].set_xlabel("weights times this, their inputs divided by it")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 1)
-    return figure
-
-
-def _panel(axes: Axes, own: dict[str, Any]) -> None:
-    axes.axhline(own["plain"], color=MUTED, linewidth=1, linestyle=":", label="as it is")
-    for place, (series, colour) in enumerate(((OTHERS, GREY), (SUPER, VERMILLION))):
-        points = sorted([*own[series], [0, *[own["plain"]] * 3]])
-        power, value, low, high = torch.tensor(points, dtype=torch.float64).T.numpy()
-        at = power + 0.08 * (place - 0.5)
-        axes.vlines(at, low, high, color=colour, linewidth=2)
-        axes.plot(at, value, "o-", color=colour, linewidth=1.2, markersize=5, label=series)
-    powers = [*(-power for power in reversed(_POWERS)), 0, *_POWERS]
-    axes.set_xticks(powers, [f"1/{2**-power}" if power < 0 else f"{2**power}" for power in powers])
-    seen = [value for series in (SUPER, OTHERS) for _, value, *_ in own[series]]
-    if max(seen) > 3 * min(seen):
-        axes.set_yscale("log")
-        log_ticks(axes.yaxis, most=6)
-    axes.grid(axis="y")
+def _charts(scored: Scored) -> list[Chart]:
+    """KL by the factor of a rebalancing, a plot a scheme. The ends are those of the paired difference, laid on the KL
+    as it is."""
+    found: dict[str, dict[str, dict[float, Any]]] = {}
+    for one, plain in kept_pairs(scored):
+        difference = scored.change(KL, one.label, plain.label)
+        if isinstance(one.detail.keep, Rebalance) and difference is not None:
+            base = scored.scores[plain.label][KL].value
+            lines = found.setdefault(one.family, {name: {1.0: point(base)} for name in (OTHERS, SUPER)})
+            ends = tuple(base + end for end in point(difference))
+            lines[SUPER if SUPER in one.label else OTHERS][2.0**one.detail.keep.power] = ends
+    plots = tuple(
+        Plot(
+            kind="lines",
+            title=family,
+            x="weights times this, their inputs divided by it",
+            y="KL, nats per token",
+            log_x=True,
+            log=True,
+            none=lines[SUPER][1.0][0],
+            series=tuple(
+                Series(name=name, x=tuple(sorted(at)), points=tuple(at[x] for x in sorted(at)), quiet=name == OTHERS)
+                for name, at in lines.items()
+            ),
+        )
+        for family, lines in found.items()
+    )
+    return [Chart(name="rebalanced", plots=plots)] if plots else []

@@ -15,26 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.fidelity import Original, proof_windows
-from studfinder.experiments.quantize_kept_columns import Kept, add_kept, keeps_of
+from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
-from studfinder.experiments.quantize_recipes import CAVEAT, block_of, fitted
+from studfinder.experiments.rounding import CAVEAT, Rounding
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
-from studfinder.quantizers import RTN, HoldOut, Scheme, Target, quantized, skip, targets
-from studfinder.records import Comparison, Interval, Result, SuperWeight, Table
-from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
-from studfinder.stats import mean_interval
+from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
+from studfinder.records import Chart, Comparison, Interval, Plot, Series, SuperWeight, Table, point
+from studfinder.stats import ratio_interval
+from studfinder.studies import KL, Scored, Variant
 
 EXPERIMENT = Experiment(
     name="quantize/which-layer",
@@ -44,7 +38,7 @@ EXPERIMENT = Experiment(
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": {"limit": 16, "element": "int4", "block": "64", "zero": "integer", "worst": 3, "draws": 5}},
 )
-_COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY)
+EVERYTHING, WORST, OTHERS = "everything", "all but the worst", "all but others"
 
 
 @dataclass(frozen=True)
@@ -57,24 +51,23 @@ class Part:
     kind: str = ""
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every part by itself; then all but some."""
     if bench.settings["limit"] < 2:
         raise StudfinderError("one window cannot both choose the worst and judge them", expected="--limit 2 or more")
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = _Measured(bench, lm)
-            layers, kinds, groups = parts(targets(lm))
-            found = {part.label: seen.only(part) for part in (*layers, *kinds, *groups)}
-            worst = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))[: bench.settings["worst"]]
-            shifted = {part.label: seen.only(part, shift=True) for part in worst}
-            skips = dict(seen.without(worst, groups))
-            kept = list(seen.kept(findings_of(bench, lm).proven, groups))
-        _add(outcome, name, (layers, kinds, groups), found, shifted, skips, worst)
-        median = float(np.median([found[part.label].mean() for part in groups]))
-        add_kept(outcome, name, kept, found, skips["everything"], median)
-    outcome.notes.append(CAVEAT)
+    work = _Work(bench, lm)
+    every = parts(work.targets)
+    alone = work.scored([work.only(part) for found in every for part in found])
+    groups = every[2]
+    worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.settings["worst"]]
+    rest = work.scored(
+        [*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)]
+    )
+    kept = work.scored(list(work.kept(findings_of(bench, lm).proven, groups)))
+    outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
+    _add_parts(outcome, every, alone)
+    _add_rest(outcome, every, alone, rest, worst)
+    _add_kept(outcome, alone, rest, kept, float(np.median([_value(alone, part.label) for part in groups])))
     return outcome
 
 
@@ -96,26 +89,44 @@ def parts(found: Sequence[Target]) -> tuple[list[Part], list[Part], list[Part]]:
     return layers, kinds, every
 
 
-class _Measured:
-    """KL by window of the model with some groups quantised; each a step."""
+class _Work:
+    """Variants of the model in which some groups are rounded to nearest."""
 
     def __init__(self, bench: Bench, lm: LM) -> None:
         self.bench, self.lm, self.targets = bench, lm, targets(lm)
-        own = bench.settings
-        self.scheme = fitted(lm, Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"]))
-        self.total = len({t.fused for t in self.targets})
-        self._original: Original | None = None
-        self._done = 0
+        self.rounding = Rounding(bench, lm, pieces=bench.settings["limit"], layers=True)
+        self.scheme = self.rounding.scheme()
 
-    def only(self, part: Part, *, shift: bool = False) -> np.ndarray:
-        """Nothing but this part quantised, shape (windows,)."""
-        rest = sorted({target.ref.module for target in self.targets if target.fused not in part.groups})
-        return self._kl(f"only {part.label}" + (", shifted" if shift else ""), rest, part.layer, shift)
+    def scored(self, variants: Sequence[Variant]) -> Scored:
+        """KL of each."""
+        return self.rounding.scored(variants, [])
 
-    def without(self, worst: Sequence[Part], groups: Sequence[Part]) -> Iterator[tuple[str, np.ndarray]]:
-        """Everything quantised; everything but the worst; everything but as many others of the same kinds."""
-        yield "everything", self._kl("everything", [], 0)
-        yield "all but the worst", self._kl("all but the worst", self._modules(worst), 0)
+    def only(self, part: Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> Variant:
+        """Nothing but this part rounded; with its blocks begun half a block away, or with something of it kept."""
+        rest = [target.ref.module for target in self.targets if target.fused not in part.groups]
+        label = part.label + (", shifted" if shift else "") + (f", keep {what}" if what else "")
+        return self._variant(label, rest, part.layer, shift, keep, part.label, what)
+
+    def _variant(
+        self,
+        label: str,
+        skipped: Sequence[str],
+        start: int = 0,
+        shift: bool = False,
+        keep: HoldOut | None = None,
+        family: str = "",
+        kept: str = "",
+    ) -> Variant:
+        method: RTN | Shifted = RTN(scheme=self.scheme)
+        if shift and isinstance(self.scheme.block, int):
+            method = Shifted(rtn=RTN(scheme=self.scheme), shift=self.scheme.block // 2)
+        keeps = [*([skip(*sorted(set(skipped)))] if skipped else []), *([keep] if keep else [])]
+        return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family, start=start)
+
+    def without(self, worst: Sequence[Part], groups: Sequence[Part]) -> Iterator[Variant]:
+        """Everything rounded; everything but the worst; everything but as many others of the same kinds."""
+        yield self._variant(EVERYTHING, [])
+        yield self._variant(WORST, self._modules(worst))
         random = np.random.default_rng(self.bench.settings["seed"])
         for draw in range(self.bench.settings["draws"]):
             others: list[Part] = []
@@ -123,189 +134,157 @@ class _Measured:
                 free = [g for g in groups if g.kind == part.kind and g not in worst and g not in others]
                 others += [free[int(random.integers(len(free)))]] if free else []
             if others:
-                label = f"all but others, draw {draw + 1}"
-                yield label, self._kl(label, self._modules(others), 0)
-
-    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Kept]:
-        """Each matrix with proven super weights, and everything, quantised with something of the former kept."""
-        if not proven:
-            return
-        homes = {target.name: target.fused for target in self.targets}
-        parts = [part for part in groups if part.groups[0] in {homes.get(weight.parameter) for weight in proven}]
-        for part in parts:
-            own = [weight for weight in proven if homes.get(weight.parameter) in part.groups]
-            rest = sorted({target.ref.module for target in self.targets if target.fused not in part.groups})
-            yield from self._keeps(part.label, own, rest, part.layer)
-        yield from self._keeps("everything", proven, [], 0)
-
-    def _keeps(self, label: str, weights: Sequence[SuperWeight], rest: list[str], start: int) -> Iterator[Kept]:
-        keeps = keeps_of(self.lm, weights, draws=self.bench.settings["draws"], seed=self.bench.settings["seed"])
-        for what, keep in keeps.items():
-            yield Kept(label, what, self._kl(f"only {label}, keep {what}", rest, start, keep=keep))
+                yield self._variant(f"{OTHERS}, draw {draw + 1}", self._modules(others))
 
     def _modules(self, chosen: Sequence[Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
         return [target.ref.module for target in self.targets if target.fused in groups]
 
-    def _kl(
-        self, step: str, skipped: list[str], start: int, shift: bool = False, keep: HoldOut | None = None
-    ) -> np.ndarray:
-        self._done += 1
-        self.bench.progress(step, self._done, self.total + 80)
-        return np.array(self.bench.once(step, partial(self._measure, skipped, start, shift, keep)))
+    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Variant]:
+        """Each matrix with proven super weights, and everything, with something of the former kept."""
+        homes = {target.name: target.fused for target in self.targets}
+        for part in groups:
+            own = [weight for weight in proven if homes.get(weight.parameter) in part.groups]
+            for what, keep in self._keeps(own).items():
+                yield self.only(part, keep=keep, what=what)
+        for what, keep in self._keeps(proven).items():
+            yield self._variant(f"{EVERYTHING}, keep {what}", [], keep=keep, family=EVERYTHING, kept=what)
 
-    def _measure(self, skipped: list[str], start: int, shift: bool, keep: HoldOut | None) -> list[float]:
-        if self._original is None:
-            encoded = proof_windows(self.lm, self.bench.settings["limit"])
-            self._original = Original(self.lm, encoded, layers=True)
-        method: Any = RTN(scheme=self.scheme)
-        if shift and isinstance(self.scheme.block, int):
-            method = Shifted(rtn=method, shift=self.scheme.block // 2)
-        with quantized(self.lm, method, keep=[*([skip(*skipped)] if skipped else []), *([keep] if keep else [])]):
-            return self._original.kl(self.lm, start).tolist()
-
-
-def _chosen_by(kl: np.ndarray) -> float:
-    """What the worst are chosen by: the mean of every second window."""
-    return float(kl[::2].mean())
+    def _keeps(self, weights: Sequence[SuperWeight]) -> dict[str, HoldOut]:
+        """The weights, their columns, and several draws of as many other columns."""
+        if not weights:
+            return {}
+        seed, draws = self.bench.settings["seed"], range(self.bench.settings["draws"])
+        keeps = {WEIGHTS: hold_out(weights), COLUMNS: hold_out(weights, columns=True)}
+        others = (hold_out(other_columns(self.lm, weights, seed=seed + draw)) for draw in draws)
+        return keeps | {f"{OTHER_COLUMNS}, draw {draw}": keep for draw, keep in enumerate(others, 1)}
 
 
-def _judged(kl: np.ndarray) -> Interval:
-    """The mean of the windows that chose nothing."""
-    return mean_interval(kl[1::2], what="windows")
+# --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _interval(kl: np.ndarray) -> Interval:
-    return mean_interval(kl, what="windows")
+def _interval(sums: np.ndarray, tokens: np.ndarray, judging: bool = False) -> Interval:
+    """KL per token; on every second window, those that chose nothing, or on all."""
+    chosen = slice(1, None, 2) if judging else slice(None)
+    return ratio_interval(sums[chosen], tokens[chosen])
 
 
-def _add(
-    outcome: Outcome,
-    name: str,
-    all_parts: tuple[list[Part], list[Part], list[Part]],
-    found: dict[str, np.ndarray],
-    shifted: dict[str, np.ndarray],
-    skips: dict[str, np.ndarray],
-    worst: list[Part],
-) -> None:
-    layers, kinds, groups = all_parts
-    titles = (
-        "one layer at a time",
-        "one kind of matrix at a time",
-        "one matrix (with what is fused with it) at a time",
-    )
-    for title, some in zip(titles, (layers, kinds, groups), strict=True):
-        ranked = sorted(some, key=lambda part: -float(found[part.label].mean()))
-        rows = tuple((part.label, _interval(found[part.label])) for part in ranked)
+def _kl(scored: Scored, label: str) -> np.ndarray:
+    return scored.items(label, KL, "kl")
+
+
+def _tokens(scored: Scored) -> np.ndarray:
+    return scored.items(scored.original, KL, "tokens")
+
+
+def _value(scored: Scored, label: str) -> float:
+    return scored.scores[label][KL].value
+
+
+def _chosen_by(scored: Scored, label: str) -> float:
+    """What the worst are chosen by: the other windows than those that judge."""
+    return float(_kl(scored, label)[::2].sum() / _tokens(scored)[::2].sum())
+
+
+def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -> None:
+    titles = ("one layer", "one kind of matrix", "one matrix (with what is fused with it)")
+    for title, some in zip(titles, every, strict=True):
+        ranked = sorted((part.label for part in some), key=lambda label: -_value(alone, label))
+        rows = tuple((label, alone.scores[label][KL].interval) for label in ranked)
         note = f"KL(original || quantised), nats per token, our proof text, pieces resampled. {CAVEAT}"
-        outcome.tables.append(Table(title=f"{name}: {title}", columns=("quantised", "KL"), rows=rows, note=note))
-    skipped = tuple(
-        (
-            label,
-            _judged(kl),
-            None
-            if label == "everything"
-            else Comparison(kind="difference", interval=_judged(kl - skips["everything"])),
-        )
+        outcome.tables.append(Table(title=f"{title} at a time", columns=("quantised", "KL"), rows=rows, note=note))
+    layers, _, groups = every
+    lines = [Series(name="the whole layer", **_line(layers, alone))]
+    for kind in dict.fromkeys(part.kind for part in groups):
+        lines.append(Series(name=kind.replace("_proj", ""), **_line([p for p in groups if p.kind == kind], alone)))
+    plot = Plot(kind="lines", series=tuple(lines), x="layer (alone quantised)", y="KL, nats per token", log=True)
+    outcome.charts.append(Chart(name="which-layer", plots=(plot,)))
+
+
+def _line(some: Sequence[Part], alone: Scored) -> dict[str, tuple]:
+    return {"x": tuple(p.layer for p in some), "points": tuple(point(_value(alone, p.label)) for p in some)}
+
+
+def _add_rest(
+    outcome: Outcome, every: tuple[list[Part], ...], alone: Scored, rest: Scored, worst: Sequence[Part]
+) -> None:
+    tokens, whole = _tokens(rest), _kl(rest, EVERYTHING)
+    skips = {v.label: _kl(rest, v.label) for v in rest.tried() if not v.label.endswith(", shifted")}
+    judged = {label: _interval(kl, tokens, True) for label, kl in skips.items()}
+    rows = tuple(
+        (label, judged[label], None if label == EVERYTHING else _less(kl - whole, tokens, True))
         for label, kl in skips.items()
     )
     outcome.tables.append(
         Table(
-            title=f"{name}: everything but a few",
+            title="everything but a few",
             columns=("quantised", "KL", "- everything"),
-            rows=skipped,
+            rows=rows,
             note="The worst: " + ", ".join(part.label for part in worst) + ", chosen on every second window; the "
             "numbers are of the rest. Others: drawn from matrices of the same kinds, so that they cost as many bits.",
         )
     )
-    outcome.notes += _notes(name, layers, groups, found, shifted, skips, worst)
-    outcome.data.setdefault("models", {})[name] = {
-        "groups": [[part.layer, part.kind, float(found[part.label].mean())] for part in groups],
-        "layers": [[part.layer, point(_interval(found[part.label]))] for part in layers],
-        "skips": [[label, point(_judged(kl))] for label, kl in skips.items()],
-    }
-
-
-def _notes(
-    name: str,
-    layers: list[Part],
-    groups: list[Part],
-    found: dict[str, np.ndarray],
-    shifted: dict[str, np.ndarray],
-    skips: dict[str, np.ndarray],
-    worst: list[Part],
-) -> list[str]:
-    whole = float(skips["everything"].mean())
-    by_layer = sum(float(found[part.label].mean()) for part in layers)
-    ranked = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))
-    notes = [
-        f"{name}: quantising everything costs {whole:.3g} nats per token; layer by layer the costs add up to "
-        f"{by_layer:.3g}, {by_layer / whole:.0%} of that."
-    ]
-    if len(ranked) > 1:
-        lead = _judged(found[ranked[0].label] - found[ranked[1].label])
-        says = "clearly more than" if lead.low > 0 else "not clearly more than"
-        notes.append(
-            f"{name}: {ranked[0].label} alone costs {_judged(found[ranked[0].label])} on the windows that did not "
-            f"choose it, {says} the next, {ranked[1].label} (difference {lead}); the median matrix costs "
-            f"{float(np.median([found[part.label].mean() for part in groups])):.3g}."
-        )
-    for part in worst:
-        here, there = float(found[part.label].mean()), float(shifted[part.label].mean())
-        notes.append(
-            f"{name}: with its groups begun half a group away, {part.label} costs {there:.3g} instead of {here:.3g}."
-        )
-    others = [kl for label, kl in skips.items() if label.startswith("all but others")]
+    points = Series(name="KL", points=tuple(map(point, judged.values())))
+    plot = Plot(kind="dots", rows=tuple(judged), series=(points,), x="KL, nats per token")
+    outcome.charts.append(Chart(name="all-but", plots=(plot,)))
+    layers, _, groups = every
+    all_of, by_layer = _value(rest, EVERYTHING), sum(_value(alone, part.label) for part in layers)
+    outcome.notes.append(
+        f"quantising everything costs {all_of:.3g} nats per token; layer by layer the costs add up to {by_layer:.3g}, "
+        f"{by_layer / all_of:.0%} of that."
+    )
+    first, *others = sorted((part.label for part in groups), key=lambda label: -_chosen_by(alone, label))
     if others:
-        gain = _judged(np.mean(others, axis=0) - skips["all but the worst"])
-        says = (
-            "helps more than"
-            if gain.low > 0
-            else "helps less than"
-            if gain.high < 0
-            else "helps no more, clearly, than"
+        lead = _interval(_kl(alone, first) - _kl(alone, others[0]), tokens, True)
+        outcome.notes.append(
+            f"{first} alone costs {_interval(_kl(alone, first), tokens, True)} on the windows that did not choose it, "
+            f"{'clearly' if lead.low > 0 else 'not clearly'} more than the next, {others[0]} (difference {lead}); the "
+            f"median matrix costs {float(np.median([_value(alone, part.label) for part in groups])):.3g}."
         )
-        notes.append(
-            f"{name}: leaving the worst {len(worst)} in full precision {says} leaving {len(worst)} others of their "
-            f"kinds (mean of {len(others)} draws; difference {gain} nats per token)."
+    outcome.notes += [
+        f"with its groups begun half a group away, {part.label} costs {_value(rest, f'{part.label}, shifted'):.3g} "
+        f"instead of {_value(alone, part.label):.3g}."
+        for part in worst
+    ]
+    drawn = [kl for label, kl in skips.items() if label.startswith(OTHERS)]
+    if drawn:
+        gain = _interval(np.mean(drawn, axis=0) - skips[WORST], tokens, True)
+        says = "more than" if gain.low > 0 else "less than" if gain.high < 0 else "no more, clearly, than"
+        outcome.notes.append(
+            f"leaving the worst {len(worst)} in full precision helps {says} leaving {len(worst)} others of their "
+            f"kinds (mean of {len(drawn)} draws; difference {gain} nats per token)."
         )
-    return notes
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """KL by layer, a line a kind of matrix; and what skipping does."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data["models"].items()):
-        suffix = f"-{place + 1}" if place else ""
-        figures[f"which-layer{suffix}"] = _lines(name, seen, width)
-        figures[f"all-but{suffix}"] = _skips(name, seen, width)
-    return figures
+def _less(sums: np.ndarray, tokens: np.ndarray, judging: bool = False) -> Comparison:
+    return Comparison(kind="difference", interval=_interval(sums, tokens, judging))
 
 
-def _lines(name: str, seen: dict[str, Any], width: float) -> Figure:
-    wide = width > 600
-    figure = new_figure(width, 400 if wide else 420)
-    axes = figure.subplots()
-    layers = np.array([[layer, value] for layer, (value, _, _) in seen["layers"]])
-    axes.plot(*layers.T, color=INK, linewidth=2, label="the whole layer")
-    kinds = list(dict.fromkeys(kind for _, kind, _ in seen["groups"]))
-    for kind, colour in zip(kinds, _COLOURS * len(kinds), strict=False):
-        own = np.array([[layer, value] for layer, of, value in seen["groups"] if of == kind])
-        axes.plot(*own.T, ".-", color=colour, linewidth=1.2, markersize=4, label=kind.replace("_proj", ""))
-    axes.set_yscale("log")
-    log_ticks(axes.yaxis, most=6)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("layer (alone quantised)")
-    axes.set_ylabel("KL, nats per token")
-    axes.set_title(name)
-    axes.grid(axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=5 if wide else 2)
-    return figure
-
-
-def _skips(name: str, seen: dict[str, Any], width: float) -> Figure:
-    figure = new_figure(width, 80 + 30 * len(seen["skips"]))
-    axes = figure.subplots()
-    dots(axes, [label for label, _ in seen["skips"]], {"KL": [points for _, points in seen["skips"]]})
-    axes.set_xlabel(f"KL, nats per token ({name})" if width > 600 else "KL, nats per token")
-    return figure
+def _add_kept(outcome: Outcome, alone: Scored, rest: Scored, kept: Scored, median: float) -> None:
+    """What keeping some numbers of the matrices with super weights wins."""
+    if not kept.tried():
+        outcome.notes.append("no super weight is proven, so nothing of a matrix was kept by itself.")
+        return
+    tokens, rows = _tokens(kept), []
+    for part in dict.fromkeys(one.family for one in kept.tried()):
+        plain = _kl(rest if part == EVERYTHING else alone, part)
+        own = {one.kept: _kl(kept, one.label) for one in kept.tried() if one.family == part}
+        rows.append((part, "nothing", _interval(plain, tokens), None))
+        rows += [(part, what, _interval(kl, tokens), _less(kl - plain, tokens)) for what, kl in own.items()]
+        others = np.mean([kl for what, kl in own.items() if what.startswith(OTHER_COLUMNS)], axis=0)
+        gain = _interval(others - own[COLUMNS], tokens)
+        says = "wins" if gain.low > 0 else "loses" if gain.high < 0 else "wins nothing, clearly,"
+        nats = [float(kl.sum() / tokens.sum()) for kl in (own[COLUMNS], plain, own[WEIGHTS], others)]
+        outcome.notes.append(
+            f"of {part}, keeping the columns that meet the super weights' inputs leaves {nats[0]:.3g} of {nats[1]:.3g} "
+            f"nats, the super weights alone {nats[2]:.3g}, as many other columns {nats[3]:.3g}; against these it {says} "
+            f"{gain}." + f" The median matrix costs {median:.3g}." * (part != EVERYTHING)
+        )
+    outcome.tables.append(
+        Table(
+            title="what to keep of the matrices with super weights",
+            columns=("quantised", "kept in full precision", "KL", "- nothing kept"),
+            rows=tuple(rows),
+            note=f"A column is everything in a matrix that one input is multiplied with. {CAVEAT}",
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Progress
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, Progress
 from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
-from studfinder.report.result import Chart, Sheet
-from studfinder.report.style import NARROW, WIDE, attempted, styled
+from studfinder.report.charts import draw_chart
+from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
@@ -165,7 +166,7 @@ def _same_weights(result: Result, run: Run) -> bool:
 
 def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
     started, clock = now(), time.monotonic()
-    outcome = plan.module.run(bench)
+    outcome = _outcome(plan.module, bench)
     devices = run.identity.get("devices") or [run.identity["device"]]
     return Result(
         name=plan.entry.name,
@@ -184,9 +185,25 @@ def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
             versions=versions(),
         ),
         tables=tuple(outcome.tables),
-        notes=tuple(outcome.notes),
+        notes=(*outcome.notes, *outcome.remarks),
+        charts=tuple(outcome.charts),
         data=outcome.data,
     )
+
+
+def _outcome(module: ModuleType, bench: Bench) -> Outcome:
+    """Of every model in turn, or of all that are trained."""
+    if not bench.models:
+        return module.run(bench)
+    whole = Outcome()
+    for name in bench.models:
+        with bench.model(name) as lm:
+            whole.add(name, module.run(bench, lm))
+    if hasattr(module, "across"):
+        part = module.across(whole.data)
+        whole.tables[:0], whole.notes[:0] = part.tables, part.notes
+        whole.charts += part.charts
+    return whole
 
 
 def _written(plan: Plan, work: Work, result: Result) -> None:
@@ -201,14 +218,13 @@ def _plain(value: Any) -> bool:
 def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
     """Write the tables, figures and page of a result; returns the page."""
     entry: Experiment = module.EXPERIMENT
-
-    def draw() -> dict[str, Chart]:
-        with styled():
-            wide, narrow = module.draw(result, WIDE), module.draw(result, NARROW)
-        said = f"{entry.summary} The tables hold the numbers."
-        return {name: Chart(wide=wide[name], narrow=narrow[name], description=said) for name in wide}
-
-    charts = attempted(entry.name, draw) or {}
+    said = f"{entry.summary} The tables hold the numbers."
+    charts = {chart.name: partial(draw_chart, chart) for chart in result.charts}
+    if hasattr(module, "draw"):
+        parts = result.data.items() if result.models else [("", result.data)]
+        for place, (name, data) in enumerate(parts, 1):
+            charts[entry.name.rpartition("/")[2] + (f"-{place}" if place > 1 else "")] = partial(module.draw, name, data)
+    drawn = {name: found for name, draw in charts.items() if (found := drawing(name, draw, said)) is not None}
     lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
     sheet = Sheet(
         title=entry.name,
@@ -217,7 +233,7 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
         run=result.run,
         tables=result.tables,
         notes=result.notes,
-        charts=charts,
+        charts=drawn,
     )
     return write_sheet(folder, sheet)
 

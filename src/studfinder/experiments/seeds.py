@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from studfinder.records import Interval, Table
+from studfinder.records import Interval, Plot, Series, Table, point
 from studfinder.records.result import Cell
 from studfinder.stats import student_t
 
@@ -75,13 +75,30 @@ def steps_to(cell: Trained, level: float, curve: str = "accuracy") -> float:
     return float(next((step for step, value in cell[curve] if value >= level), float("inf")))
 
 
-def lines(cells: Cells, curve: str) -> dict[str, list[Curve]]:
-    """The curves to draw, by name: those of the seeds that did not diverge, whose number the name says."""
+def curves(cells: Cells, curve: str, title: str, *, log: bool = False) -> Plot:
+    """Means over seeds of a curve ("outliers/..." of those within it), with their intervals, over steps."""
     kind, _, name = curve.rpartition("/")
-    return {
-        named(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
-        for model, seeds in cells.items()
-    }
+    return over(
+        {
+            named(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
+            for model, seeds in cells.items()
+        },
+        title=title,
+        x="steps",
+        log=log,
+    )
+
+
+def over(found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], **more: Any) -> Plot:
+    """Lines through the means over seeds, by name one curve of (x, value) a seed."""
+    series = []
+    for name, seeds in found.items():
+        values: dict[float, list[float]] = {}
+        for x, value in (at for curve in seeds for at in curve):
+            values.setdefault(x, []).extend([value] if np.isfinite(value) else [])
+        means = {x: over_seeds(own) for x, own in sorted(values.items()) if own}
+        series.append(Series(name=name, x=tuple(means), points=tuple(map(point, means.values()))))
+    return Plot(kind="lines", series=tuple(series), **more)
 
 
 def ends_table(title: str, cells: Cells, columns: dict[str, str], first: str = "attention", note: str = "") -> Table:

@@ -18,21 +18,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import averaged
-from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, limits_of, listed
-from studfinder.experiments.quantize_tables import change, changes_table, refusals, scores_table, spoken, tally
+from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
 from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
-from studfinder.records import Interval, Result, Table
+from studfinder.records import Interval, Table
+from studfinder.report.words import listed
+from studfinder.studies import KL, PAIRED, Scored, Variant, head, spoken
 
 EXPERIMENT = Experiment(
     name="super-weight/activation-quantization",
@@ -57,38 +54,55 @@ _WEIGHTS = Scheme(element="int8", block="tensor", narrow=True)
 NAIVE, OURS, OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 
 
-def run(bench: Bench) -> Outcome:
+PAPER = (
+    "The paper (per token; WikiText-2, C4): Llama-7B 5.68, 7.08 in FP16, naive 5.83, 7.23, SmoothQuant 5.71, 7.12, "
+    "theirs 5.74, 7.14; Mistral-7B 5.25, 7.75, naive 5.32, 7.83, theirs 5.31, 7.81."
+)
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every way of rounding the activations, on every text."""
-    outcome = Outcome([])
-    measures = [f"perplexity:{text}" for text in listed(bench.settings["texts"])] + [KL]
-    for name in bench.models:
-        with bench.model(name) as lm:
-            weights, _ = super_weights_of(bench, lm)
-            recipes = list(_recipes(bench, lm, super_channels(lm, weights)))
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
-            made = work.carried_out(recipes)
-        _add(outcome, name, made, work)
-    outcome.notes.append(CAVEAT)
-    return outcome
+    weights, _ = super_weights_of(bench, lm)
+    rounding = Rounding(bench, lm)
+    variants = list(_variants(rounding, super_channels(lm, weights)))
+    scored = rounding.scored(variants, bench.each("perplexity", "texts"))
+    naive = {one.family: one.label for one in scored.tried() if one.kept == NAIVE}
+    rest = [one for one in scored.tried() if one.family in naive and one.kept != NAIVE]
+    pairs = [(one.label, one.label, naive[one.family]) for one in rest]
+    texts = [measure for measure in scored.measures if measure != KL]
+    tables = [
+        scored.scores_table("scores", f"{PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
+        scored.changes_table("against naive W8A8 of the same scope", PAIRED, pairs=pairs),
+        _shares_table(scored, naive, texts),
+    ]
+    notes = [_said(scored, family, label, measure) for family, label in naive.items() for measure in texts]
+    for label in (OURS, OTHERS, SMOOTH):
+        for measure in scored.measures:
+            own = [(one.label, naive[one.family]) for one in rest if one.kept.startswith(label)]
+            says = scored.tally(own, measure)
+            notes += [f"{label} against naive W8A8 {says}, over scopes and variants."] if says else []
+    chart = families_chart(scored, "activations", turned=True)
+    return Outcome(tables, [*notes, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _recipes(bench: Bench, lm: LM, places: Any) -> Iterator[Recipe]:
-    yield Recipe(label="weights only, int8 per tensor", method=RTN(scheme=_WEIGHTS), family="weights only")
-    element = bench.settings["element"]
-    others = _other_places(lm, places, bench.settings["seed"])
+def _variants(rounding: Rounding, places: Any) -> Iterator[Variant]:
+    own = rounding.bench.settings
+    yield rounding.variant("weights only, int8 per tensor", RTN(scheme=_WEIGHTS), family="weights only")
+    others = _other_places(rounding.lm, places, own["seed"])
     for scope in ("token", "tensor"):
-        plain = Activations(element=element, scope=scope)
+        plain = Activations(element=own["element"], scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
             held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
         held[OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
-        for label, restore in held.items():
-            method: Any = WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
-            yield Recipe(label=f"{label}, per {scope}", method=method, kept=label, family=scope)
-        for alpha in listed(bench.settings["alphas"]):
-            label = f"{SMOOTH} {alpha}"
-            method = SmoothQuant(scheme=_WEIGHTS, activations=plain, alpha=float(alpha))
-            yield Recipe(label=f"{label}, per {scope}", method=method, kept=label, family=scope)
+        methods: dict[str, Any] = {
+            label: WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
+            for label, restore in held.items()
+        }
+        for alpha in listed(own["alphas"]):
+            methods[f"{SMOOTH} {alpha}"] = SmoothQuant(scheme=_WEIGHTS, activations=plain, alpha=float(alpha))
+        for label, method in methods.items():
+            yield rounding.variant(f"{label}, per {scope}", method, kept=label, family=f"per {scope}")
 
 
 def _other_places(lm: LM, places: Any, seed: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -103,68 +117,29 @@ def _other_places(lm: LM, places: Any, seed: int) -> tuple[tuple[str, tuple[int,
     return tuple(found)
 
 
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
-    measures = [measure for measure in work.measures if measure in made[0].scores]
-    naive = {one.recipe.family: one for one in made if one.recipe.kept == NAIVE and not one.refused}
-    pairs = [
-        (one, naive[one.recipe.family])
-        for one in made
-        if one.recipe.family in naive and one.recipe.kept != NAIVE and not one.refused
-    ]
-    paper = (
-        "The paper (per token; WikiText-2, C4): Llama-7B 5.68, 7.08 in FP16, naive 5.83, 7.23, SmoothQuant 5.71, 7.12, "
-        "theirs 5.74, 7.14; Mistral-7B 5.25, 7.75, naive 5.32, 7.83, theirs 5.31, 7.81."
-    )
-    outcome.tables += [
-        scores_table(name, made, measures, paper, "bits per weight"),
-        changes_table(
-            f"{name}: against naive W8A8 of the same scope",
-            [(one.recipe.label, one, plain) for one, plain in pairs],
-            measures,
-            "Paired; perplexity as a factor, KL as a difference.",
-        ),
-        _shares_table(name, made, naive, [measure for measure in measures if measure != KL]),
-    ]
-    for family, plain in naive.items():
-        for measure in measures[:-1]:  # KL is not compared with the original's own
-            outcome.notes.append(f"{name}: {_said(family, plain, made, measure)}")
-    for label in (OURS, OTHERS, SMOOTH):
-        for measure in measures:
-            says = tally([pair for pair in pairs if pair[0].recipe.kept.startswith(label)], measure)
-            outcome.notes += [f"{name}: {label} against naive W8A8 {says}, over scopes and variants."] if says else []
-    outcome.notes += [f"{name}: {measure} was not measured. {why}" for measure, why in work.missing.items()]
-    outcome.notes += refusals(name, made)
-    outcome.data.setdefault("models", {})[name] = ratios_data(made, measures[0])
-
-
-def _said(family: str, plain: Made, made: list[Made], measure: str) -> str:
+def _said(scored: Scored, family: str, naive: str, measure: str) -> str:
     """What there is to gain."""
-    comparison = change(plain, made[0], measure)
+    comparison = scored.change(measure, naive)
     assert comparison is not None
-    inside = comparison.interval
     says = (
-        "costs nothing that an interval would show, so there is no gain to share"
-        if inside.low <= 1 <= inside.high
-        else f"multiplies {spoken(measure)} by {inside.value:.4g} [{inside.low:.4g}, {inside.high:.4g}]"
+        f"multiplies {spoken(measure)} by {comparison:.4g}"
+        if comparison.changed
+        else "costs nothing that an interval would show, so there is no gain to share"
     )
-    return f"naive W8A8 with one scale a {family} {says}."
+    return f"naive W8A8 with one scale a {family.removeprefix('per ')} {says}."
 
 
-def _shares_table(name: str, made: list[Made], naive: dict[str, Made], measures: list[str]) -> Table:
+def _shares_table(scored: Scored, naive: dict[str, str], texts: list[str]) -> Table:
     """(naive - ours) / (naive - SmoothQuant), of log perplexity, against the best SmoothQuant of the same scope."""
-    smooth: dict[str, list[Made]] = {}
-    for one in made:
-        if one.recipe.kept.startswith(SMOOTH) and not one.refused:
-            smooth.setdefault(one.recipe.family, []).append(one)
     rows = []
-    for one in made:
-        if one.recipe.kept.startswith((OURS, OTHERS)) and not one.refused and one.recipe.family in smooth:
-            plain, tried = naive[one.recipe.family], smooth[one.recipe.family]
-            best = {measure: min(tried, key=lambda other: other.scores[measure].value) for measure in measures}
-            rows.append((one.recipe.label, *(_share(one, plain, best[measure], measure) for measure in measures)))
+    for one in scored.tried():
+        smooth = [v.label for v in scored.tried() if v.family == one.family and v.kept.startswith(SMOOTH)]
+        if one.kept.startswith((OURS, OTHERS)) and smooth:
+            shares = (_share(scored, one.label, naive[one.family], smooth, measure) for measure in texts)
+            rows.append((one.label, *shares))
     return Table(
-        title=f"{name}: share of SmoothQuant's gain",
-        columns=("recipe", *(measure.replace(":", " ") for measure in measures)),
+        title="share of SmoothQuant's gain",
+        columns=("recipe", *map(head, texts)),
         rows=tuple(rows),
         note="Of log perplexity, against the alpha that is best for it; only where SmoothQuant itself gains against "
         "naive W8A8, with an interval that shows it. The paper: 71 to 84 % (Llama, OLMo), 14 and 25 % on Mistral-7B, "
@@ -172,20 +147,9 @@ def _shares_table(name: str, made: list[Made], naive: dict[str, Made], measures:
     )
 
 
-def _share(one: Made, plain: Made, best: Made, measure: str) -> Interval | str:
-    gained = change(best, plain, measure)
+def _share(scored: Scored, ours: str, naive: str, smooth: list[str], measure: str) -> Interval | str:
+    best = min(smooth, key=lambda label: scored.scores[label][measure].value)
+    gained = scored.change(measure, best, naive)
     if gained is None or gained.interval.high >= 1:
         return "SmoothQuant gains nothing"
-    ours, naive, smooth = (np.array(made.scores[measure].items["nll"]) for made in (one, plain, best))
-    return averaged([naive - ours], [naive - smooth])
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over the original's: a row a variant, a colour a scope."""
-    turned = {}
-    for name, seen in result.data["models"].items():
-        places = [place for place, family in enumerate(seen["rows"]) if family != "weights only"]
-        kinds = [kind for kind in seen["series"] if kind != "nothing"]
-        series = {f"per {seen['rows'][p]}": [seen["series"][kind][p] for kind in kinds] for p in places}
-        turned[name] = {"rows": kinds, "series": series, "measure": seen["measure"]}
-    return draw_ratios(replace(result, data={"models": turned}), width, "activations")
+    return scored.share(measure, naive, ours, best)

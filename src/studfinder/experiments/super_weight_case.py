@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from studfinder.edits import edited, matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.weights import super_weight_of
 from studfinder.models import LM
-from studfinder.records import Result, Table
-from studfinder.report.style import BLUE, GREY, VERMILLION, new_figure
+from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.texts import Text, encode, token_text
 
 EXPERIMENT = Experiment(
@@ -31,17 +29,31 @@ EXPERIMENT = Experiment(
 )
 
 
-def run(bench: Bench) -> Outcome:
+STATES = ("as it is", "without the super weight", "without a control weight")
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
     """The likeliest next tokens of the clean model, and what becomes of them."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = bench.once("next token", partial(_probabilities, bench, lm))
-        data[name] = seen
-        table, note = _table(name, seen)
-        tables.append(table)
-        notes.append(note)
-    return Outcome(tables, notes, data)
+    seen = bench.once("next token", partial(_probabilities, bench, lm))
+    tokens, clean, without, control = (seen[key] for key in ("tokens", "clean", "without", "control"))
+    best, then = clean.index(max(clean)), without.index(max(without))
+    note = (
+        f"{tokens[best]!r} goes from {clean[best]:.1%} to {without[best]:.1%} without {seen['weight']} (control: "
+        f"{control[best]:.1%}); the likeliest token is then {tokens[then]!r} with {without[then]:.1%}."
+    )
+    rows = tuple((repr(token), *values) for token, *values in zip(tokens, clean, without, control, strict=True))
+    table = Table(
+        title="probability of the next token",
+        columns=("next token", *STATES),
+        rows=rows,
+        note="The paper, Llama-7B: cold 81.4 %; then the 9.0 %.",
+    )
+    series = tuple(
+        Series(name=label, points=tuple(map(point, values)), quiet="control" in label)
+        for label, values in zip(STATES, (clean, without, control), strict=True)
+    )
+    plot = Plot(kind="bars", rows=tuple(map(repr, tokens)), series=series, x="probability of the next token", percent=True)
+    return Outcome([table], [note], [Chart(name="next-token", plots=(plot,))], seen)
 
 
 def _probabilities(bench: Bench, lm: LM) -> dict[str, Any]:
@@ -69,44 +81,3 @@ def _next(lm: LM, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         logits_V = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0, -1]
     return logits_V.float().softmax(dim=-1).cpu()
-
-
-def _table(name: str, seen: dict[str, Any]) -> tuple[Table, str]:
-    columns = ("next token", "as it is", "without the super weight", "without a control weight")
-    rows = tuple(
-        (repr(token), *values)
-        for token, *values in zip(seen["tokens"], seen["clean"], seen["without"], seen["control"], strict=True)
-    )
-    best = seen["clean"].index(max(seen["clean"]))
-    then = seen["without"].index(max(seen["without"]))
-    note = (
-        f"{name}: {seen['tokens'][best]!r} goes from {seen['clean'][best]:.1%} to {seen['without'][best]:.1%} without "
-        f"{seen['weight']} (control: {seen['control'][best]:.1%}); the likeliest token is then "
-        f"{seen['tokens'][then]!r} with {seen['without'][then]:.1%}."
-    )
-    title = f"{name}: probability of the next token"
-    return Table(
-        title=title, columns=columns, rows=rows, note="The paper, Llama-7B: cold 81.4 %; then the 9.0 %."
-    ), note
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """A bar a token and a model state, for each model."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        rows = len(seen["tokens"])
-        figure = new_figure(width, 60 + 34 * rows)
-        axes = figure.add_subplot()
-        states = (
-            ("clean", BLUE, "as it is"),
-            ("control", GREY, "without a control"),
-            ("without", VERMILLION, "without the super weight"),
-        )
-        for offset, (key, colour, label) in zip((-0.27, 0.0, 0.27), states, strict=True):
-            axes.barh([y + offset for y in range(rows)], seen[key], height=0.25, color=colour, label=label)
-        axes.set_yticks(range(rows), [repr(token) for token in seen["tokens"]])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"probability of the next token ({name})")
-        figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
-        figures["next-token" if not place else f"next-token-{place + 1}"] = figure
-    return figures

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
-from matplotlib.figure import Figure
-
-from studfinder.edits import Edit, Weights, channel, edits_hash, matched_controls, neuron, top_fraction, zero
-from studfinder.experiments.dots import dots, point
+from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, top_fraction, zero
 from studfinder.experiments.experiment import Bench, Outcome
-from studfinder.measures import sweep
 from studfinder.models import LM, matrix
-from studfinder.records import Interval, SuperWeight, Table, from_json, to_plain
-from studfinder.report.style import log_ticks, new_figure
+from studfinder.records import Chart, SuperWeight
 from studfinder.report.words import brief
+from studfinder.studies import effects_plot, effects_table, swept
 from studfinder.texts import encode, proof_text
 
 
@@ -24,31 +18,36 @@ def count_of(targets: Sequence[Weights]) -> int:
     return sum(len(target.entries) for target in targets)
 
 
-def measure_units(
-    bench: Bench, lm: LM, weights: Sequence[SuperWeight], encoded: list[list[int]], others: Sequence[Weights]
-) -> list[dict[str, Any]]:
-    """Each edit by itself on the proof text: label, what its control is to it, KL and perplexity ratio."""
+def add_units(
+    outcome: Outcome,
+    bench: Bench,
+    lm: LM,
+    weights: Sequence[SuperWeight],
+    encoded: list[list[int]],
+    others: Sequence[Weights],
+) -> None:
+    """Each edit by itself on the proof text: a table, a chart and a sentence."""
     named = _unit_edits(lm, weights, encoded, others)
-    windows, _ = encode(lm, proof_text())
-    windows = windows[: bench.settings["windows"]]
-
-    done = 0
-
-    def progress(pairs: int) -> None:
-        nonlocal done
-        done += pairs
-        bench.progress("one edit at a time", done, len(named))
-
-    effects = sweep(lm, windows, [edits for _, edits in named], progress=progress)
-    return [
-        {
-            "label": label,
-            "edits": edits_hash(edits),
-            "kl": to_plain(effects.kl_interval(place)),
-            "ratio": to_plain(effects.perplexity_ratio(place)),
-        }
-        for place, (label, edits) in enumerate(named)
-    ]
+    labels = [label for label, _ in named]
+    windows = encode(lm, proof_text())[0][: bench.settings["windows"]]
+    effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named])
+    outcome.tables.append(
+        effects_table(
+            "one edit at a time",
+            labels,
+            effects,
+            "On our proof text; intervals over its windows. A control stands under what it controls for.",
+            "set to zero",
+        )
+    )
+    plot = effects_plot(labels, effects, "perplexity / original, proof text")
+    outcome.charts.append(Chart(name="units", plots=(plot,)))
+    moves = [label for place, label in enumerate(labels) if effects.kl_interval(place).low > 0.01]
+    beaten, loud = ([m.strip() for m in moves if m.startswith(" ") == control] for control in (False, True))
+    outcome.notes.append(
+        f"taken alone on our proof text, these move the model by more than 0.01 nats per token: "
+        f"{', '.join(beaten) or 'none'}; of the controls: {', '.join(loud) or 'none'}."
+    )
 
 
 def _unit_edits(
@@ -89,44 +88,3 @@ def _nearest(lm: LM, weight: SuperWeight, writer: int, axis: int) -> int:
     distance = (norms - norms[own]).abs()
     distance[own] = float("inf")
     return int(distance.argmin())
-
-
-def add_units(outcome: Outcome, name: str, units: list[dict[str, Any]]) -> None:
-    """A table, a figure's data and a sentence."""
-    kls = [from_json(Interval, json.dumps(unit["kl"])) for unit in units]
-    ratios = [from_json(Interval, json.dumps(unit["ratio"])) for unit in units]
-    outcome.tables.append(
-        Table(
-            title=f"{name}: one edit at a time",
-            columns=("set to zero", "KL in nats per token", "perplexity / original"),
-            rows=tuple((unit["label"], kl, ratio) for unit, kl, ratio in zip(units, kls, ratios, strict=True)),
-            note="On our proof text; intervals over its windows. A control stands under what it controls for.",
-        )
-    )
-    outcome.data["models"][name]["units"] = [
-        [unit["label"], point(ratio)] for unit, ratio in zip(units, ratios, strict=True)
-    ]
-    beaten = [u["label"] for u, k in zip(units, kls, strict=True) if not u["label"].startswith(" ") and k.low > 0.01]
-    loud = [u["label"].strip() for u, k in zip(units, kls, strict=True) if u["label"].startswith(" ") and k.low > 0.01]
-    outcome.notes.append(
-        f"{name}: taken alone on our proof text, these move the model by more than 0.01 nats per token: "
-        f"{', '.join(beaten) or 'none'}; of the controls: {', '.join(loud) or 'none'}."
-    )
-
-
-def draw_units(name: str, units: list[Any], width: float) -> Figure:
-    """A row an edit, its control under it."""
-    figure = new_figure(width, 70 + 26 * len(units))
-    axes = figure.add_subplot()
-    labels = [label for label, _ in units]
-    nothing = [float("nan")] * 3
-    series = {
-        "set to zero": [nothing if label.startswith(" ") else at for label, at in units],
-        "its control": [at if label.startswith(" ") else nothing for label, at in units],
-    }
-    shown = [label.strip() if width > 600 else label.strip().removeprefix("control: ") for label in labels]
-    dots(axes, shown, series, none=1.0, log=True)
-    axes.set_xlabel(f"perplexity / original, proof text ({name})" if width > 600 else "perplexity / original")
-    log_ticks(axes.xaxis, most=5)
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure

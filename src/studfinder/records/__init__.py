@@ -1,5 +1,6 @@
 """Plain data, JSON in and out; no torch."""
 
+from studfinder.records.chart import Chart, Plot, Point, Series, point
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -23,6 +24,7 @@ from studfinder.records.training import Training
 __all__ = [
     "AttentionSink",
     "Cell",
+    "Chart",
     "Comparison",
     "Continuation",
     "Effect",
@@ -33,6 +35,8 @@ __all__ = [
     "MassiveValueSummary",
     "Measured",
     "ModelCard",
+    "Plot",
+    "Point",
     "PromptCard",
     "Proof",
     "PublishedWeight",
@@ -40,11 +44,13 @@ __all__ = [
     "Result",
     "RunCard",
     "Scorecard",
+    "Series",
     "Summary",
     "SuperWeight",
     "Table",
     "Training",
     "from_json",
+    "point",
     "read_record",
     "schema",
     "to_json",

@@ -31,7 +31,11 @@ class Interval:
         return self.low <= self.value <= self.high
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self:.3g}"
+
+    def __format__(self, form: str) -> str:
+        """The value and the ends, each in that form: f"{interval:+.1%}"."""
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]" if form else str(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +57,7 @@ class Comparison:
         """Whether the interval leaves out no change."""
         none = 1.0 if self.kind == "ratio" else 0.0
         return not self.interval.low <= none <= self.interval.high
+
+    def __format__(self, form: str) -> str:
+        """As of an interval."""
+        return format(self.interval, form)

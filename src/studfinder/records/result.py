@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from studfinder.records.chart import Chart
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.run import ModelCard, RunCard
 
@@ -44,7 +45,8 @@ class Result:
         run: settings, command, time.
         tables: what was measured.
         notes: what the numbers say, in sentences made from the numbers.
-        data: everything that the figures need.
+        charts: the figures, as plain data.
+        data: by model, what an experiment's own figure needs and what else is worth keeping.
     """
 
     format: Literal["studfinder.experiment"] = "studfinder.experiment"
@@ -56,6 +58,7 @@ class Result:
     run: RunCard
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,16 +13,27 @@ from studfinder.records import ModelCard, RunCard, Table
 from studfinder.report.cells import is_number, markdown, text
 from studfinder.report.escaped import code, for_markdown
 from studfinder.report.html import render
-from studfinder.report.style import attempted, inline_svg
+from studfinder.report.style import NARROW, WIDE, attempted, inline_svg, styled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
+class Drawing:
     """A figure of a result: drawn for a wide screen (and for files) and for a phone, and said in words."""
 
     wide: Figure
     narrow: Figure
     description: str
+
+
+def drawing(name: str, draw: Callable[[float], Figure | None], description: str) -> Drawing | None:
+    """Draw a figure wide and narrow; None where it cannot be drawn, which is said, or where `draw` gives none."""
+
+    def both() -> Drawing | None:
+        with styled():
+            wide, narrow = draw(WIDE), draw(NARROW)
+        return None if wide is None or narrow is None else Drawing(wide=wide, narrow=narrow, description=description)
+
+    return attempted(name, both)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,7 @@ class Sheet:
     run: RunCard
     tables: Sequence[Table]
     notes: Sequence[str] = ()
-    charts: Mapping[str, Chart] = field(default_factory=dict)
+    charts: Mapping[str, Drawing] = field(default_factory=dict)
 
 
 def markdown_sheet(sheet: Sheet) -> str:
@@ -63,7 +74,7 @@ def html_sheet(sheet: Sheet) -> str:
     return render("result.html", sheet=sheet, charts=charts, cell=text, is_number=is_number)
 
 
-def _drawn(name: str, chart: Chart) -> Markup:
+def _drawn(name: str, chart: Drawing) -> Markup:
     def svg(figure: Figure, size: str) -> Markup:
         return inline_svg(figure, name=f"{name}-{size}", title=name, description=chart.description, css=f"chart {size}")
 

@@ -7,8 +7,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from studfinder.records import Cell, Table, Training
-from studfinder.report.result import Chart, Sheet
-from studfinder.report.style import BLUE, NARROW, WIDE, attempted, log_ticks, new_figure, styled
+from studfinder.report.result import Sheet, drawing
+from studfinder.report.style import BLUE, WIDE, log_ticks, new_figure
 
 SEEN = {
     "eval_loss": "test loss, nats a label",
@@ -34,16 +34,11 @@ def training_sheet(record: Training) -> Sheet:
     attended = of.get("attention") or "vanilla"
     lead = f"{record.parameters:,} parameters, {record.tokens:,} tokens of {what}, attention: {attended}."
     notes = ["The loss stopped being finite, and the run ended there."] if record.diverged else []
-    chart = attempted("training", partial(_chart, record)) if _seen(record) else None
-    charts = {} if chart is None else {"training": chart}
+    drawn = drawing("training", partial(_draw, record), "Curves over training steps.") if _seen(record) else None
+    charts = {} if drawn is None else {"training": drawn}
     return Sheet(
         title="Training", lead=lead, models=(), run=record.run, tables=_tables(record), notes=notes, charts=charts
     )
-
-
-def _chart(record: Training) -> Chart:
-    with styled():
-        return Chart(wide=_draw(record, WIDE), narrow=_draw(record, NARROW), description="Curves over training steps.")
 
 
 def _seen(record: Training) -> dict[str, list[tuple[int, float]]]:
@@ -74,7 +69,7 @@ def _tables(record: Training) -> list[Table]:
     return tables
 
 
-def _draw(record: Training, width: int) -> Figure:
+def _draw(record: Training, width: float) -> Figure:
     curves = _seen(record)
     across = 2 if width == WIDE else 1
     down = max(1, -(-len(curves) // across))

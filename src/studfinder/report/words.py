@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from studfinder.records import Findings, SuperWeight
+from studfinder.records import Findings, Interval, SuperWeight
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
     """'1 prompt', '12 prompts'."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a setting that holds several."""
+    return [part.strip() for part in str(text).split(",") if part.strip()]
 
 
 def token(text: str) -> str:
@@ -77,6 +82,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
+
+
+def times(interval: Interval) -> str:
+    """'5.08 times [4.47, 5.78]'"""
+    return f"{number(interval.value)} times [{number(interval.low)}, {number(interval.high)}]"
 
 
 def percent(value: float | None) -> str:

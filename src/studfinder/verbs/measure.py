@@ -17,9 +17,8 @@ from studfinder.measures import REGISTRY, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
-from studfinder.report.result import Chart, Sheet
+from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw, tables
-from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
@@ -298,17 +297,11 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
     title = f"What {names} can still do" if card.edits or card.against else f"What {names} can do"
     edits = [f"edit: {words}" for card in cards for words in card.edits]
     lead = "; ".join(edits + ([f"against {card.against}"] if card.against else []))
-    chart = attempted("scorecard", partial(_chart, cards))
-    charts = {} if chart is None else {"scorecard": chart}
+    drawn = drawing("scorecard", partial(draw, cards), "The scores with their intervals and chance.")
+    charts = {} if drawn is None else {"scorecard": drawn}
     models = [card.model for card in cards]
     sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
     return write_sheet(folder, sheet)
-
-
-def _chart(cards: Sequence[Scorecard]) -> Chart:
-    with styled():
-        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
-    return Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")
 
 
 def read_card(path: Path) -> Scorecard:

@@ -9,7 +9,7 @@ from pathlib import Path
 from studfinder.records import Quantization, Training, read_record
 from studfinder.report.cells import as_csv
 from studfinder.report.quantization import quantization_sheet
-from studfinder.report.result import Chart, Sheet, html_sheet, markdown_sheet
+from studfinder.report.result import Drawing, Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import attempted, rendered
 from studfinder.report.training import training_sheet
 from studfinder.runs import drawn, record_file, write_bytes, write_text, writes_to
@@ -37,7 +37,7 @@ def write_sheet(folder: Path, sheet: Sheet) -> Path:
     return folder / "report.html"
 
 
-def _files(name: str, chart: Chart) -> dict[str, bytes] | None:
+def _files(name: str, chart: Drawing) -> dict[str, bytes] | None:
     def draw() -> dict[str, bytes]:
         return {f"figure-{name}.{kind}": rendered(chart.wide, kind=kind, name=name) for kind in ("png", "svg")}
 

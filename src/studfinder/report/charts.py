@@ -1,0 +1,151 @@
+"""Any chart of a result, drawn for a width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from studfinder.records import Chart, Plot, Series
+from studfinder.report.style import BLUE, GREEN, GREY, MARKERS, MUTED, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
+from studfinder.visible import visible
+
+COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
+_BANDS = 3
+"""Lines of a plot whose bands can be told apart."""
+_FEW = 25
+"""Points of a line that are marked."""
+_LABEL = 24
+"""Letters of a row's label on a phone."""
+
+
+def draw_chart(chart: Chart, width: float) -> Figure:
+    """A figure of all plots of a chart, its legend on top.
+
+    Args:
+        width: in CSS pixels; below 600 plots stand one below the other.
+    """
+    wide = width > 600
+    heights = [_height(plot, wide) for plot in chart.plots]
+    names = list(dict.fromkeys(series.name for plot in chart.plots for series in plot.series))
+    columns = 3 if wide else 1
+    above = 40 + 20 * -(-len(names) // columns)
+    figure = new_figure(width, above + (max(heights) if wide else sum(heights)))
+    count = len(chart.plots)
+    grid = {"width_ratios": [1] * count} if wide else {"height_ratios": heights}
+    # One scale of rows for all, if all have the same rows.
+    alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
+    panels = figure.subplots(
+        *((1, count) if wide else (count, 1)), squeeze=False, gridspec_kw=grid, sharey=alike
+    ).flat
+    colours = _colours(chart, names)
+    for axes, plot in zip(panels, chart.plots, strict=True):
+        _draw(axes, plot, colours, wide)
+    seen = dict(entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if len(seen) > 1 or chart.model:
+        figure.legend(
+            seen.values(), seen.keys(), loc="outside upper left", ncols=columns, title=visible(chart.model) or None,
+            alignment="left",
+        )  # fmt: skip
+    return figure
+
+
+def _height(plot: Plot, wide: bool) -> float:
+    if plot.kind == "lines":
+        return 300.0
+    each = max(1.0, 0.5 * len(plot.series))
+    return 70 + (24 if wide else 30) * each * max(2, len(plot.rows))
+
+
+def _colours(chart: Chart, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by name, the same in all plots of a chart."""
+    every = {series.name: series for plot in chart.plots for series in plot.series}
+    own = [name for name in names if not every[name].quiet and every[name].like in ("", name)]
+    looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(own)}
+    return {name: looks.get(name) or looks.get(every[name].like) or (GREY, MARKERS[-1]) for name in names}
+
+
+def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: bool) -> None:
+    if plot.kind == "lines":
+        for number, series in enumerate(plot.series, 1):
+            _line(axes, series, *colours[series.name], beside=number if len(plot.series) > _BANDS else 0)
+        values, across, along = axes.yaxis, axes.axhline, "y"
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for s in plot.series for x in s.x)))
+    else:
+        _rows(axes, plot, colours)
+        labels = [visible(row) for row in plot.rows]
+        axes.set_yticks(range(len(labels)), labels if wide else [fill(label, _LABEL) for label in labels])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        values, across, along = axes.xaxis, axes.axvline, "x"
+    if plot.none is not None:
+        across(plot.none, color=MUTED, linewidth=1)
+    axes.set_xlabel(visible(plot.x))
+    axes.set_ylabel(visible(plot.y))
+    if plot.title:
+        axes.set_title(visible(plot.title))
+    axes.grid(axis=along)
+    if plot.log_x:
+        axes.set_xscale("log")
+        log_ticks(axes.xaxis, most=6)
+    if plot.log:
+        (axes.set_yscale if along == "y" else axes.set_xscale)("log")
+    if plot.kind == "lines":
+        _cut(axes, plot)
+    if plot.log:
+        log_ticks(values, most=5)
+    elif plot.percent:
+        values.set_major_formatter(PercentFormatter(1.0))
+    elif along == "x":
+        values.set_major_locator(MaxNLocator(6 if wide else 4))
+
+
+def _line(axes: Axes, series: Series, colour: str, marker: str, beside: int) -> None:
+    """A line with a band from low to high; where there are too many bands, the last interval as a bar beside its end."""
+    found = np.array(series.points, dtype=float).reshape(-1, 3)
+    good = np.isfinite(found[:, 0])
+    if not good.any():
+        return
+    x, (value, low, high) = np.array(series.x)[good], found[good].T
+    small = {"marker": marker, "markersize": 4} if len(x) < _FEW else {}
+    axes.plot(x, value, color=colour, linestyle=":" if series.dotted else "-", label=series.name, **small)
+    if not (high > low).any():
+        return
+    if beside:
+        at = x[-1] + 0.012 * beside * (x[-1] - x[0] or 1)  # so that bars do not cover each other
+        axes.plot([at, at], [low[-1], high[-1]], color=colour, linewidth=2, alpha=0.6)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+
+
+def _cut(axes: Axes, plot: Plot) -> None:
+    """Let no interval that reaches far beyond every value, as those of three seeds do, squeeze the values."""
+    values = np.array([p[0] for series in plot.series for p in series.points], dtype=float)
+    values = values[np.isfinite(values) & ((values > 0) | (not plot.log))]
+    if len(values) and values.max() > values.min():
+        ends = np.log([values.min(), values.max()]) if plot.log else np.array([values.min(), values.max()])
+        ends += 0.3 * (ends[1] - ends[0]) * np.array([-1, 1])
+        low, high = np.exp(ends) if plot.log else ends
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, low), min(top, high))
+
+
+def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]]) -> None:
+    """Points with intervals, or bars; infinite ends end at the axis. Series stand side by side only where they would
+    meet."""
+    points = [np.array(series.points, dtype=float).reshape(-1, 3) for series in plot.series]
+    step = 0.62 / len(points) if np.sum([np.isfinite(p[:, 0]) for p in points], axis=0).max(initial=0) > 1 else 0.0
+    for place, (series, found) in enumerate(zip(plot.series, points, strict=True)):
+        value, low, high = found.T
+        y = np.arange(len(value)) + (place - (len(points) - 1) / 2) * step
+        colour, marker = colours[series.name]
+        good = np.isfinite(value)
+        if plot.kind == "bars":
+            axes.barh(y[good], value[good], height=step or 0.6, color=colour, label=series.name)
+            continue
+        ends = np.nan_to_num(high, posinf=np.nanmax(value[good], initial=0.0))
+        axes.hlines(y[good], low[good], ends[good], color=colour, linewidth=2)
+        axes.plot(value[good], y[good], marker, color=colour, markersize=6, mew=0, label=series.name, linestyle="none")

@@ -1,0 +1,27 @@
+"""The grid: variants of a model x measures -> scores; contrasts between them; tables and charts of both."""
+
+from studfinder.studies.grid import Executor, Grid, GridCell, Put, Remembers, Watch, serial, with_edits
+from studfinder.studies.scored import FEWEST, KL, PAIRED, Scored, Variant, head, spoken
+from studfinder.studies.swept import effects_plot, effects_table, ratio, swept
+
+__all__ = [
+    "FEWEST",
+    "KL",
+    "PAIRED",
+    "Executor",
+    "Grid",
+    "GridCell",
+    "Put",
+    "Remembers",
+    "Scored",
+    "Variant",
+    "Watch",
+    "effects_plot",
+    "effects_table",
+    "head",
+    "ratio",
+    "serial",
+    "spoken",
+    "swept",
+    "with_edits",
+]
