@@ -1,8 +1,8 @@
 """What an experiment is: one table or figure of a paper, on the user's own models.
 
 Each is a file that reads like the paper's method section. It holds `EXPERIMENT`, its entry, and `run(bench, lm)`, which
-measures one model and returns an Outcome (an experiment that trains its own has `run(bench)`). Where it says something of
-all models together it has `across(data)`, given the data by model; where it needs a figure that no chart can say,
+measures one model and returns an Outcome (one that trains its own has `run(bench)`). Where it says something of all
+models together it has `across(data)`, given the data by model; where it needs a figure that no chart can say,
 `draw(name, data, width)`, from the data of one model alone.
 """
 

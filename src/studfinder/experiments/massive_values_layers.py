@@ -33,7 +33,6 @@ EXPERIMENT = Experiment(
 )
 
 
-
 def run(bench: Bench, lm: LM) -> Outcome:
     """Counts by layer, before and after RoPE."""
     seen = bench.once("layers", partial(_read, bench, lm))

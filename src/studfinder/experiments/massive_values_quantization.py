@@ -22,7 +22,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
-from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, families_chart, kept_pairs, keeping_notes
+from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, families_chart, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM

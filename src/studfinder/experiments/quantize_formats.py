@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_keeps import CONTROLS, WEIGHTS, ROWS, findings_keeps
-from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, kept_pairs, keeping_notes
+from studfinder.experiments.quantize_keeps import CONTROLS, ROWS, WEIGHTS, findings_keeps
+from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, kernel

@@ -22,7 +22,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, kept_pairs, keeping_notes
+from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache

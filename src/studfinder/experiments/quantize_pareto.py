@@ -23,6 +23,7 @@ from studfinder.experiments.quantize_frontier import Member, Step, steps, verdic
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, block_of
 from studfinder.experiments.weights import findings_of
+from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Cell, Comparison, SuperWeight, Table
 from studfinder.records.outside import whole_number
@@ -64,7 +65,11 @@ PHASE = "phase"
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
-    measure, proven, rounding = f"perplexity:{bench.settings['text']}", findings_of(bench, lm).proven, Rounding(bench, lm)
+    measure, proven, rounding = (
+        f"perplexity:{bench.settings['text']}",
+        findings_of(bench, lm).proven,
+        Rounding(bench, lm),
+    )
     variants = [*_nearest(rounding, proven), *_others(rounding, proven), *_phases(rounding)]
     scored = rounding.bench.grid(lm, [Variant("original"), *variants], [measure], lenient=True)
     tried = [one for one in scored.tried() if one.family != PHASE]

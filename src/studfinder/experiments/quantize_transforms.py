@@ -25,7 +25,7 @@ import torch
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
-from studfinder.experiments.rounding import CAVEAT, Rounding, kept_pairs, keeping_notes
+from studfinder.experiments.rounding import CAVEAT, Rounding, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
@@ -77,8 +77,6 @@ SORTED = "neurons sorted by the largest weight they write"
 ROTATED, PAIRS = "the residual stream rotated", "rotary pairs of K and Q rescaled"
 MASSIVE = "errors of Q and K weighed by massive values"
 SHUFFLED = "errors of Q and K weighed by shuffled massive values"
-
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +213,11 @@ def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Varia
 
 def _unrounded(rounding: Rounding, one: Change) -> dict[str, Any]:
     """In which windows logits are bit-equal, and the KL; or why the change could not be made."""
-    divergence, lm = rounding.divergence, rounding.lm
-    divergence.see(lm)
+    original, lm = rounding.original, rounding.lm
+    original.see(lm)
     try:
         with quantized(lm, Unrounded(), keep=one.transform):
-            return {"equal": divergence.equal(lm), "kl": to_plain(divergence.scores(lm)[KL].interval), "refused": ""}
+            return {"equal": original.equal(lm), "kl": to_plain(original.kl(lm).interval()), "refused": ""}
     except WriteFailed:
         raise
     except StudfinderError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,8 @@ from studfinder.experiments.rounding import CAVEAT, Rounding
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
-from studfinder.records import Chart, Comparison, Interval, Plot, Series, SuperWeight, Table, point
-from studfinder.stats import ratio_interval
-from studfinder.studies import KL, Scored, Variant
+from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
+from studfinder.studies import KL, Divergence, Scored, Variant
 
 EXPERIMENT = Experiment(
     name="quantize/which-layer",
@@ -39,6 +39,8 @@ EXPERIMENT = Experiment(
     presets={"cpu": {"limit": 16, "element": "int4", "block": "64", "zero": "integer", "worst": 3, "draws": 5}},
 )
 EVERYTHING, WORST, OTHERS = "everything", "all but the worst", "all but others"
+CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
+"""Windows by which the worst are chosen, and those that judge them."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     alone = work.scored([work.only(part) for found in every for part in found])
     groups = every[2]
     worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.settings["worst"]]
-    rest = work.scored(
-        [*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)]
-    )
+    rest = work.scored([*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)])
     kept = work.scored(list(work.kept(findings_of(bench, lm).proven, groups)))
     outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
     _add_parts(outcome, every, alone)
@@ -163,18 +163,8 @@ class _Work:
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _interval(sums: np.ndarray, tokens: np.ndarray, judging: bool = False) -> Interval:
-    """KL per token; on every second window, those that chose nothing, or on all."""
-    chosen = slice(1, None, 2) if judging else slice(None)
-    return ratio_interval(sums[chosen], tokens[chosen])
-
-
-def _kl(scored: Scored, label: str) -> np.ndarray:
-    return scored.items(label, KL, "kl")
-
-
-def _tokens(scored: Scored) -> np.ndarray:
-    return scored.items(scored.original, KL, "tokens")
+def _kl(scored: Scored, label: str) -> Divergence:
+    return Divergence.of(scored.scores[label][KL])
 
 
 def _value(scored: Scored, label: str) -> float:
@@ -183,7 +173,7 @@ def _value(scored: Scored, label: str) -> float:
 
 def _chosen_by(scored: Scored, label: str) -> float:
     """What the worst are chosen by: the other windows than those that judge."""
-    return float(_kl(scored, label)[::2].sum() / _tokens(scored)[::2].sum())
+    return _kl(scored, label)[CHOOSING].value
 
 
 def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -> None:
@@ -201,18 +191,18 @@ def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -
     outcome.charts.append(Chart(name="which-layer", plots=(plot,)))
 
 
-def _line(some: Sequence[Part], alone: Scored) -> dict[str, tuple]:
+def _line(some: Sequence[Part], alone: Scored) -> dict[str, Any]:
     return {"x": tuple(p.layer for p in some), "points": tuple(point(_value(alone, p.label)) for p in some)}
 
 
 def _add_rest(
     outcome: Outcome, every: tuple[list[Part], ...], alone: Scored, rest: Scored, worst: Sequence[Part]
 ) -> None:
-    tokens, whole = _tokens(rest), _kl(rest, EVERYTHING)
+    whole = _kl(rest, EVERYTHING)
     skips = {v.label: _kl(rest, v.label) for v in rest.tried() if not v.label.endswith(", shifted")}
-    judged = {label: _interval(kl, tokens, True) for label, kl in skips.items()}
+    judged = {label: kl[JUDGING].interval() for label, kl in skips.items()}
     rows = tuple(
-        (label, judged[label], None if label == EVERYTHING else _less(kl - whole, tokens, True))
+        (label, judged[label], None if label == EVERYTHING else _less(kl[JUDGING] - whole[JUDGING]))
         for label, kl in skips.items()
     )
     outcome.tables.append(
@@ -228,16 +218,17 @@ def _add_rest(
     plot = Plot(kind="dots", rows=tuple(judged), series=(points,), x="KL, nats per token")
     outcome.charts.append(Chart(name="all-but", plots=(plot,)))
     layers, _, groups = every
-    all_of, by_layer = _value(rest, EVERYTHING), sum(_value(alone, part.label) for part in layers)
+    by_layer = sum(_value(alone, part.label) for part in layers)
     outcome.notes.append(
-        f"quantising everything costs {all_of:.3g} nats per token; layer by layer the costs add up to {by_layer:.3g}, "
-        f"{by_layer / all_of:.0%} of that."
+        f"quantising everything costs {whole.value:.3g} nats per token; layer by layer the costs add up to "
+        f"{by_layer:.3g}, {by_layer / whole.value:.0%} of that."
     )
     first, *others = sorted((part.label for part in groups), key=lambda label: -_chosen_by(alone, label))
     if others:
-        lead = _interval(_kl(alone, first) - _kl(alone, others[0]), tokens, True)
+        own = _kl(alone, first)[JUDGING]
+        lead = (own - _kl(alone, others[0])[JUDGING]).interval()
         outcome.notes.append(
-            f"{first} alone costs {_interval(_kl(alone, first), tokens, True)} on the windows that did not choose it, "
+            f"{first} alone costs {own.interval()} on the windows that did not choose it, "
             f"{'clearly' if lead.low > 0 else 'not clearly'} more than the next, {others[0]} (difference {lead}); the "
             f"median matrix costs {float(np.median([_value(alone, part.label) for part in groups])):.3g}."
         )
@@ -248,7 +239,7 @@ def _add_rest(
     ]
     drawn = [kl for label, kl in skips.items() if label.startswith(OTHERS)]
     if drawn:
-        gain = _interval(np.mean(drawn, axis=0) - skips[WORST], tokens, True)
+        gain = (Divergence.mean(drawn) - skips[WORST])[JUDGING].interval()
         says = "more than" if gain.low > 0 else "less than" if gain.high < 0 else "no more, clearly, than"
         outcome.notes.append(
             f"leaving the worst {len(worst)} in full precision helps {says} leaving {len(worst)} others of their "
@@ -256,8 +247,8 @@ def _add_rest(
         )
 
 
-def _less(sums: np.ndarray, tokens: np.ndarray, judging: bool = False) -> Comparison:
-    return Comparison(kind="difference", interval=_interval(sums, tokens, judging))
+def _less(of: Divergence) -> Comparison:
+    return Comparison(kind="difference", interval=of.interval())
 
 
 def _add_kept(outcome: Outcome, alone: Scored, rest: Scored, kept: Scored, median: float) -> None:
@@ -265,20 +256,21 @@ def _add_kept(outcome: Outcome, alone: Scored, rest: Scored, kept: Scored, media
     if not kept.tried():
         outcome.notes.append("no super weight is proven, so nothing of a matrix was kept by itself.")
         return
-    tokens, rows = _tokens(kept), []
+    rows: list[tuple[Cell, ...]] = []
     for part in dict.fromkeys(one.family for one in kept.tried()):
         plain = _kl(rest if part == EVERYTHING else alone, part)
         own = {one.kept: _kl(kept, one.label) for one in kept.tried() if one.family == part}
-        rows.append((part, "nothing", _interval(plain, tokens), None))
-        rows += [(part, what, _interval(kl, tokens), _less(kl - plain, tokens)) for what, kl in own.items()]
-        others = np.mean([kl for what, kl in own.items() if what.startswith(OTHER_COLUMNS)], axis=0)
-        gain = _interval(others - own[COLUMNS], tokens)
+        rows.append((part, "nothing", plain.interval(), None))
+        rows += [(part, what, kl.interval(), _less(kl - plain)) for what, kl in own.items()]
+        others = Divergence.mean([kl for what, kl in own.items() if what.startswith(OTHER_COLUMNS)])
+        gain = (others - own[COLUMNS]).interval()
         says = "wins" if gain.low > 0 else "loses" if gain.high < 0 else "wins nothing, clearly,"
-        nats = [float(kl.sum() / tokens.sum()) for kl in (own[COLUMNS], plain, own[WEIGHTS], others)]
         outcome.notes.append(
-            f"of {part}, keeping the columns that meet the super weights' inputs leaves {nats[0]:.3g} of {nats[1]:.3g} "
-            f"nats, the super weights alone {nats[2]:.3g}, as many other columns {nats[3]:.3g}; against these it {says} "
-            f"{gain}." + f" The median matrix costs {median:.3g}." * (part != EVERYTHING)
+            f"of {part}, keeping the columns that meet the super weights' inputs leaves {own[COLUMNS].value:.3g} of "
+            f"{plain.value:.3g} nats, the super weights alone {own[WEIGHTS].value:.3g}, as many other columns "
+            f"{others.value:.3g}; against these it {says} {gain}."
+            + f" The median matrix costs {median:.3g}."
+            * (part != EVERYTHING)
         )
     outcome.tables.append(
         Table(

@@ -16,7 +16,7 @@ from studfinder.models import LM
 from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
 from studfinder.quantizers.grid import fits
 from studfinder.records import Chart, Plot, Series, point
-from studfinder.studies import KL, Divergence, Scored, Variant, Watch, spoken
+from studfinder.studies import KL, Original, Scored, Variant, Watch, spoken
 
 CAVEAT = (
     "The built-in model's weights come from 4-bit blocks of 32, so its neighbourhoods are already rounded: judge on "
@@ -30,24 +30,24 @@ class Rounding:
     """A model with its calibration text and what it says before it is rounded, each made once, and only where needed.
 
     Attributes:
-        divergence: of changed models from this one, on our proof text.
+        original: measures the KL of changed models from this one, on our proof text.
     """
 
     def __init__(self, bench: Bench, lm: LM, *, pieces: int | None = None, layers: bool = False) -> None:
         self.bench, self.lm = bench, lm
-        self.divergence = Divergence(pieces or bench.settings["pieces"], layers=layers)
+        self.original = Original(pieces or bench.settings["pieces"], layers=layers)
 
     @cached_property
     def windows(self) -> list[list[int]]:
         """Calibration token ids, as the settings `calibration`, `calibration_windows` and `length` say."""
         own = self.bench.settings
-        return calibration_windows(
-            self.lm, own["calibration"], count=own["calibration_windows"], length=own["length"]
-        )[1]
+        return calibration_windows(self.lm, own["calibration"], count=own["calibration_windows"], length=own["length"])[
+            1
+        ]
 
     def scheme(self, scheme: Scheme | None = None) -> Scheme:
-        """That of the settings `element`, `block` and `zero`, or another; with a smaller last block if its blocks do not
-        divide every matrix of the model."""
+        """That of the settings `element`, `block` and `zero`, or another; with a smaller last block where its blocks do
+        not divide every matrix of the model."""
         if scheme is None:
             own = self.bench.settings
             scheme = Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"])
@@ -68,22 +68,25 @@ class Rounding:
         def change() -> Iterator[Any]:
             parts = keep if isinstance(keep, list | tuple) else [keep]
             windows = self.windows if any(getattr(part, "calibrated", False) for part in (method, *parts)) else ()
-            with self.divergence.above(start), quantized(self.lm, method, keep=keep, windows=windows) as bench:
+            with self.original.above(start), quantized(self.lm, method, keep=keep, windows=windows) as bench:
                 yield bench
 
-        return Variant(label, change, _key(method, keep), family or label, kept, SimpleNamespace(method=method, keep=keep))
+        return Variant(
+            label, change, _key(method, keep), family or label, kept, SimpleNamespace(method=method, keep=keep)
+        )
 
     def entered(
-        self, label: str, enter: Callable[[], AbstractContextManager[float | None]], settings: str, **more: str
+        self, label: str, enter: Callable[[], AbstractContextManager[float | None]], settings: str, **more: Any
     ) -> Variant:
-        """The model changed in another way, by a context manager that gives true bits; `settings` tells what it does."""
+        """The model changed in another way, by a context manager that gives true bits; `settings` tells how."""
 
         @contextmanager
         def change() -> Iterator[Any]:
             with enter() as bits:
                 yield SimpleNamespace(bits=bits)
 
-        return Variant(label, change, _key(settings), **more)
+        nothing = SimpleNamespace(method=None, keep=None)
+        return Variant(label, change, _key(settings), detail=nothing, **more)
 
     def scored(
         self,
@@ -93,7 +96,7 @@ class Rounding:
         limits: Mapping[str, int | None] | None = None,
     ) -> Scored:
         """Every measure of the model as it is and of every variant; one that does not fit the model says why."""
-        every = [*measures, self.divergence, *watches]
+        every: list[str | Watch] = [*measures, self.original, *watches]
         return self.bench.grid(self.lm, [ORIGINAL, *variants], every, limits=limits, lenient=True)
 
 
@@ -135,7 +138,9 @@ def keeping_notes(
     told = [(f"{verb} {kept}", [pair for pair in pairs if pair[0].kept == kept]) for kept in kinds]
     for kept, control in against:
         both = [
-            (one, beside[one.family, control]) for one, _ in pairs if one.kept == kept and (one.family, control) in beside
+            (one, beside[one.family, control])
+            for one, _ in pairs
+            if one.kept == kept and (one.family, control) in beside
         ]
         told.append((f"{verb} {kept} instead of {control}", both))
     notes = []
@@ -166,4 +171,4 @@ def families_chart(scored: Scored, name: str, *, turned: bool = False) -> Chart:
     return Chart(name=name, plots=(Plot(kind="dots", rows=tuple(rows), series=series, x=x, none=1.0, log=log),))
 
 
-__all__ = ["CAVEAT", "KL", "NAMES", "ORIGINAL", "Rounding", "block_of", "families_chart", "kept_pairs", "keeping_notes"]
+__all__ = ["CAVEAT", "KL", "NAMES", "ORIGINAL", "Rounding", "block_of", "families_chart", "keeping_notes", "kept_pairs"]

@@ -223,7 +223,8 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
     if hasattr(module, "draw"):
         parts = result.data.items() if result.models else [("", result.data)]
         for place, (name, data) in enumerate(parts, 1):
-            charts[entry.name.rpartition("/")[2] + (f"-{place}" if place > 1 else "")] = partial(module.draw, name, data)
+            suffix = f"-{place}" if place > 1 else ""
+            charts[entry.name.rpartition("/")[2] + suffix] = partial(module.draw, name, data)
     drawn = {name: found for name, draw in charts.items() if (found := drawing(name, draw, said)) is not None}
     lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
     sheet = Sheet(

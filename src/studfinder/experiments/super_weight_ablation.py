@@ -59,9 +59,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     if restorable:
         variants.append(with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))))
     scored = bench.grid(lm, variants, [*bench.each("perplexity", "texts"), *bench.each("tasks", "tasks")])
-    note = (
-        f"SW: {', '.join(map(brief, weights))}; others: the {count_of(others):,} largest by magnitude. {PAPER}"
-    )
+    note = f"SW: {', '.join(map(brief, weights))}; others: the {count_of(others):,} largest by magnitude. {PAPER}"
     shares = _recovered(scored) if restorable else {}
     outcome = Outcome(
         [scored.scores_table("scores", note), scored.changes_table("change against the original")],

@@ -52,7 +52,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
         Series(name=label, points=tuple(map(point, values)), quiet="control" in label)
         for label, values in zip(STATES, (clean, without, control), strict=True)
     )
-    plot = Plot(kind="bars", rows=tuple(map(repr, tokens)), series=series, x="probability of the next token", percent=True)
+    plot = Plot(
+        kind="bars", rows=tuple(map(repr, tokens)), series=series, x="probability of the next token", percent=True
+    )
     return Outcome([table], [note], [Chart(name="next-token", plots=(plot,))], seen)
 
 

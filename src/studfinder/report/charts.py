@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,13 +40,13 @@ def draw_chart(chart: Chart, width: float) -> Figure:
     grid = {"width_ratios": [1] * count} if wide else {"height_ratios": heights}
     # One scale of rows for all, if all have the same rows.
     alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
-    panels = figure.subplots(
-        *((1, count) if wide else (count, 1)), squeeze=False, gridspec_kw=grid, sharey=alike
-    ).flat
+    panels = figure.subplots(*((1, count) if wide else (count, 1)), squeeze=False, gridspec_kw=grid, sharey=alike).flat
     colours = _colours(chart, names)
     for axes, plot in zip(panels, chart.plots, strict=True):
         _draw(axes, plot, colours, wide)
-    seen = dict(entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    seen = dict(
+        entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True)
+    )
     if len(seen) > 1 or chart.model:
         figure.legend(
             seen.values(), seen.keys(), loc="outside upper left", ncols=columns, title=visible(chart.model) or None,
@@ -73,21 +74,22 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: boo
     if plot.kind == "lines":
         for number, series in enumerate(plot.series, 1):
             _line(axes, series, *colours[series.name], beside=number if len(plot.series) > _BANDS else 0)
-        values, across, along = axes.yaxis, axes.axhline, "y"
+        values: Any = axes.yaxis
+        across, along = "axhline", "y"
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for s in plot.series for x in s.x)))
     else:
         _rows(axes, plot, colours)
         labels = [visible(row) for row in plot.rows]
         axes.set_yticks(range(len(labels)), labels if wide else [fill(label, _LABEL) for label in labels])
         axes.set_ylim(len(labels) - 0.4, -0.6)
-        values, across, along = axes.xaxis, axes.axvline, "x"
+        values, across, along = axes.xaxis, "axvline", "x"
     if plot.none is not None:
-        across(plot.none, color=MUTED, linewidth=1)
+        getattr(axes, across)(plot.none, color=MUTED, linewidth=1)
     axes.set_xlabel(visible(plot.x))
     axes.set_ylabel(visible(plot.y))
     if plot.title:
         axes.set_title(visible(plot.title))
-    axes.grid(axis=along)
+    axes.grid(axis="y" if along == "y" else "x")
     if plot.log_x:
         axes.set_xscale("log")
         log_ticks(axes.xaxis, most=6)
@@ -104,13 +106,13 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: boo
 
 
 def _line(axes: Axes, series: Series, colour: str, marker: str, beside: int) -> None:
-    """A line with a band from low to high; where there are too many bands, the last interval as a bar beside its end."""
+    """A line with a band from low to high; where there are too many bands, the last interval as a bar."""
     found = np.array(series.points, dtype=float).reshape(-1, 3)
     good = np.isfinite(found[:, 0])
     if not good.any():
         return
     x, (value, low, high) = np.array(series.x)[good], found[good].T
-    small = {"marker": marker, "markersize": 4} if len(x) < _FEW else {}
+    small: Any = {"marker": marker, "markersize": 4} if len(x) < _FEW else {}
     axes.plot(x, value, color=colour, linestyle=":" if series.dotted else "-", label=series.name, **small)
     if not (high > low).any():
         return

@@ -1,5 +1,6 @@
 """The grid: variants of a model x measures -> scores; contrasts between them; tables and charts of both."""
 
+from studfinder.studies.divergence import Divergence, Original
 from studfinder.studies.grid import Executor, Grid, GridCell, Put, Remembers, Watch, serial, with_edits
 from studfinder.studies.scored import FEWEST, KL, PAIRED, Scored, Variant, head, spoken
 from studfinder.studies.swept import effects_plot, effects_table, ratio, swept
@@ -8,9 +9,11 @@ __all__ = [
     "FEWEST",
     "KL",
     "PAIRED",
+    "Divergence",
     "Executor",
     "Grid",
     "GridCell",
+    "Original",
     "Put",
     "Remembers",
     "Scored",

@@ -130,7 +130,9 @@ class Grid:
                 missing[cell.measure] = str(value)
 
         todo = [cell for cell in cells if not self.run.has(cell.step)]
-        if cells[-1] in todo:  # what it was made of comes last: a variant that has it is done, or refused
+        # What entering it gave comes last: a variant that has it is done, or refused. What the first one could not be
+        # given may be here by now.
+        if cells[-1] in todo or (todo and missing is not None):
             try:
                 self.executor(self, variant, todo, put)
             except WriteFailed:

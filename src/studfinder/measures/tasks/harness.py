@@ -206,10 +206,10 @@ def _from_hub(name: str, task: Task, revision: str | None) -> list[dict[str, Any
         raise _missing(name, task, error) from None
 
 
-def _missing(name: str, task: Task, error: Exception) -> StudfinderError:
+def _missing(name: str, task: Task, error: Exception) -> Unavailable:
     # Without the folder's own name: the message goes into tables that are shown to others.
     here = "STUDFINDER_DATA does not hold them" if "STUDFINDER_DATA" in os.environ else "STUDFINDER_DATA is not set"
-    return StudfinderError(
+    return Unavailable(
         f"task {name} has no documents: {here}, and the hub does not give {task.hub.split(':')[0]} ({_short(error)})",
         do=_ADVICE.format(local=task.local),
     )
