@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import MISSING
 from typing import Annotated, Any, Optional
 
 import typer
@@ -22,7 +23,7 @@ def face(kind: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
             values = {one.name: given.pop(one.name) for one in settings}
             command(config=kind(**{name: value for name, value in values.items() if value is not None}), **given)
 
-        parameters = []
+        parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
             own = parameter.replace(kind=parameter.KEYWORD_ONLY)
             parameters += map(_parameter, settings) if parameter.name == "config" else [own]
@@ -35,16 +36,26 @@ def face(kind: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     said, default = setting.option, setting.default
-    several = setting.many and not said.commas
-    kind: Any = list[setting.kind] if several else str if setting.many else setting.kind  # type: ignore[name-defined]
-    names = [f"{setting.flag}/--no-{setting.flag[2:]}" if default in (None, True) else setting.flag]
-    help = said.help + f"  [default: {said.default}]" * bool(said.default)
-    shown = not said.default and default is not None and default is not False and not setting.many
-    if setting.many or default is None:
-        kind, default = Optional[kind], None  # noqa: UP045: typer reads it
-    if default is inspect.Parameter.empty or default.__class__.__name__ == "_MISSING_TYPE":
-        default = ...
-    info = typer.Option(*(names if setting.kind is bool else [setting.flag]), help=help, show_default=shown)
+    kind: Any = list[setting.kind] if setting.many and not said.commas else setting.kind  # type: ignore[name-defined]
+    flag, least, most = setting.flag, said.least, said.most
+    notes = [f"default: {said.otherwise or _shown(setting)}"] if said.otherwise or _shown(setting) else []
+    if least is not None or most is not None:
+        notes.append(f"x>={least:g}" if most is None else f"{least or 0:g}<=x<={most:g}")
+    if setting.kind is bool and default is not False:
+        flag += f"/--no-{flag[2:]}"
+    required = default is MISSING
+    info = typer.Option(flag, help=setting.option.help + f"  [{'; '.join(notes)}]" * bool(notes), show_default=False)
     return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=... if required else False if setting.kind is bool and default is False else None,
+        annotation=Annotated[kind if required or default is False else Optional[kind], info],  # noqa: UP045
     )
+
+
+def _shown(setting: Setting) -> str:
+    """The default in print."""
+    value = setting.default
+    if setting.many or value is None or value is False or value is MISSING:
+        return ""
+    return setting.name if value is True else str(value)

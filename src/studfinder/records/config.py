@@ -1,5 +1,5 @@
-"""Settings as one record: its fields are the keywords in Python, the options of the command line and, but for those that
-are marked, what a run's identity is made of.
+"""Settings as one record: its fields are the keywords in Python, the options of the command line and, but for those
+that are marked, what a run's identity is made of.
 
     @dataclass(frozen=True, kw_only=True)
     class ScanConfig(Config):
@@ -50,7 +50,7 @@ class Option:
     Attributes:
         help: what it is, in a line.
         flag: its option, where that is not --its-name.
-        default: the default in words, where the value says nothing.
+        otherwise: the default in words, where the value says nothing.
         least, most: of a number.
         commas: several in one text, with commas between.
         line: its type on the command line, where Python takes more; False: it is not there.
@@ -59,7 +59,7 @@ class Option:
 
     help: str = ""
     flag: str = ""
-    default: str = ""
+    otherwise: str = ""
     least: float | None = None
     most: float | None = None
     commas: bool = False
@@ -166,7 +166,7 @@ class Config:
     """Base of all configs. Values are checked when one is made: choices, ranges and kinds of numbers, in one place."""
 
     def __post_init__(self) -> None:
-        for setting in described(type(self)):
+        for setting in _settings_of(self):
             object.__setattr__(self, setting.name, setting.checked(getattr(self, setting.name)))
 
 
@@ -180,6 +180,11 @@ def described(kind: Any) -> tuple[Setting, ...]:
             if name in fields and name not in found:
                 found[name] = _setting(fields[name], hint, base)
     return tuple(found.values())
+
+
+def _settings_of(config: Config) -> tuple[Setting, ...]:
+    kind: Any = type(config)
+    return described(kind)
 
 
 def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
@@ -222,7 +227,7 @@ def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the conf
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    settings = {setting.name: setting for setting in described(type(config))}
+    settings = {setting.name: setting for setting in _settings_of(config)}
     values = {}
     for one, value in changes.items():
         if one not in settings:
@@ -234,7 +239,7 @@ def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the conf
 
 def identity(config: Config) -> dict[str, Any]:
     """The fields of a config that are part of what a run is."""
-    return {one.name: getattr(config, one.name) for one in described(type(config)) if one.option.identity}
+    return {one.name: getattr(config, one.name) for one in _settings_of(config) if one.option.identity}
 
 
 Model = TypeVar("Model", contravariant=True)
@@ -286,7 +291,9 @@ def _taking(kind: Any, models: int, verb: Callable[..., Any]) -> Any:
         if config is None:
             config = made(kind, verb.__name__, rest, fields)
         elif rest or fields:
-            raise StudfinderError(f"{verb.__name__} with a config and {', '.join(fields) or 'more'}", expected="one of them")
+            raise StudfinderError(
+                f"{verb.__name__} with a config and {', '.join(fields) or 'more'}", expected="one of them"
+            )
         return verb(*lead, config)
 
     own = list(inspect.signature(verb).parameters.values())[:models]

@@ -34,7 +34,7 @@ class LoadConfig(SourceConfig):
     dtype: Any = option(
         "auto", line=str, help="auto (the checkpoint's own), float32, bfloat16 or float16.", identity=False
     )
-    device: Any = option(None, line=str, help="Where to run, e.g. cuda.", default="cpu", identity=False)
+    device: Any = option(None, line=str, help="Where to run, e.g. cuda.", otherwise="cpu", identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from studfinder.records.outside import whole_number
 if TYPE_CHECKING:
     import os
 
-    from studfinder.edits import Edit, EditList
     from studfinder.models import LM
     from studfinder.quantizers import Method, Scheme
     from studfinder.quantizers.keep import Transform
@@ -42,7 +41,7 @@ class OutConfig(Config):
     """
 
     out: Given | None = option(
-        None, line=Path, help="Run folder.", default="runs/<model>/<verb>-<key>", identity=False
+        None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
     progress: Progress | None = option(None, line=False, identity=False)
@@ -97,13 +96,13 @@ class ScanConfig(OutConfig, ReadConfig):
     prompts: Sequence[Text | str] | Path | None = option(
         None, line=Path, help='Prompts: plain text, or .jsonl with "text".', identity=False
     )
-    bos: bool | None = option(None, help="Force BOS on or off.", default="as the tokenizer does")
+    bos: bool | None = option(None, help="Force BOS on or off.", otherwise="as the tokenizer does")
     batch_size: int = option(1, least=1, help="Prompts a forward pass.", identity=False)
     lam: float | None = option(
-        None, help="Massive values exceed this times their head's mean.", default="5", identity=False
+        None, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
     )
     thresholds: Thresholds | None = option(None, line=False, identity=False)
-    train_length: int | None = option(None, least=1, help="Training context.", default="the config's")
+    train_length: int | None = option(None, least=1, help="Training context.", otherwise="the config's")
     prove: bool = option(True, help="Test the candidates (minutes).")
     iterative: bool = option(False, help="Candidates from the paper's own loop.")
 
@@ -114,20 +113,21 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
 
     Attributes:
         measures: names as in `studfinder ls measures`, with an argument after a colon where one is taken.
-        edits: what is changed in the model; the baseline is then the model without them.
+        edits: what is changed in the model: what zero(...) and so on return, lines such as "zero:RUN", an EditList, or
+            several; the baseline is then the model without them.
         against: another model as the baseline.
         limit: at most so many items (windows, prompts, questions) of each measure.
         seed: of what is drawn at random.
     """
 
     measures: Sequence[str] | None = option(
-        None, commas=True, help="Names with commas between.", default="a set that needs no data"
+        None, commas=True, help="Names with commas between.", otherwise="a set that needs no data"
     )
     _: KW_ONLY
     tasks: Sequence[str] = option(
         (), commas=True, help="Public tasks, with commas between, instead or beside.", identity=False
     )
-    edits: Sequence[Edit | str | EditList] | Edit | str | EditList = option(
+    edits: Any = option(
         (),
         flag="--edit",
         line=list[str],
@@ -143,7 +143,7 @@ class QuantizeConfig(LoadConfig):
     """How `quantize` rounds, and what survives.
 
     Attributes:
-        method: its settings, e.g. RTN(...), or its name; then `scheme`, or `bits`, `group` and `zero`, and `clip` say more.
+        method: its settings, e.g. RTN(...), or its name; then `scheme`, or `bits`, `group`, `zero` and `clip` say more.
         out: a folder, which appears when the checkpoint is complete.
         keep: what survives: findings (their proven super weights; `Selection` for others), hold_out(...), skip(...).
             compressed-tensors has no place for single numbers, so there what is fused with a held-out number is
@@ -159,22 +159,20 @@ class QuantizeConfig(LoadConfig):
             before it appears as `out`; see `quantizers.verify`.
     """
 
-    method: Method | str = option(
-        "rtn", line=str, help="How to round: rtn, gptq, awq, smoothquant or clip-restore."
-    )
+    method: Method | str = option("rtn", line=str, help="How to round: rtn, gptq, awq, smoothquant or clip-restore.")
     _: KW_ONLY
     out: Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
     scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")
-    bits: int | None = option(None, help="Bits of an integer, 2 to 8.", default="4")
+    bits: int | None = option(None, help="Bits of an integer, 2 to 8.", otherwise="4")
     group: int | str | None = option(
         None,
         line=str,
         help="Inputs that share a scale, or channel, or tensor.",
-        default="128, 64 or 32, what divides, or channel",
+        otherwise="128, 64 or 32, what divides, or channel",
     )
     zero: Literal["integer", "none", "float"] | None = option(
-        None, help="Zero point: integer, none or float.", default="integer"
+        None, help="Zero point: integer, none or float.", otherwise="integer"
     )
     clip: bool = option(True, help="Search the range of each block (rtn).")
     keep: Any = option((), line=list[Path], help="Findings whose super weights are kept (repeatable).")
@@ -271,5 +269,16 @@ class TrainConfig(OutConfig, SourceConfig):
     rope_base: float | None = option(None, line=False)
     init_std: float | None = option(None, line=False)
     dropout: float | None = option(None, line=False)
-    tensorboard: bool | None = option(None, help="Write its files.", default="if it is installed", identity=False)
+    tensorboard: bool | None = option(None, help="Write its files.", otherwise="if it is installed", identity=False)
     quiet: bool = option(False, line=False, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(OutConfig, LoadConfig, BatchConfig):
+    """Which models an experiment is made on, and how. Its own settings are a config of its own."""
+
+    model: Sequence[str] = option((), help="A model (repeatable).", otherwise="smollm2")
+    preset: str = option("cpu", help="cpu: minutes on two cores; paper: the paper's own sizes.")
+    limit: int | None = option(None, least=1, help="At most so many items of each measure.")
+    seed: int | None = option(None, help="For everything that is drawn at random.")
+    change: Sequence[str] = option((), flag="--set", help="NAME=VALUE of the preset (repeatable).")
