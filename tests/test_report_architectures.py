@@ -10,6 +10,7 @@ import pytest
 
 from studfinder.models import model_card, rotary_of
 from studfinder.records import PromptCard
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.observation import Thresholds
 from studfinder.verbs.report import read_run
 from studfinder.verbs.scan import ScanPlan, run_scan
@@ -22,10 +23,9 @@ def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
     encoded = token_ids(2, 12).tolist()
     prompts = PromptCard(id="given", hash="", names=("one", "two"), tokens=(12, 12), bos=False)
-    plan = ScanPlan(
-        lm, model_card(lm, "0" * 64, None), prompts, encoded, Thresholds(), bos=None, prove=False, iterative=False
-    )
-    run_scan(plan, out=tmp_path / "run")
+    config = ScanConfig(out=tmp_path / "run")
+    plan = ScanPlan(lm, model_card(lm, "0" * 64, None), prompts, encoded, Thresholds(), False, config)
+    run_scan(plan)
     run = read_run(tmp_path / "run")
     html = (run.folder / "report.html").read_text("utf-8")
     assert 'id="depth"' in html

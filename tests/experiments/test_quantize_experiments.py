@@ -30,6 +30,7 @@ from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
@@ -49,8 +50,8 @@ def planted(tmp_path_factory):
         tokenizer = copy.deepcopy(lm.tokenizer)
         tokenizer.eos_token = "?"
         lm = load(lm.model, tokenizer)
-        plan = plan_scan(lm, hash_of=cached_content_hash)
-        put(scan_run(plan), to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
+        plan = plan_scan(lm, ScanConfig(), cached_content_hash)
+        put(scan_run(plan), to_json(run_scan(plan)[0]))  # its report takes seconds
         yield lm, folder
 
 

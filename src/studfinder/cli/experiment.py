@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from studfinder.cli import options as o
+from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
 from studfinder.cli.shown import say_if_older
+from studfinder.verbs.configs import ExperimentConfig
 from studfinder.visible import say, say_json
 
 EXAMPLES = """Examples:
@@ -23,23 +25,12 @@ EXAMPLES = """Examples:
 """
 
 
+@face(ExperimentConfig)
 def command(
     name: Annotated[str, typer.Argument(help="Which; see studfinder ls experiments.")],
-    model: Annotated[list[str] | None, typer.Option(help="A model (repeatable).  [default: smollm2]")] = None,
-    preset: Annotated[str, typer.Option(help="cpu: minutes on two cores; paper: the paper's own sizes.")] = "cpu",
-    limit: Annotated[int | None, typer.Option(help="At most so many items of each measure.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For everything that is drawn at random.")] = None,
-    batch_size: o.BatchSize = "auto",
-    change: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the preset (repeatable).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>/<name>-<key>]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it anew, and replace what is there.")] = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = None,
-    revision: o.Revision = None,
-    allow_missing: o.AllowMissing = False,
-    merge_adapter: o.MergeAdapter = False,
+    config: ExperimentConfig,
     as_json: o.Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    dry_run: o.DryRun = False,
     debug: o.Debug = False,
 ) -> None:
     """Make one table or figure of a paper on your own model.
@@ -48,14 +39,13 @@ def command(
     """
     from functools import partial
 
-    tokens = o.batch_tokens(batch_size)
     from studfinder.experiments import plan_experiment, run_experiment
     from studfinder.measures import batch_size as reading
     from studfinder.runs import first_process
-    from studfinder.verbs.load import load
+    from studfinder.verbs.load import load_as
 
-    settings = {"limit": limit, "seed": seed, **_changes(change or [])}
-    plan = plan_experiment(name, model or None, preset=preset, settings=settings)
+    settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change)}
+    plan = plan_experiment(name, config.model or None, preset=config.preset, settings=settings)
     shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
         models = ", ".join(plan.models) or "models of its own"
@@ -64,21 +54,14 @@ def command(
     first = first_process()  # of several processes, one speaks
     if not as_json and first:
         say(f"{name}: {plan.entry.needs}", file=sys.stderr)
-    with progress_bar(as_json or not first) as progress, reading(tokens):
+    with progress_bar(as_json or not first) as progress, reading(config.tokens):
         result, folder = run_experiment(
             plan,
-            out=out,
-            overwrite=overwrite,
+            out=config.folder,
+            overwrite=config.overwrite,
             progress=progress,
             command="studfinder " + " ".join(sys.argv[1:]),
-            loader=partial(
-                load,
-                dtype=dtype,
-                device=device,
-                revision=revision,
-                allow_missing=allow_missing,
-                merge_adapter=merge_adapter,
-            ),
+            loader=partial(load_as, config=config),
         )
     if not first:
         return
@@ -91,7 +74,7 @@ def command(
     print_sheet(result.name, result.tables, result.notes, folder)
 
 
-def _changes(pairs: list[str]) -> dict[str, str]:
+def _changes(pairs: Sequence[str]) -> dict[str, str]:
     from studfinder.errors import StudfinderError
 
     changes = {}

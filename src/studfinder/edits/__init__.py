@@ -26,7 +26,7 @@ from studfinder.edits.selections import (
     LargestEntry,
     MatchedDims,
     RandomDims,
-    Selection,
+    Entries,
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
@@ -42,7 +42,7 @@ __all__ = [
     "LargestEntry",
     "MatchedDims",
     "RandomDims",
-    "Selection",
+    "Entries",
     "SiteEdit",
     "Target",
     "TiedWeightsWarning",

@@ -15,7 +15,7 @@ from studfinder.edits.selections import (
     MatchedDims,
     RandomDims,
     Ranked,
-    Selection,
+    Entries,
     TopDims,
 )
 from studfinder.errors import StudfinderError
@@ -117,7 +117,7 @@ def _same_band(
 
 
 def chosen_entries(
-    select: Selection,
+    select: Entries,
     x_BHTD: torch.Tensor,
     real_BT: torch.Tensor,
     position_BT: torch.Tensor,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.edits.edit import Cache, Edit, SiteEdit, WeightEdit, Weights, When
-from studfinder.edits.selections import Coordinates, LargestEntry, Selection
+from studfinder.edits.selections import Coordinates, LargestEntry, Entries
 from studfinder.edits.values import (
     CleanOutput,
     Deviation,
@@ -35,7 +35,7 @@ class Activations:
     """
 
     sites: str | tuple[str, ...]
-    select: Selection
+    select: Entries
 
     @property
     def names(self) -> tuple[str, ...]:

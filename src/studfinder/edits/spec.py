@@ -40,7 +40,7 @@ from studfinder.edits.selections import (
     LargestEntry,
     MatchedDims,
     RandomDims,
-    Selection,
+    Entries,
     TopDims,
 )
 from studfinder.errors import StudfinderError
@@ -59,7 +59,7 @@ _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
 _NUMBERED: dict[str, Callable[..., Sequence[Edit]]] = {"scale": scale, "set": set_to, "noise": noise}
 _KINDS = "zero, mean, pooled-mean, constant, deviation, shuffle, scale=FACTOR, set=VALUE or noise=STD"
 _TARGETS = "a scan (runs/name, runs/name#massive_values), PARAMETER[row,col], or SITES.SELECTION (query+key.top1)"
-_SELECTIONS: dict[str, Callable[[str], Selection]] = {
+_SELECTIONS: dict[str, Callable[[str], Entries]] = {
     "top": lambda n: TopDims(int(n or 1)),
     "smallest": lambda n: TopDims(int(n or 1), largest=False),
     "above": lambda n: AboveLambda(float(n or 5)),
@@ -195,7 +195,7 @@ def _whole(text: str, where: str) -> int:
         raise StudfinderError(f"{text!r} in {where}", expected="a whole number") from None
 
 
-def _selection(text: str) -> Selection:
+def _selection(text: str) -> Entries:
     match = _SELECT.fullmatch(text)
     expected = (
         "top1, smallest1, above5, random1, matched1, band1, dim7,9, largest or all; .seed1 after random1 or band1"
@@ -213,7 +213,7 @@ def _selection(text: str) -> Selection:
     return replace(select, seed=int(match["seed"]))
 
 
-def _activations(lm: LM, names: str, layers: str | None, select: Selection) -> Activations:
+def _activations(lm: LM, names: str, layers: str | None, select: Entries) -> Activations:
     wanted = _layers(layers, len(lm.anatomy.layers)) if layers is not None else None
     front, dot, stage = names.rpartition(".")
     kinds, suffix = (front.split("+"), stage) if dot else (names.split("+"), "")

@@ -10,6 +10,7 @@ from studfinder.models import LM, cached_content_hash, check_findings
 from studfinder.records import Findings, SuperWeight, read_record
 from studfinder.runs import record_file
 from studfinder.texts import default_prompts, encode
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
@@ -26,12 +27,12 @@ def scan_of(bench: Bench, lm: LM, *, prove: bool = True) -> Path:
     An earlier one with the same settings in ./runs is used, so that all experiments on a model share one. Otherwise a
     scan is made now: there, or inside the folder that --out names.
     """
-    plan = plan_scan(lm, prove=prove, hash_of=cached_content_hash)
+    plan = plan_scan(lm, ScanConfig(prove=prove, progress=bench.progress), cached_content_hash)
     found = scan_run(plan).finished()
     if found is not None:
         return found
     command = f"studfinder scan {plan.model.id}"
-    _, folder = run_scan(plan, write=True, root=bench.scans, progress=bench.progress, command=command)
+    _, folder = run_scan(plan, write=True, root=bench.scans, command=command)
     assert folder is not None
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from studfinder.models import LM
 from studfinder.models.beside import carry
 from studfinder.models.inside import outward
 from studfinder.quantizers import RTN, Method, Target
-from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.card import card
 from studfinder.quantizers.checkpoint import Entry, shards, write_index, write_shard
 from studfinder.quantizers.entries import bench_entries, file_entry
@@ -24,23 +23,14 @@ from studfinder.quantizers.targets import others
 from studfinder.quantizers.verify import Meant, verify
 from studfinder.records import Quantization, to_json
 from studfinder.runs import write_text
+from studfinder.verbs.configs import Progress
 
 RESULT = "studfinder.json"
 _UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
-@dataclass(frozen=True)
-class Job:
-    out: Path
-    format: str
-    score: bool
-    verify: bool
-    overwrite: bool
-    progress: Progress
-
-
 def write_files(
-    job: Job,
+    progress: Progress | None,
     files: Files,
     stage: Path,
     methods: Mapping[str, RTN],
@@ -53,7 +43,8 @@ def write_files(
     def step(_entry: Entry) -> None:
         nonlocal count
         count += 1
-        job.progress("quantise", count, total)
+        if progress is not None:
+            progress("quantise", count, total)
 
     written = {}
     for shard, names in files.shards.items():
