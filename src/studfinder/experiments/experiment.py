@@ -17,13 +17,20 @@ from typing import Any
 from studfinder.measures import REGISTRY
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, ModelCard, Table
-from studfinder.report.words import listed
+from studfinder.records.config import Config, option
 from studfinder.runs import Work
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, Scored, Variant, Watch
 
 Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Config):
+    """What every experiment can be told: fields are keywords, `--set NAME=VALUE`, and part of the run's identity."""
+
+    seed: int = option(0, help="Of everything that is drawn at random.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +43,8 @@ class Experiment:
         shows: which table or figure of the paper; "ours" if nobody has published it.
         summary: what it asks, in one line.
         needs: time and memory with the built-in model on two cores, as measured.
-        presets: settings by preset; "cpu" always, "paper" where the paper's own sizes are known. A `limit` among them
-            is what --limit sets.
+        presets: settings by preset, of one class; "cpu" always, "paper" where the paper's own sizes are known. A
+            `limit` among them is what --limit sets.
         trains: whether it trains models of its own instead of taking the user's.
     """
 
@@ -46,7 +53,7 @@ class Experiment:
     shows: str
     summary: str
     needs: str
-    presets: Mapping[str, Mapping[str, Any]]
+    presets: Mapping[str, StudyConfig]
     trains: bool = False
 
 
@@ -81,7 +88,7 @@ class Bench:
 
     Attributes:
         models: names or paths, as the user gave them.
-        settings: of the preset, with what the user changed.
+        config: of the preset, with what the user changed.
         work: the run's folder and the steps that are done.
         cards: the models that were loaded so far.
         scans: where a scan that the experiment needs is written, if ./runs has none.
@@ -90,14 +97,14 @@ class Bench:
     def __init__(
         self,
         models: tuple[str, ...],
-        settings: Mapping[str, Any],
+        config: Any,
         work: Work,
         progress: Progress | None = None,
         loader: Callable[[str], LM] = load,
         first: LM | None = None,
         scans: Path = Path("runs"),
     ) -> None:
-        self.models, self.settings = models, dict(settings)
+        self.models, self.config = models, config
         self.cards: list[ModelCard] = []
         self.scans = scans
         self.work, self._progress, self._loader = work, progress, loader
@@ -149,15 +156,16 @@ class Bench:
     ) -> Scored:
         """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
         say, if not `limits`; see `Grid`."""
-        items, seed = self.settings.get("limit"), self.settings["seed"]
-        most = {**dict.fromkeys(REGISTRY, items), "perplexity": self.settings.get("windows", items), **(limits or {})}
+        items, seed = getattr(self.config, "limit", None), self.config.seed
+        most = {**dict.fromkeys(REGISTRY, items), "perplexity": getattr(self.config, "windows", items)}
+        most.update(limits or {})
         return Grid(
             run=self, lm=lm, variants=variants, measures=measures, limits=most, seed=seed, lenient=lenient
         ).scored()
 
-    def each(self, measure: str, setting: str) -> list[str]:
-        """A measure for each argument that a setting lists."""
-        return [f"{measure}:{part}" for part in listed(self.settings[setting])]
+    def each(self, measure: str, field: str) -> list[str]:
+        """A measure for each argument that a field of the config lists."""
+        return [f"{measure}:{part}" for part in getattr(self.config, field)]
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far the work is."""

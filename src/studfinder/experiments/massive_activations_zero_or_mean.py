@@ -16,17 +16,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.massive_onset import Onset, control_dims, onset_of
 from studfinder.models import LM
+from studfinder.records.config import option
 from studfinder.report.words import count, number, times
 from studfinder.sites import Site, tapped
 from studfinder.studies import Scored, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroOrMeanConfig(StudyConfig):
+    """On which texts and tasks."""
+
+    limit: int = option(100, help="Items of a task.", least=1)
+    windows: int = option(24, help="Windows of a perplexity.", least=1)
+    texts: tuple[str, ...] = option("wikitext2,c4,proof", help="Texts of perplexities.", commas=True)
+    tasks: tuple[str, ...] = option("piqa,arc_easy", help="Public tasks.", commas=True)
+
 
 EXPERIMENT = Experiment(
     name="massive-activations/zero-or-mean",
@@ -35,13 +48,10 @@ EXPERIMENT = Experiment(
     summary="Massive activations set to zero, or to their mean: are they constants?",
     needs="about 12 minutes and 1 GB with smollm2 on two cores",
     presets={
-        "cpu": {"limit": 100, "windows": 24, "texts": "wikitext2,c4,proof", "tasks": "piqa,arc_easy"},
-        "paper": {
-            "limit": 100_000,
-            "windows": 100_000,
-            "texts": "wikitext2,c4,proof",
-            "tasks": "boolq,piqa,winogrande,arc_easy,arc_challenge",
-        },
+        "cpu": ZeroOrMeanConfig(),
+        "paper": ZeroOrMeanConfig(
+            limit=100_000, windows=100_000, tasks=("boolq", "piqa", "winogrande", "arc_easy", "arc_challenge")
+        ),
     },
 )
 ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
@@ -54,7 +64,7 @@ PAPER = (
 def run(bench: Bench, lm: LM) -> Outcome:
     """Five changes of the residual stream after one layer, each on the same items."""
     onset = onset_of(lm)
-    controls = control_dims(lm, onset, bench.settings["seed"])
+    controls = control_dims(lm, onset, bench.config.seed)
     variants = [
         Variant(ORIGINAL),
         _variant(lm, ZERO, onset, onset.dims, 0.0),

@@ -13,15 +13,32 @@ massive values must be there before it, and that the counts hardly change is no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, Statistic, chance_above, counts, ratios, read_maps, resampled
+from studfinder.experiments.norms import (
+    NAMES,
+    Maps,
+    MapsConfig,
+    Statistic,
+    chance_above,
+    counts,
+    ratios,
+    read_maps,
+    resampled,
+)
 from studfinder.models import LM
 from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig(MapsConfig):
+    """See MapsConfig."""
+
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",
@@ -29,7 +46,7 @@ EXPERIMENT = Experiment(
     shows="appendix, layers 1, 2 and 10",
     summary="From which layer on do Q and K hold massive values, and does RoPE put them there?",
     needs="about 30 seconds with smollm2 on two cores",
-    presets={"cpu": {"limit": 12, "lam": 5.0}},
+    presets={"cpu": LayersConfig()},
 )
 
 
@@ -40,8 +57,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
-    lam = float(bench.settings["lam"])
-    maps = read_maps(lm, bench.settings["limit"], bench.progress)
+    lam = bench.config.lam
+    maps = read_maps(lm, bench.config.limit, bench.progress)
 
     def total(norms: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
         return np.asarray(counts(norms[tensor], lam).sum(axis=-1))

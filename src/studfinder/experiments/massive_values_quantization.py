@@ -15,6 +15,7 @@ task and no intervals; its released SmoothQuant recipe holds no quantisation at 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,13 +23,39 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
-from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, families_chart, keeping_notes, kept_pairs
+from studfinder.experiments.rounding import (
+    CAVEAT,
+    NAMES,
+    CalibratedConfig,
+    Rounding,
+    SchemeConfig,
+    families_chart,
+    keeping_notes,
+    kept_pairs,
+)
 from studfinder.experiments.weights import findings_of
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM
 from studfinder.quantizers import method_class
-from studfinder.report.words import listed
+from studfinder.records.config import option
 from studfinder.studies import PAIRED
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreservingConfig(SchemeConfig, CalibratedConfig):
+    """Which methods, judged by what."""
+
+    items: int = option(120, help="Items of every other measure.", least=1)
+    measures: tuple[str, ...] = option(
+        "perplexity:wikitext2,facts-in-context,facts-parametric-matched,passkey:128;256,repetition",
+        help="What is measured; a semicolon stands for a comma within an argument.",
+        commas=True,
+    )
+    methods: tuple[str, ...] = option("rtn,gptq,awq,smoothquant", help="Ways to round.", commas=True)
+    lam: float = option(5.0, help="Massive is above this many times the head's mean.")
+    prompts: int = option(12, help="Of our prompts, on which massive values are looked at.", least=1)
+    calibration_windows: int = option(32, help="Windows of it.", least=1)
+
 
 EXPERIMENT = Experiment(
     name="massive-values/quantization",
@@ -36,23 +63,7 @@ EXPERIMENT = Experiment(
     shows="figure 4",
     summary="At equal bits, groups and calibration, what does each quantiser lose, and does keeping findings save it?",
     needs="about an hour and 3 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "items": 120,
-            "measures": "perplexity:wikitext2,facts-in-context,facts-parametric-matched,passkey:128;256,repetition",
-            "methods": "rtn,gptq,awq,smoothquant",
-            "element": "int4",
-            "block": "64",
-            "zero": "integer",
-            "lam": 5.0,
-            "prompts": 12,
-            "calibration": "wikipedia",
-            "calibration_windows": 32,
-            "length": 512,
-        }
-    },
+    presets={"cpu": PreservingConfig()},
 )
 
 
@@ -64,13 +75,13 @@ PAPER = (
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every method with every keep."""
-    own, rounding, findings = bench.settings, Rounding(bench, lm), findings_of(bench, lm)
-    scheme, keeps = rounding.scheme(), findings_keeps(lm, findings, seed=own["seed"])
+    own, rounding, findings = bench.config, Rounding(bench, lm), findings_of(bench, lm)
+    scheme, keeps = rounding.scheme(), findings_keeps(lm, findings, seed=own.seed)
     both: dict[str, Any] = dict(keeps)
     if COLUMNS in keeps and ROWS in keeps:
         both[f"{COLUMNS} and {ROWS}"] = [keeps[COLUMNS], keeps[ROWS]]
     variants = []
-    for name in listed(own["methods"]):
+    for name in own.methods:
         options = {"activations": None} if name == "smoothquant" else {}
         method, label = method_class(name)(scheme=scheme, **options), NAMES.get(name, name)
         variants.append(rounding.variant(label, method))
@@ -79,8 +90,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
             for kept, keep in both.items()
         ]
     measures = bench.once("measures", partial(_measures, bench, lm))
-    limits = {name.partition(":")[0]: own["items"] for name in measures} | {"perplexity": own["limit"]}
-    preserved = Preserved(findings.proven, own["prompts"], float(own["lam"]))
+    limits = {name.partition(":")[0]: own.items for name in measures} | {"perplexity": own.limit}
+    preserved = Preserved(findings.proven, own.prompts, float(own.lam))
     scored = rounding.scored(variants, measures, preserved, limits=limits)
     pairs = kept_pairs(scored)
     plain = [one.label for one in scored.tried() if not one.kept]
@@ -104,7 +115,7 @@ def _measures(bench: Bench, lm: LM) -> list[str]:
     """The measures by name, with the arguments that give this model, as it is, room to fall; a semicolon in the setting
     stands for a comma within an argument."""
     found = []
-    for name in listed(bench.settings["measures"]):
+    for name in bench.config.measures:
         try:
             found.append(calibrated(name.replace(";", ","), lm))
         except StudfinderError:

@@ -16,8 +16,10 @@ import torch
 
 from studfinder.detectors.massive_values import TENSORS, MassiveValues
 from studfinder.errors import StudfinderError
+from studfinder.experiments.experiment import StudyConfig
 from studfinder.models import LM
 from studfinder.records import Interval
+from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import bootstrap
 from studfinder.texts import Batch, batches, default_prompts, encode
@@ -30,6 +32,14 @@ NAMES = {
     "key.pre_rope": "K before RoPE",
 }
 """The tensors, in the order of the tables, and their names in print."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapsConfig(StudyConfig):
+    """How Q, K and V are read."""
+
+    limit: int = option(12, help="Of our twelve prompts.", least=1)
+    lam: float = option(5.0, help="Massive is above this many times the head's mean.")
 
 
 @dataclass(frozen=True)

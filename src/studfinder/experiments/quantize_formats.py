@@ -10,16 +10,30 @@ that leaves out no change.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import CONTROLS, ROWS, WEIGHTS, findings_keeps
-from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, keeping_notes, kept_pairs
+from studfinder.experiments.rounding import CAVEAT, Rounding, RoundingConfig, families_chart, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, kernel
 from studfinder.records import Table
-from studfinder.report.words import listed
+from studfinder.records.config import option
 from studfinder.studies import PAIRED
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatsConfig(RoundingConfig):
+    """Which formats."""
+
+    text: str = option("wikitext2", help="The text of the perplexity.")
+    formats: tuple[str, ...] = option(
+        "w4-g64,w4-channel,mxfp4,nvfp4,fp8,fp8-block,w8-channel,w8-tensor", help="Schemes by name.", commas=True
+    )
+    fraction: float = option(0.001, help="Share of each matrix, the largest, that is kept too.", least=0, most=0.5)
+
 
 EXPERIMENT = Experiment(
     name="quantize/formats",
@@ -27,23 +41,15 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="Which finding must be kept in which format: int4, MXFP4, NVFP4, fp8?",
     needs="about 20 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "text": "wikitext2",
-            "formats": "w4-g64,w4-channel,mxfp4,nvfp4,fp8,fp8-block,w8-channel,w8-tensor",
-            "fraction": 0.001,
-        }
-    },
+    presets={"cpu": FormatsConfig()},
 )
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every format with every keep."""
-    keeps = findings_keeps(lm, findings_of(bench, lm), fraction=bench.settings["fraction"], seed=bench.settings["seed"])
+    keeps = findings_keeps(lm, findings_of(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
     rounding, variants, formats = Rounding(bench, lm), [], []
-    for name in listed(bench.settings["formats"]):
+    for name in bench.config.formats:
         if name not in SCHEMES:
             raise StudfinderError(f"there is no format {name!r}", expected=", ".join(SCHEMES))
         method = RTN(scheme=rounding.scheme(SCHEMES[name]))
@@ -53,7 +59,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
             rounding.variant(f"{name}, keep {kept}", method, keep=keep, kept=kept, family=name)
             for kept, keep in keeps.items()
         ]
-    scored = rounding.scored(variants, [f"perplexity:{bench.settings['text']}"])
+    scored = rounding.scored(variants, [f"perplexity:{bench.config['text']}"])
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [
         scored.scores_table(

@@ -15,20 +15,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart, keeping_notes, kept_pairs
+from studfinder.experiments.rounding import (
+    CAVEAT,
+    CalibratedConfig,
+    Rounding,
+    families_chart,
+    keeping_notes,
+    kept_pairs,
+)
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
 from studfinder.records import Findings
-from studfinder.report.words import listed
+from studfinder.records.config import option
 from studfinder.studies import PAIRED, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(CalibratedConfig):
+    """Which elements, judged by what."""
+
+    text: str = option("wikitext2", help="The text of the perplexity.")
+    elements: tuple[str, ...] = option("int8,int4,fp8", help="What numbers are rounded to.", commas=True)
+    passkeys: int = option(40, help="Prompts of the passkey.", least=1)
+    passkey: str = option("128,256,512", help="Their lengths; empty for none.")
+
 
 EXPERIMENT = Experiment(
     name="quantize/kv-cache",
@@ -36,19 +54,7 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="What must a cache of keys and values in few bits keep?",
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "text": "wikitext2",
-            "elements": "int8,int4,fp8",
-            "passkeys": 40,
-            "passkey": "128,256,512",
-            "calibration": "wikipedia",
-            "calibration_windows": 16,
-            "length": 512,
-        }
-    },
+    presets={"cpu": CacheConfig()},
 )
 MASSIVE, OTHERS = "the massive dims of K kept", "as many other dims of K kept"
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -65,16 +71,16 @@ _CHANGES: dict[str, dict[str, Any]] = {
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every element with every change."""
-    own, rounding = bench.settings, Rounding(bench, lm)
-    keeps = _keeps(lm, findings_of(bench, lm, prove=False), own["seed"])
+    own, rounding = bench.config, Rounding(bench, lm)
+    keeps = _keeps(lm, findings_of(bench, lm, prove=False), own.seed)
     variants = []
-    for element in listed(own["elements"]):
+    for element in own.elements:
         zero: Any = "none" if element == "fp8" else "float"
-        plain = KVCache(element=element, zero=zero)  # type: ignore[arg-type]
+        plain = KVCache(element=element, zero=zero)
         variants += [_variant(rounding, element, what, replace(plain, **more)) for what, more in _CHANGES.items()]
         variants += [_variant(rounding, element, what, plain, keep) for what, keep in keeps.items()]
-    measures = [f"perplexity:{own['text']}", *([f"passkey:{own['passkey']}"] if own["passkey"] else [])]
-    scored = rounding.scored(variants, measures, limits={"passkey": own["passkeys"]})
+    measures = [f"perplexity:{own['text']}", *([f"passkey:{own['passkey']}"] if own.passkey else [])]
+    scored = rounding.scored(variants, measures, limits={"passkey": own.passkeys})
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [
         scored.scores_table(
@@ -92,7 +98,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _variant(rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None) -> Variant:
-    lm, length = rounding.lm, rounding.bench.settings["length"]
+    lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
     def enter() -> Iterator[float]:

@@ -13,6 +13,7 @@ What to look at: whether the coloured points lie below the line, and by how much
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,33 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.rounding import CAVEAT, NAMES, Rounding, block_of
+from studfinder.experiments.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Cell, Comparison, SuperWeight, Table
+from studfinder.records.config import option
 from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
-from studfinder.report.words import listed, number
+from studfinder.report.words import number
 from studfinder.studies import Scored, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoConfig(CalibratedConfig):
+    """Which schemes."""
+
+    text: str = option("wikitext2", help="The text of the perplexity.")
+    elements: tuple[str, ...] = option("2,3,4,6,8", help="Bits of an integer.", commas=True)
+    blocks: tuple[str, ...] = option("64,192,channel", help="Numbers that share a scale.", commas=True)
+    zeros: tuple[str, ...] = option("none,integer,float", help="Zero points.", commas=True)
+    held: tuple[float, ...] = option("0.001,0.005", help="Shares of each matrix that are kept.", commas=True)
+    methods: tuple[str, ...] = option("gptq,awq,smoothquant,clip-restore", help="Beside rounding.", commas=True)
+    method_elements: tuple[str, ...] = option("4", help="Bits with these methods.", commas=True)
+    method_blocks: tuple[str, ...] = option("64,channel", help="Blocks with these methods.", commas=True)
+    phases: int = option(7, help="How many times the smallest groups are begun elsewhere.", least=0)
+    calibration_windows: int = option(32, help="Windows of it.", least=1)
+
 
 EXPERIMENT = Experiment(
     name="quantize/pareto",
@@ -37,23 +56,7 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="At equal bits per weight, does a quantised model gain by keeping a few numbers?",
     needs="about two hours and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "text": "wikitext2",
-            "elements": "2,3,4,6,8",
-            "blocks": "64,192,channel",
-            "zeros": "none,integer,float",
-            "held": "0.001,0.005",
-            "methods": "gptq,awq,smoothquant,clip-restore",
-            "method_elements": "4",
-            "method_blocks": "64,channel",
-            "phases": 7,
-            "calibration": "wikipedia",
-            "calibration_windows": 32,
-            "length": 512,
-        }
-    },
+    presets={"cpu": ParetoConfig()},
 )
 SUPER, COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5
@@ -66,7 +69,7 @@ PHASE = "phase"
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
     measure, proven, rounding = (
-        f"perplexity:{bench.settings['text']}",
+        f"perplexity:{bench.config['text']}",
         findings_of(bench, lm).proven,
         Rounding(bench, lm),
     )
@@ -101,12 +104,12 @@ def run(bench: Bench, lm: LM) -> Outcome:
 def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
     """Round to nearest, over elements, blocks and zero points, with and without a search of the range; shares of all
     weights are kept only where the zero point is an integer, which first trials found best."""
-    own = rounding.bench.settings
+    own = rounding.bench.config
     keeps = list(_keeps(rounding, proven))
     few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
-    for bits in listed(own["elements"]):
-        for block in listed(own["blocks"]):
-            for zero in listed(own["zeros"]):
+    for bits in own.elements:
+        for block in own.blocks:
+            for zero in own.zeros:
                 scheme = _scheme(rounding, bits, block, zero)
                 for keep, kept in {"integer": keeps, "none": few}.get(zero, few[:1]):
                     yield _variant(rounding, "RTN", RTN(scheme=scheme), keep, kept)
@@ -115,10 +118,10 @@ def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Vari
 
 
 def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
-    own = rounding.bench.settings
-    for name in listed(own["methods"]):
-        for bits in listed(own["method_elements"]):
-            for block in listed(own["method_blocks"]):
+    own = rounding.bench.config
+    for name in own.methods:
+        for bits in own.method_elements:
+            for block in own.method_blocks:
                 options = {"activations": None} if name == "smoothquant" else {}
                 method = method_class(name)(scheme=_scheme(rounding, bits, block, "integer"), **options)
                 for keep, kept in _keeps(rounding, proven):
@@ -127,12 +130,12 @@ def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Varia
 
 def _phases(rounding: Rounding) -> Iterator[Variant]:
     """The smallest group of 4 bits, begun elsewhere."""
-    own = rounding.bench.settings
-    groups = [size for block in listed(own["blocks"]) if (size := whole_number(block))]
+    own = rounding.bench.config
+    groups = [size for block in own.blocks if (size := whole_number(block))]
     if not groups:
         return
     scheme = _scheme(rounding, "4", str(min(groups)), "integer")
-    for shift in (0, *shifts(min(groups), own["phases"])):
+    for shift in (0, *shifts(min(groups), own.phases)):
         method = Shifted(rtn=RTN(scheme=scheme, clip=Clip()), shift=shift)
         label = f"RTN clip {_brief(scheme)}, begun {shift} columns away"
         yield rounding.variant(label, method, family=PHASE)
@@ -143,8 +146,8 @@ def _keeps(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[tuple[
     if proven:
         yield hold_out(proven), SUPER
         yield hold_out(proven, columns=True), COLUMNS
-    for share in listed(rounding.bench.settings["held"]):
-        yield hold_out(fraction=float(share)), f"{float(share):.4g} of all".replace("0.", ".", 1)
+    for share in rounding.bench.config.held:
+        yield hold_out(fraction=share), f"{share:.4g} of all".replace("0.", ".", 1)
 
 
 def _scheme(rounding: Rounding, bits: str, block: str, zero: str) -> Scheme:

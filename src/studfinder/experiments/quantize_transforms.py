@@ -25,7 +25,7 @@ import torch
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
-from studfinder.experiments.rounding import CAVEAT, Rounding, keeping_notes, kept_pairs
+from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, keeping_notes, kept_pairs
 from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
@@ -47,8 +47,21 @@ from studfinder.quantizers import (
 )
 from studfinder.quantizers import Bench as Workbench
 from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
-from studfinder.report.words import listed
+from studfinder.records.config import option
 from studfinder.studies import KL, PAIRED, Scored, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformsConfig(CalibratedConfig):
+    """Which schemes."""
+
+    text: str = option("wikitext2", help="The text of the perplexity.")
+    schemes: tuple[str, ...] = option("w4-g64,w4-channel", help="Schemes by name.", commas=True)
+    inputs: tuple[str, ...] = option(
+        "w8-channel:int8,w4-g64:int8,w4-g64:int4", help="SCHEME:ELEMENT, weights and inputs rounded.", commas=True
+    )
+    awq: bool = option(False, help="AWQ too, which takes long.")
+
 
 EXPERIMENT = Experiment(
     name="quantize/transforms",
@@ -56,19 +69,7 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="Exact changes before rounding (rebalanced, sorted, split, rotated): which help?",
     needs="about 18 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan; AWQ takes more)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "text": "wikitext2",
-            "schemes": "w4-g64,w4-channel",
-            "inputs": "w8-channel:int8,w4-g64:int8,w4-g64:int4",
-            "awq": False,
-            "calibration": "wikipedia",
-            "calibration_windows": 16,
-            "length": 512,
-        }
-    },
+    presets={"cpu": TransformsConfig()},
 )
 _POWERS = (1, 2, 3)
 SUPER, OTHERS = "the super weights", "as many other columns"
@@ -101,13 +102,13 @@ class Change:
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme with every change; and every change alone."""
-    for name in (*listed(bench.settings["schemes"]), *(p.partition(":")[0] for p in listed(bench.settings["inputs"]))):
+    for name in (*bench.config.schemes, *(p.partition(":")[0] for p in bench.config.inputs)):
         if name not in SCHEMES:  # before a model is scanned for nothing
             raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
     rounding, proven = Rounding(bench, lm), findings_of(bench, lm).proven
     alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(PAIRS, RotaryPairs())]
     exact = [bench.once(f"unrounded {one}", partial(_unrounded, rounding, one)) for one in alone]
-    scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.settings['text']}"])
+    scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.config['text']}"])
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [
         scored.scores_table(
@@ -130,7 +131,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) -> Iterator[Change]:
-    seed = rounding.bench.settings["seed"]
+    seed = rounding.bench.config.seed
     others = tuple((layer, col) for layer, col, _ in other_neurons(rounding.lm, proven, seed=seed))
     for what, neurons in ((SUPER, neurons_of(proven)), (OTHERS, others)) if proven else ():
         for power in (*_POWERS, *(-power for power in _POWERS)):
@@ -148,16 +149,16 @@ def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) 
 
 
 def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
-    own = rounding.bench.settings
-    for name in listed(own["schemes"]):
+    own = rounding.bench.config
+    for name in own.schemes:
         scheme = rounding.scheme(SCHEMES[name])
         yield from _family(rounding, name, RTN(scheme=scheme), list(_changes(rounding, proven, scheme)))
-        if own["awq"]:
+        if own.awq:
             yield from _awq(rounding, name, scheme)
-    rotated = Change(ROTATED, Rotate(seed=own["seed"]), f"{ROTATED}, inputs rounded too,")
-    for pair in listed(own["inputs"]):
+    rotated = Change(ROTATED, Rotate(seed=own.seed), f"{ROTATED}, inputs rounded too,")
+    for pair in own.inputs:
         name, _, element = pair.partition(":")
-        rounded = Activations(element=element)  # type: ignore[arg-type]  # it checks
+        rounded = Activations(element=element)
         method = WithActivations(weights=RTN(scheme=rounding.scheme(SCHEMES[name])), activations=rounded)
         yield from _family(rounding, f"{name}, inputs {element}", method, [rotated])
     for keys in ("token", "channel"):
@@ -177,7 +178,7 @@ def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[Variant]:
     profile = scan_of(bench, rounding.lm) / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
     if profile.is_file():
-        maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])
+        maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.config.seed)
     for kept, path in maps.items():
         method = AWQ(scheme=scheme, massive_values=None if path is None else str(path))
         label = f"AWQ {name}" + (f", {kept}" if kept else "")
@@ -197,7 +198,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
 
 
 def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Variant:
-    lm, length = rounding.lm, rounding.bench.settings["length"]
+    lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
     def enter() -> Iterator[float]:

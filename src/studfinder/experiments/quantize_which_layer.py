@@ -19,16 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
-from studfinder.experiments.rounding import CAVEAT, Rounding
+from studfinder.experiments.rounding import CAVEAT, Rounding, SchemeConfig
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
 from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
+from studfinder.records.config import option
 from studfinder.studies import KL, Divergence, Scored, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhichLayerConfig(SchemeConfig):
+    """Which scheme, on how much text."""
+
+    limit: int = option(16, help="Pieces of our proof text; half of them choose the worst.", least=2)
+    worst: int = option(3, help="Matrices that are left in full precision.", least=1)
+    draws: int = option(5, help="Draws of as many others.", least=1)
+
 
 EXPERIMENT = Experiment(
     name="quantize/which-layer",
@@ -36,7 +46,7 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="Which layer or matrix hurts most when it is quantised, and does leaving it alone help?",
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={"cpu": {"limit": 16, "element": "int4", "block": "64", "zero": "integer", "worst": 3, "draws": 5}},
+    presets={"cpu": WhichLayerConfig()},
 )
 EVERYTHING, WORST, OTHERS = "everything", "all but the worst", "all but others"
 CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
@@ -55,13 +65,11 @@ class Part:
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every part by itself; then all but some."""
-    if bench.settings["limit"] < 2:
-        raise StudfinderError("one window cannot both choose the worst and judge them", expected="--limit 2 or more")
     work = _Work(bench, lm)
     every = parts(work.targets)
     alone = work.scored([work.only(part) for found in every for part in found])
     groups = every[2]
-    worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.settings["worst"]]
+    worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.config.worst]
     rest = work.scored([*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)])
     kept = work.scored(list(work.kept(findings_of(bench, lm).proven, groups)))
     outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
@@ -94,7 +102,7 @@ class _Work:
 
     def __init__(self, bench: Bench, lm: LM) -> None:
         self.bench, self.lm, self.targets = bench, lm, targets(lm)
-        self.rounding = Rounding(bench, lm, pieces=bench.settings["limit"], layers=True)
+        self.rounding = Rounding(bench, lm, pieces=bench.config.limit, layers=True)
         self.scheme = self.rounding.scheme()
 
     def scored(self, variants: Sequence[Variant]) -> Scored:
@@ -127,8 +135,8 @@ class _Work:
         """Everything rounded; everything but the worst; everything but as many others of the same kinds."""
         yield self._variant(EVERYTHING, [])
         yield self._variant(WORST, self._modules(worst))
-        random = np.random.default_rng(self.bench.settings["seed"])
-        for draw in range(self.bench.settings["draws"]):
+        random = np.random.default_rng(self.bench.config.seed)
+        for draw in range(self.bench.config.draws):
             others: list[Part] = []
             for part in worst:
                 free = [g for g in groups if g.kind == part.kind and g not in worst and g not in others]
@@ -154,7 +162,7 @@ class _Work:
         """The weights, their columns, and several draws of as many other columns."""
         if not weights:
             return {}
-        seed, draws = self.bench.settings["seed"], range(self.bench.settings["draws"])
+        seed, draws = self.bench.config.seed, range(self.bench.config.draws)
         keeps = {WEIGHTS: hold_out(weights), COLUMNS: hold_out(weights, columns=True)}
         others = (hold_out(other_columns(self.lm, weights, seed=seed + draw)) for draw in draws)
         return keeps | {f"{OTHER_COLUMNS}, draw {draw}": keep for draw, keep in enumerate(others, 1)}
@@ -184,10 +192,11 @@ def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -
         note = f"KL(original || quantised), nats per token, our proof text, pieces resampled. {CAVEAT}"
         outcome.tables.append(Table(title=f"{title} at a time", columns=("quantised", "KL"), rows=rows, note=note))
     layers, _, groups = every
-    lines = [Series(name="the whole layer", **_line(layers, alone))]
-    for kind in dict.fromkeys(part.kind for part in groups):
-        lines.append(Series(name=kind.replace("_proj", ""), **_line([p for p in groups if p.kind == kind], alone)))
-    plot = Plot(kind="lines", series=tuple(lines), x="layer (alone quantised)", y="KL, nats per token", log=True)
+    lines = {"the whole layer": layers}
+    for part in groups:
+        lines.setdefault(part.kind.replace("_proj", ""), []).append(part)
+    series = tuple(Series(name=name, **_line(some, alone)) for name, some in lines.items())
+    plot = Plot(kind="lines", series=series, x="layer (alone quantised)", y="KL, nats per token", log=True)
     outcome.charts.append(Chart(name="which-layer", plots=(plot,)))
 
 

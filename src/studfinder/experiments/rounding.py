@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench
+from studfinder.experiments.experiment import Bench, StudyConfig
 from studfinder.models import LM
 from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
 from studfinder.quantizers.grid import fits
 from studfinder.records import Chart, Plot, Series, point
+from studfinder.records.config import option
 from studfinder.studies import KL, Original, Scored, Variant, Watch, spoken
 
 CAVEAT = (
@@ -24,6 +25,32 @@ CAVEAT = (
 )
 NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
 ORIGINAL = Variant("original")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingConfig(StudyConfig):
+    """On how much text rounded models are judged."""
+
+    limit: int = option(16, help="Windows of a perplexity.", least=1)
+    pieces: int = option(16, help="Pieces of our proof text, for the KL.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedConfig(RoundingConfig):
+    """And by which text methods are calibrated."""
+
+    calibration: str = option("wikipedia", help="Calibration text: wikipedia, c4 or a file.")
+    calibration_windows: int = option(16, help="Windows of it.", least=1)
+    length: int = option(512, help="Tokens of a window of it.", least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeConfig(StudyConfig):
+    """One scheme."""
+
+    element: str = option("int4", help="What numbers are rounded to.")
+    block: str = option("64", help="Inputs that share a scale, or channel, or tensor.")
+    zero: str = option("integer", help="Zero point: integer, none or float.")
 
 
 class Rounding:
@@ -35,22 +62,20 @@ class Rounding:
 
     def __init__(self, bench: Bench, lm: LM, *, pieces: int | None = None, layers: bool = False) -> None:
         self.bench, self.lm = bench, lm
-        self.original = Original(pieces or bench.settings["pieces"], layers=layers)
+        self.original = Original(pieces or bench.config.pieces, layers=layers)
 
     @cached_property
     def windows(self) -> list[list[int]]:
         """Calibration token ids, as the settings `calibration`, `calibration_windows` and `length` say."""
-        own = self.bench.settings
-        return calibration_windows(self.lm, own["calibration"], count=own["calibration_windows"], length=own["length"])[
-            1
-        ]
+        own = self.bench.config
+        return calibration_windows(self.lm, own.calibration, count=own.calibration_windows, length=own.length)[1]
 
     def scheme(self, scheme: Scheme | None = None) -> Scheme:
         """That of the settings `element`, `block` and `zero`, or another; with a smaller last block where its blocks do
         not divide every matrix of the model."""
         if scheme is None:
-            own = self.bench.settings
-            scheme = Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"])
+            own = self.bench.config
+            scheme = Scheme(element=own.element, block=block_of(own.block), zero=own.zero)
         loose = replace(scheme, remainder="block")
         return scheme if all(fits(target.weight(self.lm).shape, loose) for target in targets(self.lm)) else loose
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,17 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, Progress
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, Progress, StudyConfig
 from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
+from studfinder.records.config import identity, replaced
 from studfinder.report.charts import draw_chart
 from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
 RESULT = "result.json"
-ACCELERATED: Mapping[str, type] = {"micro": int, "precision": str}
-"""Settings that every training experiment takes beside its preset's; see `training.Recipe`. They are no part of a run's
-identity where they are not used, so that runs from before they existed are found again."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,12 @@ class Plan:
     module: ModuleType
     entry: Experiment
     models: tuple[str, ...]
-    settings: dict[str, Any]
+    config: StudyConfig
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config as plain values."""
+        return json.loads(json.dumps(identity(self.config), default=str))
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -70,31 +74,8 @@ def plan_experiment(
         models = () if entry.trains else ("smollm2",)
     if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
-    chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
-    kinds = {key: type(value) for key, value in chosen.items()}
-    if entry.trains:
-        kinds = {**ACCELERATED, **kinds}
-    for key, value in (settings or {}).items():
-        if value is None:
-            continue
-        if key not in kinds:
-            raise StudfinderError(f"{name} has no setting {key!r}", expected=", ".join(kinds))
-        chosen[key] = _as(kinds[key], key, value)
-    if chosen.get("limit") is not None and chosen["limit"] < 1:
-        raise StudfinderError(f"--limit {chosen['limit']}", expected="1 or more")
-    return Plan(module, entry, tuple(models), chosen)
-
-
-def _as(kind: type, key: str, value: Any) -> Any:
-    """A setting from the command line in the type that the preset has."""
-    if not isinstance(value, str) or kind is str:
-        return value
-    try:
-        if kind in (list, tuple):
-            return [float(part) if "." in part else int(part) for part in value.split(",")]
-        return kind(value) if kind in (int, float) else value == "true" if kind is bool else value
-    except ValueError:
-        raise StudfinderError(f"setting {key}={value}", expected=f"a {kind.__name__}") from None
+    changes = {one: value for one, value in (settings or {}).items() if value is not None}
+    return Plan(module, entry, tuple(models), replaced(entry.presets[preset], changes, name))
 
 
 def run_experiment(
@@ -124,7 +105,7 @@ def run_experiment(
     with run.work(overwrite=overwrite, sources=sources) as work:
         bench = Bench(
             plan.models,
-            plan.settings,
+            plan.config,
             work,
             progress,
             loader,
@@ -176,12 +157,12 @@ def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
         run=RunCard(
             verb="experiment",
             key=run.key,
-            settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
+            settings=plan.settings,
             command=command or f"studfinder experiment {plan.entry.name}",
             started=started,
             seconds=time.monotonic() - clock,
             device=", ".join(dict.fromkeys(devices)),
-            seed=int(plan.settings["seed"]),
+            seed=plan.config.seed,
             versions=versions(),
         ),
         tables=tuple(outcome.tables),
@@ -209,10 +190,6 @@ def _outcome(module: ModuleType, bench: Bench) -> Outcome:
 def _written(plan: Plan, work: Work, result: Result) -> None:
     write_text(work.path / RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
     draw_into(work.path, result, plan.module)
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:

@@ -19,18 +19,33 @@ Look at: how far "prune SW" lies from "prune others", and whether +SA closes the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from studfinder.edits import Weights, restore_output, top_fraction, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.super_weight_units import add_units, count_of
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Interval, SuperWeight, Table
+from studfinder.records.config import option
 from studfinder.report.words import brief, times
 from studfinder.stats import averaged
 from studfinder.studies import Scored, Variant, with_edits
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande,hellaswag,sciq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationConfig(StudyConfig):
+    """On which texts and tasks, and beside how many others."""
+
+    limit: int = option(200, help="Items of a task.", least=1)
+    windows: int = option(32, help="Windows of a perplexity.", least=1)
+    others: int = option(7000, help="How many large others are taken away.", least=1)
+    texts: tuple[str, ...] = option("wikitext2,proof", help="Texts of perplexities.", commas=True)
+    tasks: tuple[str, ...] = option(_TASKS, help="Public tasks.", commas=True)
+
+
 EXPERIMENT = Experiment(
     name="super-weight/ablation",
     paper="2411.07191",
@@ -38,8 +53,8 @@ EXPERIMENT = Experiment(
     summary="What breaks without the super weight, without 7,000 large others, and with its activation put back?",
     needs="about 10 minutes and 2 GB with smollm2 on two cores (plus the scan that finds the weights)",
     presets={
-        "cpu": {"limit": 200, "windows": 32, "others": 7000, "tasks": _TASKS, "texts": "wikitext2,proof"},
-        "paper": {"limit": 100_000, "windows": 100_000, "others": 7000, "tasks": _TASKS, "texts": "wikitext2,c4,proof"},
+        "cpu": AblationConfig(),
+        "paper": AblationConfig(limit=100_000, windows=100_000, texts=("wikitext2", "c4", "proof")),
     },
 )
 
@@ -53,7 +68,7 @@ ORIGINAL, PRUNED, OTHERS, RESTORED = "original", "prune SW", "prune others", "pr
 def run(bench: Bench, lm: LM) -> Outcome:
     """The paper's four rows, then the edits one by one."""
     weights, encoded = super_weights_of(bench, lm)
-    others = _others(lm, weights, bench.settings["others"])
+    others = _others(lm, weights, bench.config.others)
     variants = [Variant(ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, OTHERS, zero(others))]
     restorable = all(weight.expert is None for weight in weights)  # what a fused expert gives cannot be replaced
     if restorable:

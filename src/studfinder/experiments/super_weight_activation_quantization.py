@@ -15,21 +15,31 @@ The paper's printed step, (max - min) / (2^(N-1) - 1), wastes a bit; here it is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, Rounding, families_chart
+from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
 from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Table
-from studfinder.report.words import listed
+from studfinder.records.config import option
 from studfinder.studies import KL, PAIRED, Scored, Variant, head, spoken
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig(CalibratedConfig):
+    """Which texts and elements."""
+
+    texts: tuple[str, ...] = option("wikitext2,c4", help="Texts of perplexities.", commas=True)
+    element: str = option("int8", help="What activations are rounded to.")
+    alphas: tuple[float, ...] = option("0.85,0.5", help="SmoothQuant's alpha.", commas=True)
+
 
 EXPERIMENT = Experiment(
     name="super-weight/activation-quantization",
@@ -37,18 +47,7 @@ EXPERIMENT = Experiment(
     shows="tables 3, 4 and 7",
     summary="Does holding out super activations make naive 8-bit activations as good as SmoothQuant?",
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "texts": "wikitext2,c4",
-            "element": "int8",
-            "alphas": "0.85,0.5",
-            "calibration": "wikipedia",
-            "calibration_windows": 16,
-            "length": 512,
-        }
-    },
+    presets={"cpu": RestoreConfig()},
 )
 _WEIGHTS = Scheme(element="int8", block="tensor", narrow=True)
 NAIVE, OURS, OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
@@ -86,11 +85,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _variants(rounding: Rounding, places: Any) -> Iterator[Variant]:
-    own = rounding.bench.settings
+    own = rounding.bench.config
     yield rounding.variant("weights only, int8 per tensor", RTN(scheme=_WEIGHTS), family="weights only")
-    others = _other_places(rounding.lm, places, own["seed"])
+    others = _other_places(rounding.lm, places, own.seed)
     for scope in ("token", "tensor"):
-        plain = Activations(element=own["element"], scope=scope)
+        plain = Activations(element=own.element, scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
             held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
@@ -99,8 +98,8 @@ def _variants(rounding: Rounding, places: Any) -> Iterator[Variant]:
             label: WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
             for label, restore in held.items()
         }
-        for alpha in listed(own["alphas"]):
-            methods[f"{SMOOTH} {alpha}"] = SmoothQuant(scheme=_WEIGHTS, activations=plain, alpha=float(alpha))
+        for alpha in own.alphas:
+            methods[f"{SMOOTH} {alpha}"] = SmoothQuant(scheme=_WEIGHTS, activations=plain, alpha=alpha)
         for label, method in methods.items():
             yield rounding.variant(f"{label}, per {scope}", method, kept=label, family=f"per {scope}")
 

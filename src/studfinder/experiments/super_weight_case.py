@@ -7,17 +7,28 @@ size in the same matrix.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from studfinder.edits import edited, matched_controls, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import super_weight_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
+from studfinder.records.config import option
 from studfinder.texts import Text, encode, token_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseConfig(StudyConfig):
+    """The prompt."""
+
+    prompt: str = option("Summer is hot. Winter is", help="What the model reads.")
+    top: int = option(8, help="Likeliest tokens that are shown.", least=1)
+
 
 EXPERIMENT = Experiment(
     name="super-weight/case",
@@ -25,7 +36,7 @@ EXPERIMENT = Experiment(
     shows="section 3.2, the example of figure 5",
     summary="What does the model say next with and without its super weight?",
     needs="about 30 seconds with smollm2 on two cores (plus the scan that finds the weight)",
-    presets={"cpu": {"prompt": "Summer is hot. Winter is", "top": 8}},
+    presets={"cpu": CaseConfig()},
 )
 
 
@@ -60,14 +71,14 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 def _probabilities(bench: Bench, lm: LM) -> dict[str, Any]:
     weight, encoded = super_weight_of(bench, lm)
-    ids = encode(lm, [Text("prompt", bench.settings["prompt"])])[0][0]
+    ids = encode(lm, [Text("prompt", bench.config.prompt)])[0][0]
     control = matched_controls(lm, weight, encoded[weight.prompt], count=2)[0]
     clean_V = _next(lm, ids)
     with edited(lm, zero(weight)):
         without_V = _next(lm, ids)
     with edited(lm, zero(control)):
         control_V = _next(lm, ids)
-    k = bench.settings["top"]
+    k = bench.config.top
     shown = list(dict.fromkeys([*clean_V.topk(k).indices.tolist(), *without_V.topk(k).indices.tolist()]))
     return {
         "weight": str(weight),

@@ -13,20 +13,37 @@ Look at: whether the cross-fitted gain's interval leaves out zero.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from studfinder.edits import matched_controls, scale
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
+from studfinder.records.config import option
 from studfinder.report.words import brief
 from studfinder.stats import averaged
 from studfinder.studies import Variant, ratio, swept, with_edits
 from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(StudyConfig):
+    """By which factors, on what."""
+
+    limit: int = option(100, help="Items of a task.", least=1)
+    windows: int = option(16, help="Windows of the perplexity.", least=1)
+    factors: tuple[float, ...] = option(
+        "0,0.2,0.5,0.8,1.2,1.5,2,3", help="What weights are multiplied by.", commas=True
+    )
+    tasks: tuple[str, ...] = option(_TASKS, help="Public tasks.", commas=True)
+    text: str = option("wikitext2", help="The text of the perplexity.")
+
+
 EXPERIMENT = Experiment(
     name="super-weight/scaling",
     paper="2411.07191",
@@ -34,20 +51,13 @@ EXPERIMENT = Experiment(
     summary="Does a larger super weight make a better model?",
     needs="about 15 minutes and 1 GB with smollm2 on two cores (plus the scan that finds the weights)",
     presets={
-        "cpu": {
-            "limit": 100,
-            "windows": 16,
-            "factors": [0, 0.2, 0.5, 0.8, 1.2, 1.5, 2, 3],
-            "tasks": _TASKS,
-            "text": "wikitext2",
-        },
-        "paper": {
-            "limit": 100_000,
-            "windows": 100_000,
-            "factors": [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.1, 1.2, 1.3, 1.5, 2, 3],
-            "tasks": _TASKS + ",hellaswag,sciq",
-            "text": "wikitext2",
-        },
+        "cpu": ScalingConfig(),
+        "paper": ScalingConfig(
+            limit=100_000,
+            windows=100_000,
+            factors=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.1, 1.2, 1.3, 1.5, 2, 3),
+            tasks=(*_TASKS.split(","), "hellaswag", "sciq"),
+        ),
     },
 )
 
@@ -60,8 +70,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     weights, encoded = super_weights_of(bench, lm)
     taken = [weight.index for weight in weights]
     controls = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
-    factors = sorted({float(f) for f in bench.settings["factors"]} - {1.0})
-    source, windows = _windows(lm, bench.settings["text"], bench.settings["windows"])
+    factors = sorted({*bench.config.factors} - {1.0})
+    source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}
     for kind, target in ((SW, weights), (CONTROLS, controls)):
         edits = [scale(target, factor) for factor in factors]
@@ -160,8 +170,8 @@ def _curve_note(factors: Sequence[float], curves: Mapping[str, Sequence[Comparis
     return (
         "with all super weights scaled as one, perplexity is lower than at factor 1 at "
         f"{where(SW, False) or 'no factor'}, higher at {where(SW, True) or 'none'}; scaling the control weights "
-        f"changes it at {where(CONTROLS, True, False) or 'none'}. What one of them does alone is not asked here. (Each factor has "
-        "an interval of its own at 95 %; of many, one may miss by chance.)"
+        f"changes it at {where(CONTROLS, True, False) or 'none'}. What one of them does alone is not asked "
+        "here. (Each factor has an interval of its own at 95 %; of many, one may miss by chance.)"
     )
 
 

@@ -29,7 +29,7 @@ def add_units(
     """Each edit by itself on the proof text: a table, a chart and a sentence."""
     named = _unit_edits(lm, weights, encoded, others)
     labels = [label for label, _ in named]
-    windows = encode(lm, proof_text())[0][: bench.settings["windows"]]
+    windows = encode(lm, proof_text())[0][: bench.config.windows]
     effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named])
     outcome.tables.append(
         effects_table(
