@@ -17,19 +17,20 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
-from studfinder.experiments.fidelity import Original, proof_windows
+from studfinder.experiments.experiment import StudyConfig
 from studfinder.experiments.quantize_frontier import Member, steps, verdict
 from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
-from studfinder.experiments.quantize_transforms import _cache, _changes
-from studfinder.experiments.quantize_unrounded import Unrounded
-from studfinder.experiments.super_weight_block_size import in_runs
+from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
+from studfinder.experiments.rounding import Rounding
+in_runs = None  # PORT
 from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
+from studfinder.studies import Original
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
@@ -261,15 +262,16 @@ def test_transforms(planted):
     assert kl["w8-channel, inputs int8, the residual stream rotated"] != kl["w8-channel, inputs int8"] > 0
     # Its map decides what AWQ does.
     assert len({kl[label] for label in kl if label.startswith("AWQ")}) == 3
-    drawn = result.data["models"]["tiny"]["w4-channel"]
-    assert [power for power, *_ in drawn["the super weights"]] == [1, 2, 3, -1, -2, -3]
+    (plot,) = [plot for chart in result.charts for plot in chart.plots if plot.title == "w4-channel"]
+    drawn = {series.name: series.x for series in plot.series}
+    assert drawn["the super weights"] == (0.125, 0.25, 0.5, 1, 2, 4, 8)
 
 
 def test_which_number_grows(planted):
     lm, _ = planted
     (weight,) = findings_of(BENCH, lm).proven
-    bench = SimpleNamespace(settings={"seed": 0})
-    changes = {one.label: one.keep for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
+    rounding = SimpleNamespace(bench=SimpleNamespace(config=StudyConfig()), lm=lm)
+    changes = {one.label: one.transform for one in _changes(rounding, [weight], Scheme(block="channel"))}
     down = lm.model.get_parameter(weight.parameter)
     up = lm.model.get_parameter(weight.parameter.replace("down", "up"))
     old_down, old_up = down.clone(), up.clone()
@@ -293,12 +295,13 @@ def test_rotary_pairs_in_a_cache():
             for leaf, factor, size in (("q_proj", 1 / 16, 30), ("k_proj", 16, 1)):
                 weight = lm.model.get_parameter(f"{part.attention}.{leaf}.weight").mul_(size)
                 weight.unflatten(0, (-1, lm.anatomy.head_dim))[:, [1, 5]] *= factor
-    original = Original(lm, proof_windows(lm, 2))
+    rounding = Rounding(SimpleNamespace(config=SimpleNamespace(pieces=2, length=64)), lm)
+    rounding.original.see(lm)
     kl = {}
     for keys in ("token", "channel"):
-        for pairs in (False, True):
-            with _cache(KVCache(element="int4", keys=keys), pairs, 64)(lm, list):
-                kl[keys, pairs] = original.kl(lm).sums
+        for pairs in ("", "pairs"):
+            with _cache(rounding, "cache", KVCache(element="int4", keys=keys), pairs).change():
+                kl[keys, bool(pairs)] = rounding.original.kl(lm).sums
     assert (kl["token", True] < kl["token", False] / 2).all()
     assert (kl["channel", True] == kl["channel", False]).all()
 
@@ -322,12 +325,14 @@ def test_which_layer(planted):
 
 def test_a_change_from_a_later_block_on_needs_only_the_later_blocks(planted):
     lm, _ = planted
-    windows = proof_windows(lm, 2)
-    original = Original(lm, windows, layers=True)
+    original = Original(2, layers=True)
+    original.see(lm)
     assert original.kl(lm).sums.tolist() == [0, 0]
     with quantized(lm, RTN(scheme=Scheme(element="int3", block=16)), keep=skip("*.layers.0.*", "*.layers.1.*")):
-        assert original.kl(lm, 2).sums == pytest.approx(original.kl(lm).sums, rel=1e-6)
-        assert original.kl(lm, 2).sums.min() > 0
+        with original.above(2):
+            above = original.kl(lm).sums
+        assert above == pytest.approx(original.kl(lm).sums, rel=1e-6)
+        assert above.min() > 0
 
 
 def test_massive_values_quantization(planted):

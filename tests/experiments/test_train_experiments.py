@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from studfinder.experiments.seeds_draw import curves
 from transformers import TrainerCallback
 
 from rerun import interrupted
@@ -22,7 +23,6 @@ from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
 from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
-from studfinder.experiments.seeds_draw import curves
 from studfinder.experiments.trained import recipe_of, shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
