@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from studfinder.edits import Weights, edited, zero
+from studfinder.edits import Weights, edited, scale
 from studfinder.experiments.fidelity import Divergence, Original, kl_scores
 from studfinder.measures import compare, sweep
 from studfinder.measures.divergence import Clean
@@ -38,7 +38,9 @@ def test_windows_count_by_their_tokens():
     """The same number from a sweep of edits and from models that are changed by hand; short windows weigh little."""
     lm = tiny("llama")
     windows = [[5, 6, 7], list(range(10, 34)), [40, 41, 42, 43]]
-    off = zero([Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=tuple((i, i) for i in range(32)))])
+    off = scale(
+        [Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=tuple((i, i) for i in range(32)))], 100
+    )
     effects = sweep(lm, windows, [off])
     original = Original(lm, windows)
     with edited(lm, off):

@@ -199,7 +199,7 @@ def test_the_parts_that_draws_come_in_change_nothing(monkeypatch):
     values = np.random.default_rng(1).normal(size=(9, 5))
     found = []
     for chunk in (1, 1000, 1 << 20):
-        monkeypatch.setattr("studfinder.stats.bootstrap._CHUNK", chunk)
+        monkeypatch.setattr("studfinder.stats.resampling._CHUNK", chunk)
         found.append(bootstrap(lambda *times: sum(t @ values[: t.shape[1]] for t in times), [9, 4]))
     assert found[0].shape == (3, 5)
     np.testing.assert_allclose(found[0], found[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +38,9 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config as plain values."""
-        return json.loads(json.dumps(identity(self.config), default=str))
+        """The config in plain values, as the command line has them."""
+        every = identity(self.config).items()
+        return {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in every}
 
     @property
     def settled(self) -> dict[str, Any]:

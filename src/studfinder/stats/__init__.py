@@ -1,9 +1,9 @@
 """Streaming statistics whose memory does not grow with tokens, and which merge: stats(A) + stats(B) = stats(A + B)."""
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
-from studfinder.stats.bootstrap import bootstrap
 from studfinder.stats.histogram import AbsHistogram
 from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval
+from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
 

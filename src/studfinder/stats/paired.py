@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from studfinder.records import Interval
-from studfinder.stats.bootstrap import bootstrap, total
+from studfinder.stats.resampling import bootstrap, total
 
 
 def ratio_interval(

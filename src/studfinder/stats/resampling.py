@@ -35,7 +35,8 @@ def bootstrap(
             for start in range(0, DRAWS, rows)
         ]
     )
-    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    with np.errstate(invalid="ignore"):  # between two that are infinite
+        ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     # Of items that are all alike, sums over other counts differ by their rounding.
     return np.concatenate([value, np.where(np.isclose(ends, value, rtol=1e-12, atol=0), value, ends)])
 
