@@ -51,6 +51,17 @@ class Divergence:
         """Of several draws, window by window."""
         return cls(np.mean([one.sums for one in several], axis=0), several[0].tokens)
 
+    def scores(self) -> Scores:
+        """As scores, so that two changed models can be compared window by window."""
+        return Scores(
+            measure="KL(original || changed), nats per token",
+            value=self.value,
+            interval=self.interval(),
+            items={"kl": tuple(self.sums.tolist()), "tokens": tuple(self.tokens.tolist())},
+            text="studfinder-proof-1",
+            better="lower",
+        )
+
     def __sub__(self, other: Divergence) -> Divergence:
         return Divergence(self.sums - other.sums, self.tokens)
 
@@ -77,11 +88,11 @@ class Original:
         self._logits: list[torch.Tensor] = []
         self._blocks: list[Any] = []
 
-    def see(self, lm: LM) -> None:
-        """Read the original; once."""
+    def see(self, lm: LM, windows: Sequence[Sequence[int]] = ()) -> None:
+        """Read the original, on our proof text if no other windows are given; once."""
         if self.encoded:
             return
-        windows = encode(lm, proof_text()[: self.pieces])[0]
+        windows = windows or encode(lm, proof_text()[: self.pieces])[0]
         self.encoded = [torch.tensor([list(ids)], device=lm.device) for ids in windows]
         with torch.no_grad():
             for ids_BT in self.encoded:
@@ -112,18 +123,8 @@ class Original:
         return Divergence(np.array(found), np.array([ids_BT.shape[1] - 1 for ids_BT in self.encoded]))
 
     def scores(self, lm: LM) -> dict[str, Scores]:
-        """The same as scores, so that two changed models can be compared window by window."""
-        kl = self.kl(lm)
-        return {
-            KL: Scores(
-                measure="KL(original || changed), nats per token",
-                value=kl.value,
-                interval=kl.interval(),
-                items={"kl": tuple(kl.sums.tolist()), "tokens": tuple(kl.tokens.tolist())},
-                text="studfinder-proof-1",
-                better="lower",
-            )
-        }
+        """The same, by what tables call it."""
+        return {KL: self.kl(lm).scores()}
 
     def equal(self, lm: LM) -> list[bool]:
         """In which windows every logit is bit for bit the original's."""
