@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studfinder.edits import matched_controls, scale
+from studfinder.edits import scale
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
-from studfinder.experiments.weights import super_weights_of
+from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.records.config import option
@@ -68,8 +68,7 @@ SW, CONTROLS = "super weights", "controls"
 def run(bench: Bench, lm: LM) -> Outcome:
     """Score every factor on the same items; choose on one half, judge on the other."""
     weights, encoded = super_weights_of(bench, lm)
-    taken = [weight.index for weight in weights]
-    controls = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+    controls = controls_of(lm, weights, encoded)
     factors = sorted({*bench.config.factors} - {1.0})
     source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from studfinder.edits import Weights, matched_controls
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
 from studfinder.models import LM, cached_content_hash, check_findings
@@ -53,7 +55,7 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], lis
     return tuple(found), encode(lm, default_prompts())[0]
 
 
-def super_weight_of(bench: Bench, lm: LM) -> tuple[SuperWeight, list[list[int]]]:
-    """The proven super weight with the largest effect, and the prompts' token ids. Raises as `super_weights_of`."""
-    weights, encoded = super_weights_of(bench, lm)
-    return weights[0], encoded
+def controls_of(lm: LM, weights: Sequence[SuperWeight], encoded: Sequence[list[int]]) -> list[Weights]:
+    """For each weight another one, the nearest in size in the same matrix."""
+    taken = [weight.index for weight in weights]
+    return [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]

@@ -43,6 +43,7 @@ class Plot:
         none: the value at which nothing changed; a line is drawn there.
         log: whether the values' axis is logarithmic; `log_x` that of x.
         percent: whether values are shares.
+        shaded: of lines, from which x to which something holds.
     """
 
     kind: Literal["dots", "bars", "lines"]
@@ -55,6 +56,7 @@ class Plot:
     log: bool = False
     log_x: bool = False
     percent: bool = False
+    shaded: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

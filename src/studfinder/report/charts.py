@@ -76,6 +76,8 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: boo
             _line(axes, series, *colours[series.name], beside=number if len(plot.series) > _BANDS else 0)
         values: Any = axes.yaxis
         across, along = "axhline", "y"
+        if plot.shaded is not None:
+            axes.axvspan(*plot.shaded, color=ORANGE, alpha=0.13, linewidth=0)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for s in plot.series for x in s.x)))
     else:
         _rows(axes, plot, colours)
