@@ -67,8 +67,6 @@ def run(bench: Bench, lm: LM) -> Outcome:
             series.append(line)
     plot = Plot(kind="lines", series=tuple(series), x="position", y="KL, nats per token", log=True, log_x=True)
     table = Table(title="KL by position", columns=("set to zero", "text", "positions", "KL"), rows=tuple(rows))
-    first, last = (scored.scores["super weights"][f"{WITH}, {a} to {b - 1}"] for a, b in (own.cuts[:2], own.cuts[-2:]))
-    note = (
-        f"without the super weights the KL is {first.interval} at the first position and {last.interval} at the last."
-    )
+    ends = [row for row in rows if row[:2] == ("super weights", WITH)]
+    note = f"without the super weights the KL is {ends[0][3]} at positions {ends[0][2]}, {ends[-1][3]} at {ends[-1][2]}."
     return Outcome([table], [note], [Chart(name="positions", plots=(plot,))])
