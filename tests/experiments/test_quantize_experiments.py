@@ -269,14 +269,14 @@ def test_which_number_grows(planted):
     lm, _ = planted
     (weight,) = findings_of(BENCH, lm).proven
     bench = SimpleNamespace(settings={"seed": 0})
-    changes = {one.label: one.keep for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
+    changes = {one.label: one.transforms for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
     down = lm.model.get_parameter(weight.parameter)
     up = lm.model.get_parameter(weight.parameter.replace("down", "up"))
     old_down, old_up = down.clone(), up.clone()
-    with quantized(lm, Unrounded(), keep=changes["the super weights x 4, their inputs / 4"]):
+    with quantized(lm, Unrounded(), transforms=changes["the super weights x 4, their inputs / 4"]):
         assert down[weight.row, weight.col] == 4 * old_down[weight.row, weight.col]
         assert torch.equal(up[weight.col], old_up[weight.col] / 4)
-    with quantized(lm, Unrounded(), keep=changes["as many other columns / 8, their inputs x 8"]):
+    with quantized(lm, Unrounded(), transforms=changes["as many other columns / 8, their inputs x 8"]):
         (other,) = (down != old_down).any(dim=0).nonzero().flatten().tolist()
         assert other != weight.col
         assert torch.equal(down[:, other], old_down[:, other] / 8)

@@ -22,11 +22,11 @@ from studfinder.edits.select import channel, entry, neuron, top_fraction
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
+    Entries,
     Everything,
     LargestEntry,
     MatchedDims,
     RandomDims,
-    Entries,
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
@@ -38,11 +38,11 @@ __all__ = [
     "Coordinates",
     "Edit",
     "EditList",
+    "Entries",
     "Everything",
     "LargestEntry",
     "MatchedDims",
     "RandomDims",
-    "Entries",
     "SiteEdit",
     "Target",
     "TiedWeightsWarning",

@@ -10,12 +10,12 @@ import torch
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
+    Entries,
     Everything,
     LargestEntry,
     MatchedDims,
     RandomDims,
     Ranked,
-    Entries,
     TopDims,
 )
 from studfinder.errors import StudfinderError

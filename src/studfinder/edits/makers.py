@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.edits.edit import Cache, Edit, SiteEdit, WeightEdit, Weights, When
-from studfinder.edits.selections import Coordinates, LargestEntry, Entries
+from studfinder.edits.selections import Coordinates, Entries, LargestEntry
 from studfinder.edits.values import (
     CleanOutput,
     Deviation,

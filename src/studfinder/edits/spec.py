@@ -36,11 +36,11 @@ from studfinder.edits.makers import (
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
+    Entries,
     Everything,
     LargestEntry,
     MatchedDims,
     RandomDims,
-    Entries,
     TopDims,
 )
 from studfinder.errors import StudfinderError

@@ -121,7 +121,7 @@ def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme
             factor = 2 ** abs(power)
             yield Recipe(
                 label=f"{what} {weights} {factor}, their inputs {inputs} {factor}",
-                keep=Rebalance(neurons=neurons, power=power),
+                transforms=(Rebalance(neurons=neurons, power=power),),
                 kept=f"{what} {GROWN if power > 0 else SHRUNK}",
             )
         multiple = scheme.block if isinstance(scheme.block, int) else 64
@@ -131,7 +131,7 @@ def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme
 
 
 def _change(label: str, transform: Any) -> Recipe:
-    return Recipe(label=label, keep=transform, kept=label)
+    return Recipe(label=label, transforms=(transform,), kept=label)
 
 
 def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Recipe]:
@@ -140,7 +140,9 @@ def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Re
         yield from _family(name, RTN(scheme=scheme), list(_changes(bench, lm, proven, scheme)))
         if bench.settings["awq"]:
             yield from _awq(bench, lm, name, scheme)
-    rotated = Recipe(label=ROTATED, keep=Rotate(seed=bench.settings["seed"]), kept=f"{ROTATED}, inputs rounded too,")
+    rotated = Recipe(
+        label=ROTATED, transforms=(Rotate(seed=bench.settings["seed"]),), kept=f"{ROTATED}, inputs rounded too,"
+    )
     for pair in listed(bench.settings["inputs"]):
         name, _, element = pair.partition(":")
         rounded = Activations(element=element)  # type: ignore[arg-type]  # it checks
@@ -194,7 +196,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
 def _cache(config: KVCache, pairs: bool, length: int) -> Callable[..., Any]:
     @contextmanager
     def enter(lm: LM, windows: Callable[[], Windows]) -> Iterator[float]:
-        with quantized(lm, Unrounded(), keep=RotaryPairs() if pairs else None), quantized_cache(lm, config):
+        with quantized(lm, Unrounded(), transforms=RotaryPairs() if pairs else ()), quantized_cache(lm, config):
             yield config.bits(lm.anatomy.head_dim, length)
 
     return enter
@@ -252,13 +254,14 @@ def _rebalanced(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one, plain in pairs:
         difference = change(one, plain, KL)
-        if not isinstance(one.recipe.keep, Rebalance) or difference is None:
+        (transform,) = one.recipe.transforms or (None,)
+        if not isinstance(transform, Rebalance) or difference is None:
             continue
         own = found.setdefault(one.recipe.family, {"plain": plain.scores[KL].value, SUPER: [], OTHERS: []})
         ends = [
             own["plain"] + end for end in (difference.interval.value, difference.interval.low, difference.interval.high)
         ]
-        own[SUPER if SUPER in one.recipe.label else OTHERS].append([one.recipe.keep.power, *ends])
+        own[SUPER if SUPER in one.recipe.label else OTHERS].append([transform.power, *ends])
     return found
 
 

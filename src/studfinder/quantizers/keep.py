@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, named
 from studfinder.records import Findings, SuperWeight
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +76,6 @@ class Skip:
 Keep = HoldOut | Skip
 
 
-@runtime_checkable
-class Transform(Protocol):
-    """A change that leaves the model what it computes and makes it easier to quantise."""
-
-    def apply(self, bench: Bench) -> None:
-        """Change the model on the bench, and what is held out along with it."""
-        ...
-
-
 def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) -> HoldOut:
     """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
 
@@ -125,21 +113,11 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
     return held, skipped
 
 
-def transforms_of(keep: Any) -> tuple[Transform, ...]:
-    """The transforms among what was given as `keep`, in order."""
-    if isinstance(keep, list | tuple):
-        return tuple(one for part in keep for one in transforms_of(part))
-    return (keep,) if isinstance(keep, Transform) else ()
-
-
-def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
+def as_keeps(lm: LM, keep: Any) -> list[Keep]:
     """What was given as `keep`, as records. Findings mean: hold out their super weights."""
     if keep is None:
         return []
-    if isinstance(keep, HoldOut | Skip | Transform):
-        model = None if isinstance(keep, HoldOut) else getattr(keep, "model", None)  # `resolve` asks a HoldOut's
-        if model:
-            check_same_weights(lm, str(model), "of a model")
+    if isinstance(keep, HoldOut | Skip):
         return [keep]
     if isinstance(keep, Findings):
         check_findings(lm, keep)  # also where nothing was found
@@ -149,7 +127,9 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
     if isinstance(keep, Iterable) and not isinstance(keep, str):
         return [one for part in keep for one in as_keeps(lm, part)]
     raise StudfinderError(
-        f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform"
+        f"cannot keep a {type(keep).__name__}",
+        expected="findings, Weights, hold_out() or skip()",
+        do="Say transforms= for what changes the model" if hasattr(keep, "apply") else None,
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from studfinder.models import LM
     from studfinder.quantizers import Method, Scheme
-    from studfinder.quantizers.keep import Transform
+    from studfinder.quantizers.transforms import Transform
     from studfinder.texts import Text
     from studfinder.training import Task
     from studfinder.verbs.observation import Thresholds

@@ -100,7 +100,8 @@ class QuantizePlan:
         source: the model in memory, or the folder whose files are gone through one by one.
         method: with its scheme.
         format: what is written.
-        keep: what survives, and exact changes.
+        keep: what survives.
+        transforms: changes before rounding.
         shapes: (out, in) of every matrix that is quantised, by parameter name.
     """
 
@@ -110,7 +111,13 @@ class QuantizePlan:
     method: Method
     format: str
     keep: tuple[Any, ...]
+    transforms: tuple[Any, ...]
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def simple(self) -> bool:
+        """Whether nothing but names says what survives, so that the model need not be built."""
+        return not self.transforms and all(isinstance(one, Skip) for one in self.keep)
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
@@ -127,10 +134,9 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
         source = load_as(model, config)
     shapes, dtype = shapes_of(source)
     method = _method(config, shapes.values(), dtype)
-    keep = _keeps(config)
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, source, config, method, format, keep, shapes)
+    return QuantizePlan(name, source, config, method, format, _keeps(config), _transforms(config), shapes)
 
 
 @takes(QuantizeConfig)
@@ -155,7 +161,7 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 def run_quantize(plan: QuantizePlan) -> Quantization:
     """Carry out what was planned, or read it where it is finished."""
     source, config = plan.source, plan.config
-    if isinstance(source, Path) and isinstance(plan.method, RTN) and _only_skips(plan.keep) and not config.score:
+    if isinstance(source, Path) and isinstance(plan.method, RTN) and plan.simple and not config.score:
         files = open_files(source)
         if files is not None:
             return _from_files(plan, files)
@@ -205,15 +211,21 @@ def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
         findings = _findings(one)
         load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
         kept.append(hold_out(findings, columns=True) if load_bearing else findings)
-    for one in _flat(config.rebalance):
-        findings = _findings(one)
-        neurons = neurons_of(findings.proven) if findings.proven else ()
-        kept.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
     if config.hold_fraction:
         kept.append(hold_out(fraction=config.hold_fraction))
     if config.skip:
         kept.append(skip(*config.skip))
-    return tuple(kept if config.auto is None else [*kept, Auto(budget=config.auto)])
+    return tuple(kept)
+
+
+def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
+    changes: list[Any] = []
+    for one in _flat(config.rebalance):
+        findings = _findings(one)
+        neurons = neurons_of(findings.proven) if findings.proven else ()
+        changes.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
+    changes += _flat(config.transforms)
+    return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
 
 
 def _findings(given: Any) -> Any:
@@ -295,13 +307,14 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
-    if method.calibrated or any(getattr(one, "calibrated", False) for one in plan.keep):
+    if method.calibrated or any(getattr(one, "calibrated", False) for one in plan.transforms):
         origin, windows = calibration_windows(lm, config.calibration, count=config.samples, length=config.length)
         text = f"{origin}, {len(windows)} windows of {config.length} tokens"
-    keep = tuple(
-        as_keeps(lm, plan.keep)
-    )  # while the model is as it was scanned: inside, findings would be of another one
-    bench = bench_for(lm, method, keep=keep, windows=windows, progress=config.progress or _silent)
+    # While the model is as it was scanned: inside, findings would be of another one.
+    keep, changes = tuple(as_keeps(lm, plan.keep)), plan.transforms
+    bench = bench_for(
+        lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress or _silent
+    )
     bench.numbers = format == "dense"
     planned = _record(
         lm.source.id,
@@ -311,7 +324,7 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         bits=0.0,
         quantized=0,
         skipped=(),
-        kept=tuple(map(repr, keep)),
+        kept=tuple(map(repr, (*keep, *changes))),
         calibration=text,
     )
     run = _run(
@@ -335,7 +348,7 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
                 quantized=len(bench.done),
                 skipped=tuple(bench.skipped),
                 instead=tuple(bench.instead),
-                kept=_kept(bench, keep),
+                kept=_kept(bench, (*keep, *changes)),
                 notes=(*bench.notes, *notes),
             )
             write_bench(bench, work.path, format)
@@ -404,10 +417,6 @@ def folder_of(source: Any) -> Path | None:
 
 def _silent(_what: str, _done: int, _total: int) -> None:
     pass
-
-
-def _only_skips(keep: Any) -> bool:
-    return all(isinstance(one, Skip) for one in _flat(keep))
 
 
 def _flat(keep: Any) -> list[Any]:
