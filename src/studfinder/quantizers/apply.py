@@ -10,7 +10,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench, Progress
 from studfinder.quantizers.fused_scales import share
-from studfinder.quantizers.keep import resolve
+from studfinder.quantizers.keep import resolve, unkept
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.scheme import tile
 from studfinder.quantizers.targets import targets
@@ -92,6 +92,7 @@ def bench_for(
         transforms=changes,
         progress=progress,
         scheme=method.scheme,
+        notes=unkept(keep),
         size=sum(target.weight(lm).numel() for target in found),
     )
 

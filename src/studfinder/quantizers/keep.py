@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studfinder.edits import Weights
+from studfinder.edits import Selection, Weights, meant, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
@@ -77,7 +77,7 @@ Keep = HoldOut | Skip
 
 
 def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) -> HoldOut:
-    """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
+    """Hold out findings (the proven super weights of a scan, or those that a Selection says), Weights, or a fraction.
 
     With `columns` the whole columns of those weights. A super weight meets an input that is hundreds of times the
     others, and so does every weight of its column: their rounding errors are what it multiplies. The super weight
@@ -86,7 +86,8 @@ def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) 
     Raises:
         StudfinderError: nothing to hold out.
     """
-    model = what.model.content_hash if isinstance(what, Findings) else ""
+    what = selected(what)
+    model = what.findings.model.content_hash if isinstance(what, Selection) else ""
     return HoldOut(entries=tuple(_weights(what)), fraction=fraction, columns=columns, model=model)
 
 
@@ -114,14 +115,16 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
 
 
 def as_keeps(lm: LM, keep: Any) -> list[Keep]:
-    """What was given as `keep`, as records. Findings mean: hold out their super weights."""
+    """What was given as `keep`, as records. Findings mean: hold out their proven super weights; where there are none,
+    nothing is kept, and `unkept` says so."""
     if keep is None:
         return []
     if isinstance(keep, HoldOut | Skip):
         return [keep]
-    if isinstance(keep, Findings):
-        check_findings(lm, keep)  # also where nothing was found
-        return [hold_out(keep)] if _weights(keep) else []
+    if isinstance(keep, Findings | Selection):
+        keep = selected(keep)
+        check_findings(lm, keep.findings)  # also where nothing was found
+        return [hold_out(keep)] if keep.weights else []
     if isinstance(keep, SuperWeight | Weights):
         return [hold_out(keep)]
     if isinstance(keep, Iterable) and not isinstance(keep, str):
@@ -133,13 +136,23 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep]:
     )
 
 
+def unkept(keep: Any) -> list[str]:
+    """A line for each scan among what was given as `keep` that holds nothing of the kind: nothing of it is kept."""
+    if isinstance(keep, list | tuple):
+        return [line for part in keep for line in unkept(part)]
+    if not isinstance(keep, Findings | Selection):
+        return []
+    chosen: Selection = selected(keep)
+    return [] if chosen.weights else [f"nothing is kept: {chosen.nothing}"]
+
+
 def _weights(what: Any) -> list[Weights]:
     if what is None:
         return []
     if isinstance(what, Weights):
         return [what]
-    if isinstance(what, Findings):
-        return _weights([w for w in what.super_weights if w.verdict != "inert"])
+    if isinstance(what, Selection):
+        return _weights(meant(what))
     if isinstance(what, SuperWeight):
         if what.expert is not None:
             raise StudfinderError(f"{what} is in a fused expert", expected="a matrix of its own")

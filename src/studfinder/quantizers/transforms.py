@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from studfinder.edits import meant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_same_weights
 from studfinder.quantizers.ffn import FFN, gated_ffn, scale_columns, scale_rows
-from studfinder.records import Findings, SuperWeight
 
 if TYPE_CHECKING:
     from studfinder.quantizers.bench import Bench
@@ -157,17 +157,12 @@ def by_size(down_RC: torch.Tensor) -> torch.Tensor:
 
 
 def neurons_of(findings: Any) -> tuple[tuple[int, int], ...]:
-    """(layer, col) of super weights: of findings, or of some of them. Inert ones are left out of findings.
+    """(layer, col) of super weights: of findings (the proven ones), a Selection, or a list.
 
     Raises:
         StudfinderError: there are none.
     """
-    if isinstance(findings, Findings):
-        findings = [weight for weight in findings.super_weights if weight.verdict != "inert"]
-    weights = [findings] if isinstance(findings, SuperWeight) else list(findings)
-    if not weights:
-        raise StudfinderError("there are no super weights", expected="at least one")
-    return tuple(sorted({(weight.layer, weight.col) for weight in weights}))
+    return tuple(sorted({(weight.layer, weight.col) for weight in meant(findings)}))
 
 
 def _by_layer(neurons: tuple[tuple[int, int], ...]) -> dict[int, list[int]]:

@@ -175,9 +175,13 @@ class QuantizeConfig(LoadConfig):
         None, help="Zero point: integer, none or float.", otherwise="integer"
     )
     clip: bool = option(True, help="Search the range of each block (rtn).")
-    keep: Any = option((), line=list[Path], help="Findings whose super weights are kept (repeatable).")
+    keep: Any = option(
+        (),
+        line=list[Path],
+        help="Findings whose proven super weights are kept; RUN#tested or RUN#all are more (repeatable).",
+    )
     keep_columns: Any = option(
-        (), line=list[Path], help="Findings whose super weights' whole columns are kept (repeatable)."
+        (), line=list[Path], help="Findings whose proven super weights' whole columns are kept (repeatable)."
     )
     rebalance: Any = option(
         (),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from studfinder.edits import Selection, selected
 from studfinder.errors import StudfinderError, unknown
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
 from studfinder.models.beside import beside, carry, own_code
@@ -38,15 +39,15 @@ from studfinder.quantizers.apply import bench_for, check_fits, running
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
-from studfinder.quantizers.keep import Skip, as_keeps, resolve
+from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
-from studfinder.records import Findings, Quantization, read_record, to_plain
+from studfinder.records import Quantization, read_record, to_plain
 from studfinder.records.config import takes
 from studfinder.records.outside import read_json, whole_number
 from studfinder.report.words import count
-from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, record_file, run_of, versions
+from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
 from studfinder.verbs.quantize_scores import scores_of
@@ -129,6 +130,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     """
     folder = folder_of(model)
     check_place(Path(config.out), config.overwrite, [model.source.folder if isinstance(model, LM) else folder])
+    keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
     source: LM | Path | None = None if options_of(config) else folder
     if source is None:
         source = load_as(model, config)
@@ -136,7 +138,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     method = _method(config, shapes.values(), dtype)
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, source, config, method, format, _keeps(config), _transforms(config), shapes)
+    return QuantizePlan(name, source, config, method, format, keep, changes, shapes)
 
 
 @takes(QuantizeConfig)
@@ -206,11 +208,10 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
 
 
 def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
-    kept = [_findings(one) for one in _flat(config.keep)]
-    for one in _flat(config.keep_columns):
-        findings = _findings(one)
-        load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
-        kept.append(hold_out(findings, columns=True) if load_bearing else findings)
+    kept = [selected(one) for one in _flat(config.keep)]
+    for one in map(selected, _flat(config.keep_columns)):
+        nothing = isinstance(one, Selection) and not one.weights
+        kept.append(one if nothing else hold_out(one, columns=True))
     if config.hold_fraction:
         kept.append(hold_out(fraction=config.hold_fraction))
     if config.skip:
@@ -220,17 +221,11 @@ def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
 
 def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
     changes: list[Any] = []
-    for one in _flat(config.rebalance):
-        findings = _findings(one)
-        neurons = neurons_of(findings.proven) if findings.proven else ()
-        changes.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
+    for one in map(selected, _flat(config.rebalance)):
+        model = one.findings.model.content_hash if isinstance(one, Selection) else ""
+        changes.append(Rebalance(neurons=neurons_of(one), power=3, model=model))
     changes += _flat(config.transforms)
     return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
-
-
-def _findings(given: Any) -> Any:
-    """Findings from a file or a run folder; anything else as it is."""
-    return read_record(Findings, record_file(Path(given), "findings.json")) if isinstance(given, str | Path) else given
 
 
 def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
@@ -301,7 +296,7 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
     format = chosen_format(
         method.scheme, config.format, lm.dtype, found, acts=acts_of(method, config.format) is not None
     )
-    notes = list(lm.source.notes)
+    notes = [*lm.source.notes, *unkept(plan.keep)]
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
