@@ -49,13 +49,25 @@ def quantized(
 @contextmanager
 def running(bench: Bench, method: Method) -> Iterator[Bench]:
     """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
-    with bench.journal:
-        for transform in bench.transforms:
-            transform.apply(bench)
-        if bench.held and not bench.numbers:
-            bench.skip_held()
+    with prepared(bench):
         method.run(bench)
         share(bench)
+        yield bench
+
+
+@contextmanager
+def prepared(bench: Bench, *, chosen: bool = True) -> Iterator[Bench]:
+    """The bench as a method finds it: exact changes made, and skipped what has numbers that there is no place for.
+
+    Args:
+        chosen: also what is chosen on calibration text, which takes a pass through the model.
+    """
+    with bench.journal:
+        for transform in bench.transforms:
+            if chosen or not getattr(transform, "calibrated", False):
+                transform.apply(bench)
+        if bench.held and not bench.numbers:
+            bench.skip_held()
         yield bench
 
 

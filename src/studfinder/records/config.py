@@ -104,6 +104,8 @@ class Setting:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
         if value is None and (self.optional or self.default is None):
             return None
+        if value is None and self.option.line is False:
+            return self.default
         if self.many:
             return tuple(map(self._one, self._several(value)))
         return self._one(value)

@@ -30,6 +30,10 @@ Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutConfig(Config):
     """Where a run goes.
@@ -44,7 +48,7 @@ class OutConfig(Config):
         None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
-    progress: Progress | None = option(None, line=False, identity=False)
+    progress: Progress = option(silent, line=False, identity=False)
 
     @property
     def folder(self) -> Path | None:
@@ -207,7 +211,7 @@ class QuantizeConfig(LoadConfig):
     verify: bool = option(
         True, help="Load what was written in a fresh process and compare it with what was meant before it appears."
     )
-    progress: Progress | None = option(None, line=False, identity=False)
+    progress: Progress = option(silent, line=False, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

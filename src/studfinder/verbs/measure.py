@@ -155,12 +155,10 @@ def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[
 
 
 def _measured(plan: Plan, steps: Steps, command: str) -> Scorecard:
-    progress = plan.config.progress
     started, clock = now(), time.monotonic()
     lines = []
     for number, name in enumerate(plan.measures):
-        if progress is not None:
-            progress(name, number, len(plan.measures))
+        plan.config.progress(name, number, len(plan.measures))
         lines.append(_line(plan, name, steps))
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),

@@ -35,7 +35,7 @@ from studfinder.quantizers import (
     neurons_of,
     skip,
 )
-from studfinder.quantizers.apply import bench_for, check_fits, running
+from studfinder.quantizers.apply import bench_for, check_fits, prepared, running
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
@@ -103,7 +103,6 @@ class QuantizePlan:
         format: what is written.
         keep: what survives.
         transforms: changes before rounding.
-        shapes: (out, in) of every matrix that is quantised, by parameter name.
     """
 
     model: str
@@ -113,12 +112,6 @@ class QuantizePlan:
     format: str
     keep: tuple[Any, ...]
     transforms: tuple[Any, ...]
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def simple(self) -> bool:
-        """Whether nothing but names says what survives, so that the model need not be built."""
-        return not self.transforms and all(isinstance(one, Skip) for one in self.keep)
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
@@ -138,7 +131,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     method = _method(config, shapes.values(), dtype)
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, source, config, method, format, keep, changes, shapes)
+    return QuantizePlan(name, source, config, method, format, keep, changes)
 
 
 @takes(QuantizeConfig)
@@ -162,13 +155,51 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 
 def run_quantize(plan: QuantizePlan) -> Quantization:
     """Carry out what was planned, or read it where it is finished."""
-    source, config = plan.source, plan.config
-    if isinstance(source, Path) and isinstance(plan.method, RTN) and plan.simple and not config.score:
-        files = open_files(source)
-        if files is not None:
-            return _from_files(plan, files)
-    lm = source if isinstance(source, LM) else load(plan.model)
-    return _from_memory(plan, lm)
+    files = _files(plan)
+    return _from_memory(_laid_out(plan)) if files is None else _from_files(plan, files)
+
+
+def forecast(plan: QuantizePlan) -> list[str]:
+    """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
+    calibration text is not known before, and said to be so. Raises as `quantize`."""
+    files = _files(plan)
+    if files is not None:
+        _, skipped, chosen = _chosen(plan, files)
+        names = [target.name for target in chosen]
+        sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
+        bits = _bits(files, names, plan.method.scheme)
+        first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
+        return [first, *(f"left whole: {name}" for name in skipped)]
+    laid = _laid_out(plan)
+    with prepared(laid.bench, chosen=False) as bench:
+        sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
+        said = [_sentence(plan, laid.format, len(sizes), sum(sizes.values()), bench.planned, bench.size)]
+        held = [int(bench.held[name].sum()) for name in sizes if name in bench.held]
+        if held:
+            said.append(f"held out: {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')}")
+        said += [f"left whole{', for what is kept in it' * (one in bench.instead)}: {one}" for one in bench.skipped]
+        late = [f"chosen on calibration text, not counted here: {one}" for one in bench.transforms if _late(one)]
+        return [*said, *laid.notes, *bench.notes, *late]
+
+
+def _late(part: Any) -> bool:
+    """Whether it needs calibration text."""
+    return bool(getattr(part, "calibrated", False))
+
+
+def _sentence(plan: QuantizePlan, format: str, matrices: int, weights: int, bits: float, all_weights: int) -> str:
+    how = plan.config.method if isinstance(plan.config.method, str) else type(plan.method).__name__
+    return (
+        f"would quantise {matrices} matrices of {plan.model} ({weights / 1e6:,.0f} M weights) by {how}: "
+        f"{plan.method.scheme}, {bits:.3f} bits a weight, {bits * all_weights / 8e6:,.0f} MB of them, as {format}"
+    )
+
+
+def _files(plan: QuantizePlan) -> Files | None:
+    """The files to go through one by one, where that is enough: round to nearest, and nothing but names is kept."""
+    if not isinstance(plan.source, Path) or not isinstance(plan.method, RTN) or plan.config.score or plan.transforms:
+        return None
+    return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
 
 
 def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Method:
@@ -229,18 +260,15 @@ def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
 
 
 def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
-    name, config, keep, method = plan.model, plan.config, plan.keep, plan.method
+    name, config, method = plan.model, plan.config, plan.method
     assert isinstance(method, RTN)
-    found, stored = tuple(files.targets.values()), files.stored
-    lm = skeleton(files.folder)
-    _, skipped = resolve(lm, found, keep)
-    chosen = tuple(target for target in found if target.fused not in skipped)
+    lm, skipped, chosen = _chosen(plan, files)
     names = tuple(target.name for target in chosen)
-    if not chosen:
-        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in names:
-        check_fits(target, stored[target][1], method)
-    format = _one_format(method, config.format, {stored[target][0] for target in names}, found)
+    formats = {
+        chosen_format(method.scheme, config.format, files.stored[name][0], tuple(files.targets.values()))
+        for name in names
+    }
+    format = formats.pop()
     wholes, notes = shared_of_files(files, names, method)
     done = _record(
         name,
@@ -249,8 +277,8 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         format,
         bits=_bits(files, names, method.scheme),
         quantized=len(names),
-        skipped=tuple(sorted(skipped)),
-        kept=tuple(map(str, _flat(keep))),
+        skipped=tuple(skipped),
+        kept=tuple(map(str, plan.keep)),
         notes=tuple(notes),
     )
     run = _run(config, done, files=files.signature(), config=config_hash(lm))
@@ -267,6 +295,19 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
         write_card(work.path, done)
     return done
+
+
+def _chosen(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...]]:
+    """The model without its weights, the fused groups that are skipped, and the matrices that are not."""
+    found = tuple(files.targets.values())
+    lm = skeleton(files.folder)
+    skipped = resolve(lm, found, plan.keep)[1]
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    if not chosen:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in chosen:
+        check_fits(target.name, files.stored[target.name][1], plan.method)
+    return lm, sorted(skipped), chosen
 
 
 def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
@@ -290,27 +331,43 @@ def _resumable(work: Work) -> Iterator[None]:
         raise
 
 
-def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
+@dataclass(frozen=True)
+class _Laid:
+    """A model on the bench, and all that is known before a method runs."""
+
+    plan: QuantizePlan
+    method: Method
+    format: str
+    bench: Bench
+    keep: tuple[Any, ...]
+    text: str | None
+    notes: tuple[str, ...]
+
+
+def _laid_out(plan: QuantizePlan) -> _Laid:
     config, method = plan.config, plan.method
-    found = targets(lm)
-    format = chosen_format(
-        method.scheme, config.format, lm.dtype, found, acts=acts_of(method, config.format) is not None
-    )
+    lm = plan.source if isinstance(plan.source, LM) else load(plan.model)
+    acts = acts_of(method, config.format) is not None
+    format = chosen_format(method.scheme, config.format, lm.dtype, targets(lm), acts=acts)
     notes = [*lm.source.notes, *unkept(plan.keep)]
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
-    if method.calibrated or any(getattr(one, "calibrated", False) for one in plan.transforms):
+    if _late(method) or any(map(_late, plan.transforms)):
         origin, windows = calibration_windows(lm, config.calibration, count=config.samples, length=config.length)
         text = f"{origin}, {len(windows)} windows of {config.length} tokens"
     # While the model is as it was scanned: inside, findings would be of another one.
-    keep, changes = tuple(as_keeps(lm, plan.keep)), plan.transforms
-    bench = bench_for(
-        lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress or _silent
-    )
+    keep = tuple(as_keeps(lm, plan.keep))
+    bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
     bench.numbers = format == "dense"
+    return _Laid(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
+
+
+def _from_memory(laid: _Laid) -> Quantization:
+    config, method, format, bench = laid.plan.config, laid.method, laid.format, laid.bench
+    lm = bench.lm
     planned = _record(
         lm.source.id,
         lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
@@ -319,8 +376,8 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         bits=0.0,
         quantized=0,
         skipped=(),
-        kept=tuple(map(repr, (*keep, *changes))),
-        calibration=text,
+        kept=tuple(map(repr, laid.keep)),
+        calibration=laid.text,
     )
     run = _run(
         config,
@@ -328,7 +385,7 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         model_hash=content_hash(lm),
         config=config_hash(lm),
         dtype=str(lm.dtype),
-        windows=key_of({"windows": windows}),
+        windows=key_of({"windows": bench.windows}),
     )
     there = None if config.overwrite else run.finished()
     if there is not None:
@@ -343,11 +400,11 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
                 quantized=len(bench.done),
                 skipped=tuple(bench.skipped),
                 instead=tuple(bench.instead),
-                kept=_kept(bench, (*keep, *changes)),
-                notes=(*bench.notes, *notes),
+                kept=_kept(bench, laid.keep),
+                notes=(*bench.notes, *laid.notes),
             )
             write_bench(bench, work.path, format)
-            chosen = [target for target in found if target.name in bench.done]
+            chosen = [target for target in targets(lm) if target.name in bench.done]
             written = json.loads(lm.model.config.to_json_string(use_diff=False))
             written["architectures"] = [type(lm.model).__name__]
             write_config(work.path, own_code(written, work.path), done, method, chosen, rest_of(lm, chosen))
@@ -385,11 +442,6 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
     )
 
 
-def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
-    formats = {chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes}
-    return formats.pop()
-
-
 def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
     bits = total = 0.0
     for name in files.targets:
@@ -408,10 +460,6 @@ def folder_of(source: Any) -> Path | None:
         return ensure(BUILTINS[str(source)])
     path = Path(source).expanduser()
     return path if str(source) and (path / "config.json").is_file() else None
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 def _flat(keep: Any) -> list[Any]:

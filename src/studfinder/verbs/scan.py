@@ -164,8 +164,7 @@ def _tested(plan: ScanPlan, seen: Observation) -> dict[str, Any]:
     if plan.config.iterative:
 
         def rounds(number: int) -> None:
-            if progress is not None:
-                progress("the paper's loop", number, number)
+            progress("the paper's loop", number, number)
 
         weights = iterative_search(plan.lm, plan.encoded, progress=rounds)
     fields: dict[str, Any] = {"super_weights": weights, "published": published_for(plan.model, weights)}
@@ -195,8 +194,7 @@ def observe_model(plan: ScanPlan) -> Observation:
     def advance(prompts: int) -> None:
         nonlocal done
         done += prompts
-        if progress is not None:
-            progress("observing", done, len(plan.encoded))
+        progress("observing", done, len(plan.encoded))
 
     observation.finite_logits = observe(
         lm, plan.encoded, observation.detectors, batch_size=plan.config.batch_size, progress=advance

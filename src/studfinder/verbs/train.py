@@ -191,7 +191,7 @@ def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[Source, Any]:
         apart=plan.config.apart,
         lm=base,
         limit=plan.text_tokens,
-        progress=None if progress is None else lambda done: progress("tokenize", done, plan.text_tokens),
+        progress=lambda done: progress("tokenize", done, plan.text_tokens),
     )
     if source.train_windows < plan.recipe.batch:
         raise StudfinderError(
