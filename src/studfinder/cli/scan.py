@@ -64,10 +64,10 @@ def command(
     texts = _texts(prompt, prompts)
 
     from studfinder.models import cached_content_hash
+    from studfinder.records import Thresholds
     from studfinder.report import print_findings
     from studfinder.runs import record_file
     from studfinder.verbs.load import load
-    from studfinder.verbs.observation import Thresholds
     from studfinder.verbs.scan import plan_scan, run_scan
 
     thresholds = Thresholds(lam=lam)  # said before a model is loaded for nothing
@@ -97,7 +97,7 @@ def command(
         weights = sum(p.nbytes for p in lm.model.parameters()) / 1e6
         say(
             f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) on "
-            f"{len(plan.encoded)} prompts, {plan.prompts.total:,} tokens"
+            f"{len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
             + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if plan.prove else "")
         )
         return
