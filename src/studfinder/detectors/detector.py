@@ -12,7 +12,7 @@ from studfinder.models import LM
 from studfinder.records import ModelCard, Thresholds
 from studfinder.texts import Batch
 
-REGISTRY = {
+DETECTORS = {
     "super_weights": "studfinder.detectors.super_weights:SuperWeights",
     "massive_activations": "studfinder.detectors.massive_activations:MassiveActivations",
     "massive_values": "studfinder.detectors.massive_values:MassiveValues",
@@ -24,7 +24,7 @@ here."""
 
 def every_detector(lm: LM, at: Thresholds) -> dict[str, Detector]:
     """A fresh one of each."""
-    places = {name: place.split(":") for name, place in REGISTRY.items()}
+    places = {name: place.split(":") for name, place in DETECTORS.items()}
     return {name: getattr(import_module(module), kind)(lm, at) for name, (module, kind) in places.items()}
 
 
