@@ -86,7 +86,7 @@ def _next(
         if spike.vain >= TERMS:
             continue
         for place, peak in sorted(peaks.items(), key=lambda item: item[1].order):
-            if abs(peak.output) <= spike.bar:
+            if abs(peak.value) <= spike.bar:
                 break
             for which, carried in enumerate(seen.carried(peak)):
                 if carried < seen.at.share or abs(peak.inputs[which]) <= threshold:

@@ -38,26 +38,8 @@ TERMS = 3
 
 
 @dataclass(frozen=True)
-class _Peak:
-    """The largest output of one channel: where, how large, and its largest terms."""
-
-    bits: int
-    prompt: int
-    position: int
-    output: float
-    cols: tuple[int, ...]
-    terms: tuple[float, ...]
-    weights: tuple[float, ...]
-    inputs: tuple[float, ...]
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        return -self.bits, self.prompt, self.position
-
-
-@dataclass(frozen=True)
 class Spike:
-    """The largest |x| or |y| of a layer's FFN matrices: value, token and channel."""
+    """A largest |x| or |y| of FFN matrices: value, token and channel."""
 
     value: float = 0.0
     prompt: int = -1
@@ -68,6 +50,16 @@ class Spike:
     @property
     def order(self) -> tuple[int, int, int]:
         return -self.bits, self.prompt, self.position
+
+
+@dataclass(frozen=True)
+class _Peak(Spike):
+    """The largest output of one channel, with its largest terms."""
+
+    cols: tuple[int, ...] = ()
+    terms: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    inputs: tuple[float, ...] = ()
 
 
 @dataclass
@@ -110,25 +102,21 @@ class SuperWeights(Detector):
 
     def _read(self, events: list[WriterCall]) -> None:
         for event in events:
-            self._read_one(event)
-
-    def _read_one(self, event: WriterCall) -> None:
-        x_NF, y_NC, flat = self._real(event)
-        if not y_NC.numel():
-            return
-        layer = event.layer
-        if event.call > 1:
-            self._repeated.add(event.ref.parameter)
-        x_bits, y_bits = magnitude_bits(x_NF), magnitude_bits(y_NC)
-        if int(y_bits.max()) >= INF:
-            self.overflowed.add(f"down_proj.output[{layer}]")
-            y_bits = y_bits.where(y_bits < INF, 0)
-        # The median is only a scale: some forty tokens of each call give it as well as all would.
-        self.magnitudes[layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
-        self._trace(layer, x_NF, x_bits, flat)
-        for kind, tokens in enumerate(self._classes(flat)):
-            if tokens is not None:
-                self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
+            x_NF, y_NC, flat = self._real(event)
+            if not y_NC.numel():
+                continue
+            if event.call > 1:
+                self._repeated.add(event.ref.parameter)
+            y_bits = magnitude_bits(y_NC)
+            if int(y_bits.max()) >= INF:
+                self.overflowed.add(f"down_proj.output[{event.layer}]")
+                y_bits = y_bits.where(y_bits < INF, 0)
+            # The median is only a scale: some forty tokens of each call give it as well as all would.
+            self.magnitudes[event.layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
+            self._trace(event.layer, x_NF, magnitude_bits(x_NF), flat)
+            for kind, tokens in enumerate(self._classes(flat)):
+                if tokens is not None:
+                    self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
 
     def _trace(self, layer: int, x_NF: torch.Tensor, bits: torch.Tensor, flat: torch.Tensor) -> None:
         peak = int(bits.max())
@@ -146,15 +134,8 @@ class SuperWeights(Detector):
     @property
     def output_spikes(self) -> list[Spike]:
         """The largest output of each layer."""
-        spikes = []
-        for peaks in self.peaks:
-            best = min(((p.order, place) for place, p in peaks.items()), default=None)
-            if best is None:
-                spikes.append(Spike())
-            else:
-                peak = peaks[best[1]]
-                spikes.append(Spike(peak.output, peak.prompt, peak.position, best[1][-1], peak.bits))
-        return spikes
+        largest = [min(peaks.items(), key=lambda item: (item[1].order, item[0]), default=None) for peaks in self.peaks]
+        return [Spike() if found is None else found[1] for found in largest]
 
     def _classes(self, flat: torch.Tensor) -> Iterator[torch.Tensor | slice | None]:
         """Which rows are first tokens, and which are others; None where there are none."""
@@ -199,33 +180,13 @@ class SuperWeights(Detector):
                 return
             inputs_SF = x_NF[token].float()
             weights_SF = weight_CF[rows.to(weight_CF.device)].to(inputs_SF.device).float()
-            self._remember(event, kind, rows, token, inputs_SF, weights_SF, y_NC, here, flat)
-
-    def _remember(
-        self,
-        event: WriterCall,
-        kind: int,
-        rows: torch.Tensor,
-        token: torch.Tensor,
-        inputs_SF: torch.Tensor,
-        weights_SF: torch.Tensor,
-        y_NC: torch.Tensor,
-        here: torch.Tensor,
-        flat: torch.Tensor,
-    ) -> None:
-        terms_SF = inputs_SF * weights_SF
-        cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
-        columns = zip(
-            rows.tolist(),
-            here[rows].tolist(),
-            self.batch.where(flat[token.cpu()]).tolist(),
-            y_NC[token, rows].float().tolist(),
-            cols.tolist(),
-            *(tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)),
-            strict=True,
-        )
-        for row, bits, (prompt, position), output, col, term, weight, spike in columns:
-            peak = _Peak(bits, prompt, position, output, tuple(col), tuple(term), tuple(weight), tuple(spike))
+            terms_SF = inputs_SF * weights_SF
+            cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
+            largest = [tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)]
+        values, where = y_NC[token, rows].float().tolist(), self.batch.where(flat[token.cpu()]).tolist()
+        columns = zip(values, where, rows.tolist(), here[rows].tolist(), cols.tolist(), *largest, strict=True)
+        for value, (prompt, position), row, bits, *terms in columns:
+            peak = _Peak(value, prompt, position, row, bits, *map(tuple, terms))
             self._offer(event.layer, (event.writer, event.call, kind, row), peak)
 
     def _offer(self, layer: int, place: _Place, peak: _Peak) -> None:
@@ -331,8 +292,8 @@ class SuperWeights(Detector):
             col=col,
             value=peak.weights[which],
             input_spike=peak.inputs[which],
-            output_spike=peak.output,
-            share=term / peak.output,
+            output_spike=peak.value,
+            share=term / peak.value,
             score=abs(term) / median if median else float("inf"),
             prompt=peak.prompt,
             position=peak.position,
@@ -349,7 +310,7 @@ class SuperWeights(Detector):
         Terms are taken from the largest on until they carry most of the output; one that comes after is not needed, and
         one that works against the output ends the list: they carry nothing.
         """
-        shares = [term / peak.output for term in peak.terms]
+        shares = [term / peak.value for term in peak.terms]
         running, members = 0.0, 0
         for share in shares:
             if running >= self.at.share or share <= 0:
