@@ -141,7 +141,7 @@ def test_what_needs_token_ids_says_in_one_line_what_to_do() -> None:
         lambda: continuations(lm, findings),
         lambda: prove(lm, findings),
     ):
-        with pytest.raises(StudfinderError, match=r"of version 1, without the token ids.*Scan it again") as raised:
+        with pytest.raises(StudfinderError, match=r"do not know their prompts' token ids.*Scan it again") as raised:
             needs()
         assert "\n" not in str(raised.value)
 

@@ -332,7 +332,7 @@ class Findings:
         """Token ids of the prompt that an entry was seen on. Raises StudfinderError if they are not known."""
         if not self.prompts.token_ids:
             raise StudfinderError(
-                f"the findings of {self.model.id} are of version 1, without the token ids of their prompts",
+                f"the findings of {self.model.id} do not know their prompts' token ids (version 1 did not hold them)",
                 do="Scan it again: studfinder scan MODEL --overwrite",
             )
         return self.prompts.token_ids[entry.prompt]
