@@ -64,9 +64,8 @@ def command(
     texts = _texts(prompt, prompts)
 
     from studfinder.models import cached_content_hash
-    from studfinder.records import Thresholds
+    from studfinder.records import Thresholds, to_json
     from studfinder.report import print_findings
-    from studfinder.runs import record_file
     from studfinder.verbs.load import load
     from studfinder.verbs.scan import plan_scan, run_scan
 
@@ -114,7 +113,7 @@ def command(
     assert folder is not None
     say_if_older(findings.run)
     if as_json:
-        say_json(record_file(folder, "findings.json").read_text(encoding="utf-8"))
+        say_json(to_json(findings, indent=1))  # also where a run of version 1 is shown
     else:
         print_findings(findings, folder)
 
