@@ -223,7 +223,7 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
     own: Any = str(dtype).removeprefix("torch.")
     if config.scheme is not None:
         if config.scheme not in SCHEMES:
-            raise unknown("scheme", config.scheme, SCHEMES)
+            raise unknown("there is no scheme", config.scheme, SCHEMES)
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
         known = SCHEMES[str(config.scheme)]
