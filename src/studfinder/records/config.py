@@ -306,6 +306,11 @@ def _taking(kind: Any, models: int, verb: Callable[..., Any]) -> Any:
             )
         return verb(*lead, config)
 
+    called.__doc__ = (
+        inspect.cleandoc(verb.__doc__ or "")
+        + f"\n\nKeywords, the fields of a `{kind.__name__}`:\n"
+        + "".join(f"    {one.name}: {one.option.help}\n" for one in described(kind))
+    )
     own = list(inspect.signature(verb).parameters.values())[:models]
     called.__signature__ = inspect.Signature([*own, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
     return called

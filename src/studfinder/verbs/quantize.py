@@ -144,7 +144,10 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `QuantizeConfig`; its fields are keywords too, and `method` may come second.
+        config: how; or its fields as keywords, and `method` may come second, a name or settings such as RTN(...), which
+            say the scheme too. `keep` takes findings (their proven super weights; `Selection` for others), Weights,
+            hold_out(...) and skip(...). compressed-tensors has no place for single numbers, so there what is fused with
+            a held-out number is skipped whole; `format="dense"` keeps it alone.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
