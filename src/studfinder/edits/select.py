@@ -32,7 +32,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.which not in WHICH:
-            raise unknown("selection of findings", self.which, WHICH)
+            raise unknown("there is no selection of findings", self.which, WHICH)
 
     @property
     def weights(self) -> tuple[SuperWeight, ...]:

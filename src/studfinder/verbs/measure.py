@@ -121,8 +121,9 @@ def measure(model: LM | str | os.PathLike[str], config: MeasureConfig) -> Scorec
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `MeasureConfig`; its fields are keywords too, and `measures` may come second. With `out`,
-            scorecard.json, tables and figure are written there; interrupted, the same call goes on where it stopped.
+        config: how; or its fields as keywords, and `measures` may come second. `edits` are what zero(...) and its kin
+            return, lines such as "zero:RUN", or several. With `out`, scorecard.json, tables and figure are written
+            there; interrupted, the same call goes on where it stopped.
 
     Raises:
         StudfinderError: see `plan_measure`; or a measure cannot run on this model.

@@ -144,7 +144,10 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `QuantizeConfig`; its fields are keywords too, and `method` may come second.
+        config: how; or its fields as keywords, and `method` may come second, a name or settings such as RTN(...), which
+            say the scheme too. `keep` takes findings (their proven super weights; `Selection` for others), Weights,
+            hold_out(...) and skip(...). compressed-tensors has no place for single numbers, so there what is fused with
+            a held-out number is skipped whole; `format="dense"` keeps it alone.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
@@ -223,7 +226,7 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
     own: Any = str(dtype).removeprefix("torch.")
     if config.scheme is not None:
         if config.scheme not in SCHEMES:
-            raise unknown("scheme", config.scheme, SCHEMES)
+            raise unknown("there is no scheme", config.scheme, SCHEMES)
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
         known = SCHEMES[str(config.scheme)]

@@ -99,8 +99,8 @@ def scan(model: LM | str | os.PathLike[str], config: ScanConfig) -> Findings:
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `ScanConfig`; its fields are keywords too. With `out`, findings.json and profile.safetensors are
-            written there.
+        config: how; or its fields as keywords. With `out`, findings.json and profile.safetensors are written there.
+            Results do not depend on `batch_size` beyond rounding.
 
     Raises:
         StudfinderError: an empty prompt, no tokenizer, `out` holds another run.

@@ -140,7 +140,7 @@ def train(config: TrainConfig) -> tuple[Training, Path]:
     """Train a model, from scratch or a trained one further, on a toy task or a text.
 
     Args:
-        config: see `TrainConfig`; its fields are keywords too.
+        config: how; or its fields as keywords.
 
     Returns the record and the run folder; `sf.load(folder / "model")` loads what was trained. Raises as `plan_train`
     and `run_train`.
