@@ -91,11 +91,11 @@ def test_zero_or_mean(lm, folder):
         folder,
         limit=6,
         windows=3,
-        texts="proof,nowhere",
+        texts="proof,wikitext2",
         tasks="piqa,hellaswag",
     )
     scores, change = result.tables
-    assert "nowhere is not here" in scores.note
+    assert "wikitext2 is not here" in scores.note
     assert "hellaswag is not here" in scores.note
     moved = {row[0]: abs(np.log(row[1].interval.value)) for row in change.rows}
     assert moved["massive to zero"] > 3 * moved["massive to their mean"]

@@ -56,11 +56,11 @@ STATES = {"clean": "as it is", "without": "without the weight", "control": "with
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Take each proven super weight apart at the token where it was found."""
-    weights, encoded = super_weights_of(bench, lm)
+    weights, findings = super_weights_of(bench, lm)
     seen = []
-    for place, (weight, control) in enumerate(zip(weights, controls_of(lm, weights, encoded), strict=True)):
+    for place, (weight, control) in enumerate(zip(weights, controls_of(lm, weights, findings), strict=True)):
         bench.progress("taking apart", place, len(weights))
-        apart = partial(_apart, lm, weight, control, encoded[weight.prompt], bench.config.channels)
+        apart = partial(_apart, lm, weight, control, findings.ids_of(weight), bench.config.channels)
         seen.append(bench.once(str(weight), apart))
     tables = [_output_table(seen)]
     rows = [(one["weight"], repr(one["token"]), *part.values()) for one in seen for part in one.get("parts", [])]
@@ -77,9 +77,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return Outcome(tables, list(map(_note, seen)), [chart])
 
 
-def _apart(lm: LM, weight: SuperWeight, control: Weights, text: list[int], channels: int) -> dict[str, Any]:
+def _apart(lm: LM, weight: SuperWeight, control: Weights, text: Sequence[int], channels: int) -> dict[str, Any]:
     """Everything about one weight. Read here, because no measure reads the stream and the neurons at one token."""
-    ids = torch.tensor([text], device=lm.device)
+    ids = torch.tensor([list(text)], device=lm.device)
     sites = [f"residual[{layer}]" for layer in range(len(lm.anatomy.layers))]
     seen: dict[str, Any] = {
         "weight": brief(weight),

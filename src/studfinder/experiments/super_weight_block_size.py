@@ -122,8 +122,8 @@ def in_runs(weight_RC: torch.Tensor, scheme: Scheme, z: float = inf, held_RC: to
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every layout with and without keep."""
-    weights, encoded = super_weights_of(bench, lm)
-    controls = controls_of(lm, weights, encoded)
+    weights, findings = super_weights_of(bench, lm)
+    controls = controls_of(lm, weights, findings)
     keeps = {HELD: hold_out(weights), OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
     rounding = Rounding(bench, lm)
     measure = f"perplexity:{bench.config.text}"

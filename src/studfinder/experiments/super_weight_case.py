@@ -70,9 +70,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _probabilities(bench: Bench, lm: LM) -> dict[str, Any]:
-    (weight, *_), encoded = super_weights_of(bench, lm)
+    (weight, *_), findings = super_weights_of(bench, lm)
     ids = encode(lm, [Text("prompt", bench.config.prompt)])[0][0]
-    control = matched_controls(lm, weight, encoded[weight.prompt], count=2)[0]
+    control = matched_controls(lm, weight, findings, count=2)[0]
     clean_V = _next(lm, ids)
     with edited(lm, zero(weight)):
         without_V = _next(lm, ids)

@@ -67,14 +67,14 @@ SW, CONTROLS = "super weights", "controls"
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Score every factor on the same items; choose on one half, judge on the other."""
-    weights, encoded = super_weights_of(bench, lm)
-    controls = controls_of(lm, weights, encoded)
+    weights, findings = super_weights_of(bench, lm)
+    controls = controls_of(lm, weights, findings)
     factors = sorted({*bench.config.factors} - {1.0})
     source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}
     for kind, target in ((SW, weights), (CONTROLS, controls)):
         edits = [scale(target, factor) for factor in factors]
-        effects = swept(bench, lm, f"perplexity with scaled {kind}", windows, edits)
+        effects = swept(bench, lm, f"perplexity with scaled {kind}", windows, edits, bench.progress)
         curves[kind] = [ratio(effects, place) for place in range(len(factors))]
     variants = [Variant("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
     scored = bench.grid(lm, variants, bench.each("tasks", "tasks"))

@@ -63,13 +63,13 @@ NEXT, STOPWORDS = "next token", "all stopwords"
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Rank tokens on one half of the prompts, judge them on the other."""
-    weights, encoded = super_weights_of(bench, lm)
+    weights, findings = super_weights_of(bench, lm)
     source, prompts = _prompts(lm, bench.config.text, bench.config.limit, bench.config.seed)
     half = len(prompts) // 2
     bench.progress("ranking tokens", 0, half)
     top = bench.once("rank", partial(_ranked, lm, prompts[:half], bench.config.top))
     classes_V = _classes(lm)
-    controls = controls_of(lm, weights, encoded)
+    controls = controls_of(lm, weights, findings)
     variants = [Variant(CLEAN), with_edits(lm, WITHOUT, zero(weights)), with_edits(lm, CONTROL, zero(controls))]
     found = bench.grid(lm, variants, [_NextToken(prompts[half:], top, classes_V, source)])
     judged = f"{count(len(prompts) - half, 'prompt')} of {source} that did not choose the tokens"
