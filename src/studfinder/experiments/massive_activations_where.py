@@ -253,5 +253,5 @@ def _plot(label: str, windows: Windows) -> Plot:
         line("massive above this", np.maximum(100, 1000 * median_L), quiet=True, dotted=True),
     )
     span = _span(windows)
-    shaded = None if span is None else (span[0] - 0.5, span[1] + 0.5)
-    return Plot(kind="lines", series=series, title=label, x="after layer", log=True, shaded=shaded)
+    x, shaded = "after layer; shaded: massive ones are there", None if span is None else (span[0] - 0.5, span[1] + 0.5)
+    return Plot(kind="lines", series=series, title=label, x=x, log=True, shaded=shaded)

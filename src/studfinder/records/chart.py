@@ -40,10 +40,10 @@ class Plot:
         kind: "dots", points with intervals in rows; "bars", the same from a common start; "lines", points over x.
         rows: labels of the rows, the first on top.
         title, x, y: in words, with units.
+        shaded: of lines, from which x to which something holds.
         none: the value at which nothing changed; a line is drawn there.
         log: whether the values' axis is logarithmic; `log_x` that of x.
         percent: whether values are shares.
-        shaded: of lines, from which x to which something holds.
     """
 
     kind: Literal["dots", "bars", "lines"]
@@ -52,11 +52,11 @@ class Plot:
     title: str = ""
     x: str = ""
     y: str = ""
+    shaded: tuple[float, float] | None = None
     none: float | None = None
     log: bool = False
     log_x: bool = False
     percent: bool = False
-    shaded: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

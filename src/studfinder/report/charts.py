@@ -16,8 +16,6 @@ from studfinder.report.style import BLUE, GREEN, GREY, MARKERS, MUTED, ORANGE, P
 from studfinder.visible import visible
 
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
-_ACROSS = 3
-"""Plots that stand side by side."""
 _BANDS = 3
 """Lines of a plot whose bands can be told apart."""
 _FEW = 25
@@ -37,18 +35,14 @@ def draw_chart(chart: Chart, width: float) -> Figure:
     names = list(dict.fromkeys(series.name for plot in chart.plots for series in plot.series))
     columns = 3 if wide else 1
     above = 40 + 20 * -(-len(names) // columns)
+    figure = new_figure(width, above + (max(heights) if wide else sum(heights)))
     count = len(chart.plots)
-    down = -(-count // _ACROSS) if wide else count
-    across = -(-count // down)
-    tall = [max(heights[first : first + across]) for first in range(0, count, across)]
-    figure = new_figure(width, above + sum(tall))
+    grid = {"width_ratios": [1] * count} if wide else {"height_ratios": heights}
     # One scale of rows for all, if all have the same rows.
     alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
-    panels = figure.subplots(down, across, squeeze=False, gridspec_kw={"height_ratios": tall}, sharey=alike).flat
-    for axes in panels[count:]:
-        axes.remove()
+    panels = figure.subplots(*((1, count) if wide else (count, 1)), squeeze=False, gridspec_kw=grid, sharey=alike).flat
     colours = _colours(chart, names)
-    for axes, plot in zip(panels, chart.plots, strict=False):
+    for axes, plot in zip(panels, chart.plots, strict=True):
         _draw(axes, plot, colours, wide)
     seen = dict(
         entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True)
