@@ -8,7 +8,7 @@ where the element-wise passes that a fused kernel would save cost little. On a G
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ CPU_BLOCK, GPU_BLOCK = 2**17, 2**26
 _FEWEST_ROWS = 16
 
 
-class Weights(Protocol):
+class WeightFunction(Protocol):
     """A weight function on blocks of scores (..., S), -inf where `blocked`. It may overwrite them.
 
     The attention weights are `factor * weights`, the factor per row (..., 1) or one number; it is applied to
@@ -35,6 +35,10 @@ class Weights(Protocol):
 
     def backward(self, grad: torch.Tensor, state: Any) -> torch.Tensor:
         """The gradient of the scores from that of `weights` (which it may overwrite)."""
+
+
+WEIGHT_FUNCTIONS: dict[str, Callable[..., WeightFunction]] = {}
+"""By name, for an operator takes no objects; a variant's own file puts its function here."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def _problem(
     return _Problem(query.unflatten(1, (groups, -1)), key, value, mask, causal, scale)
 
 
-def forward(weights: Weights, *args: Any) -> torch.Tensor:
+def forward(weights: WeightFunction, *args: Any) -> torch.Tensor:
     """query (B, H, T, D), key and value (B, G, S, D), mask, causal, scale -> (B, H, T, D)."""
     problem = _problem(*args)
     out = problem.query.new_empty(*problem.query.shape[:-1], problem.value.shape[-1])
@@ -140,7 +144,9 @@ def forward(weights: Weights, *args: Any) -> torch.Tensor:
     return out.flatten(1, 2)
 
 
-def backward(weights: Weights, grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward(
+    weights: WeightFunction, grad: torch.Tensor, *args: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value."""
     problem = _problem(*args)
     grad = grad.unflatten(1, (problem.key.shape[1], -1))
@@ -167,16 +173,10 @@ def _add(total: torch.Tensor, b: slice, g: slice, keys: int, left: torch.Tensor,
     part.add_(torch.bmm(left, right).view_as(part))
 
 
-def _weights(kind: str, numbers: list[float]) -> Weights:
-    if kind == "clipped_softmax":
-        from studfinder.attention.clipped_softmax.layer import Clipped
-
-        return Clipped(*numbers)
-    if kind == "softpick":
-        from studfinder.attention.softpick.layer import Picked
-
-        return Picked(*numbers)
-    raise StudfinderError(f"weight function {kind!r} is unknown", expected="clipped_softmax or softpick")
+def _weights(kind: str, numbers: list[float]) -> WeightFunction:
+    if kind not in WEIGHT_FUNCTIONS:
+        raise StudfinderError(f"weight function {kind!r} is unknown", expected=" or ".join(WEIGHT_FUNCTIONS))
+    return WEIGHT_FUNCTIONS[kind](*numbers)
 
 
 def _attend(
@@ -202,7 +202,7 @@ def attend(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     Args:
         query: (B, H, T, D).
         rest: key and value (B, G, S, D), mask (B, 1|H, T, S) bool or additive or None, causal, scale, the name
-            of the weight function ("clipped_softmax" or "softpick") and its numbers.
+            of the weight function (see WEIGHT_FUNCTIONS) and its numbers.
 
     Returns:
         (B, H, T, D).

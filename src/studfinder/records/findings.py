@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from studfinder.records.interval import Interval
+from studfinder.records.presented import presented
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 if TYPE_CHECKING:
@@ -280,12 +281,8 @@ class Findings:
     def to_frame(self, of: ListName = "super_weights") -> pandas.DataFrame:
         """One of the four lists as a pandas DataFrame, a row an entry; an effect becomes columns `kl`, `kl_low` and so
         on. Raises StudfinderError if pandas is not installed, or for another name."""
-        from studfinder.records.frame import frame_of
-
-        return frame_of(self, of)
+        return presented("frame", "frame_of", self, of)
 
     def _repr_html_(self) -> str:
         """A few lines for a notebook."""
-        from studfinder.records.notebook import html_of
-
-        return html_of(self)
+        return presented("notebook", "html_of", self)

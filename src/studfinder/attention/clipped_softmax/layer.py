@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from studfinder.attention.blocks import Rows, attend
+from studfinder.attention.blocks import WEIGHT_FUNCTIONS, Rows, attend
 from studfinder.attention.variant import Part, Role, Shape, Variant
 from studfinder.errors import StudfinderError
 
@@ -134,3 +134,6 @@ class Clipped:
             kept.masked_fill_(weights >= cap, 0)
         row = torch.linalg.vecdot(kept, p).unsqueeze(-1)
         return kept.sub_(row).mul_(p)
+
+
+WEIGHT_FUNCTIONS["clipped_softmax"] = Clipped

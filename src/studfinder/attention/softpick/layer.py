@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from studfinder.attention.blocks import Rows, attend
+from studfinder.attention.blocks import WEIGHT_FUNCTIONS, Rows, attend
 from studfinder.attention.softpick.naive import EPSILON
 from studfinder.attention.variant import Part, Role, Shape, Variant
 
@@ -59,3 +59,6 @@ class Picked:
         row = torch.linalg.vecdot(grad, weights).unsqueeze(-1) * factor
         kept = torch.ops.aten.threshold_backward(grad, weights, 0.0)
         return kept.sub_(u.sign_().mul_(row)).mul_(e)
+
+
+WEIGHT_FUNCTIONS["softpick"] = Picked
