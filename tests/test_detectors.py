@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from studfinder.detectors import REGISTRY, observe
+from studfinder.detectors import DETECTORS, observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues, agreement, concentration, concentration_null
@@ -434,6 +434,6 @@ def test_half_precision_that_overflows_names_its_site():
 def test_every_registered_detector_is_there():
     from importlib import import_module
 
-    for place in REGISTRY.values():
+    for place in DETECTORS.values():
         module, _, name = place.partition(":")
         assert callable(getattr(import_module(module), name))

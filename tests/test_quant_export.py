@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import SCHEMES, Scheme, quantize_weight, targets
-from studfinder.quantizers.export import chosen_format, described, pack, tensors
+from studfinder.quantizers.export import chosen_format, described, pack_codes, tensors
 from tiny import tiny
 
 BF16 = torch.bfloat16
@@ -23,7 +23,7 @@ def test_packing_is_that_of_compressed_tensors(bits, rows, cols, seed):
     half = 2 ** (bits - 1)
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-half, half, (rows, cols), generator=generator).to(torch.int8)
-    assert torch.equal(pack(codes, bits), pack_to_int32(codes, bits))
+    assert torch.equal(pack_codes(codes, bits), pack_to_int32(codes, bits))
 
 
 EXPORTED = [

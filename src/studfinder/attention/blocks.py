@@ -30,7 +30,7 @@ class WeightFunction(Protocol):
     the (much smaller) output instead. `state` is what `backward` needs.
     """
 
-    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
+    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: RowRange) -> tuple[Any, Any, Any]:
         """(weights, factor, state)."""
 
     def backward(self, grad: torch.Tensor, state: Any) -> torch.Tensor:
@@ -42,7 +42,7 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., WeightFunction]] = {}
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowRange:
     """The rows of a block: absolute index of the first and past-the-last query, number of keys scored."""
 
     first: int
@@ -136,7 +136,7 @@ def forward(weights: WeightFunction, *args: Any) -> torch.Tensor:
     out = problem.query.new_empty(*problem.query.shape[:-1], problem.value.shape[-1])
     for b, g, t, keys in problem.blocks():
         scores, _, _, blocked = problem.scores(b, g, t, keys)
-        rows = Rows(t.start, t.stop, keys, problem.causal)
+        rows = RowRange(t.start, t.stop, keys, problem.causal)
         w, factor, _ = weights.forward(scores, blocked, rows)
         value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
         mixed = torch.bmm(w.reshape(value.shape[0], -1, keys), value)
@@ -156,7 +156,7 @@ def backward(
     for b, g, t, keys in problem.blocks():
         scores, query, key, blocked = problem.scores(b, g, t, keys)
         shape = scores.shape
-        w, factor, state = weights.forward(scores, blocked, Rows(t.start, t.stop, keys, problem.causal))
+        w, factor, state = weights.forward(scores, blocked, RowRange(t.start, t.stop, keys, problem.causal))
         value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
         n = value.shape[0]
         d_out = (grad[b, g, :, t].to(problem.dtype) * factor).reshape(n, -1, grad.shape[-1])
@@ -196,7 +196,7 @@ def _attend(
 _operator = torch.library.custom_op("studfinder::attend_in_blocks", _attend, mutates_args=())
 
 
-def attend(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+def attend_in_blocks(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Attention with another weight function than softmax, differentiable.
 
     Args:

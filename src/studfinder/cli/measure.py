@@ -66,7 +66,7 @@ def command(
     from studfinder.measures import measure_named
     from studfinder.models import cached_content_hash
     from studfinder.verbs.load import load
-    from studfinder.verbs.measure import DEFAULT, RESULT, plan_measure, run_measure
+    from studfinder.verbs.measure import DEFAULT, SCORECARD_FILE, plan_measure, run_measure
 
     for name in names:  # said before a model is loaded for nothing
         measure_named(name)
@@ -109,7 +109,7 @@ def command(
     assert folder is not None
     say_if_older(card.run)
     if as_json:
-        say_json((folder / RESULT).read_text(encoding="utf-8"))
+        say_json((folder / SCORECARD_FILE).read_text(encoding="utf-8"))
         return
     from studfinder.report.cells import print_sheet
     from studfinder.report.scorecard import tables

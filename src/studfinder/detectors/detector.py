@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from studfinder.texts import Batch
 
-REGISTRY = {
+DETECTORS = {
     "super_weights": "studfinder.detectors.super_weights:SuperWeights",
     "massive_activations": "studfinder.detectors.massive_activations:MassiveActivations",
     "massive_values": "studfinder.detectors.massive_values:MassiveValues",

@@ -16,11 +16,11 @@ import torch
 
 from studfinder.models import LM, rotary_of
 from studfinder.records import MassiveValue
+from studfinder.records.findings import QKV
 from studfinder.sites import AttentionCall
 from studfinder.stats import SumOfSquares
 from studfinder.texts import Batch
 
-TENSORS: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 _NULL_DRAWS = 999
 
 
@@ -43,7 +43,7 @@ class MassiveValues:
         for event in events:
             new = event.query_BHTD.shape[2]  # with a cache, keys hold history that was counted before
             tensors = (event.query_BHTD, event.key_BGSD[:, :, -new:], event.value_BGSD[:, :, -new:])
-            for name, tensor in zip(TENSORS, tensors, strict=True):
+            for name, tensor in zip(QKV, tensors, strict=True):
                 self.sums.setdefault((name, event.layer), SumOfSquares()).add(self._squares(tensor))
 
     def _squares(self, tensor_BHTD: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class MassiveValues:
     def found(self) -> tuple[MassiveValue, ...]:
         """The massive entries, by tensor and layer, largest ratio first."""
         entries = []
-        for tensor in TENSORS:
+        for tensor in QKV:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
                 hits = (ratio > self.lam).nonzero().tolist()
@@ -94,7 +94,7 @@ class MassiveValues:
     def nearest(self) -> MassiveValue | None:
         """The nearest miss: the largest ratio in Q or K that is not above lambda."""
         best: MassiveValue | None = None
-        for tensor in TENSORS[:2]:
+        for tensor in QKV[:2]:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
                 below = ratio.masked_fill(ratio > self.lam, -1)

@@ -6,7 +6,7 @@ from studfinder.edits.disruption import dims, massive_value_disruption
 from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
 from studfinder.edits.makers import (
     Activations,
-    Target,
+    Editable,
     constant_only,
     deviation_only,
     mean,
@@ -38,13 +38,13 @@ __all__ = [
     "Coordinates",
     "Edit",
     "EditList",
+    "Editable",
     "Everything",
     "LargestEntry",
     "MatchedDims",
     "RandomDims",
     "Selection",
     "SiteEdit",
-    "Target",
     "TiedWeightsWarning",
     "TopDims",
     "WeightEdit",

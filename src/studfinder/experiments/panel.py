@@ -23,7 +23,7 @@ _DRAWS = 10_000
 
 
 @dataclass(frozen=True)
-class Variant:
+class Condition:
     """A model as it is, or changed.
 
     Attributes:
@@ -37,9 +37,9 @@ class Variant:
     key: str = ""
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> Variant:
+def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> Condition:
     """A variant made by edits."""
-    return Variant(label, lambda: edited(lm, edits), edits_hash(edits)[:12])
+    return Condition(label, lambda: edited(lm, edits), edits_hash(edits)[:12])
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Panel:
 
 
 def panel_of(
-    bench: Bench, lm: LM, variants: Sequence[Variant], measures: Sequence[str], limits: dict[str, int | None]
+    bench: Bench, lm: LM, variants: Sequence[Condition], measures: Sequence[str], limits: dict[str, int | None]
 ) -> Panel:
     """Take every measure of every variant.
 
@@ -119,7 +119,7 @@ def panel_of(
     return panel
 
 
-def _taken(function: Callable[..., Scores], lm: LM, variant: Variant, limit: int | None, seed: int) -> dict[str, Any]:
+def _taken(function: Callable[..., Scores], lm: LM, variant: Condition, limit: int | None, seed: int) -> dict[str, Any]:
     with variant.change():
         return to_plain(function(lm, limit=limit, seed=seed))
 

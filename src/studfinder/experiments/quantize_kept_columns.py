@@ -18,7 +18,7 @@ from studfinder.stats import mean_interval
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPart:
     """A part that was quantised with something of it kept, and the KL by window."""
 
     part: str
@@ -35,7 +35,7 @@ def keeps_of(lm: LM, weights: Sequence[SuperWeight], *, draws: int, seed: int) -
 
 
 def add_kept(
-    outcome: Outcome, name: str, kept: list[Kept], found: dict[str, np.ndarray], whole: np.ndarray, median: float
+    outcome: Outcome, name: str, kept: list[KeptPart], found: dict[str, np.ndarray], whole: np.ndarray, median: float
 ) -> None:
     """What keeping some numbers of the matrices with super weights wins."""
     if not kept:

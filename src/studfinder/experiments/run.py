@@ -13,23 +13,23 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Progress
+from studfinder.experiments.experiment import Bench, Experiment
 from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
-RESULT = "result.json"
+_RESULT = "result.json"
 ACCELERATED: Mapping[str, type] = {"micro": int, "precision": str}
 """Settings that every training experiment takes beside its preset's; see `training.Recipe`. They are no part of a run's
 identity where they are not used, so that runs from before they existed are found again."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """Everything that determines an experiment's result, worked out before it starts."""
 
     module: ModuleType
@@ -49,7 +49,7 @@ def plan_experiment(
     *,
     preset: str = "cpu",
     settings: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> ExperimentPlan:
     """Look the experiment up and fix its settings.
 
     Args:
@@ -71,7 +71,7 @@ def plan_experiment(
         raise StudfinderError("there are no models", expected="at least one --model")
     chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
     kinds = {key: type(value) for key, value in chosen.items()}
-    if entry.trains:
+    if "steps" in kinds and entry.trains:
         kinds = {**ACCELERATED, **kinds}
     for key, value in (settings or {}).items():
         if value is None:
@@ -81,7 +81,7 @@ def plan_experiment(
         chosen[key] = _as(kinds[key], key, value)
     if chosen.get("limit") is not None and chosen["limit"] < 1:
         raise StudfinderError(f"--limit {chosen['limit']}", expected="1 or more")
-    return Plan(module, entry, tuple(models), chosen)
+    return ExperimentPlan(module, entry, tuple(models), chosen)
 
 
 def _as(kind: type, key: str, value: Any) -> Any:
@@ -97,7 +97,7 @@ def _as(kind: type, key: str, value: Any) -> Any:
 
 
 def run_experiment(
-    plan: Plan,
+    plan: ExperimentPlan,
     *,
     out: Path | None = None,
     overwrite: bool = False,
@@ -137,7 +137,9 @@ def run_experiment(
     return result, run.path
 
 
-def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str], LM]) -> tuple[Run, list[Path | None]]:
+def _run(
+    plan: ExperimentPlan, first: LM | None, out: Path | None, loader: Callable[[str], LM]
+) -> tuple[Run, list[Path | None]]:
     """The run's identity and place, and the folders of its models. Models beyond the first are loaded for their hash,
     and let go."""
     identity: dict[str, Any] = {**plan.settled, "scoring": SCORING}
@@ -155,7 +157,7 @@ def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str],
             sources.append(lm.source.folder)
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
-    return run_of(verb, place, identity, result=RESULT, out=out, before=plan.settled), sources
+    return run_of(verb, place, identity, result=_RESULT, out=out, before=plan.settled), sources
 
 
 def _same_weights(result: Result, run: Run) -> bool:
@@ -163,7 +165,7 @@ def _same_weights(result: Result, run: Run) -> bool:
     return [card.content_hash for card in result.models] == run.identity.get("hashes", [])
 
 
-def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
+def _carried_out(plan: ExperimentPlan, run: Run, bench: Bench, command: str) -> Result:
     started, clock = now(), time.monotonic()
     outcome = plan.module.run(bench)
     devices = run.identity.get("devices") or [run.identity["device"]]
@@ -189,8 +191,8 @@ def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
     )
 
 
-def _written(plan: Plan, work: Work, result: Result) -> None:
-    write_text(work.path / RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
+def _written(plan: ExperimentPlan, work: Work, result: Result) -> None:
+    write_text(work.path / _RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
     draw_into(work.path, result, plan.module)
 
 
@@ -224,7 +226,7 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
 
 def read_result(folder: Path) -> Result:
     """A finished experiment from its folder or its result.json. Raises StudfinderError if there is none."""
-    return read_record(Result, record_file(folder, RESULT))
+    return read_record(Result, record_file(folder, _RESULT))
 
 
 def redraw(folder: Path, out: Path | None = None) -> Path:

@@ -13,7 +13,7 @@ from studfinder.texts import default_prompts, encode
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
-def findings_of(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
+def load_findings(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
     """The findings of a model just loaded; see `scan_of`."""
     findings = read_record(Findings, record_file(scan_of(bench, lm, prove=prove), "findings.json"))
     check_findings(lm, findings)
@@ -42,7 +42,7 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], lis
     Raises:
         StudfinderError: none is proven.
     """
-    findings = findings_of(bench, lm)
+    findings = load_findings(bench, lm)
     found = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     if not found:
         raise StudfinderError(

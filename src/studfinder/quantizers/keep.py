@@ -13,11 +13,11 @@ from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.targets import Target, named
+from studfinder.quantizers.targets import Target, targets_by_name
 from studfinder.records import Findings, SuperWeight
 
 if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ Keep = HoldOut | Skip
 class Transform(Protocol):
     """A change that leaves the model what it computes and makes it easier to quantise."""
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         """Change the model on the bench, and what is held out along with it."""
         ...
 
@@ -180,7 +180,7 @@ def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
 
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
-    by_name = named(found)
+    by_name = targets_by_name(found)
     for weights in one.entries:
         target = by_name.get(weights.parameter)
         if target is None:

@@ -19,6 +19,7 @@ Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
+QKV: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 ListName = Literal["super_weights", "massive_activations", "massive_values", "attention_sinks"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from studfinder.records.findings import TokenClass
 
 
 class Tokenized(Protocol):
@@ -17,8 +19,6 @@ class Tokenized(Protocol):
     @property
     def source(self) -> Any: ...
 
-
-TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
 
 # Function words and bare digits: tokens that carry little meaning of their own (Sun et al. 2024, section 2.3, name
 # "and", "from", "of" and "2" as carriers of massive activations).

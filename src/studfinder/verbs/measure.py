@@ -13,14 +13,14 @@ from typing import Any
 
 from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures import REGISTRY, Scores, compare, measure_named
+from studfinder.measures import MEASURES, Scores, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
 from studfinder.report.result import Chart, Sheet
-from studfinder.report.scorecard import draw, tables
+from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Progress, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.results import write_sheet
@@ -38,12 +38,11 @@ DEFAULT = (
 )
 """Fluency, context, memory and reasoning, from texts and items of our own: they need nothing but the model."""
 
-RESULT = "scorecard.json"
-Progress = Callable[[str, int, int], Any]
+SCORECARD_FILE = "scorecard.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurePlan:
     """Everything that determines a scorecard, worked out before it starts."""
 
     lm: LM
@@ -64,7 +63,7 @@ def plan_measure(
     limit: int | None = None,
     seed: int = 0,
     hash_of: Callable[[LM], str] = content_hash,
-) -> Plan:
+) -> MeasurePlan:
     """Fix what is measured.
 
     Args:
@@ -78,7 +77,7 @@ def plan_measure(
             is not causal.
     """
     if not measures:
-        raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(REGISTRY))
+        raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(MEASURES))
     if limit is not None and limit < 1:
         raise StudfinderError(f"--limit {limit}", expected="1 or more")
     if edits and against is not None:
@@ -109,7 +108,7 @@ def plan_measure(
         "scoring": SCORING,
     }
     said = (*words, *tied_notes(lm, edits))
-    return Plan(lm, tuple(dict.fromkeys(measures)), tuple(edits), said, against, settings)
+    return MeasurePlan(lm, tuple(dict.fromkeys(measures)), tuple(edits), said, against, settings)
 
 
 def measure(
@@ -148,7 +147,7 @@ def measure(
 
 
 def run_measure(
-    plan: Plan,
+    plan: MeasurePlan,
     *,
     out: Path | None = None,
     write: bool = False,
@@ -165,19 +164,19 @@ def run_measure(
         for name, value in plan.settings.items()
         if name not in ("config", "against_config", "device", "scoring")
     }
-    run = run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=out, before=before)
+    run = run_of("measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=out, before=before)
     found = None if overwrite else run.finished()
     if found is not None:
         return read_card(found), found
     sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
     with run.work(overwrite=overwrite, sources=sources) as work:
         card = _measured(plan, work.steps, progress, command)
-        write_text(work.path / RESULT, to_json(card, indent=1))
+        write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
         write_cards(work.path, [card])
     return card, run.path
 
 
-def _measured(plan: Plan, steps: Steps, progress: Progress | None, command: str) -> Scorecard:
+def _measured(plan: MeasurePlan, steps: Steps, progress: Progress | None, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
     lines = []
     for number, name in enumerate(plan.measures):
@@ -203,13 +202,13 @@ def _measured(plan: Plan, steps: Steps, progress: Progress | None, command: str)
     )
 
 
-def _against(plan: Plan) -> str:
+def _against(plan: MeasurePlan) -> str:
     if plan.edits:
         return "the same model without the edits"
     return plan.against.source.id if plan.against is not None else ""
 
 
-def _line(plan: Plan, name: str, steps: Steps) -> Measured:
+def _line(plan: MeasurePlan, name: str, steps: Steps) -> Measured:
     """One measure: the score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
     clock = time.monotonic()
@@ -253,7 +252,7 @@ def _kind(name: str) -> Kind:
         from studfinder.measures.tasks import TASKS
 
         return TASKS[argument.partition(":")[0].partition("@")[0]].kind
-    return REGISTRY[plain].kind
+    return MEASURES[plain].kind
 
 
 def _headroom(scores: Scores) -> bool | None:
@@ -263,7 +262,7 @@ def _headroom(scores: Scores) -> bool | None:
     return None if scores.chance is None else scores.interval.low > scores.chance
 
 
-def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
+def _scores(plan: MeasurePlan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
     name = _with_argument(plan, name, steps)
     options: Mapping[str, Any] = {"limit": plan.settings["limit"], "seed": plan.settings["seed"]}
     call = partial(measure_named(name), lm, **options)
@@ -277,10 +276,10 @@ def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps
     return from_json(Scores, json.dumps(steps.once(f"{name}/{state}", run)), name=f"the remembered {name}")
 
 
-def _with_argument(plan: Plan, name: str, steps: Steps) -> str:
+def _with_argument(plan: MeasurePlan, name: str, steps: Steps) -> str:
     """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
     choosing share the choice."""
-    way = REGISTRY[name.partition(":")[0]].calibrate
+    way = MEASURES[name.partition(":")[0]].calibrate
     if not way or ":" in name:
         return name
     baseline = plan.against or plan.lm
@@ -307,10 +306,10 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
 
 def _chart(cards: Sequence[Scorecard]) -> Chart:
     with styled():
-        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
+        wide, narrow = draw_scorecard(cards, WIDE), draw_scorecard(cards, NARROW)
     return Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")
 
 
 def read_card(path: Path) -> Scorecard:
     """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    return read_record(Scorecard, record_file(path, RESULT))
+    return read_record(Scorecard, record_file(path, SCORECARD_FILE))

@@ -10,7 +10,6 @@ from studfinder.detectors import Detector
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import (
-    TENSORS,
     MassiveValues,
     agreement,
     concentration,
@@ -21,6 +20,7 @@ from studfinder.detectors.super_weights import SuperWeights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
 from studfinder.records import Findings, MassiveValueSummary, ModelCard, PromptCard, RunCard, Summary
+from studfinder.records.findings import QKV
 from studfinder.sites import bidirectional
 
 
@@ -88,7 +88,7 @@ def findings_of(
         nearest_super_weight=seen.super_weights.nearest(seen.encoded),
         nearest_massive_activation=seen.activations.nearest(seen.encoded),
         nearest_massive_value=seen.values.nearest(),
-        massive_values=tuple(_value_summary(seen, model, tensor) for tensor in TENSORS if seen.values.layers(tensor)),
+        massive_values=tuple(_value_summary(seen, model, tensor) for tensor in QKV if seen.values.layers(tensor)),
         sink_heads=heads,
         bidirectional=bidirectional(seen.lm),
         unreadable=tuple(sorted(seen.super_weights.unreadable)),
@@ -138,7 +138,7 @@ def profile_of(seen: Observation, train_length: int) -> dict[str, torch.Tensor]:
     and 2 in layers without RoPE; `residual.*` (L+1, ...) start at the embedding; `spike.*` (L,) are the FFN traces.
     """
     profile: dict[str, torch.Tensor] = {}
-    for tensor in TENSORS:
+    for tensor in QKV:
         layers = seen.values.layers(tensor)
         if layers:
             profile[f"norm.{tensor}"] = _stacked([seen.values.norm_HD(tensor, layer) for layer in layers])

@@ -15,11 +15,11 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
-from studfinder.models.beside import beside, carry, own_code
+from studfinder.models.beside import carry, files_beside, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
 from studfinder.quantizers.apply import bench_for, check_fits, running
-from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve
@@ -29,10 +29,10 @@ from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
 from studfinder.records.outside import read_json
 from studfinder.report.words import count
-from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
+from studfinder.runs import SCORING, Progress, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.quantize_scores import scores_of
 from studfinder.verbs.quantize_write import (
-    RESULT,
+    QUANTIZATION_FILE,
     Job,
     acts_of,
     rest_of,
@@ -151,8 +151,8 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
     run = _run(job, done, files=files.signature(), config=config_hash(lm))
     there = None if job.overwrite else run.finished()
     if there is not None:
-        return read_record(Quantization, there / RESULT)
-    beside(lm.source)
+        return read_record(Quantization, there / QUANTIZATION_FILE)
+    files_beside(lm.source)
     meant = meant_of_files(lm) if job.verify else None
     with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
@@ -169,7 +169,7 @@ def _run(job: Job, done: Quantization, **model: Any) -> Run:
     came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
     settings = {name: value for name, value in to_plain(done).items() if name not in came}
     identity = {**settings, **model, "score": job.score, "verify": job.verify, "scoring": SCORING}
-    return run_of("quantize", done.model, identity, result=RESULT, out=job.out)
+    return run_of("quantize", done.model, identity, result=QUANTIZATION_FILE, out=job.out)
 
 
 @contextmanager
@@ -223,8 +223,8 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     )
     there = None if job.overwrite else run.finished()
     if there is not None:
-        return read_record(Quantization, there / RESULT)
-    beside(lm.source)
+        return read_record(Quantization, there / QUANTIZATION_FILE)
+    files_beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):
@@ -250,7 +250,7 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
     return done
 
 
-def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
+def _kept(bench: Workbench, keep: Sequence[Any]) -> tuple[str, ...]:
     """What was asked for, and how many numbers that came to."""
     held = [made.kept.index_N.numel() for made in bench.done.values() if made.kept is not None]
     came = f"in all {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')} are held out"

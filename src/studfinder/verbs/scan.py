@@ -21,15 +21,12 @@ from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM, config_hash, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import Findings, ModelCard, PromptCard, RunCard, read_record, to_json
-from studfinder.runs import SCORING, Run, key_of, now, run_of, versions, write_bytes, write_text
+from studfinder.runs import SCORING, Progress, Run, key_of, now, run_of, versions, write_bytes, write_text
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS
 from studfinder.verbs.continuations import PROMPT, continuations
 from studfinder.verbs.observation import Observation, Thresholds, findings_of, profile_of
-
-Progress = Callable[[str, int, int], Any]
-"""Told (what is being done, how many are done, of how many)."""
 
 
 @dataclass(frozen=True)

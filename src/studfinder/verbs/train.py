@@ -22,10 +22,10 @@ from studfinder.models.beside import carry
 from studfinder.records import RunCard, Training, read_record, to_json
 from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
-from studfinder.training import Fitted, Outliers, TaskSource, build, fit, put_in, tokenized
+from studfinder.training import Fitted, Outliers, TaskSource, build_model, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
-from studfinder.training.streams import Source
+from studfinder.training.streams import SequenceSource
 from studfinder.training.tasks import word_tokenizer
 from studfinder.verbs.results import write_sheet
 from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train
@@ -77,7 +77,7 @@ def run_train(
         if model is None:
             assert plan.shape is not None
             size = {"vocabulary": len(tokenizer), "length": source.length}
-            model = build(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
+            model = build_model(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         fitted = _fitted(plan, run, work, model, source, quiet, reports)
         record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
@@ -101,7 +101,7 @@ def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
 
 
 def _fitted(
-    plan: TrainPlan, run: Run, work: Work, model: Any, source: Source, quiet: bool, reports: list[str]
+    plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceSource, quiet: bool, reports: list[str]
 ) -> Fitted:
     place = work.path / "checkpoints"
     outliers = Outliers(source, file=work.path / "outliers.jsonl")
@@ -194,7 +194,9 @@ def _tensorboard(wanted: bool | None) -> bool:
     return installed if wanted is None else wanted
 
 
-def _source(plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[int], Any] | None) -> tuple[Source, Any]:
+def _source(
+    plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[int], Any] | None
+) -> tuple[SequenceSource, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     assert plan.text is not None
@@ -242,7 +244,7 @@ def _varied(plan: TrainPlan, base: LM) -> Any:
     return put_in(base.model, plan.variants, trained=True)
 
 
-def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path, base: str | None) -> None:
+def _export(fitted: Fitted, source: SequenceSource, tokenizer: Any, folder: Path, base: str | None) -> None:
     """The trained model, its tokenizer and what lay beside its base, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True

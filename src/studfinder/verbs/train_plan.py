@@ -11,16 +11,29 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
 from studfinder.runs import process_count
 from studfinder.texts import check_ids, token_ids, tokenizer_of
-from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
+from studfinder.training import (
+    ModelShape,
+    Preset,
+    ToyTask,
+    TrainingRecipe,
+    build_model,
+    preset,
+    put_in,
+    task_from,
+    variants_from,
+)
 from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
-from studfinder.training.trainable import check_trainable, dequantized, trainable_note
+from studfinder.training.trainable import check_trainable, dequantized_model, trainable_note
 
-TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
+TASK_PRESET = Preset(shape=ModelShape(), recipe=TrainingRecipe(), length=0, vocabulary=None)
 """A small model for toy tasks: two layers of width 64."""
 GO_ON = Preset(
-    shape=Shape(), recipe=Recipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"), length=512, vocabulary=None
+    shape=ModelShape(),
+    recipe=TrainingRecipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"),
+    length=512,
+    vocabulary=None,
 )
 """The recipe for a trained model, whose shape is its own."""
 
@@ -47,12 +60,12 @@ class TrainPlan:
     """
 
     name: str
-    recipe: Recipe
+    recipe: TrainingRecipe
     variants: tuple[Variant, ...]
     length: int
-    shape: Shape | None = None
+    shape: ModelShape | None = None
     base: str | None = None
-    task: Task | None = None
+    task: ToyTask | None = None
     text: str | None = None
     vocabulary: int | None = None
     apart: bool = False
@@ -71,7 +84,7 @@ class TrainPlan:
 
 def plan_train(
     *,
-    task: Task | str | None = None,
+    task: ToyTask | str | None = None,
     text: str | None = None,
     base: str | None = None,
     preset_name: str | None = None,
@@ -92,7 +105,7 @@ def plan_train(
         preset_name: one of `PRESETS`; the default is "toy" for text from scratch, and for a trained model 2,000
             gentle steps of 8 windows of 512 tokens.
         attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
-        shape, recipe: fields of `Shape` and `Recipe` that differ from the preset's.
+        shape, recipe: fields of `ModelShape` and `TrainingRecipe` that differ from the preset's.
         length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
         apart: keep packed documents from seeing each other; refused where the architecture cannot.
         dequantize: train a dequantised copy of a quantised `base`, which is refused otherwise.
@@ -141,10 +154,10 @@ def plan_train(
 def base_model(base: str, dequantize: bool, dtype: str = "auto") -> LM:
     """The trained model to go on with. Raises StudfinderError if it cannot be loaded, or dequantised as asked."""
     lm = load(base, dtype=dtype)
-    return dequantized(lm) if dequantize else lm
+    return dequantized_model(lm) if dequantize else lm
 
 
-def _warmed_up(course: Recipe, asked: bool) -> tuple[Recipe, tuple[str, ...]]:
+def _warmed_up(course: TrainingRecipe, asked: bool) -> tuple[TrainingRecipe, tuple[str, ...]]:
     """The recipe with a warm-up that leaves something to train: a preset's is at most half of the run."""
     most = course.steps // 2
     if course.warmup <= most:
@@ -199,8 +212,8 @@ def _check_apart(plan: TrainPlan) -> None:
     else:
         assert plan.shape is not None
         what = f"a model of architecture {plan.shape.architecture}"
-        tiny = Shape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
-        model = build(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
+        tiny = ModelShape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
+        model = build_model(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
     if not keeps_apart(model):
         raise StudfinderError(
             f"{what} does not keep packed documents apart: its attention does not see where one begins",
