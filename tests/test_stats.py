@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studfinder.stats import INF, AbsHistogram, SumOfSquares, TopK, magnitude_bits, student_t, to_bits
+from studfinder.stats import (
+    INF,
+    AbsHistogram,
+    SumOfSquares,
+    TopK,
+    averaged,
+    bootstrap,
+    crossed,
+    magnitude_bits,
+    mean_interval,
+    ratio_interval,
+    to_bits,
+)
 
 settings.register_profile("quiet", deadline=None, max_examples=60)
 settings.load_profile("quiet")
@@ -127,16 +140,67 @@ def test_the_root_of_nothing_is_an_error():
         _ = SumOfSquares().root
 
 
-@pytest.mark.parametrize(
-    ("freedom", "level", "table"),
-    [(1, 0.95, 12.7062), (2, 0.95, 4.30265), (10, 0.95, 2.22814), (30, 0.95, 2.04227), (4, 0.99, 4.60409)],
-)
-def test_students_t_is_the_tables(freedom, level, table):
-    assert student_t(freedom, level) == pytest.approx(table, rel=2e-6)
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
 
 
-def test_students_t_ends_at_the_normal_distribution():
-    assert student_t(10_000) == pytest.approx(1.959964, rel=2e-4)
-    assert student_t(10_000) > 1.959964
-    with pytest.raises(ValueError, match="0 degrees"):
-        student_t(0)
+def naive(sums, weights):
+    """Items are drawn one by one and looked up."""
+    picks = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
+    with np.errstate(invalid="ignore"):
+        return np.quantile(sums[picks].sum(axis=1) / weights[picks].sum(axis=1), [0.025, 0.975])
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 300])
+def test_drawing_counts_is_drawing_items(n):
+    sums, weights = np.random.default_rng(1).normal(size=n), np.arange(1.0, n + 1)
+    found = ratio_interval(sums, weights)
+    assert found.value == pytest.approx(sums.sum() / weights.sum())
+    assert [found.low, found.high] == pytest.approx(naive(sums, weights))
+    assert found.ordered
+    assert found.n == n
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_counts_where_it_is_drawn(value):
+    sums = np.array([value, *np.arange(1.0, 4)])
+    found = ratio_interval(sums, np.ones(4))
+    np.testing.assert_equal([found.low, found.high], naive(sums, np.ones(4)))
+    np.testing.assert_equal(found.value, value)
+
+
+def test_items_that_are_alike_have_no_width():
+    found = ratio_interval(np.full(7, 0.1) * np.arange(1, 8), np.arange(1.0, 8))
+    assert found.low == found.value == found.high
+
+
+def test_tasks_are_drawn_each_by_itself():
+    one, other = np.random.default_rng(1).normal(size=(2, 200))
+    both = averaged([one, other])
+    assert both.value == pytest.approx((one.mean() + other.mean()) / 2)
+    # The variance of a mean of two independent means; drawn together, it would be that of their mean item by item.
+    apart = np.hypot(one.std(), other.std()) / 2
+    assert (both.high - both.low) / 2 == pytest.approx(1.96 * apart / 200**0.5, rel=0.03)
+    alike = averaged([one, one])
+    assert alike.high - alike.low < 0.8 * (mean_interval(one).high - mean_interval(one).low)
+    share = averaged([one * 3, other * 3], [one, other])
+    assert (share.value, share.low, share.high) == pytest.approx((3, 3, 3))
+
+
+def test_items_and_draws_are_crossed():
+    scores = np.add.outer([-1.0, 0.0, 1.0, 2.0], np.random.default_rng(1).normal(size=400))
+    found = crossed(lambda mean: mean["x"], {"x": scores})
+    # Of a sum of two independent effects: items, of which there are many, and draws, of which there are four.
+    spread = np.hypot(scores[0].std() / 400**0.5, scores[:, 0].std() / 4**0.5)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
+    assert found.method == "paired bootstrap over items and 4 draws"
+
+
+def test_the_parts_that_draws_come_in_change_nothing(monkeypatch):
+    values = np.random.default_rng(1).normal(size=(9, 5))
+    found = []
+    for chunk in (1, 1000, 1 << 20):
+        monkeypatch.setattr("studfinder.stats.resampling._CHUNK", chunk)
+        found.append(bootstrap(lambda *times: sum(t @ values[: t.shape[1]] for t in times), [9, 4]))
+    assert found[0].shape == (3, 5)
+    np.testing.assert_allclose(found[0], found[1])
+    np.testing.assert_allclose(found[0], found[2])

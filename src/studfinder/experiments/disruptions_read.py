@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from studfinder.experiments.crossed import crossed
 from studfinder.records import Cell, Comparison, Interval, Table
 from studfinder.report.style import BLUE, MUTED, RULE, VERMILLION, new_figure
+from studfinder.stats import crossed
 
 CONTEXT, MEMORY = "facts-in-context", "facts-parametric-matched"
 

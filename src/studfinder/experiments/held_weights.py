@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from studfinder.edits import Weights, edited, zero
-from studfinder.experiments.w8a8 import Windows, log_probabilities, loss_of
+from studfinder.edits import Weights, zero
+from studfinder.experiments.w8a8 import Windows
+from studfinder.measures import sweep
 from studfinder.models import LM, load
 
 WeightPlaces = Sequence[tuple[str, Sequence[int]]]
@@ -100,18 +101,10 @@ def without(lm: LM, windows: Windows, groups: Mapping[str, WeightPlaces]) -> dic
         "loss": of the model as it is, nats a token, one a window; and by group its "loss" and "kl": KL(as it is ||
         without them), nats a token.
     """
-    edits = {name: _zeroed(places) for name, places in groups.items()}
-    found: dict[str, Any] = {"loss": [], **{name: {"loss": [], "kl": []} for name in groups}}
-    for ids in windows:
-        clean_TV = log_probabilities(lm, ids)
-        found["loss"].append(loss_of(clean_TV, ids))
-        for name, edit in edits.items():
-            with edited(lm, edit):
-                other_TV = log_probabilities(lm, ids)
-            found[name]["loss"].append(loss_of(other_TV, ids))
-            found[name]["kl"].append(float((clean_TV.exp() * (clean_TV - other_TV)).sum(dim=-1).mean()))
-    return found
-
-
-def _zeroed(places: WeightPlaces) -> tuple[Any, ...]:
-    return zero([Weights(parameter=name, entries=(tuple(index),)) for name, index in places])
+    edits = [
+        zero([Weights(parameter=name, entries=(tuple(index),)) for name, index in places]) for places in groups.values()
+    ]
+    effects = sweep(lm, windows, edits)
+    loss, kl = (sums / effects.tokens for sums in (effects.nll, effects.kl))
+    found: dict[str, Any] = {"loss": (effects.clean_nll / effects.tokens).tolist()}
+    return found | {name: {"loss": loss[i].tolist(), "kl": kl[i].tolist()} for i, name in enumerate(groups)}

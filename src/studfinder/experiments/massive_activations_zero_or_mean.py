@@ -27,12 +27,13 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.massive_onset import Onset, control_dims, onset_of
-from studfinder.experiments.panel import Condition, Panel, averaged, change_table, panel_of, value_table
+from studfinder.experiments.panel import Condition, Panel, change_table, panel_of, value_table
 from studfinder.models import LM
 from studfinder.records import Interval, Result
 from studfinder.report.style import log_ticks, new_figure
 from studfinder.report.words import count, number
 from studfinder.sites import Site, tapped
+from studfinder.stats import averaged
 
 EXPERIMENT = Experiment(
     name="massive-activations/zero-or-mean",

@@ -32,13 +32,13 @@ from studfinder.edits import (
     dims,
     edited,
 )
-from studfinder.experiments.crossed import crossed
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.measures import measure_named, perplexity
 from studfinder.models import LM, rotary_of
 from studfinder.records import Cell, Comparison, Interval, Result, Table
 from studfinder.report.style import BLUE, MUTED, RULE, VERMILLION, log_ticks, new_figure
 from studfinder.sites import AttentionCall, tapped
+from studfinder.stats import crossed
 from studfinder.texts import encode, proof_text
 
 EXPERIMENT = Experiment(

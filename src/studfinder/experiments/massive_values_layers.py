@@ -62,8 +62,8 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     lam = float(bench.settings["lam"])
     maps = read_maps(lm, bench.settings["limit"], bench.progress)
 
-    def total(norms: Mapping[str, np.ndarray], tensor: str) -> float:
-        return float(counts(norms[tensor], lam).sum())
+    def total(norms: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
+        return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 
     statistics: dict[str, Statistic] = {tensor: partial(total, tensor=tensor) for tensor in maps.tensors}
     turned = [
@@ -82,7 +82,7 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     }
 
 
-def _by_rope(total: Callable[..., float], tensor: str, norms: Mapping[str, np.ndarray]) -> float:
+def _by_rope(total: Callable[..., np.ndarray], tensor: str, norms: Mapping[str, np.ndarray]) -> np.ndarray:
     return total(norms, tensor) - total(norms, f"{tensor}.pre_rope")
 
 

@@ -115,8 +115,8 @@ def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
     }
 
 
-def _total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> float:
-    return float(counts(norms[tensor], lam).sum())
+def _total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 
 
 def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.records.findings import QKV
 from studfinder.sites import AttentionCall, tapped
+from studfinder.stats import bootstrap
 from studfinder.texts import Batch, batches, default_prompts, encode
 
-_DRAWS = 500
 LETTERS = {
     "query": "Q",
     "key": "K",
@@ -131,29 +131,24 @@ def chance_above(dims: int, lam: float) -> float:
     return float((drawn > lam * drawn.mean(axis=1, keepdims=True)).mean())
 
 
-Statistic = Callable[[Mapping[str, np.ndarray]], float]
-"""From M by tensor, each of shape (L,H,D), to a number."""
+Statistic = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""From M by tensor, each of shape (R,L,H,D), to a number for each of R draws of prompts."""
 
 
-def resampled(maps: Maps, statistics: Mapping[str, Statistic], seed: int = 0) -> dict[str, Interval]:
-    """Numbers made of the maps, with bootstrap intervals over prompts (500 draws, percentiles)."""
+def resampled(maps: Maps, statistics: Mapping[str, Statistic]) -> dict[str, Interval]:
+    """Numbers made of the maps, with bootstrap intervals over prompts."""
+
+    def of_norms(times_RP: np.ndarray) -> np.ndarray:
+        norms = {tensor: np.sqrt(np.tensordot(times_RP, of, 1)) for tensor, of in maps.squares.items()}
+        return np.stack([statistic(norms) for statistic in statistics.values()], axis=1)
+
     prompts = len(next(iter(maps.squares.values())))
-    generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in statistics}
-    for draw in range(_DRAWS + 1):
-        weight = np.ones(prompts)
-        if draw:
-            weight = np.bincount(generator.integers(0, prompts, prompts), minlength=prompts).astype(float)
-        norms = {tensor: np.sqrt(np.tensordot(weight, of, 1)) for tensor, of in maps.squares.items()}
-        for name, statistic in statistics.items():
-            drawn[name].append(float(statistic(norms)))
-    intervals = {}
-    for name, (value, *others) in drawn.items():
-        low, high = (float(end) for end in np.quantile(others, [0.025, 0.975]))
-        intervals[name] = Interval(
-            value=value, low=low, high=high, level=0.95, n=prompts, method="bootstrap over prompts"
-        )
-    return intervals
+    width = max(of[0].size for of in maps.squares.values())
+    found = bootstrap(of_norms, [prompts], width=width).T.tolist()
+    return {
+        name: Interval(value=value, low=low, high=high, level=0.95, n=prompts, method="bootstrap over prompts")
+        for name, (value, low, high) in zip(statistics, found, strict=True)
+    }
 
 
 def five_digits(values: Sequence[Any] | np.ndarray) -> Any:

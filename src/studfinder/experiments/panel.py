@@ -18,8 +18,7 @@ from studfinder.measures import Scores, compare, measure_named
 from studfinder.measures.tasks import headroom_note
 from studfinder.models import LM
 from studfinder.records import Cell, Comparison, Interval, Table, from_json, to_plain
-
-_DRAWS = 10_000
+from studfinder.stats import averaged
 
 
 @dataclass(frozen=True)
@@ -126,26 +125,6 @@ def _taken(function: Callable[..., Scores], lm: LM, variant: Condition, limit: i
 
 def _items(scores: Scores) -> np.ndarray:
     return np.array(scores.items["score"])
-
-
-def averaged(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray] | None = None) -> Interval:
-    """Mean over tasks of the mean over their items, or the ratio of two such means; every task's items are resampled by
-    themselves, numerator and denominator together (10,000 draws, fixed seed, percentile method, 95 %)."""
-    random = np.random.default_rng(0)
-    above, below = np.zeros(_DRAWS), np.zeros(_DRAWS)
-    for place, values in enumerate(numerators):
-        under = np.ones(len(values)) if denominators is None else denominators[place]
-        for start in range(0, _DRAWS, 1000):
-            draws = random.integers(0, len(values), size=(1000, len(values)))
-            above[start : start + 1000] += values[draws].mean(axis=1)
-            below[start : start + 1000] += under[draws].mean(axis=1)
-    whole = sum(float(values.mean()) for values in numerators)
-    part = len(numerators) if denominators is None else sum(float(values.mean()) for values in denominators)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = (float(x) for x in np.quantile(above / below, (0.025, 0.975)))
-        value = float(np.divide(whole, part))
-    n = sum(len(values) for values in numerators)
-    return Interval(value=value, low=low, high=high, level=0.95, n=n, method="paired bootstrap over items, by task")
 
 
 def value_table(panel: Panel, title: str, note: str) -> Table:

@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from studfinder.experiments.experiment import Outcome
+from studfinder.experiments.fidelity import Divergence, over_draws
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_recipes import CAVEAT
 from studfinder.models import LM
 from studfinder.quantizers import HoldOut, hold_out
 from studfinder.records import Comparison, SuperWeight, Table
-from studfinder.stats import mean_interval
 
 
 @dataclass(frozen=True)
 class KeptPart:
-    """A part that was quantised with something of it kept, and the KL by window."""
+    """A part that was quantised with something of it kept, and the KL."""
 
     part: str
     what: str
-    kl: np.ndarray
+    kl: Divergence
 
 
 def keeps_of(lm: LM, weights: Sequence[SuperWeight], *, draws: int, seed: int) -> dict[str, HoldOut]:
@@ -35,7 +33,7 @@ def keeps_of(lm: LM, weights: Sequence[SuperWeight], *, draws: int, seed: int) -
 
 
 def add_kept(
-    outcome: Outcome, name: str, kept: list[KeptPart], found: dict[str, np.ndarray], whole: np.ndarray, median: float
+    outcome: Outcome, name: str, kept: list[KeptPart], found: dict[str, Divergence], whole: Divergence, median: float
 ) -> None:
     """What keeping some numbers of the matrices with super weights wins."""
     if not kept:
@@ -44,19 +42,19 @@ def add_kept(
     rows: list[tuple[Any, ...]] = []
     for part in dict.fromkeys(one.part for one in kept):
         plain = whole if part == "everything" else found[part]
-        rows.append((part, "nothing", mean_interval(plain, what="windows"), None))
+        rows.append((part, "nothing", plain.interval(), None))
         own = [one for one in kept if one.part == part]
         for one in own:
-            change = Comparison(kind="difference", interval=mean_interval(one.kl - plain, what="windows"))
-            rows.append((part, one.what, mean_interval(one.kl, what="windows"), change))
+            change = Comparison(kind="difference", interval=(one.kl - plain).interval())
+            rows.append((part, one.what, one.kl.interval(), change))
         by_what = {one.what: one.kl for one in own}
-        others = np.mean([kl for what, kl in by_what.items() if what.startswith(OTHER_COLUMNS)], axis=0)
-        gain = mean_interval(others - by_what[COLUMNS], what="windows")
+        others = over_draws([kl for what, kl in by_what.items() if what.startswith(OTHER_COLUMNS)])
+        gain = (others - by_what[COLUMNS]).interval()
         says = "wins" if gain.low > 0 else "loses" if gain.high < 0 else "wins nothing, clearly,"
         outcome.notes.append(
             f"{name}: of {part}, keeping the columns that meet the super weights' inputs leaves "
-            f"{float(by_what[COLUMNS].mean()):.3g} of {float(plain.mean()):.3g} nats, the super weights alone "
-            f"{float(by_what[WEIGHTS].mean()):.3g}, as many other columns {float(others.mean()):.3g}; "
+            f"{by_what[COLUMNS].value:.3g} of {plain.value:.3g} nats, the super weights alone "
+            f"{by_what[WEIGHTS].value:.3g}, as many other columns {others.value:.3g}; "
             f"against these it {says} {gain}." + f" The median matrix costs {median:.3g}." * (part != "everything")
         )
     outcome.tables.append(

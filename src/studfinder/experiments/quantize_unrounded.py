@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.quantize_recipes import Recipe, RecipeWork
 from studfinder.quantizers import Rebalance, Scheme, Workbench, quantized
-from studfinder.records import Table
-from studfinder.stats import mean_interval
+from studfinder.records import Cell, Table
+from studfinder.stats import ratio_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,13 @@ class Unrounded:
 
 @dataclass(frozen=True)
 class Alone:
-    """A change that was made by itself: which windows' logits are bit-equal, and the KL by window; or why it could not
-    be made."""
+    """A change that was made by itself: which windows' logits are bit-equal, and by window the KL, summed over tokens,
+    and the tokens; or why it could not be made."""
 
     change: Recipe
     equal: list[bool]
     kl: list[float]
+    tokens: list[int]
     refused: str
 
 
@@ -48,11 +51,12 @@ def _measured(work: RecipeWork, one: Recipe) -> dict[str, Any]:
     original = work.original  # read before anything is changed
     try:
         with quantized(work.lm, Unrounded(), keep=one.keep):
-            return {"equal": original.equal(work.lm), "kl": original.kl(work.lm).tolist(), "refused": ""}
+            equal, kl = original.equal(work.lm), original.kl(work.lm)
+            return {"equal": equal, "kl": kl.sums.tolist(), "tokens": kl.tokens.tolist(), "refused": ""}
     except WriteFailed:
         raise
     except StudfinderError as error:
-        return {"equal": [], "kl": [], "refused": str(error)}
+        return {"equal": [], "kl": [], "tokens": [], "refused": str(error)}
 
 
 def worst_rebalancing(found: Sequence[Alone]) -> str:
@@ -69,12 +73,11 @@ def worst_rebalancing(found: Sequence[Alone]) -> str:
 
 def alone_table(name: str, found: Sequence[Alone]) -> Table:
     """The changes by themselves."""
-    rows = [
-        (one.change.label, "does not fit", None)
-        if one.refused
-        else (one.change.label, f"{sum(one.equal)} of {len(one.equal)}", mean_interval(one.kl, what="windows"))
-        for one in found
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for one in found:
+        counted = "does not fit" if one.refused else f"{sum(one.equal)} of {len(one.equal)}"
+        kl = None if one.refused else ratio_interval(np.array(one.kl), np.array(one.tokens))
+        rows.append((one.change.label, counted, kl))
     return Table(
         title=f"{name}: the changes alone, nothing rounded",
         columns=("change", "windows with bit-equal logits", "KL, nats per token"),

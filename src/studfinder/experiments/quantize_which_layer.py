@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.fidelity import Original, proof_windows
+from studfinder.experiments.fidelity import Divergence, Original, over_draws, proof_windows
 from studfinder.experiments.quantize_kept_columns import KeptPart, add_kept, keeps_of
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.quantize_recipes import CAVEAT, block_of, fitted
@@ -34,7 +34,6 @@ from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, Target, quantized, skip, targets
 from studfinder.records import Comparison, Interval, Result, SuperWeight, Table
 from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
-from studfinder.stats import mean_interval
 
 EXPERIMENT = Experiment(
     name="quantize/which-layer",
@@ -72,7 +71,7 @@ def run(bench: Bench) -> Outcome:
             skips = dict(seen.without(worst, groups))
             kept = list(seen.kept(load_findings(bench, lm).proven, groups))
         _add(outcome, name, (layers, kinds, groups), found, shifted, skips, worst)
-        median = float(np.median([found[part.label].mean() for part in groups]))
+        median = float(np.median([found[part.label].value for part in groups]))
         add_kept(outcome, name, kept, found, skips["everything"], median)
     outcome.notes.append(CAVEAT)
     return outcome
@@ -97,22 +96,23 @@ def parts(found: Sequence[Target]) -> tuple[list[_Part], list[_Part], list[_Part
 
 
 class _Measured:
-    """KL by window of the model with some groups quantised; each a step."""
+    """KL of the model with some groups quantised; each a step."""
 
     def __init__(self, bench: Bench, lm: LM) -> None:
         self.bench, self.lm, self.targets = bench, lm, targets(lm)
         own = bench.settings
         self.scheme = fitted(lm, Scheme(element=own["element"], block=block_of(own["block"]), zero=own["zero"]))
         self.total = len({t.fused for t in self.targets})
+        self.windows = proof_windows(lm, own["limit"])
         self._original: Original | None = None
         self._done = 0
 
-    def only(self, part: _Part, *, shift: bool = False) -> np.ndarray:
-        """Nothing but this part quantised, shape (windows,)."""
+    def only(self, part: _Part, *, shift: bool = False) -> Divergence:
+        """Nothing but this part quantised."""
         rest = sorted({target.ref.module for target in self.targets if target.fused not in part.groups})
         return self._kl(f"only {part.label}" + (", shifted" if shift else ""), rest, part.layer, shift)
 
-    def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[tuple[str, np.ndarray]]:
+    def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[tuple[str, Divergence]]:
         """Everything quantised; everything but the worst; everything but as many others of the same kinds."""
         yield "everything", self._kl("everything", [], 0)
         yield "all but the worst", self._kl("all but the worst", self._modules(worst), 0)
@@ -149,43 +149,39 @@ class _Measured:
 
     def _kl(
         self, step: str, skipped: list[str], start: int, shift: bool = False, keep: HoldOut | None = None
-    ) -> np.ndarray:
+    ) -> Divergence:
         self._done += 1
         self.bench.progress(step, self._done, self.total + 80)
-        return np.array(self.bench.once(step, partial(self._measure, skipped, start, shift, keep)))
+        sums = self.bench.once(step, partial(self._measure, skipped, start, shift, keep))
+        return Divergence(np.array(sums), np.array([len(ids) - 1 for ids in self.windows]))
 
     def _measure(self, skipped: list[str], start: int, shift: bool, keep: HoldOut | None) -> list[float]:
         if self._original is None:
-            encoded = proof_windows(self.lm, self.bench.settings["limit"])
-            self._original = Original(self.lm, encoded, layers=True)
+            self._original = Original(self.lm, self.windows, layers=True)
         method: Any = RTN(scheme=self.scheme)
         if shift and isinstance(self.scheme.block, int):
             method = Shifted(rtn=method, shift=self.scheme.block // 2)
         with quantized(self.lm, method, keep=[*([skip(*skipped)] if skipped else []), *([keep] if keep else [])]):
-            return self._original.kl(self.lm, start).tolist()
+            return self._original.kl(self.lm, start).sums.tolist()
 
 
-def _chosen_by(kl: np.ndarray) -> float:
-    """What the worst are chosen by: the mean of every second window."""
-    return float(kl[::2].mean())
+def _chosen_by(kl: Divergence) -> float:
+    """What the worst are chosen by: every second window."""
+    return kl[::2].value
 
 
-def _judged(kl: np.ndarray) -> Interval:
-    """The mean of the windows that chose nothing."""
-    return mean_interval(kl[1::2], what="windows")
-
-
-def _interval(kl: np.ndarray) -> Interval:
-    return mean_interval(kl, what="windows")
+def _judged(kl: Divergence) -> Interval:
+    """By the windows that chose nothing."""
+    return kl[1::2].interval()
 
 
 def _add(
     outcome: Outcome,
     name: str,
     all_parts: tuple[list[_Part], list[_Part], list[_Part]],
-    found: dict[str, np.ndarray],
-    shifted: dict[str, np.ndarray],
-    skips: dict[str, np.ndarray],
+    found: dict[str, Divergence],
+    shifted: dict[str, Divergence],
+    skips: dict[str, Divergence],
     worst: list[_Part],
 ) -> None:
     layers, kinds, groups = all_parts
@@ -195,8 +191,8 @@ def _add(
         "one matrix (with what is fused with it) at a time",
     )
     for title, some in zip(titles, (layers, kinds, groups), strict=True):
-        ranked = sorted(some, key=lambda part: -float(found[part.label].mean()))
-        rows = tuple((part.label, _interval(found[part.label])) for part in ranked)
+        ranked = sorted(some, key=lambda part: -found[part.label].value)
+        rows = tuple((part.label, found[part.label].interval()) for part in ranked)
         note = f"KL(original || quantised), nats per token, our proof text, pieces resampled. {CAVEAT}"
         outcome.tables.append(Table(title=f"{name}: {title}", columns=("quantised", "KL"), rows=rows, note=note))
     skipped = tuple(
@@ -220,8 +216,8 @@ def _add(
     )
     outcome.notes += _notes(name, layers, groups, found, shifted, skips, worst)
     outcome.data.setdefault("models", {})[name] = {
-        "groups": [[part.layer, part.kind, float(found[part.label].mean())] for part in groups],
-        "layers": [[part.layer, point(_interval(found[part.label]))] for part in layers],
+        "groups": [[part.layer, part.kind, found[part.label].value] for part in groups],
+        "layers": [[part.layer, point(found[part.label].interval())] for part in layers],
         "skips": [[label, point(_judged(kl))] for label, kl in skips.items()],
     }
 
@@ -230,13 +226,13 @@ def _notes(
     name: str,
     layers: list[_Part],
     groups: list[_Part],
-    found: dict[str, np.ndarray],
-    shifted: dict[str, np.ndarray],
-    skips: dict[str, np.ndarray],
+    found: dict[str, Divergence],
+    shifted: dict[str, Divergence],
+    skips: dict[str, Divergence],
     worst: list[_Part],
 ) -> list[str]:
-    whole = float(skips["everything"].mean())
-    by_layer = sum(float(found[part.label].mean()) for part in layers)
+    whole = skips["everything"].value
+    by_layer = sum(found[part.label].value for part in layers)
     ranked = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))
     notes = [
         f"{name}: quantising everything costs {whole:.3g} nats per token; layer by layer the costs add up to "
@@ -248,16 +244,16 @@ def _notes(
         notes.append(
             f"{name}: {ranked[0].label} alone costs {_judged(found[ranked[0].label])} on the windows that did not "
             f"choose it, {says} the next, {ranked[1].label} (difference {lead}); the median matrix costs "
-            f"{float(np.median([found[part.label].mean() for part in groups])):.3g}."
+            f"{float(np.median([found[part.label].value for part in groups])):.3g}."
         )
     for part in worst:
-        here, there = float(found[part.label].mean()), float(shifted[part.label].mean())
+        here, there = found[part.label].value, shifted[part.label].value
         notes.append(
             f"{name}: with its groups begun half a group away, {part.label} costs {there:.3g} instead of {here:.3g}."
         )
     others = [kl for label, kl in skips.items() if label.startswith("all but others")]
     if others:
-        gain = _judged(np.mean(others, axis=0) - skips["all but the worst"])
+        gain = _judged(over_draws(others) - skips["all but the worst"])
         says = (
             "helps more than"
             if gain.low > 0

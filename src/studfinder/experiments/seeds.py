@@ -10,7 +10,6 @@ import numpy as np
 
 from studfinder.records import Interval, Table
 from studfinder.records.result import Cell
-from studfinder.stats import student_t
 
 Trained = dict[str, Any]
 """What came of one model at one seed; see `trained.run_cell`."""
@@ -23,11 +22,13 @@ DIVERGED = "diverged"
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """Mean over seeds with Student's interval; a single seed has none (its ends are NaN)."""
+    from scipy.stats import t  # slow to load
+
     n = len(values)
     mean = float(np.mean(values))
     if n == 1:
         return Interval(value=mean, low=float("nan"), high=float("nan"), level=0.95, n=1, method="one seed")
-    half = student_t(n - 1) * float(np.std(values, ddof=1)) / n**0.5
+    half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method="Student's t over seeds")
 
 

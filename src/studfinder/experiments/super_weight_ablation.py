@@ -28,13 +28,14 @@ from matplotlib.figure import Figure
 from studfinder.edits import Weights, restore_output, top_fraction, zero
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import Condition, Panel, averaged, change_table, panel_of, value_table, with_edits
+from studfinder.experiments.panel import Condition, Panel, change_table, panel_of, value_table, with_edits
 from studfinder.experiments.super_weight_units import add_units, count_of, draw_units, measure_units
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Interval, Result, SuperWeight, Table
 from studfinder.report.style import log_ticks, new_figure
 from studfinder.report.words import brief, number
+from studfinder.stats import averaged
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande,hellaswag,sciq"
 EXPERIMENT = Experiment(

@@ -23,7 +23,6 @@ import torch
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import averaged
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
 from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, limits_of, listed
 from studfinder.experiments.quantize_tables import change, changes_table, refusals, scores_table, spoken, tally
@@ -33,6 +32,7 @@ from studfinder.quantizers import RTN, Scheme
 from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Result, Table
+from studfinder.stats import averaged
 
 EXPERIMENT = Experiment(
     name="super-weight/activation-quantization",

@@ -22,14 +22,14 @@ from matplotlib.ticker import FuncFormatter
 from studfinder.edits import Edit, matched_controls, scale
 from studfinder.experiments.dots import point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import Condition, Panel, averaged, panel_of, with_edits
+from studfinder.experiments.panel import Condition, Panel, panel_of, with_edits
 from studfinder.experiments.weights import super_weights_of
 from studfinder.measures import sweep
 from studfinder.models import LM
 from studfinder.records import Comparison, Interval, Result, Table
 from studfinder.report.style import BLUE, GREY, MUTED, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import brief
-from studfinder.stats import ratio_interval
+from studfinder.stats import averaged, ratio_interval
 from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"

@@ -53,19 +53,12 @@ def w8a8_losses(lm: LM, windows: Windows, calibration: Windows) -> dict[str, lis
     return found
 
 
+@torch.no_grad()
 def window_losses(lm: LM, windows: Windows) -> list[float]:
     """The loss of each window, nats a token. One window a call: what is in it decides a dynamic range."""
-    return [loss_of(log_probabilities(lm, ids), ids) for ids in windows]
-
-
-@torch.no_grad()
-def log_probabilities(lm: LM, ids: Sequence[int]) -> torch.Tensor:
-    """Of every token after each but the last, (T - 1, V) fp32."""
-    ids_1T = torch.tensor([list(ids)], device=lm.device)
-    return F.log_softmax(lm.model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float(), dim=-1)
-
-
-def loss_of(log_TV: torch.Tensor, ids: Sequence[int]) -> float:
-    """Mean nats a token of a window."""
-    next_T = torch.tensor(list(ids)[1:], device=log_TV.device)
-    return float(F.nll_loss(log_TV, next_T))
+    found = []
+    for ids in windows:
+        ids_1T = torch.tensor([list(ids)], device=lm.device)
+        logits_TV = lm.model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
+        found.append(float(F.cross_entropy(logits_TV, ids_1T[0, 1:])))
+    return found

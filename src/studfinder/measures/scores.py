@@ -20,8 +20,9 @@ class Scores:
         measure: name, with the protocol where there are several, e.g. "perplexity (gptq)".
         value: the score.
         interval: of the score.
-        items: by name one number an item. Either "nll" and "tokens" (a perplexity), or "score" (its mean is the value);
-            "correct" (0 or 1) beside it where answers are right or wrong, "margin" in nats where answers have one.
+        items: by name one number an item. "nll" and "tokens" (a perplexity), "kl" and "tokens" (a KL a token), or
+            "score" (its mean is the value); "correct" (0 or 1) beside it where answers are right or wrong, "margin" in
+            nats where answers have one.
         clusters: one label an item where items hang together (a document, an entity); empty if they do not.
         text: which text or items, with the hash of what was scored.
         chance: what guessing scores; None where there is no such thing.
@@ -75,7 +76,7 @@ def scored(
 
 
 def compare(before: Scores, after: Scores, level: float = 0.95) -> Comparison:
-    """What changed between two runs on the same items: a ratio of perplexities, or a difference of means.
+    """What changed between two runs on the same items: a ratio of perplexities, or a difference of KLs or of means.
 
     Raises:
         StudfinderError: the two are not of the same measure and items.
@@ -85,11 +86,12 @@ def compare(before: Scores, after: Scores, level: float = 0.95) -> Comparison:
             f"{before.measure} on {before.text} cannot be compared with {after.measure} on {after.text}",
             do="Run both on the same items",
         )
-    if "nll" in before.items:
-        nll = np.array(after.items["nll"]) - np.array(before.items["nll"])
-        interval = ratio_interval(nll, np.array(before.items["tokens"]), level=level, exponential=True)
-        return Comparison(kind="ratio", interval=interval, p=None)
-    difference = np.array(after.items["score"]) - np.array(before.items["score"])
+    what = next(name for name in ("nll", "kl", "score") if name in before.items)
+    difference = np.array(after.items[what]) - np.array(before.items[what])
+    if what != "score":
+        ratio = what == "nll"
+        interval = ratio_interval(difference, np.array(before.items["tokens"]), level=level, exponential=ratio)
+        return Comparison(kind="ratio" if ratio else "difference", interval=interval)
     interval = mean_interval(difference, before.clusters or None, level=level)
     p = None
     if "correct" in before.items:

@@ -15,6 +15,7 @@ import torch
 
 from studfinder.edits import Edit, edited, edits_of, layer_of
 from studfinder.errors import NotApplicable
+from studfinder.measures.divergence import Clean
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.sites import check_causal, kept_outputs, replacing, resumed
@@ -23,9 +24,6 @@ from studfinder.texts import Batch, batches, check_ids
 
 _LOGITS = 1 << 26
 """Logits of a batch of windows: 64 M, a quarter of a gigabyte in fp32."""
-
-_IN_CACHE = 1 << 19
-"""Logits that are worked on at a time on a CPU: 2 MB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,12 @@ def sweep(
         for batch in batches(encoded, size):
             where = list(batch.prompts)
             with kept_outputs(lm, sorted({start - 1 for start in starts if start})) as kept:
-                clean = _Clean(_logits(lm, batch), batch)
-            clean_nll[where] = clean.nll
+                clean = [Clean(*window) for window in _windows(_logits(lm, batch), batch)]
+            clean_nll[where] = [float(one.nll) for one in clean]
             for number, (edits, start) in enumerate(zip(variants, starts, strict=True)):
                 with edited(lm, edits), resumed(lm, start, kept.get(start - 1)):
                     logits = _logits(lm, batch)
-                kl[number, where], nll[number, where] = clean.against(logits)
+                kl[number, where], nll[number, where] = _held_against(clean, logits, batch)
                 if progress is not None:
                     progress(1)
     return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
@@ -125,9 +123,9 @@ def between(
     with torch.no_grad():
         for batch in batches(encoded, size):
             where = list(batch.prompts)
-            clean = _Clean(_logits(lm, batch), batch)
-            clean_nll[where] = clean.nll
-            kl[0, where], nll[0, where] = clean.against(_logits(other, batch).to(lm.device))
+            clean = [Clean(*window) for window in _windows(_logits(lm, batch), batch)]
+            clean_nll[where] = [float(one.nll) for one in clean]
+            kl[0, where], nll[0, where] = _held_against(clean, _logits(other, batch).to(lm.device), batch)
             if progress is not None:
                 progress(len(where))
     return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
@@ -146,47 +144,15 @@ def _logits(lm: LM, batch: Batch) -> torch.Tensor:
     return lm.model(input_ids=batch.input_ids_BT.to(lm.device), attention_mask=mask, use_cache=False).logits
 
 
-class _Clean:
-    """The clean model's distributions over one batch, against which edited ones are held."""
-
-    def __init__(self, logits_BTV: torch.Tensor, batch: Batch) -> None:
-        self.lengths = batch.lengths
-        self.targets = [
-            batch.input_ids_BT[row, 1:length].to(logits_BTV.device) for row, length in enumerate(self.lengths)
-        ]
-        self.probabilities, self.minus_entropy, nll = [], [], []
-        for row, length in enumerate(self.lengths):
-            p_TV = torch.empty(length - 1, logits_BTV.shape[-1], device=logits_BTV.device)
-            entropy, loss = [], []
-            for here in _blocks(logits_BTV, length):
-                log_p_RV = logits_BTV[row, here].float().log_softmax(dim=-1)
-                loss.append(-log_p_RV.gather(1, self.targets[row][here, None])[:, 0].double())
-                torch.exp(log_p_RV, out=p_TV[here])
-                entropy.append(torch.linalg.vecdot(p_TV[here], log_p_RV))
-            nll.append(torch.cat(loss).sum())
-            self.minus_entropy.append(torch.cat(entropy))
-            self.probabilities.append(p_TV)
-        self.nll = torch.stack(nll).cpu().numpy()
-
-    def against(self, logits_BTV: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """KL(clean || edited) and the edited negative log-likelihood, summed over each row's positions, shape (B,)."""
-        kl, nll = [], []
-        for row, length in enumerate(self.lengths):
-            totals, own, cross = [], [], []
-            for here in _blocks(logits_BTV, length):
-                logits_RV = logits_BTV[row, here].float()
-                totals.append(logits_RV.logsumexp(dim=-1))
-                own.append(logits_RV.gather(1, self.targets[row][here, None])[:, 0])
-                cross.append(torch.linalg.vecdot(self.probabilities[row][here], logits_RV))
-            total_T = torch.cat(totals)
-            nll.append((total_T - torch.cat(own)).double().sum())
-            # sum p (log p - log q), with log q = logit - total: the clean half is known already. fp32 rounding can
-            # make a tiny divergence negative; a divergence is not.
-            kl.append((self.minus_entropy[row] + total_T - torch.cat(cross)).clamp_min(0).double().sum())
-        return torch.stack(kl).cpu().numpy(), torch.stack(nll).cpu().numpy()
+def _windows(logits_BTV: torch.Tensor, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each window the logits at its scored positions, and the tokens that come next there."""
+    return [
+        (logits_BTV[row, : length - 1], batch.input_ids_BT[row, 1:length]) for row, length in enumerate(batch.lengths)
+    ]
 
 
-def _blocks(logits_BTV: torch.Tensor, length: int) -> list[slice]:
-    """The scored positions of a row, on a CPU so few at a time that their logits stay in its cache."""
-    step = max(1, _IN_CACHE // logits_BTV.shape[-1]) if logits_BTV.device.type == "cpu" else length
-    return [slice(begin, min(begin + step, length - 1)) for begin in range(0, length - 1, step)]
+def _held_against(clean: list[Clean], logits_BTV: torch.Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """KL(clean || edited) and the edited negative log-likelihood, summed over each window's positions, shape (B,)."""
+    found = [one.against(logits_TV) for one, (logits_TV, _) in zip(clean, _windows(logits_BTV, batch), strict=True)]
+    kl_B, nll_B = (torch.stack(sums).cpu().numpy() for sums in zip(*found, strict=True))
+    return kl_B, nll_B

@@ -12,12 +12,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-SCORING = 1
+SCORING = 2
 """Version of what studfinder computes from a model's outputs: raised when a measure, an interval or an edit gives other
 numbers than before. It is part of what a run is, so no result of before is taken for one of now."""
 
-_PACKAGES = ("studfinder", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-_SCORED = ("torch", "transformers", "tokenizers", "numpy")
+_PACKAGES = ("studfinder", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+_SCORED = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 
 
 @cache

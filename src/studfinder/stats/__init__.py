@@ -2,8 +2,8 @@
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 from studfinder.stats.histogram import AbsHistogram
-from studfinder.stats.paired import mcnemar, mean_interval, ratio_interval
-from studfinder.stats.student import student_t
+from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval
+from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
 
@@ -12,10 +12,12 @@ __all__ = [
     "AbsHistogram",
     "SumOfSquares",
     "TopK",
+    "averaged",
+    "bootstrap",
+    "crossed",
     "magnitude_bits",
     "mcnemar",
     "mean_interval",
     "ratio_interval",
-    "student_t",
     "to_bits",
 ]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import comb
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from studfinder.records import Interval
-
-_DRAWS = 10_000
-_CHUNK = 1 << 22
-"""Indices drawn at a time, so that thousands of items do not take gigabytes."""
+from studfinder.stats.resampling import bootstrap, total
 
 
 def ratio_interval(
     sums: np.ndarray, weights: np.ndarray, *, level: float = 0.95, exponential: bool = False, what: str = "windows"
 ) -> Interval:
-    """Bootstrap interval of sum(sums) / sum(weights) over items (10,000 draws, fixed seed, percentile method).
+    """Bootstrap interval of sum(sums) / sum(weights) over items.
 
     For paired comparisons `sums` are differences within each item, so that what the two runs share cancels.
 
@@ -28,20 +24,11 @@ def ratio_interval(
         exponential: report exp of the ratio, as a perplexity ratio needs.
         what: the items' name, for the record.
     """
-    n = len(sums)
-    random = np.random.default_rng(0)
-    rows = max(1, _CHUNK // n)
-    ratios = np.empty(_DRAWS)
-    for start in range(0, _DRAWS, rows):
-        draws = random.integers(0, n, size=(min(rows, _DRAWS - start), n))
-        ratios[start : start + len(draws)] = sums[draws].sum(axis=1) / weights[draws].sum(axis=1)
-    value = float(sums.sum() / weights.sum())
-    low, high = (float(x) for x in np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]))
+    ends = bootstrap(lambda times_RI: total(times_RI, sums) / total(times_RI, weights), [len(sums)], level=level)
     if exponential:
-        with np.errstate(over="ignore"):
-            with np.errstate(over="ignore"):  # infinite where a float has no room for it
-                value, low, high = (float(np.exp(x)) for x in (value, low, high))
-    return Interval(value=value, low=low, high=high, level=level, n=n, method=f"paired bootstrap over {what}")
+        with np.errstate(over="ignore"):  # infinite where a float has no room for it
+            ends = np.exp(ends)
+    return _interval(ends, len(sums), f"paired bootstrap over {what}", level)
 
 
 def mean_interval(
@@ -59,11 +46,77 @@ def mean_interval(
         level: confidence level.
         what: the name of what is resampled, for the record.
     """
-    array = np.asarray(values, dtype=float)
+    sums_1G, sizes_G = _pooled(np.asarray(values, dtype=float)[None], clusters)
+    return ratio_interval(sums_1G[0], sizes_G, level=level, what=what)
+
+
+def averaged(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray] | None = None) -> Interval:
+    """Bootstrap interval (95 %) of the mean over tasks of the mean over their items, or of the ratio of two such means.
+
+    Args:
+        numerators: by task, (n,) one number an item; every task's items are resampled by themselves.
+        denominators: the same of what it is a share of, resampled together with them.
+    """
+
+    def share(*times: np.ndarray) -> np.ndarray:
+        above, below = (
+            np.sum([total(drawn, task) / len(task) for drawn, task in zip(times, tasks, strict=True)], axis=0)
+            for tasks in (numerators, denominators or [np.ones(len(task)) for task in numerators])
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(above / below)
+
+    sizes = [len(task) for task in numerators]
+    return _interval(bootstrap(share, sizes), sum(sizes), "paired bootstrap over items, by task")
+
+
+def crossed(
+    statistic: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    scores: Mapping[str, np.ndarray],
+    clusters: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    what: str = "items",
+) -> Interval:
+    """Bootstrap interval of a statistic of means where items and the draws of a control are both random.
+
+    Items, or clusters of them, are resampled together for all scores, so that what the runs share cancels; where a
+    score has several draws (seeds of a random control), they are resampled too, alike for scores with as many. Few
+    draws show little of how much draws vary: with two or three the interval is rather too short.
+
+    Args:
+        statistic: from means by name, each of shape (R,), to (R,).
+        scores: by name (draws, items); one row where nothing was drawn.
+        clusters: (items,) labels of what is resampled together.
+        what: the name of what is resampled, for the record.
+    """
+    pooled = {name: _pooled(rows_SI, clusters) for name, rows_SI in scores.items()}
+    sizes_G = next(iter(pooled.values()))[1]
+    seeds = sorted({len(rows_SI) for rows_SI in scores.values()})
+
+    def of_means(times_RG: np.ndarray, *times: np.ndarray) -> np.ndarray:
+        drawn = dict(zip(seeds, times, strict=True))
+        means = {}
+        for name, (sums_SG, _) in pooled.items():
+            means_RS = total(times_RG, sums_SG.T) / (times_RG @ sizes_G)[:, None]
+            means[name] = (means_RS * drawn[len(sums_SG)]).sum(axis=1) / len(sums_SG)
+        return statistic(means)
+
+    method = f"paired bootstrap over {what}" + (f" and {max(seeds)} draws" if max(seeds) > 1 else "")
+    return _interval(bootstrap(of_means, [len(sizes_G), *seeds], level=level), len(sizes_G), method, level)
+
+
+def _pooled(values_SI: np.ndarray, clusters: Sequence[int | float | str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of each row over clusters, (S, G), and the clusters' sizes, (G,)."""
     if clusters is None:
-        return ratio_interval(array, np.ones(len(array)), level=level, what=what)
+        return values_SI, np.ones(values_SI.shape[1])
     _, which = np.unique(np.asarray(clusters), return_inverse=True)
-    return ratio_interval(np.bincount(which, weights=array), np.bincount(which).astype(float), level=level, what=what)
+    return np.stack([np.bincount(which, weights=row) for row in values_SI]), np.bincount(which).astype(float)
+
+
+def _interval(ends: np.ndarray, n: int, method: str, level: float = 0.95) -> Interval:
+    value, low, high = ends.tolist()
+    return Interval(value=value, low=low, high=high, level=level, n=n, method=method)
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
@@ -73,17 +126,8 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     Args:
         before, after: (n,) 1 for right and 0 for wrong, of the same items.
     """
+    from scipy.stats import binomtest  # slow to load
+
     lost = sum(b > a for b, a in zip(before, after, strict=True))
     won = sum(a > b for b, a in zip(before, after, strict=True))
-    n, less = lost + won, min(lost, won)
-    if n == 0:
-        return 1.0
-    tail = sum(comb(n, k) for k in range(less + 1))
-    return min(1.0, float(2 * tail / 2**n)) if n < 1000 else min(1.0, 2 * float(np.exp(_log_tail(n, less))))
-
-
-def _log_tail(n: int, k: int) -> float:
-    steps = np.arange(1, n + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(steps))])
-    terms = logs[n] - logs[: k + 1] - logs[n - np.arange(k + 1)] - n * np.log(2)
-    return float(np.logaddexp.reduce(terms))
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
