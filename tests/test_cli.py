@@ -152,8 +152,8 @@ def test_env_as_json(capsys, cache):
     [
         "import studfinder",
         "import studfinder.records, studfinder.errors",
-        "from studfinder.cli.app import run_cli as do; assert do(['--help']) == 0; assert do(['scan', '--help']) == 0",
-        "from studfinder.cli.app import run_cli; assert run_cli(['scan', '--nonsense']) == 2",
+        "from studfinder.cli.app import run; assert run(['--help']) == 0; assert run(['scan', '--help']) == 0",
+        "from studfinder.cli.app import run; assert run(['scan', '--nonsense']) == 2",
     ],
 )
 def test_it_starts_without_torch(code):
@@ -181,7 +181,7 @@ def test_an_interruption_exits_with_130(model, monkeypatch, capsys):
 def test_an_interrupted_scan_is_taken_up_again(model, tmp_path, monkeypatch, capsys):
     arguments = ["scan", str(model), "--out", str(tmp_path / "mine"), "--prompt", PROMPT]
     with monkeypatch.context() as patched:
-        patched.setattr("studfinder.verbs.scan.profile_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("studfinder.verbs.scan.published_for", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run_cli(arguments) == 130
     assert not (tmp_path / "mine" / "findings.json").exists()
     assert run_cli(arguments) == 0

@@ -29,11 +29,11 @@ from studfinder.experiments.experiment import Experiment, Outcome
 from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.records import Table
 from studfinder.runs import kind_of
-from studfinder.verbs.measure import plan_measure, run_measure
+from studfinder.verbs.measure import measure
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.report import report
-from studfinder.verbs.scan import plan_scan, run_scan
-from studfinder.verbs.train import plan_train, run_train
+from studfinder.verbs.scan import scan
+from studfinder.verbs.train import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
@@ -49,17 +49,15 @@ def verbs(tmp_path_factory) -> dict[str, Callable[[Path, bool], Any]]:
     lm.model.to(torch.bfloat16).save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     lm = provable("llama", planted=True)[0]
-    scan, measure = plan_scan(lm, prove=False), plan_measure(lm, ["perplexity", "repetition"], limit=2)
-    train = plan_train(
-        task="recall:vocabulary=32,length=16,pairs=2",
-        shape={"layers": 1, "hidden": 16, "heads": 2},
-        recipe={"batch": 4, "test": 4, "steps": 4, "look_every": 2, "keep_every": 2},
-    )
+    task = "recall:vocabulary=32,length=16,pairs=2"
+    sizes = {"layers": 1, "hidden": 16, "heads": 2, "batch": 4, "test": 4, "steps": 4}
+    course = {"task": task, **sizes, "look_every": 2, "keep_every": 2, "quiet": True, "tensorboard": False}
+    two = ["perplexity", "repetition"]
     return {
-        "scan": lambda out, overwrite: run_scan(scan, out=out, overwrite=overwrite),
-        "measure": lambda out, overwrite: run_measure(measure, out=out, overwrite=overwrite),
+        "scan": lambda out, overwrite: scan(lm, prove=False, out=out, overwrite=overwrite),
+        "measure": lambda out, overwrite: measure(lm, two, limit=2, out=out, overwrite=overwrite),
         "experiment": lambda out, overwrite: run_experiment(_plan(), out=out, overwrite=overwrite),
-        "train": lambda out, overwrite: run_train(train, out=out, overwrite=overwrite, quiet=True, tensorboard=False),
+        "train": lambda out, overwrite: train(**course, out=out, overwrite=overwrite),
         "quantize": lambda out, overwrite: quantize(folder, out=out, overwrite=overwrite, verify=False),
         "quantize in memory": lambda out, overwrite: quantize(lm, out=out, overwrite=overwrite, verify=False),
     }
@@ -198,7 +196,7 @@ def test_drawing_again_is_killed_at_every_operation(verbs, tmp_path):
 
 def _scan(out: Path) -> None:
     lm, _ = provable("llama", planted=True)
-    run_scan(plan_scan(lm), out=out, overwrite=out.exists())
+    scan(lm, out=out, overwrite=out.exists())
 
 
 @pytest.mark.deep

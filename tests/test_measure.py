@@ -9,7 +9,7 @@ from studfinder.edits import Weights, zero
 from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import MEASURES, Measure, scored
 from studfinder.models import load
-from studfinder.verbs.measure import measure, plan_measure, read_card, run_measure, write_cards
+from studfinder.verbs.measure import measure, read_card, write_cards
 
 
 @pytest.fixture
@@ -132,20 +132,20 @@ def test_scorecards_stand_side_by_side(lm, tmp_path):
 )
 def test_mistakes_are_said(lm, options, message):
     with pytest.raises(StudfinderError, match=message):
-        plan_measure(lm[0], **options)
+        measure(lm[0], **options)
 
 
 def test_edits_and_another_model_at_once_are_refused(lm):
     model, edits = _zeroed(lm)
     with pytest.raises(StudfinderError, match="both edits and another model"):
-        plan_measure(model, edits=edits, against=load(model.model, model.tokenizer))
+        measure(model, edits=edits, against=load(model.model, model.tokenizer))
 
 
 def test_a_folder_of_other_settings_is_refused(lm, tmp_path):
     model, _ = lm
-    run_measure(plan_measure(model, ["perplexity"], limit=2), out=tmp_path / "run")
+    measure(model, ["perplexity"], limit=2, out=tmp_path / "run")
     with pytest.raises(StudfinderError, match="limit was 2 and is now 3"):
-        run_measure(plan_measure(model, ["perplexity"], limit=3), out=tmp_path / "run")
+        measure(model, ["perplexity"], limit=3, out=tmp_path / "run")
 
 
 def test_the_command_line_says_what_is_wrong(mistake):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import SCHEMES, Scheme, quantize_weight, targets
-from studfinder.quantizers.export import chosen_format, described, pack_codes, tensors
+from studfinder.quantizers.export import chosen_format, described_tensors, pack_codes, tensors
 from tiny import tiny
 
 BF16 = torch.bfloat16
@@ -55,7 +55,9 @@ def test_what_is_described_is_what_is_made_and_it_decompresses_to_the_same(schem
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)).to(BF16)
     quantized = quantize_weight(weight, scheme)
     made = tensors(quantized, format, BF16)
-    assert {name: (t.dtype, tuple(t.shape)) for name, t in made.items()} == described((48, 64), scheme, format, BF16)
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in made.items()} == described_tensors(
+        (48, 64), scheme, format, BF16
+    )
     arguments = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weight_arguments(scheme)))
     dense = BaseCompressor.get_value_from_registry(format).decompress(dict(made), arguments)["weight"]
     assert torch.equal(dense, quantized.dequantized().to(BF16))

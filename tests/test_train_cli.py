@@ -17,15 +17,20 @@ from studfinder.records import Training, read_record
 from studfinder.training import ModelShape, build_model
 from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
-from studfinder.verbs.train import plan_train, run_train, train
+from studfinder.verbs.train import plan_train, train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TASK = "recall:vocabulary=32,length=16,pairs=2"
 SMALL = ["--task", TASK, "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "4", "--test", "4"]
 PLAN = {
     "task": TASK,
-    "shape": {"layers": 1, "hidden": 16, "heads": 2},
-    "recipe": {"batch": 4, "test": 4, "steps": 4, "look_every": 2},
+    "layers": 1,
+    "hidden": 16,
+    "heads": 2,
+    "batch": 4,
+    "test": 4,
+    "steps": 4,
+    "look_every": 2,
 }
 
 
@@ -63,7 +68,7 @@ def test_a_run_from_the_command_line(here, capsys):
 
 
 def test_the_exported_model_can_be_scanned(here):
-    folder = run_train(plan_train(**PLAN, attention=["kv_shift"]), out=here / "r", quiet=True)[1]
+    folder = train(**PLAN, attention=["kv_shift"], out=here / "r", quiet=True)[1]
     lm = sf.load(folder / "model")
     assert lm.anatomy.architecture == "studfinder-llama"
     rows = [json.loads(line)["text"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
@@ -74,14 +79,18 @@ def test_the_exported_model_can_be_scanned(here):
 
 def test_a_text_and_its_tokenizer_are_exported(here):
     (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    plan = plan_train(
+    record, folder = train(
         text="t.txt",
-        shape={"layers": 1, "hidden": 16, "heads": 2},
-        recipe={"batch": 4, "test": 2, "steps": 2},
+        layers=1,
+        hidden=16,
+        heads=2,
+        batch=4,
+        test=2,
+        steps=2,
         length=16,
         vocabulary=280,
+        quiet=True,
     )
-    record, folder = run_train(plan, quiet=True)
     assert folder.parent.name == "toy"
     lm = sf.load(folder / "model")
     assert lm.tokenizer.decode(lm.tokenizer("The quick fox")["input_ids"]) == "The quick fox"
@@ -95,8 +104,8 @@ def test_an_exported_language_model_can_be_measured(here, capsys, attention):
     (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 300)
     sizes = {"layers": 1, "hidden": 16, "heads": 2}
     recipe = {"batch": 4, "test": 2, "steps": 2}
-    plan = plan_train(text="t.txt", shape=sizes, recipe=recipe, length=128, vocabulary=280, attention=attention)
-    folder = run_train(plan, out=here / "r", quiet=True)[1]
+    options = {"text": "t.txt", "length": 128, "vocabulary": 280, "attention": attention}
+    folder = train(**options, **sizes, **recipe, out=here / "r", quiet=True)[1]
     names = "perplexity,repetition,induction:16"
     assert run_cli(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
     found = {line.measure: line for line in read_card(here / "m").measured}
@@ -116,13 +125,21 @@ def test_an_exported_model_of_a_task_is_measured_as_what_it_learnt(here):
     """One layer with KV shift learns induction, and the measure of it, whose sequences are others, sees that."""
     folders = {}
     for attention in ("vanilla", "kv_shift"):
-        plan = plan_train(
+        _, folders[attention] = train(
             task="induction:vocabulary=43,length=32,train_on=scored",
-            shape={"layers": 1, "hidden": 64, "heads": 4},
-            recipe={"steps": 100, "batch": 64, "lr": 5e-3, "warmup": 20, "look_every": 100, "test": 8},
+            layers=1,
+            hidden=64,
+            heads=4,
+            steps=100,
+            batch=64,
+            lr=5e-3,
+            warmup=20,
+            look_every=100,
+            test=8,
             attention=[attention],
+            out=here / attention,
+            quiet=True,
         )
-        folders[attention] = run_train(plan, out=here / attention, quiet=True)[1]
     lms = {name: sf.load(folder / "model") for name, folder in folders.items()}
     found = {name: sf.measure(lm, ["induction:16"], limit=16).measured[0] for name, lm in lms.items()}
     assert found["vanilla"].chance == 1 / 43
@@ -132,8 +149,8 @@ def test_an_exported_model_of_a_task_is_measured_as_what_it_learnt(here):
 
 def test_a_trained_model_goes_on_from_where_it_was(here):
     (here / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    options = {"text": "t.txt", "length": 16, "recipe": {"batch": 4, "test": 2, "steps": 2, "lr": 1e-9}}
-    _, base = train(out=here / "base", shape={"layers": 1, "hidden": 16, "heads": 2}, **options)
+    options = {"text": "t.txt", "length": 16, "batch": 4, "test": 2, "steps": 2, "lr": 1e-9}
+    _, base = train(out=here / "base", layers=1, hidden=16, heads=2, **options)
     (base / "model" / "LICENSE").write_text("terms")
     record, more = train(out=here / "more", base=str(base / "model"), attention=["kv_shift", "gated"], **options)
     assert (more / "model" / "LICENSE").read_text() == "terms"
@@ -141,7 +158,7 @@ def test_a_trained_model_goes_on_from_where_it_was(here):
     # The exact starts of both variants: the loss is what it was.
     assert record.curve("eval_loss")[0][1] == pytest.approx(first.curve("eval_loss")[-1][1], rel=1e-5)
     with pytest.raises(StudfinderError, match="are what they are"):
-        plan_train(base=str(base / "model"), shape={"layers": 2}, **options)
+        plan_train(base=str(base / "model"), layers=2, **options)
 
 
 def test_dry_run_writes_nothing(here, capsys):
@@ -200,10 +217,10 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
         (["--task", "recall", "--preset", "huge"], "there is no preset"),
         (["--task", "recall", "--hidden", "30"], "is no model"),
         (["--task", "recall", "--length", "32"], "a task has its own length"),
-        (["--task", "recall", "--schedule", "wavy"], "schedule 'wavy' is unknown"),
+        (["--task", "recall", "--schedule", "wavy"], "there is no schedule 'wavy'"),
         (["--task", "recall", "--micro", "3"], "does not divide"),
         (["--task", "recall", "--lr", "-1"], "a number above 0"),
-        (["--task", "recall", "--precision", "fp8"], "precision 'fp8' is unknown"),
+        (["--task", "recall", "--precision", "fp8"], "there is no precision 'fp8'"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):
@@ -266,7 +283,7 @@ def test_precision_of_a_trained_model_is_chosen_by_its_own_width(base, monkeypat
     asked = []
     monkeypatch.setattr("studfinder.verbs.train_plan.faster_precision", lambda width: asked.append(width) or "fp32")
     plan_train(base=base, text="t.txt", length=16)
-    plan_train(text="t.txt", shape={"hidden": 32})
+    plan_train(text="t.txt", hidden=32)
     assert asked == [16, 32]
 
 
@@ -278,7 +295,7 @@ def test_windows_longer_than_a_trained_models_context(base, here, mistake, archi
     assert not (here / "r").exists()
     assert plan_train(base=model, text="t.txt").length == 16
     with pytest.raises(StudfinderError, match="windows of 128 tokens"):  # a preset that was named means what it says
-        plan_train(base=model, text="t.txt", preset_name="toy")
+        plan_train(base=model, text="t.txt", preset="toy")
 
 
 def test_a_trained_model_without_a_tokenizer_makes_no_folder(base, here, mistake):
@@ -290,11 +307,11 @@ def test_a_trained_model_without_a_tokenizer_makes_no_folder(base, here, mistake
 
 def test_apart_is_refused_where_it_would_do_nothing(base, here, mistake):
     for architecture in ("llama", "opt"):
-        scratch = {"text": "t.txt", "length": 16, "apart": True, "shape": {"architecture": architecture}}
+        scratch = {"text": "t.txt", "length": 16, "apart": True, "architecture": architecture}
         further = {"text": "t.txt", "length": 16, "apart": True, "base": _untrained(here, architecture)}
         if architecture == "llama":
-            assert plan_train(**scratch).apart
-            assert plan_train(**further).apart
+            assert plan_train(**scratch).config.apart
+            assert plan_train(**further).config.apart
         else:
             for options in (scratch, further):
                 with pytest.raises(StudfinderError, match="does not keep packed documents apart"):
@@ -306,10 +323,10 @@ def test_apart_is_refused_where_it_would_do_nothing(base, here, mistake):
 
 
 def test_a_warm_up_leaves_something_to_train(here, capsys):
-    assert plan_train(task=TASK, recipe={"steps": 300}).recipe.warmup == 100
-    assert plan_train(task=TASK, recipe={"steps": 300}).notes == ()
-    assert plan_train(task=TASK, recipe={"steps": 60}).recipe.warmup == 30
-    assert plan_train(task=TASK, recipe={"steps": 60, "warmup": 59}).recipe.warmup == 59  # asked for
+    assert plan_train(task=TASK, steps=300).recipe.warmup == 100
+    assert plan_train(task=TASK, steps=300).notes == ()
+    assert plan_train(task=TASK, steps=60).recipe.warmup == 30
+    assert plan_train(task=TASK, steps=60, warmup=59).recipe.warmup == 59  # asked for
     assert run_cli(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
     assert "note: warm-up of 30 steps, half of the run, instead of the preset's 100" in capsys.readouterr().out
 
@@ -368,7 +385,7 @@ def test_tensorboard_shows_what_the_log_holds(here):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
-    record, folder = run_train(plan_train(**PLAN), out=here / "r", quiet=True, tensorboard=True)
+    record, folder = train(**PLAN, out=here / "r", quiet=True, tensorboard=True)
     (events,) = folder.rglob("events.out.tfevents.*")
     seen = accumulator.EventAccumulator(str(events), size_guidance={accumulator.SCALARS: 0})
     seen.Reload()

@@ -6,7 +6,9 @@ may be passed over (and is printed); the others end the run.
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 from studfinder.visible import visible
 
@@ -88,3 +90,10 @@ def known(error: BaseException) -> StudfinderError | None:
 
 def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: str | None) -> StudfinderError:
     return kind(what, expected=expected, do=do)
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> StudfinderError:
+    """There is nothing of a name: what is there, or what is called nearly so."""
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    return StudfinderError(f"{what} {str(name)[:80]!r}", expected=" or ".join(near) if near else ", ".join(names))

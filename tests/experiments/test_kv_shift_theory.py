@@ -6,18 +6,18 @@ import pytest
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments import kv_shift_theory, plan_experiment, run_experiment
-from studfinder.experiments.kv_shift_theory import Setting, compared
+from studfinder.experiments.kv_shift_theory import TheoremCase, compared
 
 
 def test_one_layer_copies_and_plain_attention_does_not() -> None:
-    found = compared(Setting(length=48, vocabulary=256, width=256, sharpness=20, slope=0.05), sequences=60)
+    found = compared(TheoremCase(length=48, vocabulary=256, width=256, sharpness=20, slope=0.05), sequences=60)
     assert found["shift"] == found["definition"] == 1.0
     assert found["plain"] < 0.1
 
 
 def test_difference_to_the_definition_is_the_two_extra_terms() -> None:
     def at(sharpness: float) -> dict[str, float]:
-        return compared(Setting(length=48, vocabulary=64, width=64, sharpness=sharpness, slope=0.01), sequences=60)
+        return compared(TheoremCase(length=48, vocabulary=64, width=64, sharpness=sharpness, slope=0.01), sequences=60)
 
     blunt, sharp = at(10), at(20)
     assert 0 < sharp["largest"] < 1e-6 < blunt["largest"] < 1e-2

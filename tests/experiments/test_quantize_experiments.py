@@ -30,6 +30,7 @@ from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
@@ -49,8 +50,8 @@ def planted(tmp_path_factory):
         tokenizer = copy.deepcopy(lm.tokenizer)
         tokenizer.eos_token = "?"
         lm = load(lm.model, tokenizer)
-        plan = plan_scan(lm, hash_of=cached_content_hash)
-        put(scan_run(plan), to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
+        plan = plan_scan(lm, ScanConfig(), cached_content_hash)
+        put(scan_run(plan), to_json(run_scan(plan)[0]))  # its report takes seconds
         yield lm, folder
 
 
@@ -240,7 +241,7 @@ def test_transforms(planted):
         "norm.query.layers": torch.arange(3),
         "norm.key.layers": torch.arange(3),
     }
-    save_file(maps, scan_of(BENCH, lm) / "profile.safetensors")
+    save_file(maps, scan_of(BENCH, lm)[1] / "profile.safetensors")
     settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
     result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 2}, limit=2, text="proof", **settings)
     scores, against, alone = result.tables
@@ -268,14 +269,14 @@ def test_which_number_grows(planted):
     lm, _ = planted
     (weight,) = load_findings(BENCH, lm).proven
     bench = SimpleNamespace(settings={"seed": 0})
-    changes = {one.label: one.keep for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
+    changes = {one.label: one.transforms for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
     down = lm.model.get_parameter(weight.parameter)
     up = lm.model.get_parameter(weight.parameter.replace("down", "up"))
     old_down, old_up = down.clone(), up.clone()
-    with quantized(lm, Unrounded(), keep=changes["the super weights x 4, their inputs / 4"]):
+    with quantized(lm, Unrounded(), transforms=changes["the super weights x 4, their inputs / 4"]):
         assert down[weight.row, weight.col] == 4 * old_down[weight.row, weight.col]
         assert torch.equal(up[weight.col], old_up[weight.col] / 4)
-    with quantized(lm, Unrounded(), keep=changes["as many other columns / 8, their inputs x 8"]):
+    with quantized(lm, Unrounded(), transforms=changes["as many other columns / 8, their inputs x 8"]):
         (other,) = (down != old_down).any(dim=0).nonzero().flatten().tolist()
         assert other != weight.col
         assert torch.equal(down[:, other], old_down[:, other] / 8)
@@ -356,10 +357,10 @@ def test_massive_values_quantization(planted):
 
 def test_preserved_sees_a_super_activation_go(planted):
     lm, _ = planted
-    weights = load_findings(BENCH, lm).proven
-    preserved = Preserved(weights, 2, 2.0)
+    findings = load_findings(BENCH, lm)
+    preserved = Preserved(findings, 2, 2.0)
     preserved.see(lm)
-    with edited(lm, zero(weights)):
+    with edited(lm, zero(findings.proven)):
         preserved.see(lm)  # the original stays what it was
         assert preserved.scores(lm)[SPIKE].value > 0.5
     assert preserved.scores(lm)[SPIKE].value == 0.0

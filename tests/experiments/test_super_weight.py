@@ -14,6 +14,7 @@ from rerun import put
 from studfinder.experiments.super_weight_scaling import held_out_gain
 from studfinder.models import cached_content_hash, load
 from studfinder.records import Comparison, Findings, Interval, read_record, to_json
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 from tasked import choices, words, write
 
@@ -42,8 +43,8 @@ def planted(folder):
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.eos_token = "?"
     lm = load(lm.model, tokenizer)
-    plan = plan_scan(lm, hash_of=cached_content_hash)
-    put(scan_run(plan), to_json(run_scan(plan, write=False)[0]))  # its report takes seconds
+    plan = plan_scan(lm, ScanConfig(), cached_content_hash)
+    put(scan_run(plan), to_json(run_scan(plan)[0]))  # its report takes seconds
     return lm
 
 

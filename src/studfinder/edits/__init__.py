@@ -18,15 +18,15 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
-from studfinder.edits.select import channel, entry, neuron, top_fraction
+from studfinder.edits.select import Selection, channel, entry, meant, neuron, selected, top_fraction
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
+    Entries,
     Everything,
     LargestEntry,
     MatchedDims,
     RandomDims,
-    Selection,
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
@@ -39,6 +39,7 @@ __all__ = [
     "Edit",
     "EditList",
     "Editable",
+    "Entries",
     "Everything",
     "LargestEntry",
     "MatchedDims",
@@ -61,12 +62,14 @@ __all__ = [
     "massive_value_disruption",
     "matched_controls",
     "mean",
+    "meant",
     "neuron",
     "noise",
     "parse_edits",
     "restore",
     "restore_output",
     "scale",
+    "selected",
     "set_to",
     "shuffle",
     "tied_notes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from studfinder.edits.choose import Statistics, generator
-from studfinder.edits.selections import Coordinates, Selection
+from studfinder.edits.selections import Coordinates, Entries
 from studfinder.edits.values import Deviation, Mean, Noise, Scale, SetTo, Shuffle, Value
 from studfinder.errors import StudfinderError
 
@@ -15,7 +15,7 @@ _BLOCK = 256
 
 def new_entries(
     value: Value,
-    select: Selection,
+    select: Entries,
     x_BHTD: torch.Tensor,
     chosen: torch.Tensor,
     real_BT: torch.Tensor,
@@ -50,7 +50,7 @@ def new_entries(
     return (x_BHTD + value.std * statistics.rms_BHD[:, :, None, :] * noise_BHTD).to(x_BHTD.dtype)
 
 
-def _given(value: SetTo, select: Selection, x_BHTD: torch.Tensor, site: str) -> torch.Tensor:
+def _given(value: SetTo, select: Entries, x_BHTD: torch.Tensor, site: str) -> torch.Tensor:
     heads, dims = x_BHTD.shape[1], x_BHTD.shape[3]
     given = value.tensor()
     if given.numel() == 1:

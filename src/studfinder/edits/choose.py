@@ -10,12 +10,12 @@ import torch
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
+    Entries,
     Everything,
     LargestEntry,
     MatchedDims,
     RandomDims,
     Ranked,
-    Selection,
     TopDims,
 )
 from studfinder.errors import StudfinderError
@@ -117,7 +117,7 @@ def _same_band(
 
 
 def chosen_entries(
-    select: Selection,
+    select: Entries,
     x_BHTD: torch.Tensor,
     real_BT: torch.Tensor,
     position_BT: torch.Tensor,

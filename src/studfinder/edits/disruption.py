@@ -7,7 +7,7 @@ from typing import Literal
 
 from studfinder.edits.edit import Cache, SiteEdit
 from studfinder.edits.makers import Activations, mean
-from studfinder.edits.selections import Selection, TopDims
+from studfinder.edits.selections import Entries, TopDims
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.sites import Site
@@ -21,7 +21,7 @@ def dims(
     layers: Iterable[int] | None = None,
     *,
     pre_rope: bool = False,
-    select: Selection = TopDims(),  # noqa: B008 - a frozen record
+    select: Entries = TopDims(),  # noqa: B008 - a frozen record
 ) -> Activations:
     """A selection at Q, K or V of many layers.
 

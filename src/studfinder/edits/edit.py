@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from studfinder.edits.selections import Selection
+from studfinder.edits.selections import Entries
 from studfinder.edits.values import Value
 from studfinder.models import LM
 from studfinder.records import to_json
@@ -65,7 +65,7 @@ class SiteEdit:
 
     kind: Literal["site"] = "site"
     site: str
-    where: Annotated[Selection, Field(discriminator="kind")]
+    where: Annotated[Entries, Field(discriminator="kind")]
     value: Annotated[Value, Field(discriminator="kind")]
     when: When = "always"
     cache: Cache = "touched"

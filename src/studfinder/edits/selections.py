@@ -83,12 +83,12 @@ class Everything:
     kind: Literal["everything"] = field(default="everything", kw_only=True)
 
 
-Selection = Coordinates | TopDims | AboveLambda | RandomDims | MatchedDims | LargestEntry | Everything
+Entries = Coordinates | TopDims | AboveLambda | RandomDims | MatchedDims | LargestEntry | Everything
 Ranked = TopDims | AboveLambda | RandomDims | MatchedDims
 """Selections that look at M: they need a prefill to look at."""
 
 
-def check_selection(select: Selection, heads: int, dims: int, site: str) -> None:
+def check_selection(select: Entries, heads: int, dims: int, site: str) -> None:
     """Raise StudfinderError if the selection can never fit a site of so many heads and dims."""
     if isinstance(select, Coordinates | LargestEntry):
         wanted = select.dims

@@ -7,16 +7,34 @@ drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from studfinder.errors import unknown
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import ModelCard, Table
+from studfinder.records.config import Config, option
 from studfinder.runs import Progress, Work
 from studfinder.sites import check_causal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """Base of an experiment's settings. Its presets are instances; what a field says is shown by
+    `studfinder experiment NAME --help`, where it is an option too."""
+
+    seed: int = option(0, help="For everything that is drawn at random.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """Base of the settings of an experiment that trains models; see `TrainingRecipe`."""
+
+    micro: int | None = option(None, help="Sequences a forward pass on one device.", late=True)
+    precision: str | None = option(None, help="fp32 or bf16.", late=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +57,23 @@ class Experiment:
     shows: str
     summary: str
     needs: str
-    presets: Mapping[str, Mapping[str, Any]]
+    presets: Mapping[str, Settings | Mapping[str, Any]]
     trains: bool = False
+
+    def settings(self, preset: str) -> Settings:
+        """A preset as a record. Raises StudfinderError if there is none of this name."""
+        if preset not in self.presets:
+            raise unknown(f"{self.name} has no preset", preset, self.presets)
+        given = self.presets[preset]
+        if isinstance(given, Settings):
+            return given
+        fields: list[Any] = []
+        for name, value in given.items():
+            several = isinstance(value, list | tuple)
+            default = option(tuple(value) if several else value, least=1 if name == "limit" else None)
+            fields.append((name, Sequence[float] if several else type(value), default))
+        base = TrainingSettings if self.trains else Settings
+        return make_dataclass("Settings", fields, bases=(base,), frozen=True, kw_only=True)()
 
 
 @dataclass

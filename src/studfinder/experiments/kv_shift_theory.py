@@ -22,12 +22,13 @@ from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studfinder.attention import ALiBi, KVShift, convert
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, Settings
 from studfinder.records import Result, Table
+from studfinder.records.config import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class TheoremCase:
     """One row of the table: length L, vocabulary V, width d, sharpness 1 / sigma, slope m."""
 
     length: int
@@ -38,16 +39,24 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(length=64, vocabulary=64, width=64, sharpness=10, slope=0.01),
-    Setting(length=64, vocabulary=64, width=64, sharpness=20, slope=0.01),
-    Setting(length=64, vocabulary=64, width=64, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=10, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=20, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=40, slope=0.1),
-    Setting(length=512, vocabulary=512, width=64, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=16, sharpness=40, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=10, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=20, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=10, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=20, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=40, slope=0.1),
+    TheoremCase(length=512, vocabulary=512, width=64, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=16, sharpness=40, slope=0.01),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheorySettings(Settings):
+    """How much is drawn; nothing is trained."""
+
+    sequences: int = option(200, help="Random sequences a row.")
+
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -56,7 +65,7 @@ EXPERIMENT = Experiment(
     shows="theorem 2",
     summary="Is one layer of KV shift, with the theorem's weights, the induction head that it is said to be?",
     needs="a minute on two cores (no model is loaded or trained: the weights are written by hand)",
-    presets={"cpu": {"sequences": 200}},
+    presets={"cpu": TheorySettings()},
 )
 
 
@@ -87,7 +96,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     return {}
 
 
-def induction_head(setting: Setting, shifted: bool = True) -> Any:
+def induction_head(setting: TheoremCase, shifted: bool = True) -> Any:
     """One attention module with the theorem's weights, made of the parts that `convert` installs.
 
     Args:
@@ -116,7 +125,7 @@ def induction_head(setting: Setting, shifted: bool = True) -> Any:
     return attention
 
 
-def definition(x_BTD: torch.Tensor, setting: Setting) -> torch.Tensor:
+def definition(x_BTD: torch.Tensor, setting: TheoremCase) -> torch.Tensor:
     """IH(x), literally: the sum over s = 2 .. L-1, (B, D)."""
     length = x_BTD.shape[1]
     s = torch.arange(2, length)  # 1-based, as printed
@@ -126,7 +135,7 @@ def definition(x_BTD: torch.Tensor, setting: Setting) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compared(setting: Setting, sequences: int = 200, seed: int = 0) -> dict[str, float]:
+def compared(setting: TheoremCase, sequences: int = 200, seed: int = 0) -> dict[str, float]:
     """How far attention is from IH, and how often each copies what followed the last earlier copy of token
     L."""
     draw = torch.Generator().manual_seed(seed)

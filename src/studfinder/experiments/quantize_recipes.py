@@ -38,7 +38,7 @@ class Recipe:
     Attributes:
         label: as a row of a table calls it; unique.
         method: a method's record; None is the model as it is.
-        keep: what must survive; see `studfinder.quantizers.quantized`.
+        keep, transforms: what must survive, and changes before; see `studfinder.quantizers.quantized`.
         kept: that in words; "" if nothing.
         family: what belongs together in a figure.
         enter: where there is no method: a context manager of the changed model, which gives the true bits. It is told
@@ -49,6 +49,7 @@ class Recipe:
     label: str
     method: Any = None
     keep: Any = None
+    transforms: tuple[Any, ...] = ()
     kept: str = ""
     family: str = ""
     enter: Callable[[LM, Callable[[], Windows]], AbstractContextManager[float | None]] | None = None
@@ -57,7 +58,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """What tells it from others of the same label."""
-        return hashlib.sha256(repr((self.method, self.keep, self.settings)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((self.method, self.keep, self.settings, *self.transforms)).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +169,10 @@ class RecipeWork:
                 found["bits"] = bits
                 self._take(wanted, found, strict=True)
             return
-        windows = self.windows if recipe.method.calibrated or _calibrated(recipe.keep) else ()
-        with quantized(self.lm, recipe.method, keep=recipe.keep, windows=windows) as bench:
+        windows = self.windows if recipe.method.calibrated else ()
+        with quantized(
+            self.lm, recipe.method, keep=recipe.keep, transforms=recipe.transforms, windows=windows
+        ) as bench:
             found["bits"], found["notes"] = bench.bits, list(bench.notes)
             self._take(wanted, found, strict=True)
 
@@ -199,11 +202,6 @@ class RecipeWork:
             return kl_scores(self.original.kl(self.lm))
         limit = self.limits.get(name.partition(":")[0])
         return measure_named(name)(self.lm, limit=limit, seed=self.bench.settings["seed"])
-
-
-def _calibrated(keep: Any) -> bool:
-    parts = keep if isinstance(keep, list | tuple) else [keep]
-    return any(getattr(part, "calibrated", False) for part in parts)
 
 
 def limits_of(bench: Bench) -> dict[str, int | None]:

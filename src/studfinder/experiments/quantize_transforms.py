@@ -131,7 +131,7 @@ def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme
             factor = 2 ** abs(power)
             yield Recipe(
                 label=f"{what} {weights} {factor}, their inputs {inputs} {factor}",
-                keep=Rebalance(neurons=neurons, power=power),
+                transforms=(Rebalance(neurons=neurons, power=power),),
                 kept=f"{what} {GROWN if power > 0 else SHRUNK}",
             )
         multiple = scheme.block if isinstance(scheme.block, int) else 64
@@ -141,7 +141,7 @@ def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme
 
 
 def _change(label: str, transform: Any) -> Recipe:
-    return Recipe(label=label, keep=transform, kept=label)
+    return Recipe(label=label, transforms=(transform,), kept=label)
 
 
 def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Recipe]:
@@ -150,7 +150,9 @@ def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Re
         yield from _family(name, RTN(scheme=scheme), list(_changes(bench, lm, proven, scheme)))
         if bench.settings["awq"]:
             yield from _awq(bench, lm, name, scheme)
-    rotated = Recipe(label=ROTATED, keep=Rotate(seed=bench.settings["seed"]), kept=f"{ROTATED}, inputs rounded too,")
+    rotated = Recipe(
+        label=ROTATED, transforms=(Rotate(seed=bench.settings["seed"]),), kept=f"{ROTATED}, inputs rounded too,"
+    )
     for pair in listed(bench.settings["inputs"]):
         name, _, element = pair.partition(":")
         rounded = ActivationScheme(element=element)  # type: ignore[arg-type]  # it checks
@@ -178,7 +180,7 @@ def _family(name: str, method: Any, changed: Sequence[Recipe]) -> Iterator[Recip
 
 
 def _awq(bench: Bench, lm: LM, name: str, scheme: Scheme) -> Iterator[Recipe]:
-    profile = scan_of(bench, lm) / "profile.safetensors"
+    profile = scan_of(bench, lm)[1] / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, _MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])
@@ -204,7 +206,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
 def _cache(config: KVCache, pairs: bool, length: int) -> Callable[..., Any]:
     @contextmanager
     def enter(lm: LM, windows: Callable[[], Windows]) -> Iterator[float]:
-        with quantized(lm, Unrounded(), keep=RotaryPairs() if pairs else None), quantized_cache(lm, config):
+        with quantized(lm, Unrounded(), transforms=RotaryPairs() if pairs else ()), quantized_cache(lm, config):
             yield config.bits(lm.anatomy.head_dim, length)
 
     return enter
@@ -262,13 +264,14 @@ def _rebalanced(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one, plain in pairs:
         difference = change(one, plain, KL)
-        if not isinstance(one.recipe.keep, Rebalance) or difference is None:
+        (transform,) = one.recipe.transforms or (None,)
+        if not isinstance(transform, Rebalance) or difference is None:
             continue
         own = found.setdefault(one.recipe.family, {"plain": plain.scores[KL].value, _SUPER: [], _OTHERS: []})
         ends = [
             own["plain"] + end for end in (difference.interval.value, difference.interval.low, difference.interval.high)
         ]
-        own[_SUPER if _SUPER in one.recipe.label else _OTHERS].append([one.recipe.keep.power, *ends])
+        own[_SUPER if _SUPER in one.recipe.label else _OTHERS].append([transform.power, *ends])
     return found
 
 

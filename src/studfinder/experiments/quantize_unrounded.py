@@ -50,7 +50,7 @@ def made_alone(work: RecipeWork, changes: Sequence[Recipe]) -> list[Alone]:
 def _measured(work: RecipeWork, one: Recipe) -> dict[str, Any]:
     original = work.original  # read before anything is changed
     try:
-        with quantized(work.lm, Unrounded(), keep=one.keep):
+        with quantized(work.lm, Unrounded(), transforms=one.transforms):
             equal, kl = original.equal(work.lm), original.kl(work.lm)
             return {"equal": equal, "kl": kl.sums.tolist(), "tokens": kl.tokens.tolist(), "refused": ""}
     except WriteFailed:
@@ -61,7 +61,9 @@ def _measured(work: RecipeWork, one: Recipe) -> dict[str, Any]:
 
 def worst_rebalancing(found: Sequence[Alone]) -> str:
     """How exact the least exact rebalancing is, as measured."""
-    counts = [(sum(a.equal), len(a.equal)) for a in found if isinstance(a.change.keep, Rebalance) and not a.refused]
+    counts = [
+        (sum(a.equal), len(a.equal)) for a in found if isinstance(a.change.transforms[0], Rebalance) and not a.refused
+    ]
     if not counts:
         return ""
     equal, windows = min(counts)

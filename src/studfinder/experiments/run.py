@@ -13,19 +13,17 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment
+from studfinder.experiments.experiment import Bench, Experiment, Progress
 from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
+from studfinder.records.config import identity, replaced
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
 _RESULT = "result.json"
-ACCELERATED: Mapping[str, type] = {"micro": int, "precision": str}
-"""Settings that every training experiment takes beside its preset's; see `training.Recipe`. They are no part of a run's
-identity where they are not used, so that runs from before they existed are found again."""
 
 
 @dataclass(frozen=True)
@@ -61,39 +59,15 @@ def plan_experiment(
     """
     module = experiment_named(name)
     entry: Experiment = module.EXPERIMENT
-    if preset not in entry.presets:
-        raise StudfinderError(f"{name} has no preset {preset!r}", expected=", ".join(entry.presets))
+    chosen = replaced(entry.settings(preset), settings or {}, name)
     if entry.trains and models:
         raise StudfinderError(f"{name} trains models of its own", do="Leave --model out")
     if models is None:
         models = () if entry.trains else ("smollm2",)
     if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
-    chosen: dict[str, Any] = {"seed": 0, **entry.presets[preset]}
-    kinds = {key: type(value) for key, value in chosen.items()}
-    if "steps" in kinds and entry.trains:
-        kinds = {**ACCELERATED, **kinds}
-    for key, value in (settings or {}).items():
-        if value is None:
-            continue
-        if key not in kinds:
-            raise StudfinderError(f"{name} has no setting {key!r}", expected=", ".join(kinds))
-        chosen[key] = _as(kinds[key], key, value)
-    if chosen.get("limit") is not None and chosen["limit"] < 1:
-        raise StudfinderError(f"--limit {chosen['limit']}", expected="1 or more")
-    return ExperimentPlan(module, entry, tuple(models), chosen)
-
-
-def _as(kind: type, key: str, value: Any) -> Any:
-    """A setting from the command line in the type that the preset has."""
-    if not isinstance(value, str) or kind is str:
-        return value
-    try:
-        if kind in (list, tuple):
-            return [float(part) if "." in part else int(part) for part in value.split(",")]
-        return kind(value) if kind in (int, float) else value == "true" if kind is bool else value
-    except ValueError:
-        raise StudfinderError(f"setting {key}={value}", expected=f"a {kind.__name__}") from None
+    values = {one: list(value) if isinstance(value, tuple) else value for one, value in identity(chosen).items()}
+    return ExperimentPlan(module, entry, tuple(models), {"seed": chosen.seed, **values})
 
 
 def run_experiment(

@@ -8,7 +8,7 @@ from studfinder.models.card import model_card
 from studfinder.models.checkpoint import CheckpointFiles, FilePlace
 from studfinder.models.fingerprint import cached_content_hash, config_hash, content_hash
 from studfinder.models.lm import LM, Source
-from studfinder.models.load import check_finite, load, permitting
+from studfinder.models.load import check_finite, load
 from studfinder.models.pretrained import check_checkpoint
 from studfinder.models.rotary import Rotary, rotary_of, train_length
 from studfinder.models.weights import matrix
@@ -38,7 +38,6 @@ __all__ = [
     "load",
     "matrix",
     "model_card",
-    "permitting",
     "private_folder",
     "rotary_of",
     "train_length",

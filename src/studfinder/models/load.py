@@ -8,8 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +25,6 @@ from studfinder.visible import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_PERMITTED: ContextVar[tuple[bool, bool]] = ContextVar("permitted", default=(False, False))
-
-
-@contextmanager
-def permitting(*, allow_missing: bool = False, merge_adapter: bool = False) -> Iterator[None]:
-    """Every `load` within has these permissions: for verbs that load a model more than once, as training does."""
-    token = _PERMITTED.set((allow_missing, merge_adapter))
-    try:
-        yield
-    finally:
-        _PERMITTED.reset(token)
 
 
 def load(
@@ -80,7 +67,6 @@ def load(
     """
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
-    allow_missing, merge_adapter = allow_missing or _PERMITTED.get()[0], merge_adapter or _PERMITTED.get()[1]
     asked = os.fspath(model)
     source = _resolve(asked, revision)
     wanted = _dtype(dtype)

@@ -10,7 +10,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.checkpoint import TensorGroup
-from studfinder.quantizers.export import described, tensors
+from studfinder.quantizers.export import described_tensors, tensors
 from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
@@ -96,7 +96,7 @@ def _quantized_entry(
     name: str, shape: tuple[int, ...], scheme: Scheme, format: str, dtype: torch.dtype, make: Callable[[], Quantized]
 ) -> TensorGroup:
     module = name.rpartition(".")[0]
-    what = {f"{module}.{suffix}": value for suffix, value in described(shape, scheme, format, dtype).items()}
+    what = {f"{module}.{suffix}": value for suffix, value in described_tensors(shape, scheme, format, dtype).items()}
     return TensorGroup(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
 
 

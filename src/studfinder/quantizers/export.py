@@ -159,7 +159,7 @@ def quantization_config(
     return made
 
 
-def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
+def described_tensors(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
     """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
     rows, cols = shape
     height, width = tile(torch.Size(shape), scheme)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.edits import Edit, edited, edits_hash, tied_notes
+from studfinder.edits.spec import edits_of
 from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures import MEASURES, Scores, compare, measure_named
+from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
-from studfinder.models import LM, config_hash, content_hash, model_card
+from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
+from studfinder.records.config import identity, takes
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Progress, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
+from studfinder.verbs.configs import MeasureConfig
+from studfinder.verbs.load import load_as
 from studfinder.verbs.results import write_sheet
 
 DEFAULT = (
@@ -50,138 +55,113 @@ class MeasurePlan:
     edits: tuple[Edit, ...]
     words: tuple[str, ...]
     against: LM | None
+    config: MeasureConfig
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_measure(
-    lm: LM,
-    measures: Sequence[str] = DEFAULT,
-    *,
-    edits: Sequence[Edit] = (),
-    words: Sequence[str] = (),
-    against: LM | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    hash_of: Callable[[LM], str] = content_hash,
-) -> MeasurePlan:
-    """Fix what is measured.
-
-    Args:
-        measures: names as in `studfinder ls measures`, with an argument after a colon where one is taken.
-        edits: what is changed in the model; the baseline is then the model without them.
-        words: the edits in words, for the record.
-        against: another model as the baseline.
+def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
+    """Load what is a name, and fix what is measured.
 
     Raises:
-        StudfinderError: no measures, an unknown one, a limit below 1, both edits and another model, or a model that
-            is not causal.
+        StudfinderError: no measures, an unknown one, both edits and another model, a model that is not causal, or what
+            `load` raises.
     """
+    measures = (*(config.measures or ()), *(f"tasks:{name}" for name in config.tasks))
+    if config.measures is None and not measures:
+        measures = DEFAULT
     if not measures:
         raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(MEASURES))
-    if limit is not None and limit < 1:
-        raise StudfinderError(f"--limit {limit}", expected="1 or more")
-    if edits and against is not None:
+    if config.edits and config.against is not None:
         raise StudfinderError(
             "both edits and another model as the baseline",
             do="Compare the edited model with itself (--edit) or the model with another (--against)",
         )
-    for name in measures:
+    for name in measures:  # said before a model is loaded for nothing
         measure_named(name)
+    lm = load_as(model, config)
+    edits = edits_of(lm, config.edits) if config.edits else ()
+    against = None if config.against is None else load_as(config.against, config)
     for one in (lm, against):
         if one is not None:
             check_causal(one, "measures")
             if one.tokenizer is not None:  # said once, not by each measure
                 encode(one, proof_text(), limit=WHOLE)
     settings = {
+        **identity(config),
         "model": lm.source.id,
-        "model_hash": hash_of(lm),
+        "model_hash": _hash(model, lm),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "measures": ",".join(measures),
         "edits": edits_hash(edits) if edits else "",
         "config": config_hash(lm),
         "device": lm.device.type,
         "against": against.source.id if against is not None else "",
-        "against_hash": hash_of(against) if against is not None else "",
+        "against_hash": _hash(config.against, against) if against is not None else "",
         "against_config": config_hash(against) if against is not None else "",
-        "limit": limit,
-        "seed": seed,
         "scoring": SCORING,
     }
-    said = (*words, *tied_notes(lm, edits))
-    return MeasurePlan(lm, tuple(dict.fromkeys(measures)), tuple(edits), said, against, settings)
+    words: list[str] = []
+    for one in config.edits:
+        words += [one] if isinstance(one, str) else map(to_json, edits_of(lm, one))
+    words += tied_notes(lm, edits)
+    return MeasurePlan(lm, tuple(dict.fromkeys(measures)), edits, tuple(words), against, config, settings)
 
 
-def measure(
-    lm: LM,
-    measures: Sequence[str] = DEFAULT,
-    *,
-    edits: Sequence[Edit] | Edit = (),
-    against: LM | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Scorecard:
+def _hash(given: Any, lm: LM) -> str:
+    """The weights' hash; that of a model that was just loaded is remembered by its files."""
+    return content_hash(lm) if isinstance(given, LM) else cached_content_hash(lm)
+
+
+@takes(MeasureConfig)
+def measure(model: LM | str | os.PathLike[str], config: MeasureConfig) -> Scorecard:
     """A scorecard: fluency, context, memory and reasoning side by side, with intervals.
 
     With `edits` every measure runs on the model as it is and with the edits, on the same items, and the change is
     paired; with `against` the baseline is another model.
 
     Args:
-        measures: names as in `studfinder ls measures`.
-        limit: at most so many items (windows, prompts, questions) of each measure.
-        seed: of what is drawn at random.
-        out: a folder to write scorecard.json, tables and figure to; interrupted, the same call goes on where it
-            stopped, and finished, it is read.
-        overwrite: measure anew, and replace what is in `out`.
+        model: from `sf.load`, or what it takes.
+        config: how; or its fields as keywords, and `measures` may come second. `edits` are what zero(...) and its kin
+            return, lines such as "zero:RUN", or several. With `out`, scorecard.json, tables and figure are written
+            there; interrupted, the same call goes on where it stopped.
 
     Raises:
         StudfinderError: see `plan_measure`; or a measure cannot run on this model.
     """
-    given = (edits,) if isinstance(edits, Edit) else tuple(edits)
-    words = tuple(to_json(edit) for edit in given)
-    plan = plan_measure(lm, measures, edits=given, words=words, against=against, limit=limit, seed=seed)
-    folder = None if out is None else Path(out)
-    return run_measure(plan, out=folder, overwrite=overwrite, progress=progress, command="sf.measure(lm)")[0]
+    return run_measure(plan_measure(model, config), command="sf.measure(lm)")[0]
 
 
-def run_measure(
-    plan: MeasurePlan,
-    *,
-    out: Path | None = None,
-    write: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    command: str = "",
-) -> tuple[Scorecard, Path | None]:
+def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") -> tuple[Scorecard, Path | None]:
     """Carry out a planned measurement; returns the scorecard and its folder, if one was written (`write` writes one
     at its default place)."""
-    if out is None and not write:
-        return _measured(plan, Steps(None), progress, command), None
-    before = {
-        name: value
-        for name, value in plan.settings.items()
-        if name not in ("config", "against_config", "device", "scoring")
-    }
-    run = run_of("measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=out, before=before)
-    found = None if overwrite else run.finished()
-    if found is not None:
-        return read_card(found), found
-    sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
-    with run.work(overwrite=overwrite, sources=sources) as work:
-        card = _measured(plan, work.steps, progress, command)
-        write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
-        write_cards(work.path, [card])
-    return card, run.path
+    config = plan.config
+    with nullcontext() if config.tokens is None else batch_size(config.tokens):
+        if config.out is None and not write:
+            return _measured(plan, Steps(None), command), None
+        before = {
+            name: value
+            for name, value in plan.settings.items()
+            if name not in ("config", "against_config", "device", "scoring")
+        }
+        run = run_of(
+            "measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=config.folder, before=before
+        )
+        found = None if config.overwrite else run.finished()
+        if found is not None:
+            return read_card(found), found
+        sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
+        with run.work(overwrite=config.overwrite, sources=sources) as work:
+            card = _measured(plan, work.steps, command)
+            write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
+            write_cards(work.path, [card])
+        return card, run.path
 
 
-def _measured(plan: MeasurePlan, steps: Steps, progress: Progress | None, command: str) -> Scorecard:
+def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
     lines = []
     for number, name in enumerate(plan.measures):
-        if progress is not None:
-            progress(name, number, len(plan.measures))
+        plan.config.progress(name, number, len(plan.measures))
         lines.append(_line(plan, name, steps))
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
@@ -196,7 +176,7 @@ def _measured(plan: MeasurePlan, steps: Steps, progress: Progress | None, comman
             started=started,
             seconds=time.monotonic() - clock,
             device=str(plan.lm.device),
-            seed=plan.settings["seed"],
+            seed=plan.config.seed,
             versions=versions(),
         ),
     )
@@ -264,7 +244,7 @@ def _headroom(scores: Scores) -> bool | None:
 
 def _scores(plan: MeasurePlan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
     name = _with_argument(plan, name, steps)
-    options: Mapping[str, Any] = {"limit": plan.settings["limit"], "seed": plan.settings["seed"]}
+    options: Mapping[str, Any] = {"limit": plan.config.limit, "seed": plan.config.seed}
     call = partial(measure_named(name), lm, **options)
 
     def run() -> Any:

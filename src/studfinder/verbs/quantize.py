@@ -7,33 +7,52 @@ import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.edits import Selection, selected
+from studfinder.errors import StudfinderError, unknown
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
 from studfinder.models.beside import carry, files_beside, own_code
 from studfinder.models.builtin import ensure
-from studfinder.quantizers import RTN, Clip, Method, Scheme, Target, bits_per_weight, calibration_windows, kernel
-from studfinder.quantizers.apply import bench_for, check_fits, running
+from studfinder.quantizers import (
+    RTN,
+    SCHEMES,
+    Auto,
+    Clip,
+    Method,
+    Rebalance,
+    Scheme,
+    Target,
+    bits_per_weight,
+    calibration_windows,
+    hold_out,
+    kernel,
+    method_class,
+    neurons_of,
+    skip,
+)
+from studfinder.quantizers.apply import bench_for, check_fits, prepared, running
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
-from studfinder.quantizers.keep import Skip, as_keeps, resolve
+from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
-from studfinder.records.outside import read_json
+from studfinder.records.config import takes
+from studfinder.records.outside import read_json, whole_number
 from studfinder.report.words import count
-from studfinder.runs import SCORING, Progress, Run, Work, check_place, key_of, now, run_of, versions
+from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
+from studfinder.verbs.configs import QuantizeConfig
+from studfinder.verbs.load import load_as, options_of
 from studfinder.verbs.quantize_scores import scores_of
 from studfinder.verbs.quantize_write import (
     QUANTIZATION_FILE,
-    Job,
     acts_of,
     rest_of,
     verified,
@@ -73,21 +92,50 @@ def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtyp
     return {name: stored[name][1] for name in files.targets}, stored[next(iter(files.targets))][0]
 
 
-def quantize(
-    source: LM | str | os.PathLike,
-    method: Method | None = None,
-    *,
-    keep: Any = None,
-    out: str | os.PathLike,
-    format: str = "auto",
-    calibration: str | Path = "wikipedia",
-    samples: int = 128,
-    length: int = 512,
-    score: bool = False,
-    verify: bool = True,
-    overwrite: bool = False,
-    progress: Progress = lambda what, done, total: None,
-) -> Quantization:
+@dataclass(frozen=True)
+class QuantizePlan:
+    """What quantising will be, settled before anything is made.
+
+    Attributes:
+        model: by name, for the record.
+        source: the model in memory, or the folder whose files are gone through one by one.
+        method: with its scheme.
+        format: what is written.
+        keep: what survives.
+        transforms: changes before rounding.
+    """
+
+    model: str
+    source: LM | Path
+    config: QuantizeConfig
+    method: Method
+    format: str
+    keep: tuple[Any, ...]
+    transforms: tuple[Any, ...]
+
+
+def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
+    """Settle method, scheme and format, and load the model if it is needed in memory.
+
+    Raises:
+        StudfinderError: an unknown name, settings that do not go together, a scheme that the format cannot hold, `out`
+            is taken, or what `load` raises.
+    """
+    folder = folder_of(model)
+    check_place(Path(config.out), config.overwrite, [model.source.folder if isinstance(model, LM) else folder])
+    keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
+    source: LM | Path | None = None if options_of(config) else folder
+    if source is None:
+        source = load_as(model, config)
+    shapes, dtype = shapes_of(source)
+    method = _method(config, shapes.values(), dtype)
+    format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
+    name = model.source.id if isinstance(model, LM) else str(model)
+    return QuantizePlan(name, source, config, method, format, keep, changes)
+
+
+@takes(QuantizeConfig)
+def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quantization:
     """Quantise a model and write it as a checkpoint with tokenizer and model card.
 
     Round to nearest goes from file to file, shard by shard, without building the model (memory of one tensor), and
@@ -95,47 +143,135 @@ def quantize(
     put back afterwards. `out` appears when it is complete.
 
     Args:
-        source: an LM, a built-in name, a folder or a hub id.
-        method: its settings; the default is RTN with clip search in the `default_scheme`.
-        keep: findings, hold_out(...), skip(...), transforms, or several. compressed-tensors has no place for single
-            numbers, so there what is fused with a held-out number is skipped whole; `format="dense"` keeps it alone.
-        format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
-        calibration, samples, length: text and size of the calibration windows, for methods that need them.
-        score: put KL(original || quantised) and the perplexity of our proof text and of a public one into the card,
-            measured on the files; needs the model in memory, and room for it once more.
-        verify: load what was written with plain transformers in a fresh process and compare it with what was meant
-            before it appears as `out`; see `quantizers.verify`.
+        model: from `sf.load`, or what it takes.
+        config: how; or its fields as keywords, and `method` may come second, a name or settings such as RTN(...), which
+            say the scheme too. `keep` takes findings (their proven super weights; `Selection` for others), Weights,
+            hold_out(...) and skip(...). compressed-tensors has no place for single numbers, so there what is fused with
+            a held-out number is skipped whole; `format="dense"` keeps it alone.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
             model; calibration text too short; a weight that is not finite; what was written is not what was meant.
     """
-    job = Job(Path(out), format, score, verify, overwrite, progress)
-    folder = folder_of(source)
-    check_place(job.out, overwrite, [source.source.folder if isinstance(source, LM) else folder])
-    if folder is not None and (method is None or isinstance(method, RTN)) and _only_skips(keep) and not score:
-        files = open_files(folder)
-        if files is not None:
-            return _from_files(job, str(source), files, method, keep)
-    lm = source if isinstance(source, LM) else load(source)
-    return _from_memory(job, lm, method, keep, (calibration, samples, length))
+    return run_quantize(plan_quantize(model, config))
 
 
-def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any) -> Quantization:
-    found, stored = tuple(files.targets.values()), files.stored
-    dtype = stored[found[0].name][0]
-    method = method or RTN(
-        scheme=default_scheme({t.name: stored[t.name][1] for t in found}.values(), dtype), clip=Clip()
+def run_quantize(plan: QuantizePlan) -> Quantization:
+    """Carry out what was planned, or read it where it is finished."""
+    files = _files(plan)
+    return _from_memory(_laid_out(plan)) if files is None else _from_files(plan, files)
+
+
+def forecast(plan: QuantizePlan) -> list[str]:
+    """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
+    calibration text is not known before, and said to be so. Raises as `quantize`."""
+    files = _files(plan)
+    if files is not None:
+        _, skipped, chosen = _chosen(plan, files)
+        names = [target.name for target in chosen]
+        sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
+        bits = _bits(files, names, plan.method.scheme)
+        first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
+        return [first, *(f"left whole: {name}" for name in skipped)]
+    laid = _laid_out(plan)
+    with prepared(laid.bench, chosen=False) as bench:
+        sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
+        said = [_sentence(plan, laid.format, len(sizes), sum(sizes.values()), bench.planned, bench.size)]
+        held = [int(bench.held[name].sum()) for name in sizes if name in bench.held]
+        if held:
+            said.append(f"held out: {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')}")
+        said += [f"left whole{', for what is kept in it' * (one in bench.instead)}: {one}" for one in bench.skipped]
+        late = [f"chosen on calibration text, not counted here: {one}" for one in bench.transforms if _late(one)]
+        return [*said, *laid.notes, *bench.notes, *late]
+
+
+def _late(part: Any) -> bool:
+    """Whether it needs calibration text."""
+    return bool(getattr(part, "calibrated", False))
+
+
+def _sentence(plan: QuantizePlan, format: str, matrices: int, weights: int, bits: float, all_weights: int) -> str:
+    how = plan.config.method if isinstance(plan.config.method, str) else type(plan.method).__name__
+    return (
+        f"would quantise {matrices} matrices of {plan.model} ({weights / 1e6:,.0f} M weights) by {how}: "
+        f"{plan.method.scheme}, {bits:.3f} bits a weight, {bits * all_weights / 8e6:,.0f} MB of them, as {format}"
     )
-    lm = skeleton(files.folder)
-    _, skipped = resolve(lm, found, keep)
-    chosen = tuple(target for target in found if target.fused not in skipped)
+
+
+def _files(plan: QuantizePlan) -> Files | None:
+    """The files to go through one by one, where that is enough: round to nearest, and nothing but names is kept."""
+    if not isinstance(plan.source, Path) or not isinstance(plan.method, RTN) or plan.config.score or plan.transforms:
+        return None
+    return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
+
+
+def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Method:
+    """The method with its scheme. Raises StudfinderError for what does not go together."""
+    said = [name for name in ("scheme", "bits", "group", "zero") if getattr(config, name) is not None]
+    if not isinstance(config.method, str):
+        if said:
+            raise StudfinderError(f"{said[0]} beside a method's own settings", expected="its scheme= in the method")
+        return config.method
+    kind: Any = method_class(config.method)
+    if isinstance(config.scheme, Scheme):
+        scheme = config.scheme
+    elif config.method == "smoothquant" and not said:
+        scheme = _scheme(replace(config, scheme="w8-channel"), shapes, dtype)  # beside 8-bit activations
+    else:
+        scheme = _scheme(config, shapes, dtype)
+    return kind(scheme=scheme, **({"clip": Clip() if config.clip else None} if config.method == "rtn" else {}))
+
+
+def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+    own: Any = str(dtype).removeprefix("torch.")
+    if config.scheme is not None:
+        if config.scheme not in SCHEMES:
+            raise unknown("there is no scheme", config.scheme, SCHEMES)
+        if (config.bits, config.group, config.zero) != (None, None, None):
+            raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
+        known = SCHEMES[str(config.scheme)]
+        return replace(known, scale=own) if known.scale in ("bfloat16", "float16") else known
+    changes: dict[str, Any] = {}
+    if config.bits is not None:
+        changes["element"] = f"int{config.bits}"
+    if config.zero is not None:
+        changes["zero"] = config.zero
+    if config.group is not None:
+        changes["block"] = whole_number(config.group) or str(config.group)[:40]
+    return replace(default_scheme(shapes, dtype), **changes)
+
+
+def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
+    kept = [selected(one) for one in _flat(config.keep)]
+    for one in map(selected, _flat(config.keep_columns)):
+        nothing = isinstance(one, Selection) and not one.weights
+        kept.append(one if nothing else hold_out(one, columns=True))
+    if config.hold_fraction:
+        kept.append(hold_out(fraction=config.hold_fraction))
+    if config.skip:
+        kept.append(skip(*config.skip))
+    return tuple(kept)
+
+
+def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
+    changes: list[Any] = []
+    for one in map(selected, _flat(config.rebalance)):
+        model = one.findings.model.content_hash if isinstance(one, Selection) else ""
+        changes.append(Rebalance(neurons=neurons_of(one), power=3, model=model))
+    changes += _flat(config.transforms)
+    return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
+
+
+def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
+    name, config, method = plan.model, plan.config, plan.method
+    assert isinstance(method, RTN)
+    lm, skipped, chosen = _chosen(plan, files)
     names = tuple(target.name for target in chosen)
-    if not chosen:
-        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in names:
-        check_fits(target, stored[target][1], method)
-    format = _one_format(method, job.format, {stored[target][0] for target in names}, found)
+    formats = {
+        chosen_format(method.scheme, config.format, files.stored[name][0], tuple(files.targets.values()))
+        for name in names
+    }
+    format = formats.pop()
     wholes, notes = shared_of_files(files, names, method)
     done = _record(
         name,
@@ -144,32 +280,45 @@ def _from_files(job: Job, name: str, files: Files, method: RTN | None, keep: Any
         format,
         bits=_bits(files, names, method.scheme),
         quantized=len(names),
-        skipped=tuple(sorted(skipped)),
-        kept=tuple(map(str, _flat(keep))),
+        skipped=tuple(skipped),
+        kept=tuple(map(str, plan.keep)),
         notes=tuple(notes),
     )
-    run = _run(job, done, files=files.signature(), config=config_hash(lm))
-    there = None if job.overwrite else run.finished()
+    run = _run(config, done, files=files.signature(), config=config_hash(lm))
+    there = None if config.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / QUANTIZATION_FILE)
     files_beside(lm.source)
-    meant = meant_of_files(lm) if job.verify else None
-    with run.work(overwrite=job.overwrite, sources=[files.folder]) as work, _resumable(work):
-        write_files(job, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
+    meant = meant_of_files(lm) if config.verify else None
+    with run.work(overwrite=config.overwrite, sources=[files.folder]) as work, _resumable(work):
+        write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
         carry(lm.source, work.path)
-        config = read_json(files.folder / "config.json")
-        write_config(work.path, config, done, method, chosen, rest_of(lm, chosen, files))
+        written = read_json(files.folder / "config.json")
+        write_config(work.path, written, done, method, chosen, rest_of(lm, chosen, files))
         done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
         write_card(work.path, done)
     return done
 
 
-def _run(job: Job, done: Quantization, **model: Any) -> Run:
+def _chosen(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...]]:
+    """The model without its weights, the fused groups that are skipped, and the matrices that are not."""
+    found = tuple(files.targets.values())
+    lm = skeleton(files.folder)
+    skipped = resolve(lm, found, plan.keep)[1]
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    if not chosen:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in chosen:
+        check_fits(target.name, files.stored[target.name][1], plan.method)
+    return lm, sorted(skipped), chosen
+
+
+def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
     """The run's identity: the model, and everything in the record but what comes out of the work itself."""
     came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
     settings = {name: value for name, value in to_plain(done).items() if name not in came}
-    identity = {**settings, **model, "score": job.score, "verify": job.verify, "scoring": SCORING}
-    return run_of("quantize", done.model, identity, result=QUANTIZATION_FILE, out=job.out)
+    identity = {**settings, **model, "score": asked.score, "verify": asked.verify, "scoring": SCORING}
+    return run_of("quantize", done.model, identity, result=QUANTIZATION_FILE, out=Path(asked.out))
 
 
 @contextmanager
@@ -185,23 +334,43 @@ def _resumable(work: Work) -> Iterator[None]:
         raise
 
 
-def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration: tuple) -> Quantization:
-    found = targets(lm)
-    if method is None:
-        method = RTN(scheme=default_scheme([tuple(t.weight(lm).shape) for t in found], lm.dtype), clip=Clip())
-    format = chosen_format(method.scheme, job.format, lm.dtype, found, acts=acts_of(method, job.format) is not None)
-    notes = list(lm.source.notes)
+@dataclass(frozen=True)
+class _Laid:
+    """A model on the bench, and all that is known before a method runs."""
+
+    plan: QuantizePlan
+    method: Method
+    format: str
+    bench: Workbench
+    keep: tuple[Any, ...]
+    text: str | None
+    notes: tuple[str, ...]
+
+
+def _laid_out(plan: QuantizePlan) -> _Laid:
+    config, method = plan.config, plan.method
+    lm = plan.source if isinstance(plan.source, LM) else load(plan.model)
+    acts = acts_of(method, config.format) is not None
+    format = chosen_format(method.scheme, config.format, lm.dtype, targets(lm), acts=acts)
+    notes = [*lm.source.notes, *unkept(plan.keep)]
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
-    if method.calibrated or any(getattr(one, "calibrated", False) for one in _flat(keep)):
-        origin, windows = calibration_windows(lm, calibration[0], count=calibration[1], length=calibration[2])
-        text = f"{origin}, {len(windows)} windows of {calibration[2]} tokens"
-    keep = as_keeps(lm, keep)  # while the model is as it was scanned: inside, findings would be of another one
-    bench = bench_for(lm, method, keep=keep, windows=windows, progress=job.progress)
+    if _late(method) or any(map(_late, plan.transforms)):
+        origin, windows = calibration_windows(lm, config.calibration, count=config.samples, length=config.length)
+        text = f"{origin}, {len(windows)} windows of {config.length} tokens"
+    # While the model is as it was scanned: inside, findings would be of another one.
+    keep = tuple(as_keeps(lm, plan.keep))
+    bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
     bench.numbers = format == "dense"
+    return _Laid(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
+
+
+def _from_memory(laid: _Laid) -> Quantization:
+    config, method, format, bench = laid.plan.config, laid.method, laid.format, laid.bench
+    lm = bench.lm
     planned = _record(
         lm.source.id,
         lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
@@ -210,23 +379,23 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
         bits=0.0,
         quantized=0,
         skipped=(),
-        kept=tuple(map(repr, keep)),
-        calibration=text,
+        kept=tuple(map(repr, laid.keep)),
+        calibration=laid.text,
     )
     run = _run(
-        job,
+        config,
         planned,
         model_hash=content_hash(lm),
         config=config_hash(lm),
         dtype=str(lm.dtype),
-        windows=key_of({"windows": windows}),
+        windows=key_of({"windows": bench.windows}),
     )
-    there = None if job.overwrite else run.finished()
+    there = None if config.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / QUANTIZATION_FILE)
     files_beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
-    with run.work(overwrite=job.overwrite, sources=[lm.source.folder], fresh=True) as work:
+    with run.work(overwrite=config.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):
             done = replace(
                 planned,
@@ -234,17 +403,17 @@ def _from_memory(job: Job, lm: LM, method: Method | None, keep: Any, calibration
                 quantized=len(bench.done),
                 skipped=tuple(bench.skipped),
                 instead=tuple(bench.instead),
-                kept=_kept(bench, keep),
-                notes=(*bench.notes, *notes),
+                kept=_kept(bench, laid.keep),
+                notes=(*bench.notes, *laid.notes),
             )
             write_bench(bench, work.path, format)
-            chosen = [target for target in found if target.name in bench.done]
-            config = json.loads(lm.model.config.to_json_string(use_diff=False))
-            config["architectures"] = [type(lm.model).__name__]
-            write_config(work.path, own_code(config, work.path), done, method, chosen, rest_of(lm, chosen))
-            meant = meant_of(lm) if job.verify else None
+            chosen = [target for target in targets(lm) if target.name in bench.done]
+            written = json.loads(lm.model.config.to_json_string(use_diff=False))
+            written["architectures"] = [type(lm.model).__name__]
+            write_config(work.path, own_code(written, work.path), done, method, chosen, rest_of(lm, chosen))
+            meant = meant_of(lm) if config.verify else None
             done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=True, method=method))
-        if job.score:
+        if config.score:
             done = replace(done, scores=scores_of(lm, work.path))
         write_card(work.path, done)
     return done
@@ -276,11 +445,6 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
     )
 
 
-def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
-    formats = {chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes}
-    return formats.pop()
-
-
 def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
     bits = total = 0.0
     for name in files.targets:
@@ -299,10 +463,6 @@ def folder_of(source: Any) -> Path | None:
         return ensure(BUILTINS[str(source)])
     path = Path(source).expanduser()
     return path if str(source) and (path / "config.json").is_file() else None
-
-
-def _only_skips(keep: Any) -> bool:
-    return all(isinstance(one, Skip) for one in _flat(keep))
 
 
 def _flat(keep: Any) -> list[Any]:

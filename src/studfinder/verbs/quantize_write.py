@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,8 @@ QUANTIZATION_FILE = "studfinder.json"
 _UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
-@dataclass(frozen=True)
-class Job:
-    out: Path
-    format: str
-    score: bool
-    verify: bool
-    overwrite: bool
-    progress: Progress
-
-
 def write_files(
-    job: Job,
+    progress: Progress,
     files: Files,
     stage: Path,
     methods: Mapping[str, RTN],
@@ -53,7 +42,7 @@ def write_files(
     def step(_entry: TensorGroup) -> None:
         nonlocal count
         count += 1
-        job.progress("quantise", count, total)
+        progress("quantise", count, total)
 
     written = {}
     for shard, names in files.shards.items():

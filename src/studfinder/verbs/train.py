@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.models.beside import carry
 from studfinder.records import RunCard, Training, read_record, to_json
+from studfinder.records.config import makes
 from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, build_model, fit, put_in, tokenized
@@ -27,6 +28,7 @@ from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import SequenceSource
 from studfinder.training.tasks import word_tokenizer
+from studfinder.verbs.configs import TrainConfig
 from studfinder.verbs.results import write_sheet
 from studfinder.verbs.train_plan import TrainPlan, base_model, plan_train
 
@@ -36,59 +38,45 @@ _PATIENCE = timedelta(days=7)
 __all__ = ["TrainPlan", "plan_train", "run_train", "train"]
 
 
-def run_train(
-    plan: TrainPlan,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    tensorboard: bool | None = None,
-    quiet: bool = False,
-    command: str = "",
-    progress: Callable[[int], Any] | None = None,
-) -> tuple[Training, Path]:
+def run_train(plan: TrainPlan, command: str = "") -> tuple[Training, Path]:
     """Carry out a planned run, or go on with it where it was interrupted; a finished one is read, not run again.
 
     The folder holds run.json, checkpoints/, outliers.jsonl, model/ (for transformers, `scan` and `measure`),
     prompts.jsonl (test sequences of a task, as text) and result.json. While it trains it is called NAME.partial.
 
-    Args:
-        out: the folder; the default is runs/<name>/train-<key>.
-        overwrite: replace what is there.
-        tensorboard: write its files; None does so if it is installed.
-        quiet: no line on the terminal.
-        progress: told how many tokens of the text are ready.
-
     Raises:
         StudfinderError: `out` holds another run, a text that is too short, a full disk.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    reports = ["tensorboard"] if _tensorboard(tensorboard) else []
+    config = plan.config
+    reports = ["tensorboard"] if _tensorboard(config.tensorboard) else []
     started, begun = now(), time.monotonic()
-    base = None if plan.base is None else base_model(plan.base, plan.dequantize, "float32")
-    run = _run(plan, base, out)
-    found = None if overwrite else run.finished()
+    base = None if config.base is None else base_model(config, "float32")
+    run = _run(plan, base)
+    found = None if config.overwrite else run.finished()
     if found is not None:
         return read_record(Training, found / run.result), found
-    with run.work(overwrite=overwrite, sources=[plan.text, None if base is None else base.source.folder]) as work:
+    sources = [config.text, None if base is None else base.source.folder]
+    with run.work(overwrite=config.overwrite, sources=sources) as work:
         with _first_process_first():
             # The model first: whether it takes the variants is known sooner than the text is tokenized.
             model = None if base is None else _varied(plan, base)
-            source, tokenizer = _source(plan, base, work, progress)
+            source, tokenizer = _source(plan, base, work)
         if model is None:
             assert plan.shape is not None
             size = {"vocabulary": len(tokenizer), "length": source.length}
             model = build_model(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        fitted = _fitted(plan, run, work, model, source, quiet, reports)
+        fitted = _fitted(plan, run, work, model, source, reports)
         record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
         if first_process():
-            _export(fitted, source, tokenizer, work.path, plan.base)
+            _export(fitted, source, tokenizer, work.path, config.base)
             write_text(work.path / run.result, to_json(record, indent=1))
             write_sheet(work.path, training_sheet(record))
     return record, run.path
 
 
-def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
+def _run(plan: TrainPlan, base: LM | None) -> Run:
     """The run's identity: its settings, the weights it starts from, and the kind of device."""
     identity = {
         **plan.settings,
@@ -97,12 +85,10 @@ def _run(plan: TrainPlan, base: LM | None, out: Path | None) -> Run:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "scoring": SCORING,
     }
-    return run_of("train", plan.name, identity, result="result.json", out=out, before=plan.settings)
+    return run_of("train", plan.name, identity, result="result.json", out=plan.config.folder, before=plan.settings)
 
 
-def _fitted(
-    plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceSource, quiet: bool, reports: list[str]
-) -> Fitted:
+def _fitted(plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceSource, reports: list[str]) -> Fitted:
     place = work.path / "checkpoints"
     outliers = Outliers(source, file=work.path / "outliers.jsonl")
     try:
@@ -112,7 +98,7 @@ def _fitted(
             plan.recipe,
             folder=place,
             key=run.key,
-            callbacks=[outliers] if quiet else [outliers, LiveLine()],
+            callbacks=[outliers] if plan.config.quiet else [outliers, LiveLine()],
             report_to=reports,
         )
         if fitted.stopped == "interrupted":
@@ -149,20 +135,17 @@ def _record(
     )
 
 
-def train(
-    *, out: str | Path | None = None, overwrite: bool = False, tensorboard: bool | None = None, **plan: Any
-) -> tuple[Training, Path]:
-    """Train a model; the arguments are those of `plan_train`. Returns the record and the run folder.
+@makes(TrainConfig)
+def train(config: TrainConfig) -> tuple[Training, Path]:
+    """Train a model, from scratch or a trained one further, on a toy task or a text.
 
-    `sf.load(folder / "model")` loads what was trained.
+    Args:
+        config: how; or its fields as keywords.
+
+    Returns the record and the run folder; `sf.load(folder / "model")` loads what was trained. Raises as `plan_train`
+    and `run_train`.
     """
-    return run_train(
-        plan_train(**plan),
-        out=None if out is None else Path(out),
-        overwrite=overwrite,
-        tensorboard=tensorboard,
-        command="sf.train(...)",
-    )
+    return run_train(plan_train(config), command="sf.train(...)")
 
 
 def _number(value: Any) -> bool:
@@ -194,26 +177,25 @@ def _tensorboard(wanted: bool | None) -> bool:
     return installed if wanted is None else wanted
 
 
-def _source(
-    plan: TrainPlan, base: LM | None, work: Work, progress: Callable[[int], Any] | None
-) -> tuple[SequenceSource, Any]:
+def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[SequenceSource, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
-    assert plan.text is not None
+    text, progress = plan.config.text, plan.config.progress
+    assert text is not None
     _check_text(work)
     source, tokenizer = tokenized(
-        plan.text,
+        text,
         plan.length,
         plan.vocabulary,
         folder=work.path,
-        apart=plan.apart,
+        apart=plan.config.apart,
         lm=base,
         limit=plan.text_tokens,
-        progress=progress,
+        progress=lambda done: progress("tokenize", done, plan.text_tokens),
     )
     if source.train_windows < plan.recipe.batch:
         raise StudfinderError(
-            f"text {plan.text!r} has {len(source.tokens_N):,} tokens, shorter than a batch",
+            f"text {text!r} has {len(source.tokens_N):,} tokens, shorter than a batch",
             expected=f"{plan.recipe.batch} windows of {plan.length} tokens, and some to test on",
             do="Give it more text, or a smaller --batch or --length",
         )

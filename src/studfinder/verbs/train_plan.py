@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, load
+from studfinder.models import LM
+from studfinder.records.config import makes
 from studfinder.runs import process_count
 from studfinder.texts import check_ids, token_ids, tokenizer_of
 from studfinder.training import (
@@ -26,6 +27,8 @@ from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
 from studfinder.training.trainable import check_trainable, dequantized_model, trainable_note
+from studfinder.verbs.configs import TrainConfig
+from studfinder.verbs.load import load_as
 
 TASK_PRESET = Preset(shape=ModelShape(), recipe=TrainingRecipe(), length=0, vocabulary=None)
 """A small model for toy tasks: two layers of width 64."""
@@ -47,29 +50,24 @@ class TrainPlan:
 
     Attributes:
         name: of the model, for the folder.
-        shape: of a model from scratch; None with `base`.
-        base: a trained model to go on with.
+        config: what was asked for.
+        shape: of a model from scratch; None of a trained one.
         variants: of attention, put in one after the other.
-        task, text: what it is trained on; one of the two.
+        task: what it is trained on, if not a text.
         length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
-        apart: keep packed documents from seeing each other.
-        dequantize: train a dequantised copy of `base`.
         estimate: what it will take.
         notes: what was settled otherwise than the preset says, in sentences.
         settings: all of the above, flat.
     """
 
     name: str
+    config: TrainConfig
     recipe: TrainingRecipe
     variants: tuple[Variant, ...]
     length: int
     shape: ModelShape | None = None
-    base: str | None = None
     task: ToyTask | None = None
-    text: str | None = None
     vocabulary: int | None = None
-    apart: bool = False
-    dequantize: bool = False
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -77,84 +75,65 @@ class TrainPlan:
     @property
     def text_tokens(self) -> int:
         """Tokens of the text that are made, at most: what the run will see, and a twentieth to test on."""
-        if self.text is None:
+        if self.config.text is None:
             return 0
         return int(self.recipe.steps * self.recipe.batch * self.length * 1.06) + 2 * self.length
 
 
-def plan_train(
-    *,
-    task: ToyTask | str | None = None,
-    text: str | None = None,
-    base: str | None = None,
-    preset_name: str | None = None,
-    attention: Sequence[str] | None = None,
-    shape: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
-    length: int | None = None,
-    vocabulary: int | None = None,
-    apart: bool = False,
-    dequantize: bool = False,
-) -> TrainPlan:
+@makes(TrainConfig)
+def plan_train(config: TrainConfig) -> TrainPlan:
     """Settle a run.
-
-    Args:
-        task: a toy task, or its name and settings ("induction:length=64").
-        text: a text, see `training.documents.documents`. One of task and text.
-        base: a trained model to go on with, by name or folder; its tokenizer and sizes are kept.
-        preset_name: one of `PRESETS`; the default is "toy" for text from scratch, and for a trained model 2,000
-            gentle steps of 8 windows of 512 tokens.
-        attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
-        shape, recipe: fields of `ModelShape` and `TrainingRecipe` that differ from the preset's.
-        length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
-        apart: keep packed documents from seeing each other; refused where the architecture cannot.
-        dequantize: train a dequantised copy of a quantised `base`, which is refused otherwise.
 
     Raises:
         StudfinderError: an unknown name, settings that do not fit, no text.
     """
-    task = task_from(task) if isinstance(task, str) else task
+    base, text, length, vocabulary = config.base, config.text, config.length, config.vocabulary
+    task = task_from(config.task) if isinstance(config.task, str) else config.task
     if (task is None) == (text is None):
         raise StudfinderError(
             "nothing to train on" if text is None else "both a task and a text to train on",
             expected="one of the two: --task (e.g. induction, recall) or --text (a file, a folder or a name)",
         )
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
-    chosen = preset(preset_name) if preset_name else default
-    if dequantize and not base:
+    chosen = preset(config.preset) if config.preset else default
+    if config.dequantize and not base:
         raise StudfinderError("nothing to dequantise", expected="a trained model", do="Say --from MODEL")
-    lm = base_model(base, dequantize) if base else None
-    sizes = replace(chosen.shape, **(shape or {}))
-    course, notes = _warmed_up(replace(chosen.recipe, **(recipe or {})), "warmup" in (recipe or {}))
+    lm = base_model(config) if base else None
+    shape, recipe = (_given(config, kind) for kind in (ModelShape, TrainingRecipe))
+    sizes = replace(chosen.shape, **shape)
+    course, notes = _warmed_up(replace(chosen.recipe, **recipe), "warmup" in recipe)
     if course.precision == "auto":
         width = sizes.hidden if lm is None else lm.anatomy.hidden
         course = replace(course, precision=faster_precision(width))  # type: ignore[arg-type]
-    words = tuple(chosen.attention if attention is None else attention)
+    words = tuple(chosen.attention if config.attention is None else config.attention)
     plan = TrainPlan(
-        name=base or preset_name or (task.name if task is not None else "toy"),
+        name=base or config.preset or (task.name if task is not None else "toy"),
+        config=config,
         recipe=course,
         variants=tuple(variants_from(words)),
         length=task.length if task is not None else length or _window(chosen, lm),
         shape=None if base else sizes,
-        base=base,
         task=task,
-        text=text,
         vocabulary=None if base else vocabulary or chosen.vocabulary,
-        apart=apart,
-        dequantize=dequantize,
         notes=notes,
     )
-    _check(plan, lm, shape, length, vocabulary)
+    _check(plan, lm, shape)
     if lm is not None:
-        kept = (f"{base} is dequantised: a full model is trained and written",) if dequantize else ()
+        kept = (f"{base} is dequantised: a full model is trained and written",) if config.dequantize else ()
         plan = replace(plan, notes=(*notes, *kept, trainable_note(lm)))
     return replace(plan, estimate=_estimate(plan, lm), settings=_settings(plan, words))
 
 
-def base_model(base: str, dequantize: bool, dtype: str = "auto") -> LM:
+def _given(config: TrainConfig, kind: type) -> dict[str, Any]:
+    """What a config says of a shape or a recipe."""
+    values = {one.name: getattr(config, one.name) for one in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def base_model(config: TrainConfig, dtype: str = "auto") -> LM:
     """The trained model to go on with. Raises StudfinderError if it cannot be loaded, or dequantised as asked."""
-    lm = load(base, dtype=dtype)
-    return dequantized_model(lm) if dequantize else lm
+    lm = load_as(config.base, config, dtype=dtype)
+    return dequantized_model(lm) if config.dequantize else lm
 
 
 def _warmed_up(course: TrainingRecipe, asked: bool) -> tuple[TrainingRecipe, tuple[str, ...]]:
@@ -180,34 +159,35 @@ def _window(chosen: Preset, lm: LM | None) -> int:
     return chosen.length
 
 
-def _check(plan: TrainPlan, lm: LM | None, shape: Any, length: int | None, vocabulary: int | None) -> None:
-    if plan.base and (shape or vocabulary):
+def _check(plan: TrainPlan, lm: LM | None, shape: Any) -> None:
+    asked = plan.config
+    if asked.base and (shape or asked.vocabulary):
         raise StudfinderError(
-            f"the sizes of {plan.base} are what they are", do="Leave layers, width and vocabulary out"
+            f"the sizes of {plan.config.base} are what they are", do="Leave layers, width and vocabulary out"
         )
-    if plan.task is not None and (length or vocabulary):
+    if plan.task is not None and (asked.length or asked.vocabulary):
         raise StudfinderError(
             "a task has its own length and vocabulary", do=f"Say --task {plan.task.name}:length=...,vocabulary=..."
         )
-    if plan.base and plan.task is not None:
+    if plan.config.base and plan.task is not None:
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
     if lm is not None:
-        check_trainable(lm, plan.length, dequantised=plan.dequantize)
-    if plan.apart:
+        check_trainable(lm, plan.length, dequantised=plan.config.dequantize)
+    if plan.config.apart:
         _check_apart(plan)
     plan.recipe.micro_batch(process_count())
-    if plan.text is not None:
-        first = next(documents(plan.text))  # said before anything is made for nothing
+    if plan.config.text is not None:
+        first = next(documents(plan.config.text))  # said before anything is made for nothing
         if lm is not None:
             ids = token_ids(tokenizer_of(lm), [first[:_LOOKED_AT]], special=False)
-            check_ids(lm, ids, f"the tokens of {plan.text!r}")
+            check_ids(lm, ids, f"the tokens of {plan.config.text!r}")
 
 
 def _check_apart(plan: TrainPlan) -> None:
     if plan.task is not None:
         raise StudfinderError("a task has no documents to keep apart", do="Leave --apart out")
-    if plan.base is not None:
-        model, what = base_model(plan.base, plan.dequantize, "float32").model, plan.base
+    if plan.config.base is not None:
+        model, what = base_model(plan.config, "float32").model, plan.config.base
         model = put_in(model, plan.variants, trained=True)
     else:
         assert plan.shape is not None
@@ -242,15 +222,19 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
 
 
 def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
-    data = plan.task.to_dict() if plan.task is not None else {"text": plan.text, "text_print": fingerprint(plan.text)}
-    model: dict[str, Any] = {"base": plan.base} if plan.shape is None else plan.shape.to_dict()
-    if plan.dequantize:
+    data = (
+        plan.task.to_dict()
+        if plan.task is not None
+        else {"text": plan.config.text, "text_print": fingerprint(plan.config.text)}
+    )
+    model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else plan.shape.to_dict()
+    if plan.config.dequantize:
         model["dequantize"] = True
     return {
         **{f"data_{name}": value for name, value in data.items()},
         "length": plan.length,
         "vocabulary": plan.vocabulary,
-        "apart": plan.apart,
+        "apart": plan.config.apart,
         **{f"model_{name}": value for name, value in model.items()},
         "attention": " ".join(attention),
         **plan.recipe.to_dict(),

@@ -1,0 +1,236 @@
+"""The settings of each verb, as one record: its keywords in Python, its options on the command line (`records.config`).
+
+What a field is stands in its help, once. No torch here: `studfinder --help` reads this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from studfinder.records.config import Config, option
+from studfinder.records.loading import LoadConfig, ReadConfig, SourceConfig
+from studfinder.records.outside import whole_number
+from studfinder.runs import Progress
+
+if TYPE_CHECKING:
+    import os
+
+    from studfinder.models import LM
+    from studfinder.quantizers import Method, Scheme
+    from studfinder.quantizers.transforms import Transform
+    from studfinder.records import Thresholds
+    from studfinder.texts import Text
+    from studfinder.training import ToyTask
+
+    Given = str | os.PathLike[str]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutConfig(Config):
+    """Where a run goes."""
+
+    out: Given | None = option(
+        None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
+    )
+    overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
+    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+
+    @property
+    def folder(self) -> Path | None:
+        """`out` as a path."""
+        return None if self.out is None else Path(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(Config):
+    """How many tokens are read in one pass."""
+
+    batch_size: int | str = option(
+        "auto",
+        line=str,
+        help="Tokens read in one pass, a number or auto (halved where memory does not hold it).",
+        identity=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.tokens
+
+    @property
+    def tokens(self) -> int | None:
+        """The number; None for auto."""
+        tokens = None if self.batch_size == "auto" else whole_number(self.batch_size)
+        if tokens is None and self.batch_size != "auto":
+            from studfinder.errors import StudfinderError
+
+            raise StudfinderError(f"--batch-size {str(self.batch_size)[:40]}", expected="a number of tokens, or auto")
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig(OutConfig, ReadConfig):
+    """What `scan` looks at, and when a number stands out."""
+
+    prompt: Sequence[str] = option((), help="A prompt to observe (repeatable).", identity=False)
+    prompts: Sequence[Text | str] | Path | None = option(
+        None, line=Path, help='Prompts: plain text, or .jsonl with "text".', identity=False
+    )
+    bos: bool | None = option(None, help="Force BOS on or off.", otherwise="as the tokenizer does")
+    batch_size: int = option(1, least=1, help="Prompts a forward pass.", identity=False)
+    lam: float | None = option(
+        None, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
+    )
+    thresholds: Thresholds | None = option(
+        None, line=False, identity=False, help="All thresholds from which a number stands out."
+    )
+    train_length: int | None = option(None, least=1, help="Training context.", otherwise="the config's")
+    prove: bool = option(True, help="Test the candidates (minutes).")
+    iterative: bool = option(False, help="Candidates from the paper's own loop.")
+
+
+@dataclass(frozen=True)
+class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
+    """What `measure` measures, before and after what."""
+
+    measures: Sequence[str] | None = option(
+        None, commas=True, help="Names with commas between.", otherwise="a set that needs no data"
+    )
+    _: KW_ONLY
+    tasks: Sequence[str] = option(
+        (), commas=True, help="Public tasks, with commas between, instead or beside.", identity=False
+    )
+    edits: Any = option(
+        (),
+        flag="--edit",
+        line=list[str],
+        help="What to change, KIND:TARGET (repeatable), e.g. zero:RUN; see the examples.",
+    )
+    against: LM | Given | None = option(None, line=str, help="Another model as the baseline.")
+    limit: int | None = option(None, least=1, help="At most so many items of each measure.")
+    seed: int = option(0, help="For what is drawn at random.")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(LoadConfig):
+    """How `quantize` rounds, and what survives."""
+
+    method: Method | str = option("rtn", line=str, help="How to round: rtn, gptq, awq, smoothquant or clip-restore.")
+    _: KW_ONLY
+    out: Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
+    overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
+    scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")
+    bits: int | None = option(None, help="Bits of an integer, 2 to 8.", otherwise="4")
+    group: int | str | None = option(
+        None,
+        line=str,
+        help="Inputs that share a scale, or channel, or tensor.",
+        otherwise="128, 64 or 32, what divides, or channel",
+    )
+    zero: Literal["integer", "none", "float"] | None = option(
+        None, help="Zero point: integer, none or float.", otherwise="integer"
+    )
+    clip: bool = option(True, help="Search the range of each block (rtn).")
+    keep: Any = option(
+        (),
+        line=list[Path],
+        help="Findings whose proven super weights are kept; RUN#tested or RUN#all are more (repeatable).",
+    )
+    keep_columns: Any = option(
+        (), line=list[Path], help="Findings whose proven super weights' whole columns are kept (repeatable)."
+    )
+    rebalance: Any = option(
+        (),
+        line=list[Path],
+        help="Findings whose proven super weights' columns are multiplied by 8 and their inputs divided by it: exact, "
+        "and costs no bits (repeatable).",
+    )
+    transforms: Sequence[Transform] | Transform = option(
+        (), line=False, help="Changes before rounding, in order: Rebalance(...), Rotate(...) and so on."
+    )
+    hold_fraction: float = option(
+        0.0, least=0, most=0.5, help="Hold out this share of each matrix, the largest by magnitude."
+    )
+    auto: float | None = option(
+        None, least=0, help="Keep each fused group's relative output error below this, at the least cost."
+    )
+    skip: Sequence[str] = option((), help="A matrix to leave alone; * matches (repeatable).")
+    format: str = option("auto", help="auto, dense, or the name of a compressed-tensors format.")
+    calibration: str | Path = option("wikipedia", line=str, help="Calibration text: wikipedia, c4 or a file.")
+    samples: int = option(128, least=1, help="Calibration windows.")
+    length: int = option(512, least=2, help="Tokens of a calibration window.")
+    score: bool = option(
+        False, help="Put KL against the original and perplexities into the card, measured on the written files."
+    )
+    verify: bool = option(
+        True, help="Load what was written in a fresh process and compare it with what was meant before it appears."
+    )
+    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OutConfig, SourceConfig):
+    """What `train` trains, on what, and how. Sizes and the recipe are the preset's where they are None."""
+
+    task: ToyTask | str | None = option(
+        None, line=str, help="Toy task: induction, n-gram, hop-k, recall, backcopy; settings after a colon."
+    )
+    text: str | None = option(None, help="A file, a folder, a name below STUDFINDER_DATA, or a hub data set.")
+    preset: str | None = option(None, help="toy, 1m, 10m, opt-125m or kv-shift-1.5b: model, recipe, tokens.")
+    base: str | None = option(None, flag="--from", help="Go on with a trained model instead.")
+    attention: Sequence[str] | None = option(
+        None, help="A variant, e.g. kv_shift or gated:kind=linear,pi_init=0.25 (repeatable); vanilla is none."
+    )
+    steps: int | None = option(None, least=1, help="Optimizer steps.")
+    batch: int | None = option(None, least=1, help="Sequences a step, over all devices.")
+    micro: int | None = option(None, least=1, help="Sequences a forward pass on one device.")
+    lr: float | None = option(None, help="Learning rate.")
+    schedule: Literal["constant", "cosine", "linear"] | None = option(
+        None, help="constant, cosine or linear, after the warm-up."
+    )
+    warmup: int | None = option(None, least=0, help="Steps of warm-up.")
+    weight_decay: float | None = option(None, least=0, help="AdamW's.")
+    seed: int | None = option(None, help="Of the weights and of the order of the data.")
+    precision: Literal["auto", "fp32", "bf16"] | None = option(
+        None, help="fp32, bf16 (autocast), or auto: whichever is faster."
+    )
+    look_every: int | None = option(None, least=1, help="Steps between evaluations.")
+    test: int | None = option(None, least=1, help="Sequences of each evaluation.")
+    layers: int | None = option(None, least=1, help="Blocks.")
+    hidden: int | None = option(None, least=1, help="Width.")
+    heads: int | None = option(None, least=1, help="Query heads.")
+    length: int | None = option(None, least=4, help="Tokens of a window of text.")
+    vocabulary: int | None = option(None, least=257, help="Of the BPE that is trained on the text.")
+    apart: bool = option(False, help="Packed documents do not see each other (not opt).")
+    dequantize: bool = option(False, help="With --from a quantised checkpoint: train a dequantised copy.")
+    beta1: float | None = option(None, line=False, help="AdamW's.")
+    beta2: float | None = option(None, line=False, help="AdamW's.")
+    clip: float | None = option(None, line=False, help="The largest gradient norm.")
+    decay_norms: bool | None = option(None, line=False, help="Decay the norms' gains too.")
+    keep_every: int | None = option(None, line=False, help="Steps between checkpoints.")
+    architecture: Literal["llama", "opt"] | None = option(None, line=False, help="llama or opt.")
+    kv_heads: int | None = option(None, line=False, help="Key/value heads.")
+    intermediate: int | None = option(None, line=False, help="Feed-forward width.")
+    tied: bool | None = option(None, line=False, help="Whether the head is the embedding.")
+    rope_base: float | None = option(None, line=False, help="Of the rotary angles.")
+    init_std: float | None = option(None, line=False, help="Of every matrix at the start.")
+    dropout: float | None = option(None, line=False, help="On hidden states (opt only).")
+    tensorboard: bool | None = option(None, help="Write its files.", otherwise="if it is installed", identity=False)
+    quiet: bool = option(False, line=False, identity=False, help="No line on the terminal.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(OutConfig, LoadConfig, BatchConfig):
+    """Which models an experiment is made on, and how. Its own settings are a config of its own."""
+
+    model: Sequence[str] = option((), help="A model (repeatable).", otherwise="smollm2")
+    preset: str = option("cpu", help="cpu: minutes on two cores; paper: the paper's own sizes.")
+    limit: int | None = option(None, least=1, help="At most so many items of each measure.")
+    seed: int | None = option(None, help="For everything that is drawn at random.")
+    change: Sequence[str] = option((), flag="--set", help="NAME=VALUE of the preset (repeatable).")
