@@ -152,8 +152,8 @@ def test_env_as_json(capsys, cache):
     [
         "import studfinder",
         "import studfinder.records, studfinder.errors",
-        "from studfinder.cli.app import run; assert run(['--help']) == 0; assert run(['scan', '--help']) == 0",
-        "from studfinder.cli.app import run; assert run(['scan', '--nonsense']) == 2",
+        "from studfinder.cli.app import run_cli as do; assert do(['--help']) == 0; assert do(['scan', '--help']) == 0",
+        "from studfinder.cli.app import run_cli as do; assert do(['scan', '--nonsense']) == 2",
     ],
 )
 def test_it_starts_without_torch(code):
