@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.errors import unknown
-from studfinder.measures import REGISTRY
+from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, ModelCard, Table
 from studfinder.records.config import Config, option
@@ -164,7 +164,7 @@ class Bench:
         """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
         say, if not `limits`; see `Grid`."""
         items, seed = getattr(self.config, "limit", None), self.config.seed
-        most = {**dict.fromkeys(REGISTRY, items), "perplexity": getattr(self.config, "windows", items)}
+        most = {**dict.fromkeys(MEASURES, items), "perplexity": getattr(self.config, "windows", items)}
         most.update(limits or {})
         return Grid(
             run=self,

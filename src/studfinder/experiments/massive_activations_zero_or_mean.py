@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
         ),
     },
 )
-ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
+_ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
 PAPER = (
     "The paper (original, zero, mean), LLaMA2-7B: WikiText 5.47, inf, 5.47; mean of zero-shot tasks 68.95, 36.75, "
     "68.94. With BOS and other models (Owen et al. 2025) zero is harmless in 7 of 16."
@@ -66,7 +66,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     onset = onset_of(lm)
     controls = control_dims(lm, onset, bench.config.seed)
     variants = [
-        Variant(ORIGINAL),
+        Variant(_ORIGINAL),
         _variant(lm, ZERO, onset, onset.dims, 0.0),
         _variant(lm, MEAN, onset, onset.dims, None),
         *(_variant(lm, f"control: {kind} to zero", onset, dims, 0.0) for kind, dims in controls.items()),

@@ -33,7 +33,7 @@ from studfinder.experiments.rounding import (
     keeping_notes,
     kept_pairs,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM
 from studfinder.quantizers import method_class
@@ -75,7 +75,7 @@ PAPER = (
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every method with every keep."""
-    own, rounding, findings = bench.config, Rounding(bench, lm), findings_of(bench, lm)
+    own, rounding, findings = bench.config, Rounding(bench, lm), load_findings(bench, lm)
     scheme, keeps = rounding.scheme(), findings_keeps(lm, findings, seed=own.seed)
     both: dict[str, Any] = dict(keeps)
     if COLUMNS in keeps and ROWS in keeps:

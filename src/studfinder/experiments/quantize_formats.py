@@ -16,7 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.rounding import CAVEAT, Rounding, RoundingConfig, families_chart, keeping_notes, kept_pairs
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, kernel
 from studfinder.records import Table
@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every format with every keep."""
-    keeps = findings_keeps(lm, findings_of(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
+    keeps = findings_keeps(lm, load_findings(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
     rounding, variants, formats = Rounding(bench, lm), [], []
     for name in bench.config.formats:
         if name not in SCHEMES:

@@ -23,7 +23,7 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Cell, Comparison, SuperWeight, Table
@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
     needs="about two hours and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": ParetoConfig()},
 )
-SUPER, COLUMNS = "super weights", "columns of super weights"
+_SUPER, _COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
@@ -70,7 +70,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
     measure, proven, rounding = (
         f"perplexity:{bench.config.text}",
-        findings_of(bench, lm).proven,
+        load_findings(bench, lm).proven,
         Rounding(bench, lm),
     )
     variants = [*_nearest(rounding, proven), *_others(rounding, proven), *_phases(rounding)]
@@ -106,7 +106,7 @@ def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Vari
     weights are kept only where the zero point is an integer, which first trials found best."""
     own = rounding.bench.config
     keeps = list(_keeps(rounding, proven))
-    few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
+    few = [(keep, kept) for keep, kept in keeps if kept in ("", _SUPER, _COLUMNS)]
     for bits in own.elements:
         for block in own.blocks:
             for zero in own.zeros:
@@ -144,8 +144,8 @@ def _phases(rounding: Rounding) -> Iterator[Variant]:
 def _keeps(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[tuple[Any, str]]:
     yield None, ""
     if proven:
-        yield hold_out(proven), SUPER
-        yield hold_out(proven, columns=True), COLUMNS
+        yield hold_out(proven), _SUPER
+        yield hold_out(proven, columns=True), _COLUMNS
     for share in rounding.bench.config.held:
         yield hold_out(fraction=share), f"{share:.4g} of all".replace("0.", ".", 1)
 
@@ -243,7 +243,7 @@ def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list
 def _alone_note(scored: Scored, tried: Sequence[Variant], measure: str) -> list[str]:
     """What keeping only the super weights does, or their columns, everything else alike."""
     labels, notes = {one.label for one in tried}, []
-    for kept in (SUPER, COLUMNS):
+    for kept in (_SUPER, _COLUMNS):
         pairs = [(one.label, one.label.partition(", keep")[0]) for one in tried if one.kept == kept]
         says = scored.tally([pair for pair in pairs if pair[1] in labels], measure)
         notes += [f"keeping the {kept} alone, all else alike, {says}."] if says else []

@@ -23,7 +23,7 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.rounding import CAVEAT, Rounding, SchemeConfig
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
 from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
@@ -54,7 +54,7 @@ CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """Fused groups that are quantised together: a layer, a kind of matrix, or one group."""
 
     label: str
@@ -71,7 +71,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     groups = every[2]
     worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.config.worst]
     rest = work.scored([*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)])
-    kept = work.scored(list(work.kept(findings_of(bench, lm).proven, groups)))
+    kept = work.scored(list(work.kept(load_findings(bench, lm).proven, groups)))
     outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
     _add_parts(outcome, every, alone)
     _add_rest(outcome, every, alone, rest, worst)
@@ -79,19 +79,19 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return outcome
 
 
-def parts(found: Sequence[Target]) -> tuple[list[Part], list[Part], list[Part]]:
+def parts(found: Sequence[Target]) -> tuple[list[_Part], list[_Part], list[_Part]]:
     """The layers, the kinds of matrices, and the fused groups of a model."""
-    groups: dict[str, Part] = {}
+    groups: dict[str, _Part] = {}
     for target in found:
         kind = target.fused.rpartition(".")[2]
-        groups.setdefault(target.fused, Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
+        groups.setdefault(target.fused, _Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
     every = list(groups.values())
     layers = [
-        Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
+        _Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
         for layer in sorted({g.layer for g in every})
     ]
     kinds = [
-        Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
+        _Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
         for kind in dict.fromkeys(g.kind for g in every)
     ]
     return layers, kinds, every
@@ -109,7 +109,7 @@ class _Work:
         """KL of each."""
         return self.rounding.scored(variants, [])
 
-    def only(self, part: Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> Variant:
+    def only(self, part: _Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> Variant:
         """Nothing but this part rounded; with its blocks begun half a block away, or with something of it kept."""
         rest = [target.ref.module for target in self.targets if target.fused not in part.groups]
         label = part.label + (", shifted" if shift else "") + (f", keep {what}" if what else "")
@@ -131,24 +131,24 @@ class _Work:
         keeps = [*([skip(*sorted(set(skipped)))] if skipped else []), *([keep] if keep else [])]
         return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family, start=start)
 
-    def without(self, worst: Sequence[Part], groups: Sequence[Part]) -> Iterator[Variant]:
+    def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[Variant]:
         """Everything rounded; everything but the worst; everything but as many others of the same kinds."""
         yield self._variant(EVERYTHING, [])
         yield self._variant(WORST, self._modules(worst))
         random = np.random.default_rng(self.bench.config.seed)
         for draw in range(self.bench.config.draws):
-            others: list[Part] = []
+            others: list[_Part] = []
             for part in worst:
                 free = [g for g in groups if g.kind == part.kind and g not in worst and g not in others]
                 others += [free[int(random.integers(len(free)))]] if free else []
             if others:
                 yield self._variant(f"{OTHERS}, draw {draw + 1}", self._modules(others))
 
-    def _modules(self, chosen: Sequence[Part]) -> list[str]:
+    def _modules(self, chosen: Sequence[_Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
         return [target.ref.module for target in self.targets if target.fused in groups]
 
-    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Variant]:
+    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[_Part]) -> Iterator[Variant]:
         """Each matrix with proven super weights, and everything, with something of the former kept."""
         homes = {target.name: target.fused for target in self.targets}
         for part in groups:
@@ -184,7 +184,7 @@ def _chosen_by(scored: Scored, label: str) -> float:
     return _kl(scored, label)[CHOOSING].value
 
 
-def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -> None:
+def _add_parts(outcome: Outcome, every: tuple[list[_Part], ...], alone: Scored) -> None:
     titles = ("one layer", "one kind of matrix", "one matrix (with what is fused with it)")
     for title, some in zip(titles, every, strict=True):
         ranked = sorted((part.label for part in some), key=lambda label: -_value(alone, label))
@@ -200,12 +200,12 @@ def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -
     outcome.charts.append(Chart(name="which-layer", plots=(plot,)))
 
 
-def _line(some: Sequence[Part], alone: Scored) -> dict[str, Any]:
+def _line(some: Sequence[_Part], alone: Scored) -> dict[str, Any]:
     return {"x": tuple(p.layer for p in some), "points": tuple(point(_value(alone, p.label)) for p in some)}
 
 
 def _add_rest(
-    outcome: Outcome, every: tuple[list[Part], ...], alone: Scored, rest: Scored, worst: Sequence[Part]
+    outcome: Outcome, every: tuple[list[_Part], ...], alone: Scored, rest: Scored, worst: Sequence[_Part]
 ) -> None:
     whole = _kl(rest, EVERYTHING)
     skips = {v.label: _kl(rest, v.label) for v in rest.tried() if not v.label.endswith(", shifted")}

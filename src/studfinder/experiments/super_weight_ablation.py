@@ -62,14 +62,14 @@ PAPER = (
     "The paper, Llama-7B: average of seven tasks 70.11, prune SW 35.14, prune 7,000 others 69.22, prune SW +SA "
     "50.09 (two of its tasks equal the original to two decimals); WikiText-2 perplexity 5.67, 1211, 6.08, 721."
 )
-ORIGINAL, PRUNED, OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
+_ORIGINAL, PRUNED, _OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """The paper's four rows, then the edits one by one."""
     weights, findings = super_weights_of(bench, lm)
     others = _others(lm, weights, bench.config.others)
-    variants = [Variant(ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, OTHERS, zero(others))]
+    variants = [Variant(_ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, _OTHERS, zero(others))]
     restorable = all(weight.expert is None for weight in weights)  # what a fused expert gives cannot be replaced
     if restorable:
         variants.append(with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))))
@@ -126,7 +126,7 @@ def _notes(scored: Scored, shares: dict[str, Interval | None], others: int, coun
     for measure in scored.measures:
         if measure in scored.tasks:
             continue
-        pruned, other = scored.changes(measure)[PRUNED], scored.changes(measure)[OTHERS]
+        pruned, other = scored.changes(measure)[PRUNED], scored.changes(measure)[_OTHERS]
         how = "more" if pruned.low > other.high else "less" if pruned.high < other.low else "not clearly more"
         notes.append(
             f"without {'its super weight' if count == 1 else f'its {count} super weights'} "

@@ -25,7 +25,7 @@ from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, 
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
-from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
+from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
     presets={"cpu": RestoreConfig()},
 )
 _WEIGHTS = Scheme(element="int8", block="tensor", narrow=True)
-NAIVE, OURS, OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
+NAIVE, OURS, _OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 
 
 PAPER = (
@@ -75,7 +75,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         _shares_table(scored, naive, texts),
     ]
     notes = [_said(scored, family, label, measure) for family, label in naive.items() for measure in texts]
-    for label in (OURS, OTHERS, SMOOTH):
+    for label in (OURS, _OTHERS, SMOOTH):
         for measure in scored.measures:
             own = [(one.label, naive[one.family]) for one in rest if one.kept.startswith(label)]
             says = scored.tally(own, measure)
@@ -89,11 +89,11 @@ def _variants(rounding: Rounding, places: Any) -> Iterator[Variant]:
     yield rounding.variant("weights only, int8 per tensor", RTN(scheme=_WEIGHTS), family="weights only")
     others = _other_places(rounding.lm, places, own.seed)
     for scope in ("token", "tensor"):
-        plain = Activations(element=own.element, scope=scope)
+        plain = ActivationScheme(element=own.element, scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
             held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
-        held[OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
+        held[_OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
         methods: dict[str, Any] = {
             label: WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
             for label, restore in held.items()
@@ -133,7 +133,7 @@ def _shares_table(scored: Scored, naive: dict[str, str], texts: list[str]) -> Ta
     rows = []
     for one in scored.tried():
         smooth = [v.label for v in scored.tried() if v.family == one.family and v.kept.startswith(SMOOTH)]
-        if one.kept.startswith((OURS, OTHERS)) and smooth:
+        if one.kept.startswith((OURS, _OTHERS)) and smooth:
             shares = (_share(scored, one.label, naive[one.family], smooth, measure) for measure in texts)
             rows.append((one.label, *shares))
     return Table(
