@@ -35,7 +35,7 @@ from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
 from studfinder.records import Findings
 from studfinder.records.config import option
-from studfinder.studies import PAIRED, Variant
+from studfinder.studies import PAIRED, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return Outcome(tables, [*told, *none, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _variant(rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None) -> Variant:
+def _variant(
+    rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None
+) -> ModelVariant:
     lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager

@@ -31,7 +31,7 @@ from studfinder.records.config import option
 from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
-from studfinder.studies import Scored, Variant
+from studfinder.studies import GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         Rounding(bench, lm),
     )
     variants = [*_nearest(rounding, proven), *_others(rounding, proven), *_phases(rounding)]
-    scored = rounding.bench.grid(lm, [Variant("original"), *variants], [measure], lenient=True)
+    scored = rounding.bench.grid(lm, [ModelVariant("original"), *variants], [measure], lenient=True)
     tried = [one for one in scored.tried() if one.family != PHASE]
     phases = [one for one in scored.tried() if one.family == PHASE]
     everything = _steps(scored, tried, measure)
@@ -101,7 +101,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 # --- what is tried --------------------------------------------------------------------------------------------------
 
 
-def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     """Round to nearest, over elements, blocks and zero points, with and without a search of the range; shares of all
     weights are kept only where the zero point is an integer, which first trials found best."""
     own = rounding.bench.config
@@ -117,7 +117,7 @@ def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Vari
                         yield _variant(rounding, "RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
 
 
-def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     for name in own.methods:
         for bits in own.method_elements:
@@ -128,7 +128,7 @@ def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Varia
                     yield _variant(rounding, NAMES[name], method, keep, kept)
 
 
-def _phases(rounding: Rounding) -> Iterator[Variant]:
+def _phases(rounding: Rounding) -> Iterator[ModelVariant]:
     """The smallest group of 4 bits, begun elsewhere."""
     own = rounding.bench.config
     groups = [size for block in own.blocks if (size := whole_number(block))]
@@ -154,7 +154,7 @@ def _scheme(rounding: Rounding, bits: str, block: str, zero: str) -> Scheme:
     return rounding.scheme(Scheme(element=f"int{bits}", block=block_of(block), zero=zero))  # type: ignore[arg-type]
 
 
-def _variant(rounding: Rounding, name: str, method: Any, keep: Any, kept: str) -> Variant:
+def _variant(rounding: Rounding, name: str, method: Any, keep: Any, kept: str) -> ModelVariant:
     label = f"{name} {_brief(method.scheme)}" + (f", keep {kept}" if kept else "")
     return rounding.variant(label, method, keep=keep, kept=kept, family=name)
 
@@ -167,7 +167,7 @@ def _brief(scheme: Scheme) -> str:
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _steps(scored: Scored, tried: Sequence[Variant], measure: str) -> list[Step]:
+def _steps(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> list[Step]:
     sets: dict[bool, list[Member]] = {False: [], True: []}
     for one in tried:
         nll, tokens = (scored.items(one.label, measure, name) for name in ("nll", "tokens"))
@@ -194,7 +194,7 @@ def _steps_table(which: str, found: Sequence[Step]) -> Table:
     )
 
 
-def _schemes_table(scored: Scored, tried: Sequence[Variant], measure: str) -> Table:
+def _schemes_table(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> Table:
     original = scored.scores[scored.original][measure]
     rows: list[tuple[Cell, ...]] = [("original", None, original.interval, None, None)]
     for one in sorted(tried, key=lambda one: scored.bits(one.label) or 0.0):
@@ -211,7 +211,7 @@ def _schemes_table(scored: Scored, tried: Sequence[Variant], measure: str) -> Ta
     )
 
 
-def _phase_table(scored: Scored, phases: Sequence[Variant], measure: str) -> list[Table]:
+def _phase_table(scored: GridScores, phases: Sequence[ModelVariant], measure: str) -> list[Table]:
     if not phases:
         return []
     first = phases[0].label
@@ -229,7 +229,7 @@ def _phase_table(scored: Scored, phases: Sequence[Variant], measure: str) -> lis
     ]
 
 
-def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list[str]:
+def _phase_note(scored: GridScores, phases: Sequence[ModelVariant], measure: str) -> list[str]:
     if len(phases) < 2:
         return []
     values = [scored.scores[one.label][measure].value for one in phases]
@@ -240,7 +240,7 @@ def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list
     ]
 
 
-def _alone_note(scored: Scored, tried: Sequence[Variant], measure: str) -> list[str]:
+def _alone_note(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> list[str]:
     """What keeping only the super weights does, or their columns, everything else alike."""
     labels, notes = {one.label for one in tried}, []
     for kept in (_SUPER, _COLUMNS):

@@ -48,7 +48,7 @@ from studfinder.quantizers import (
 from studfinder.quantizers import Workbench as Workbench
 from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
 from studfinder.records.config import option
-from studfinder.studies import KL, PAIRED, Scored, Variant
+from studfinder.studies import KL, PAIRED, GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) 
     yield Change(ROTATED, Rotate(seed=seed))
 
 
-def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     for name in own.schemes:
         scheme = rounding.scheme(SCHEMES[name])
@@ -166,14 +166,14 @@ def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Var
             yield _cache(rounding, f"cache int4, keys per {keys}", KVCache(element="int4", keys=keys), kept)
 
 
-def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[Variant]:
+def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[ModelVariant]:
     yield rounding.variant(name, method)
     for one in changed:
         label, kept = f"{name}, {one.label}", one.kept or one.label
         yield rounding.variant(label, method, transforms=(one.transform,), kept=kept, family=name)
 
 
-def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[Variant]:
+def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[ModelVariant]:
     bench = rounding.bench
     profile = scan_of(bench, rounding.lm)[1] / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, _MASSIVE: profile}
@@ -197,7 +197,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Variant:
+def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> ModelVariant:
     lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
@@ -262,7 +262,7 @@ def _control(text: str) -> str:
     return text.replace(_SUPER, _OTHERS).replace(_MASSIVE, SHUFFLED)
 
 
-def _against_controls(scored: Scored) -> list[str]:
+def _against_controls(scored: GridScores) -> list[str]:
     labels, notes = {one.label for one in scored.tried()}, []
     for kept in dict.fromkeys(one.kept for one, _ in kept_pairs(scored) if _control(one.kept) != one.kept):
         own = [one.label for one in scored.tried() if one.kept == kept and _control(one.label) in labels]
@@ -271,7 +271,7 @@ def _against_controls(scored: Scored) -> list[str]:
     return notes
 
 
-def _charts(scored: Scored) -> list[Chart]:
+def _charts(scored: GridScores) -> list[Chart]:
     """KL by the factor of a rebalancing, a plot a scheme. The ends are those of the paired difference, laid on the KL
     as it is."""
     found: dict[str, dict[str, dict[float, Any]]] = {}

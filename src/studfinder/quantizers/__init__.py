@@ -9,7 +9,7 @@ from studfinder.quantizers.calibration import calibration_windows
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.clip_restore import ClipRestore
 from studfinder.quantizers.gptq import GPTQ
-from studfinder.quantizers.grid import Grid, Quantized, codes, dequantized, fit_grid, quantize_weight
+from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, dequantized, fit_grid, quantize_weight
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
 from studfinder.quantizers.kv_cache import KVCache, quantized_cache
 from studfinder.quantizers.method import METHODS, Method, method_class
@@ -31,7 +31,6 @@ __all__ = [
     "Auto",
     "Clip",
     "ClipRestore",
-    "Grid",
     "HoldOut",
     "KVCache",
     "Keep",
@@ -42,6 +41,7 @@ __all__ = [
     "Restore",
     "RotaryPairs",
     "Rotate",
+    "RoundingGrid",
     "Scheme",
     "Skip",
     "SmoothQuant",

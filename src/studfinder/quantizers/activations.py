@@ -15,7 +15,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_inputs
-from studfinder.quantizers.grid import Grid, grid_of, in_steps, rounded
+from studfinder.quantizers.grid import RoundingGrid, grid_of, in_steps, rounded
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.scheme import Scheme
@@ -200,7 +200,7 @@ def _round_inputs(
 
 
 def fake_quantized(
-    x_NC: torch.Tensor, config: ActivationScheme, channels: torch.Tensor | None = None, grid: Grid | None = None
+    x_NC: torch.Tensor, config: ActivationScheme, channels: torch.Tensor | None = None, grid: RoundingGrid | None = None
 ) -> torch.Tensor:
     """Activations (tokens, channels) rounded and back, in their own dtype.
 
@@ -226,7 +226,7 @@ def _replaced(
     return torch.where(held_NC, _median(x_NC, restore.median), x_NC), held_NC
 
 
-def on_grid(x: torch.Tensor, grid: Grid, scheme: Scheme) -> torch.Tensor:
+def on_grid(x: torch.Tensor, grid: RoundingGrid, scheme: Scheme) -> torch.Tensor:
     """Numbers rounded to a grid that broadcasts to them, and back; fp32. Integer zero points are codes."""
     code = rounded(in_steps(x, grid.step, grid.zero, scheme), scheme)
     if grid.zero is None:
@@ -301,7 +301,7 @@ def _check_channels(target: Target, channels: torch.Tensor | None, size: int) ->
         raise StudfinderError(f"{target.name} has no input channel {int(channels.max())}", expected=f"0 to {size - 1}")
 
 
-def _hook(config: ActivationScheme, channels: torch.Tensor | None, grid: Grid | None) -> Any:
+def _hook(config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None) -> Any:
     def before(_module: nn.Module, args: tuple) -> tuple:
         x = args[0]
         if not x.numel():  # an expert without a token

@@ -13,7 +13,7 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
-from studfinder.quantizers.grid import Grid, Quantized, codes, fit_grid, in_steps, kept_entries, rounded
+from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, in_steps, kept_entries, rounded
 from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.walk import second_moments, walk
 
@@ -168,7 +168,7 @@ class _Solver:
         self.width = tile(weights[0].shape, config.scheme)[1]
         self.dynamic = config.groups == "dynamic" and self.width < cols
         self.block_P = ((torch.arange(cols) if self.dynamic else order_C) // self.width).tolist()
-        self.grids: list[list[Grid]] = [[] for _ in weights]
+        self.grids: list[list[RoundingGrid]] = [[] for _ in weights]
         self.step_GR: list[torch.Tensor] = []
         self.zero_GR: list[torch.Tensor] = []
         if not self.dynamic:
@@ -245,8 +245,8 @@ def _by_row(blocks: Sequence[torch.Tensor], heights: Sequence[int], rows: Sequen
     return torch.cat(spread).T.contiguous()
 
 
-def _side_by_side(grids: Sequence[Grid]) -> Grid:
+def _side_by_side(grids: Sequence[RoundingGrid]) -> RoundingGrid:
     if len(grids) == 1:
         return grids[0]
     zeros = [grid.zero for grid in grids if grid.zero is not None]
-    return Grid(torch.cat([grid.scale for grid in grids], dim=1), torch.cat(zeros, dim=1) if zeros else None)
+    return RoundingGrid(torch.cat([grid.scale for grid in grids], dim=1), torch.cat(zeros, dim=1) if zeros else None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from studfinder.records.config import Config, option
 from studfinder.records.loading import LoadConfig, ReadConfig, SourceConfig
 from studfinder.records.outside import whole_number
-from studfinder.runs import Progress
+from studfinder.runs import Progress, silent
 
 if TYPE_CHECKING:
     import os
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from studfinder.training import ToyTask
 
     Given = str | os.PathLike[str]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
-from studfinder.studies import Grid, Scored, Variant
+from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.verbs.load import load_as
@@ -186,10 +186,10 @@ def _against(plan: MeasurePlan) -> str:
 
 def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
     """A line a measure: a grid of the model, and before it of what it is held against, if anything."""
-    model = Variant(
+    model = ModelVariant(
         "edited" if plan.edits else "model", partial(edited, plan.lm, plan.edits) if plan.edits else nullcontext
     )
-    baseline = [Variant("baseline", lm=plan.against)] if plan.edits or plan.against is not None else []
+    baseline = [ModelVariant("baseline", lm=plan.against)] if plan.edits or plan.against is not None else []
     names = {name: _with_argument(plan, name, steps) for name in plan.measures}
     grid = Grid(
         run=steps,
@@ -205,7 +205,7 @@ def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
     return [_line(scored, name, full) for name, full in names.items()]
 
 
-def _line(scored: Scored, name: str, full: str) -> Measured:
+def _line(scored: GridScores, name: str, full: str) -> Measured:
     """The score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
     if full in scored.missing:
