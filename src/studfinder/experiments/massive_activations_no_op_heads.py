@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     needs="about 1 minute and 1 GB with smollm2 on two cores",
     presets={"cpu": NoOpConfig()},
 )
-MEASURES = {
+_MEASURES = {
     "mass": "attention mass on massive tokens",
     "norm": "their value norm / others'",
     "moved": "mass x value norm",
@@ -68,7 +68,7 @@ MEASURES = {
     "null": "constancy, random tokens",
     "apart": "constancy minus random",
 }
-Texts = Sequence[dict[str, Any]]
+_Texts = Sequence[dict[str, Any]]
 """What `_read` gives, by text."""
 
 
@@ -166,16 +166,16 @@ def _constancy(p_HTS: torch.Tensor, value_HSD: torch.Tensor, chosen: torch.Tenso
     return (u_HTD - mean_H1D).norm(dim=-1).mean(dim=1) / mean_H1D.norm(dim=-1)[:, 0].clamp_min(1e-30)
 
 
-def _over(seen: Texts, layers: Sequence[int], key: str) -> Interval:
+def _over(seen: _Texts, layers: Sequence[int], key: str) -> Interval:
     return mean_interval(_by_text(seen, layers, key), what="texts")
 
 
-def _by_text(seen: Texts, layers: Sequence[int], key: str) -> np.ndarray:
+def _by_text(seen: _Texts, layers: Sequence[int], key: str) -> np.ndarray:
     """Each text's mean over layers."""
     return np.array([np.mean([text["layers"][str(layer)][key] for layer in layers]) for text in seen])
 
 
-def _cosine(seen: Texts, layers: Sequence[int], key: str) -> float:
+def _cosine(seen: _Texts, layers: Sequence[int], key: str) -> float:
     """Mean cosine between two texts' value vectors, over layers, KV heads and pairs of texts."""
     means = []
     for layer in layers:
@@ -187,14 +187,14 @@ def _cosine(seen: Texts, layers: Sequence[int], key: str) -> float:
     return float(np.mean(means))
 
 
-def _phase_table(onset: Onset, seen: Texts, phases: dict[str, list[int]]) -> Table:
+def _phase_table(onset: Onset, seen: _Texts, phases: dict[str, list[int]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for phase, layers in phases.items():
         cosines = (_cosine(seen, layers, key) for key in ("value", "other"))
-        rows.append((phase, *(_over(seen, layers, key) for key in MEASURES), *cosines))
+        rows.append((phase, *(_over(seen, layers, key) for key in _MEASURES), *cosines))
     return Table(
         title="before and after massive activations appear",
-        columns=("layers", *MEASURES.values(), "value's cosine across texts", "cosine, random tokens"),
+        columns=("layers", *_MEASURES.values(), "value's cosine across texts", "cosine, random tokens"),
         rows=tuple(rows),
         note="Massive tokens: those of a text's first half that hold a massive activation after layer "
         f"{onset.layer}; queries: the other tokens of its second half. Means over layers and heads, then over "
@@ -203,7 +203,7 @@ def _phase_table(onset: Onset, seen: Texts, phases: dict[str, list[int]]) -> Tab
     )
 
 
-def _layer_table(seen: Texts, layers: Sequence[int]) -> Table:
+def _layer_table(seen: _Texts, layers: Sequence[int]) -> Table:
     keys = ("mass", "norm", "share", "constancy", "null")
     rows: list[tuple[Cell, ...]] = []
     for layer in layers:
@@ -212,14 +212,14 @@ def _layer_table(seen: Texts, layers: Sequence[int]) -> Table:
         rows.append((str(layer), *shown, float(_by_text(seen, [layer], "no_op_heads").mean()), heads))
     return Table(
         title="by layer",
-        columns=("layer", *(MEASURES[key] for key in keys), "no-op heads", "heads"),
+        columns=("layer", *(_MEASURES[key] for key in keys), "no-op heads", "heads"),
         rows=tuple(rows),
         note="No-op head: more than half of its attention on massive tokens, whose values are less than half as long "
         "as others'. Mean number over texts.",
     )
 
 
-def _notes(onset: Onset, seen: Texts, before: Sequence[int] | None, after: Sequence[int]) -> list[str]:
+def _notes(onset: Onset, seen: _Texts, before: Sequence[int] | None, after: Sequence[int]) -> list[str]:
     notes = []
     if before is not None:
         mass, then = (_by_text(seen, layers, "mass") for layers in (before, after))
@@ -241,7 +241,7 @@ def _notes(onset: Onset, seen: Texts, before: Sequence[int] | None, after: Seque
     return notes
 
 
-def _chart(onset: Onset, seen: Texts, layers: Sequence[int]) -> Chart:
+def _chart(onset: Onset, seen: _Texts, layers: Sequence[int]) -> Chart:
     """Mass, value norm and constancy by layer."""
 
     def plot(title: str, *keys: str, none: float | None = None) -> Plot:

@@ -48,9 +48,9 @@ EXPERIMENT = Experiment(
     needs="about 1 minute and 1 GB with smollm2 on two cores",
     presets={"cpu": WhereConfig(), "paper": WhereConfig(window=4096)},
 )
-TOP = 5
-CLASSES = ("first", "delimiter", "low-semantic", "other")
-Windows = Sequence[dict[str, Any]]
+_TOP = 5
+_CLASSES = ("first", "delimiter", "low-semantic", "other")
+_Windows = Sequence[dict[str, Any]]
 """What `_read` gives, by window."""
 
 
@@ -58,7 +58,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Read the residual stream of every window with and without BOS."""
     source, windows = _windows(bench, lm)
     conditions = _conditions(lm)
-    seen: dict[str, Windows] = {}
+    seen: dict[str, _Windows] = {}
     for label, bos in conditions.items():
         done, found = len(seen) * len(windows), []
         for place, (title, ids) in enumerate(windows):
@@ -109,7 +109,7 @@ def _read(lm: LM, ids: list[int]) -> dict[str, Any]:
         histogram.add(hidden_TC)
         size_TC = hidden_TC.abs().float()
         medians[event.layer] = histogram.median
-        top[event.layer] = size_TC.flatten().topk(min(TOP, size_TC.numel())).values.tolist()
+        top[event.layer] = size_TC.flatten().topk(min(_TOP, size_TC.numel())).values.tolist()
         for position, dim in (size_TC > max(100.0, 1000.0 * histogram.median)).nonzero().tolist():
             massive.append([event.layer, dim, position, float(hidden_TC[position, dim])])
 
@@ -127,12 +127,12 @@ def _read(lm: LM, ids: list[int]) -> dict[str, Any]:
     }
 
 
-def _stacked(windows: Windows, what: str) -> np.ndarray:
+def _stacked(windows: _Windows, what: str) -> np.ndarray:
     """ "top" (windows, layers, ranks) or "median" (windows, layers); the embedding comes first."""
     return np.array([window[what] for window in windows])
 
 
-def _size_table(seen: dict[str, Windows], source: str) -> Table:
+def _size_table(seen: dict[str, _Windows], source: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         top_WLK = _stacked(windows, "top")
@@ -149,10 +149,10 @@ def _size_table(seen: dict[str, Windows], source: str) -> Table:
     )
 
 
-def _class_table(seen: dict[str, Windows]) -> Table:
+def _class_table(seen: dict[str, _Windows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
-        for kind in CLASSES:
+        for kind in _CLASSES:
             texts = [[text for own, text in window["holders"] if own == kind] for window in windows]
             total = np.array([window["tokens"].get(kind, 0) for window in windows], dtype=float)
             held, some = np.array([len(own) for own in texts], dtype=float), total > 0
@@ -168,12 +168,12 @@ def _class_table(seen: dict[str, Windows]) -> Table:
     )
 
 
-def _dims(windows: Windows) -> Counter[int]:
+def _dims(windows: _Windows) -> Counter[int]:
     """In how many windows each dim is massive."""
     return Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
 
 
-def _dim_table(seen: dict[str, Windows]) -> Table:
+def _dim_table(seen: dict[str, _Windows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for dim, having in _dims(windows).most_common(6):
@@ -198,7 +198,7 @@ def _dim_table(seen: dict[str, Windows]) -> Table:
     )
 
 
-def _layer_table(label: str, windows: Windows) -> Table:
+def _layer_table(label: str, windows: _Windows) -> Table:
     top_WLK, median_WL = _stacked(windows, "top"), _stacked(windows, "median")
     rows: list[tuple[Cell, ...]] = []
     for place in range(top_WLK.shape[1]):
@@ -216,13 +216,13 @@ def _layer_table(label: str, windows: Windows) -> Table:
     )
 
 
-def _span(windows: Windows) -> tuple[int, int] | None:
+def _span(windows: _Windows) -> tuple[int, int] | None:
     """The first and the last layer after which some window has a massive activation."""
     layers = [entry[0] for window in windows for entry in window["massive"]]
     return (min(layers), max(layers)) if layers else None
 
 
-def _note(label: str, windows: Windows) -> str:
+def _note(label: str, windows: _Windows) -> str:
     span = _span(windows)
     if span is None:
         ratio = max(t[0] / m for w in windows for t, m in zip(w["top"], w["median"], strict=True) if m)
@@ -240,7 +240,7 @@ def _note(label: str, windows: Windows) -> str:
     )
 
 
-def _plot(label: str, windows: Windows) -> Plot:
+def _plot(label: str, windows: _Windows) -> Plot:
     """The three largest magnitudes and the median by layer, and what is massive."""
     ranks_KL, median_L = _stacked(windows, "top").mean(axis=0).T, _stacked(windows, "median").mean(axis=0)
 

@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
     needs="about 30 seconds with smollm2 on two cores (plus the scan that finds the weights)",
     presets={"cpu": SpikeConfig()},
 )
-STATES = {"clean": "as it is", "without": "without the weight", "control": "without a control"}
+_STATES = {"clean": "as it is", "without": "without the weight", "control": "without a control"}
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -182,7 +182,7 @@ def _output_table(seen: Sequence[dict[str, Any]]) -> Table:
             one.get("score"),
             one.get("score_rank"),
             _starts(one),
-            *(abs(one[state][one["layer"]]) for state in STATES),
+            *(abs(one[state][one["layer"]]) for state in _STATES),
             float(np.median(one["gains"])) if one["gains"] else None,
         )
         for one in seen
@@ -214,7 +214,7 @@ def _starts(one: dict[str, Any]) -> int | str:
 
 
 def _note(one: dict[str, Any]) -> str:
-    whole, rest, other = (number(abs(one[state][one["layer"]])) for state in STATES)
+    whole, rest, other = (number(abs(one[state][one["layer"]])) for state in _STATES)
     start = _starts(one)
     text = (
         f"{one['weight']} at {one['token']!r}: after its layer the residual channel stands at {whole}; without the "
@@ -235,13 +235,13 @@ def _note(one: dict[str, Any]) -> str:
 
 def _plot(one: dict[str, Any]) -> Plot:
     """The residual channel by layer with the weight, without it and without a control."""
-    lines = {label: one[state] for state, label in STATES.items()} | {"median |a| of the layer": one["medians"]}
+    lines = {label: one[state] for state, label in _STATES.items()} | {"median |a| of the layer": one["medians"]}
     series = tuple(
         Series(
             name=label,
             x=tuple(range(len(values))),
             points=tuple(point(abs(value)) for value in values),
-            dotted=label not in (STATES["clean"], STATES["without"]),
+            dotted=label not in (_STATES["clean"], _STATES["without"]),
             quiet=label.startswith("median"),
         )
         for label, values in lines.items()

@@ -25,12 +25,11 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
-from studfinder.quantizers import Bench as Workbench
-from studfinder.quantizers import ClipRestore, Quantized, Scheme, hold_out
+from studfinder.quantizers import ClipRestore, Quantized, Scheme, Workbench, hold_out
 from studfinder.quantizers.clip_restore import clip_and_round
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records.config import option
-from studfinder.studies import Scored, Variant
+from studfinder.studies import GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ EXPERIMENT = Experiment(
     needs="about 30 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": BlockSizeConfig()},
 )
-PLAIN, HELD, CLIPPED, BARE, OTHERS, LARGE = (
+_PLAIN, _HELD, _CLIPPED, _BARE, _OTHERS, _LARGE = (
     "RTN",
     "hold out the super weights",
     "CLIP, restore the super weights",
@@ -58,7 +57,7 @@ PLAIN, HELD, CLIPPED, BARE, OTHERS, LARGE = (
     "hold out others instead",
     "hold out the largest 0.1 %",
 )
-PAPER = (
+_PAPER = (
     "The paper (average of seven tasks, INT4, blocks of 128^2, 256^2, 512^2 and 1024^2 entries): Llama-7B RTN 66.21, "
     "63.41, 50.51, 27.55, theirs 66.21, 63.41, 57.85, 45.40; Mistral-7B RTN 70.29, 64.46, 36.88, 28.13, theirs 72.26, "
     "65.37, 45.28, 33.82; uncompressed Llama-7B 70.1."
@@ -124,7 +123,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Every layout with and without keep."""
     weights, findings = super_weights_of(bench, lm)
     controls = controls_of(lm, weights, findings)
-    keeps = {HELD: hold_out(weights), OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
+    keeps = {_HELD: hold_out(weights), _OTHERS: hold_out(controls), _LARGE: hold_out(fraction=0.001)}
     rounding = Rounding(bench, lm)
     measure = f"perplexity:{bench.config.text}"
     scored = rounding.scored(list(_variants(rounding, keeps)), [measure])
@@ -132,18 +131,18 @@ def run(bench: Bench, lm: LM) -> Outcome:
     pairs = kept_pairs(scored)
     rows = [(one.label, one.label, plain.label) for one, plain in pairs]
     tables = [
-        scored.scores_table("scores", f"{held} {CAVEAT} {PAPER}", bits="bits per weight", first="recipe"),
+        scored.scores_table("scores", f"{held} {CAVEAT} {_PAPER}", bits="bits per weight", first="recipe"),
         scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows, first="pair"),
     ]
     notes = []
-    for kept in (HELD, CLIPPED, OTHERS, BARE, LARGE):
+    for kept in (_HELD, _CLIPPED, _OTHERS, _BARE, _LARGE):
         says = scored.tally([(one.label, plain.label) for one, plain in pairs if one.kept == kept], measure)
         notes += [f'"{kept}" {says}, over layouts of blocks.'] if says else []
-    notes += _useful(scored, [pair for pair in pairs if pair[0].kept == CLIPPED], measure)
+    notes += _useful(scored, [pair for pair in pairs if pair[0].kept == _CLIPPED], measure)
     return Outcome(tables, notes + scored.notes(), [families_chart(scored, "block-size")], remarks=[CAVEAT])
 
 
-def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[Variant]:
+def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[ModelVariant]:
     """Every layout with a float minimum and fp32 scales, as the paper's code has them but for their type."""
     sides, element = rounding.bench.config.sides, rounding.bench.config.element
     own: dict[str, Any] = {"element": element, "zero": "float", "scale": "float32"}
@@ -155,9 +154,9 @@ def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[Variant]
     }
     for place, (kind, scheme) in layouts.items():
         plain, clipped = (kind(scheme=scheme, candidates=zs) for zs in ((inf,), ClipRestore().candidates))
-        yield rounding.variant(f"{place}: {PLAIN}", plain, family=place)
-        for kept, method in ((HELD, plain), (OTHERS, plain), (LARGE, plain), (BARE, clipped), (CLIPPED, clipped)):
-            keep = keeps.get(HELD if kept == CLIPPED else kept)
+        yield rounding.variant(f"{place}: {_PLAIN}", plain, family=place)
+        for kept, method in ((_HELD, plain), (_OTHERS, plain), (_LARGE, plain), (_BARE, clipped), (_CLIPPED, clipped)):
+            keep = keeps.get(_HELD if kept == _CLIPPED else kept)
             yield rounding.variant(f"{place}: {kept}", method, keep=keep, kept=kept, family=place)
     bits = element.removeprefix("int")
     if bits.isdigit() and int(bits) > 2:  # whose full range has the printed formula's steps: 2^(N-1) - 1
@@ -166,7 +165,7 @@ def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[Variant]
         yield rounding.variant(f"{place}: RTN with the printed step", Runs(scheme=printed))
 
 
-def _useful(scored: Scored, pairs: list[tuple[Variant, Variant]], measure: str) -> list[str]:
+def _useful(scored: GridScores, pairs: list[tuple[ModelVariant, ModelVariant]], measure: str) -> list[str]:
     """What the paper's method gains in the layout where plain rounding is best: where anyone would use it."""
     if not pairs:
         return []

@@ -17,7 +17,7 @@ from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
-from studfinder.studies import Original, Variant, with_edits
+from studfinder.studies import ModelVariant, Original, with_edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     (weights, findings), own = super_weights_of(bench, lm), bench.config
     others = controls_of(lm, weights, findings)
     variants = [
-        Variant("original"),
+        ModelVariant("original"),
         with_edits(lm, "super weights", zero(weights)),
         with_edits(lm, "controls", zero(others)),
     ]

@@ -29,13 +29,13 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyC
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.measures import Scores, scored
 from studfinder.measures.tasks import TASKS
-from studfinder.measures.tasks.harness import build
+from studfinder.measures.tasks.harness import build_task
 from studfinder.models import LM
 from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.report.words import brief, count
 from studfinder.stats import mean_interval, ratio_interval
-from studfinder.studies import Scored, Variant, with_edits
+from studfinder.studies import GridScores, ModelVariant, with_edits
 from studfinder.texts import Text, corpus, encode, token_class, token_text
 
 
@@ -56,9 +56,9 @@ EXPERIMENT = Experiment(
     needs="about 4 minutes and 1 GB with smollm2 on two cores (plus the scan that finds the weights)",
     presets={"cpu": StopwordsConfig(), "paper": StopwordsConfig(limit=500, top=40)},
 )
-CLEAN, WITHOUT, CONTROL = STATES = ("as it is", "without SW", "without a control")
-CLASSES = ("delimiter", "low-semantic", "other")
-NEXT, STOPWORDS = "next token", "all stopwords"
+_CLEAN, _WITHOUT, _CONTROL = _STATES = ("as it is", "without SW", "without a control")
+_CLASSES = ("delimiter", "low-semantic", "other")
+_NEXT, _STOPWORDS = "next token", "all stopwords"
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -70,18 +70,21 @@ def run(bench: Bench, lm: LM) -> Outcome:
     top = bench.once("rank", partial(_ranked, lm, prompts[:half], bench.config.top))
     classes_V = _classes(lm)
     controls = controls_of(lm, weights, findings)
-    variants = [Variant(CLEAN), with_edits(lm, WITHOUT, zero(weights)), with_edits(lm, CONTROL, zero(controls))]
+    variants = [ModelVariant(_CLEAN), with_edits(lm, _WITHOUT, zero(weights)), with_edits(lm, _CONTROL, zero(controls))]
     found = bench.grid(lm, variants, [_NextToken(prompts[half:], top, classes_V, source)])
     judged = f"{count(len(prompts) - half, 'prompt')} of {source} that did not choose the tokens"
-    columns = (*STATES, "without SW / as it is", "control / as it is")
+    columns = (*_STATES, "without SW / as it is", "control / as it is")
     by_class = Table(
         title="probability of the next token by class",
         columns=("tokens", *columns),
-        rows=((STOPWORDS, *_cells(found, STOPWORDS)), *((f"{kind} tokens", *_cells(found, kind)) for kind in CLASSES)),
+        rows=(
+            (_STOPWORDS, *_cells(found, _STOPWORDS)),
+            *((f"{kind} tokens", *_cells(found, kind)) for kind in _CLASSES),
+        ),
         note=f"Mean over {judged}; the whole vocabulary counts. SW: {' and '.join(map(brief, weights))}. Stopwords are "
         "delimiters and low-semantic tokens.",
     )
-    tokens = {token: (repr(token_text(lm, token)), CLASSES[int(classes_V[token])]) for token in top}
+    tokens = {token: (repr(token_text(lm, token)), _CLASSES[int(classes_V[token])]) for token in top}
     by_token = Table(
         title="the likeliest next tokens",
         columns=("token", "class", *columns),
@@ -89,12 +92,12 @@ def run(bench: Bench, lm: LM) -> Outcome:
         note=f"Ranked on the other half of the prompts. Mean over {judged}. The paper, Llama-7B: the .0349 to "
         '.0739, "." .0110 to .0537, "," .0048 to .0505, and .0055 to .0335, her .0144 to .0058.',
     )
-    means = [_cells(found, what) for what in (STOPWORDS, *map(str, top))]
+    means = [_cells(found, what) for what in (_STOPWORDS, *map(str, top))]
     series = tuple(
-        Series(name=state, points=tuple(point(row[place]) for row in means), quiet=state == CONTROL)
-        for place, state in enumerate(STATES)
+        Series(name=state, points=tuple(point(row[place]) for row in means), quiet=state == _CONTROL)
+        for place, state in enumerate(_STATES)
     )
-    rows = (STOPWORDS, *(f"{token} *" if kind != "other" else token for token, kind in tokens.values()))
+    rows = (_STOPWORDS, *(f"{token} *" if kind != "other" else token for token, kind in tokens.values()))
     plot = Plot(kind="dots", rows=rows, series=series, x="mean probability; *: stopword", log=True)
     return Outcome([by_class, by_token], [_note(found, len(weights))], [Chart(name="stopwords", plots=(plot,))])
 
@@ -102,7 +105,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 def _prompts(lm: LM, text: str, limit: int, seed: int) -> tuple[str, list[list[int]]]:
     """Passages without their last word, drawn at random, as token ids."""
     if text == "lambada":
-        built = build("lambada", TASKS["lambada"])
+        built = build_task("lambada", TASKS["lambada"])
         source, passages = f"lambada ({built.source})", [str(doc["text"]) for doc in built.harness.eval_docs]
     else:
         source, passages = corpus(Path(text))
@@ -120,7 +123,7 @@ def _classes(lm: LM) -> torch.Tensor:
     kinds = (
         "other" if token in special else token_class(token_text(lm, token), 1) for token in range(lm.anatomy.vocabulary)
     )
-    return torch.tensor([CLASSES.index(kind) for kind in kinds])
+    return torch.tensor([_CLASSES.index(kind) for kind in kinds])
 
 
 def _ranked(lm: LM, prompts: Sequence[list[int]], top: int) -> list[int]:
@@ -148,7 +151,7 @@ class _NextToken:
     tokens: Sequence[int]
     classes_V: torch.Tensor
     text: str
-    name: str = NEXT
+    name: str = _NEXT
 
     def see(self, lm: LM) -> None:
         """The tokens were ranked before."""
@@ -158,23 +161,23 @@ class _NextToken:
         rows = []
         for ids in self.prompts:
             p_V = _next(lm, ids)
-            mass = torch.zeros(len(CLASSES), dtype=p_V.dtype).index_add(0, self.classes_V, p_V)
+            mass = torch.zeros(len(_CLASSES), dtype=p_V.dtype).index_add(0, self.classes_V, p_V)
             rows.append([*mass.tolist(), *p_V[list(self.tokens)].tolist()])
-        items = dict(zip((*CLASSES, *map(str, self.tokens)), np.array(rows).T, strict=True))
-        items[STOPWORDS] = items[CLASSES[0]] + items[CLASSES[1]]
-        return {NEXT: scored(NEXT, items[STOPWORDS], text=self.text, **items)}
+        items = dict(zip((*_CLASSES, *map(str, self.tokens)), np.array(rows).T, strict=True))
+        items[_STOPWORDS] = items[_CLASSES[0]] + items[_CLASSES[1]]
+        return {_NEXT: scored(_NEXT, items[_STOPWORDS], text=self.text, **items)}
 
 
-def _cells(found: Scored, what: str) -> tuple[Interval | Comparison, ...]:
+def _cells(found: GridScores, what: str) -> tuple[Interval | Comparison, ...]:
     """Its mean probability in each state, and what that is over what it was."""
-    of = {state: found.items(state, NEXT, what) for state in STATES}
-    ratios = (ratio_interval(of[state], of[CLEAN], what="prompts") for state in (WITHOUT, CONTROL))
-    means = (mean_interval(of[state], what="prompts") for state in STATES)
+    of = {state: found.items(state, _NEXT, what) for state in _STATES}
+    ratios = (ratio_interval(of[state], of[_CLEAN], what="prompts") for state in (_WITHOUT, _CONTROL))
+    means = (mean_interval(of[state], what="prompts") for state in _STATES)
     return (*means, *(Comparison(kind="ratio", interval=ratio) for ratio in ratios))
 
 
-def _note(found: Scored, many: int) -> str:
-    clean, without, control = (found.items(state, NEXT, STOPWORDS) for state in STATES)
+def _note(found: GridScores, many: int) -> str:
+    clean, without, control = (found.items(state, _NEXT, _STOPWORDS) for state in _STATES)
     change, other = (mean_interval(values - clean, what="prompts") for values in (without, control))
     went = "rises" if change.low > 0 else "falls" if change.high < 0 else "does not clearly change"
     return (
