@@ -34,7 +34,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.massive_onset import Onset, onset_of
 from studfinder.models import LM
-from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point
+from studfinder.records import Cell, Chart, Interval, Plot, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import count, number, times
 from studfinder.sites import AttentionCall, capture, tapped
@@ -245,14 +245,10 @@ def _chart(onset: Onset, seen: _Texts, layers: Sequence[int]) -> Chart:
     """Mass, value norm and constancy by layer."""
 
     def plot(title: str, *keys: str, none: float | None = None) -> Plot:
+        names = {key: "random tokens" if key == "null" else "massive tokens" for key in keys}
         series = tuple(
-            Series(
-                name="random tokens" if key == "null" else "massive tokens",
-                x=tuple(layers),
-                points=tuple(point(_over(seen, [layer], key)) for layer in layers),
-                quiet=key == "null",
-            )
-            for key in keys
+            line(name, layers, (_over(seen, [layer], key) for layer in layers), quiet=key == "null")
+            for key, name in names.items()
         )
         x, shaded = "layer; shaded: massive ones are there", (onset.layer + 0.5, onset.last + 1.5)
         return Plot(kind="lines", series=series, title=title, x=x, none=none, shaded=shaded)

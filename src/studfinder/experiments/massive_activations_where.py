@@ -23,7 +23,7 @@ import torch
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.models import LM
-from studfinder.records import Cell, Chart, Plot, Series, Table, point
+from studfinder.records import Cell, Chart, Plot, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import count, number
 from studfinder.sites import BlockOutput, tapped
@@ -243,15 +243,12 @@ def _note(label: str, windows: _Windows) -> str:
 def _plot(label: str, windows: _Windows) -> Plot:
     """The three largest magnitudes and the median by layer, and what is massive."""
     ranks_KL, median_L = _stacked(windows, "top").mean(axis=0).T, _stacked(windows, "median").mean(axis=0)
-
-    def line(name: str, values: np.ndarray, **look: Any) -> Series:
-        return Series(name=name, x=tuple(range(-1, len(values) - 1)), points=tuple(map(point, values)), **look)
-
+    x, span = range(-1, len(median_L) - 1), _span(windows)
     series = (
-        *map(line, ("largest |a|", "second", "third"), ranks_KL),
-        line("median |a|", median_L, quiet=True),
-        line("massive above this", np.maximum(100, 1000 * median_L), quiet=True, dotted=True),
+        *(line(name, x, sizes) for name, sizes in zip(("largest |a|", "second", "third"), ranks_KL, strict=False)),
+        line("median |a|", x, median_L, quiet=True),
+        line("massive above this", x, np.maximum(100, 1000 * median_L), quiet=True, dotted=True),
     )
-    span = _span(windows)
-    x, shaded = "after layer; shaded: massive ones are there", None if span is None else (span[0] - 0.5, span[1] + 0.5)
-    return Plot(kind="lines", series=series, title=label, x=x, log=True, shaded=shaded)
+    shaded = None if span is None else (span[0] - 0.5, span[1] + 0.5)
+    below = "after layer; shaded: massive ones are there"
+    return Plot(kind="lines", series=series, title=label, x=below, log=True, shaded=shaded)

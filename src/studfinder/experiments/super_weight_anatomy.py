@@ -30,7 +30,7 @@ from studfinder.edits import Weights, edited, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
-from studfinder.records import Chart, Plot, Series, SuperWeight, Table, point
+from studfinder.records import Chart, Plot, SuperWeight, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import brief, number
 from studfinder.sites import capture, module_inputs
@@ -51,6 +51,8 @@ EXPERIMENT = Experiment(
     needs="about 30 seconds with smollm2 on two cores (plus the scan that finds the weights)",
     presets={"cpu": SpikeConfig()},
 )
+_Gated = tuple[torch.Tensor, torch.Tensor, nn.Module]
+"""W_gate (F,C), W_up (F,C) and the activation."""
 _STATES = {"clean": "as it is", "without": "without the weight", "control": "without a control"}
 
 
@@ -114,8 +116,8 @@ def _apart(lm: LM, weight: SuperWeight, control: Weights, text: Sequence[int], c
     }
 
 
-def _gated(ffn: nn.Module) -> tuple[torch.Tensor, torch.Tensor, nn.Module] | None:
-    """W_gate (F,C), W_up (F,C) and the activation of an FFN; None if it has no gate that we know of."""
+def _gated(ffn: nn.Module) -> _Gated | None:
+    """The parts of an FFN; None if it has no gate that we know of."""
     act = getattr(ffn, "act_fn", None) or getattr(ffn, "activation_fn", None)
     if isinstance(both := getattr(ffn, "gate_up_proj", None), nn.Linear):
         gate, up = both.weight.detach().float().chunk(2)
@@ -126,14 +128,9 @@ def _gated(ffn: nn.Module) -> tuple[torch.Tensor, torch.Tensor, nn.Module] | Non
     return None if act is None else (gate, up, act)
 
 
-def _spike(
-    weight: SuperWeight,
-    parts: tuple[torch.Tensor, torch.Tensor, nn.Module],
-    normed_TC: torch.Tensor,
-    channels: int,
-) -> dict[str, Any]:
+def _spike(weight: SuperWeight, parts: _Gated, normed_TC: torch.Tensor, channels: int) -> dict[str, Any]:
     """The neuron's gate and up at its token, among the layer's neurons and the text's other tokens, and the channels
-    that make each of them up: [channel, share of the sum], the largest first."""
+    that make each of them up, with their shares, the largest first."""
     gate_FC, up_FC, act = parts
     gate_TF, up_TF = normed_TC @ gate_FC.T, normed_TC @ up_FC.T
     with torch.no_grad():
@@ -144,14 +141,15 @@ def _spike(
     rows = []
     for name, values_TF in named.items():
         size_F, elsewhere = values_TF[at].abs(), values_TF[others, k].abs()
-        row = {
-            "part": name,
-            "value": float(values_TF[at, k]),
-            "rank": int((size_F > size_F[k]).sum()) + 1,
-            "ratio": float(size_F[k] / size_F.median()),
-            "elsewhere": float(elsewhere.max()) if len(elsewhere) else None,
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "part": name,
+                "value": float(values_TF[at, k]),
+                "rank": int((size_F > size_F[k]).sum()) + 1,
+                "ratio": float(size_F[k] / size_F.median()),
+                "elsewhere": float(elsewhere.max()) if len(elsewhere) else None,
+            }
+        )
     behind = []
     for matrix_FC in (gate_FC, up_FC):
         terms_C = normed_TC[at] * matrix_FC[k]
@@ -235,17 +233,9 @@ def _note(one: dict[str, Any]) -> str:
 
 def _plot(one: dict[str, Any]) -> Plot:
     """The residual channel by layer with the weight, without it and without a control."""
-    lines = {label: one[state] for state, label in _STATES.items()} | {"median |a| of the layer": one["medians"]}
-    series = tuple(
-        Series(
-            name=label,
-            x=tuple(range(len(values))),
-            points=tuple(point(abs(value)) for value in values),
-            dotted=label not in (_STATES["clean"], _STATES["without"]),
-            quiet=label.startswith("median"),
-        )
-        for label, values in lines.items()
-    )
-    layer, x = one["layer"], "after layer (shaded: its own)"
-    title = f"{one['weight']}, |a| in its channel"
-    return Plot(kind="lines", series=series, title=title, x=x, log=True, shaded=(layer - 0.5, layer + 0.5))
+    layer, x = one["layer"], range(len(one["medians"]))
+    series = [line(label, x, map(abs, one[state]), dotted=state == "control") for state, label in _STATES.items()]
+    series.append(line("median |a| of the layer", x, one["medians"], quiet=True, dotted=True))
+    title, below = f"{one['weight']}, |a| in its channel", "after layer (shaded: its own)"
+    shaded = (layer - 0.5, layer + 0.5)
+    return Plot(kind="lines", series=tuple(series), title=title, x=below, log=True, shaded=shaded)

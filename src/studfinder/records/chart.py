@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from studfinder.records.interval import Comparison, Interval
 
@@ -82,3 +83,8 @@ def point(of: Interval | Comparison | float | None) -> Point:
         return (of.value, of.low, of.high)
     value = float("nan") if of is None else float(of)
     return (value, value, value)
+
+
+def line(name: str, x: Iterable[float], values: Iterable[Interval | Comparison | float | None], **more: Any) -> Series:
+    """What has one colour, over x; `more` as in `Series`."""
+    return Series(name=name, x=tuple(x), points=tuple(map(point, values)), **more)
