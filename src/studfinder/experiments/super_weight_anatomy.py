@@ -173,33 +173,28 @@ def _gains(lm: LM, weight: SuperWeight) -> list[float]:
 
 
 def _output_table(seen: Sequence[dict[str, Any]]) -> Table:
-    rows = tuple(
-        (
-            one["weight"],
-            *one.get("behind", (None, None)),
-            one.get("score"),
-            one.get("score_rank"),
-            _starts(one),
-            *(abs(one[state][one["layer"]]) for state in _STATES),
-            float(np.median(one["gains"])) if one["gains"] else None,
+    rows = []
+    for one in seen:
+        gate, up = one.get("behind", (None, None))
+        whole, rest, other = (abs(one[state][one["layer"]]) for state in _STATES)
+        rows.append(
+            {
+                "weight": one["weight"],
+                "channels behind gate": gate,
+                "channels behind up": up,
+                "row score / median row": one.get("score"),
+                "rank of the row": one.get("score_rank"),
+                "its channel is outlying from layer": _starts(one),
+                "|a| there after its layer": whole,
+                "without the weight": rest,
+                "without a control": other,
+                "later norms' gain / median": float(np.median(one["gains"])) if one["gains"] else None,
+            }
         )
-        for one in seen
-    )
     return Table(
         title="what drives it, and what it writes to",
-        columns=(
-            "weight",
-            "channels behind gate",
-            "channels behind up",
-            "row score / median row",
-            "rank of the row",
-            "its channel is outlying from layer",
-            "|a| there after its layer",
-            "without the weight",
-            "without a control",
-            "later norms' gain / median",
-        ),
-        rows=rows,
+        columns=tuple(rows[0]),
+        rows=tuple(tuple(row.values()) for row in rows),
         note="Channels of the normed residual stream, with their share of the sum (above 100 % where others work "
         "against it). Row score: the weight-only score. Outlying: over 100 and over 1,000 times the median |a| after "
         "the layer, at the weight's token and output channel.",

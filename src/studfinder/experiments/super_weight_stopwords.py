@@ -74,13 +74,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     found = bench.grid(lm, variants, [_NextToken(prompts[half:], top, classes_V, source)])
     judged = f"{count(len(prompts) - half, 'prompt')} of {source} that did not choose the tokens"
     columns = (*_STATES, "without SW / as it is", "control / as it is")
+    cells = {what: _cells(found, what) for what in (_STOPWORDS, *_CLASSES, *map(str, top))}
     by_class = Table(
         title="probability of the next token by class",
         columns=("tokens", *columns),
-        rows=(
-            (_STOPWORDS, *_cells(found, _STOPWORDS)),
-            *((f"{kind} tokens", *_cells(found, kind)) for kind in _CLASSES),
-        ),
+        rows=((_STOPWORDS, *cells[_STOPWORDS]), *((f"{kind} tokens", *cells[kind]) for kind in _CLASSES)),
         note=f"Mean over {judged}; the whole vocabulary counts. SW: {' and '.join(map(brief, weights))}. Stopwords are "
         "delimiters and low-semantic tokens.",
     )
@@ -88,11 +86,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     by_token = Table(
         title="the likeliest next tokens",
         columns=("token", "class", *columns),
-        rows=tuple((*said, *_cells(found, str(token))) for token, said in tokens.items()),
+        rows=tuple((*said, *cells[str(token)]) for token, said in tokens.items()),
         note=f"Ranked on the other half of the prompts. Mean over {judged}. The paper, Llama-7B: the .0349 to "
         '.0739, "." .0110 to .0537, "," .0048 to .0505, and .0055 to .0335, her .0144 to .0058.',
     )
-    means = [_cells(found, what) for what in (_STOPWORDS, *map(str, top))]
+    means = [cells[what] for what in (_STOPWORDS, *map(str, top))]
     series = tuple(
         Series(name=state, points=tuple(point(row[place]) for row in means), quiet=state == _CONTROL)
         for place, state in enumerate(_STATES)
