@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
 from studfinder.experiments.rounding import Rounding
-from studfinder.experiments.super_weight_block_size import in_runs
+from studfinder.experiments.super_weight_block_size import Runs
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
@@ -152,7 +153,7 @@ def test_block_size(planted):
 def test_runs_go_on_where_rows_end():
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     scheme = Scheme(element="int4", block=25, zero="float", scale="float32", remainder="block")
-    found = in_runs(weight, scheme)
+    found = Runs(scheme=scheme).rounded(weight, inf)
     for start in (0, 25, 50):
         run_ = weight.flatten()[start : start + 25]
         step = (run_.max() - run_.min()) / 15

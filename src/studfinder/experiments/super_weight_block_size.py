@@ -15,7 +15,7 @@ the range, restoring alone changes nothing if the super weight is its block's ex
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -26,8 +26,6 @@ from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, 
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, Workbench, hold_out
-from studfinder.quantizers.clip_restore import clip_and_round
-from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records.config import option
 from studfinder.studies import GridScores, ModelVariant
 
@@ -65,16 +63,10 @@ _PAPER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """Round to nearest in 1-D runs of the flattened matrix, as the super-weight paper's code; clipped first by the z
-    with the smallest output error on calibration text, if there are several candidates.
+class Runs(ClipRestore):
+    """Round to nearest in 1-D runs of the flattened matrix, as the super-weight paper's code: `block` entries share a
+    range, wherever rows end. Clipped first, as `ClipRestore`, if there are several candidates."""
 
-    Attributes:
-        scheme: how weights are stored; `block` entries share a range, wherever rows end.
-        candidates: values of z; infinity is no clip.
-    """
-
-    scheme: Scheme = field(default_factory=Scheme)
     candidates: tuple[float, ...] = (inf,)
 
     @property
@@ -82,18 +74,18 @@ class Runs:
         return len(self.candidates) > 1
 
     def run(self, bench: Workbench) -> None:
-        if not self.calibrated:
-            for target in bench.targets:
-                weight_RC = target.weight(bench.lm)
-                bench.put(target, in_runs(weight_RC, self.scheme, self.candidates[0], bench.held.get(target.name)))
+        if self.calibrated:
+            super().run(bench)
             return
-        for block in walk(bench):
-            moments = second_moments(block)
-            for target in block.targets:
-                weight_RC = target.weight(bench.lm).float()
-                tried = [in_runs(weight_RC, self.scheme, z, bench.held.get(target.name)) for z in self.candidates]
-                errors = [output_error(one.dequantized() - weight_RC, moments[target.name]) for one in tried]
-                bench.put(target, tried[errors.index(min(errors))])
+        for target in bench.targets:
+            held_RC = bench.held.get(target.name)
+            bench.put(target, self.rounded(target.weight(bench.lm), self.candidates[0], held_RC))
+
+    def rounded(self, weight_RC: torch.Tensor, z: float, held_RC: torch.Tensor | None = None) -> InRuns:
+        """A matrix (out, in), clamped to mean|w| + z std|w| of each run."""
+        held = None if held_RC is None else held_RC.reshape(1, -1)
+        flat = super().rounded(weight_RC.reshape(1, -1), z, held)
+        return InRuns(flat.codes_RC.reshape(weight_RC.shape), flat.grid, self.scheme, flat.kept, None, flat)
 
 
 @dataclass(frozen=True)
@@ -110,13 +102,6 @@ class InRuns(Quantized):
     def dequantized(self) -> torch.Tensor:
         assert self.flat is not None
         return self.flat.dequantized().reshape(self.codes_RC.shape)
-
-
-def in_runs(weight_RC: torch.Tensor, scheme: Scheme, z: float = inf, held_RC: torch.Tensor | None = None) -> InRuns:
-    """A matrix (out, in) in runs of `scheme.block` entries, clamped to mean|w| + z std|w| of each run."""
-    held = None if held_RC is None else held_RC.reshape(1, -1)
-    flat = clip_and_round(weight_RC.reshape(1, -1), scheme, z, held)
-    return InRuns(flat.codes_RC.reshape(weight_RC.shape), flat.grid, scheme, flat.kept, None, flat)
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -147,7 +132,7 @@ def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[ModelVar
     sides, element = rounding.bench.config.sides, rounding.bench.config.element
     own: dict[str, Any] = {"element": element, "zero": "float", "scale": "float32"}
     loose: dict[str, Any] = {**own, "remainder": "block"}
-    layouts: dict[str, tuple[type[Runs | ClipRestore], Scheme]] = {
+    layouts: dict[str, tuple[type[ClipRestore], Scheme]] = {
         **{f"runs of {n} x {n}": (Runs, Scheme(block=n * n, **loose)) for n in sides},
         **{f"tiles of {n}": (ClipRestore, Scheme(block=(n, n), **loose)) for n in sides},
         "per tensor": (ClipRestore, Scheme(block="tensor", **own)),
