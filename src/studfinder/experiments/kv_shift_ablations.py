@@ -7,23 +7,21 @@ says which of them can do induction, not which is best for language.
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from studfinder.attention.kv_shift.layer import KVShiftPart
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, against, ends_table, lines
-from studfinder.experiments.seeds_draw import one_panel
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.records import Result
+from studfinder.experiments.seeds import about, against, curves, ends_table
+from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
+from studfinder.records.config import option
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import Induction
 
-MODELS: dict[str, list[str]] = {
+_MODELS: dict[str, list[str]] = {
     "K and V": ["kv_shift"],
     "K alone": ["kv_shift:values=false"],
     "V alone": ["kv_shift:keys=false"],
@@ -34,6 +32,15 @@ MODELS: dict[str, list[str]] = {
 }
 _SCORES = {"accuracy": "accuracy on repeats", "test": "nats an answer"}
 
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftAblationsConfig(TrainedConfig):
+    """Sizes of task and model."""
+
+    vocabulary: int = option(128, help="Token ids.", least=1)
+    hidden: int = option(64, help="Width.", least=1)
+
+
 EXPERIMENT = Experiment(
     trains=True,
     name="kv-shift/ablations",
@@ -41,21 +48,7 @@ EXPERIMENT = Experiment(
     shows="section 5.3 (there: 1.5 B language models)",
     summary="Which parts of KV shift does one layer need to learn induction?",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
-    presets={
-        "cpu": {
-            "vocabulary": 128,
-            "length": 64,
-            "hidden": 64,
-            "heads": 4,
-            "steps": 400,
-            "batch": 32,
-            "lr": 2e-3,
-            "warmup": 50,
-            "look_every": 50,
-            "test": 128,
-            "seeds": 3,
-        },
-    },
+    presets={"cpu": ShiftAblationsConfig(steps=400)},
 )
 
 
@@ -72,23 +65,14 @@ class Clamp(TrainerCallback):
 
 def run(bench: Bench) -> Outcome:
     """Accuracy over steps of one layer with each form."""
-    s = bench.settings
-    source = TaskSource(Induction(vocabulary=s["vocabulary"], length=s["length"], train_on="scored"))
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        shape = Shape(layers=1, hidden=s["hidden"], heads=s["heads"])
-        callbacks = [Clamp()] if name.startswith("clamped") else []
-        return run_cell(
-            source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
-        )
-
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
-    title = f"One layer after {s['steps']} steps of induction"
-    return Outcome(
-        [ends_table(title, cells, _SCORES, first="shift")], [*against(cells, "K and V", _SCORES), *about(cells)], cells
-    )
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Accuracy over steps."""
-    return {"steps": one_panel(width, lines(result.data, "accuracy"), "accuracy on repeats", low=0)}
+    own = bench.config
+    source = TaskSource(Induction(vocabulary=own.vocabulary, length=own.length, train_on="scored"))
+    shape = Shape(layers=1, hidden=own.hidden, heads=own.heads)
+    kinds = {
+        name: ModelKind(shape, attention, [Clamp()] if name.startswith("clamped") else [])
+        for name, attention in _MODELS.items()
+    }
+    cells = every_cell(bench, source, kinds)
+    table = ends_table(f"One layer after {own.steps} steps of induction", cells, _SCORES, first="shift")
+    charts = [curves(cells, {"accuracy": _SCORES["accuracy"]}, low=0)]
+    return Outcome([table], [*against(cells, "K and V", _SCORES), *about(cells)], charts, cells)

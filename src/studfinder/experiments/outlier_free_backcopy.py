@@ -8,29 +8,37 @@ grows first, and what becomes of the rest when one is blocked by a variant of at
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import DIVERGED, Cells, Curve, about, against, ended, last, lines, mean_of, named
-from studfinder.experiments.seeds_draw import curves
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
+from studfinder.experiments.seeds import (
+    DIVERGED,
+    Cells,
+    Curve,
+    Trained,
+    about,
+    against,
+    curves,
+    ended,
+    label_of,
+    last,
+    seed_mean,
+)
+from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.models import LM, load
-from studfinder.records import Result, Table
-from studfinder.records.result import Cell
-from studfinder.report.style import new_figure
+from studfinder.records import Table
+from studfinder.records.config import option
 from studfinder.sites import capture
 from studfinder.training import Shape, TaskSource
 from studfinder.training.tasks import Backcopy
 
-MODELS = {
+_MODELS = {
     "vanilla": [],
     "gated": ["gated:kind=headwise"],
     "softmax-one": ["softmax_one"],
@@ -38,13 +46,23 @@ MODELS = {
     "KV shift": ["kv_shift"],
 }
 """What gives a head another way to do nothing, and KV shift, which does not."""
-SEEN = {
+_SEEN = {
     "sink": "attention of idle tokens to BOS",
     "peak": "residual norm of BOS over the median token's",
     "drain": "value norm of BOS over the median token's",
     "key": "key norm of BOS over the median token's",
 }
-LOGGED = "first token/"
+_LOGGED = "first token/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackcopyConfig(TrainedConfig):
+    """Sizes of task and model."""
+
+    vocabulary: int = option(64, help="Token ids.", least=1)
+    layers: int = option(1, help="Blocks.", least=1)
+    hidden: int = option(64, help="Width.", least=1)
+
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -54,62 +72,35 @@ EXPERIMENT = Experiment(
     summary="On the task that grows sinks and residual peaks: what comes first, and what do other attentions do?",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
     presets={
-        "cpu": {
-            "vocabulary": 64,
-            "length": 64,
-            "layers": 1,
-            "hidden": 64,
-            "heads": 1,
-            "steps": 1000,
-            "batch": 32,
-            "lr": 0.03,  # at 0.001 no head parks on BOS within thousands of steps
-            "warmup": 50,
-            "look_every": 50,
-            "test": 64,
-            "seeds": 3,
-        },
-        "paper": {
-            "vocabulary": 64,
-            "length": 256,
-            "layers": 3,
-            "hidden": 64,
-            "heads": 1,
-            "steps": 10_000,
-            "batch": 512,
-            "lr": 3e-4,
-            "warmup": 0,
-            "look_every": 100,
-            "test": 256,
-            "seeds": 5,
-        },
+        # At a learning rate of 0.001 no head parks on BOS within thousands of steps.
+        "cpu": BackcopyConfig(heads=1, steps=1000, lr=0.03, test=64),
+        "paper": BackcopyConfig(
+            length=256,
+            layers=3,
+            heads=1,
+            steps=10_000,
+            batch=512,
+            lr=3e-4,
+            warmup=0,
+            look_every=100,
+            test=256,
+            seeds=5,
+        ),
     },
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Every kind of attention at every seed, with BOS watched."""
-    s = bench.settings
-    task = Backcopy(vocabulary=s["vocabulary"], length=s["length"])
+    own = bench.config
+    task = Backcopy(vocabulary=own.vocabulary, length=own.length)
     source = TaskSource(task)
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        watch = WatchFirst(source, task.triggers)
-        recipe = dataclasses.replace(recipe_of(s, seed), weight_decay=0.0)
-        return run_cell(
-            source,
-            s["vocabulary"],
-            shape,
-            MODELS[name],
-            recipe,
-            watch=True,
-            callbacks=[watch],
-            logged=LOGGED,
-            folder=folder,
-        )
-
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
-    return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], cells)
+    shape = Shape(layers=own.layers, hidden=own.hidden, heads=own.heads)
+    watch = WatchFirst(source, task.triggers)
+    kinds = {name: ModelKind(shape, attention, [watch]) for name, attention in _MODELS.items()}
+    cells = every_cell(bench, source, kinds, watch=True, logged=_LOGGED, weight_decay=0.0)
+    charts = [curves(cells, _SEEN, name="first-token", log=("peak",))]
+    return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], charts, cells)
 
 
 class WatchFirst(TrainerCallback):
@@ -143,7 +134,7 @@ class WatchFirst(TrainerCallback):
             "drain": min(norms["value"]),
             "key": max(norms["key"]),
         }
-        self.log({LOGGED + name: value for name, value in seen.items()})
+        self.log({_LOGGED + name: value for name, value in seen.items()})
 
 
 def _ratio(tensor: torch.Tensor) -> float:
@@ -170,22 +161,19 @@ def to_the_first(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> torch.Tens
 
 
 def _table(cells: Cells, task: Backcopy) -> Table:
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
+    rows = tuple(
         (
-            named(name, seeds),
-            *(mean_of(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *SEEN)),
+            label_of(name, seeds),
+            *(seed_mean(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *_SEEN)),
         )
         for name, seeds in cells.items()
     )
     return Table(
         title="At the end of training",
-        columns=("attention", "copies right", "training loss", *SEEN.values()),
+        columns=("attention", "copies right", "training loss", *_SEEN.values()),
         rows=rows,
         note=f"The chain itself has {task.entropy:.3f} nats a token that nobody can predict.",
     )
-
-
-HALF = 0.5
 
 
 def half_way(curve: Curve) -> float:
@@ -196,21 +184,21 @@ def half_way(curve: Curve) -> float:
     extreme = max((value for _, value in curve), key=lambda value: abs(value - begin))
     if extreme == begin:
         return float("inf")
-    return float(next((step for step, value in curve if (value - begin) / (extreme - begin) >= HALF), float("inf")))
+    return float(next((step for step, value in curve if (value - begin) / (extreme - begin) >= 0.5), float("inf")))
 
 
-def _half_way(cell: dict[str, Any], curve: str) -> str:
+def _half_way(cell: Trained, curve: str) -> str:
     return DIVERGED if cell.get("stopped") else f"{half_way(cell[curve]):.0f}"
 
 
 def _order(cells: Cells) -> Table:
     rows = tuple(
-        (name, *(" / ".join(_half_way(cell, curve) for cell in seeds) for curve in ("accuracy", *SEEN)))
+        (name, *(" / ".join(_half_way(cell, curve) for cell in seeds) for curve in ("accuracy", *_SEEN)))
         for name, seeds in cells.items()
     )
     return Table(
         title="Steps until half of the whole change, by seed",
-        columns=("attention", "copies right", *SEEN.values()),
+        columns=("attention", "copies right", *_SEEN.values()),
         rows=rows,
         note="Which comes first, to within the interval between two evaluations; no cause follows from an order.",
     )
@@ -218,7 +206,7 @@ def _order(cells: Cells) -> Table:
 
 def _notes(cells: Cells) -> list[str]:
     """What each kind of attention changes against vanilla, paired over seeds."""
-    notes = against(cells, "vanilla", SEEN)
+    notes = against(cells, "vanilla", _SEEN)
     grown = [last(cell, "peak") for cell in ended(cells["vanilla"])]
     if not grown:
         return notes
@@ -227,17 +215,3 @@ def _notes(cells: Cells) -> list[str]:
         "attention. In the paper three layers reach some hundred after 10,000 steps."
     )
     return notes
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """One panel for each thing that sets BOS apart."""
-    figure = new_figure(width, 560 if width > 600 else 1200)
-    across = 2 if width > 600 else 1
-    grid = figure.add_gridspec(-(-len(SEEN) // across), across)
-    for number, (curve, label) in enumerate(SEEN.items()):
-        panel = lines(result.data, curve)
-        axes = curves(figure, grid[divmod(number, across)], panel, label, log=curve == "peak")
-        if not number:
-            handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper left", ncols=len(result.data) if width > 600 else 2)
-    return {"first-token": figure}

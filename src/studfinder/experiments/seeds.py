@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.records import Interval, Plot, Series, Table, point
+from studfinder.records import Chart, Interval, Plot, Series, Table, point
 from studfinder.records.result import Cell
 
 Trained = dict[str, Any]
 """What came of one model at one seed; see `trained.run_cell`."""
 Cells = dict[str, list[Trained]]
 """By kind of model, one a seed."""
-Curve = list[tuple[int, float]]
+Curve = Sequence[tuple[float, float]]
 Read = Callable[[Trained], float]
 DIVERGED = "diverged"
+FEW = 5
+"""Kinds in a plot whose seeds' own curves can be told apart."""
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -37,13 +39,13 @@ def ended(seeds: Sequence[Trained]) -> list[Trained]:
     return [cell for cell in seeds if not cell.get("stopped")]
 
 
-def named(name: str, seeds: Sequence[Trained]) -> str:
+def label_of(name: str, seeds: Sequence[Trained]) -> str:
     """The name of a kind of model, with how many seeds of it diverged if any did."""
     lost = len(seeds) - len(ended(seeds))
     return f"{name} ({lost} of {len(seeds)} seeds diverged)" if lost else name
 
 
-def mean_of(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
+def seed_mean(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     """Over the seeds that did not diverge; None where this kind of model has no such thing."""
     values = [read(cell) for cell in ended(seeds)]
     if not values:
@@ -51,7 +53,7 @@ def mean_of(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     return None if all(np.isnan(value) for value in values) else over_seeds(values)
 
 
-def change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
+def seed_change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
     """Mean difference, paired over the seeds at which neither diverged."""
     differences = [read(a) - read(b) for a, b in pairs(after, before)]
     if not differences:
@@ -66,9 +68,13 @@ def pairs(one: Sequence[Trained], other: Sequence[Trained]) -> list[tuple[Traine
 
 def last(cell: Trained, curve: str = "accuracy") -> float:
     """Where a curve ends; those within another name are named "outliers/...". NaN where nothing was read."""
-    kind, _, name = curve.rpartition("/")
-    points = cell.get(kind, {}).get(name) if kind else cell.get(curve)
+    points = _points(cell, curve)
     return float(points[-1][1]) if points else float("nan")
+
+
+def _points(cell: Trained, curve: str) -> Curve:
+    kind, _, name = curve.rpartition("/")
+    return (cell.get(kind, {}) if kind else cell).get(name, [])
 
 
 def steps_to(cell: Trained, level: float, curve: str = "accuracy") -> float:
@@ -76,22 +82,37 @@ def steps_to(cell: Trained, level: float, curve: str = "accuracy") -> float:
     return float(next((step for step, value in cell[curve] if value >= level), float("inf")))
 
 
-def curves(cells: Cells, curve: str, title: str, *, log: bool = False) -> Plot:
-    """Means over seeds of a curve ("outliers/..." of those within it), with their intervals, over steps."""
-    kind, _, name = curve.rpartition("/")
-    return over(
-        {
-            named(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
-            for model, seeds in cells.items()
-        },
-        title=title,
-        x="steps",
-        log=log,
+def curves(
+    cells: Cells, titles: Mapping[str, str], *, name: str = "steps", log: Sequence[str] = (), **more: Any
+) -> Chart:
+    """A plot for each curve ("outliers/..." of those within it): what it is over steps.
+
+    Args:
+        titles: of the plots, by curve.
+        log: the curves whose axis is logarithmic.
+        more: of every plot.
+    """
+    return Chart(
+        name=name,
+        plots=tuple(
+            over(
+                {
+                    label_of(model, seeds): [_points(cell, curve) for cell in ended(seeds)]
+                    for model, seeds in cells.items()
+                },
+                title=title,
+                x="steps",
+                log=curve in log,
+                **more,
+            )
+            for curve, title in titles.items()
+        ),
     )
 
 
-def over(found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], **more: Any) -> Plot:
-    """Lines through the means over seeds, by name one curve of (x, value) a seed."""
+def over(found: Mapping[str, Sequence[Curve]], *, log: bool = False, **more: Any) -> Plot:
+    """Lines through the means over seeds, by name one curve of (x, value) a seed, and, where there are few names, each
+    seed's own curve."""
     series = []
     for name, seeds in found.items():
         values: dict[float, list[float]] = {}
@@ -99,16 +120,21 @@ def over(found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], **more: A
             values.setdefault(x, []).extend([value] if np.isfinite(value) else [])
         means = {x: over_seeds(own) for x, own in sorted(values.items()) if own}
         series.append(Series(name=name, x=tuple(means), points=tuple(map(point, means.values()))))
-    return Plot(kind="lines", series=tuple(series), **more)
+        if len(found) <= FEW:
+            own = [tuple(zip(*curve, strict=True)) for curve in seeds if len(curve) > 1]
+            series += [Series(name=name, x=x, points=tuple(map(point, y)), thin=True) for x, y in own]
+    seen = [value for one in series for value, *_ in one.points if value > 0]
+    # Within a factor of three a log axis has no round number to show.
+    return Plot(kind="lines", series=tuple(series), log=log and bool(seen) and max(seen) > 3 * min(seen), **more)
 
 
 def ends_table(title: str, cells: Cells, columns: dict[str, str], first: str = "attention", note: str = "") -> Table:
     """Where curves end, over seeds: `columns` maps names of curves (or "outliers/...") to headings."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            named(name, seeds),
+            label_of(name, seeds),
             seeds[0]["parameters"],
-            *(mean_of(seeds, partial(last, curve=curve)) for curve in columns),
+            *(seed_mean(seeds, partial(last, curve=curve)) for curve in columns),
         )
         for name, seeds in cells.items()
     )
@@ -124,7 +150,9 @@ def against(cells: Cells, plain: str, columns: dict[str, str]) -> list[str]:
         if not pairs(seeds, cells[plain]):
             notes.append(f"{name} minus {plain}: at no seed did both end.")
             continue
-        changes = {label: change(seeds, cells[plain], partial(last, curve=curve)) for curve, label in columns.items()}
+        changes = {
+            label: seed_change(seeds, cells[plain], partial(last, curve=curve)) for curve, label in columns.items()
+        }
         said = "; ".join(f"{label} {found}" for label, found in changes.items() if found is not None)
         notes.append(f"{name} minus {plain}: {said}.")
     return notes

@@ -27,7 +27,7 @@ WAYS: Mapping[str, Method] = {
 }
 """Ways to eight bits; the first, which leaves the activations as they are, tells what of the rest is theirs."""
 
-CAVEAT = (
+W8A8_CAVEAT = (
     "Matrices of the blocks in int8 with one symmetric scale each, what enters them in int8: static ranges from "
     "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. What a variant "
     "adds to attention (gates, k' and v', shift scalars) is not rounded. Quantizable Transformers also rounds "
