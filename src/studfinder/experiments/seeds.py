@@ -120,7 +120,7 @@ def over(found: Mapping[str, Sequence[Curve]], *, log: bool = False, **more: Any
             values.setdefault(x, []).extend([value] if np.isfinite(value) else [])
         means = {x: over_seeds(own) for x, own in sorted(values.items()) if own}
         series.append(Series(name=name, x=tuple(means), points=tuple(map(point, means.values()))))
-        if len(found) <= FEW:
+        if len(found) <= FEW and len(seeds) > 1:
             own = [tuple(zip(*curve, strict=True)) for curve in seeds if len(curve) > 1]
             series += [Series(name=name, x=x, points=tuple(map(point, y)), thin=True) for x, y in own]
     seen = [value for one in series for value, *_ in one.points if value > 0]
