@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from studfinder.edits import Weights, edited, scale
-from studfinder.experiments.fidelity import Divergence, Original, kl_scores
 from studfinder.measures import compare, sweep
 from studfinder.measures.divergence import Clean
+from studfinder.studies import Divergence, Original
 from tiny import tiny
 
 
@@ -42,7 +42,8 @@ def test_windows_count_by_their_tokens():
         [Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=tuple((i, i) for i in range(32)))], 100
     )
     effects = sweep(lm, windows, [off])
-    original = Original(lm, windows)
+    original = Original()
+    original.see(lm, windows)
     with edited(lm, off):
         found = original.kl(lm)
     assert found.sums == pytest.approx(effects.kl[0], rel=1e-5)
@@ -53,7 +54,7 @@ def test_windows_count_by_their_tokens():
 
 
 def test_scores_of_it_compare_by_token():
-    before, after = (kl_scores(Divergence(np.array(sums), np.array([10, 30]))) for sums in ([1.0, 2.0], [2.0, 6.0]))
+    before, after = (Divergence(np.array(sums), np.array([10, 30])).scores() for sums in ([1.0, 2.0], [2.0, 6.0]))
     assert before.value == pytest.approx(3 / 40)
     change = compare(before, after)
     assert change.kind == "difference"

@@ -160,7 +160,14 @@ class Bench:
         most = {**dict.fromkeys(REGISTRY, items), "perplexity": getattr(self.config, "windows", items)}
         most.update(limits or {})
         return Grid(
-            run=self, lm=lm, variants=variants, measures=measures, limits=most, seed=seed, lenient=lenient
+            run=self,
+            lm=lm,
+            variants=variants,
+            measures=measures,
+            limits=most,
+            seed=seed,
+            lenient=lenient,
+            progress=self.progress,
         ).scored()
 
     def each(self, measure: str, field: str) -> list[str]:

@@ -59,7 +59,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
             rounding.variant(f"{name}, keep {kept}", method, keep=keep, kept=kept, family=name)
             for kept, keep in keeps.items()
         ]
-    scored = rounding.scored(variants, [f"perplexity:{bench.config['text']}"])
+    scored = rounding.scored(variants, [f"perplexity:{bench.config.text}"])
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [
         scored.scores_table(

@@ -79,7 +79,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         plain = KVCache(element=element, zero=zero)
         variants += [_variant(rounding, element, what, replace(plain, **more)) for what, more in _CHANGES.items()]
         variants += [_variant(rounding, element, what, plain, keep) for what, keep in keeps.items()]
-    measures = [f"perplexity:{own['text']}", *([f"passkey:{own['passkey']}"] if own.passkey else [])]
+    measures = [f"perplexity:{own.text}", *([f"passkey:{own.passkey}"] if own.passkey else [])]
     scored = rounding.scored(variants, measures, limits={"passkey": own.passkeys})
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [

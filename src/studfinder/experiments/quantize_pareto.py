@@ -69,7 +69,7 @@ PHASE = "phase"
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
     measure, proven, rounding = (
-        f"perplexity:{bench.config['text']}",
+        f"perplexity:{bench.config.text}",
         findings_of(bench, lm).proven,
         Rounding(bench, lm),
     )

@@ -108,7 +108,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rounding, proven = Rounding(bench, lm), findings_of(bench, lm).proven
     alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(PAIRS, RotaryPairs())]
     exact = [bench.once(f"unrounded {one}", partial(_unrounded, rounding, one)) for one in alone]
-    scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.config['text']}"])
+    scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.config.text}"])
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
     tables = [
         scored.scores_table(

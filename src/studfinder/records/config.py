@@ -104,6 +104,8 @@ class Setting:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
         if value is None and (self.optional or self.default is None):
             return None
+        if self.many and isinstance(value, str) and self.option.commas:
+            return self.parsed(value)
         if self.many:
             return tuple(map(self._one, self._several(value)))
         return self._one(value)
@@ -117,8 +119,6 @@ class Setting:
         return self.checked(values if self.many else values[0])
 
     def _several(self, value: Any) -> Iterator[Any]:
-        if isinstance(value, str) and self.option.commas:
-            return (part.strip() for part in value.split(",") if part.strip())
         return iter(value if isinstance(value, list | tuple | set | frozenset | Iterator | range) else (value,))
 
     def _read(self, text: str) -> Any:
