@@ -20,8 +20,8 @@ _BANDS = 3
 """Lines of a plot whose bands can be told apart."""
 _FEW = 25
 """Points of a line that are marked."""
-_LABEL = 24
-"""Letters of a row's label on a phone."""
+_LABEL, _TITLE = 24, 36
+"""Letters of a line of a row's label and of a title on a phone."""
 
 
 def draw_chart(chart: Chart, width: float) -> Figure:
@@ -96,11 +96,14 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]], wide
     axes.set_xlabel(visible(plot.x))
     axes.set_ylabel(visible(plot.y))
     if plot.title:
-        axes.set_title(visible(plot.title))
+        axes.set_title(visible(plot.title) if wide else fill(visible(plot.title), _TITLE))
     axes.grid(axis="y" if along == "y" else "x")
     if plot.log_x:
         axes.set_xscale("log")
         log_ticks(axes.xaxis, most=6)
+        places = sorted({x for series in plot.series for x in series.x})
+        if len(places) < 9:
+            axes.set_xticks(places, [f"{x:,g}" for x in places])
     if plot.log:
         (axes.set_yscale if along == "y" else axes.set_xscale)("log")
     if plot.kind == "lines":
