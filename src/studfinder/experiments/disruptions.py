@@ -9,10 +9,10 @@ from typing import Any
 from studfinder.edits import (
     AboveLambda,
     Edit,
+    Entries,
     Everything,
     MatchedDims,
     RandomDims,
-    Selection,
     TopDims,
     dims,
     massive_value_disruption,
@@ -71,7 +71,7 @@ def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Disruption]:
     return found
 
 
-def _of_means(lm: LM, name: str, key: str, select: Selection) -> Disruption:
+def _of_means(lm: LM, name: str, key: str, select: Entries) -> Disruption:
     return Disruption(name, key, mean(dims(lm, select=select), when="prefill"))
 
 

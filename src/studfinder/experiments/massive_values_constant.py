@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from studfinder.edits import (
     Edit,
+    Entries,
     MatchedDims,
     RandomDims,
-    Selection,
     TopDims,
     constant_only,
     deviation_only,
@@ -67,9 +67,9 @@ def run(bench: Bench) -> Outcome:
     return Outcome(tables, notes, data)
 
 
-def _selections(lm: LM, k: int, draws: int) -> list[tuple[str, list[Selection]]]:
+def _selections(lm: LM, k: int, draws: int) -> list[tuple[str, list[Entries]]]:
     """Which dims, by the name of the row; several where they are drawn."""
-    found: list[tuple[str, list[Selection]]] = [
+    found: list[tuple[str, list[Entries]]] = [
         (f"{k} massive", [TopDims(k)]),
         (f"{k} random", [RandomDims(k, seed) for seed in range(draws)]),
         (f"{k} next in norm", [MatchedDims(k, "norm")]),
