@@ -136,13 +136,13 @@ def test_an_interrupted_arm_goes_on(planted, folder, result, undrawn, monkeypatc
                 os.kill(os.getpid(), signal.SIGINT)
 
     plan = plan_experiment(NAME, ["tiny"], settings={"text": str(folder / "t.txt"), **SMALL})
-    real, made = finetune.Needs, []
+    real, made = finetune.Watcher, []
 
-    def needs(*args):
+    def watcher(*args):
         made.append(1)
         return real(*args) if len(made) != 3 else Press()
 
-    monkeypatch.setattr(finetune, "Needs", needs)
+    monkeypatch.setattr(finetune, "Watcher", watcher)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(plan, out=folder / "again", loader=lambda _: planted)
     (kept,) = (folder / "again.partial" / "checkpoints").iterdir()
@@ -150,7 +150,7 @@ def test_an_interrupted_arm_goes_on(planted, folder, result, undrawn, monkeypatc
     steps = [json.loads(line)["step"] for line in (folder / "again.partial" / "steps.jsonl").read_text().splitlines()]
     assert [step.partition("/")[2] for step in steps][-2:] == ["arm plain", "arm half-gates"]
     made.clear()
-    monkeypatch.setattr(finetune, "Needs", lambda *args: made.append(1) or real(*args))
+    monkeypatch.setattr(finetune, "Watcher", lambda *args: made.append(1) or real(*args))
     second, _ = run_experiment(plan, out=folder / "again", loader=lambda _: planted)
     first, again = (next(iter(data.values()))["arms"]["KV shift"] for data in (result.data, second.data))
     assert len(made) == len(finetune.ARMS) - 2  # the first two arms were not trained again

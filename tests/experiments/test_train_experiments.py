@@ -157,7 +157,7 @@ def test_means_over_seeds():
 
 def cell_of(*accuracies, stopped=None):
     points = [[10 * (number + 1), value] for number, value in enumerate(accuracies)]
-    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped}
+    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped, "seconds": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,10 @@ def test_of_several_processes_one_writes(tmp_path, monkeypatch):
 
 
 def test_the_time_is_that_of_training():
-    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}], "old": [cell_of(0.3)]}
-    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (not known of 1)."]
+    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}]}
+    assert about(cells) == ["Training took 3.0 minutes in all, of 2 models."]
+    cells["other"] = [{**cell_of(0.1), "resumed": True}]
+    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (of 1 that were interrupted, since then)."]
 
 
 def axes_of(plot):

@@ -238,7 +238,7 @@ def charts_of(seen: dict[str, Any]) -> list[Chart]:
         arms = {label: state["curves"][curve] for label, state in found.items() if label != UNTRAINED}
         return over({label: [[(0, start), *points]] for label, points in arms.items() if points}, x="steps", **more)
 
-    def dots(series: Mapping[str, list[Items]], quiet: str, x: str) -> Plot:
+    def dots(series: Mapping[str, Sequence[Items]], quiet: str, x: str) -> Plot:
         drawn = tuple(
             Series(name=name, points=tuple(point(window_mean(items)) for items in of), quiet=name == quiet)
             for name, of in series.items()

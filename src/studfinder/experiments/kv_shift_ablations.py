@@ -7,7 +7,6 @@ says which of them can do induction, not which is best for language.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +15,8 @@ from transformers import TrainerCallback
 from studfinder.attention.kv_shift.layer import KVShiftPart
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.seeds import about, against, curves, ends_table
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
-from studfinder.records.config import option
-from studfinder.training import Shape, TaskSource
+from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
+from studfinder.training import TaskSource
 from studfinder.training.tasks import Induction
 
 _MODELS: dict[str, list[str]] = {
@@ -33,14 +31,6 @@ _MODELS: dict[str, list[str]] = {
 _SCORES = {"accuracy": "accuracy on repeats", "test": "nats an answer"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShiftAblationsConfig(TrainedConfig):
-    """Sizes of task and model."""
-
-    vocabulary: int = option(128, help="Token ids.", least=1)
-    hidden: int = option(64, help="Width.", least=1)
-
-
 EXPERIMENT = Experiment(
     trains=True,
     name="kv-shift/ablations",
@@ -48,7 +38,7 @@ EXPERIMENT = Experiment(
     shows="section 5.3 (there: 1.5 B language models)",
     summary="Which parts of KV shift does one layer need to learn induction?",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
-    presets={"cpu": ShiftAblationsConfig(steps=400)},
+    presets={"cpu": SizedConfig(vocabulary=128, steps=400)},
 )
 
 
@@ -67,9 +57,8 @@ def run(bench: Bench) -> Outcome:
     """Accuracy over steps of one layer with each form."""
     own = bench.config
     source = TaskSource(Induction(vocabulary=own.vocabulary, length=own.length, train_on="scored"))
-    shape = Shape(layers=1, hidden=own.hidden, heads=own.heads)
     kinds = {
-        name: ModelKind(shape, attention, [Clamp()] if name.startswith("clamped") else [])
+        name: ModelKind(own.shape(1), attention, [Clamp()] if name.startswith("clamped") else [])
         for name, attention in _MODELS.items()
     }
     cells = every_cell(bench, source, kinds)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.seeds import about, against, curves, ends_table
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
+from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
 from studfinder.records.config import option
-from studfinder.training import Shape, TaskSource
+from studfinder.training import TaskSource
 from studfinder.training.tasks import NGram
 
 _MODELS: dict[str, tuple[int, list[str]]] = {
@@ -25,12 +25,10 @@ _SCORES = {"accuracy": "answers right", "test": "nats an answer"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class NGramConfig(TrainedConfig):
-    """Rules and sizes."""
+class NGramConfig(SizedConfig):
+    """And what is learned."""
 
-    vocabulary: int = option(256, help="Token ids.", least=1)
     rules: int = option(200, help="3-grams to learn.", least=1)
-    hidden: int = option(32, help="Width.", least=1)
 
 
 EXPERIMENT = Experiment(
@@ -40,7 +38,7 @@ EXPERIMENT = Experiment(
     shows="section 3.3",
     summary="Does KV shift change how fast fixed 3-grams are learned? (The paper: no.)",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
-    presets={"cpu": NGramConfig()},
+    presets={"cpu": NGramConfig(hidden=32)},
 )
 
 
@@ -48,10 +46,7 @@ def run(bench: Bench) -> Outcome:
     """Accuracy on the rules' answers over steps, for one and two layers with and without KV shift."""
     own = bench.config
     source = TaskSource(NGram(vocabulary=own.vocabulary, length=own.length, rules=own.rules))
-    kinds = {
-        name: ModelKind(Shape(layers=layers, hidden=own.hidden, heads=own.heads), attention)
-        for name, (layers, attention) in _MODELS.items()
-    }
+    kinds = {name: ModelKind(own.shape(layers), attention) for name, (layers, attention) in _MODELS.items()}
     cells = every_cell(bench, source, kinds)
     notes = []
     for layers in ("1 layer", "2 layers"):

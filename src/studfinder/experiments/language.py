@@ -10,23 +10,24 @@ from typing import Any
 
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.seeds import Cells, ends_table
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
+from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
 from studfinder.records import Table
 from studfinder.records.config import option
-from studfinder.training import Shape, TextSource, tokenized
+from studfinder.training import TextSource, tokenized
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TrainedConfig):
-    """And which text and sizes."""
+class LanguageConfig(SizedConfig):
+    """And which text is read."""
 
     text: str = option("wikitext2", help="What is read: a data set or a file.")
     vocabulary: int = option(1024, help="Ids of the tokenizer that is trained on it; 0 is bytes.", least=0)
     layers: int = option(4, help="Blocks.", least=1)
-    hidden: int = option(96, help="Width.", least=1)
 
 
-SMALL = LanguageConfig(length=128, steps=1000, batch=16, warmup=100, schedule="cosine", look_every=100, test=64)
+SMALL = LanguageConfig(
+    length=128, hidden=96, steps=1000, batch=16, warmup=100, schedule="cosine", look_every=100, test=64
+)
 """A few hundred thousand parameters that read two million tokens: what two cores train in minutes. By this name there
 is the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`language_table`)."""
 
@@ -41,7 +42,7 @@ def source_of(bench: Bench) -> TextSource:
 def language_cells(bench: Bench, source: TextSource, attentions: Mapping[str, Sequence[str]], **more: Any) -> Cells:
     """Train the same model with every kind of attention, at every seed; see `every_cell`."""
     own = bench.config
-    shape = Shape(layers=own.layers, hidden=own.hidden, heads=own.heads, tied=True)
+    shape = own.shape(own.layers, tied=True)
     return every_cell(bench, source, {name: ModelKind(shape, kind) for name, kind in attentions.items()}, **more)
 
 

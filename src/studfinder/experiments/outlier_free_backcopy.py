@@ -8,13 +8,10 @@ grows first, and what becomes of the rest when one is blocked by a variant of at
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.seeds import (
@@ -30,12 +27,12 @@ from studfinder.experiments.seeds import (
     last,
     seed_mean,
 )
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
-from studfinder.models import LM, load
+from studfinder.experiments.trained import ModelKind, SizedConfig, Watcher, every_cell
+from studfinder.models import LM
 from studfinder.records import Table
 from studfinder.records.config import option
 from studfinder.sites import capture
-from studfinder.training import Shape, TaskSource
+from studfinder.training import TaskSource
 from studfinder.training.tasks import Backcopy
 
 _MODELS = {
@@ -56,12 +53,10 @@ _LOGGED = "first token/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackcopyConfig(TrainedConfig):
-    """Sizes of task and model."""
+class BackcopyConfig(SizedConfig):
+    """And how deep."""
 
-    vocabulary: int = option(64, help="Token ids.", least=1)
     layers: int = option(1, help="Blocks.", least=1)
-    hidden: int = option(64, help="Width.", least=1)
 
 
 EXPERIMENT = Experiment(
@@ -73,8 +68,9 @@ EXPERIMENT = Experiment(
     needs="minutes on two cores (no model is loaded: small ones are trained)",
     presets={
         # At a learning rate of 0.001 no head parks on BOS within thousands of steps.
-        "cpu": BackcopyConfig(heads=1, steps=1000, lr=0.03, test=64),
+        "cpu": BackcopyConfig(vocabulary=64, heads=1, steps=1000, lr=0.03, test=64),
         "paper": BackcopyConfig(
+            vocabulary=64,
             length=256,
             layers=3,
             heads=1,
@@ -95,46 +91,28 @@ def run(bench: Bench) -> Outcome:
     own = bench.config
     task = Backcopy(vocabulary=own.vocabulary, length=own.length)
     source = TaskSource(task)
-    shape = Shape(layers=own.layers, hidden=own.hidden, heads=own.heads)
-    watch = WatchFirst(source, task.triggers)
-    kinds = {name: ModelKind(shape, attention, [watch]) for name, attention in _MODELS.items()}
+    ids_BT = torch.stack([torch.from_numpy(source.row("test", 0, index)["input_ids"]) for index in range(8)])
+    idle_BT = ids_BT > task.triggers  # after these there is nothing to copy
+    watch = Watcher(_LOGGED, partial(_first_token, ids_BT, idle_BT))
+    kinds = {name: ModelKind(own.shape(own.layers), attention, [watch]) for name, attention in _MODELS.items()}
     cells = every_cell(bench, source, kinds, watch=True, logged=_LOGGED, weight_decay=0.0)
     charts = [curves(cells, _SEEN, name="first-token", log=("peak",))]
     return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], charts, cells)
 
 
-class WatchFirst(TrainerCallback):
-    """At each evaluation, what sets the first token apart: the largest over layers (the smallest, for values)."""
-
-    def __init__(self, source: TaskSource, triggers: int) -> None:
-        rows = [source.row("test", 0, index)["input_ids"] for index in range(8)]
-        self.ids_BT = torch.stack([torch.from_numpy(row) for row in rows])
-        self.idle_BT = self.ids_BT > triggers  # after these there is nothing to copy
-        self.lm: LM | None = None
-        self.log: Callable[[dict[str, float]], None] = lambda logs: None
-
-    def attach(self, trainer: Any) -> None:
-        """Told by `fit`."""
-        self.log = trainer.log
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.lm = load(model)  # once, and now: weights that are no longer finite are refused
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        assert self.lm is not None, "training has begun"
-        lm = self.lm
-        layers = range(len(lm.anatomy.layers))
-        kinds = ("residual", "query", "key", "value")
-        tensors = capture(lm, self.ids_BT, [f"{kind}[{layer}]" for kind in kinds for layer in layers])
-        norms = {kind: [_ratio(tensors[f"{kind}[{layer}]"]) for layer in layers] for kind in kinds}
+def _first_token(ids_BT: torch.Tensor, idle_BT: torch.Tensor, lm: LM) -> dict[str, float]:
+    """What sets the first token apart: the largest over layers (the smallest, for values)."""
+    layers = range(len(lm.anatomy.layers))
+    kinds = ("residual", "query", "key", "value")
+    tensors = capture(lm, ids_BT, [f"{kind}[{layer}]" for kind in kinds for layer in layers])
+    norms = {kind: [_ratio(tensors[f"{kind}[{layer}]"]) for layer in layers] for kind in kinds}
+    return {
+        "sink": max(_sink(tensors[f"query[{layer}]"], tensors[f"key[{layer}]"], idle_BT) for layer in layers),
         # The last of several blocks is read by the head alone, which norms it.
-        seen = {
-            "sink": max(_sink(tensors[f"query[{layer}]"], tensors[f"key[{layer}]"], self.idle_BT) for layer in layers),
-            "peak": max(norms["residual"][:-1] or norms["residual"]),
-            "drain": min(norms["value"]),
-            "key": max(norms["key"]),
-        }
-        self.log({_LOGGED + name: value for name, value in seen.items()})
+        "peak": max(norms["residual"][:-1] or norms["residual"]),
+        "drain": min(norms["value"]),
+        "key": max(norms["key"]),
+    }
 
 
 def _ratio(tensor: torch.Tensor) -> float:

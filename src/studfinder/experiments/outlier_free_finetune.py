@@ -31,8 +31,8 @@ from studfinder.edits import matched_controls
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.finetune_tables import DECAYED, OTHER, PLAIN, charts_of, finetune_notes, tables_of
-from studfinder.experiments.held_weights import LOG_PREFIX, Hold, Needs, WeightPlaces, values_of, without
-from studfinder.experiments.trained import CourseConfig, remembered
+from studfinder.experiments.held_weights import Hold, WeightPlaces, needs, values_of, without
+from studfinder.experiments.trained import CourseConfig, Watcher, remembered
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM, cached_content_hash, load
@@ -219,7 +219,8 @@ def _trained(lm: LM, arm: Arm, course: Course, key: str, folder: Path) -> dict[s
         until = max(1, course.recipe.steps // 2) if arm.decayed else None
         watches.insert(0, Hold(model, course.groups[arm.held], until))
     if "super" in course.groups:
-        watches.append(Needs(course.windows[: course.watched], course.groups["super"]))
+        see = partial(needs, course.windows[: course.watched], course.groups["super"])
+        watches.append(Watcher("weights/", see))
     fitted = fit(model, course.source, course.recipe, folder=folder, key=key, callbacks=watches)
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -231,8 +232,8 @@ def _trained(lm: LM, arm: Arm, course: Course, key: str, folder: Path) -> dict[s
         "top activation": "outliers/top_activation",
         "kurtosis": "outliers/kurtosis",
         "top sink": "outliers/top_sink",
-        "need": LOG_PREFIX + "need",
-        "value": LOG_PREFIX + "value",
+        "need": "weights/need",
+        "value": "weights/value",
     }
     return {
         **measured(load(fitted.model), course),

@@ -26,12 +26,11 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """Mean over seeds with Student's interval; a single seed has none (its ends are NaN)."""
     from scipy.stats import t  # slow to load
 
-    n = len(values)
-    mean = float(np.mean(values))
-    if n == 1:
-        return Interval(value=mean, low=float("nan"), high=float("nan"), level=0.95, n=1, method="one seed")
-    half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
-    return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method="Student's t over seeds")
+    n, mean, half = len(values), float(np.mean(values)), float("nan")
+    if n > 1:
+        half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
+    method = "Student's t over seeds" if n > 1 else "one seed"
+    return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method=method)
 
 
 def ended(seeds: Sequence[Trained]) -> list[Trained]:
@@ -47,18 +46,16 @@ def label_of(name: str, seeds: Sequence[Trained]) -> str:
 
 def seed_mean(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     """Over the seeds that did not diverge; None where this kind of model has no such thing."""
-    values = [read(cell) for cell in ended(seeds)]
-    if not values:
-        return DIVERGED
-    return None if all(np.isnan(value) for value in values) else over_seeds(values)
+    return _mean([read(cell) for cell in ended(seeds)])
 
 
 def seed_change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
     """Mean difference, paired over the seeds at which neither diverged."""
-    differences = [read(a) - read(b) for a, b in pairs(after, before)]
-    if not differences:
-        return DIVERGED
-    return None if all(np.isnan(value) for value in differences) else over_seeds(differences)
+    return _mean([read(a) - read(b) for a, b in pairs(after, before)])
+
+
+def _mean(values: list[float]) -> Interval | str | None:
+    return DIVERGED if not values else None if np.isnan(values).all() else over_seeds(values)
 
 
 def pairs(one: Sequence[Trained], other: Sequence[Trained]) -> list[tuple[Trained, Trained]]:
@@ -92,22 +89,11 @@ def curves(
         log: the curves whose axis is logarithmic.
         more: of every plot.
     """
-    return Chart(
-        name=name,
-        plots=tuple(
-            over(
-                {
-                    label_of(model, seeds): [_points(cell, curve) for cell in ended(seeds)]
-                    for model, seeds in cells.items()
-                },
-                title=title,
-                x="steps",
-                log=curve in log,
-                **more,
-            )
-            for curve, title in titles.items()
-        ),
-    )
+    plots = []
+    for curve, title in titles.items():
+        found = {label_of(one, seeds): [_points(cell, curve) for cell in ended(seeds)] for one, seeds in cells.items()}
+        plots.append(over(found, title=title, x="steps", log=curve in log, **more))
+    return Chart(name=name, plots=tuple(plots))
 
 
 def over(found: Mapping[str, Sequence[Curve]], *, log: bool = False, **more: Any) -> Plot:
@@ -166,22 +152,11 @@ def about(cells: Cells) -> list[str]:
         if (steps := [_end(cell) for cell in seeds if cell.get("stopped")])
     ]
     said = [f"Diverged, and left out of every mean, difference and line: {'; '.join(lost)}."] if lost else []
-    return [*said, _time(cells)]
-
-
-def _time(cells: Cells) -> str:
-    """Of all models together: a run that was drawn again knows its own seconds alone."""
-    known = [cell["seconds"] for seeds in cells.values() for cell in seeds if "seconds" in cell]
-    models = sum(map(len, cells.values()))
-    seconds = sum(known)
+    every = [cell for seeds in cells.values() for cell in seeds]
+    seconds, resumed = sum(cell["seconds"] for cell in every), sum("resumed" in cell for cell in every)
     took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-    missing = {
-        "not known of {}": models - len(known),
-        "of {} that were interrupted, since then": sum("resumed" in cell for seeds in cells.values() for cell in seeds),
-    }
-    said = "; ".join(words.format(count) for words, count in missing.items() if count)
-    of = f" ({said})" if said else ""
-    return f"Training took {took} in all, of {models} models{of}."
+    of = f" (of {resumed} that were interrupted, since then)" if resumed else ""
+    return [*said, f"Training took {took} in all, of {len(every)} models{of}."]
 
 
 def _end(cell: Trained) -> int:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import TrainerCallback
 
 from studfinder.experiments.experiment import Bench, StudyConfig
 from studfinder.experiments.seeds import DIVERGED, Cells, Curve, Trained
+from studfinder.models import LM, load
 from studfinder.records.config import option
 from studfinder.runs import first_process, key_of
 from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
@@ -54,6 +56,41 @@ class TrainedConfig(CourseConfig):
     precision: Literal["fp32", "bf16"] = option("fp32", help="Of matrix products in training.")
     test: int = option(128, help="Sequences of an evaluation.", least=1)
     seeds: int = option(3, help="Models of each kind, at seeds from `seed` on.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedConfig(TrainedConfig):
+    """And how large all models are."""
+
+    vocabulary: int = option(256, help="Token ids.", least=1)
+    hidden: int = option(64, help="Width.", least=1)
+
+    def shape(self, layers: int, **more: Any) -> Shape:
+        """Of so many blocks."""
+        return Shape(layers=layers, hidden=self.hidden, heads=self.heads, **more)
+
+
+class Watcher(TrainerCallback):
+    """At each evaluation, what is seen of the model, into Trainer's log.
+
+    Args:
+        prefix: how the names begin there.
+        see: numbers by name.
+    """
+
+    def __init__(self, prefix: str, see: Callable[[LM], Mapping[str, float]]) -> None:
+        self.prefix, self.see = prefix, see
+
+    def attach(self, trainer: Any) -> None:
+        """Told by `fit`."""
+        self.log = trainer.log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.lm = load(model)  # once, and now: weights that are no longer finite are refused
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.eval()
+        self.log({self.prefix + name: value for name, value in self.see(self.lm).items()})
 
 
 @dataclass(frozen=True)
