@@ -32,7 +32,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.finetune_tables import DECAYED, OTHER, PLAIN, charts_of, finetune_notes, tables_of
 from studfinder.experiments.held_weights import Hold, WeightPlaces, needs, values_of, without
-from studfinder.experiments.trained import CourseConfig, Watcher, remembered
+from studfinder.experiments.trained import CourseConfig, Watcher, all_trained
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM, cached_content_hash, load
@@ -134,7 +134,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     untrained = bench.once("untrained", lambda: measured(load(_own(lm)), course))
     key = {"config": own, "weights of": cached_content_hash(lm)}
     arms = {label: arm for label, arm in ARMS.items() if not arm.held or arm.held in groups}
-    trained = remembered(
+    trained = all_trained(
         bench,
         {
             f"arm {label}": partial(_trained, lm, arm, course, key_of({**key, "arm": label}))

@@ -140,11 +140,11 @@ def every_cell(
         for seed in seeds
         for name, kind in kinds.items()
     }
-    found = remembered(bench, trainings)
+    found = all_trained(bench, trainings)
     return {name: [found[f"{name}, seed {seed}"] for seed in seeds] for name in kinds}
 
 
-def remembered(bench: Bench, trainings: Mapping[str, Callable[[Path], Trained]]) -> dict[str, Trained]:
+def all_trained(bench: Bench, trainings: Mapping[str, Callable[[Path], Trained]]) -> dict[str, Trained]:
     """Carry out each training that is not done yet.
 
     Args:
