@@ -38,7 +38,7 @@ EXPERIMENT = Experiment(
     shows="section 3.3",
     summary="Does KV shift change how fast fixed 3-grams are learned? (The paper: no.)",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
-    presets={"cpu": NGramConfig(hidden=32)},
+    presets={"cpu": NGramConfig(vocabulary=256, hidden=32)},
 )
 
 

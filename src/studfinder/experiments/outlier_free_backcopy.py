@@ -68,19 +68,9 @@ EXPERIMENT = Experiment(
     needs="minutes on two cores (no model is loaded: small ones are trained)",
     presets={
         # At a learning rate of 0.001 no head parks on BOS within thousands of steps.
-        "cpu": BackcopyConfig(vocabulary=64, heads=1, steps=1000, lr=0.03, test=64),
+        "cpu": BackcopyConfig(heads=1, steps=1000, lr=0.03, test=64),
         "paper": BackcopyConfig(
-            vocabulary=64,
-            length=256,
-            layers=3,
-            heads=1,
-            steps=10_000,
-            batch=512,
-            lr=3e-4,
-            warmup=0,
-            look_every=100,
-            test=256,
-            seeds=5,
+            length=256, layers=3, heads=1, steps=10_000, batch=512, lr=3e-4, warmup=0, look_every=100, test=256, seeds=5
         ),
     },
 )
@@ -185,11 +175,9 @@ def _order(cells: Cells) -> Table:
 def _notes(cells: Cells) -> list[str]:
     """What each kind of attention changes against vanilla, paired over seeds."""
     notes = against(cells, "vanilla", _SEEN)
-    grown = [last(cell, "peak") for cell in ended(cells["vanilla"])]
-    if not grown:
-        return notes
-    notes.append(
-        f"The residual norm of BOS ends at {min(grown):.3g} to {max(grown):.3g} times the median token's in vanilla "
-        "attention. In the paper three layers reach some hundred after 10,000 steps."
-    )
+    if grown := [last(cell, "peak") for cell in ended(cells["vanilla"])]:
+        notes.append(
+            f"The residual norm of BOS ends at {min(grown):.3g} to {max(grown):.3g} times the median token's in "
+            "vanilla attention. In the paper three layers reach some hundred after 10,000 steps."
+        )
     return notes

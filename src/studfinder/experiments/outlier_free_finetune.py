@@ -134,13 +134,10 @@ def run(bench: Bench, lm: LM) -> Outcome:
     untrained = bench.once("untrained", lambda: measured(load(_own(lm)), course))
     key = {"config": own, "weights of": cached_content_hash(lm)}
     arms = {label: arm for label, arm in ARMS.items() if not arm.held or arm.held in groups}
-    trained = all_trained(
-        bench,
-        {
-            f"arm {label}": partial(_trained, lm, arm, course, key_of({**key, "arm": label}))
-            for label, arm in arms.items()
-        },
-    )
+    trainings = {
+        f"arm {label}": partial(_trained, lm, arm, course, key_of({**key, "arm": label})) for label, arm in arms.items()
+    }
+    trained = all_trained(bench, trainings)
     seen = {
         "weights": found["names"],
         "precision": precision,

@@ -62,7 +62,7 @@ class TrainedConfig(CourseConfig):
 class SizedConfig(TrainedConfig):
     """And how large all models are."""
 
-    vocabulary: int = option(256, help="Token ids.", least=1)
+    vocabulary: int = option(64, help="Token ids.", least=1)
     hidden: int = option(64, help="Width.", least=1)
 
     def shape(self, layers: int, **more: Any) -> Shape:
