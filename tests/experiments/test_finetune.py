@@ -22,7 +22,7 @@ from studfinder.experiments.held_weights import Hold, values_of, without
 from studfinder.experiments.w8a8 import STATIC, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
 from studfinder.records import Comparison, Interval
-from studfinder.training import Recipe, TextSource, fit
+from studfinder.training import TextSource, TrainingRecipe, fit
 from tiny import tiny
 
 NAME = "outlier-free/finetune"
@@ -209,7 +209,7 @@ def test_held_weights_take_no_part_in_training():
     lm = tiny("llama")
     start = values_of(lm.model, names)
     hold = Hold(lm.model, names)
-    fit(lm.model, source(), Recipe(steps=3, batch=2, test=2, precision="fp32"), callbacks=[hold, Watch()])
+    fit(lm.model, source(), TrainingRecipe(steps=3, batch=2, test=2, precision="fp32"), callbacks=[hold, Watch()])
     assert values_of(lm.model, names) == start
     assert seen == [[0, 0]] * 3
 
@@ -225,7 +225,7 @@ def test_decayed_weights_go_on_a_straight_line_and_stay_at_zero():
         def on_step_end(self, args, state, control, model=None, **_):
             found.append(values_of(model, place)[0])
 
-    recipe = Recipe(steps=6, batch=2, test=2, precision="fp32")
+    recipe = TrainingRecipe(steps=6, batch=2, test=2, precision="fp32")
     fit(lm.model, source(), recipe, callbacks=[Hold(lm.model, place, 4), Watch()])
     assert found == [3, 2, 1, 0, 0, 0]
 

@@ -26,7 +26,7 @@ from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Chart, Interval
 from studfinder.report.charts import draw_chart
 from studfinder.report.style import WIDE
-from studfinder.training import Shape, TextSource, build, tokenized, variants_from
+from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny
 
@@ -367,7 +367,7 @@ def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
 def test_scalars_of_every_form():
     def scalars(text):
         return shift_scalars(
-            build(Shape(layers=1, hidden=16, heads=2), variants_from([text]), vocabulary=8, length=8, seed=0)
+            build_model(ModelShape(layers=1, hidden=16, heads=2), variants_from([text]), vocabulary=8, length=8, seed=0)
         )
 
     for a1, a2, b1, b2 in scalars("kv_shift"):
@@ -379,7 +379,9 @@ def test_scalars_of_every_form():
 
 
 def test_clamping_keeps_the_scalars_in_range():
-    model = build(Shape(layers=1, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=8, length=8, seed=0)
+    model = build_model(
+        ModelShape(layers=1, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=8, length=8, seed=0
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "previous" in name:

@@ -17,8 +17,8 @@ from studfinder.experiments.seeds import Cells, about, ended, label_of, over, se
 from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.records import Chart, Series, Table, point
 from studfinder.records.config import option
-from studfinder.training import Shape, TaskSource
-from studfinder.training.streams import Rows, collate
+from studfinder.training import ModelShape, TaskSource
+from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.tasks import HopK
 
 _MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
@@ -59,7 +59,7 @@ def run(bench: Bench) -> Outcome:
     """Accuracy by number of hops at the end of training."""
     own = bench.config
     source = TaskSource(HopK(length=own.length, symbols=own.symbols, hops=own.hops))
-    shape = Shape(layers=own.layers, hidden=own.hidden, heads=own.heads)
+    shape = ModelShape(layers=own.layers, hidden=own.hidden, heads=own.heads)
 
     def by_hops(model: Any) -> dict[str, Any]:
         return {"by_hops": [accuracy(model, exact, own.test) for exact in own.tasks()]}
@@ -102,7 +102,7 @@ def without_a_model(task: HopK, count: int) -> float:
 
 def _test_batch(task: HopK, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens, and what should be said at all but the last."""
-    rows = Rows(TaskSource(task), "test", 0, count)
+    rows = SequenceRows(TaskSource(task), "test", 0, count)
     batch = collate([rows[index] for index in range(count)])
     return batch["input_ids"], batch["labels"][:, 1:]
 

@@ -31,7 +31,7 @@ from studfinder.experiments.seeds import (
 from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.records import Chart, Table
 from studfinder.records.config import option
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 
 _MODELS: dict[str, tuple[int, list[str]]] = {
@@ -84,7 +84,7 @@ def run(bench: Bench) -> Outcome:
     own = bench.config
     task = Induction(vocabulary=own.vocabulary, length=own.length, train_on=own.train_on, score=own.score)
     kinds = {
-        f"{model}, width {width}": ModelKind(Shape(layers=layers, hidden=width, heads=own.heads), attention)
+        f"{model}, width {width}": ModelKind(ModelShape(layers=layers, hidden=width, heads=own.heads), attention)
         for width in own.widths
         for model, (layers, attention) in _MODELS.items()
     }

@@ -21,13 +21,13 @@ import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
-    NAMES,
+    LETTERS,
     Maps,
     MapsConfig,
     Statistic,
     chance_above,
     counts,
-    ratios,
+    norm_ratios,
     read_maps,
     resampled,
 )
@@ -91,7 +91,7 @@ def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
         "layers": list(maps.layers[tensor]),
         "heads": heads,
         "massive": counts(norm_LHD, lam).tolist(),
-        "largest": ratios(norm_LHD).max(axis=(1, 2)).tolist(),
+        "largest": norm_ratios(norm_LHD).max(axis=(1, 2)).tolist(),
         "chance": chance_above(dims, lam) * heads * dims,
     }
 
@@ -108,7 +108,7 @@ def _totals_table(seen: dict[str, Any]) -> Table:
         change = seen["rope"].get(tensor)
         rows.append(
             (
-                NAMES[tensor],
+                LETTERS[tensor],
                 Interval(**of["total"]),
                 of["chance"] * len(of["layers"]),
                 first_layer(of),
@@ -134,7 +134,7 @@ def _layers_table(seen: dict[str, Any]) -> Table:
 
     columns = ["layer"]
     for tensor in seen["tensors"]:
-        columns += [NAMES[tensor], f"{NAMES[tensor]}: largest"]
+        columns += [LETTERS[tensor], f"{LETTERS[tensor]}: largest"]
     rows = [
         (layer, *(at(of, layer, what) for of in seen["tensors"].values() for what in ("massive", "largest")))
         for layer in layers
@@ -153,14 +153,14 @@ def _notes(seen: dict[str, Any]) -> list[str]:
         if tensor.endswith("pre_rope") and tensor.split(".")[0] in seen["tensors"]:
             continue
         first = first_layer(of)
-        firsts.append(f"{NAMES[tensor]} " + ("never" if first is None else f"from layer {first}"))
+        firsts.append(f"{LETTERS[tensor]} " + ("never" if first is None else f"from layer {first}"))
     notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
     for tensor, change in seen["rope"].items():
         value, low, high = change["value"], change["low"], change["high"]
         before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
         says = "RoPE changes that count beyond what prompts vary" if low > 0 or high < 0 else "no clear change by RoPE"
         notes.append(
-            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
+            f"{LETTERS[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
             f"({value:+.0f} [{low:+.0f}, {high:+.0f}]): {says}."
         )
     return notes
@@ -172,11 +172,11 @@ def _chart(seen: dict[str, Any]) -> Chart:
     def series(what: str) -> tuple[Series, ...]:
         return tuple(
             Series(
-                name=NAMES[tensor],
+                name=LETTERS[tensor],
                 x=tuple(of["layers"]),
                 points=tuple(point(n / of["heads"] if what == "massive" else n) for n in of[what]),
                 dotted=tensor.endswith("pre_rope"),
-                like=NAMES[tensor.removesuffix(".pre_rope")],
+                like=LETTERS[tensor.removesuffix(".pre_rope")],
             )
             for tensor, of in seen["tensors"].items()
         )

@@ -34,11 +34,11 @@ from studfinder.experiments.finetune_tables import DECAYED, OTHER, PLAIN, charts
 from studfinder.experiments.held_weights import Hold, WeightPlaces, needs, values_of, without
 from studfinder.experiments.trained import CourseConfig, Watcher, all_trained
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM, cached_content_hash, load
 from studfinder.records.config import option
 from studfinder.runs import key_of
-from studfinder.training import Outliers, Recipe, TextSource, fit, look, put_in, tokenized, variants_from
+from studfinder.training import Outliers, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable
 
@@ -113,7 +113,7 @@ class Course:
     """
 
     source: TextSource
-    recipe: Recipe
+    recipe: TrainingRecipe
     windows: Windows
     calibration: Windows
     groups: dict[str, WeightPlaces]
@@ -163,7 +163,7 @@ def _size(seen: dict[str, Any], own: FinetuneConfig) -> str:
 
 def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     """The proven super weights, the largest effect first, and for each the weight of its matrix nearest in size."""
-    findings = findings_of(bench, lm)
+    findings = load_findings(bench, lm)
     proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     chosen = proven[: bench.config.weights]
     taken = [(weight.parameter, weight.index) for weight in findings.super_weights]

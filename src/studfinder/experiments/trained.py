@@ -19,10 +19,10 @@ from studfinder.experiments.seeds import DIVERGED, Cells, Curve, Trained
 from studfinder.models import LM, load
 from studfinder.records.config import option
 from studfinder.runs import first_process, key_of
-from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
+from studfinder.training import ModelShape, Outliers, TrainingRecipe, build_model, fit, variants_from
 from studfinder.training.fit import Fitted
 from studfinder.training.outliers import PREFIX
-from studfinder.training.streams import Source
+from studfinder.training.streams import SequenceSource
 
 CHECKPOINTS = "checkpoints"
 KEEP = 500
@@ -31,7 +31,7 @@ KEEP = 500
 
 @dataclass(frozen=True, kw_only=True)
 class CourseConfig(StudyConfig):
-    """How a model is trained; see `training.Recipe`."""
+    """How a model is trained; see `training.TrainingRecipe`."""
 
     length: int = option(64, help="Tokens of a sequence.", least=2)
     steps: int = option(500, help="Optimizer steps.", least=1)
@@ -42,10 +42,10 @@ class CourseConfig(StudyConfig):
     schedule: Literal["constant", "cosine", "linear"] = option("constant", help="What becomes of it then.")
     look_every: int = option(50, help="Steps between evaluations.", least=1)
 
-    def recipe(self, **more: Any) -> Recipe:
+    def recipe(self, **more: Any) -> TrainingRecipe:
         """The recipe that this says, with more."""
-        own = {name: value for name, value in vars(self).items() if name in Recipe.__dataclass_fields__}
-        return Recipe(**{**own, **more})
+        own = {name: value for name, value in vars(self).items() if name in TrainingRecipe.__dataclass_fields__}
+        return TrainingRecipe(**{**own, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class SizedConfig(TrainedConfig):
     vocabulary: int = option(64, help="Token ids.", least=1)
     hidden: int = option(64, help="Width.", least=1)
 
-    def shape(self, layers: int, **more: Any) -> Shape:
+    def shape(self, layers: int, **more: Any) -> ModelShape:
         """Of so many blocks."""
-        return Shape(layers=layers, hidden=self.hidden, heads=self.heads, **more)
+        return ModelShape(layers=layers, hidden=self.hidden, heads=self.heads, **more)
 
 
 class Watcher(TrainerCallback):
@@ -102,14 +102,14 @@ class ModelKind:
         callbacks: of Trainer. What they have seen they must log, since training may go on in another process.
     """
 
-    shape: Shape
+    shape: ModelShape
     attention: Sequence[str] = ()
     callbacks: Sequence[Any] = ()
 
 
 def every_cell(
     bench: Bench,
-    source: Source,
+    source: SequenceSource,
     kinds: Mapping[str, ModelKind],
     *,
     watch: bool = False,
@@ -164,9 +164,9 @@ def all_trained(bench: Bench, trainings: Mapping[str, Callable[[Path], Trained]]
 
 
 def run_cell(
-    source: Source,
+    source: SequenceSource,
     kind: ModelKind,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     folder: Path,
     *,
     watch: bool,
@@ -175,7 +175,7 @@ def run_cell(
 ) -> Trained:
     """Train one model from scratch; see `every_cell`."""
     variants = variants_from(kind.attention)
-    model = build(kind.shape, variants, vocabulary=source.vocabulary, length=source.length, seed=recipe.seed)
+    model = build_model(kind.shape, variants, vocabulary=source.vocabulary, length=source.length, seed=recipe.seed)
     start = shift_scalars(model)
     resumed = folder.is_dir()
     begun = time.monotonic()
