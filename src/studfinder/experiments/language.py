@@ -3,82 +3,62 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studfinder.experiments.experiment import Bench
-from studfinder.experiments.seeds import Cells
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.training import ModelShape, TextSource, tokenized
+from studfinder.experiments.seeds import Cells, ends_table
+from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
+from studfinder.records import Table
+from studfinder.records.config import option
+from studfinder.training import TextSource, tokenized
 
-SMALL: dict[str, Any] = {
-    "text": "wikitext2",
-    "vocabulary": 1024,
-    "length": 128,
-    "layers": 4,
-    "hidden": 96,
-    "heads": 4,
-    "steps": 1000,
-    "batch": 16,
-    "lr": 2e-3,
-    "warmup": 100,
-    "schedule": "cosine",
-    "look_every": 100,
-    "test": 64,
-    "seeds": 3,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(SizedConfig):
+    """And which text is read."""
+
+    text: str = option("wikitext2", help="What is read: a data set or a file.")
+    vocabulary: int = option(1024, help="Ids of the tokenizer that is trained on it; 0 is bytes.", least=0)
+    layers: int = option(4, help="Blocks.", least=1)
+
+
+SMALL = LanguageConfig(
+    length=128, hidden=96, steps=1000, batch=16, warmup=100, schedule="cosine", look_every=100, test=64
+)
 """A few hundred thousand parameters that read two million tokens: what two cores train in minutes. By this name there
-is the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`about_text`)."""
+is the test split of WikiText-2 alone, half a million tokens, so that each is read several times (`language_table`)."""
 
 
 def source_of(bench: Bench) -> TextSource:
     """The text of the settings, with a tokenizer trained on it."""
-    s = bench.settings
-    bench.progress(f"reading {s['text']}", 0, 1)
-    return tokenized(s["text"], s["length"], s["vocabulary"] or None)[0]
+    own = bench.config
+    bench.progress(f"reading {own.text}", 0, 1)
+    return tokenized(own.text, own.length, own.vocabulary or None)[0]
 
 
-def model_shape(settings: Mapping[str, Any]) -> ModelShape:
-    """The sizes of the settings."""
-    return ModelShape(layers=settings["layers"], hidden=settings["hidden"], heads=settings["heads"], tied=True)
+def language_cells(bench: Bench, source: TextSource, attentions: Mapping[str, Sequence[str]], **more: Any) -> Cells:
+    """Train the same model with every kind of attention, at every seed; see `every_cell`."""
+    own = bench.config
+    shape = own.shape(own.layers, tied=True)
+    return every_cell(bench, source, {name: ModelKind(shape, kind) for name, kind in attentions.items()}, **more)
 
 
-def language_cells(
-    bench: Bench,
-    source: TextSource,
-    kinds: Mapping[str, list[str]],
-    *,
-    watch: bool = True,
-    finish: Callable[[Any], dict[str, Any]] = lambda model: {},
-) -> Cells:
-    """Train every kind of attention at every seed on one text; see `run_cell` for a cell.
-
-    Args:
-        kinds: variants by name.
-        watch: look at outliers on the way.
-        finish: what else to measure of the trained model.
-    """
-    s = bench.settings
-    shape = model_shape(s)
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        recipe = recipe_of(s, seed)
-        kind = kinds[name]
-        return run_cell(source, source.vocabulary, shape, kind, recipe, watch=watch, folder=folder, finish=finish)
-
-    return every_cell(bench, list(kinds), s["seeds"], cell)
-
-
-def about_text(source: TextSource, settings: Mapping[str, Any]) -> str:
-    """How much text there is, and how often training read it."""
-    read = settings["steps"] * settings["batch"] * source.length
+def language_table(
+    bench: Bench, source: TextSource, cells: Cells, columns: dict[str, str], first: str = "attention"
+) -> Table:
+    """Where curves end, and how much text there is, and how often training read it."""
+    own = bench.config
+    read = own.steps * own.batch * source.length
     here = source.train_windows * source.length
-    return (
+    note = (
         f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens (its own tokenizer's). "
         f"Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
         f"windows of {source.length} are kept for testing."
     )
+    return ends_table(f"After {own.steps} steps on {own.text}", cells, columns, first, note)
 
 
 def _files(name: str) -> str:

@@ -23,6 +23,7 @@ class Series:
         dotted: whether the line is dotted.
         quiet: whether it is drawn in grey: a control.
         like: the name of the one whose colour it has; "" for a colour of its own.
+        thin: one of several lines that another of this name is the mean of.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Series:
     dotted: bool = False
     quiet: bool = False
     like: str = ""
+    thin: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Plot:
         none: the value at which nothing changed; a line is drawn there.
         log: whether the values' axis is logarithmic; `log_x` that of x.
         percent: whether values are shares.
+        low: where the values' axis begins, of lines; None is where values do.
     """
 
     kind: Literal["dots", "bars", "lines"]
@@ -58,6 +61,7 @@ class Plot:
     log: bool = False
     log_x: bool = False
     percent: bool = False
+    low: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
