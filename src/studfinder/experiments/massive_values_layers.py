@@ -12,33 +12,24 @@ massive values must be there before it, and that the counts hardly change is no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     NAMES,
+    LambdaConfig,
     Maps,
-    MapsConfig,
     Statistic,
     chance_above,
     counts,
     ratios,
     read_maps,
     resampled,
+    total,
 )
 from studfinder.models import LM
 from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point, to_plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayersConfig(MapsConfig):
-    """See MapsConfig."""
-
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",
@@ -46,7 +37,7 @@ EXPERIMENT = Experiment(
     shows="appendix, layers 1, 2 and 10",
     summary="From which layer on do Q and K hold massive values, and does RoPE put them there?",
     needs="about 30 seconds with smollm2 on two cores",
-    presets={"cpu": LayersConfig()},
+    presets={"cpu": LambdaConfig()},
 )
 
 
@@ -59,16 +50,13 @@ def run(bench: Bench, lm: LM) -> Outcome:
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     lam = bench.config.lam
     maps = read_maps(lm, bench.config.limit, bench.progress)
-
-    def total(norms: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
-        return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
-
-    statistics: dict[str, Statistic] = {tensor: partial(total, tensor=tensor) for tensor in maps.tensors}
+    statistics: dict[str, Statistic] = {tensor: partial(total, tensor, lam) for tensor in maps.tensors}
     turned = [
         tensor for tensor in ("query", "key") if maps.layers.get(f"{tensor}.pre_rope", 0) == maps.layers.get(tensor)
     ]
     for tensor in turned:
-        statistics[f"{tensor} by RoPE"] = partial(_by_rope, total, tensor)
+        after, before = (partial(total, name, lam) for name in (tensor, f"{tensor}.pre_rope"))
+        statistics[f"{tensor} by RoPE"] = lambda norms, after=after, before=before: after(norms) - before(norms)
     found = resampled(maps, statistics)
     return {
         "lambda": lam,
@@ -78,10 +66,6 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
         },
         "rope": {tensor: to_plain(found[f"{tensor} by RoPE"]) for tensor in turned},
     }
-
-
-def _by_rope(total: Callable[..., np.ndarray], tensor: str, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total(norms, tensor) - total(norms, f"{tensor}.pre_rope")
 
 
 def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
@@ -156,12 +140,12 @@ def _notes(seen: dict[str, Any]) -> list[str]:
         firsts.append(f"{NAMES[tensor]} " + ("never" if first is None else f"from layer {first}"))
     notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
     for tensor, change in seen["rope"].items():
-        value, low, high = change["value"], change["low"], change["high"]
+        by = Comparison(kind="difference", interval=Interval(**change))
         before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
-        says = "RoPE changes that count beyond what prompts vary" if low > 0 or high < 0 else "no clear change by RoPE"
+        says = "RoPE changes that count beyond what prompts vary" if by.changed else "no clear change by RoPE"
         notes.append(
-            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
-            f"({value:+.0f} [{low:+.0f}, {high:+.0f}]): {says}."
+            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + by.interval.value:.0f} after "
+            f"({by:+.0f}): {says}."
         )
     return notes
 

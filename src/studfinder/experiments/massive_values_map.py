@@ -13,22 +13,44 @@ half (64 of 128 are drawn). Here every dim is drawn, and K also before RoPE. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from studfinder.detectors.massive_values import agreement, concentration, concentration_null
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, chance_above, counts, ratios, read_maps, resampled, rounded
+from studfinder.experiments.norms import (
+    NAMES,
+    Maps,
+    MapsConfig,
+    chance_above,
+    counts,
+    ratios,
+    read_maps,
+    resampled,
+    total,
+)
 from studfinder.models import LM
-from studfinder.records import Interval, Result, Table, to_plain
+from studfinder.records import Interval, Table, to_plain
+from studfinder.records.config import option
 from studfinder.report.style import RAMP, RULE, new_figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(MapsConfig):
+    """Which layers are drawn, and what is counted in all of them."""
+
+    layers: tuple[int, ...] = option((), help="Layers that are drawn; an early, a middle, a late one.", commas=True)
+    lambdas: tuple[float, ...] = option((3.0, 5.0, 10.0), help="Massive is above so many times a mean.", commas=True)
+
 
 EXPERIMENT = Experiment(
     name="massive-values/map",
@@ -36,40 +58,32 @@ EXPERIMENT = Experiment(
     shows="figure 2",
     summary="Do a few dims of Q and K, the same in every head, carry far more than the others?",
     needs="about 30 seconds with smollm2 on two cores",
-    presets={"cpu": {"limit": 12, "layers": [], "lambdas": [3, 5, 10]}},
+    presets={"cpu": MapConfig()},
 )
 _DRAWN = ("query", "key", "key.pre_rope", "value")
 _LAMBDA = 5.0
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Counts over all layers, and the maps of the chosen ones."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = bench.once("maps", partial(_read, bench, lm))
-        data[name] = seen
-        tables += [_counts_table(name, seen), _layers_table(name, seen)]
-        notes.append(_note(name, seen))
-    return Outcome(tables, notes, data)
+    seen = bench.once("maps", partial(_read, bench, lm))
+    return Outcome([_counts_table(seen), _layers_table(seen)], [_note(seen)], data=seen)
 
 
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
-    maps = read_maps(lm, bench.settings["limit"], bench.progress)
-    lams = [float(lam) for lam in bench.settings["lambdas"]]
-    chosen = _chosen(maps, [int(layer) for layer in bench.settings["layers"]])
+    maps = read_maps(lm, bench.config.limit, bench.progress)
     return {
         "tokens": maps.tokens,
         "prompts": len(maps.squares[maps.tensors[0]]),
-        "counts": _counts(maps, lams),
+        "counts": _counts(maps, bench.config.lambdas),
         "layers": {
             str(layer): {tensor: _layer(maps, tensor, layer) for tensor in maps.tensors if layer in maps.layers[tensor]}
-            for layer in chosen
+            for layer in _chosen(maps, bench.config.layers)
         },
     }
 
 
-def _chosen(maps: Maps, asked: list[int]) -> list[int]:
+def _chosen(maps: Maps, asked: Sequence[int]) -> Sequence[int]:
     """The named layers, or an early one, and those after a third and two thirds of the depth."""
     present = maps.layers[maps.tensors[0]]
     if not asked:
@@ -82,39 +96,32 @@ def _chosen(maps: Maps, asked: list[int]) -> list[int]:
     return asked
 
 
-def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
+def _counts(maps: Maps, lams: Sequence[float]) -> dict[str, Any]:
     """By tensor and lambda: entries above it over all layers, against the mean of their head and of their layer."""
-    found = resampled(
-        maps,
-        {f"{tensor} {lam}": partial(_total, tensor, lam) for tensor in maps.tensors for lam in lams},
-    )
+    found = resampled(maps, {f"{one} {lam}": partial(total, one, lam) for one in maps.tensors for lam in lams})
     return {
         tensor: {
-            "entries": maps.norm_LHD(tensor).size,
+            "entries": norm_LHD.size,
             "by_lambda": [
                 {
                     "lambda": lam,
                     "head": to_plain(found[f"{tensor} {lam}"]),
-                    "layer": int(counts(maps.norm_LHD(tensor), lam, "layer").sum()),
-                    "chance": chance_above(maps.squares[tensor].shape[-1], lam) * maps.norm_LHD(tensor).size,
+                    "layer": int(counts(norm_LHD, lam, "layer").sum()),
+                    "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
                 }
                 for lam in lams
             ],
-            "largest": float(ratios(maps.norm_LHD(tensor)).max()),
+            "largest": float(ratios(norm_LHD).max()),
         }
-        for tensor in maps.tensors
+        for tensor, norm_LHD in ((tensor, maps.norm_LHD(tensor)) for tensor in maps.tensors)
     }
-
-
-def _total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 
 
 def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
     norm_HD = maps.norm_LHD(tensor)[maps.layers[tensor].index(layer)]
     agreed = agreement(torch.from_numpy(norm_HD))
     return {
-        "norm": rounded(norm_HD),
+        "norm": [[float(f"{value:.5g}") for value in row] for row in norm_HD],  # enough to draw, a third of the bytes
         "largest": float(ratios(norm_HD[None]).max()),
         "massive": int(counts(norm_HD[None], _LAMBDA).sum()),
         "concentration": float(concentration(torch.from_numpy(norm_HD)).median()),
@@ -124,7 +131,7 @@ def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
     }
 
 
-def _counts_table(name: str, seen: dict[str, Any]) -> Table:
+def _counts_table(seen: dict[str, Any]) -> Table:
     rows = tuple(
         (
             NAMES[tensor],
@@ -132,14 +139,14 @@ def _counts_table(name: str, seen: dict[str, Any]) -> Table:
             Interval(**of["head"]),
             of["layer"],
             of["chance"],
-            counted["entries"],
-            counted["largest"],
+            all_["entries"],
+            all_["largest"],
         )
-        for tensor, counted in seen["counts"].items()
-        for of in counted["by_lambda"]
+        for tensor, all_ in seen["counts"].items()
+        for of in all_["by_lambda"]
     )
     return Table(
-        title=f"{name}: massive entries of all layers ({seen['prompts']} prompts, {seen['tokens']:,} tokens)",
+        title=f"massive entries of all layers ({seen['prompts']} prompts, {seen['tokens']:,} tokens)",
         columns=(
             "tensor",
             "lambda",
@@ -156,23 +163,15 @@ def _counts_table(name: str, seen: dict[str, Any]) -> Table:
     )
 
 
-def _layers_table(name: str, seen: dict[str, Any]) -> Table:
+def _layers_table(seen: dict[str, Any]) -> Table:
+    said = ("massive", "largest", "concentration", "concentration_null", "overlap", "p")
     rows = tuple(
-        (
-            int(layer),
-            NAMES[tensor],
-            of["massive"],
-            of["largest"],
-            of["concentration"],
-            of["concentration_null"],
-            of["overlap"],
-            of["p"],
-        )
+        (int(layer), NAMES[tensor], *(of[what] for what in said))
         for layer, tensors in seen["layers"].items()
         for tensor, of in tensors.items()
     )
     return Table(
-        title=f"{name}: the layers drawn",
+        title="the layers drawn",
         columns=(
             "layer",
             "tensor",
@@ -190,42 +189,25 @@ def _layers_table(name: str, seen: dict[str, Any]) -> Table:
     )
 
 
-def _note(name: str, seen: dict[str, Any]) -> str:
-    def total(tensor: str) -> tuple[float, float, float]:
-        nearest = min(seen["counts"][tensor]["by_lambda"], key=lambda of: abs(of["lambda"] - _LAMBDA))
-        return nearest["head"]["value"], nearest["chance"], nearest["lambda"]
-
+def _note(seen: dict[str, Any]) -> str:
     parts = []
     for tensor in [tensor for tensor in ("query", "key", "value") if tensor in seen["counts"]]:
-        found, chance, lam = total(tensor)
-        parts.append(f"{NAMES[tensor]} {found:.0f} (by chance {chance:.1f})")
+        of = min(seen["counts"][tensor]["by_lambda"], key=lambda of: abs(of["lambda"] - _LAMBDA))
+        parts.append(f"{NAMES[tensor]} {of['head']['value']:.0f} (by chance {of['chance']:.1f})")
     agreeing = [
         f"{NAMES[tensor]} in layer {layer}"
         for layer, tensors in seen["layers"].items()
-        for tensor, of in tensors.items()
-        if tensor != "value" and of["p"] is not None and of["p"] < 0.05
+        for tensor, one in tensors.items()
+        if tensor != "value" and one["p"] is not None and one["p"] < 0.05
     ]
-    where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}" if agreeing else ""
-    return (
-        f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; "
-        + (where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)")
-        + "."
-    )
+    where = "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)"
+    if agreeing:
+        where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}"
+    return f"entries above {of['lambda']:g} x their head's mean: {', '.join(parts)}; {where}."
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
+def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     """A row of maps a layer: heads across, all dims down, brightness M over the mean of its head."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        suffix = f"-{place + 1}" if place else ""
-        figures[f"map{suffix}"] = _figure(name, seen, width)
-    return figures
-
-
-def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     wide = width > 600
     tensors = [tensor for tensor in _DRAWN if tensor in seen["counts"]]
     columns = len(tensors) if wide else min(2, len(tensors))
@@ -233,32 +215,26 @@ def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     lines = -(-len(panels) // columns)
     figure = new_figure(width, 110 + lines * (290 if wide else 250))
     figure.suptitle(name, x=0.01, ha="left", fontsize=12.5)
-    largest = max(of["largest"] for tensors_ in seen["layers"].values() for of in tensors_.values())
-    colours = TwoSlopeNorm(vmin=0, vcenter=_LAMBDA, vmax=max(2 * _LAMBDA, largest))
-    axes_of = list(figure.subplots(lines, columns, squeeze=False).flat)
-    image = None
-    for axes, (layer, tensor) in zip(axes_of, panels, strict=False):
-        of = seen["layers"][layer].get(tensor)
-        if of is None:
-            axes.set_axis_off()
-            continue
-        ratio_HD = ratios(np.array(of["norm"])[None])[0]
-        image = axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{NAMES[tensor]}, layer {layer}", fontsize=12 if wide else 11)
-        heads = len(ratio_HD)
-        axes.set_xticks(range(0, heads, max(1, -(-heads // 9))))
-        axes.spines[:].set_visible(False)
-    for axes in axes_of[len(panels) :]:
+    top = max(2 * _LAMBDA, *(of["largest"] for of_layer in seen["layers"].values() for of in of_layer.values()))
+    colours = TwoSlopeNorm(vmin=0, vcenter=_LAMBDA, vmax=top)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
         axes.set_axis_off()
-    for line in range(lines):
-        axes_of[line * columns].set_ylabel("dim of the head")
-    for axes in axes_of[(lines - 1) * columns :]:
+    for axes, (layer, tensor) in zip(grid.flat, panels, strict=False):
+        if (of := seen["layers"][layer].get(tensor)) is None:
+            continue
+        ratio_HD = ratios(np.array(of["norm"]))
+        axes.set_axis_on()
+        axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
+        axes.set_title(f"{NAMES[tensor]}, layer {layer}", fontsize=12 if wide else 11)
+        axes.set_xticks(range(0, len(ratio_HD), max(1, -(-len(ratio_HD) // 9))))
+        axes.spines[:].set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("dim of the head")
+    for axes in grid[-1]:
         axes.set_xlabel("head")
-    assert image is not None
-    bar = figure.colorbar(
-        image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20
-    )
-    top = colours.vmax or 2 * _LAMBDA
+    look = {"orientation": "horizontal", "fraction": 0.02, "pad": 0.01, "aspect": 40 if wide else 20}
+    bar = figure.colorbar(ScalarMappable(colours, RAMP), ax=grid, **look)
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")
     bar.outline.set_edgecolor(RULE)
