@@ -136,7 +136,7 @@ def test_rope_tells_slow_dims_from_fast_ones_and_from_no_rope(ran):
     assert bands["fast"]["share"]["value"] == 0
     assert bands["fast"]["p"] > 0.9
     assert bands["none"] is None
-    assert any(note.startswith("none, Q") and "no RoPE" in note for note in result.notes)
+    assert any(note.startswith("none: Q") and "no RoPE" in note for note in result.notes)
 
 
 def test_a_window_limits_the_distances_a_layer_sees(ran):
