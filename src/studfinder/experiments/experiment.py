@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from studfinder.errors import NotApplicable, StudfinderError, Unavailable
 from studfinder.measures import REGISTRY
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, ModelCard, Table
@@ -153,15 +154,15 @@ class Bench:
         *,
         limits: Mapping[str, int | None] | None = None,
         lenient: bool = False,
+        passes: tuple[type[StudfinderError], ...] = (NotApplicable, Unavailable),
     ) -> Scored:
         """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
         say, if not `limits`; see `Grid`."""
         items, seed = getattr(self.config, "limit", None), self.config.seed
         most = {**dict.fromkeys(REGISTRY, items), "perplexity": getattr(self.config, "windows", items)}
         most.update(limits or {})
-        return Grid(
-            run=self, lm=lm, variants=variants, measures=measures, limits=most, seed=seed, lenient=lenient
-        ).scored()
+        more: Any = {"limits": most, "seed": seed, "lenient": lenient, "passes": passes}
+        return Grid(run=self, lm=lm, variants=variants, measures=measures, **more).scored()
 
     def each(self, measure: str, field: str) -> list[str]:
         """A measure for each argument that a field of the config lists."""

@@ -21,9 +21,9 @@ from studfinder.records import to_plain
 from studfinder.studies.scored import MADE, Scored, Variant
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> Variant:
-    """A variant made by edits."""
-    return Variant(label, partial(edited, lm, edits), edits_hash(edits)[:12])
+def with_edits(lm: LM, label: str, edits: Sequence[Edit], family: str = "") -> Variant:
+    """A variant made by edits, which are its `detail`."""
+    return Variant(label, partial(edited, lm, edits), edits_hash(edits)[:12], family or label, detail=edits)
 
 
 class Watch(Protocol):

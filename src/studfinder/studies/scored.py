@@ -114,6 +114,11 @@ class Scored:
         """One number an item, of one variant."""
         return np.array(self.scores[label][measure].items[name])
 
+    def drawn(self, family: str, measure: str, name: str = "score") -> np.ndarray:
+        """(draws, items) of a family, or of the one variant of this label: what `stats.crossed` takes."""
+        own = [variant.label for variant in self.variants if family in (variant.family, variant.label)]
+        return np.stack([self.items(label, measure, name) for label in own])
+
     def change(self, measure: str, label: str, against: str = "", level: float = 0.95) -> Comparison | None:
         """What a measure changed by, paired: perplexity as a factor, the rest as a difference; None where one of the
         two lacks it."""
