@@ -24,6 +24,7 @@ from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
 from studfinder.experiments.rounding import Rounding
+
 in_runs = None  # PORT
 from studfinder.experiments.weights import findings_of, scan_of
 from studfinder.models import cached_content_hash, load

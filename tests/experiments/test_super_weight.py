@@ -129,3 +129,15 @@ def test_anatomy(planted, folder):
 def read_findings():
     (file,) = Path("runs").glob("*/scan-*/findings.json")
     return read_record(Findings, file)
+
+
+def test_positions(planted, folder):
+    result = run("super-weight/positions", planted, folder, pieces=3, cuts="0,1,4,16")
+    (table,) = result.tables
+    assert [row[0] for row in table.rows].count("super weights") == 6
+    by_text = {
+        text: [row[3].value for row in table.rows if row[:2] == ("super weights", text)]
+        for text in ("as it is", "without the first token")
+    }
+    assert by_text["as it is"] != by_text["without the first token"]
+    assert all(row[3].value < 0.1 * by_text[row[1]][-1] for row in table.rows if row[0] == "controls")

@@ -76,7 +76,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
         plan.add_as_harmful(attack, ("the other dims",))
     for std in own.noise:
         plan.add_noise(std)
-    effects = swept(bench, lm, "neutral text", neutral(lm)[1], [one.detail for one in plan.variants])
+    edits = [one.detail for one in plan.variants]
+    effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
     limits = {name: min(own.limit, most) for name, most in _MOST.items()}
     scored = bench.grid(lm, [CLEAN, *plan.variants], [*facts, *rest], limits=limits, passes=(StudfinderError,))
     rows = Rows(scored, effects, plan.against)

@@ -12,15 +12,17 @@ massive values must be there before it, and that the counts hardly change is no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     NAMES,
     LambdaConfig,
     Maps,
-    Statistic,
     chance_above,
     counts,
     ratios,
@@ -29,7 +31,7 @@ from studfinder.experiments.norms import (
     total,
 )
 from studfinder.models import LM
-from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point, to_plain
+from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",
@@ -41,68 +43,65 @@ EXPERIMENT = Experiment(
 )
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """Massive entries and largest ratios of one tensor by layer, and what chance would give in one."""
+
+    layers: tuple[int, ...]
+    heads: int
+    massive: list[int]
+    largest: list[float]
+    chance: float
+
+    @classmethod
+    def of(cls, maps: Maps, tensor: str, lam: float) -> _Tensor:
+        norm_LHD = maps.norm_LHD(tensor)
+        _, heads, dims = norm_LHD.shape
+        largest_L = ratios(norm_LHD).max(axis=(1, 2))
+        chance = chance_above(dims, lam) * heads * dims
+        return cls(maps.layers[tensor], heads, counts(norm_LHD, lam).tolist(), largest_L.tolist(), chance)
+
+    @property
+    def first(self) -> int | None:
+        """The first layer with more massive entries than heads of random direction would give, if there is one."""
+        found = zip(self.layers, self.massive, strict=True)
+        return next((layer for layer, n in found if n > max(0.5, self.chance)), None)
+
+    def at(self, layer: int) -> tuple[Cell, Cell]:
+        """Entries and largest ratio in a layer."""
+        place = self.layers.index(layer) if layer in self.layers else None
+        return (None, None) if place is None else (self.massive[place], self.largest[place])
+
+
 def run(bench: Bench, lm: LM) -> Outcome:
     """Counts by layer, before and after RoPE."""
-    seen = bench.once("layers", partial(_read, bench, lm))
-    return Outcome([_totals_table(seen), _layers_table(seen)], _notes(seen), [_chart(seen)], seen)
+    return bench.outcome(partial(_outcome, bench, lm))
 
 
-def _read(bench: Bench, lm: LM) -> dict[str, Any]:
-    lam = bench.config.lam
-    maps = read_maps(lm, bench.config.limit, bench.progress)
-    statistics: dict[str, Statistic] = {tensor: partial(total, tensor, lam) for tensor in maps.tensors}
-    turned = [
-        tensor for tensor in ("query", "key") if maps.layers.get(f"{tensor}.pre_rope", 0) == maps.layers.get(tensor)
-    ]
-    for tensor in turned:
-        after, before = (partial(total, name, lam) for name in (tensor, f"{tensor}.pre_rope"))
-        statistics[f"{tensor} by RoPE"] = lambda norms, after=after, before=before: after(norms) - before(norms)
-    found = resampled(maps, statistics)
-    return {
-        "lambda": lam,
-        "prompts": len(maps.squares[maps.tensors[0]]),
-        "tensors": {
-            tensor: {**_tensor(maps, tensor, lam), "total": to_plain(found[tensor])} for tensor in maps.tensors
-        },
-        "rope": {tensor: to_plain(found[f"{tensor} by RoPE"]) for tensor in turned},
-    }
+def _outcome(bench: Bench, lm: LM) -> Outcome:
+    lam, maps = bench.config.lam, read_maps(lm, bench.config.limit, bench.progress)
+    seen = {tensor: _Tensor.of(maps, tensor, lam) for tensor in maps.tensors}
+    totals = resampled(maps, {tensor: partial(total, tensor, lam) for tensor in seen})
+    both = [one for one in ("query", "key") if maps.layers.get(f"{one}.pre_rope", 0) == maps.layers.get(one)]
+    by_rope = resampled(maps, {tensor: partial(_by_rope, tensor, lam) for tensor in both}) if both else {}
+    changes = {tensor: Comparison(kind="difference", interval=found) for tensor, found in by_rope.items()}
+    tables = [_totals_table(lam, seen, totals, changes), _layers_table(seen)]
+    return Outcome(tables, _notes(seen, totals, changes), [_chart(lam, seen)])
 
 
-def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
-    norm_LHD = maps.norm_LHD(tensor)
-    heads, dims = norm_LHD.shape[1:]
-    return {
-        "layers": list(maps.layers[tensor]),
-        "heads": heads,
-        "massive": counts(norm_LHD, lam).tolist(),
-        "largest": ratios(norm_LHD).max(axis=(1, 2)).tolist(),
-        "chance": chance_above(dims, lam) * heads * dims,
-    }
+def _by_rope(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    return total(tensor, lam, norms) - total(f"{tensor}.pre_rope", lam, norms)
 
 
-def first_layer(of: dict[str, Any]) -> int | None:
-    """The first layer with more massive entries than heads of random direction would give; None if there is none."""
-    hits = [layer for layer, n in zip(of["layers"], of["massive"], strict=True) if n > max(0.5, of["chance"])]
-    return hits[0] if hits else None
-
-
-def _totals_table(seen: dict[str, Any]) -> Table:
+def _totals_table(
+    lam: float, seen: Mapping[str, _Tensor], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]
+) -> Table:
     rows = []
-    for tensor, of in seen["tensors"].items():
-        change = seen["rope"].get(tensor)
-        rows.append(
-            (
-                NAMES[tensor],
-                Interval(**of["total"]),
-                of["chance"] * len(of["layers"]),
-                first_layer(of),
-                sum(n > 0 for n in of["massive"]),
-                len(of["layers"]),
-                None if change is None else Comparison(kind="difference", interval=Interval(**change)),
-            )
-        )
+    for tensor, of in seen.items():
+        layers, some = len(of.layers), sum(n > 0 for n in of.massive)
+        rows.append((NAMES[tensor], totals[tensor], of.chance * layers, of.first, some, layers, changes.get(tensor)))
     return Table(
-        title=f"massive values (lambda {seen['lambda']:g}) over all layers",
+        title=f"massive values (lambda {lam:g}) over all layers",
         columns=("tensor", "massive", "by chance", "first layer", "layers with any", "layers", "after - before RoPE"),
         rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. First layer: "
@@ -110,62 +109,50 @@ def _totals_table(seen: dict[str, Any]) -> Table:
     )
 
 
-def _layers_table(seen: dict[str, Any]) -> Table:
-    layers = sorted({layer for of in seen["tensors"].values() for layer in of["layers"]})
-
-    def at(of: dict[str, Any], layer: int, what: str) -> float | int | None:
-        return of[what][of["layers"].index(layer)] if layer in of["layers"] else None
-
-    columns = ["layer"]
-    for tensor in seen["tensors"]:
-        columns += [NAMES[tensor], f"{NAMES[tensor]}: largest"]
-    rows = [
-        (layer, *(at(of, layer, what) for of in seen["tensors"].values() for what in ("massive", "largest")))
-        for layer in layers
-    ]
+def _layers_table(seen: Mapping[str, _Tensor]) -> Table:
+    layers = sorted({layer for of in seen.values() for layer in of.layers})
     return Table(
         title="by layer",
-        columns=tuple(columns),
-        rows=tuple(rows),
+        columns=("layer", *(head for one in seen for head in (NAMES[one], f"{NAMES[one]}: largest"))),
+        rows=tuple((layer, *(cell for of in seen.values() for cell in of.at(layer))) for layer in layers),
         note="Massive entries, and the largest M over the mean of its head.",
     )
 
 
-def _notes(seen: dict[str, Any]) -> list[str]:
-    firsts = []
-    for tensor, of in seen["tensors"].items():
-        if tensor.endswith("pre_rope") and tensor.split(".")[0] in seen["tensors"]:
-            continue
-        first = first_layer(of)
-        firsts.append(f"{NAMES[tensor]} " + ("never" if first is None else f"from layer {first}"))
+def _notes(seen: Mapping[str, _Tensor], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]) -> list[str]:
+    last = {
+        tensor: of.first for tensor, of in seen.items() if tensor.removesuffix(".pre_rope") not in {*seen} - {tensor}
+    }
+    firsts = (f"{NAMES[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
     notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
-    for tensor, change in seen["rope"].items():
-        by = Comparison(kind="difference", interval=Interval(**change))
-        before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
-        says = "RoPE changes that count beyond what prompts vary" if by.changed else "no clear change by RoPE"
+    for tensor, change in changes.items():
+        before = totals[f"{tensor}.pre_rope"].value
+        says = "RoPE changes that count beyond what prompts vary" if change.changed else "no clear change by RoPE"
         notes.append(
-            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + by.interval.value:.0f} after "
-            f"({by:+.0f}): {says}."
+            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + change.interval.value:.0f} "
+            f"after ({change:+.0f}): {says}."
         )
     return notes
 
 
-def _chart(seen: dict[str, Any]) -> Chart:
+def _chart(lam: float, seen: Mapping[str, _Tensor]) -> Chart:
     """Massive entries a head, and the largest ratio, by layer; dotted before RoPE."""
 
-    def series(what: str) -> tuple[Series, ...]:
+    def series(values: Mapping[str, list[float]]) -> tuple[Series, ...]:
+        looks = {
+            one: {"dotted": one.endswith("pre_rope"), "like": NAMES[one.removesuffix(".pre_rope")]} for one in seen
+        }
         return tuple(
-            Series(
-                name=NAMES[tensor],
-                x=tuple(of["layers"]),
-                points=tuple(point(n / of["heads"] if what == "massive" else n) for n in of[what]),
-                dotted=tensor.endswith("pre_rope"),
-                like=NAMES[tensor.removesuffix(".pre_rope")],
-            )
-            for tensor, of in seen["tensors"].items()
+            Series(name=NAMES[one], x=seen[one].layers, points=tuple(map(point, found)), **looks[one])
+            for one, found in values.items()
         )
 
-    lam = seen["lambda"]
-    above = Plot(kind="lines", series=series("massive"), x="layer", title=f"entries a head above {lam:g} x its mean")
-    most = Plot(kind="lines", series=series("largest"), x="layer", title="largest M / its head's mean", none=lam)
-    return Chart(name="layers", plots=(above, most))
+    above = series({tensor: [n / of.heads for n in of.massive] for tensor, of in seen.items()})
+    most = series({tensor: of.largest for tensor, of in seen.items()})
+    return Chart(
+        name="layers",
+        plots=(
+            Plot(kind="lines", series=above, x="layer", title=f"entries a head above {lam:g} x its mean"),
+            Plot(kind="lines", series=most, x="layer", title="largest M / its head's mean", none=lam),
+        ),
+    )

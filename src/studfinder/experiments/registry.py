@@ -16,6 +16,7 @@ REGISTRY: dict[str, str] = {
     "super-weight/anatomy": "studfinder.experiments.super_weight_anatomy",
     "super-weight/block-size": "studfinder.experiments.super_weight_block_size",
     "super-weight/activation-quantization": "studfinder.experiments.super_weight_activation_quantization",
+    "super-weight/positions": "studfinder.experiments.super_weight_positions",
     "massive-activations/where": "studfinder.experiments.massive_activations_where",
     "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
     "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",

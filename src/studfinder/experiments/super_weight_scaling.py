@@ -75,7 +75,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     curves = {}
     for kind, target in ((SW, weights), (CONTROLS, controls)):
         edits = [scale(target, factor) for factor in factors]
-        effects = swept(bench, lm, f"perplexity with scaled {kind}", windows, edits)
+        effects = swept(bench, lm, f"perplexity with scaled {kind}", windows, edits, bench.progress)
         curves[kind] = [ratio(effects, place) for place in range(len(factors))]
     variants = [Variant("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
     scored = bench.grid(lm, variants, bench.each("tasks", "tasks"))

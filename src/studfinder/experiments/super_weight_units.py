@@ -30,7 +30,7 @@ def add_units(
     named = _unit_edits(lm, weights, encoded, others)
     labels = [label for label, _ in named]
     windows = encode(lm, proof_text())[0][: bench.config.windows]
-    effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named])
+    effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named], bench.progress)
     outcome.tables.append(
         effects_table(
             "one edit at a time",

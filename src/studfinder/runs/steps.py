@@ -59,6 +59,10 @@ class Steps:
         self.values[name] = value
         return None
 
+    def has(self, name: str) -> bool:
+        """Whether a step is done."""
+        return name in self.values
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of a step: from the file if it is there, computed and appended otherwise. Values are plain JSON.
 

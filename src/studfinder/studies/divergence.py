@@ -76,14 +76,24 @@ class Original:
 
     Args:
         pieces: at most so many; None is all.
+        name: what tables call it.
+        skip: so many tokens at the start of each piece are left out, of what the model reads too.
+        cuts: positions at which the KL is cut, into a score for each stretch between two of them, "KL, 0 to 7".
         layers: keep what each block returns too, so that a change from block l on only costs the blocks from l on (see
             `above`).
     """
 
-    name = KL
-
-    def __init__(self, pieces: int | None = None, *, layers: bool = False) -> None:
-        self.pieces, self.layers, self._start = pieces, layers, 0
+    def __init__(
+        self,
+        pieces: int | None = None,
+        *,
+        layers: bool = False,
+        name: str = KL,
+        skip: int = 0,
+        cuts: Sequence[int] = (),
+    ) -> None:
+        self.pieces, self.layers, self.name, self.skip, self.cuts = pieces, layers, name, skip, tuple(cuts)
+        self._start = 0
         self.encoded: list[torch.Tensor] = []
         self._logits: list[torch.Tensor] = []
         self._blocks: list[Any] = []
@@ -93,7 +103,7 @@ class Original:
         if self.encoded:
             return
         windows = windows or encode(lm, proof_text()[: self.pieces])[0]
-        self.encoded = [torch.tensor([list(ids)], device=lm.device) for ids in windows]
+        self.encoded = [torch.tensor([list(ids[self.skip :])], device=lm.device) for ids in windows]
         with torch.no_grad():
             for ids_BT in self.encoded:
                 with kept_outputs(lm, range(len(lm.anatomy.layers)) if self.layers else ()) as kept:
@@ -113,18 +123,35 @@ class Original:
 
     def kl(self, lm: LM) -> Divergence:
         """KL(original || changed)."""
-        found, start = [], self._start
+        return self._kl(lm, [slice(None)])[0]
+
+    def _kl(self, lm: LM, stretches: Sequence[slice]) -> list[Divergence]:
+        """The same for each stretch of positions; a piece that does not reach it counts nothing."""
+        sums, start = np.zeros((len(stretches), len(self.encoded))), self._start
+        tokens = np.zeros_like(sums)
         with torch.no_grad():
-            for ids_BT, clean_TV, kept in zip(self.encoded, self._logits, self._blocks, strict=True):
-                context: Any = resumed(lm, start, kept[start - 1]) if start else nullcontext()
+            for piece, ids_BT in enumerate(self.encoded):
+                context: Any = resumed(lm, start, self._blocks[piece][start - 1]) if start else nullcontext()
                 with context:
                     changed_TV = lm.model(input_ids=ids_BT, use_cache=False).logits[0, :-1]
-                found.append(float(Clean(clean_TV, ids_BT[0, 1:]).against(changed_TV)[0]))
-        return Divergence(np.array(found), np.array([ids_BT.shape[1] - 1 for ids_BT in self.encoded]))
+                for place, here in enumerate(stretches):
+                    clean_TV, next_T = self._logits[piece][here], ids_BT[0, 1:][here]
+                    if len(next_T):
+                        sums[place, piece] = float(Clean(clean_TV, next_T).against(changed_TV[here])[0])
+                        tokens[place, piece] = len(next_T)
+        return [
+            Divergence(nats[some], count[some])
+            for nats, count in zip(sums, tokens, strict=True)
+            if (some := count > 0).any()
+        ]
 
     def scores(self, lm: LM) -> dict[str, Scores]:
         """The same, by what tables call it."""
-        return {KL: self.kl(lm).scores()}
+        if not self.cuts:
+            return {self.name: self.kl(lm).scores()}
+        ends = list(zip(self.cuts, self.cuts[1:], strict=False))
+        found = self._kl(lm, [slice(*both) for both in ends])
+        return {f"{self.name}, {a} to {b - 1}": kl.scores() for (a, b), kl in zip(ends, found, strict=False)}
 
     def equal(self, lm: LM) -> list[bool]:
         """In which windows every logit is bit for bit the original's."""

@@ -39,16 +39,17 @@ class Watch(Protocol):
 
 
 class Remembers(Protocol):
-    """What a grid needs of the run that it is part of; an experiment's Bench has it."""
+    """What a grid needs of the run that it is part of: `runs.Steps`, or an experiment's Bench."""
 
-    def has(self, step: str) -> bool:
+    def has(self, name: str, /) -> bool:
         """Whether a step's value is known."""
 
-    def once(self, step: str, compute: Callable[[], Any]) -> Any:
+    def once(self, name: str, compute: Callable[[], Any], /) -> Any:
         """A step's value, computed if it is not known."""
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Say how far the work is."""
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress is told."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class Grid:
         measures: names as on the command line, e.g. "perplexity:wikitext2", or watches.
         limits: at most so many items, by the measure's name before the colon.
         seed: of what is drawn at random.
-        passes: the errors for which a measure is left out of all variants, if the first one meets them.
+        passes: the errors for which a measure is left out of all variants, whichever meets them.
         lenient: a later variant that cannot be entered or measured is left out, with the reason, instead of ending the
             run.
+        progress: told (what is being done, how many cells are done, of how many).
         executor: carries out the cells of a variant that are not known yet; see `serial`.
     """
 
@@ -92,6 +94,7 @@ class Grid:
     seed: int = 0
     passes: tuple[type[StudfinderError], ...] = (NotApplicable, Unavailable)
     lenient: bool = False
+    progress: Callable[[str, int, int], Any] = silent
     executor: Executor = field(default_factory=lambda: serial)
 
     def scored(self) -> Scored:
@@ -101,13 +104,17 @@ class Grid:
             StudfinderError: no measure can be taken, or what is not passed over.
         """
         found = Scored()
+        total = len(self.variants) * (len(self.measures) + 1)
         for number, variant in enumerate(self.variants):
-            self.run.progress(variant.label, number, len(self.variants))
+            self.progress(variant.label, number * (len(self.measures) + 1), total)
             cells = [cell for cell in self._cells(variant) if cell.measure not in found.missing]
-            found.add(variant, self._values(variant, cells, found.missing if not number else None))
+            found.add(variant, self._values(variant, cells, found.missing, number))
             if not number and not found.measures:
                 raise StudfinderError("none of the measures can be taken: " + " ".join(found.missing.values()))
-        self.run.progress("measured", len(self.variants), len(self.variants))
+        for scores in found.scores.values():
+            for measure in found.missing:
+                scores.pop(measure, None)
+        self.progress("measured", total, total)
         return found
 
     def _cells(self, variant: Variant) -> list[GridCell]:
@@ -117,28 +124,31 @@ class Grid:
         ]
 
     def _values(
-        self, variant: Variant, cells: Sequence[GridCell], missing: dict[str, str] | None
+        self, variant: Variant, cells: Sequence[GridCell], missing: dict[str, str], number: int
     ) -> dict[str, dict[str, Any]]:
-        """The values of one variant by measure; with `missing`, what is passed over goes there."""
+        """The values of one variant by measure; what is passed over goes to `missing`."""
+        every, lenient = len(self.measures) + 1, self.lenient and number > 0
 
         def put(cell: GridCell, value: Any) -> None:
             if not isinstance(value, StudfinderError):
                 self.run.once(cell.step, lambda: value)
-            elif missing is None or len(cells) == 2 or not isinstance(value, self.passes):  # one measure, and MADE
+                done = number * every + cells.index(cell) + 1
+                self.progress(f"{cell.measure}, {variant.label}", done, len(self.variants) * every)
+            elif lenient or every == 2 or not isinstance(value, self.passes):  # 2: one measure, and MADE
                 raise value
             else:
                 missing[cell.measure] = str(value)
 
         todo = [cell for cell in cells if not self.run.has(cell.step)]
-        # What entering it gave comes last: a variant that has it is done, or refused. What the first one could not be
-        # given may be here by now.
-        if cells[-1] in todo or (todo and missing is not None):
+        # What entering it gave comes last: a variant that has it is done, or refused. What could not be given may be
+        # here by now.
+        if cells[-1] in todo or (todo and not self.lenient):
             try:
                 self.executor(self, variant, todo, put)
             except WriteFailed:
                 raise
             except StudfinderError as error:
-                if missing is not None or not self.lenient:
+                if not lenient:
                     raise
                 put(cells[-1], {"refused": str(error)})
         return {cell.measure: self.run.once(cell.step, dict) for cell in cells if self.run.has(cell.step)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from studfinder.edits import Edit, edits_hash
 from studfinder.measures import Effects, sweep
 from studfinder.models import LM
 from studfinder.records import Comparison, Plot, Series, Table, point
-from studfinder.studies.grid import Remembers
+from studfinder.studies.grid import Remembers, silent
 
 
 def swept(
@@ -20,19 +20,21 @@ def swept(
     what: str,
     windows: Sequence[Sequence[int]],
     variants: Sequence[Sequence[Edit]],
+    tell: Callable[[str, int, int], Any] = silent,
 ) -> Effects:
     """What each set of edits does to each window; one step of a run, done again for other edits.
 
     Args:
         what: in words, for the line of progress.
         windows: token ids.
+        tell: told (what, how many are done, of how many).
     """
     done = 0
 
     def progress(pairs: int) -> None:
         nonlocal done
         done += pairs
-        run.progress(what, done, max(done, len(variants)))
+        tell(what, done, max(done, len(variants)))
 
     def measure() -> dict[str, Any]:
         effects = sweep(lm, windows, variants, progress=progress)

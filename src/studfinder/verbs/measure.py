@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +17,13 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import REGISTRY, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
-from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
+from studfinder.records import Measured, RunCard, Scorecard, read_record, to_json
 from studfinder.records.config import identity, takes
 from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw, tables
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
+from studfinder.studies import Grid, Scored, Variant, silent
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.verbs.load import load_as
@@ -154,13 +154,8 @@ def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[
 
 
 def _measured(plan: Plan, steps: Steps, command: str) -> Scorecard:
-    progress = plan.config.progress
     started, clock = now(), time.monotonic()
-    lines = []
-    for number, name in enumerate(plan.measures):
-        if progress is not None:
-            progress(name, number, len(plan.measures))
-        lines.append(_line(plan, name, steps))
+    lines = _lines(plan, steps)
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
         edits=plan.words,
@@ -186,41 +181,52 @@ def _against(plan: Plan) -> str:
     return plan.against.source.id if plan.against is not None else ""
 
 
-def _line(plan: Plan, name: str, steps: Steps) -> Measured:
-    """One measure: the score, the baseline on the same items, and the paired change."""
+def _lines(plan: Plan, steps: Steps) -> list[Measured]:
+    """A line a measure: a grid of the model, and before it of what it is held against, if anything."""
+    model = Variant(
+        "edited" if plan.edits else "model", partial(edited, plan.lm, plan.edits) if plan.edits else nullcontext
+    )
+    baseline = [Variant("baseline", lm=plan.against)] if plan.edits or plan.against is not None else []
+    names = {name: _with_argument(plan, name, steps) for name in plan.measures}
+    grid = Grid(
+        run=steps,
+        lm=plan.lm,
+        variants=[*baseline, model],
+        measures=list(dict.fromkeys(names.values())),
+        limits=dict.fromkeys(REGISTRY, plan.config.limit),
+        seed=plan.config.seed,
+        passes=(NotApplicable,),
+        progress=plan.config.progress or silent,
+    )
+    scored = grid.scored()
+    return [_line(scored, name, full) for name, full in names.items()]
+
+
+def _line(scored: Scored, name: str, full: str) -> Measured:
+    """The score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
-    clock = time.monotonic()
-    try:
-        baseline = None
-        if plan.edits:
-            baseline = _scores(plan, name, plan.lm, (), steps, "clean")
-        elif plan.against is not None:
-            baseline = _scores(plan, name, plan.against, (), steps, "against")
-        score = _scores(plan, name, plan.lm, plan.edits, steps, "edited" if plan.edits else "model")
-    except NotApplicable as error:
-        if len(plan.measures) == 1:
-            raise
-        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=str(error))
-    change, why_not = None, ""
-    if baseline is not None:
+    if full in scored.missing:
+        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=scored.missing[full])
+    first, *rest = (scored.scores[label][full] for label in scored.labels)
+    score, change, why_not = (*rest, first)[0], None, ""
+    if rest:
         try:
-            change = compare(baseline, score)
+            change = compare(first, score)
         except NotApplicable:
             why_not = "the two models were asked different tokens, so items cannot be paired"
-    first = baseline or score
     return Measured(
         measure=name,
         kind=kind,
         what=f"{score.measure}, {score.text}",
         score=score.interval,
-        baseline=baseline.interval if baseline else None,
+        baseline=first.interval if rest else None,
         change=change,
         why_not=why_not,
         chance=score.chance,
         better=score.better,
         headroom=_headroom(first),
         details=dict(score.details),
-        seconds=time.monotonic() - clock,
+        seconds=sum(seconds[full] for seconds in scored.seconds.values()),
     )
 
 
@@ -240,20 +246,6 @@ def _headroom(scores: Scores) -> bool | None:
     return None if scores.chance is None else scores.interval.low > scores.chance
 
 
-def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
-    name = _with_argument(plan, name, steps)
-    options: Mapping[str, Any] = {"limit": plan.config.limit, "seed": plan.config.seed}
-    call = partial(measure_named(name), lm, **options)
-
-    def run() -> Any:
-        if name.startswith("tasks"):  # it keeps scores on disk, and has to know under which edits
-            return to_plain(call(edits=edits))
-        with edited(lm, edits) if edits else nullcontext():
-            return to_plain(call())
-
-    return from_json(Scores, json.dumps(steps.once(f"{name}/{state}", run)), name=f"the remembered {name}")
-
-
 def _with_argument(plan: Plan, name: str, steps: Steps) -> str:
     """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
     choosing share the choice."""
@@ -261,7 +253,10 @@ def _with_argument(plan: Plan, name: str, steps: Steps) -> str:
     if not way or ":" in name:
         return name
     baseline = plan.against or plan.lm
-    return f"{name}:" + steps.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
+    try:
+        return f"{name}:" + steps.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
+    except NotApplicable:  # said again, and passed over, when it is measured
+        return name
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:

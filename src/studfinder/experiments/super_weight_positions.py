@@ -1,0 +1,74 @@
+"""Where in the text is a super weight missed?
+
+What it asks: does the KL of taking the super weights away grow or fall with the position in the window, and does it
+depend on the first token, at which the massive activation stands? How: KL from the original by position, on our proof
+text as it is and with the first token of each piece left out. Control: as many weights of the same matrices, nearest in
+size. What to look at: whether the lines fall, and whether the two are apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from studfinder.edits import matched_controls, zero
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.experiments.weights import super_weights_of
+from studfinder.models import LM
+from studfinder.records import Chart, Plot, Series, Table, point
+from studfinder.records.config import option
+from studfinder.studies import Original, Variant, with_edits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionsConfig(StudyConfig):
+    """How much text, and where it is cut."""
+
+    pieces: int = option(32, help="Pieces of our proof text.", least=1)
+    cuts: tuple[int, ...] = option("0,1,2,4,8,16,32,64,128", help="Positions at which it is cut.", commas=True)
+
+
+EXPERIMENT = Experiment(
+    name="super-weight/positions",
+    paper="2411.07191",
+    shows="ours",
+    summary="How does the KL of losing the super weights go with the position, with and without the first token?",
+    needs="about a minute with smollm2 on two cores (plus the scan that finds the weights)",
+    presets={"cpu": PositionsConfig()},
+)
+WITH, WITHOUT = "as it is", "without the first token"
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
+    """KL by position of two edits, on two texts."""
+    (weights, encoded), own = super_weights_of(bench, lm), bench.config
+    taken = [weight.index for weight in weights]
+    others = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+    variants = [
+        Variant("original"),
+        with_edits(lm, "super weights", zero(weights)),
+        with_edits(lm, "controls", zero(others)),
+    ]
+    texts = [Original(own.pieces, name=name, skip=skip, cuts=own.cuts) for skip, name in enumerate((WITH, WITHOUT))]
+    scored = bench.grid(lm, variants, texts)
+    rows, series = [], []
+    for name in (WITH, WITHOUT):
+        found = [measure for measure in scored.measures if measure.startswith(f"{name}, ")]
+        for variant in scored.tried():
+            kls = [scored.scores[variant.label][measure].interval for measure in found]
+            rows += [(variant.label, *measure.split(", "), kl) for measure, kl in zip(found, kls, strict=True)]
+            line = Series(
+                name=f"{variant.label}, {name}",
+                x=tuple(float(cut + 1) for cut in own.cuts[: len(kls)]),
+                points=tuple(map(point, kls)),
+                dotted=name == WITHOUT,
+                like=f"{variant.label}, {WITH}",
+                quiet=variant.label == "controls",
+            )
+            series.append(line)
+    plot = Plot(kind="lines", series=tuple(series), x="position", y="KL, nats per token", log=True, log_x=True)
+    table = Table(title="KL by position", columns=("set to zero", "text", "positions", "KL"), rows=tuple(rows))
+    ends = [row for row in rows if row[:2] == ("super weights", WITH)]
+    note = (
+        f"without the super weights the KL is {ends[0][3]} at positions {ends[0][2]}, {ends[-1][3]} at {ends[-1][2]}."
+    )
+    return Outcome([table], [note], [Chart(name="positions", plots=(plot,))])
