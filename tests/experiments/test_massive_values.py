@@ -16,7 +16,6 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
 from studfinder.experiments.disruptions_read import UNFAIR, Rows, notes_of
 from studfinder.experiments.massive_values_constant import _halves
-from studfinder.experiments.massive_values_layers import first_layer
 from studfinder.measures import Effects, Scores
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import load
@@ -97,8 +96,8 @@ def test_map_counts_the_planted_dims_and_no_others(ran):
     models = {"planted": made(dim=SLOW), "plain": made()}
     result, folder = ran("massive-values/map", models, limit=2, layers=[1], lambdas=[5])
     for name, expected in (("planted", H * L), ("plain", 0)):
-        by_lambda = {of["lambda"]: of for of in result.data[name]["counts"]["query.pre_rope"]["by_lambda"]}
-        assert by_lambda[5.0]["head"]["value"] == expected
+        table = next(table for table in result.tables if table.title.startswith(f"{name}: massive entries"))
+        assert {row[:2]: row[2].value for row in table.rows}["Q before RoPE", 5.0] == expected
     shown = np.array(result.data["planted"]["layers"]["1"]["query"]["norm"])
     assert shown.shape == (H, D)  # every dim, not half of them
     assert (folder / "figure-map.png").is_file()
@@ -115,13 +114,11 @@ def test_layers_says_where_massive_values_begin(ran):
     with torch.no_grad():
         lm.model.model.layers[0].self_attn.q_proj.weight[SLOW::D] /= 60
     result, _ = ran("massive-values/layers", {"planted": lm}, limit=2)
-    tensors = result.data["planted"]["tensors"]
-    assert first_layer(tensors["query"]) == 1
-    assert first_layer(tensors["key"]) == 0
-    assert first_layer(tensors["value"]) is None
+    rows = {row[0]: row for row in result.tables[0].rows}
+    assert {name: rows[name][3] for name in ("Q", "K", "V")} == {"Q": 1, "K": 0, "V": None}
     assert any("Q from layer 1, K from layer 0, V never" in note for note in result.notes)
     # The planted dim's pair never turns, so RoPE moves hardly anything.
-    assert result.data["planted"]["rope"]["query"]["value"] == 0
+    assert rows["Q"][6].interval.value == 0
 
 
 # --- rotary bands ---------------------------------------------------------------------------------------------------

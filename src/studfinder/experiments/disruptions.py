@@ -59,7 +59,7 @@ def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Variant]:
     """As many other dims, held at their means; first the smallest, which is the paper's control."""
     found = []
     for k in ks:
-        kinds = {"smallest": [TopDims(k, largest=False)], **others(lm, k, draws)}
+        kinds: dict[str, list[Entries]] = {"smallest": [TopDims(k, largest=False)], **others(lm, k, draws)}
         for name, selects in kinds.items():
             found += _of_means(lm, f"{name}, k = {k}", selects)
     return found

@@ -13,7 +13,7 @@ half (64 of 128 are drawn). Here every dim is drawn, and K also before RoPE. The
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from studfinder.experiments.norms import (
     total,
 )
 from studfinder.models import LM
-from studfinder.records import Interval, Table, to_plain
+from studfinder.records import Cell, Table
 from studfinder.records.config import option
 from studfinder.report.style import RAMP, RULE, new_figure
 
@@ -66,21 +66,19 @@ _LAMBDA = 5.0
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Counts over all layers, and the maps of the chosen ones."""
-    seen = bench.once("maps", partial(_read, bench, lm))
-    return Outcome([_counts_table(seen), _layers_table(seen)], [_note(seen)], data=seen)
+    return bench.outcome(partial(_outcome, bench, lm))
 
 
-def _read(bench: Bench, lm: LM) -> dict[str, Any]:
+def _outcome(bench: Bench, lm: LM) -> Outcome:
     maps = read_maps(lm, bench.config.limit, bench.progress)
-    return {
-        "tokens": maps.tokens,
-        "prompts": len(maps.squares[maps.tensors[0]]),
-        "counts": _counts(maps, bench.config.lambdas),
-        "layers": {
-            str(layer): {tensor: _layer(maps, tensor, layer) for tensor in maps.tensors if layer in maps.layers[tensor]}
-            for layer in _chosen(maps, bench.config.layers)
-        },
-    }
+    drawn: dict[str, dict[str, np.ndarray]] = {}
+    for layer in _chosen(maps, bench.config.layers):
+        there = [tensor for tensor in maps.tensors if layer in maps.layers[tensor]]
+        drawn[str(layer)] = {one: maps.norm_LHD(one)[maps.layers[one].index(layer)] for one in there}
+    tables = [_counts_table(maps, bench.config.lambdas), _layers_table(drawn)]
+    short = np.vectorize(lambda value: float(f"{value:.5g}"))  # enough to draw, a third of the bytes
+    plain = {layer: {one: {"norm": short(norm).tolist()} for one, norm in of.items()} for layer, of in drawn.items()}
+    return Outcome(tables, [_note(*(table.rows for table in tables))], data={"layers": plain})
 
 
 def _chosen(maps: Maps, asked: Sequence[int]) -> Sequence[int]:
@@ -96,57 +94,19 @@ def _chosen(maps: Maps, asked: Sequence[int]) -> Sequence[int]:
     return asked
 
 
-def _counts(maps: Maps, lams: Sequence[float]) -> dict[str, Any]:
-    """By tensor and lambda: entries above it over all layers, against the mean of their head and of their layer."""
+def _counts_table(maps: Maps, lams: Sequence[float]) -> Table:
     found = resampled(maps, {f"{one} {lam}": partial(total, one, lam) for one in maps.tensors for lam in lams})
-    return {
-        tensor: {
-            "entries": norm_LHD.size,
-            "by_lambda": [
-                {
-                    "lambda": lam,
-                    "head": to_plain(found[f"{tensor} {lam}"]),
-                    "layer": int(counts(norm_LHD, lam, "layer").sum()),
-                    "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
-                }
-                for lam in lams
-            ],
-            "largest": float(ratios(norm_LHD).max()),
-        }
-        for tensor, norm_LHD in ((tensor, maps.norm_LHD(tensor)) for tensor in maps.tensors)
-    }
-
-
-def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
-    norm_HD = maps.norm_LHD(tensor)[maps.layers[tensor].index(layer)]
-    agreed = agreement(torch.from_numpy(norm_HD))
-    return {
-        "norm": [[float(f"{value:.5g}") for value in row] for row in norm_HD],  # enough to draw, a third of the bytes
-        "largest": float(ratios(norm_HD[None]).max()),
-        "massive": int(counts(norm_HD[None], _LAMBDA).sum()),
-        "concentration": float(concentration(torch.from_numpy(norm_HD)).median()),
-        "concentration_null": concentration_null(norm_HD.shape[-1]),
-        "overlap": None if agreed is None else agreed.overlap,
-        "p": None if agreed is None else agreed.p,
-    }
-
-
-def _counts_table(seen: dict[str, Any]) -> Table:
-    rows = tuple(
-        (
-            NAMES[tensor],
-            of["lambda"],
-            Interval(**of["head"]),
-            of["layer"],
-            of["chance"],
-            all_["entries"],
-            all_["largest"],
-        )
-        for tensor, all_ in seen["counts"].items()
-        for of in all_["by_lambda"]
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for tensor in maps.tensors:
+        norm_LHD = maps.norm_LHD(tensor)
+        for lam in lams:
+            chance = chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size
+            whole = int(counts(norm_LHD, lam, "layer").sum())
+            most = float(ratios(norm_LHD).max())
+            rows.append((NAMES[tensor], lam, found[f"{tensor} {lam}"], whole, chance, norm_LHD.size, most))
+    prompts = len(maps.squares[maps.tensors[0]])
     return Table(
-        title=f"massive entries of all layers ({seen['prompts']} prompts, {seen['tokens']:,} tokens)",
+        title=f"massive entries of all layers ({prompts} prompts, {maps.tokens:,} tokens)",
         columns=(
             "tensor",
             "lambda",
@@ -156,20 +116,22 @@ def _counts_table(seen: dict[str, Any]) -> Table:
             "entries in all",
             "largest M / head mean",
         ),
-        rows=rows,
+        rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. The authors' "
         "own tensors, one layer and prompt of Llama-2-7B-chat (Q 32 x 128): 87 entries above 3, 48 above 5, 3 above "
         "10, and none of V above 5.",
     )
 
 
-def _layers_table(seen: dict[str, Any]) -> Table:
-    said = ("massive", "largest", "concentration", "concentration_null", "overlap", "p")
-    rows = tuple(
-        (int(layer), NAMES[tensor], *(of[what] for what in said))
-        for layer, tensors in seen["layers"].items()
-        for tensor, of in tensors.items()
-    )
+def _layers_table(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for layer, tensors in drawn.items():
+        for tensor, norm_HD in tensors.items():
+            own, agreed = torch.from_numpy(norm_HD), agreement(torch.from_numpy(norm_HD))
+            massive, most = int(counts(norm_HD, _LAMBDA)), float(ratios(norm_HD).max())
+            energy = (float(concentration(own).median()), concentration_null(norm_HD.shape[-1]))
+            alike = (None, None) if agreed is None else (agreed.overlap, agreed.p)
+            rows.append((int(layer), NAMES[tensor], massive, most, *energy, *alike))
     return Table(
         title="the layers drawn",
         columns=(
@@ -182,49 +144,52 @@ def _layers_table(seen: dict[str, Any]) -> Table:
             "overlap of heads' top dims",
             "p (shuffled dims)",
         ),
-        rows=rows,
+        rows=tuple(rows),
         note="Concentration: 0 is energy spread evenly over a head's dims, 1 is all in one (median over heads); by "
         "chance below: the 99th percentile for a vector of random direction. Overlap: of the D/32 largest dims, mean "
         "over pairs of heads. Layers count from 0; the paper's count from 1.",
     )
 
 
-def _note(seen: dict[str, Any]) -> str:
-    parts = []
-    for tensor in [tensor for tensor in ("query", "key", "value") if tensor in seen["counts"]]:
-        of = min(seen["counts"][tensor]["by_lambda"], key=lambda of: abs(of["lambda"] - _LAMBDA))
-        parts.append(f"{NAMES[tensor]} {of['head']['value']:.0f} (by chance {of['chance']:.1f})")
+def _note(counted: Sequence[tuple[Any, ...]], layers: Sequence[tuple[Any, ...]]) -> str:
+    lam = min((row[1] for row in counted), key=lambda lam: abs(lam - _LAMBDA))
+    parts = [
+        f"{name} {found.value:.0f} (by chance {chance:.1f})"
+        for name, own, found, _, chance, *_ in counted
+        if own == lam and name in ("Q", "K", "V")
+    ]
     agreeing = [
-        f"{NAMES[tensor]} in layer {layer}"
-        for layer, tensors in seen["layers"].items()
-        for tensor, one in tensors.items()
-        if tensor != "value" and one["p"] is not None and one["p"] < 0.05
+        f"{name} in layer {layer}" for layer, name, *_, p in layers if name != "V" and p is not None and p < 0.05
     ]
     where = "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)"
     if agreeing:
         where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}"
-    return f"entries above {of['lambda']:g} x their head's mean: {', '.join(parts)}; {where}."
+    return f"entries above {lam:g} x their head's mean: {', '.join(parts)}; {where}."
 
 
 def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     """A row of maps a layer: heads across, all dims down, brightness M over the mean of its head."""
     wide = width > 600
-    tensors = [tensor for tensor in _DRAWN if tensor in seen["counts"]]
+    found = {
+        (layer, tensor): ratios(np.array(tensors[tensor]["norm"]))
+        for layer, tensors in seen["layers"].items()
+        for tensor in _DRAWN
+        if tensor in tensors
+    }
+    tensors = [tensor for tensor in _DRAWN if any(tensor == one for _, one in found)]
     columns = len(tensors) if wide else min(2, len(tensors))
     panels = [(layer, tensor) for layer in seen["layers"] for tensor in tensors]
     lines = -(-len(panels) // columns)
     figure = new_figure(width, 110 + lines * (290 if wide else 250))
     figure.suptitle(name, x=0.01, ha="left", fontsize=12.5)
-    top = max(2 * _LAMBDA, *(of["largest"] for of_layer in seen["layers"].values() for of in of_layer.values()))
+    top = max(2 * _LAMBDA, *(float(ratio_HD.max()) for ratio_HD in found.values()))
     colours = TwoSlopeNorm(vmin=0, vcenter=_LAMBDA, vmax=top)
     grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, (layer, tensor) in zip(grid.flat, panels, strict=False):
-        if (of := seen["layers"][layer].get(tensor)) is None:
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels) or panels[place] not in found:
+            axes.set_axis_off()
             continue
-        ratio_HD = ratios(np.array(of["norm"]))
-        axes.set_axis_on()
+        (layer, tensor), ratio_HD = panels[place], found[panels[place]]
         axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
         axes.set_title(f"{NAMES[tensor]}, layer {layer}", fontsize=12 if wide else 11)
         axes.set_xticks(range(0, len(ratio_HD), max(1, -(-len(ratio_HD) // 9))))
@@ -233,7 +198,7 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
         axes.set_ylabel("dim of the head")
     for axes in grid[-1]:
         axes.set_xlabel("head")
-    look = {"orientation": "horizontal", "fraction": 0.02, "pad": 0.01, "aspect": 40 if wide else 20}
+    look: Any = {"orientation": "horizontal", "fraction": 0.02, "pad": 0.01, "aspect": 40 if wide else 20}
     bar = figure.colorbar(ScalarMappable(colours, RAMP), ax=grid, **look)
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")

@@ -83,7 +83,11 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
     own, number = ".pre_rope" if lm.anatomy.stage == "pre-RoPE" else "", 0
 
     def read(event: AttentionCall) -> None:
-        found = {f"query{own}": event.query_BHTD, f"key{own}": event.key_BGSD, "value": event.value_BGSD}
+        found: dict[str, torch.Tensor | None] = {
+            f"query{own}": event.query_BHTD,
+            f"key{own}": event.key_BGSD,
+            "value": event.value_BGSD,
+        }
         if lm.anatomy.stage == "post-RoPE":
             found |= {"query.pre_rope": event.query_pre_BHTD, "key.pre_rope": event.key_pre_BGTD}
         for name, values in found.items():
