@@ -14,6 +14,7 @@ are shuffled in the same way in all heads of a layer (Q and K apart). Intervals 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, LambdaConfig, Maps, chance_above, ratios, read_maps
+from studfinder.experiments.norms import NAMES, LambdaConfig, chance_above, ratios, read_maps
 from studfinder.models import LM, Rotary, rotary_of, train_length
-from studfinder.records import Chart, Interval, Plot, Series, Table, point, to_plain
+from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point, to_plain
 from studfinder.records.config import option
 from studfinder.stats import ratio_interval
 
@@ -62,31 +63,19 @@ def across(data: dict[str, Any]) -> Outcome:
 def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     own = bench.config
     length, source = train_length(lm, own.train_length or None)
-    maps = read_maps(lm, own.limit, bench.progress)
-    tensors = [tensor for tensor in maps.tensors if tensor != "value"]
-    return {
-        "lambda": own.lam,
-        "stage": lm.anatomy.stage,
-        "length": length,
-        "length_from": source,
-        "tensors": {tensor: _tensor(lm, maps, tensor, own.lam, length, own.seed) for tensor in tensors},
-    }
-
-
-def _tensor(lm: LM, maps: Maps, tensor: str, lam: float, length: int, seed: int) -> dict[str, Any]:
-    norm_LHD, layers = maps.norm_LHD(tensor), maps.layers[tensor]
-    above_LHD = ratios(norm_LHD) > lam
-    full = [length] * len(layers)
-    reach = [min(length, _window(lm, layer) or length) for layer in layers]
-    found: dict[str, Any] = {
-        "massive": int(above_LHD.sum()),
-        "entries": norm_LHD.size,
-        "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
-        "bands": {"distances seen": _against_rope(lm, layers, above_LHD, reach, seed)},
-    }
-    if reach != full:
-        found["bands"]["training length"] = _against_rope(lm, layers, above_LHD, full, seed)
-    return found
+    maps, tensors = read_maps(lm, own.limit, bench.progress), {}
+    for tensor in [tensor for tensor in maps.tensors if tensor != "value"]:
+        norm_LHD, layers = maps.norm_LHD(tensor), maps.layers[tensor]
+        above_LHD = ratios(norm_LHD) > own.lam
+        reach = {"distances seen": [min(length, _window(lm, layer) or length) for layer in layers]}
+        if reach["distances seen"] != [length] * len(layers):
+            reach["training length"] = [length] * len(layers)
+        tensors[tensor] = {
+            "massive": int(above_LHD.sum()),
+            "chance": chance_above(norm_LHD.shape[-1], own.lam) * norm_LHD.size,
+            "bands": {name: _against_rope(lm, layers, above_LHD, far, own.seed) for name, far in reach.items()},
+        }
+    return {"stage": lm.anatomy.stage, "length": length, "length_from": source, "tensors": tensors}
 
 
 def _window(lm: LM, layer: int) -> int | None:
@@ -102,13 +91,13 @@ def _against_rope(
     lm: LM, layers: tuple[int, ...], above_LHD: np.ndarray, lengths: list[int], seed: int
 ) -> dict[str, Any] | None:
     """What share of the massive entries lies in dims that never turn; None without RoPE or without massive entries."""
-    dims = above_LHD.shape[-1]
-    turns = [_turns(rotary_of(lm, layer), length, dims) for layer, length in zip(layers, lengths, strict=True)]
-    rotated = [place for place, of in enumerate(turns) if of is not None]
+    rotary = [rotary_of(lm, layer) for layer in layers]
+    rotated = [place for place, own in enumerate(rotary) if own is not None]
     votes_LD = above_LHD.sum(axis=1)[rotated].astype(float)
     if not votes_LD.sum():
         return None
-    turns_LD = np.array([turns[place] for place in rotated])
+    dims = range(above_LHD.shape[-1])
+    turns_LD = np.array([_turns(own, lengths[place], dims) for place, own in enumerate(rotary) if own is not None])
     slow_LD = turns_LD < 1
     entries_L, slow_L = votes_LD.sum(axis=1), (votes_LD * slow_LD).sum(axis=1)
     holding = entries_L > 0  # a layer without massive entries has no share
@@ -125,26 +114,23 @@ def _against_rope(
     }
 
 
-def _turns(rotary: Rotary | None, length: int, dims: int) -> list[float] | None:
+def _turns(rotary: Rotary, length: int, dims: Sequence[int]) -> list[float]:
     """How many turns each dim's pair makes within a distance; 0 for dims that are not rotated."""
-    if rotary is None:
-        return None
-    pairs = [rotary.pair_of(dim) for dim in range(dims)]
+    pairs = map(rotary.pair_of, dims)
     return [0.0 if pair is None else rotary.inv_freq[pair] * length / (2 * np.pi) for pair in pairs]
 
 
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _shares(data: dict[str, Any]) -> Table:
-    rows = []
-    for name, seen in data.items():
-        for tensor, of in seen["tensors"].items():
-            for boundary, band in of["bands"].items():
-                share, *rest = (
-                    (Interval(**band["share"]), *map(band.get, ("base", "p", "quarter"))) if band else [None] * 4
-                )
-                rows.append((name, NAMES[tensor], boundary, of["massive"], of["chance"], share, *rest))
+def _shares(data: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for name, tensor, of in _tensors(data):
+        for boundary, band in of["bands"].items():
+            found = band or dict.fromkeys(("base", "p", "quarter"))
+            share = Interval(**band["share"]) if band else None
+            start = (name, NAMES[tensor], boundary, of["massive"], of["chance"])
+            rows.append((*start, share, found["base"], found["p"], found["quarter"]))
     return Table(
         title="Massive entries in dims that never complete a turn",
         columns=(
@@ -166,13 +152,18 @@ def _shares(data: dict[str, Any]) -> Table:
     )
 
 
-def _bands(data: dict[str, Any]) -> Table:
-    rows = []
-    for name, seen in data.items():
-        for tensor, of in seen["tensors"].items():
-            band = of["bands"]["distances seen"]
-            if band:
-                rows += [(name, NAMES[tensor], *cells) for cells in _coarse(band)]
+def _bands(data: Mapping[str, Any]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    low = np.array(_EDGES[:-1])
+    for name, tensor, of in _tensors(data):
+        if not (band := of["bands"]["distances seen"]):
+            continue
+        massive, dims = np.array(band["massive_by_turns"]), np.array(band["dims_by_turns"])
+        for start, end in itertools.pairwise((0.0, 0.25, 0.5, 1.0, 4.0, 32.0, float("inf"))):
+            here = (low >= start) & (low < end)
+            turns = f"{start:g} to {end:g}" if np.isfinite(end) else f"{start:g} and more"
+            shares = (float(of[here].sum() / of.sum()) for of in (massive, dims))
+            rows.append((name, NAMES[tensor], turns, int(massive[here].sum()), *shares))
     return Table(
         title="By rotary band: turns within the distances seen",
         columns=("model", "tensor", "turns", "massive", "share of massive", "share of dims"),
@@ -181,17 +172,10 @@ def _bands(data: dict[str, Any]) -> Table:
     )
 
 
-def _coarse(band: dict[str, Any]) -> list[tuple[str, int, float, float]]:
-    """Six bands: their names, massive entries, and the shares of massive entries and of dims."""
-    massive, dims = np.array(band["massive_by_turns"]), np.array(band["dims_by_turns"])
-    low = np.array(_EDGES[:-1])
-    cells = []
-    for start, end in itertools.pairwise((0.0, 0.25, 0.5, 1.0, 4.0, 32.0, float("inf"))):
-        here = (low >= start) & (low < end)
-        name = f"{start:g} to {end:g}" if np.isfinite(end) else f"{start:g} and more"
-        share, of_dims = massive[here].sum() / massive.sum(), dims[here].sum() / dims.sum()
-        cells.append((name, int(massive[here].sum()), float(share), float(of_dims)))
-    return cells
+def _tensors(data: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for name, seen in data.items():
+        for tensor, of in seen["tensors"].items():
+            yield name, tensor, of
 
 
 def _notes(seen: dict[str, Any]) -> list[str]:
@@ -199,8 +183,7 @@ def _notes(seen: dict[str, Any]) -> list[str]:
     for tensor, of in seen["tensors"].items():
         beyond = "more than" if of["massive"] > 2 * of["chance"] + 1 else "no more than about"
         start = f"{NAMES[tensor]} has {of['massive']} massive entries, {beyond} the {of['chance']:.1f} of chance"
-        rope, whole = of["bands"]["distances seen"], of["bands"].get("training length")
-        if not rope:
+        if not (rope := of["bands"]["distances seen"]):
             why = "the model has no RoPE" if seen["stage"] == "no RoPE" else "none is in a rotated layer"
             notes.append(f"{start}; {why}, so there is no band to compare.")
             continue
@@ -208,9 +191,8 @@ def _notes(seen: dict[str, Any]) -> list[str]:
         says = "fewer than chance" if share.high < rope["base"] else "not shown to be more than shuffled dims give"
         if rope["p"] < 0.05:
             says = "more than shuffled dims give"
-        # By the stricter boundary too, where a window makes the two differ: both are always said.
         otherwise = ""
-        if whole:
+        if whole := of["bands"].get("training length"):  # the stricter boundary: both are always said
             otherwise = (
                 f"; with the training length for every layer, windows or not, {Interval(**whole['share']):.0%} against "
                 f"{whole['base']:.0%} (p = {whole['p']:.2g})"
