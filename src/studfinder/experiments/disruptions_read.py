@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studfinder.measures import Effects, Scores
+from studfinder.measures import Effects
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.stats import crossed
 from studfinder.studies import Scored
@@ -31,18 +31,9 @@ class Rows:
     against: list[tuple[str, str]]
 
     @property
-    def names(self) -> list[str]:
-        """Of the disruptions."""
-        return list(dict.fromkeys(variant.family for variant in self.scored.variants[1:]))
-
-    def clean(self, measure: str) -> Scores:
-        """Of the model as it is."""
-        return self.scored.scores[self.scored.original][measure]
-
-    def score(self, name: str, measure: str) -> Interval:
-        """Mean over items and draws."""
-        scores = {"x": self.scored.drawn(name, measure)}
-        return crossed(lambda mean: mean["x"], scores, self.clean(measure).clusters or None)
+    def chance(self) -> dict[str, float]:
+        """By measure."""
+        return {name: found.chance or 0.0 for name, found in self.scored.scores[self.scored.original].items()}
 
     def neutral(self, name: str, what: str) -> Interval:
         """KL a token ("kl"), or the perplexity ratio ("nll"), on neutral text."""
@@ -66,9 +57,9 @@ class Rows:
 
     def kept(self, name: str, side: str) -> Interval | None:
         """The share of its skill above chance that is left; None if the clean model has none for sure."""
-        chance = self._chance(side)
         if self.at_chance(side):
             return None
+        chance = self._chance(side)
         return self._over(lambda mean: (mean[f"{side}1"] - chance) / np.maximum(mean[f"{side}0"] - chance, 1e-9), name)
 
     def contrast(self, name: str, *minus: str, what: str = "score") -> Comparison:
@@ -86,7 +77,7 @@ class Rows:
     def at_chance(self, side: str) -> str:
         """That the clean model has no skill for sure, in words; "" if it has."""
         measure = self._measure(side)
-        clean = self.score(self.scored.original, measure)
+        clean = self.scored.mean(self.scored.original, measure)
         here = f"{measure} is at chance ({clean.value:.0%}) on the clean model"
         return "" if clean.low > self._chance(side) else f"{here}: context against memory can show nothing here."
 
@@ -94,20 +85,18 @@ class Rows:
         return self.scored.measures[SIDES.index(side)]
 
     def _chance(self, side: str) -> float:
-        return self.clean(self._measure(side)).chance or 0.0
+        return self.chance[self._measure(side)]
 
     def _over(
         self, statistic: Callable[[Mapping[str, np.ndarray]], np.ndarray], *names: str, what: str = "score"
     ) -> Interval:
         """A statistic of means of the clean model ("context0", "memory0") and of some rows ("context1", ...), whole
         subjects resampled. Items count to four digits."""
-        rows = list(enumerate((self.scored.original, *names)))
-        arrays = {
-            f"{side}{row}": self.scored.drawn(name, self._measure(side), what).round(4)
-            for row, name in rows
-            for side in SIDES
-        }
-        return crossed(statistic, arrays, self.clean(self._measure("context")).clusters or None, what="subjects")
+        scored, both = self.scored, {side: self._measure(side) for side in SIDES}
+        rows = list(enumerate((scored.original, *names)))
+        arrays = {f"{side}{n}": scored.drawn(row, both[side], what).round(4) for n, row in rows for side in SIDES}
+        clusters = scored.scores[scored.original][both["context"]].clusters or None
+        return crossed(statistic, arrays, clusters, what="subjects")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -117,10 +106,10 @@ def scores_table(rows: Rows) -> Table:
     """All measures, clean and disrupted."""
     measures = rows.scored.measures
     lines: list[tuple[Cell, ...]] = []
-    for name in (rows.scored.original, *rows.names):
+    for name in (rows.scored.original, *rows.scored.families):
         damage = [rows.neutral(name, what) if lines else None for what in ("kl", "nll")]
-        lines.append((name, *damage, *(rows.score(name, measure) for measure in measures)))
-    chances = ", ".join(f"{measure} {rows.clean(measure).chance or 0.0:.3g}" for measure in measures)
+        lines.append((name, *damage, *(rows.scored.mean(name, measure) for measure in measures)))
+    chances = ", ".join(f"{measure} {chance:.3g}" for measure, chance in rows.chance.items())
     return Table(
         title="massive values and controls, disrupted in the prompt",
         columns=("disrupted", "KL, neutral text (nats)", "perplexity x", *measures),
@@ -134,7 +123,7 @@ def scores_table(rows: Rows) -> Table:
 def comparisons_table(rows: Rows) -> Table:
     """Context against memory, and against equal damage elsewhere."""
     lines: list[tuple[Cell, ...]] = []
-    for name in rows.names:
+    for name in rows.scored.families:
         others = [other for row, other in rows.against if row == name]
         own = (*(rows.kept(name, side) for side in SIDES), rows.contrast(name), rows.contrast(name, what="margin"))
         for other in others:
@@ -184,7 +173,7 @@ def notes_of(rows: Rows) -> list[str]:
     if nothing:
         return nothing
     notes = [] if rows.scored.measures[0].endswith(":1") else [UNFAIR]
-    notes += [_only_context(rows, row) for row in rows.names if row.startswith("massive")]
+    notes += [_only_context(rows, row) for row in rows.scored.families if row.startswith("massive")]
     return notes + [_specific(rows, row, other) for row, other in rows.against]
 
 
@@ -226,8 +215,10 @@ def _verdict(difference: Interval) -> str:
 def contrast_chart(rows: Rows) -> Chart:
     """What becomes of the skill from context and from memory, a row a disruption."""
     series = tuple(
-        Series(name=f"from {side}", points=tuple(point(rows.change(name, side)) for name in rows.names))
+        Series(name=f"from {side}", points=tuple(point(rows.change(name, side)) for name in rows.scored.families))
         for side in SIDES
     )
-    plot = Plot(kind="dots", rows=tuple(rows.names), series=series, x="change of accuracy above chance", none=0.0)
+    plot = Plot(
+        kind="dots", rows=tuple(rows.scored.families), series=series, x="change of accuracy above chance", none=0.0
+    )
     return Chart(name="disrupt", plots=(plot,))

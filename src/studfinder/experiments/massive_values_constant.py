@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from studfinder.edits import Entries, TopDims, constant_only, deviation_only, di
 from studfinder.experiments.disruptions import drawn, others
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.models import LM
-from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Point, Series, Table, point
+from studfinder.records import Cell, Chart, Comparison, Plot, Point, Series, Table, point
 from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import crossed
@@ -69,39 +68,33 @@ def run(bench: Bench, lm: LM) -> Outcome:
                 draws = [make(dims(lm, pre_rope=True, select=select)) for select in selects]
                 variants += drawn(lm, f"{k} {'of the ' * name.startswith('same')}{name}, {half}", draws)
     scored = bench.grid(lm, variants, [f"perplexity:{own.text}", f"induction:{own.repeat}"], passes=())
-    rows = list(dict.fromkeys(variant.family for variant in variants[1:]))
-    tables = [_energy_table(energy), _scores_table(scored, rows)]
-    return Outcome(tables, _notes(scored, rows, own.k), [_chart(scored, rows)], {"energy": energy})
+    tables = [_energy_table(energy), _scores_table(scored)]
+    return Outcome(tables, _notes(scored, own.k), [_chart(scored)], {"energy": energy})
 
 
 # --- how much is constant -------------------------------------------------------------------------------------------
 
 
-def _energy(lm: LM, ks: Sequence[int]) -> dict[str, Any]:
-    """By tensor and k, a number a layer: the share of the energy in the k largest dims of each head, and the share of
-    theirs and of the other dims' energy that is the square of the mean over tokens (mean over heads and prompts). Q and
-    K are read here, since no measure does."""
-    limit = min(256, lm.anatomy.max_positions or 256)
-    found: dict[str, dict[str, dict[int, list[list[float]]]]] = {}
+def _energy(lm: LM, ks: Sequence[int]) -> dict[str, list[list[float]]]:
+    """By "Q" or "K" and k, for every layer: the share of the energy in the k largest dims of each head, and the share
+    of theirs and of the other dims' energy that is the square of the mean over tokens (mean over heads and prompts). Q
+    and K are read here, since no measure does."""
+    found: dict[str, dict[int, list[list[float]]]] = {}
 
     def read(event: AttentionCall) -> None:
-        before = {"query": event.query_pre_BHTD, "key": event.key_pre_BGTD}
-        for tensor, values in before.items():
+        for tensor, values in (("Q", event.query_pre_BHTD), ("K", event.key_pre_BGTD)):
             if values is None:
                 continue
             wide = values[0].float()
             square_HD, mean_HD = wide.square().mean(dim=1), wide.mean(dim=1).square()
             for k in ks:
-                cells = found.setdefault(tensor, {}).setdefault(str(k), {}).setdefault(event.layer, [])
-                cells.append(_halves(square_HD, mean_HD, k))
+                layers = found.setdefault(f"{tensor} {k}", {})
+                layers.setdefault(event.layer, []).append(_halves(square_HD, mean_HD, k))
 
     with torch.no_grad(), tapped(lm, read={AttentionCall: [read]}, pre_rope=True):
-        for ids in encode(lm, proof_text(), limit=limit)[0]:
+        for ids in encode(lm, proof_text(), limit=min(256, lm.anatomy.max_positions or 256))[0]:
             lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
-    return {
-        tensor: {k: [np.mean(layers[layer], axis=0).tolist() for layer in sorted(layers)] for k, layers in by_k.items()}
-        for tensor, by_k in found.items()
-    }
+    return {name: [np.mean(layers[at], axis=0).tolist() for at in sorted(layers)] for name, layers in found.items()}
 
 
 def _halves(square_HD: torch.Tensor, mean_HD: torch.Tensor, k: int) -> list[float]:
@@ -119,13 +112,12 @@ def _halves(square_HD: torch.Tensor, mean_HD: torch.Tensor, k: int) -> list[floa
     ]
 
 
-def _energy_table(energy: dict[str, Any]) -> Table:
+def _energy_table(energy: Mapping[str, list[list[float]]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for tensor, by_k in energy.items():
-        for k, layers in by_k.items():
-            columns = np.array(layers).T
-            means = [crossed(lambda m: m["x"], {"x": column[None]}, what="layers") for column in columns]
-            rows.append((f"{'Q' if tensor == 'query' else 'K'} before RoPE", int(k), *means))
+    for name, layers in energy.items():
+        tensor, k = name.split()
+        means = [crossed(lambda m: m["x"], {"x": column[None]}, what="layers") for column in np.array(layers).T]
+        rows.append((f"{tensor} before RoPE", int(k), *means))
     return Table(
         title="how much of the largest dims is constant",
         columns=(
@@ -163,17 +155,14 @@ def _difference(scored: Scored, row: str, other: str = CLEAN) -> Comparison:
     return Comparison(kind="difference", interval=interval)
 
 
-def _mean(scored: Scored, row: str, what: str) -> Interval:
-    return crossed(lambda mean: mean["x"], {"x": scored.drawn(row, scored.measures[1], what)}, what="sequences")
-
-
-def _scores_table(scored: Scored, rows: Sequence[str]) -> Table:
-    clean = scored.scores[CLEAN][scored.measures[0]]
+def _scores_table(scored: Scored) -> Table:
+    clean, repeats = scored.scores[CLEAN][scored.measures[0]], scored.measures[1]
     lines: list[tuple[Cell, ...]] = []
-    for row in (CLEAN, *rows):
+    for row in (CLEAN, *scored.families):
         ratio, change = (_ratio(scored, row), _difference(scored, row)) if lines else (None, None)
         start = clean.value * (ratio.interval.value if ratio else 1)
-        lines.append((row, start, ratio, _mean(scored, row, "score"), change, _mean(scored, row, "loss")))
+        score, loss = (scored.mean(row, repeats, name, "sequences") for name in ("score", "loss"))
+        lines.append((row, start, ratio, score, change, loss))
     return Table(
         title="one half of some dims of Q and K before RoPE",
         columns=(
@@ -191,12 +180,12 @@ def _scores_table(scored: Scored, rows: Sequence[str]) -> Table:
     )
 
 
-def _notes(scored: Scored, rows: Sequence[str], ks: Sequence[int]) -> list[str]:
+def _notes(scored: Scored, ks: Sequence[int]) -> list[str]:
     notes = []
     for k in ks:
         for half in HALVES:
             own = f"{k} massive, {half}"
-            controls = [row for row in rows if row.startswith(f"{k} ") and row.endswith(half) and row != own]
+            controls = [one for one in scored.families if one.startswith(f"{k} ") and one.endswith(half) and one != own]
             against = "; ".join(_against(scored, own, control) for control in controls)
             notes.append(
                 f"{k} massive of each head, {half}: perplexity x{_ratio(scored, own):.2f}, accuracy on repeats "
@@ -212,26 +201,19 @@ def _against(scored: Scored, own: str, control: str) -> str:
     return f"against {'random dims' if which == 'random' else f'dims {which}'} {says} ({more:+.2f})"
 
 
-def _chart(scored: Scored, rows: Sequence[str]) -> Chart:
+def _chart(scored: Scored) -> Chart:
     """Perplexity and accuracy on repeats, a line a row; the model as it is where nothing changed."""
     start, repeats = (scored.scores[CLEAN][measure].value for measure in scored.measures)
 
-    def series(values: Mapping[str, Point]) -> tuple[Series, ...]:
-        kinds = {"massive dims": True, "other dims": False}
-        return tuple(
-            Series(
-                name=name, points=tuple(at if (" massive" in row) == own else point(None) for row, at in values.items())
-            )
-            for name, own in kinds.items()
-        )
+    def plot(x: str, none: float, values: Mapping[str, Point], log: bool = False) -> Plot:
+        nothing, series = point(None), []
+        for name, massive in (("massive dims", True), ("other dims", False)):
+            points = tuple(at if (" massive" in row) == massive else nothing for row, at in values.items())
+            series.append(Series(name=name, points=points))
+        return Plot(kind="dots", rows=tuple(values), series=tuple(series), x=x, none=none, log=log)
 
-    found = {row: point(_ratio(scored, row)) for row in rows}
-    perplexity = {row: (start * value, start * low, start * high) for row, (value, low, high) in found.items()}
-    accuracy = {row: point(_mean(scored, row, "score")) for row in rows}
-    return Chart(
-        name="halves",
-        plots=(
-            Plot(kind="dots", rows=tuple(rows), series=series(perplexity), x="perplexity", none=start, log=True),
-            Plot(kind="dots", rows=tuple(rows), series=series(accuracy), x="accuracy on repeats", none=repeats),
-        ),
-    )
+    ratios = {row: point(_ratio(scored, row)) for row in scored.families}
+    perplexity = {row: (start * value, start * low, start * high) for row, (value, low, high) in ratios.items()}
+    accuracy = {row: point(scored.mean(row, scored.measures[1])) for row in scored.families}
+    plots = (plot("perplexity", start, perplexity, log=True), plot("accuracy on repeats", repeats, accuracy))
+    return Chart(name="halves", plots=plots)
