@@ -12,9 +12,9 @@ massive values must be there before it, and that the counts hardly change is no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -43,36 +43,6 @@ EXPERIMENT = Experiment(
 )
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """Massive entries and largest ratios of one tensor by layer, and what chance would give in one."""
-
-    layers: tuple[int, ...]
-    heads: int
-    massive: list[int]
-    largest: list[float]
-    chance: float
-
-    @classmethod
-    def of(cls, maps: Maps, tensor: str, lam: float) -> _Tensor:
-        norm_LHD = maps.norm_LHD(tensor)
-        _, heads, dims = norm_LHD.shape
-        largest_L = ratios(norm_LHD).max(axis=(1, 2))
-        chance = chance_above(dims, lam) * heads * dims
-        return cls(maps.layers[tensor], heads, counts(norm_LHD, lam).tolist(), largest_L.tolist(), chance)
-
-    @property
-    def first(self) -> int | None:
-        """The first layer with more massive entries than heads of random direction would give, if there is one."""
-        found = zip(self.layers, self.massive, strict=True)
-        return next((layer for layer, n in found if n > max(0.5, self.chance)), None)
-
-    def at(self, layer: int) -> tuple[Cell, Cell]:
-        """Entries and largest ratio in a layer."""
-        place = self.layers.index(layer) if layer in self.layers else None
-        return (None, None) if place is None else (self.massive[place], self.largest[place])
-
-
 def run(bench: Bench, lm: LM) -> Outcome:
     """Counts by layer, before and after RoPE."""
     return bench.outcome(partial(_outcome, bench, lm))
@@ -80,51 +50,60 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 def _outcome(bench: Bench, lm: LM) -> Outcome:
     lam, maps = bench.config.lam, read_maps(lm, bench.config.limit, bench.progress)
-    seen = {tensor: _Tensor.of(maps, tensor, lam) for tensor in maps.tensors}
-    totals = resampled(maps, {tensor: partial(total, tensor, lam) for tensor in seen})
+    totals = resampled(maps, {tensor: partial(total, tensor, lam) for tensor in maps.tensors})
     both = [one for one in ("query", "key") if maps.layers.get(f"{one}.pre_rope", 0) == maps.layers.get(one)]
     by_rope = resampled(maps, {tensor: partial(_by_rope, tensor, lam) for tensor in both}) if both else {}
     changes = {tensor: Comparison(kind="difference", interval=found) for tensor, found in by_rope.items()}
-    tables = [_totals_table(lam, seen, totals, changes), _layers_table(seen)]
-    return Outcome(tables, _notes(seen, totals, changes), [_chart(lam, seen)])
-
-
-def _by_rope(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total(tensor, lam, norms) - total(f"{tensor}.pre_rope", lam, norms)
-
-
-def _totals_table(
-    lam: float, seen: Mapping[str, _Tensor], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]
-) -> Table:
-    rows = []
-    for tensor, of in seen.items():
-        layers, some = len(of.layers), sum(n > 0 for n in of.massive)
-        rows.append((NAMES[tensor], totals[tensor], of.chance * layers, of.first, some, layers, changes.get(tensor)))
-    return Table(
+    massive = {tensor: counts(maps.norm_LHD(tensor), lam).tolist() for tensor in maps.tensors}
+    largest = {tensor: ratios(maps.norm_LHD(tensor)).max(axis=(1, 2)).tolist() for tensor in maps.tensors}
+    firsts: dict[str, int | None] = {}
+    rows: list[tuple[Cell, ...]] = []
+    for tensor, layers in ((tensor, maps.layers[tensor]) for tensor in maps.tensors):
+        heads, dims = maps.squares[tensor].shape[2:]
+        chance = chance_above(dims, lam) * heads * dims
+        found = zip(layers, massive[tensor], strict=True)
+        firsts[tensor] = next((layer for layer, n in found if n > max(0.5, chance)), None)
+        some = sum(n > 0 for n in massive[tensor])
+        start = (NAMES[tensor], totals[tensor], chance * len(layers), firsts[tensor])
+        rows.append((*start, some, len(layers), changes.get(tensor)))
+    table = Table(
         title=f"massive values (lambda {lam:g}) over all layers",
         columns=("tensor", "massive", "by chance", "first layer", "layers with any", "layers", "after - before RoPE"),
         rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. First layer: "
         'the first with more than that; layers count from 0. The paper says "from layer 1", counted from 1.',
     )
+    tables = [table, _layers_table(maps, massive, largest)]
+    return Outcome(tables, _notes(firsts, totals, changes), [_chart(lam, maps, massive, largest)])
 
 
-def _layers_table(seen: Mapping[str, _Tensor]) -> Table:
-    layers = sorted({layer for of in seen.values() for layer in of.layers})
+def _by_rope(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    return total(tensor, lam, norms) - total(f"{tensor}.pre_rope", lam, norms)
+
+
+def _layers_table(maps: Maps, massive: Mapping[str, list[int]], largest: Mapping[str, list[float]]) -> Table:
+    cells: dict[tuple[str, int], Sequence[Cell]] = {}
+    for tensor, layers in maps.layers.items():
+        for place, layer in enumerate(layers):
+            cells[tensor, layer] = (massive[tensor][place], largest[tensor][place])
+    rows = [
+        (layer, *(cell for tensor in maps.tensors for cell in cells.get((tensor, layer), (None, None))))
+        for layer in sorted({layer for _, layer in cells})
+    ]
     return Table(
         title="by layer",
-        columns=("layer", *(head for one in seen for head in (NAMES[one], f"{NAMES[one]}: largest"))),
-        rows=tuple((layer, *(cell for of in seen.values() for cell in of.at(layer))) for layer in layers),
+        columns=("layer", *(head for one in maps.tensors for head in (NAMES[one], f"{NAMES[one]}: largest"))),
+        rows=tuple(rows),
         note="Massive entries, and the largest M over the mean of its head.",
     )
 
 
-def _notes(seen: Mapping[str, _Tensor], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]) -> list[str]:
-    last = {
-        tensor: of.first for tensor, of in seen.items() if tensor.removesuffix(".pre_rope") not in {*seen} - {tensor}
-    }
-    firsts = (f"{NAMES[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
-    notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
+def _notes(
+    firsts: Mapping[str, int | None], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]
+) -> list[str]:
+    last = {one: first for one, first in firsts.items() if one.removesuffix(".pre_rope") not in {*firsts} - {one}}
+    said = (f"{NAMES[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
+    notes = [f"more massive values than by chance: {', '.join(said)} (layers count from 0)."]
     for tensor, change in changes.items():
         before = totals[f"{tensor}.pre_rope"].value
         says = "RoPE changes that count beyond what prompts vary" if change.changed else "no clear change by RoPE"
@@ -135,24 +114,18 @@ def _notes(seen: Mapping[str, _Tensor], totals: Mapping[str, Interval], changes:
     return notes
 
 
-def _chart(lam: float, seen: Mapping[str, _Tensor]) -> Chart:
+def _chart(lam: float, maps: Maps, massive: Mapping[str, list[int]], largest: Mapping[str, list[float]]) -> Chart:
     """Massive entries a head, and the largest ratio, by layer; dotted before RoPE."""
-
-    def series(values: Mapping[str, list[float]]) -> tuple[Series, ...]:
-        looks = {
-            one: {"dotted": one.endswith("pre_rope"), "like": NAMES[one.removesuffix(".pre_rope")]} for one in seen
-        }
-        return tuple(
-            Series(name=NAMES[one], x=seen[one].layers, points=tuple(map(point, found)), **looks[one])
-            for one, found in values.items()
-        )
-
-    above = series({tensor: [n / of.heads for n in of.massive] for tensor, of in seen.items()})
-    most = series({tensor: of.largest for tensor, of in seen.items()})
+    above, most = [], []
+    for tensor in maps.tensors:
+        own, heads = tensor.removesuffix(".pre_rope"), maps.squares[tensor].shape[2]
+        look: Any = {"name": NAMES[tensor], "x": maps.layers[tensor], "dotted": own != tensor, "like": NAMES[own]}
+        above.append(Series(points=tuple(point(n / heads) for n in massive[tensor]), **look))
+        most.append(Series(points=tuple(map(point, largest[tensor])), **look))
     return Chart(
         name="layers",
         plots=(
-            Plot(kind="lines", series=above, x="layer", title=f"entries a head above {lam:g} x its mean"),
-            Plot(kind="lines", series=most, x="layer", title="largest M / its head's mean", none=lam),
+            Plot(kind="lines", series=tuple(above), x="layer", title=f"entries a head above {lam:g} x its mean"),
+            Plot(kind="lines", series=tuple(most), x="layer", title="largest M / its head's mean", none=lam),
         ),
     )
