@@ -134,9 +134,9 @@ def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
     if lm.anatomy.split is None:
         found["cache rounded"] = lambda: quantized_cache(lm, KVCache(rope="pre" if rope else "post"))
     if lm.anatomy.architecture in ("llama", "qwen2"):
-        found["rotary pairs"] = lambda: quantized(lm, W4, keep=RotaryPairs())
-        found["rotated"] = lambda: quantized(lm, W4, keep=Rotate())
-        found["split"] = lambda: quantized(lm, W4, keep=Split(neurons=((layer, col),), multiple=16))
+        found["rotary pairs"] = lambda: quantized(lm, W4, transforms=RotaryPairs())
+        found["rotated"] = lambda: quantized(lm, W4, transforms=Rotate())
+        found["split"] = lambda: quantized(lm, W4, transforms=Split(neurons=((layer, col),), multiple=16))
     return found
 
 

@@ -158,11 +158,11 @@ def test_a_scan_gives_massive_values_and_where_channels_turn_massive(scanned, tm
 def test_a_scan_of_another_model_or_without_findings_is_refused(scanned, tmp_path: Path) -> None:
     lm, findings = scanned
     run = written(tmp_path, findings)
-    with pytest.raises(StudfinderError, match="#candidates"):
+    with pytest.raises(StudfinderError, match=r"none of the .* is proven .#all"):
         parse_edits(lm, f"zero:{run}")
     with pytest.raises(StudfinderError, match="holds no massive values"):
         parse_edits(lm, f"zero:{written(tmp_path, replace(findings, massive_values=()))}#massive_values")
-    with pytest.raises(StudfinderError, match="#candidates or"):
+    with pytest.raises(StudfinderError, match="#all or"):
         parse_edits(lm, f"zero:{run}#heads")
     with pytest.raises(StudfinderError, match="expected findings of this model"):
         parse_edits(tiny("llama"), f"zero:{run}#candidates")

@@ -105,7 +105,7 @@ def test_auto_takes_the_cheapest_within_its_budget():
     lm = with_outlier()
     windows = prompts()
     for budget, labels in ((1e6, {"as it is: 12"}), (0.001, {"skipped", "held out"})):
-        with quantized(lm, RTN(scheme=CHANNEL), keep=Auto(budget=budget), windows=windows) as bench:
+        with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=budget), windows=windows) as bench:
             note = bench.notes[0]
             assert all(label in note for label in labels), note
             if budget > 1:
@@ -156,7 +156,7 @@ def test_auto_takes_an_exact_change_where_that_is_enough(change):
     old = down.detach().clone()
     with quantized(lm, RTN(scheme=scheme), keep=keep) as free:
         bits = free.bits
-    with quantized(lm, RTN(scheme=scheme), keep=[keep, Auto(budget=budget)], windows=prompts()) as bench:
+    with quantized(lm, RTN(scheme=scheme), keep=keep, transforms=Auto(budget=budget), windows=prompts()) as bench:
         assert f"{wanted}: " in bench.notes[-1]
         assert DOWN not in bench.held
         if not bench.skipped:
@@ -166,10 +166,10 @@ def test_auto_takes_an_exact_change_where_that_is_enough(change):
 
 def test_auto_skips_where_there_is_no_place_for_numbers():
     lm = with_outlier()
-    with quantized(lm, RTN(scheme=CHANNEL), keep=Auto(budget=0.005), windows=prompts()) as bench:
+    with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.005), windows=prompts()) as bench:
         held = set(bench.held)
         assert held
-    bench = bench_for(lm, RTN(scheme=CHANNEL), keep=Auto(budget=0.005), windows=prompts())
+    bench = bench_for(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.005), windows=prompts())
     bench.numbers = False
     with running(bench, RTN(scheme=CHANNEL)):
         assert not bench.held
@@ -178,7 +178,7 @@ def test_auto_skips_where_there_is_no_place_for_numbers():
         assert "held out" not in bench.notes[0]
     two = RTN(scheme=Scheme(element="int2", block="channel"))
     with pytest.raises(StudfinderError, match="no group keeps its error"):
-        with quantized(lm, two, keep=Auto(budget=1e-9, fractions=()), windows=prompts()):
+        with quantized(lm, two, transforms=Auto(budget=1e-9, fractions=()), windows=prompts()):
             pass
 
 
@@ -209,7 +209,7 @@ def test_what_needs_calibration_says_so():
     with pytest.raises(StudfinderError, match="ClipRestore needs calibration text"):
         quantized(lm, ClipRestore(scheme=CHANNEL))
     with pytest.raises(StudfinderError, match="Auto needs calibration text"):
-        quantized(lm, RTN(scheme=CHANNEL), keep=Auto())
+        quantized(lm, RTN(scheme=CHANNEL), transforms=Auto())
     with pytest.raises(StudfinderError, match="for z"):
         ClipRestore(candidates=(0.0,))
     with pytest.raises(StudfinderError, match="budget"):
@@ -222,7 +222,7 @@ def test_auto_holds_out_the_columns_of_loud_inputs_where_that_is_cheapest():
         up = lm.model.get_parameter("model.layers.1.mlp.up_proj.weight")
         up[4] *= 100
     scheme = Scheme(element="int3", block=16, scale="float32")
-    with quantized(lm, RTN(scheme=scheme), keep=Auto(budget=0.01, fractions=(0.02,)), windows=prompts()) as bench:
+    with quantized(lm, RTN(scheme=scheme), transforms=Auto(budget=0.01, fractions=(0.02,)), windows=prompts()) as bench:
         assert "by columns" in bench.notes[0]
         held = bench.held[DOWN]
         assert held[:, 4].all()

@@ -20,7 +20,7 @@ NEURONS = ((0, 5), (1, 7), (1, 3))
 
 def applied(lm, transform, keep=None):
     """The bench after the transform, before anything is quantised."""
-    bench = bench_for(lm, W4, keep=[transform, keep] if keep else transform)
+    bench = bench_for(lm, W4, keep=keep, transforms=transform)
     for one in bench.transforms:
         one.apply(bench)
     return bench
@@ -80,7 +80,7 @@ def test_held_numbers_move_with_a_permutation():
     entries = [(3, 4), (4, 3)]
     values = [lm.model.get_parameter(name)[entry].item() for name, entry in zip(names, entries, strict=True)]
     keep = hold_out([Weights(parameter=n, entries=(e,)) for n, e in zip(names, entries, strict=True)])
-    with quantized(lm, W4, keep=[Permute(), keep]) as bench:
+    with quantized(lm, W4, keep=keep, transforms=Permute()) as bench:
         for name, value in zip(names, values, strict=True):
             kept = bench.done[name].kept
             assert kept.value_N.tolist() == pytest.approx([value])

@@ -61,7 +61,7 @@ def test_plain_transformers_gives_the_logits_of_the_model_in_memory(tmp_path):
     ids = token_ids()
     source = checkpoint(tmp_path / "source", dtype=BF16)
     wide = tmp_path / "wide"  # every matrix has inputs in blocks of 32
-    quantize(load(source), W4, keep=Split(neurons=((0, 1),), multiple=32), out=wide, format="dense")
+    quantize(load(source), W4, transforms=Split(neurons=((0, 1),), multiple=32), out=wide, format="dense")
     tied = tmp_path / "tied"
     lm = tiny("llama", dtype=BF16)
     lm.model.config.tie_word_embeddings = True

@@ -93,7 +93,7 @@ def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: s
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> StudfinderError:
-    """There is no such thing: those there are, or those that are called nearly so."""
+    """There is nothing of a name: what is there, or what is called nearly so."""
     names = [str(one) for one in known]
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-    return StudfinderError(f"there is no {what} {name!r}", expected=" or ".join(near) if near else ", ".join(names))
+    return StudfinderError(f"{what} {str(name)[:80]!r}", expected=" or ".join(near) if near else ", ".join(names))

@@ -14,7 +14,7 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
-from studfinder.experiments.disruptions_read import UNFAIR, Rows, notes_of
+from studfinder.experiments.disruptions_read import UNFAIR, Disrupted, notes_of
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.measures import Effects, Scores
 from studfinder.measures.likelihood import log_likelihoods
@@ -249,7 +249,7 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8)
                 chance=0.125,
             )
     effects = Effects(np.array([[1.0, 1.1]] * 2), np.array([[1.0, 1.0]] * 2), np.zeros(2), np.ones(2))
-    return Rows(scored, effects, against=[("massive, k = 1", "noise in V")])
+    return Disrupted(scored, effects, against=[("massive, k = 1", "noise in V")])
 
 
 @pytest.mark.parametrize(

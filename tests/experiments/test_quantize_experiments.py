@@ -57,7 +57,7 @@ def planted(tmp_path_factory):
         yield lm, folder
 
 
-BENCH: Any = SimpleNamespace(scans=Path("runs"), progress=None)
+BENCH: Any = SimpleNamespace(scans=Path("runs"), progress=lambda *_: None)
 """What finding a scan needs of a bench, where one is there already."""
 
 
@@ -243,7 +243,7 @@ def test_transforms(planted):
         "norm.query.layers": torch.arange(3),
         "norm.key.layers": torch.arange(3),
     }
-    save_file(maps, scan_of(BENCH, lm) / "profile.safetensors")
+    save_file(maps, scan_of(BENCH, lm)[1] / "profile.safetensors")
     settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
     result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 2}, limit=2, text="proof", **settings)
     scores, against, alone = result.tables
@@ -276,10 +276,10 @@ def test_which_number_grows(planted):
     down = lm.model.get_parameter(weight.parameter)
     up = lm.model.get_parameter(weight.parameter.replace("down", "up"))
     old_down, old_up = down.clone(), up.clone()
-    with quantized(lm, Unrounded(), keep=changes["the super weights x 4, their inputs / 4"]):
+    with quantized(lm, Unrounded(), transforms=changes["the super weights x 4, their inputs / 4"]):
         assert down[weight.row, weight.col] == 4 * old_down[weight.row, weight.col]
         assert torch.equal(up[weight.col], old_up[weight.col] / 4)
-    with quantized(lm, Unrounded(), keep=changes["as many other columns / 8, their inputs x 8"]):
+    with quantized(lm, Unrounded(), transforms=changes["as many other columns / 8, their inputs x 8"]):
         (other,) = (down != old_down).any(dim=0).nonzero().flatten().tolist()
         assert other != weight.col
         assert torch.equal(down[:, other], old_down[:, other] / 8)
@@ -363,8 +363,8 @@ def test_massive_values_quantization(planted):
 
 def test_preserved_sees_a_super_activation_go(planted):
     lm, _ = planted
-    weights = findings_of(BENCH, lm).proven
-    preserved = Preserved(weights, 2, 2.0)
+    findings = findings_of(BENCH, lm)
+    preserved, weights = Preserved(findings, 2, 2.0), findings.proven
     preserved.see(lm)
     with edited(lm, zero(weights)):
         preserved.see(lm)  # the original stays what it was

@@ -69,7 +69,7 @@ def test_rebalancing_the_super_weights_leaves_logits_bit_equal(lm, transform):
     ids = torch.tensor([IDS])
     with torch.no_grad():
         logits = lm.model(ids).logits
-        bench = bench_for(lm, RTN(scheme=Scheme(block=64)), keep=transform)
+        bench = bench_for(lm, RTN(scheme=Scheme(block=64)), transforms=transform)
         try:
             transform.apply(bench)
             assert torch.equal(lm.model(ids).logits, logits)

@@ -65,7 +65,7 @@ def _bounded(command: Callable[..., None]) -> Callable[..., None]:
 
 app.command("scan", epilog=scan.EXAMPLES)(_bounded(scan.command))
 app.command("measure", epilog=measure.EXAMPLES)(_bounded(measure.command))
-app.command("experiment", epilog=experiment.EXAMPLES)(_bounded(experiment.command))
+app.command("experiment", epilog=experiment.EXAMPLES, **experiment.OWN_OPTIONS)(_bounded(experiment.command))
 app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
 app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
 app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
 from studfinder.cli.shown import say_if_older
+from studfinder.errors import StudfinderError
+from studfinder.records.config import settings_of
 from studfinder.verbs.configs import ExperimentConfig
 from studfinder.visible import say, say_json
 
@@ -24,27 +26,41 @@ EXAMPLES = """Examples:
   studfinder experiment super-weight/scaling --model ./mine --limit 50 --set factors=0,0.5,1,2
 """
 
+OWN_OPTIONS: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+"""What typer does not know is an option of the experiment itself."""
+
 
 @face(ExperimentConfig)
 def command(
-    name: Annotated[str, typer.Argument(help="Which; see studfinder ls experiments.")],
+    ctx: typer.Context,
     config: ExperimentConfig,
+    name: Annotated[str | None, typer.Argument(help="Which; see studfinder ls experiments.")] = None,
     as_json: o.Json = False,
     dry_run: o.DryRun = False,
     debug: o.Debug = False,
+    help: Annotated[bool, typer.Option("--help", "-h", help="Show this and, of a NAME, its own settings.")] = False,
 ) -> None:
     """Make one table or figure of a paper on your own model.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, the same command goes on where it stopped. An experiment's own settings are options too:
+    studfinder experiment NAME --help shows them.
     """
     from functools import partial
 
+    if help:
+        say(*ctx.get_help().splitlines(), *(_own(name, config.preset) if name else []))
+        return
+    if name is None:
+        raise StudfinderError("no experiment is named", do="studfinder ls experiments lists them")
     from studfinder.experiments import plan_experiment, run_experiment
     from studfinder.measures import batch_size as reading
     from studfinder.runs import first_process
     from studfinder.verbs.load import load_as
 
-    settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change)}
+    settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change), **_options(ctx.args)}
     plan = plan_experiment(name, config.model or None, preset=config.preset, settings=settings)
     shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
@@ -75,8 +91,6 @@ def command(
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, str]:
-    from studfinder.errors import StudfinderError
-
     changes = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -84,3 +98,27 @@ def _changes(pairs: Sequence[str]) -> dict[str, str]:
             raise StudfinderError(f"--set {pair}", expected="NAME=VALUE")
         changes[name] = value
     return changes
+
+
+def _options(given: Sequence[str]) -> dict[str, str]:
+    """The experiment's own options, as --name VALUE or --name=VALUE."""
+    words, found = list(given), {}
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or words):
+            raise StudfinderError(f"{name!r} is not understood", expected="--NAME VALUE of the experiment's settings")
+        found[name[2:].replace("-", "_")] = value if equals else words.pop(0)
+    return found
+
+
+def _own(name: str, preset: str) -> list[str]:
+    """The settings of an experiment, as --help shows options."""
+    from studfinder.experiments import experiment_named
+
+    config = experiment_named(name).EXPERIMENT.settings(preset)
+    lines = ["", f"Settings of {name}:"]
+    for one in settings_of(config):
+        value = getattr(config, one.name)
+        value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        lines.append(f"  {one.flag:22}" + f"{one.option.help}  [default: {value}]".strip())
+    return lines

@@ -14,7 +14,6 @@ from studfinder.visible import say, say_json
 
 if TYPE_CHECKING:
     from studfinder.records import Quantization
-    from studfinder.verbs.quantize import QuantizePlan
 
 EXAMPLES = """Examples:
 
@@ -42,32 +41,18 @@ def command(
     Round to nearest needs no calibration text and works from file to file with the memory of one tensor; an
     interrupted run goes on where it was.
     """
-    from studfinder.verbs.quantize import plan_quantize, run_quantize
+    from studfinder.verbs.quantize import forecast, plan_quantize, run_quantize
 
     with progress_bar(as_json) as progress:
         plan = plan_quantize(model, replace(config, progress=progress))
         if dry_run:
-            say(_said(plan))
+            say(*forecast(plan))
             return
         done = run_quantize(plan)
     if as_json:
         say_json((Path(config.out) / "studfinder.json").read_text(encoding="utf-8"))
     else:
         _print(done, Path(config.out))
-
-
-def _said(plan: QuantizePlan) -> str:
-    from studfinder.quantizers import bits_per_weight
-
-    scheme = plan.method.scheme
-    sizes = {name: rows * cols for name, (rows, cols) in plan.shapes.items()}
-    bits = sum(bits_per_weight(shape, scheme) * sizes[name] for name, shape in plan.shapes.items())
-    weights = sum(sizes.values())
-    return (
-        f"would quantise {len(sizes)} matrices of {plan.model} ({weights / 1e6:,.0f} M weights) by "
-        f"{plan.config.method}: {scheme}, {bits / weights:.3f} bits a weight, {bits / 8e6:,.0f} MB of them, as "
-        f"{plan.format}"
-    )
 
 
 def _print(done: Quantization, out: Path) -> None:

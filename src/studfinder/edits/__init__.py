@@ -18,7 +18,7 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
-from studfinder.edits.select import channel, entry, neuron, top_fraction
+from studfinder.edits.select import Selection, channel, entry, meant, neuron, selected, top_fraction
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
@@ -43,6 +43,7 @@ __all__ = [
     "LargestEntry",
     "MatchedDims",
     "RandomDims",
+    "Selection",
     "SiteEdit",
     "Target",
     "TiedWeightsWarning",
@@ -61,12 +62,14 @@ __all__ = [
     "massive_value_disruption",
     "matched_controls",
     "mean",
+    "meant",
     "neuron",
     "noise",
     "parse_edits",
     "restore",
     "restore_output",
     "scale",
+    "selected",
     "set_to",
     "shuffle",
     "tied_notes",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.edits.edit import Cache, Edit, SiteEdit, WeightEdit, Weights, When
+from studfinder.edits.select import Selection, meant
 from studfinder.edits.selections import Coordinates, Entries, LargestEntry
 from studfinder.edits.values import (
     CleanOutput,
@@ -43,15 +44,17 @@ class Activations:
         return (self.sites,) if isinstance(self.sites, str) else self.sites
 
 
-Target = Findings | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Target"]
+Target = (
+    Findings | Selection | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Target"]
+)
 _EXPECTED = "findings, one of them or a list, Weights or Activations"
 
 
 def zero(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Set to zero. Raises StudfinderError if the target is nothing.
 
-    All findings are their proven super weights. A super weight is its weight; a massive activation is the residual
-    stream at its position and dim; a massive value is its dim of its head at all tokens.
+    Findings are their proven super weights (`Selection` says others). A super weight is its weight; a massive
+    activation is the residual stream at its position and dim; a massive value is its dim of its head at all tokens.
     """
     return scale(target, 0.0, when=when, cache=cache)
 
@@ -201,10 +204,8 @@ def _parts(target: Target) -> list[Weights | Activations]:
         if not target.names:
             raise StudfinderError("no site is selected", expected="at least one, e.g. query[3]")
         return [target]
-    if isinstance(target, Findings):
-        if not target.proven:
-            raise StudfinderError("the findings hold no proven super weights", do="Name those that are meant")
-        return _parts(target.proven)
+    if isinstance(target, Findings | Selection):
+        return _parts(meant(target))
     if isinstance(target, SuperWeight):
         return [Weights(parameter=target.parameter, entries=(target.index,))]
     if isinstance(target, MassiveActivation):

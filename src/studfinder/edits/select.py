@@ -1,14 +1,83 @@
-"""Which weights: one entry, a neuron's column, a channel's row, the largest of all."""
+"""Which weights: those that a scan found, one entry, a neuron's column, a channel's row, the largest of all."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from studfinder.edits.edit import Weights
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM, MatrixRef, matrix
+from studfinder.records import Findings, SuperWeight, read_record
+from studfinder.runs import record_file
+
+WHICH = ("proven", "tested", "all")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which super weights of a scan are meant: one rule for all that edits, keeps or rebalances them.
+
+    Attributes:
+        findings: the scan's; given alone, their proven ones are meant.
+        which: "proven": their removal was shown to matter; "tested": they were tested, whatever came of it; or "all".
+    """
+
+    findings: Findings
+    which: Literal["proven", "tested", "all"] = "proven"
+
+    def __post_init__(self) -> None:
+        if self.which not in WHICH:
+            raise unknown("there is no selection of findings", self.which, WHICH)
+
+    @property
+    def weights(self) -> tuple[SuperWeight, ...]:
+        """Those that are meant; may be none."""
+        if self.which == "proven":
+            return self.findings.proven
+        return tuple(w for w in self.findings.super_weights if self.which == "all" or w.effect is not None)
+
+    @property
+    def nothing(self) -> str:
+        """Why there are none."""
+        found, model = len(self.findings.super_weights), self.findings.model.id
+        if not found:
+            return f"the scan of {model} found no super-weight candidates"
+        return f"none of the {found} super-weight candidates of {model} is {self.which} (#all means all of them)"
+
+
+def selected(given: Any) -> Any:
+    """Findings, a run's folder or file, or its name with #proven, #tested or #all, as a Selection; all else as it is.
+
+    Raises:
+        StudfinderError: there are no findings in that place, or another word behind the #.
+    """
+    if isinstance(given, Findings):
+        return Selection(given)
+    if not isinstance(given, str | Path):
+        return given
+    path, mark, which = str(given).rpartition("#")
+    if not mark or Path(given).exists():
+        path, which = str(given), "proven"
+    return Selection(read_record(Findings, record_file(Path(path), "findings.json")), which)  # type: ignore[arg-type]
+
+
+def meant(what: Any) -> tuple[SuperWeight, ...]:
+    """The super weights of a selection, of findings or of a list. Raises StudfinderError if there are none."""
+    what = selected(what)
+    if isinstance(what, Selection):
+        weights = what.weights
+        if not weights:
+            raise StudfinderError(what.nothing, do="Name those that are meant")
+        return weights
+    weights = (what,) if isinstance(what, SuperWeight) else tuple(what)
+    if not weights:
+        raise StudfinderError("there are no super weights", expected="at least one")
+    return weights
 
 
 def entry(lm: LM, layer: int, row: int, col: int, writer: int = 0) -> Weights:

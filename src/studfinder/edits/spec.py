@@ -1,6 +1,7 @@
 """Edits as one line of text, for the command line: KIND[=NUMBER]:TARGET[@prefill|@always][@clean|@touched].
 
 zero:runs/qwen                                        the proven super weights of a scan
+zero:runs/qwen#tested                                 all that were tested; #all: every candidate
 zero:runs/qwen#massive_activations                    where each channel first turns massive, its largest entry
 mean:runs/qwen#massive_values                         its massive dims, head by head
 scale=0.5:model.layers.11.mlp.down_proj.weight[507,1229]      one weight; ":" is all of an axis
@@ -33,6 +34,7 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
+from studfinder.edits.select import WHICH, Selection, meant
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
@@ -80,7 +82,7 @@ def parse_edits(lm: LM, text: str) -> tuple[Edit, ...]:
 
     Args:
         text: KIND[=NUMBER]:TARGET, then @prefill or @always and @clean or @touched. Selections that draw take `.seedN`
-            after them. Of a scan, `#super_weights` (the default) are those that were proven, `#candidates` all of them.
+            after them. Of a scan, `#proven` super weights are the default; `#tested` and `#all` are more.
 
     Raises:
         StudfinderError: the text is no edit, there is no such scan, site or parameter, the scan is of another model, or
@@ -182,7 +184,7 @@ def _target(lm: LM, text: str) -> Target:
     if not Path(path).exists():
         missing = f"there is no parameter {weight['name']!r}" if weight is not None else f"there is no {path!r}"
         raise StudfinderError(f"{missing} to edit", expected=_TARGETS)
-    return _from_scan(lm, Path(path), part or "super_weights")
+    return _from_scan(lm, Path(path), part or "proven")
 
 
 _FIRST_WORDS = {kind.split(".")[0] for kind in KINDS}
@@ -247,23 +249,18 @@ def _layers(text: str, count: int) -> list[int]:
 def _from_scan(lm: LM, path: Path, part: str) -> Target:
     findings = read_record(Findings, record_file(path, "findings.json"))
     check_findings(lm, findings)
-    parts: dict[str, Callable[[], Sequence[Any]]] = {
-        "super_weights": lambda: findings.proven,
-        "candidates": lambda: findings.super_weights,
+    which: Any = {"super_weights": "proven", "candidates": "all"}.get(part, part)
+    if which in WHICH:
+        return list(meant(Selection(findings, which)))
+    others: dict[str, Callable[[], Sequence[Any]]] = {
         "massive_activations": lambda: _first_massive(findings.massive_activations),
         "massive_values": lambda: findings.massive_values,
     }
-    if part not in parts:
-        raise StudfinderError(f"#{part} of {path}", expected=" or ".join(f"#{name}" for name in parts))
-    chosen = parts[part]()
+    if part not in others:
+        raise StudfinderError(f"#{part} of {path}", expected=" or ".join(f"#{name}" for name in (*WHICH, *others)))
+    chosen = others[part]()
     if not chosen:
-        unproven = part == "super_weights" and findings.super_weights
-        raise StudfinderError(
-            f"{path} holds no {'proven super weights' if part == 'super_weights' else part.replace('_', ' ')}",
-            do=f"Add #candidates to edit the {len(findings.super_weights)} that were not proven"
-            if unproven
-            else "There is nothing to edit",
-        )
+        raise StudfinderError(f"{path} holds no {part.replace('_', ' ')}", do="There is nothing to edit")
     return list(chosen)
 
 

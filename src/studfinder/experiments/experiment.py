@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from studfinder.errors import unknown
 from studfinder.measures import REGISTRY
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, ModelCard, Table, from_json, to_plain
@@ -56,6 +57,12 @@ class Experiment:
     needs: str
     presets: Mapping[str, StudyConfig]
     trains: bool = False
+
+    def settings(self, preset: str) -> StudyConfig:
+        """A preset. Raises StudfinderError if there is none of this name."""
+        if preset not in self.presets:
+            raise unknown(f"{self.name} has no preset", preset, self.presets)
+        return self.presets[preset]
 
 
 @dataclass

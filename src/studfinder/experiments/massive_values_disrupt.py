@@ -25,7 +25,7 @@ from studfinder.experiments.disruptions import as_harmful, controls, drawn, mass
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
     MEMORY,
-    Rows,
+    Disrupted,
     comparisons_table,
     contrast_chart,
     notes_of,
@@ -80,7 +80,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
     limits = {name: min(own.limit, most) for name, most in _MOST.items()}
     scored = bench.grid(lm, [CLEAN, *plan.variants], [*facts, *rest], limits=limits, passes=(StudfinderError,))
-    rows = Rows(scored, effects, plan.against)
+    rows = Disrupted(scored, effects, plan.against)
     notes = [*scored.notes(), *plan.left_out, *notes_of(rows)]
     return Outcome([scores_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
 

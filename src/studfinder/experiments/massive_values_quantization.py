@@ -91,7 +91,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         ]
     measures = bench.once("measures", partial(_measures, bench, lm))
     limits = {name.partition(":")[0]: own.items for name in measures} | {"perplexity": own.limit}
-    preserved = Preserved(findings.proven, own.prompts, float(own.lam))
+    preserved = Preserved(findings, own.prompts, float(own.lam))
     scored = rounding.scored(variants, measures, preserved, limits=limits)
     pairs = kept_pairs(scored)
     plain = [one.label for one in scored.tried() if not one.kept]

@@ -169,13 +169,13 @@ def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Var
 def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[Variant]:
     yield rounding.variant(name, method)
     for one in changed:
-        more = {"keep": one.transform, "kept": one.kept or one.label, "family": name}
-        yield rounding.variant(f"{name}, {one.label}", method, **more)
+        label, kept = f"{name}, {one.label}", one.kept or one.label
+        yield rounding.variant(label, method, transforms=(one.transform,), kept=kept, family=name)
 
 
 def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[Variant]:
     bench = rounding.bench
-    profile = scan_of(bench, rounding.lm) / "profile.safetensors"
+    profile = scan_of(bench, rounding.lm)[1] / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.config.seed)
@@ -202,7 +202,7 @@ def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Varia
 
     @contextmanager
     def enter() -> Iterator[float]:
-        with quantized(lm, Unrounded(), keep=RotaryPairs() if kept else None), quantized_cache(lm, config):
+        with quantized(lm, Unrounded(), transforms=RotaryPairs() if kept else ()), quantized_cache(lm, config):
             yield config.bits(lm.anatomy.head_dim, length)
 
     label = family + (f", {kept}" if kept else "")
@@ -217,7 +217,7 @@ def _unrounded(rounding: Rounding, one: Change) -> dict[str, Any]:
     original, lm = rounding.original, rounding.lm
     original.see(lm)
     try:
-        with quantized(lm, Unrounded(), keep=one.transform):
+        with quantized(lm, Unrounded(), transforms=one.transform):
             return {"equal": original.equal(lm), "kl": to_plain(original.kl(lm).interval()), "refused": ""}
     except WriteFailed:
         raise
@@ -277,11 +277,12 @@ def _charts(scored: Scored) -> list[Chart]:
     found: dict[str, dict[str, dict[float, Any]]] = {}
     for one, plain in kept_pairs(scored):
         difference = scored.change(KL, one.label, plain.label)
-        if isinstance(one.detail.keep, Rebalance) and difference is not None:
+        (transform,) = one.detail.transforms or (None,)
+        if isinstance(transform, Rebalance) and difference is not None:
             base = scored.scores[plain.label][KL].value
             lines = found.setdefault(one.family, {name: {1.0: point(base)} for name in (OTHERS, SUPER)})
             ends = tuple(base + end for end in point(difference))
-            lines[SUPER if SUPER in one.label else OTHERS][2.0**one.detail.keep.power] = ends
+            lines[SUPER if SUPER in one.label else OTHERS][2.0**transform.power] = ends
     plots = tuple(
         Plot(
             kind="lines",

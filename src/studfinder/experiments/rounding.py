@@ -80,11 +80,20 @@ class Rounding:
         return scheme if all(fits(target.weight(self.lm).shape, loose) for target in targets(self.lm)) else loose
 
     def variant(
-        self, label: str, method: Any, *, keep: Any = None, kept: str = "", family: str = "", start: int = 0
+        self,
+        label: str,
+        method: Any,
+        *,
+        keep: Any = None,
+        transforms: Sequence[Any] = (),
+        kept: str = "",
+        family: str = "",
+        start: int = 0,
     ) -> Variant:
         """The model quantised by a method, with something kept.
 
         Args:
+            transforms: exact changes that are made first.
             kept: in words, what.
             start: the first block that differs; above 0 only with `layers`.
         """
@@ -92,12 +101,18 @@ class Rounding:
         @contextmanager
         def change() -> Iterator[Any]:
             parts = keep if isinstance(keep, list | tuple) else [keep]
-            windows = self.windows if any(getattr(part, "calibrated", False) for part in (method, *parts)) else ()
-            with self.original.above(start), quantized(self.lm, method, keep=keep, windows=windows) as bench:
+            calibrated = any(getattr(part, "calibrated", False) for part in (method, *parts, *transforms))
+            more = {"keep": keep, "transforms": transforms, "windows": self.windows if calibrated else ()}
+            with self.original.above(start), quantized(self.lm, method, **more) as bench:
                 yield bench
 
         return Variant(
-            label, change, _key(method, keep), family or label, kept, SimpleNamespace(method=method, keep=keep)
+            label,
+            change,
+            _key(method, keep, transforms),
+            family or label,
+            kept,
+            SimpleNamespace(method=method, transforms=transforms),
         )
 
     def entered(
@@ -110,7 +125,7 @@ class Rounding:
             with enter() as bits:
                 yield SimpleNamespace(bits=bits)
 
-        nothing = SimpleNamespace(method=None, keep=None)
+        nothing = SimpleNamespace(method=None, transforms=())
         return Variant(label, change, _key(settings), detail=nothing, **more)
 
     def scored(

@@ -66,16 +66,14 @@ def plan_experiment(
     """
     module = experiment_named(name)
     entry: Experiment = module.EXPERIMENT
-    if preset not in entry.presets:
-        raise StudfinderError(f"{name} has no preset {preset!r}", expected=", ".join(entry.presets))
+    chosen = replaced(entry.settings(preset), settings or {}, name)
     if entry.trains and models:
         raise StudfinderError(f"{name} trains models of its own", do="Leave --model out")
     if models is None:
         models = () if entry.trains else ("smollm2",)
     if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
-    changes = {one: value for one, value in (settings or {}).items() if value is not None}
-    return Plan(module, entry, tuple(models), replaced(entry.presets[preset], changes, name))
+    return Plan(module, entry, tuple(models), chosen)
 
 
 def run_experiment(

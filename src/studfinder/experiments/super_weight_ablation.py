@@ -67,7 +67,7 @@ ORIGINAL, PRUNED, OTHERS, RESTORED = "original", "prune SW", "prune others", "pr
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """The paper's four rows, then the edits one by one."""
-    weights, encoded = super_weights_of(bench, lm)
+    weights, findings = super_weights_of(bench, lm)
     others = _others(lm, weights, bench.config.others)
     variants = [Variant(ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, OTHERS, zero(others))]
     restorable = all(weight.expert is None for weight in weights)  # what a fused expert gives cannot be replaced
@@ -85,7 +85,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         outcome.tables.append(_share_table(shares))
     else:
         outcome.notes.insert(0, "+SA is left out: the output of a fused expert cannot be replaced.")
-    add_units(outcome, bench, lm, weights, encoded, others)
+    add_units(outcome, bench, lm, weights, findings, others)
     return outcome
 
 

@@ -9,6 +9,7 @@ size. What to look at: whether the lines fall, and whether the two are apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from studfinder.edits import matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
@@ -40,9 +41,9 @@ WITH, WITHOUT = "as it is", "without the first token"
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """KL by position of two edits, on two texts."""
-    (weights, encoded), own = super_weights_of(bench, lm), bench.config
+    (weights, findings), own = super_weights_of(bench, lm), bench.config
     taken = [weight.index for weight in weights]
-    others = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+    others = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
     variants = [
         Variant("original"),
         with_edits(lm, "super weights", zero(weights)),
@@ -50,7 +51,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     ]
     texts = [Original(own.pieces, name=name, skip=skip, cuts=own.cuts) for skip, name in enumerate((WITH, WITHOUT))]
     scored = bench.grid(lm, variants, texts)
-    rows, series = [], []
+    rows: list[tuple[Any, ...]] = []
+    series = []
     for name in (WITH, WITHOUT):
         found = [measure for measure in scored.measures if measure.startswith(f"{name}, ")]
         for variant in scored.tried():

@@ -67,9 +67,9 @@ SW, CONTROLS = "super weights", "controls"
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Score every factor on the same items; choose on one half, judge on the other."""
-    weights, encoded = super_weights_of(bench, lm)
+    weights, findings = super_weights_of(bench, lm)
     taken = [weight.index for weight in weights]
-    controls = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+    controls = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
     factors = sorted({*bench.config.factors} - {1.0})
     source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}

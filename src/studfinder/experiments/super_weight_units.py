@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, top_fraction, zero
 from studfinder.experiments.experiment import Bench, Outcome
 from studfinder.models import LM, matrix
-from studfinder.records import Chart, SuperWeight
+from studfinder.records import Chart, Findings, SuperWeight
 from studfinder.report.words import brief
 from studfinder.studies import effects_plot, effects_table, swept
 from studfinder.texts import encode, proof_text
@@ -23,11 +23,11 @@ def add_units(
     bench: Bench,
     lm: LM,
     weights: Sequence[SuperWeight],
-    encoded: list[list[int]],
+    findings: Findings,
     others: Sequence[Weights],
 ) -> None:
     """Each edit by itself on the proof text: a table, a chart and a sentence."""
-    named = _unit_edits(lm, weights, encoded, others)
+    named = _unit_edits(lm, weights, findings, others)
     labels = [label for label, _ in named]
     windows = encode(lm, proof_text())[0][: bench.config.windows]
     effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named], bench.progress)
@@ -51,10 +51,10 @@ def add_units(
 
 
 def _unit_edits(
-    lm: LM, weights: Sequence[SuperWeight], encoded: list[list[int]], others: Sequence[Weights]
+    lm: LM, weights: Sequence[SuperWeight], findings: Findings, others: Sequence[Weights]
 ) -> list[tuple[str, tuple[Edit, ...]]]:
     taken = [weight.index for weight in weights]
-    matched = [matched_controls(lm, w, encoded[w.prompt], count=2, exclude=taken) for w in weights]
+    matched = [matched_controls(lm, w, findings, count=2, exclude=taken) for w in weights]
     named: list[tuple[str, tuple[Edit, ...]]] = []
     for weight, (size, contribution) in zip(weights, matched, strict=True):
         named.append((f"{brief(weight)} alone", zero(weight)))

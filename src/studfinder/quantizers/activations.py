@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from studfinder.edits import meant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench
@@ -245,17 +246,13 @@ def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[
     """Where the activations that super weights make, and those that they read, enter a matrix: (parameter, channels).
 
     Channel `col` of the input of the super weight's own down projection; channel `row` of every matrix that reads the
-    residual stream in later layers. Inert weights of a scan are left out.
+    residual stream in later layers. Of findings, those of the proven super weights.
 
     Raises:
         StudfinderError: there are no super weights.
     """
-    if isinstance(findings, Findings):
-        findings = [weight for weight in findings.super_weights if weight.verdict != "inert"]
-    if not findings:
-        raise StudfinderError("there are no super weights", expected="at least one")
     places: dict[str, set[int]] = {}
-    for weight in findings:
+    for weight in meant(findings):
         places.setdefault(weight.parameter, set()).add(weight.col)
         for target in targets(lm):
             if target.layer > weight.layer and target.ref.module.rpartition(".")[2] in _READ_RESIDUAL:

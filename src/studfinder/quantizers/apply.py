@@ -10,10 +10,11 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Bench, Progress
 from studfinder.quantizers.fused_scales import share
-from studfinder.quantizers.keep import resolve, transforms_of
+from studfinder.quantizers.keep import resolve, unkept
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.scheme import tile
 from studfinder.quantizers.targets import targets
+from studfinder.quantizers.transforms import transforms_of
 
 
 def quantized(
@@ -21,6 +22,7 @@ def quantized(
     method: Method,
     *,
     keep: Any = None,
+    transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> AbstractContextManager[Bench]:
@@ -32,7 +34,8 @@ def quantized(
 
     Args:
         method: its settings, e.g. RTN(...).
-        keep: what must survive: findings, hold_out(...), skip(...), transforms; several are combined.
+        keep: what must survive: findings, hold_out(...), skip(...); several are combined.
+        transforms: changes before rounding, in order: Rebalance(...), Rotate(...), Auto(...).
         windows: calibration token ids, for methods that need them.
         progress: told what is being done, how many are done, of how many.
 
@@ -40,19 +43,31 @@ def quantized(
         StudfinderError: a matrix that the scheme does not fit, no calibration windows where the method needs them,
             findings of another model.
     """
-    return running(bench_for(lm, method, keep=keep, windows=windows, progress=progress), method)
+    return running(bench_for(lm, method, keep=keep, transforms=transforms, windows=windows, progress=progress), method)
 
 
 @contextmanager
 def running(bench: Bench, method: Method) -> Iterator[Bench]:
     """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
-    with bench.journal:
-        for transform in bench.transforms:
-            transform.apply(bench)
-        if bench.held and not bench.numbers:
-            bench.skip_held()
+    with prepared(bench):
         method.run(bench)
         share(bench)
+        yield bench
+
+
+@contextmanager
+def prepared(bench: Bench, *, chosen: bool = True) -> Iterator[Bench]:
+    """The bench as a method finds it: exact changes made, and skipped what has numbers that there is no place for.
+
+    Args:
+        chosen: also what is chosen on calibration text, which takes a pass through the model.
+    """
+    with bench.journal:
+        for transform in bench.transforms:
+            if chosen or not getattr(transform, "calibrated", False):
+                transform.apply(bench)
+        if bench.held and not bench.numbers:
+            bench.skip_held()
         yield bench
 
 
@@ -61,12 +76,14 @@ def bench_for(
     method: Method,
     *,
     keep: Any = None,
+    transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Bench:
     """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
     found = targets(lm)
-    for part in (method, *transforms_of(keep)):
+    changes = transforms_of(lm, transforms)
+    for part in (method, *changes):
         if getattr(part, "calibrated", False) and not windows:
             raise StudfinderError(
                 f"{type(part).__name__} needs calibration text", do="Give windows from calibration_windows(lm)"
@@ -84,9 +101,10 @@ def bench_for(
         held={name: mask for name, mask in held.items() if name in {target.name for target in kept}},
         skipped=tuple(sorted(skipped)),
         left=tuple(target for target in found if target.fused in skipped),
-        transforms=transforms_of(keep),
+        transforms=changes,
         progress=progress,
         scheme=method.scheme,
+        notes=unkept(keep),
         size=sum(target.weight(lm).numel() for target in found),
     )
 

@@ -11,7 +11,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized
-from studfinder.quantizers.scheme import Scheme
+from studfinder.quantizers.scheme import Scheme, bits_per_weight
 from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal
 
@@ -94,12 +94,23 @@ class Bench:
     def bits(self) -> float:
         """True bits a weight over all matrices; skipped ones count with their 16 (or 32) bits, and what a split added
         counts as a cost of the weights that were there before."""
-        sizes = [(q.codes_RC.numel(), q.bits) for q in self.done.values()]
-        for target in self.left:
-            weight = target.weight(self.lm)
-            sizes.append((weight.numel(), 8 * weight.element_size()))
         if not self.done:
             raise StudfinderError("nothing was quantised", expected="at least one matrix")
+        return self._over_all([(q.codes_RC.numel(), q.bits) for q in self.done.values()])
+
+    @property
+    def planned(self) -> float:
+        """The bits a weight that the scheme comes to, before a method has run; see `bits`."""
+        sizes = []
+        for target in self.targets:
+            shape, held = target.weight(self.lm).shape, self.held.get(target.name)
+            kept = 0 if held is None else int(held.sum())
+            sizes.append((shape.numel(), bits_per_weight(shape, self.scheme, kept)))
+        return self._over_all(sizes)
+
+    def _over_all(self, sizes: list[tuple[int, float]]) -> float:
+        weights = [target.weight(self.lm) for target in self.left]
+        sizes = [*sizes, *((weight.numel(), 8.0 * weight.element_size()) for weight in weights)]
         return sum(size * bits for size, bits in sizes) / (self.size or sum(size for size, _ in sizes))
 
     def restore(self) -> None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
-from studfinder.edits import Weights
+from studfinder.edits import Selection, Weights, meant, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, named
 from studfinder.records import Findings, SuperWeight
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +76,8 @@ class Skip:
 Keep = HoldOut | Skip
 
 
-@runtime_checkable
-class Transform(Protocol):
-    """A change that leaves the model what it computes and makes it easier to quantise."""
-
-    def apply(self, bench: Bench) -> None:
-        """Change the model on the bench, and what is held out along with it."""
-        ...
-
-
 def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) -> HoldOut:
-    """Hold out findings (the super weights of a scan; the inert ones are left out), Weights, or a fraction.
+    """Hold out findings (the proven super weights of a scan, or those that a Selection says), Weights, or a fraction.
 
     With `columns` the whole columns of those weights. A super weight meets an input that is hundreds of times the
     others, and so does every weight of its column: their rounding errors are what it multiplies. The super weight
@@ -98,7 +86,8 @@ def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) 
     Raises:
         StudfinderError: nothing to hold out.
     """
-    model = what.model.content_hash if isinstance(what, Findings) else ""
+    what = selected(what)
+    model = what.findings.model.content_hash if isinstance(what, Selection) else ""
     return HoldOut(entries=tuple(_weights(what)), fraction=fraction, columns=columns, model=model)
 
 
@@ -125,32 +114,36 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
     return held, skipped
 
 
-def transforms_of(keep: Any) -> tuple[Transform, ...]:
-    """The transforms among what was given as `keep`, in order."""
-    if isinstance(keep, list | tuple):
-        return tuple(one for part in keep for one in transforms_of(part))
-    return (keep,) if isinstance(keep, Transform) else ()
-
-
-def as_keeps(lm: LM, keep: Any) -> list[Keep | Transform]:
-    """What was given as `keep`, as records. Findings mean: hold out their super weights."""
+def as_keeps(lm: LM, keep: Any) -> list[Keep]:
+    """What was given as `keep`, as records. Findings mean: hold out their proven super weights; where there are none,
+    nothing is kept, and `unkept` says so."""
     if keep is None:
         return []
-    if isinstance(keep, HoldOut | Skip | Transform):
-        model = None if isinstance(keep, HoldOut) else getattr(keep, "model", None)  # `resolve` asks a HoldOut's
-        if model:
-            check_same_weights(lm, str(model), "of a model")
+    if isinstance(keep, HoldOut | Skip):
         return [keep]
-    if isinstance(keep, Findings):
-        check_findings(lm, keep)  # also where nothing was found
-        return [hold_out(keep)] if _weights(keep) else []
+    if isinstance(keep, Findings | Selection):
+        keep = selected(keep)
+        check_findings(lm, keep.findings)  # also where nothing was found
+        return [hold_out(keep)] if keep.weights else []
     if isinstance(keep, SuperWeight | Weights):
         return [hold_out(keep)]
     if isinstance(keep, Iterable) and not isinstance(keep, str):
         return [one for part in keep for one in as_keeps(lm, part)]
     raise StudfinderError(
-        f"cannot keep a {type(keep).__name__}", expected="findings, Weights, hold_out(), skip() or a transform"
+        f"cannot keep a {type(keep).__name__}",
+        expected="findings, Weights, hold_out() or skip()",
+        do="Say transforms= for what changes the model" if hasattr(keep, "apply") else None,
     )
+
+
+def unkept(keep: Any) -> list[str]:
+    """A line for each scan among what was given as `keep` that holds nothing of the kind: nothing of it is kept."""
+    if isinstance(keep, list | tuple):
+        return [line for part in keep for line in unkept(part)]
+    if not isinstance(keep, Findings | Selection):
+        return []
+    chosen: Selection = selected(keep)
+    return [] if chosen.weights else [f"nothing is kept: {chosen.nothing}"]
 
 
 def _weights(what: Any) -> list[Weights]:
@@ -158,8 +151,8 @@ def _weights(what: Any) -> list[Weights]:
         return []
     if isinstance(what, Weights):
         return [what]
-    if isinstance(what, Findings):
-        return _weights([w for w in what.super_weights if w.verdict != "inert"])
+    if isinstance(what, Selection):
+        return _weights(meant(what))
     if isinstance(what, SuperWeight):
         if what.expert is not None:
             raise StudfinderError(f"{what} is in a fused expert", expected="a matrix of its own")

@@ -7,16 +7,43 @@ order of a sum; a rotation is exact up to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from studfinder.edits import meant
 from studfinder.errors import StudfinderError
+from studfinder.models import LM, check_same_weights
 from studfinder.quantizers.ffn import FFN, gated_ffn, scale_columns, scale_rows
-from studfinder.records import Findings, SuperWeight
 
 if TYPE_CHECKING:
     from studfinder.quantizers.bench import Bench
+
+
+class Transform(Protocol):
+    """A change that leaves the model what it computes and makes it easier to quantise.
+
+    With a `model` (a content hash) it is refused on another one; with `calibrated` it needs calibration windows.
+    """
+
+    def apply(self, bench: Bench) -> None:
+        """Change the model on the bench, and what is held out along with it."""
+        ...
+
+
+def transforms_of(lm: LM, given: Any) -> tuple[Transform, ...]:
+    """What was given as transforms, in order. Raises StudfinderError for what is none, or is of another model."""
+    if given is None:
+        return ()
+    if isinstance(given, list | tuple):
+        return tuple(one for part in given for one in transforms_of(lm, part))
+    if not hasattr(given, "apply"):
+        raise StudfinderError(
+            f"a {type(given).__name__} is no transform", expected="Rebalance, Rotate, Auto or the like"
+        )
+    if getattr(given, "model", ""):
+        check_same_weights(lm, given.model, "of a model")
+    return (given,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +157,12 @@ def by_size(down_RC: torch.Tensor) -> torch.Tensor:
 
 
 def neurons_of(findings: Any) -> tuple[tuple[int, int], ...]:
-    """(layer, col) of super weights: of findings, or of some of them. Inert ones are left out of findings.
+    """(layer, col) of super weights: of findings (the proven ones), a Selection, or a list.
 
     Raises:
         StudfinderError: there are none.
     """
-    if isinstance(findings, Findings):
-        findings = [weight for weight in findings.super_weights if weight.verdict != "inert"]
-    weights = [findings] if isinstance(findings, SuperWeight) else list(findings)
-    if not weights:
-        raise StudfinderError("there are no super weights", expected="at least one")
-    return tuple(sorted({(weight.layer, weight.col) for weight in weights}))
+    return tuple(sorted({(weight.layer, weight.col) for weight in meant(findings)}))
 
 
 def _by_layer(neurons: tuple[tuple[int, int], ...]) -> dict[int, list[int]]:

@@ -55,6 +55,8 @@ class Option:
         commas: several in one text, with commas between.
         line: its type on the command line, where Python takes more; False: it is not there.
         identity: whether it is part of what a run is.
+        late: it came after the others, so that it is part of it only where it is not the default: runs of before are
+            found again.
     """
 
     help: str = ""
@@ -65,6 +67,7 @@ class Option:
     commas: bool = False
     line: Any = True
     identity: bool = True
+    late: bool = False
 
 
 def option(default: Any = dataclasses.MISSING, **said: Any) -> Any:
@@ -104,7 +107,9 @@ class Setting:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
         if value is None and (self.optional or self.default is None):
             return None
-        if self.many and isinstance(value, str) and self.option.commas:
+        if value is None and self.option.line is False:
+            return self.default
+        if self.many and self.option.commas and isinstance(value, str):
             return self.parsed(value)
         if self.many:
             return tuple(map(self._one, self._several(value)))
@@ -125,6 +130,8 @@ class Setting:
         try:
             if self.kind is bool:
                 return {"true": True, "false": False}[text]
+            if self.kind is float and self.many and text.lstrip("-").isdecimal():
+                return int(text)
             return self.kind(text) if self.kind in (int, float, Path) else text
         except (ValueError, KeyError):
             raise self._refused(text) from None
@@ -134,19 +141,19 @@ class Setting:
             return value
         if self.choices:
             if value not in self.choices:
-                raise unknown(self.said.strip(" =-").replace("-", " "), value, self.choices)
+                raise unknown(f"there is no {self.name.replace('_', ' ')}", value, self.choices)
             return value
-        if self.kind is Path:
+        if self.kind is Path and isinstance(value, str | Path):
             return Path(value)
         if self.kind in (int, float):
             try:
-                number = operator.index(value) if self.kind is int else float(value)
+                number = operator.index(value) if self.kind is int or isinstance(value, int) else float(value)
             except (TypeError, ValueError):
                 raise self._refused(value) from None
             if isinstance(value, bool | str) or not self._within(number):
                 raise self._refused(value)
             return number
-        if self.kind in (bool, str) and not isinstance(value, self.kind):
+        if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
 
@@ -166,7 +173,7 @@ class Config:
     """Base of all configs. Values are checked when one is made: choices, ranges and kinds of numbers, in one place."""
 
     def __post_init__(self) -> None:
-        for setting in _settings_of(self):
+        for setting in settings_of(self):
             object.__setattr__(self, setting.name, setting.checked(getattr(self, setting.name)))
 
 
@@ -182,7 +189,8 @@ def described(kind: Any) -> tuple[Setting, ...]:
     return tuple(found.values())
 
 
-def _settings_of(config: Config) -> tuple[Setting, ...]:
+def settings_of(config: Config) -> tuple[Setting, ...]:
+    """The fields of this config, see `described`."""
     kind: Any = type(config)
     return described(kind)
 
@@ -211,7 +219,7 @@ def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapp
     known = [setting.name for setting in described(kind)]
     for one in fields:
         if one not in known:
-            raise unknown(f"keyword of {name}", one, known)
+            raise unknown(f"{name} has no keyword", one, known)
     try:
         return kind(*given, **fields)
     except TypeError as error:
@@ -227,19 +235,21 @@ def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the conf
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    settings = {setting.name: setting for setting in _settings_of(config)}
+    settings = {setting.name: setting for setting in settings_of(config)}
     values = {}
     for one, value in changes.items():
+        if value is None:
+            continue
         if one not in settings:
-            raise unknown(f"setting of {name}", one, settings)
-        if value is not None:
-            values[one] = settings[one].parsed(value) if isinstance(value, str) else value
+            raise unknown(f"{name} has no setting", one, settings)
+        values[one] = settings[one].parsed(value) if isinstance(value, str) else value
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def identity(config: Config) -> dict[str, Any]:
     """The fields of a config that are part of what a run is."""
-    return {one.name: getattr(config, one.name) for one in _settings_of(config) if one.option.identity}
+    values = ((one, getattr(config, one.name)) for one in settings_of(config) if one.option.identity)
+    return {one.name: value for one, value in values if not one.option.late or value != one.default}
 
 
 Model = TypeVar("Model", contravariant=True)
@@ -296,6 +306,11 @@ def _taking(kind: Any, models: int, verb: Callable[..., Any]) -> Any:
             )
         return verb(*lead, config)
 
+    called.__doc__ = (
+        inspect.cleandoc(verb.__doc__ or "")
+        + f"\n\nKeywords, the fields of a `{kind.__name__}`:\n"
+        + "".join(f"    {one.name}: {one.option.help}\n" for one in described(kind))
+    )
     own = list(inspect.signature(verb).parameters.values())[:models]
     called.__signature__ = inspect.Signature([*own, *inspect.signature(kind).parameters.values()])  # type: ignore[attr-defined]
     return called

@@ -1,6 +1,6 @@
 """The settings of each verb, as one record: its keywords in Python, its options on the command line (`records.config`).
 
-No torch here: `studfinder --help` reads this file.
+What a field is stands in its help, once. No torch here: `studfinder --help` reads this file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from studfinder.models import LM
     from studfinder.quantizers import Method, Scheme
-    from studfinder.quantizers.keep import Transform
+    from studfinder.quantizers.transforms import Transform
+    from studfinder.records import Thresholds
     from studfinder.texts import Text
     from studfinder.training import Task
-    from studfinder.verbs.observation import Thresholds
 
     Given = str | os.PathLike[str]
 
@@ -30,21 +30,19 @@ Progress = Callable[[str, int, int], Any]
 """Told (what is being done, how many are done, of how many)."""
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutConfig(Config):
-    """Where a run goes.
-
-    Attributes:
-        out: the run's folder; a finished run with these settings that is there already is read, not made again.
-        overwrite: make it anew, and replace what is there.
-        progress: told what is being done.
-    """
+    """Where a run goes."""
 
     out: Given | None = option(
         None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
-    progress: Progress | None = option(None, line=False, identity=False)
+    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
 
     @property
     def folder(self) -> Path | None:
@@ -80,17 +78,7 @@ class BatchConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ScanConfig(OutConfig, ReadConfig):
-    """What `scan` looks at, and when a number stands out.
-
-    Attributes:
-        prompt, prompts: texts to observe; the default is our own twelve.
-        bos: None leaves BOS to the tokenizer; True and False put it there or take it away.
-        batch_size: prompts a forward pass; results do not depend on it beyond rounding.
-        lam, thresholds: when a number stands out.
-        train_length: the training context for rotary facts; the default is `max_position_embeddings`.
-        prove: test the candidates; without it, and in a model that is not causal, they stay candidates.
-        iterative: take the candidates from the paper's own loop (zero, look again) instead of from the terms.
-    """
+    """What `scan` looks at, and when a number stands out."""
 
     prompt: Sequence[str] = option((), help="A prompt to observe (repeatable).", identity=False)
     prompts: Sequence[Text | str] | Path | None = option(
@@ -101,7 +89,9 @@ class ScanConfig(OutConfig, ReadConfig):
     lam: float | None = option(
         None, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
     )
-    thresholds: Thresholds | None = option(None, line=False, identity=False)
+    thresholds: Thresholds | None = option(
+        None, line=False, identity=False, help="All thresholds from which a number stands out."
+    )
     train_length: int | None = option(None, least=1, help="Training context.", otherwise="the config's")
     prove: bool = option(True, help="Test the candidates (minutes).")
     iterative: bool = option(False, help="Candidates from the paper's own loop.")
@@ -109,16 +99,7 @@ class ScanConfig(OutConfig, ReadConfig):
 
 @dataclass(frozen=True)
 class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
-    """What `measure` measures, before and after what.
-
-    Attributes:
-        measures: names as in `studfinder ls measures`, with an argument after a colon where one is taken.
-        edits: what is changed in the model: what zero(...) and so on return, lines such as "zero:RUN", an EditList, or
-            several; the baseline is then the model without them.
-        against: another model as the baseline.
-        limit: at most so many items (windows, prompts, questions) of each measure.
-        seed: of what is drawn at random.
-    """
+    """What `measure` measures, before and after what."""
 
     measures: Sequence[str] | None = option(
         None, commas=True, help="Names with commas between.", otherwise="a set that needs no data"
@@ -140,24 +121,7 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
 
 @dataclass(frozen=True)
 class QuantizeConfig(LoadConfig):
-    """How `quantize` rounds, and what survives.
-
-    Attributes:
-        method: its settings, e.g. RTN(...), or its name; then `scheme`, or `bits`, `group`, `zero` and `clip` say more.
-        out: a folder, which appears when the checkpoint is complete.
-        keep: what survives: findings (their proven super weights; `Selection` for others), hold_out(...), skip(...).
-            compressed-tensors has no place for single numbers, so there what is fused with a held-out number is
-            skipped whole; `format="dense"` keeps it alone.
-        keep_columns: findings whose whole columns survive.
-        rebalance: findings whose columns are multiplied by 8, and their inputs divided by it.
-        transforms: exact changes before rounding, e.g. Rebalance(...), Rotate(...), in order.
-        format: "auto", a name of `export.FORMATS`, or "dense": dequantised weights.
-        calibration, samples, length: text and size of the calibration windows, for methods that need them.
-        score: put KL(original || quantised) and the perplexity of our proof text and of a public one into the card,
-            measured on the files; needs the model in memory, and room for it once more.
-        verify: load what was written with plain transformers in a fresh process and compare it with what was meant
-            before it appears as `out`; see `quantizers.verify`.
-    """
+    """How `quantize` rounds, and what survives."""
 
     method: Method | str = option("rtn", line=str, help="How to round: rtn, gptq, awq, smoothquant or clip-restore.")
     _: KW_ONLY
@@ -175,9 +139,13 @@ class QuantizeConfig(LoadConfig):
         None, help="Zero point: integer, none or float.", otherwise="integer"
     )
     clip: bool = option(True, help="Search the range of each block (rtn).")
-    keep: Any = option((), line=list[Path], help="Findings whose super weights are kept (repeatable).")
+    keep: Any = option(
+        (),
+        line=list[Path],
+        help="Findings whose proven super weights are kept; RUN#tested or RUN#all are more (repeatable).",
+    )
     keep_columns: Any = option(
-        (), line=list[Path], help="Findings whose super weights' whole columns are kept (repeatable)."
+        (), line=list[Path], help="Findings whose proven super weights' whole columns are kept (repeatable)."
     )
     rebalance: Any = option(
         (),
@@ -185,7 +153,9 @@ class QuantizeConfig(LoadConfig):
         help="Findings whose proven super weights' columns are multiplied by 8 and their inputs divided by it: exact, "
         "and costs no bits (repeatable).",
     )
-    transforms: Sequence[Transform] | Transform = option((), line=False)
+    transforms: Sequence[Transform] | Transform = option(
+        (), line=False, help="Changes before rounding, in order: Rebalance(...), Rotate(...) and so on."
+    )
     hold_fraction: float = option(
         0.0, least=0, most=0.5, help="Hold out this share of each matrix, the largest by magnitude."
     )
@@ -203,28 +173,12 @@ class QuantizeConfig(LoadConfig):
     verify: bool = option(
         True, help="Load what was written in a fresh process and compare it with what was meant before it appears."
     )
-    progress: Progress | None = option(None, line=False, identity=False)
+    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OutConfig, SourceConfig):
-    """What `train` trains, on what, and how.
-
-    Fields of `training.Shape` and `training.Recipe` are those of the preset where they are None.
-
-    Attributes:
-        task: a toy task, or its name and settings ("induction:length=64").
-        text: a text, see `training.documents.documents`. One of task and text.
-        preset: one of `PRESETS`; the default is "toy" for text from scratch, and for a trained model 2,000 gentle steps
-            of 8 windows of 512 tokens.
-        base: a trained model to go on with, by name or folder; its tokenizer and sizes are kept.
-        attention: variants by name, e.g. ["kv_shift", "gated:kind=linear"]; None is the preset's, [] is none.
-        length, vocabulary: of windows of text and of the tokenizer, if not the preset's.
-        apart: keep packed documents from seeing each other; refused where the architecture cannot.
-        dequantize: train a dequantised copy of a quantised `base`, which is refused otherwise.
-        tensorboard: write its files; None does so if it is installed.
-        quiet: no line on the terminal.
-    """
+    """What `train` trains, on what, and how. Sizes and the recipe are the preset's where they are None."""
 
     task: Task | str | None = option(
         None, line=str, help="Toy task: induction, n-gram, hop-k, recall, backcopy; settings after a colon."
@@ -257,20 +211,20 @@ class TrainConfig(OutConfig, SourceConfig):
     vocabulary: int | None = option(None, least=257, help="Of the BPE that is trained on the text.")
     apart: bool = option(False, help="Packed documents do not see each other (not opt).")
     dequantize: bool = option(False, help="With --from a quantised checkpoint: train a dequantised copy.")
-    beta1: float | None = option(None, line=False)
-    beta2: float | None = option(None, line=False)
-    clip: float | None = option(None, line=False)
-    decay_norms: bool | None = option(None, line=False)
-    keep_every: int | None = option(None, line=False)
-    architecture: Literal["llama", "opt"] | None = option(None, line=False)
-    kv_heads: int | None = option(None, line=False)
-    intermediate: int | None = option(None, line=False)
-    tied: bool | None = option(None, line=False)
-    rope_base: float | None = option(None, line=False)
-    init_std: float | None = option(None, line=False)
-    dropout: float | None = option(None, line=False)
+    beta1: float | None = option(None, line=False, help="AdamW's.")
+    beta2: float | None = option(None, line=False, help="AdamW's.")
+    clip: float | None = option(None, line=False, help="The largest gradient norm.")
+    decay_norms: bool | None = option(None, line=False, help="Decay the norms' gains too.")
+    keep_every: int | None = option(None, line=False, help="Steps between checkpoints.")
+    architecture: Literal["llama", "opt"] | None = option(None, line=False, help="llama or opt.")
+    kv_heads: int | None = option(None, line=False, help="Key/value heads.")
+    intermediate: int | None = option(None, line=False, help="Feed-forward width.")
+    tied: bool | None = option(None, line=False, help="Whether the head is the embedding.")
+    rope_base: float | None = option(None, line=False, help="Of the rotary angles.")
+    init_std: float | None = option(None, line=False, help="Of every matrix at the start.")
+    dropout: float | None = option(None, line=False, help="On hidden states (opt only).")
     tensorboard: bool | None = option(None, help="Write its files.", otherwise="if it is installed", identity=False)
-    quiet: bool = option(False, line=False, identity=False)
+    quiet: bool = option(False, line=False, identity=False, help="No line on the terminal.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw, tables
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
-from studfinder.studies import Grid, Scored, Variant, silent
+from studfinder.studies import Grid, Scored, Variant
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.verbs.load import load_as
@@ -120,8 +120,9 @@ def measure(model: LM | str | os.PathLike[str], config: MeasureConfig) -> Scorec
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `MeasureConfig`; its fields are keywords too, and `measures` may come second. With `out`,
-            scorecard.json, tables and figure are written there; interrupted, the same call goes on where it stopped.
+        config: how; or its fields as keywords, and `measures` may come second. `edits` are what zero(...) and its kin
+            return, lines such as "zero:RUN", or several. With `out`, scorecard.json, tables and figure are written
+            there; interrupted, the same call goes on where it stopped.
 
     Raises:
         StudfinderError: see `plan_measure`; or a measure cannot run on this model.
@@ -196,7 +197,7 @@ def _lines(plan: Plan, steps: Steps) -> list[Measured]:
         limits=dict.fromkeys(REGISTRY, plan.config.limit),
         seed=plan.config.seed,
         passes=(NotApplicable,),
-        progress=plan.config.progress or silent,
+        progress=plan.config.progress,
     )
     scored = grid.scored()
     return [_line(scored, name, full) for name, full in names.items()]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from studfinder.edits import Selection, selected
 from studfinder.errors import StudfinderError, unknown
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
 from studfinder.models.beside import beside, carry, own_code
@@ -34,19 +35,19 @@ from studfinder.quantizers import (
     neurons_of,
     skip,
 )
-from studfinder.quantizers.apply import bench_for, check_fits, running
+from studfinder.quantizers.apply import bench_for, check_fits, prepared, running
 from studfinder.quantizers.bench import Bench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
-from studfinder.quantizers.keep import Skip, as_keeps, resolve
+from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
-from studfinder.records import Findings, Quantization, read_record, to_plain
+from studfinder.records import Quantization, read_record, to_plain
 from studfinder.records.config import takes
 from studfinder.records.outside import read_json, whole_number
 from studfinder.report.words import count
-from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, record_file, run_of, versions
+from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
 from studfinder.verbs.quantize_scores import scores_of
@@ -100,8 +101,8 @@ class QuantizePlan:
         source: the model in memory, or the folder whose files are gone through one by one.
         method: with its scheme.
         format: what is written.
-        keep: what survives, and exact changes.
-        shapes: (out, in) of every matrix that is quantised, by parameter name.
+        keep: what survives.
+        transforms: changes before rounding.
     """
 
     model: str
@@ -110,7 +111,7 @@ class QuantizePlan:
     method: Method
     format: str
     keep: tuple[Any, ...]
-    shapes: dict[str, tuple[int, ...]]
+    transforms: tuple[Any, ...]
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
@@ -122,15 +123,15 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     """
     folder = folder_of(model)
     check_place(Path(config.out), config.overwrite, [model.source.folder if isinstance(model, LM) else folder])
+    keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
     source: LM | Path | None = None if options_of(config) else folder
     if source is None:
         source = load_as(model, config)
     shapes, dtype = shapes_of(source)
     method = _method(config, shapes.values(), dtype)
-    keep = _keeps(config)
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, source, config, method, format, keep, shapes)
+    return QuantizePlan(name, source, config, method, format, keep, changes)
 
 
 @takes(QuantizeConfig)
@@ -143,7 +144,10 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 
     Args:
         model: from `sf.load`, or what it takes.
-        config: see `QuantizeConfig`; its fields are keywords too, and `method` may come second.
+        config: how; or its fields as keywords, and `method` may come second, a name or settings such as RTN(...), which
+            say the scheme too. `keep` takes findings (their proven super weights; `Selection` for others), Weights,
+            hold_out(...) and skip(...). compressed-tensors has no place for single numbers, so there what is fused with
+            a held-out number is skipped whole; `format="dense"` keeps it alone.
 
     Raises:
         StudfinderError: a scheme that does not fit the matrices or the format; `out` exists; findings of another
@@ -154,13 +158,51 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 
 def run_quantize(plan: QuantizePlan) -> Quantization:
     """Carry out what was planned, or read it where it is finished."""
-    source, config = plan.source, plan.config
-    if isinstance(source, Path) and isinstance(plan.method, RTN) and _only_skips(plan.keep) and not config.score:
-        files = open_files(source)
-        if files is not None:
-            return _from_files(plan, files)
-    lm = source if isinstance(source, LM) else load(plan.model)
-    return _from_memory(plan, lm)
+    files = _files(plan)
+    return _from_memory(_laid_out(plan)) if files is None else _from_files(plan, files)
+
+
+def forecast(plan: QuantizePlan) -> list[str]:
+    """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
+    calibration text is not known before, and said to be so. Raises as `quantize`."""
+    files = _files(plan)
+    if files is not None:
+        _, skipped, chosen = _chosen(plan, files)
+        names = [target.name for target in chosen]
+        sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
+        bits = _bits(files, names, plan.method.scheme)
+        first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
+        return [first, *(f"left whole: {name}" for name in skipped)]
+    laid = _laid_out(plan)
+    with prepared(laid.bench, chosen=False) as bench:
+        sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
+        said = [_sentence(plan, laid.format, len(sizes), sum(sizes.values()), bench.planned, bench.size)]
+        held = [int(bench.held[name].sum()) for name in sizes if name in bench.held]
+        if held:
+            said.append(f"held out: {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')}")
+        said += [f"left whole{', for what is kept in it' * (one in bench.instead)}: {one}" for one in bench.skipped]
+        late = [f"chosen on calibration text, not counted here: {one}" for one in bench.transforms if _late(one)]
+        return [*said, *laid.notes, *bench.notes, *late]
+
+
+def _late(part: Any) -> bool:
+    """Whether it needs calibration text."""
+    return bool(getattr(part, "calibrated", False))
+
+
+def _sentence(plan: QuantizePlan, format: str, matrices: int, weights: int, bits: float, all_weights: int) -> str:
+    how = plan.config.method if isinstance(plan.config.method, str) else type(plan.method).__name__
+    return (
+        f"would quantise {matrices} matrices of {plan.model} ({weights / 1e6:,.0f} M weights) by {how}: "
+        f"{plan.method.scheme}, {bits:.3f} bits a weight, {bits * all_weights / 8e6:,.0f} MB of them, as {format}"
+    )
+
+
+def _files(plan: QuantizePlan) -> Files | None:
+    """The files to go through one by one, where that is enough: round to nearest, and nothing but names is kept."""
+    if not isinstance(plan.source, Path) or not isinstance(plan.method, RTN) or plan.config.score or plan.transforms:
+        return None
+    return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
 
 
 def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Method:
@@ -184,7 +226,7 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
     own: Any = str(dtype).removeprefix("torch.")
     if config.scheme is not None:
         if config.scheme not in SCHEMES:
-            raise unknown("scheme", config.scheme, SCHEMES)
+            raise unknown("there is no scheme", config.scheme, SCHEMES)
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
         known = SCHEMES[str(config.scheme)]
@@ -200,40 +242,36 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
 
 
 def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
-    kept = [_findings(one) for one in _flat(config.keep)]
-    for one in _flat(config.keep_columns):
-        findings = _findings(one)
-        load_bearing = any(weight.verdict != "inert" for weight in findings.super_weights)
-        kept.append(hold_out(findings, columns=True) if load_bearing else findings)
-    for one in _flat(config.rebalance):
-        findings = _findings(one)
-        neurons = neurons_of(findings.proven) if findings.proven else ()
-        kept.append(Rebalance(neurons=neurons, power=3, model=findings.model.content_hash))
+    kept = [selected(one) for one in _flat(config.keep)]
+    for one in map(selected, _flat(config.keep_columns)):
+        nothing = isinstance(one, Selection) and not one.weights
+        kept.append(one if nothing else hold_out(one, columns=True))
     if config.hold_fraction:
         kept.append(hold_out(fraction=config.hold_fraction))
     if config.skip:
         kept.append(skip(*config.skip))
-    return tuple(kept if config.auto is None else [*kept, Auto(budget=config.auto)])
+    return tuple(kept)
 
 
-def _findings(given: Any) -> Any:
-    """Findings from a file or a run folder; anything else as it is."""
-    return read_record(Findings, record_file(Path(given), "findings.json")) if isinstance(given, str | Path) else given
+def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
+    changes: list[Any] = []
+    for one in map(selected, _flat(config.rebalance)):
+        model = one.findings.model.content_hash if isinstance(one, Selection) else ""
+        changes.append(Rebalance(neurons=neurons_of(one), power=3, model=model))
+    changes += _flat(config.transforms)
+    return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
 
 
 def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
-    name, config, keep, method = plan.model, plan.config, plan.keep, plan.method
+    name, config, method = plan.model, plan.config, plan.method
     assert isinstance(method, RTN)
-    found, stored = tuple(files.targets.values()), files.stored
-    lm = skeleton(files.folder)
-    _, skipped = resolve(lm, found, keep)
-    chosen = tuple(target for target in found if target.fused not in skipped)
+    lm, skipped, chosen = _chosen(plan, files)
     names = tuple(target.name for target in chosen)
-    if not chosen:
-        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in names:
-        check_fits(target, stored[target][1], method)
-    format = _one_format(method, config.format, {stored[target][0] for target in names}, found)
+    formats = {
+        chosen_format(method.scheme, config.format, files.stored[name][0], tuple(files.targets.values()))
+        for name in names
+    }
+    format = formats.pop()
     wholes, notes = shared_of_files(files, names, method)
     done = _record(
         name,
@@ -242,8 +280,8 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         format,
         bits=_bits(files, names, method.scheme),
         quantized=len(names),
-        skipped=tuple(sorted(skipped)),
-        kept=tuple(map(str, _flat(keep))),
+        skipped=tuple(skipped),
+        kept=tuple(map(str, plan.keep)),
         notes=tuple(notes),
     )
     run = _run(config, done, files=files.signature(), config=config_hash(lm))
@@ -260,6 +298,19 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
         write_card(work.path, done)
     return done
+
+
+def _chosen(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...]]:
+    """The model without its weights, the fused groups that are skipped, and the matrices that are not."""
+    found = tuple(files.targets.values())
+    lm = skeleton(files.folder)
+    skipped = resolve(lm, found, plan.keep)[1]
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    if not chosen:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in chosen:
+        check_fits(target.name, files.stored[target.name][1], plan.method)
+    return lm, sorted(skipped), chosen
 
 
 def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
@@ -283,26 +334,43 @@ def _resumable(work: Work) -> Iterator[None]:
         raise
 
 
-def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
+@dataclass(frozen=True)
+class _Laid:
+    """A model on the bench, and all that is known before a method runs."""
+
+    plan: QuantizePlan
+    method: Method
+    format: str
+    bench: Bench
+    keep: tuple[Any, ...]
+    text: str | None
+    notes: tuple[str, ...]
+
+
+def _laid_out(plan: QuantizePlan) -> _Laid:
     config, method = plan.config, plan.method
-    found = targets(lm)
-    format = chosen_format(
-        method.scheme, config.format, lm.dtype, found, acts=acts_of(method, config.format) is not None
-    )
-    notes = list(lm.source.notes)
+    lm = plan.source if isinstance(plan.source, LM) else load(plan.model)
+    acts = acts_of(method, config.format) is not None
+    format = chosen_format(method.scheme, config.format, lm.dtype, targets(lm), acts=acts)
+    notes = [*lm.source.notes, *unkept(plan.keep)]
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
-    if method.calibrated or any(getattr(one, "calibrated", False) for one in plan.keep):
+    if _late(method) or any(map(_late, plan.transforms)):
         origin, windows = calibration_windows(lm, config.calibration, count=config.samples, length=config.length)
         text = f"{origin}, {len(windows)} windows of {config.length} tokens"
-    keep = tuple(
-        as_keeps(lm, plan.keep)
-    )  # while the model is as it was scanned: inside, findings would be of another one
-    bench = bench_for(lm, method, keep=keep, windows=windows, progress=config.progress or _silent)
+    # While the model is as it was scanned: inside, findings would be of another one.
+    keep = tuple(as_keeps(lm, plan.keep))
+    bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
     bench.numbers = format == "dense"
+    return _Laid(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
+
+
+def _from_memory(laid: _Laid) -> Quantization:
+    config, method, format, bench = laid.plan.config, laid.method, laid.format, laid.bench
+    lm = bench.lm
     planned = _record(
         lm.source.id,
         lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
@@ -311,8 +379,8 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         bits=0.0,
         quantized=0,
         skipped=(),
-        kept=tuple(map(repr, keep)),
-        calibration=text,
+        kept=tuple(map(repr, laid.keep)),
+        calibration=laid.text,
     )
     run = _run(
         config,
@@ -320,7 +388,7 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
         model_hash=content_hash(lm),
         config=config_hash(lm),
         dtype=str(lm.dtype),
-        windows=key_of({"windows": windows}),
+        windows=key_of({"windows": bench.windows}),
     )
     there = None if config.overwrite else run.finished()
     if there is not None:
@@ -335,11 +403,11 @@ def _from_memory(plan: QuantizePlan, lm: LM) -> Quantization:
                 quantized=len(bench.done),
                 skipped=tuple(bench.skipped),
                 instead=tuple(bench.instead),
-                kept=_kept(bench, keep),
-                notes=(*bench.notes, *notes),
+                kept=_kept(bench, laid.keep),
+                notes=(*bench.notes, *laid.notes),
             )
             write_bench(bench, work.path, format)
-            chosen = [target for target in found if target.name in bench.done]
+            chosen = [target for target in targets(lm) if target.name in bench.done]
             written = json.loads(lm.model.config.to_json_string(use_diff=False))
             written["architectures"] = [type(lm.model).__name__]
             write_config(work.path, own_code(written, work.path), done, method, chosen, rest_of(lm, chosen))
@@ -377,11 +445,6 @@ def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -
     )
 
 
-def _one_format(method: Method, asked: str, dtypes: set[torch.dtype], found: Sequence[Target]) -> str:
-    formats = {chosen_format(method.scheme, asked, dtype, found) for dtype in dtypes}
-    return formats.pop()
-
-
 def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
     bits = total = 0.0
     for name in files.targets:
@@ -400,14 +463,6 @@ def folder_of(source: Any) -> Path | None:
         return ensure(BUILTINS[str(source)])
     path = Path(source).expanduser()
     return path if str(source) and (path / "config.json").is_file() else None
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    pass
-
-
-def _only_skips(keep: Any) -> bool:
-    return all(isinstance(one, Skip) for one in _flat(keep))
 
 
 def _flat(keep: Any) -> list[Any]:

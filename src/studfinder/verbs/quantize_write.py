@@ -30,7 +30,7 @@ _UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
 def write_files(
-    progress: Progress | None,
+    progress: Progress,
     files: Files,
     stage: Path,
     methods: Mapping[str, RTN],
@@ -43,8 +43,7 @@ def write_files(
     def step(_entry: Entry) -> None:
         nonlocal count
         count += 1
-        if progress is not None:
-            progress("quantise", count, total)
+        progress("quantise", count, total)
 
     written = {}
     for shard, names in files.shards.items():

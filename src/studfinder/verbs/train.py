@@ -140,7 +140,7 @@ def train(config: TrainConfig) -> tuple[Training, Path]:
     """Train a model, from scratch or a trained one further, on a toy task or a text.
 
     Args:
-        config: see `TrainConfig`; its fields are keywords too.
+        config: how; or its fields as keywords.
 
     Returns the record and the run folder; `sf.load(folder / "model")` loads what was trained. Raises as `plan_train`
     and `run_train`.
@@ -191,7 +191,7 @@ def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[Source, Any]:
         apart=plan.config.apart,
         lm=base,
         limit=plan.text_tokens,
-        progress=None if progress is None else lambda done: progress("tokenize", done, plan.text_tokens),
+        progress=lambda done: progress("tokenize", done, plan.text_tokens),
     )
     if source.train_windows < plan.recipe.batch:
         raise StudfinderError(
