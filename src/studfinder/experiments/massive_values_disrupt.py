@@ -69,8 +69,10 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Clean scores, then every disruption on the same items."""
     own, plan = bench.config, _Plan(bench, lm)
     count = own.facts_in_prompt or bench.once("facts in the prompt", partial(calibrate_facts, lm))
-    facts, rest = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}"], own.measures.split()
-    bench.grid(lm, [CLEAN], facts, passes=())  # these have to be here
+    facts, limits = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}"], {one: min(own.limit, n) for one, n in _MOST.items()}
+    bench.grid(lm, [CLEAN], facts, passes=())  # these have to be here, others need not
+    measures = [*facts, *own.measures.split()]
+    clean = bench.grid(lm, [CLEAN], measures, limits=limits, passes=(StudfinderError,))
     plan.variants += controls(lm, own.k, own.draws)
     for attack in plan.attacks:
         plan.add_as_harmful(attack, ("the other dims",))
@@ -78,10 +80,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
         plan.add_noise(std)
     edits = [one.detail for one in plan.variants]
     effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
-    limits = {name: min(own.limit, most) for name, most in _MOST.items()}
-    scored = bench.grid(lm, [CLEAN, *plan.variants], [*facts, *rest], limits=limits, passes=(StudfinderError,))
+    scored = bench.grid(lm, [CLEAN, *plan.variants], clean.measures, limits=limits, passes=())
     rows = Disrupted(scored, effects, plan.against)
-    notes = [*scored.notes(), *plan.left_out, *notes_of(rows)]
+    notes = [*clean.notes(), *plan.left_out, *notes_of(rows)]
     return Outcome([scores_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
 
 
