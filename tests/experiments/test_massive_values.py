@@ -14,14 +14,14 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
-from studfinder.experiments.disruptions_read import UNFAIR, Disrupted, notes_of
+from studfinder.experiments.disruptions_read import UNFAIR, DisruptionScores, disruption_notes
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.measures import Effects, Scores
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import load
 from studfinder.sites import capture
 from studfinder.stats import crossed, mean_interval
-from studfinder.studies import Grid, Scored, Variant
+from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import default_prompts, encode
 from tiny import CONFIGS, D, H, L
 
@@ -83,7 +83,7 @@ def test_counts_are_those_of_the_definition():
     assert norms.counts(norm_LHD, 5.0).tolist() == [1]
     assert norms.counts(norm_LHD, 10.0).tolist() == [0]  # 40 / (47 / 8) = 6.8
     assert norms.counts(norm_LHD, 10.0, "layer").tolist() == [1]  # 40 / (55 / 16) = 11.6
-    assert norms.ratios(np.zeros((1, 1, 4))).tolist() == [[[0, 0, 0, 0]]]
+    assert norms.norm_ratios(np.zeros((1, 1, 4))).tolist() == [[[0, 0, 0, 0]]]
 
 
 def test_chance_is_that_of_normal_vectors():
@@ -230,13 +230,13 @@ def test_likelihoods_under_a_disruption_are_those_of_full_passes():
 
 def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8), n=80):
     """Made-up scores: (clean, disrupted) accuracy of each."""
-    scored = Scored()
+    scored = GridScores()
     for label, rates in (
         ("as it is", clean),
         ("massive, k = 1", (context, memory)),
         ("noise in V", (elsewhere_context, elsewhere_memory)),
     ):
-        scored.variants.append(Variant(label, family=label))
+        scored.variants.append(ModelVariant(label, family=label))
         scored.scores[label] = {}
         for measure, rate in zip(("facts-in-context:2", "facts-parametric-matched:2"), rates, strict=True):
             score = tuple((np.arange(n) < rate * n).astype(float).tolist())
@@ -249,7 +249,7 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8)
                 chance=0.125,
             )
     effects = Effects(np.array([[1.0, 1.1]] * 2), np.array([[1.0, 1.0]] * 2), np.zeros(2), np.ones(2))
-    return Disrupted(scored, effects, against=[("massive, k = 1", "noise in V")])
+    return DisruptionScores(scored, effects, against=[("massive, k = 1", "noise in V")])
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8)
     ],
 )
 def test_sentences_follow_the_numbers(rates, first, second):
-    notes = notes_of(_rows(*rates))
+    notes = disruption_notes(_rows(*rates))
     assert notes[0] == UNFAIR  # two facts in the prompt: no size is believed
     assert first in notes[1]
     assert second in notes[2]
@@ -270,7 +270,7 @@ def test_sentences_follow_the_numbers(rates, first, second):
 
 def test_a_measure_at_chance_is_said_to_show_nothing():
     rows = _rows(0.1, 0.8, 0.1, 0.8, clean=(0.125, 0.8))
-    assert "can show nothing" in notes_of(rows)[0]
+    assert "can show nothing" in disruption_notes(rows)[0]
     assert rows.kept("massive, k = 1", "context") is None
 
 

@@ -25,14 +25,14 @@ from studfinder.edits import (
 from studfinder.errors import StudfinderError
 from studfinder.measures.damage import damage_matched
 from studfinder.models import LM, rotary_of
-from studfinder.studies import Variant, with_edits
+from studfinder.studies import ModelVariant, with_edits
 from studfinder.texts import encode, proof_text
 
 TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
 
-def massive(lm: LM, ks: Sequence[int], lams: Sequence[float]) -> list[Variant]:
+def massive(lm: LM, ks: Sequence[int], lams: Sequence[float]) -> list[ModelVariant]:
     """The paper's attack, and the same with a mean for each dim; k largest dims, or all above lambda."""
     found = []
     for k in ks:
@@ -55,7 +55,7 @@ def others(lm: LM, k: int, draws: int) -> dict[str, list[Entries]]:
     return found
 
 
-def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Variant]:
+def controls(lm: LM, ks: Sequence[int], draws: int) -> list[ModelVariant]:
     """As many other dims, held at their means; first the smallest, which is the paper's control."""
     found = []
     for k in ks:
@@ -65,11 +65,11 @@ def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Variant]:
     return found
 
 
-def _of_means(lm: LM, name: str, selects: Sequence[Entries]) -> list[Variant]:
+def _of_means(lm: LM, name: str, selects: Sequence[Entries]) -> list[ModelVariant]:
     return drawn(lm, name, [mean(dims(lm, select=select), when="prefill") for select in selects])
 
 
-def drawn(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[Variant]:
+def drawn(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVariant]:
     """Variants of one family, a draw each; the first has its name, if it is alone."""
     labels = [f"{name} draw {seed}" for seed in range(len(draws))] if len(draws) > 1 else [name]
     return [with_edits(lm, label, edits, family=name) for label, edits in zip(labels, draws, strict=True)]

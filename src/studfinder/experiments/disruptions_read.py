@@ -10,14 +10,14 @@ import numpy as np
 from studfinder.measures import Effects
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.stats import crossed
-from studfinder.studies import Scored
+from studfinder.studies import GridScores
 
 CONTEXT, MEMORY = "facts-in-context", "facts-parametric-matched"
 SIDES = ("context", "memory")
 
 
 @dataclass(frozen=True)
-class Disrupted:
+class DisruptionScores:
     """Scores of the model as it is and of each disruption, a family of draws.
 
     Attributes:
@@ -26,7 +26,7 @@ class Disrupted:
         against: (disruption, the noise that was tuned to its damage).
     """
 
-    scored: Scored
+    scored: GridScores
     effects: Effects
     against: list[tuple[str, str]]
 
@@ -102,7 +102,7 @@ class Disrupted:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def scores_table(rows: Disrupted) -> Table:
+def disruption_table(rows: DisruptionScores) -> Table:
     """All measures, clean and disrupted."""
     measures = rows.scored.measures
     lines: list[tuple[Cell, ...]] = []
@@ -120,7 +120,7 @@ def scores_table(rows: Disrupted) -> Table:
     )
 
 
-def comparisons_table(rows: Disrupted) -> Table:
+def comparisons_table(rows: DisruptionScores) -> Table:
     """Context against memory, and against equal damage elsewhere."""
     lines: list[tuple[Cell, ...]] = []
     for name in rows.scored.families:
@@ -167,7 +167,7 @@ UNFAIR = (
 )
 
 
-def notes_of(rows: Disrupted) -> list[str]:
+def disruption_notes(rows: DisruptionScores) -> list[str]:
     """What the numbers say."""
     nothing = [rows.at_chance(side) for side in SIDES if rows.at_chance(side)]
     if nothing:
@@ -177,7 +177,7 @@ def notes_of(rows: Disrupted) -> list[str]:
     return notes + [_specific(rows, row, other) for row, other in rows.against]
 
 
-def _only_context(rows: Disrupted, row: str) -> str:
+def _only_context(rows: DisruptionScores, row: str) -> str:
     changes = [rows.change(row, side) for side in SIDES]
     says = {
         (True, True): "both suffer",
@@ -191,7 +191,7 @@ def _only_context(rows: Disrupted, row: str) -> str:
     return f"{row}: skill from context changes by {changes[0]:+.2f}, from memory by {changes[1]:+.2f}: {says}."
 
 
-def _specific(rows: Disrupted, row: str, other: str) -> str:
+def _specific(rows: DisruptionScores, row: str, other: str) -> str:
     kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
     accuracy, margin = (
         f"{found:+.2f} {unit} ({_verdict(found.interval)})"
@@ -212,7 +212,7 @@ def _verdict(difference: Interval) -> str:
     return "higher than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
 
 
-def contrast_chart(rows: Disrupted) -> Chart:
+def contrast_chart(rows: DisruptionScores) -> Chart:
     """What becomes of the skill from context and from memory, a row a disruption."""
     series = tuple(
         Series(name=f"from {side}", points=tuple(point(rows.change(name, side)) for name in rows.scored.families))

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.errors import unknown
-from studfinder.measures import REGISTRY
+from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, ModelCard, Table, from_json, to_plain
 from studfinder.records.config import Config, option
-from studfinder.runs import Work
+from studfinder.runs import Progress, Work
 from studfinder.sites import check_causal
-from studfinder.studies import Grid, Scored, Variant, Watch
-
-Progress = Callable[[str, int, int], Any]
-"""Told (what is being done, how many are done, of how many)."""
+from studfinder.studies import Grid, GridScores, ModelVariant, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +157,16 @@ class Bench:
     def grid(
         self,
         lm: LM,
-        variants: Sequence[Variant],
+        variants: Sequence[ModelVariant],
         measures: Sequence[str | Watch],
         *,
         limits: Mapping[str, int | None] | None = None,
         **more: Any,
-    ) -> Scored:
+    ) -> GridScores:
         """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
         say, if not `limits`; see `Grid`, which takes the rest."""
         items, seed = getattr(self.config, "limit", None), self.config.seed
-        most = {**dict.fromkeys(REGISTRY, items), "perplexity": getattr(self.config, "windows", items)}
+        most = {**dict.fromkeys(MEASURES, items), "perplexity": getattr(self.config, "windows", items)}
         most.update(limits or {})
         more |= {"limits": most, "seed": seed, "progress": self.progress}
         return Grid(run=self, lm=lm, variants=variants, measures=measures, **more).scored()

@@ -17,22 +17,22 @@ from studfinder.experiments.seeds import (
     DIVERGED,
     Cells,
     about,
-    change,
     curves,
     ended,
+    label_of,
     last,
-    mean_of,
-    named,
     over,
     pairs,
+    seed_change,
+    seed_mean,
     steps_to,
 )
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Chart, Table
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 
-MODELS: dict[str, tuple[int, list[str]]] = {
+_MODELS: dict[str, tuple[int, list[str]]] = {
     "1 layer, KV shift": (1, ["kv_shift"]),
     "2 layers, vanilla": (2, []),
     "1 layer, vanilla": (1, []),
@@ -92,11 +92,11 @@ def run(bench: Bench) -> Outcome:
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         model, _, width = name.partition(", width ")
-        layers, attention = MODELS[model]
-        shape = Shape(layers=layers, hidden=int(width), heads=s["heads"])
+        layers, attention = _MODELS[model]
+        shape = ModelShape(layers=layers, hidden=int(width), heads=s["heads"])
         return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
-    names = [f"{model}, width {width}" for width in s["widths"] for model in MODELS]
+    names = [f"{model}, width {width}" for width in s["widths"] for model in _MODELS]
     cells = every_cell(bench, names, s["seeds"], cell)
     return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], _charts(cells, s["widths"]), cells)
 
@@ -104,9 +104,9 @@ def run(bench: Bench) -> Outcome:
 def _table(cells: Cells, settings: dict[str, Any]) -> Table:
     rows = tuple(
         (
-            named(name, seeds),
+            label_of(name, seeds),
             seeds[0]["parameters"],
-            mean_of(seeds, last),
+            seed_mean(seeds, last),
             " / ".join(DIVERGED if cell.get("stopped") else _steps(cell, settings) for cell in seeds),
         )
         for name, seeds in cells.items()
@@ -129,15 +129,15 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
     """The paper's three claims, each with what was seen: paired over seeds, which share their data."""
     notes = []
     for width in settings["widths"]:
-        shift, two, one = (cells[f"{model}, width {width}"] for model in MODELS)
+        shift, two, one = (cells[f"{model}, width {width}"] for model in _MODELS)
         compared = [(steps_to(a, LEVEL), steps_to(b, LEVEL)) for a, b in pairs(shift, two)]
         if not compared or not pairs(shift, one):
             notes.append(f"Width {width}: too many models diverged to compare them.")
             continue
         sooner = sum(a < b for a, b in compared)
         notes.append(
-            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {change(shift, two, last)} and "
-            f"of one by {change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} "
+            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {seed_change(shift, two, last)} and "
+            f"of one by {seed_change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} "
             f"of {len(compared)} seeds."
         )
         if all(b == float("inf") for _, b in compared):
@@ -150,14 +150,14 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
 
 def _charts(cells: Cells, widths: list[int]) -> list[Chart]:
     """Accuracy over steps at the largest width, and over widths at the end."""
-    widest = {model: cells[f"{model}, width {max(widths)}"] for model in MODELS}
+    widest = {model: cells[f"{model}, width {max(widths)}"] for model in _MODELS}
     charts = [
         Chart(name="steps", plots=(curves(widest, "accuracy", f"accuracy on repeats, width {max(widths)}"),)),
     ]
     if len(widths) > 1:
         at_end = {
             model: [[(w, last(cell))] for w in sorted(widths) for cell in ended(cells[f"{model}, width {w}"])]
-            for model in MODELS
+            for model in _MODELS
         }
         title = "accuracy on repeats at the end"
         charts.append(Chart(name="width", plots=(over(at_end, title=title, x="width", log_x=True),)))

@@ -28,7 +28,7 @@ from studfinder.models import LM
 from studfinder.records.config import option
 from studfinder.report.words import count, number, times
 from studfinder.sites import Site, tapped
-from studfinder.studies import Scored, Variant
+from studfinder.studies import GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ EXPERIMENT = Experiment(
         ),
     },
 )
-ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
-PAPER = (
+_ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
+_PAPER = (
     "The paper (original, zero, mean), LLaMA2-7B: WikiText 5.47, inf, 5.47; mean of zero-shot tasks 68.95, 36.75, "
     "68.94. With BOS and other models (Owen et al. 2025) zero is harmless in 7 of 16."
 )
@@ -66,7 +66,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     onset = onset_of(lm)
     controls = control_dims(lm, onset, bench.config.seed)
     variants = [
-        Variant(ORIGINAL),
+        ModelVariant(_ORIGINAL),
         _variant(lm, ZERO, onset, onset.dims, 0.0),
         _variant(lm, MEAN, onset, onset.dims, None),
         *(_variant(lm, f"control: {kind} to zero", onset, dims, 0.0) for kind, dims in controls.items()),
@@ -79,7 +79,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     others = (f"{kind}: {', '.join(map(str, dims))}" for kind, dims in controls.items())
     note = (
         f"After layer {onset.layer}, dims {', '.join(map(str, onset.dims))}; means over our prompts: "
-        f"{', '.join(means)}. Controls: {'; '.join(others)}. {PAPER}"
+        f"{', '.join(means)}. Controls: {'; '.join(others)}. {_PAPER}"
     )
     return Outcome(
         [scored.scores_table("scores", note), scored.changes_table("change against the original")],
@@ -88,9 +88,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
     )
 
 
-def _variant(lm: LM, label: str, onset: Onset, dims: Sequence[int], value: float | None) -> Variant:
+def _variant(lm: LM, label: str, onset: Onset, dims: Sequence[int], value: float | None) -> ModelVariant:
     key = f"residual[{onset.layer}] {list(dims)} {onset.least:.6g} {value} {sorted(onset.means.items())}"
-    return Variant(label, partial(_replaced, lm, onset, tuple(dims), value), key)
+    return ModelVariant(label, partial(_replaced, lm, onset, tuple(dims), value), key)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _replaced(lm: LM, onset: Onset, dims: tuple[int, ...], value: float | None) 
         )
 
 
-def _notes(scored: Scored) -> list[str]:
+def _notes(scored: GridScores) -> list[str]:
     notes = []
     for measure in scored.measures:
         if measure in scored.tasks:

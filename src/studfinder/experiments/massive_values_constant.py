@@ -29,7 +29,7 @@ from studfinder.records import Cell, Chart, Comparison, Plot, Point, Series, Tab
 from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import crossed
-from studfinder.studies import Scored, Variant
+from studfinder.studies import GridScores, ModelVariant
 from studfinder.texts import encode, proof_text
 
 
@@ -58,7 +58,7 @@ HALVES = {"held constant": constant_only, "deviation only": deviation_only}
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """How much of massive dims is constant, and what becomes of the model without either half."""
-    own, variants = bench.config, [Variant(CLEAN)]
+    own, variants = bench.config, [ModelVariant(CLEAN)]
     energy = bench.once("energy", partial(_energy, lm, own.k))
     for k in own.k:
         rest = others(lm, k, own.draws)
@@ -99,17 +99,10 @@ def _energy(lm: LM, ks: Sequence[int]) -> dict[str, list[list[float]]]:
 
 def _halves(square_HD: torch.Tensor, mean_HD: torch.Tensor, k: int) -> list[float]:
     top_HD = torch.zeros_like(square_HD).scatter_(1, square_HD.topk(k, dim=1).indices, 1.0)
+    pairs = [(square_HD * top_HD, square_HD)]
+    pairs += [(mean_HD * half_HD, square_HD * half_HD) for half_HD in (top_HD, 1 - top_HD)]
     tiny = torch.finfo(square_HD.dtype).tiny
-
-    def share(part_HD: torch.Tensor, whole_HD: torch.Tensor) -> float:
-        return float((part_HD.sum(dim=1) / whole_HD.sum(dim=1).clamp_min(tiny)).mean())
-
-    others_HD = 1 - top_HD
-    return [
-        share(square_HD * top_HD, square_HD),
-        share(mean_HD * top_HD, square_HD * top_HD),
-        share(mean_HD * others_HD, square_HD * others_HD),
-    ]
+    return [float((part.sum(dim=1) / whole.sum(dim=1).clamp_min(tiny)).mean()) for part, whole in pairs]
 
 
 def _energy_table(energy: Mapping[str, list[list[float]]]) -> Table:
@@ -136,7 +129,7 @@ def _energy_table(energy: Mapping[str, list[list[float]]]) -> Table:
 # --- what becomes of the model --------------------------------------------------------------------------------------
 
 
-def _ratio(scored: Scored, row: str) -> Comparison:
+def _ratio(scored: GridScores, row: str) -> Comparison:
     """Perplexity with the edit over perplexity without."""
     names = {"nll": (row, "nll"), "clean": (CLEAN, "nll"), "tokens": (CLEAN, "tokens")}
     arrays = {name: scored.drawn(label, scored.measures[0], what) for name, (label, what) in names.items()}
@@ -148,14 +141,14 @@ def _ratio(scored: Scored, row: str) -> Comparison:
     return Comparison(kind="ratio", interval=crossed(ratio, arrays, what="windows"))
 
 
-def _difference(scored: Scored, row: str, other: str = CLEAN) -> Comparison:
+def _difference(scored: GridScores, row: str, other: str = CLEAN) -> Comparison:
     """Of mean accuracy on the repeats, paired by sequence."""
     arrays = {"a": scored.drawn(row, scored.measures[1]), "b": scored.drawn(other, scored.measures[1])}
     interval = crossed(lambda mean: mean["a"] - mean["b"], arrays, what="sequences")
     return Comparison(kind="difference", interval=interval)
 
 
-def _scores_table(scored: Scored) -> Table:
+def _scores_table(scored: GridScores) -> Table:
     clean, repeats = scored.scores[CLEAN][scored.measures[0]], scored.measures[1]
     lines: list[tuple[Cell, ...]] = []
     for row in (CLEAN, *scored.families):
@@ -180,7 +173,7 @@ def _scores_table(scored: Scored) -> Table:
     )
 
 
-def _notes(scored: Scored, ks: Sequence[int]) -> list[str]:
+def _notes(scored: GridScores, ks: Sequence[int]) -> list[str]:
     notes = []
     for k in ks:
         for half in HALVES:
@@ -194,14 +187,14 @@ def _notes(scored: Scored, ks: Sequence[int]) -> list[str]:
     return notes
 
 
-def _against(scored: Scored, own: str, control: str) -> str:
+def _against(scored: GridScores, own: str, control: str) -> str:
     more = _difference(scored, own, control)
     says = "lower" if more.interval.high < 0 else "higher" if more.interval.low > 0 else "not distinguishable"
     which = control.partition(" ")[2].split(",")[0]
     return f"against {'random dims' if which == 'random' else f'dims {which}'} {says} ({more:+.2f})"
 
 
-def _chart(scored: Scored) -> Chart:
+def _chart(scored: GridScores) -> Chart:
     """Perplexity and accuracy on repeats, a line a row; the model as it is where nothing changed."""
     start, repeats = (scored.scores[CLEAN][measure].value for measure in scored.measures)
 

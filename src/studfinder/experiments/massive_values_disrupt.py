@@ -25,18 +25,18 @@ from studfinder.experiments.disruptions import as_harmful, controls, drawn, mass
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
     MEMORY,
-    Disrupted,
+    DisruptionScores,
     comparisons_table,
     contrast_chart,
-    notes_of,
-    scores_table,
+    disruption_notes,
+    disruption_table,
 )
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.measures import sweep
 from studfinder.measures.matched_facts import calibrate_facts
 from studfinder.models import LM
 from studfinder.records.config import option
-from studfinder.studies import Variant, swept, with_edits
+from studfinder.studies import ModelVariant, swept, with_edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,77 +60,60 @@ EXPERIMENT = Experiment(
     needs="about 20 minutes with smollm2 on two cores",
     presets={"cpu": DisruptConfig()},
 )
-CLEAN = Variant("as it is")
+CLEAN = ModelVariant("as it is")
 _MOST = {"passkey": 10, "tasks": 24}
 """Measures whose items are long take fewer of them."""
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Clean scores, then every disruption on the same items."""
-    own, plan = bench.config, _Plan(bench, lm)
+    own = bench.config
     count = own.facts_in_prompt or bench.once("facts in the prompt", partial(calibrate_facts, lm))
     facts, limits = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}"], {one: min(own.limit, n) for one, n in _MOST.items()}
     bench.grid(lm, [CLEAN], facts, passes=())  # these have to be here, others need not
     measures = [*facts, *own.measures.split()]
     clean = bench.grid(lm, [CLEAN], measures, limits=limits, passes=(StudfinderError,))
-    plan.variants += controls(lm, own.k, own.draws)
-    for attack in plan.attacks:
-        plan.add_as_harmful(attack, ("the other dims",))
-    for std in own.noise:
-        plan.add_noise(std)
-    edits = [one.detail for one in plan.variants]
+    variants, against, left_out = _planned(bench, lm)
+    edits = [one.detail for one in variants]
     effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
-    scored = bench.grid(lm, [CLEAN, *plan.variants], clean.measures, limits=limits, passes=())
-    rows = Disrupted(scored, effects, plan.against)
-    notes = [*clean.notes(), *plan.left_out, *notes_of(rows)]
-    return Outcome([scores_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
+    scored = bench.grid(lm, [CLEAN, *variants], clean.measures, limits=limits, passes=())
+    rows = DisruptionScores(scored, effects, against)
+    notes = [*clean.notes(), *left_out, *disruption_notes(rows)]
+    return Outcome([disruption_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
 
 
-class _Plan:
-    """What is tried.
-
-    Attributes:
-        attacks: those of the paper that this model has.
-        variants: these, and all else.
-        against: (disruption, the noise that was tuned to its damage).
-        left_out: what cannot be tried, in sentences.
-    """
-
-    def __init__(self, bench: Bench, lm: LM) -> None:
-        self.bench, self.lm, self.k, self.draws = bench, lm, max(bench.config.k), bench.config.draws
-        self.attacks: list[Variant] = []
-        self.against: list[tuple[str, str]] = []
-        self.left_out: list[str] = []
-        for attack in massive(lm, bench.config.k, bench.config.lambdas):
-            if bench.once(f"{attack.label} exists", partial(self._exists, attack)):
-                self.attacks.append(attack)
-            else:
-                self.left_out.append(f"{attack.label}: there is no such dim.")
-        self.variants = [*self.attacks]
-
-    def _exists(self, attack: Variant) -> bool:
-        """Whether anything is above lambda: not every model has massive values."""
-        try:
-            sweep(self.lm, neutral(self.lm)[1][:1], [attack.detail])
-        except StudfinderError:
-            return False
-        return True
-
-    def add_noise(self, std: float) -> None:
-        """Noise in the massive dims, and noise of the same damage in the others and in V: only the place differs."""
-        name = f"noise in the {self.k} massive dim{'s' * (self.k > 1)} ({std:g} rms)"
-        *judged, spare = (noise_in(self.lm, "the massive dims", self.k, std, seed) for seed in range(self.draws + 1))
-        self.variants += drawn(self.lm, name, judged)
-        self.add_as_harmful(with_edits(self.lm, name, spare), ("the other dims", "V"))
-
-    def add_as_harmful(self, of: Variant, places: Sequence[str]) -> None:
-        """Noise elsewhere, tuned to the damage of a disruption; what cannot be matched is left out, and said."""
+def _planned(bench: Bench, lm: LM) -> tuple[list[ModelVariant], list[tuple[str, str]], list[str]]:
+    """What is tried; which of it is noise that was tuned to the damage of which (disruption, noise); and, in sentences,
+    what cannot be tried."""
+    own, k = bench.config, max(bench.config.k)
+    attacks = massive(lm, own.k, own.lambdas)
+    there = [one for one in attacks if bench.once(f"{one.label} exists", partial(_exists, lm, one))]
+    against, left_out = [], [f"{one.label}: there is no such dim." for one in attacks if one not in there]
+    variants = [*there, *controls(lm, own.k, own.draws)]
+    groups: list[tuple[list[ModelVariant], ModelVariant, Sequence[str]]] = [
+        ([], one, ("the other dims",)) for one in there
+    ]
+    for std in own.noise:  # noise in the massive dims, in the others and in V: only the place differs
+        name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
+        *judged, spare = (noise_in(lm, "the massive dims", k, std, seed) for seed in range(own.draws + 1))
+        groups.append((drawn(lm, name, judged), with_edits(lm, name, spare), ("the other dims", "V")))
+    for group, of, places in groups:
+        variants += group
         for place in places:
             name = f"noise in {place}, as harmful as: {of.label}"
-            tuned = self.bench.once(f"strength of {name}", partial(as_harmful, self.lm, of.detail, place, self.k))
+            tuned = bench.once(f"strength of {name}", partial(as_harmful, lm, of.detail, place, k))
             if tuned["why"]:
-                self.left_out.append(f"no {name}{tuned['why']}.")
-                continue
-            self.against.append((of.label, name))
-            draws = [noise_in(self.lm, place, self.k, tuned["std"], seed) for seed in range(self.draws)]
-            self.variants += drawn(self.lm, name, draws)
+                left_out.append(f"no {name}{tuned['why']}.")
+            else:
+                against.append((of.label, name))
+                variants += drawn(lm, name, [noise_in(lm, place, k, tuned["std"], seed) for seed in range(own.draws)])
+    return variants, against, left_out
+
+
+def _exists(lm: LM, attack: ModelVariant) -> bool:
+    """Whether anything is above lambda: not every model has massive values."""
+    try:
+        sweep(lm, neutral(lm)[1][:1], [attack.detail])
+    except StudfinderError:
+        return False
+    return True

@@ -20,12 +20,12 @@ import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
-    NAMES,
+    LETTERS,
     LambdaConfig,
     Maps,
     chance_above,
     counts,
-    ratios,
+    norm_ratios,
     read_maps,
     resampled,
     total,
@@ -55,7 +55,7 @@ def _outcome(bench: Bench, lm: LM) -> Outcome:
     by_rope = resampled(maps, {tensor: partial(_by_rope, tensor, lam) for tensor in both}) if both else {}
     changes = {tensor: Comparison(kind="difference", interval=found) for tensor, found in by_rope.items()}
     massive = {tensor: counts(maps.norm_LHD(tensor), lam).tolist() for tensor in maps.tensors}
-    largest = {tensor: ratios(maps.norm_LHD(tensor)).max(axis=(1, 2)).tolist() for tensor in maps.tensors}
+    largest = {tensor: norm_ratios(maps.norm_LHD(tensor)).max(axis=(1, 2)).tolist() for tensor in maps.tensors}
     firsts: dict[str, int | None] = {}
     rows: list[tuple[Cell, ...]] = []
     for tensor, layers in ((tensor, maps.layers[tensor]) for tensor in maps.tensors):
@@ -64,7 +64,7 @@ def _outcome(bench: Bench, lm: LM) -> Outcome:
         found = zip(layers, massive[tensor], strict=True)
         firsts[tensor] = next((layer for layer, n in found if n > max(0.5, chance)), None)
         some = sum(n > 0 for n in massive[tensor])
-        start = (NAMES[tensor], totals[tensor], chance * len(layers), firsts[tensor])
+        start = (LETTERS[tensor], totals[tensor], chance * len(layers), firsts[tensor])
         rows.append((*start, some, len(layers), changes.get(tensor)))
     table = Table(
         title=f"massive values (lambda {lam:g}) over all layers",
@@ -92,7 +92,7 @@ def _layers_table(maps: Maps, massive: Mapping[str, list[int]], largest: Mapping
     ]
     return Table(
         title="by layer",
-        columns=("layer", *(head for one in maps.tensors for head in (NAMES[one], f"{NAMES[one]}: largest"))),
+        columns=("layer", *(head for one in maps.tensors for head in (LETTERS[one], f"{LETTERS[one]}: largest"))),
         rows=tuple(rows),
         note="Massive entries, and the largest M over the mean of its head.",
     )
@@ -102,13 +102,13 @@ def _notes(
     firsts: Mapping[str, int | None], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]
 ) -> list[str]:
     last = {one: first for one, first in firsts.items() if one.removesuffix(".pre_rope") not in {*firsts} - {one}}
-    said = (f"{NAMES[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
+    said = (f"{LETTERS[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
     notes = [f"more massive values than by chance: {', '.join(said)} (layers count from 0)."]
     for tensor, change in changes.items():
         before = totals[f"{tensor}.pre_rope"].value
         says = "RoPE changes that count beyond what prompts vary" if change.changed else "no clear change by RoPE"
         notes.append(
-            f"{NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + change.interval.value:.0f} "
+            f"{LETTERS[tensor]} holds {before:.0f} massive values before RoPE and {before + change.interval.value:.0f} "
             f"after ({change:+.0f}): {says}."
         )
     return notes
@@ -119,7 +119,7 @@ def _chart(lam: float, maps: Maps, massive: Mapping[str, list[int]], largest: Ma
     above, most = [], []
     for tensor in maps.tensors:
         own, heads = tensor.removesuffix(".pre_rope"), maps.squares[tensor].shape[2]
-        look: Any = {"name": NAMES[tensor], "x": maps.layers[tensor], "dotted": own != tensor, "like": NAMES[own]}
+        look: Any = {"name": LETTERS[tensor], "x": maps.layers[tensor], "dotted": own != tensor, "like": LETTERS[own]}
         above.append(Series(points=tuple(point(n / heads) for n in massive[tensor]), **look))
         most.append(Series(points=tuple(map(point, largest[tensor])), **look))
     return Chart(

@@ -28,12 +28,12 @@ from studfinder.detectors.massive_values import agreement, concentration, concen
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
-    NAMES,
+    LETTERS,
     Maps,
     MapsConfig,
     chance_above,
     counts,
-    ratios,
+    norm_ratios,
     read_maps,
     resampled,
     total,
@@ -102,8 +102,8 @@ def _counts_table(maps: Maps, lams: Sequence[float]) -> Table:
         for lam in lams:
             chance = chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size
             whole = int(counts(norm_LHD, lam, "layer").sum())
-            most = float(ratios(norm_LHD).max())
-            rows.append((NAMES[tensor], lam, found[f"{tensor} {lam}"], whole, chance, norm_LHD.size, most))
+            most = float(norm_ratios(norm_LHD).max())
+            rows.append((LETTERS[tensor], lam, found[f"{tensor} {lam}"], whole, chance, norm_LHD.size, most))
     prompts = len(maps.squares[maps.tensors[0]])
     return Table(
         title=f"massive entries of all layers ({prompts} prompts, {maps.tokens:,} tokens)",
@@ -128,10 +128,10 @@ def _layers_table(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
     for layer, tensors in drawn.items():
         for tensor, norm_HD in tensors.items():
             own, agreed = torch.from_numpy(norm_HD), agreement(torch.from_numpy(norm_HD))
-            massive, most = int(counts(norm_HD, _LAMBDA)), float(ratios(norm_HD).max())
+            massive, most = int(counts(norm_HD, _LAMBDA)), float(norm_ratios(norm_HD).max())
             energy = (float(concentration(own).median()), concentration_null(norm_HD.shape[-1]))
             alike = (None, None) if agreed is None else (agreed.overlap, agreed.p)
-            rows.append((int(layer), NAMES[tensor], massive, most, *energy, *alike))
+            rows.append((int(layer), LETTERS[tensor], massive, most, *energy, *alike))
     return Table(
         title="the layers drawn",
         columns=(
@@ -171,7 +171,7 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     """A row of maps a layer: heads across, all dims down, brightness M over the mean of its head."""
     wide = width > 600
     found = {
-        (layer, tensor): ratios(np.array(tensors[tensor]["norm"]))
+        (layer, tensor): norm_ratios(np.array(tensors[tensor]["norm"]))
         for layer, tensors in seen["layers"].items()
         for tensor in _DRAWN
         if tensor in tensors
@@ -191,7 +191,7 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
             continue
         (layer, tensor), ratio_HD = panels[place], found[panels[place]]
         axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{NAMES[tensor]}, layer {layer}", fontsize=12 if wide else 11)
+        axes.set_title(f"{LETTERS[tensor]}, layer {layer}", fontsize=12 if wide else 11)
         axes.set_xticks(range(0, len(ratio_HD), max(1, -(-len(ratio_HD) // 9))))
         axes.spines[:].set_visible(False)
     for axes in grid[:, 0]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_keeps import COLUMNS, CONTROLS, ROWS, WEIGHTS, findings_keeps
+from studfinder.experiments.quantize_keeps import COLUMNS, KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
 from studfinder.experiments.rounding import (
     CAVEAT,
@@ -33,7 +33,7 @@ from studfinder.experiments.rounding import (
     keeping_notes,
     kept_pairs,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM
 from studfinder.quantizers import method_class
@@ -67,7 +67,7 @@ EXPERIMENT = Experiment(
 )
 
 
-PAPER = (
+_PAPER = (
     "The paper's figure 4 (Llama3-8B, accuracy over the best, read off): AWQ 0.97 on GSM8K and 0.98 on AQuA, "
     "SmoothQuant 1 and 1, GPTQ 0.78 and 0.74; on its facts all lie between 0.95 and 1."
 )
@@ -75,7 +75,7 @@ PAPER = (
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every method with every keep."""
-    own, rounding, findings = bench.config, Rounding(bench, lm), findings_of(bench, lm)
+    own, rounding, findings = bench.config, Rounding(bench, lm), load_findings(bench, lm)
     scheme, keeps = rounding.scheme(), findings_keeps(lm, findings, seed=own.seed)
     both: dict[str, Any] = dict(keeps)
     if COLUMNS in keeps and ROWS in keeps:
@@ -97,7 +97,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     plain = [one.label for one in scored.tried() if not one.kept]
     nearest = [(label, label, NAMES["rtn"]) for label in plain if NAMES["rtn"] in plain and label != NAMES["rtn"]]
     tables = [
-        scored.scores_table("scores", f"All are {scheme}. {PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
+        scored.scores_table("scores", f"All are {scheme}. {_PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
         scored.changes_table(
             "with something kept, against the same method with nothing kept",
             f"{PAIRED} {CAVEAT}",
@@ -106,7 +106,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         scored.changes_table("methods that keep nothing, against rounding to nearest", pairs=nearest),
     ]
     told = [measure for measure in scored.measures if not measure.startswith("repetition")]
-    notes = keeping_notes(scored, told, "methods", against=CONTROLS)
+    notes = keeping_notes(scored, told, "methods", against=KEEP_CONTROLS)
     notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
     return Outcome(tables, [*notes, *scored.notes()], [families_chart(scored, "quantization")], remarks=[CAVEAT])
 

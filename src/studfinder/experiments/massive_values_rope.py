@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, LambdaConfig, chance_above, ratios, read_maps
+from studfinder.experiments.norms import LETTERS, LambdaConfig, chance_above, norm_ratios, read_maps
 from studfinder.models import LM, Rotary, rotary_of, train_length
 from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point, to_plain
 from studfinder.records.config import option
@@ -66,7 +66,7 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     maps, tensors = read_maps(lm, own.limit, bench.progress), {}
     for tensor in [tensor for tensor in maps.tensors if tensor != "value"]:
         norm_LHD, layers = maps.norm_LHD(tensor), maps.layers[tensor]
-        above_LHD = ratios(norm_LHD) > own.lam
+        above_LHD = norm_ratios(norm_LHD) > own.lam
         reach = {"distances seen": [min(length, _window(lm, layer) or length) for layer in layers]}
         if reach["distances seen"] != [length] * len(layers):
             reach["training length"] = [length] * len(layers)
@@ -129,7 +129,7 @@ def _shares(data: Mapping[str, Any]) -> Table:
         for boundary, band in of["bands"].items():
             found = band or dict.fromkeys(("base", "p", "quarter"))
             share = Interval(**band["share"]) if band else None
-            start = (name, NAMES[tensor], boundary, of["massive"], of["chance"])
+            start = (name, LETTERS[tensor], boundary, of["massive"], of["chance"])
             rows.append((*start, share, found["base"], found["p"], found["quarter"]))
     return Table(
         title="Massive entries in dims that never complete a turn",
@@ -163,7 +163,7 @@ def _bands(data: Mapping[str, Any]) -> Table:
             here = (low >= start) & (low < end)
             turns = f"{start:g} to {end:g}" if np.isfinite(end) else f"{start:g} and more"
             shares = (float(of[here].sum() / of.sum()) for of in (massive, dims))
-            rows.append((name, NAMES[tensor], turns, int(massive[here].sum()), *shares))
+            rows.append((name, LETTERS[tensor], turns, int(massive[here].sum()), *shares))
     return Table(
         title="By rotary band: turns within the distances seen",
         columns=("model", "tensor", "turns", "massive", "share of massive", "share of dims"),
@@ -182,7 +182,7 @@ def _notes(seen: dict[str, Any]) -> list[str]:
     notes = []
     for tensor, of in seen["tensors"].items():
         beyond = "more than" if of["massive"] > 2 * of["chance"] + 1 else "no more than about"
-        start = f"{NAMES[tensor]} has {of['massive']} massive entries, {beyond} the {of['chance']:.1f} of chance"
+        start = f"{LETTERS[tensor]} has {of['massive']} massive entries, {beyond} the {of['chance']:.1f} of chance"
         if not (rope := of["bands"]["distances seen"]):
             why = "the model has no RoPE" if seen["stage"] == "no RoPE" else "none is in a rotated layer"
             notes.append(f"{start}; {why}, so there is no band to compare.")
@@ -214,7 +214,7 @@ def _charts(seen: dict[str, Any]) -> list[Chart]:
     makes fewer or more turns than is drawn counts at the ends."""
     stage = "" if "query" in seen["tensors"] else ".pre_rope"
     bands = {tensor: seen["tensors"][tensor]["bands"]["distances seen"] for tensor in (f"query{stage}", f"key{stage}")}
-    found = {f"massive entries of {NAMES[name]}": band["massive_by_turns"] for name, band in bands.items() if band}
+    found = {f"massive entries of {LETTERS[name]}": band["massive_by_turns"] for name, band in bands.items() if band}
     if not found:
         return []
     found["all dims"] = next(band["dims_by_turns"] for band in reversed(bands.values()) if band)

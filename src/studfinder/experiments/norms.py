@@ -23,7 +23,7 @@ from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import bootstrap
 from studfinder.texts import default_prompts, encode
 
-NAMES = {
+LETTERS = {
     "query": "Q",
     "key": "K",
     "value": "V",
@@ -64,7 +64,7 @@ class Maps:
     @property
     def tensors(self) -> list[str]:
         """The tensors that this model has."""
-        return [name for name in NAMES if name in self.squares]
+        return [name for name in LETTERS if name in self.squares]
 
     def norm_LHD(self, tensor: str) -> np.ndarray:
         """M over all prompts."""
@@ -95,7 +95,7 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
                 continue  # a layer without rotation in a model that has it
             norm_HD = values.float().square().sum(dim=(0, 2)).to("cpu", torch.float64).sqrt()
             nothing = np.zeros((len(encoded), *norm_HD.shape))
-            # As in a scan: an overflow must not turn a whole head's ratios into NaN.
+            # As in a scan: an overflow must not turn a whole head's norm_ratios into NaN.
             kept_HD = norm_HD.nan_to_num(nan=0.0, posinf=0.0)
             squares.setdefault(name, {}).setdefault(event.layer, nothing)[number] += kept_HD.square().numpy()
 
@@ -116,7 +116,7 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
 # --- what is counted ------------------------------------------------------------------------------------------------
 
 
-def ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
+def norm_ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
     """M over the mean of its head, or ("layer") of all heads of its layer, shape (..., H, D)."""
     mean = norm_LHD.mean(axis=-1 if scope == "head" else (-2, -1), keepdims=True)
     return np.divide(norm_LHD, mean, out=np.zeros_like(norm_LHD), where=mean > 0)
@@ -124,7 +124,7 @@ def ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
 
 def counts(norm_LHD: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
     """Massive entries by layer, shape (..., L)."""
-    return (ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
+    return (norm_ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
 
 
 def total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_keeps import CONTROLS, ROWS, WEIGHTS, findings_keeps
+from studfinder.experiments.quantize_keeps import KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.rounding import CAVEAT, Rounding, RoundingConfig, families_chart, keeping_notes, kept_pairs
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, kernel
 from studfinder.records import Table
@@ -47,7 +47,7 @@ EXPERIMENT = Experiment(
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every format with every keep."""
-    keeps = findings_keeps(lm, findings_of(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
+    keeps = findings_keeps(lm, load_findings(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
     rounding, variants, formats = Rounding(bench, lm), [], []
     for name in bench.config.formats:
         if name not in SCHEMES:
@@ -73,6 +73,6 @@ def run(bench: Bench, lm: LM) -> Outcome:
         ),
         Table(title="the formats", columns=("format", "in words", "kernel in vLLM"), rows=tuple(formats)),
     ]
-    notes = keeping_notes(scored, scored.measures, "formats", against=CONTROLS)
+    notes = keeping_notes(scored, scored.measures, "formats", against=KEEP_CONTROLS)
     notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
     return Outcome(tables, notes + scored.notes(), [families_chart(scored, "formats")], remarks=[CAVEAT])

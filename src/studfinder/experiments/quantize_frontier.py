@@ -13,12 +13,11 @@ import numpy as np
 
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
+from studfinder.studies import FEWEST
 
 FINEST = 3
 """Decimals to which rates are told apart: a few kept numbers cost millionths of a bit a weight, and no one chooses by
 that."""
-FEWEST = 4
-"""Windows to compare on, below which nothing is claimed: their resamples would be nearly all alike."""
 
 
 @dataclass(frozen=True)

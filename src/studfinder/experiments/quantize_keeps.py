@@ -14,7 +14,7 @@ from studfinder.records import Findings, SuperWeight
 WEIGHTS, OTHERS = "the super weights", "as many other weights"
 COLUMNS, OTHER_COLUMNS = "the columns of the super weights", "as many other columns of their matrices"
 ROWS, OTHER_ROWS = "the rows of Q and K that make massive values", "as many other rows of Q and K"
-CONTROLS = ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS))
+KEEP_CONTROLS = ((WEIGHTS, OTHERS), (COLUMNS, OTHER_COLUMNS), (ROWS, OTHER_ROWS))
 """What is kept, and as many other numbers."""
 LARGEST = "the largest {:.2g} %"
 

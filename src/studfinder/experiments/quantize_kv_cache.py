@@ -30,12 +30,12 @@ from studfinder.experiments.rounding import (
     keeping_notes,
     kept_pairs,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
 from studfinder.records import Findings
 from studfinder.records.config import option
-from studfinder.studies import PAIRED, Variant
+from studfinder.studies import PAIRED, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": CacheConfig()},
 )
-MASSIVE, OTHERS = "the massive dims of K kept", "as many other dims of K kept"
+_MASSIVE, _OTHERS = "the massive dims of K kept", "as many other dims of K kept"
 _CHANGES: dict[str, dict[str, Any]] = {
     "": {},
     "keys per channel": {"keys": "channel"},
@@ -72,7 +72,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every element with every change."""
     own, rounding = bench.config, Rounding(bench, lm)
-    keeps = _keeps(lm, findings_of(bench, lm, prove=False), own.seed)
+    keeps = _keeps(lm, load_findings(bench, lm, prove=False), own.seed)
     variants = []
     for element in own.elements:
         zero: Any = "none" if element == "fp8" else "float"
@@ -91,13 +91,15 @@ def run(bench: Bench, lm: LM) -> Outcome:
         ),
         scored.changes_table("against the plain cache of the same element", f"{PAIRED} {CAVEAT}", pairs=pairs),
     ]
-    told = keeping_notes(scored, scored.measures[:1], "elements", "the cache with", [(MASSIVE, OTHERS)])
+    told = keeping_notes(scored, scored.measures[:1], "elements", "the cache with", [(_MASSIVE, _OTHERS)])
     none = [] if keeps else ["no massive values of K were found, so none could be kept."]
     chart = families_chart(scored, "kv-cache", turned=True)
     return Outcome(tables, [*told, *none, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _variant(rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None) -> Variant:
+def _variant(
+    rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None
+) -> ModelVariant:
     lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
@@ -128,4 +130,4 @@ def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
             dim = free[int(torch.randint(len(free), (1,), generator=generator))]
             mask[dim] = True  # not drawn twice
             others.append(replace(value, dim=dim))
-    return {MASSIVE: findings, OTHERS: replace(findings, massive_values=tuple(others))}
+    return {_MASSIVE: findings, _OTHERS: replace(findings, massive_values=tuple(others))}

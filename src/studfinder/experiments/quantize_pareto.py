@@ -23,7 +23,7 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Cell, Comparison, SuperWeight, Table
@@ -31,7 +31,7 @@ from studfinder.records.config import option
 from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
-from studfinder.studies import Scored, Variant
+from studfinder.studies import GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
     needs="about two hours and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": ParetoConfig()},
 )
-SUPER, COLUMNS = "super weights", "columns of super weights"
+_SUPER, _COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
@@ -70,11 +70,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme's perplexity, the two frontiers, the phase null."""
     measure, proven, rounding = (
         f"perplexity:{bench.config.text}",
-        findings_of(bench, lm).proven,
+        load_findings(bench, lm).proven,
         Rounding(bench, lm),
     )
     variants = [*_nearest(rounding, proven), *_others(rounding, proven), *_phases(rounding)]
-    scored = rounding.bench.grid(lm, [Variant("original"), *variants], [measure], lenient=True)
+    scored = rounding.bench.grid(lm, [ModelVariant("original"), *variants], [measure], lenient=True)
     tried = [one for one in scored.tried() if one.family != PHASE]
     phases = [one for one in scored.tried() if one.family == PHASE]
     everything = _steps(scored, tried, measure)
@@ -101,12 +101,12 @@ def run(bench: Bench, lm: LM) -> Outcome:
 # --- what is tried --------------------------------------------------------------------------------------------------
 
 
-def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     """Round to nearest, over elements, blocks and zero points, with and without a search of the range; shares of all
     weights are kept only where the zero point is an integer, which first trials found best."""
     own = rounding.bench.config
     keeps = list(_keeps(rounding, proven))
-    few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
+    few = [(keep, kept) for keep, kept in keeps if kept in ("", _SUPER, _COLUMNS)]
     for bits in own.elements:
         for block in own.blocks:
             for zero in own.zeros:
@@ -117,7 +117,7 @@ def _nearest(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Vari
                         yield _variant(rounding, "RTN clip", RTN(scheme=scheme, clip=Clip()), keep, kept)
 
 
-def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     for name in own.methods:
         for bits in own.method_elements:
@@ -128,7 +128,7 @@ def _others(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Varia
                     yield _variant(rounding, NAMES[name], method, keep, kept)
 
 
-def _phases(rounding: Rounding) -> Iterator[Variant]:
+def _phases(rounding: Rounding) -> Iterator[ModelVariant]:
     """The smallest group of 4 bits, begun elsewhere."""
     own = rounding.bench.config
     groups = [size for block in own.blocks if (size := whole_number(block))]
@@ -144,8 +144,8 @@ def _phases(rounding: Rounding) -> Iterator[Variant]:
 def _keeps(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[tuple[Any, str]]:
     yield None, ""
     if proven:
-        yield hold_out(proven), SUPER
-        yield hold_out(proven, columns=True), COLUMNS
+        yield hold_out(proven), _SUPER
+        yield hold_out(proven, columns=True), _COLUMNS
     for share in rounding.bench.config.held:
         yield hold_out(fraction=share), f"{share:.4g} of all".replace("0.", ".", 1)
 
@@ -154,7 +154,7 @@ def _scheme(rounding: Rounding, bits: str, block: str, zero: str) -> Scheme:
     return rounding.scheme(Scheme(element=f"int{bits}", block=block_of(block), zero=zero))  # type: ignore[arg-type]
 
 
-def _variant(rounding: Rounding, name: str, method: Any, keep: Any, kept: str) -> Variant:
+def _variant(rounding: Rounding, name: str, method: Any, keep: Any, kept: str) -> ModelVariant:
     label = f"{name} {_brief(method.scheme)}" + (f", keep {kept}" if kept else "")
     return rounding.variant(label, method, keep=keep, kept=kept, family=name)
 
@@ -167,7 +167,7 @@ def _brief(scheme: Scheme) -> str:
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _steps(scored: Scored, tried: Sequence[Variant], measure: str) -> list[Step]:
+def _steps(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> list[Step]:
     sets: dict[bool, list[Member]] = {False: [], True: []}
     for one in tried:
         nll, tokens = (scored.items(one.label, measure, name) for name in ("nll", "tokens"))
@@ -194,7 +194,7 @@ def _steps_table(which: str, found: Sequence[Step]) -> Table:
     )
 
 
-def _schemes_table(scored: Scored, tried: Sequence[Variant], measure: str) -> Table:
+def _schemes_table(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> Table:
     original = scored.scores[scored.original][measure]
     rows: list[tuple[Cell, ...]] = [("original", None, original.interval, None, None)]
     for one in sorted(tried, key=lambda one: scored.bits(one.label) or 0.0):
@@ -211,7 +211,7 @@ def _schemes_table(scored: Scored, tried: Sequence[Variant], measure: str) -> Ta
     )
 
 
-def _phase_table(scored: Scored, phases: Sequence[Variant], measure: str) -> list[Table]:
+def _phase_table(scored: GridScores, phases: Sequence[ModelVariant], measure: str) -> list[Table]:
     if not phases:
         return []
     first = phases[0].label
@@ -229,7 +229,7 @@ def _phase_table(scored: Scored, phases: Sequence[Variant], measure: str) -> lis
     ]
 
 
-def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list[str]:
+def _phase_note(scored: GridScores, phases: Sequence[ModelVariant], measure: str) -> list[str]:
     if len(phases) < 2:
         return []
     values = [scored.scores[one.label][measure].value for one in phases]
@@ -240,10 +240,10 @@ def _phase_note(scored: Scored, phases: Sequence[Variant], measure: str) -> list
     ]
 
 
-def _alone_note(scored: Scored, tried: Sequence[Variant], measure: str) -> list[str]:
+def _alone_note(scored: GridScores, tried: Sequence[ModelVariant], measure: str) -> list[str]:
     """What keeping only the super weights does, or their columns, everything else alike."""
     labels, notes = {one.label for one in tried}, []
-    for kept in (SUPER, COLUMNS):
+    for kept in (_SUPER, _COLUMNS):
         pairs = [(one.label, one.label.partition(", keep")[0]) for one in tried if one.kept == kept]
         says = scored.tally([pair for pair in pairs if pair[1] in labels], measure)
         notes += [f"keeping the {kept} alone, all else alike, {says}."] if says else []

@@ -26,13 +26,13 @@ from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
 from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, keeping_notes, kept_pairs
-from studfinder.experiments.weights import findings_of, scan_of
+from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
     AWQ,
     RTN,
     SCHEMES,
-    Activations,
+    ActivationScheme,
     KVCache,
     Permute,
     Rebalance,
@@ -45,10 +45,10 @@ from studfinder.quantizers import (
     quantized,
     quantized_cache,
 )
-from studfinder.quantizers import Bench as Workbench
+from studfinder.quantizers import Workbench as Workbench
 from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
 from studfinder.records.config import option
-from studfinder.studies import KL, PAIRED, Scored, Variant
+from studfinder.studies import KL, PAIRED, GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,11 @@ EXPERIMENT = Experiment(
     presets={"cpu": TransformsConfig()},
 )
 _POWERS = (1, 2, 3)
-SUPER, OTHERS = "the super weights", "as many other columns"
+_SUPER, _OTHERS = "the super weights", "as many other columns"
 GROWN, SHRUNK = "grown and their inputs shrunk", "shrunk and their inputs grown"
 SORTED = "neurons sorted by the largest weight they write"
-ROTATED, PAIRS = "the residual stream rotated", "rotary pairs of K and Q rescaled"
-MASSIVE = "errors of Q and K weighed by massive values"
+ROTATED, _PAIRS = "the residual stream rotated", "rotary pairs of K and Q rescaled"
+_MASSIVE = "errors of Q and K weighed by massive values"
 SHUFFLED = "errors of Q and K weighed by shuffled massive values"
 
 
@@ -105,8 +105,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     for name in (*bench.config.schemes, *(p.partition(":")[0] for p in bench.config.inputs)):
         if name not in SCHEMES:  # before a model is scanned for nothing
             raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
-    rounding, proven = Rounding(bench, lm), findings_of(bench, lm).proven
-    alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(PAIRS, RotaryPairs())]
+    rounding, proven = Rounding(bench, lm), load_findings(bench, lm).proven
+    alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(_PAIRS, RotaryPairs())]
     exact = [bench.once(f"unrounded {one}", partial(_unrounded, rounding, one)) for one in alone]
     scored = rounding.scored(list(_variants(rounding, proven)), [f"perplexity:{bench.config.text}"])
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
@@ -133,7 +133,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) -> Iterator[Change]:
     seed = rounding.bench.config.seed
     others = tuple((layer, col) for layer, col, _ in other_neurons(rounding.lm, proven, seed=seed))
-    for what, neurons in ((SUPER, neurons_of(proven)), (OTHERS, others)) if proven else ():
+    for what, neurons in ((_SUPER, neurons_of(proven)), (_OTHERS, others)) if proven else ():
         for power in (*_POWERS, *(-power for power in _POWERS)):
             weights, inputs = ("x", "/") if power > 0 else ("/", "x")
             factor = 2 ** abs(power)
@@ -148,7 +148,7 @@ def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) 
     yield Change(ROTATED, Rotate(seed=seed))
 
 
-def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Variant]:
+def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     for name in own.schemes:
         scheme = rounding.scheme(SCHEMES[name])
@@ -158,25 +158,25 @@ def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Var
     rotated = Change(ROTATED, Rotate(seed=own.seed), f"{ROTATED}, inputs rounded too,")
     for pair in own.inputs:
         name, _, element = pair.partition(":")
-        rounded = Activations(element=element)
+        rounded = ActivationScheme(element=element)
         method = WithActivations(weights=RTN(scheme=rounding.scheme(SCHEMES[name])), activations=rounded)
         yield from _family(rounding, f"{name}, inputs {element}", method, [rotated])
     for keys in ("token", "channel"):
-        for kept in ("", PAIRS):
+        for kept in ("", _PAIRS):
             yield _cache(rounding, f"cache int4, keys per {keys}", KVCache(element="int4", keys=keys), kept)
 
 
-def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[Variant]:
+def _family(rounding: Rounding, name: str, method: Any, changed: Sequence[Change]) -> Iterator[ModelVariant]:
     yield rounding.variant(name, method)
     for one in changed:
         label, kept = f"{name}, {one.label}", one.kept or one.label
         yield rounding.variant(label, method, transforms=(one.transform,), kept=kept, family=name)
 
 
-def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[Variant]:
+def _awq(rounding: Rounding, name: str, scheme: Scheme) -> Iterator[ModelVariant]:
     bench = rounding.bench
     profile = scan_of(bench, rounding.lm)[1] / "profile.safetensors"
-    maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
+    maps: dict[str, Path | None] = {"": None, _MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.config.seed)
     for kept, path in maps.items():
@@ -197,7 +197,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> Variant:
+def _cache(rounding: Rounding, family: str, config: KVCache, kept: str) -> ModelVariant:
     lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
@@ -259,10 +259,10 @@ def _alone_table(changes: Sequence[Change], exact: Sequence[dict[str, Any]]) -> 
 
 def _control(text: str) -> str:
     """The same of the control."""
-    return text.replace(SUPER, OTHERS).replace(MASSIVE, SHUFFLED)
+    return text.replace(_SUPER, _OTHERS).replace(_MASSIVE, SHUFFLED)
 
 
-def _against_controls(scored: Scored) -> list[str]:
+def _against_controls(scored: GridScores) -> list[str]:
     labels, notes = {one.label for one in scored.tried()}, []
     for kept in dict.fromkeys(one.kept for one, _ in kept_pairs(scored) if _control(one.kept) != one.kept):
         own = [one.label for one in scored.tried() if one.kept == kept and _control(one.label) in labels]
@@ -271,7 +271,7 @@ def _against_controls(scored: Scored) -> list[str]:
     return notes
 
 
-def _charts(scored: Scored) -> list[Chart]:
+def _charts(scored: GridScores) -> list[Chart]:
     """KL by the factor of a rebalancing, a plot a scheme. The ends are those of the paired difference, laid on the KL
     as it is."""
     found: dict[str, dict[str, dict[float, Any]]] = {}
@@ -280,9 +280,9 @@ def _charts(scored: Scored) -> list[Chart]:
         (transform,) = one.detail.transforms or (None,)
         if isinstance(transform, Rebalance) and difference is not None:
             base = scored.scores[plain.label][KL].value
-            lines = found.setdefault(one.family, {name: {1.0: point(base)} for name in (OTHERS, SUPER)})
+            lines = found.setdefault(one.family, {name: {1.0: point(base)} for name in (_OTHERS, _SUPER)})
             ends = tuple(base + end for end in point(difference))
-            lines[SUPER if SUPER in one.label else OTHERS][2.0**transform.power] = ends
+            lines[_SUPER if _SUPER in one.label else _OTHERS][2.0**transform.power] = ends
     plots = tuple(
         Plot(
             kind="lines",
@@ -291,9 +291,9 @@ def _charts(scored: Scored) -> list[Chart]:
             y="KL, nats per token",
             log_x=True,
             log=True,
-            none=lines[SUPER][1.0][0],
+            none=lines[_SUPER][1.0][0],
             series=tuple(
-                Series(name=name, x=tuple(sorted(at)), points=tuple(at[x] for x in sorted(at)), quiet=name == OTHERS)
+                Series(name=name, x=tuple(sorted(at)), points=tuple(at[x] for x in sorted(at)), quiet=name == _OTHERS)
                 for name, at in lines.items()
             ),
         )

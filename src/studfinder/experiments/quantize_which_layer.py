@@ -23,12 +23,12 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.rounding import CAVEAT, Rounding, SchemeConfig
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
 from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
 from studfinder.records.config import option
-from studfinder.studies import KL, Divergence, Scored, Variant
+from studfinder.studies import KL, Divergence, GridScores, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,13 @@ EXPERIMENT = Experiment(
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": WhichLayerConfig()},
 )
-EVERYTHING, WORST, OTHERS = "everything", "all but the worst", "all but others"
+EVERYTHING, WORST, _OTHERS = "everything", "all but the worst", "all but others"
 CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
 """Windows by which the worst are chosen, and those that judge them."""
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """Fused groups that are quantised together: a layer, a kind of matrix, or one group."""
 
     label: str
@@ -71,7 +71,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     groups = every[2]
     worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.config.worst]
     rest = work.scored([*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)])
-    kept = work.scored(list(work.kept(findings_of(bench, lm).proven, groups)))
+    kept = work.scored(list(work.kept(load_findings(bench, lm).proven, groups)))
     outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
     _add_parts(outcome, every, alone)
     _add_rest(outcome, every, alone, rest, worst)
@@ -79,19 +79,19 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return outcome
 
 
-def parts(found: Sequence[Target]) -> tuple[list[Part], list[Part], list[Part]]:
+def parts(found: Sequence[Target]) -> tuple[list[_Part], list[_Part], list[_Part]]:
     """The layers, the kinds of matrices, and the fused groups of a model."""
-    groups: dict[str, Part] = {}
+    groups: dict[str, _Part] = {}
     for target in found:
         kind = target.fused.rpartition(".")[2]
-        groups.setdefault(target.fused, Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
+        groups.setdefault(target.fused, _Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
     every = list(groups.values())
     layers = [
-        Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
+        _Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
         for layer in sorted({g.layer for g in every})
     ]
     kinds = [
-        Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
+        _Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
         for kind in dict.fromkeys(g.kind for g in every)
     ]
     return layers, kinds, every
@@ -105,11 +105,11 @@ class _Work:
         self.rounding = Rounding(bench, lm, pieces=bench.config.limit, layers=True)
         self.scheme = self.rounding.scheme()
 
-    def scored(self, variants: Sequence[Variant]) -> Scored:
+    def scored(self, variants: Sequence[ModelVariant]) -> GridScores:
         """KL of each."""
         return self.rounding.scored(variants, [])
 
-    def only(self, part: Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> Variant:
+    def only(self, part: _Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> ModelVariant:
         """Nothing but this part rounded; with its blocks begun half a block away, or with something of it kept."""
         rest = [target.ref.module for target in self.targets if target.fused not in part.groups]
         label = part.label + (", shifted" if shift else "") + (f", keep {what}" if what else "")
@@ -124,31 +124,31 @@ class _Work:
         keep: HoldOut | None = None,
         family: str = "",
         kept: str = "",
-    ) -> Variant:
+    ) -> ModelVariant:
         method: RTN | Shifted = RTN(scheme=self.scheme)
         if shift and isinstance(self.scheme.block, int):
             method = Shifted(rtn=RTN(scheme=self.scheme), shift=self.scheme.block // 2)
         keeps = [*([skip(*sorted(set(skipped)))] if skipped else []), *([keep] if keep else [])]
         return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family, start=start)
 
-    def without(self, worst: Sequence[Part], groups: Sequence[Part]) -> Iterator[Variant]:
+    def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[ModelVariant]:
         """Everything rounded; everything but the worst; everything but as many others of the same kinds."""
         yield self._variant(EVERYTHING, [])
         yield self._variant(WORST, self._modules(worst))
         random = np.random.default_rng(self.bench.config.seed)
         for draw in range(self.bench.config.draws):
-            others: list[Part] = []
+            others: list[_Part] = []
             for part in worst:
                 free = [g for g in groups if g.kind == part.kind and g not in worst and g not in others]
                 others += [free[int(random.integers(len(free)))]] if free else []
             if others:
-                yield self._variant(f"{OTHERS}, draw {draw + 1}", self._modules(others))
+                yield self._variant(f"{_OTHERS}, draw {draw + 1}", self._modules(others))
 
-    def _modules(self, chosen: Sequence[Part]) -> list[str]:
+    def _modules(self, chosen: Sequence[_Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
         return [target.ref.module for target in self.targets if target.fused in groups]
 
-    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Variant]:
+    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[_Part]) -> Iterator[ModelVariant]:
         """Each matrix with proven super weights, and everything, with something of the former kept."""
         homes = {target.name: target.fused for target in self.targets}
         for part in groups:
@@ -171,20 +171,20 @@ class _Work:
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _kl(scored: Scored, label: str) -> Divergence:
+def _kl(scored: GridScores, label: str) -> Divergence:
     return Divergence.of(scored.scores[label][KL])
 
 
-def _value(scored: Scored, label: str) -> float:
+def _value(scored: GridScores, label: str) -> float:
     return scored.scores[label][KL].value
 
 
-def _chosen_by(scored: Scored, label: str) -> float:
+def _chosen_by(scored: GridScores, label: str) -> float:
     """What the worst are chosen by: the other windows than those that judge."""
     return _kl(scored, label)[CHOOSING].value
 
 
-def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -> None:
+def _add_parts(outcome: Outcome, every: tuple[list[_Part], ...], alone: GridScores) -> None:
     titles = ("one layer", "one kind of matrix", "one matrix (with what is fused with it)")
     for title, some in zip(titles, every, strict=True):
         ranked = sorted((part.label for part in some), key=lambda label: -_value(alone, label))
@@ -200,12 +200,12 @@ def _add_parts(outcome: Outcome, every: tuple[list[Part], ...], alone: Scored) -
     outcome.charts.append(Chart(name="which-layer", plots=(plot,)))
 
 
-def _line(some: Sequence[Part], alone: Scored) -> dict[str, Any]:
+def _line(some: Sequence[_Part], alone: GridScores) -> dict[str, Any]:
     return {"x": tuple(p.layer for p in some), "points": tuple(point(_value(alone, p.label)) for p in some)}
 
 
 def _add_rest(
-    outcome: Outcome, every: tuple[list[Part], ...], alone: Scored, rest: Scored, worst: Sequence[Part]
+    outcome: Outcome, every: tuple[list[_Part], ...], alone: GridScores, rest: GridScores, worst: Sequence[_Part]
 ) -> None:
     whole = _kl(rest, EVERYTHING)
     skips = {v.label: _kl(rest, v.label) for v in rest.tried() if not v.label.endswith(", shifted")}
@@ -246,7 +246,7 @@ def _add_rest(
         f"instead of {_value(alone, part.label):.3g}."
         for part in worst
     ]
-    drawn = [kl for label, kl in skips.items() if label.startswith(OTHERS)]
+    drawn = [kl for label, kl in skips.items() if label.startswith(_OTHERS)]
     if drawn:
         gain = (Divergence.mean(drawn) - skips[WORST])[JUDGING].interval()
         says = "more than" if gain.low > 0 else "less than" if gain.high < 0 else "no more, clearly, than"
@@ -260,7 +260,7 @@ def _less(of: Divergence) -> Comparison:
     return Comparison(kind="difference", interval=of.interval())
 
 
-def _add_kept(outcome: Outcome, alone: Scored, rest: Scored, kept: Scored, median: float) -> None:
+def _add_kept(outcome: Outcome, alone: GridScores, rest: GridScores, kept: GridScores, median: float) -> None:
     """What keeping some numbers of the matrices with super weights wins."""
     if not kept.tried():
         outcome.notes.append("no super weight is proven, so nothing of a matrix was kept by itself.")

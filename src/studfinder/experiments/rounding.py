@@ -17,14 +17,14 @@ from studfinder.quantizers import Scheme, calibration_windows, quantized, target
 from studfinder.quantizers.grid import fits
 from studfinder.records import Chart, Plot, Series, point
 from studfinder.records.config import option
-from studfinder.studies import KL, Original, Scored, Variant, Watch, spoken
+from studfinder.studies import KL, GridScores, ModelVariant, Original, Watch, spoken
 
 CAVEAT = (
     "The built-in model's weights come from 4-bit blocks of 32, so its neighbourhoods are already rounded: judge on "
     "groups of 64 and more."
 )
 NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
-ORIGINAL = Variant("original")
+ORIGINAL = ModelVariant("original")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Rounding:
         kept: str = "",
         family: str = "",
         start: int = 0,
-    ) -> Variant:
+    ) -> ModelVariant:
         """The model quantised by a method, with something kept.
 
         Args:
@@ -106,7 +106,7 @@ class Rounding:
             with self.original.above(start), quantized(self.lm, method, **more) as bench:
                 yield bench
 
-        return Variant(
+        return ModelVariant(
             label,
             change,
             _key(method, keep, transforms),
@@ -117,7 +117,7 @@ class Rounding:
 
     def entered(
         self, label: str, enter: Callable[[], AbstractContextManager[float | None]], settings: str, **more: Any
-    ) -> Variant:
+    ) -> ModelVariant:
         """The model changed in another way, by a context manager that gives true bits; `settings` tells how."""
 
         @contextmanager
@@ -126,15 +126,15 @@ class Rounding:
                 yield SimpleNamespace(bits=bits)
 
         nothing = SimpleNamespace(method=None, transforms=())
-        return Variant(label, change, _key(settings), detail=nothing, **more)
+        return ModelVariant(label, change, _key(settings), detail=nothing, **more)
 
     def scored(
         self,
-        variants: Sequence[Variant],
+        variants: Sequence[ModelVariant],
         measures: Sequence[str],
         *watches: Watch,
         limits: Mapping[str, int | None] | None = None,
-    ) -> Scored:
+    ) -> GridScores:
         """Every measure of the model as it is and of every variant; one that does not fit the model says why."""
         every: list[str | Watch] = [*measures, self.original, *watches]
         return self.bench.grid(self.lm, [ORIGINAL, *variants], every, limits=limits, lenient=True)
@@ -157,14 +157,18 @@ def block_of(text: str) -> Any:
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
-def kept_pairs(scored: Scored) -> list[tuple[Variant, Variant]]:
+def kept_pairs(scored: GridScores) -> list[tuple[ModelVariant, ModelVariant]]:
     """Every variant that keeps something, beside the one of its family that keeps nothing."""
     plain = {one.family: one for one in scored.tried() if not one.kept}
     return [(one, plain[one.family]) for one in scored.tried() if one.kept and one.family in plain]
 
 
 def keeping_notes(
-    scored: Scored, measures: Sequence[str], over: str, verb: str = "keeping", against: Sequence[tuple[str, str]] = ()
+    scored: GridScores,
+    measures: Sequence[str],
+    over: str,
+    verb: str = "keeping",
+    against: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """What keeping each kind of numbers (or whatever else `verb` says) does to each measure, over families.
 
@@ -191,7 +195,7 @@ def keeping_notes(
     return notes
 
 
-def families_chart(scored: Scored, name: str, *, turned: bool = False) -> Chart:
+def families_chart(scored: GridScores, name: str, *, turned: bool = False) -> Chart:
     """The first measure over the original's, by family (rows) and by what is kept (colours), or the other way round."""
     measure = scored.measures[0]
     found = {(v.family, v.kept or "nothing"): point(scored.change(measure, v.label)) for v in scored.tried()}

@@ -30,7 +30,7 @@ from studfinder.records import Interval, SuperWeight, Table
 from studfinder.records.config import option
 from studfinder.report.words import brief, times
 from studfinder.stats import averaged
-from studfinder.studies import Scored, Variant, with_edits
+from studfinder.studies import GridScores, ModelVariant, with_edits
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande,hellaswag,sciq"
 
@@ -58,23 +58,23 @@ EXPERIMENT = Experiment(
     },
 )
 
-PAPER = (
+_PAPER = (
     "The paper, Llama-7B: average of seven tasks 70.11, prune SW 35.14, prune 7,000 others 69.22, prune SW +SA "
     "50.09 (two of its tasks equal the original to two decimals); WikiText-2 perplexity 5.67, 1211, 6.08, 721."
 )
-ORIGINAL, PRUNED, OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
+_ORIGINAL, PRUNED, _OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """The paper's four rows, then the edits one by one."""
     weights, findings = super_weights_of(bench, lm)
     others = _others(lm, weights, bench.config.others)
-    variants = [Variant(ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, OTHERS, zero(others))]
+    variants = [ModelVariant(_ORIGINAL), with_edits(lm, PRUNED, zero(weights)), with_edits(lm, _OTHERS, zero(others))]
     restorable = all(weight.expert is None for weight in weights)  # what a fused expert gives cannot be replaced
     if restorable:
         variants.append(with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))))
     scored = bench.grid(lm, variants, [*bench.each("perplexity", "texts"), *bench.each("tasks", "tasks")])
-    note = f"SW: {', '.join(map(brief, weights))}; others: the {count_of(others):,} largest by magnitude. {PAPER}"
+    note = f"SW: {', '.join(map(brief, weights))}; others: the {count_of(others):,} largest by magnitude. {_PAPER}"
     shares = _recovered(scored) if restorable else {}
     outcome = Outcome(
         [scored.scores_table("scores", note), scored.changes_table("change against the original")],
@@ -97,7 +97,7 @@ def _others(lm: LM, weights: Sequence[SuperWeight], wanted: int) -> list[Weights
     return top_fraction(lm, fraction, keep={(weight.parameter, weight.index) for weight in weights})
 
 
-def _recovered(scored: Scored) -> dict[str, Interval | None]:
+def _recovered(scored: GridScores) -> dict[str, Interval | None]:
     """What +SA brings back of what pruning took; None where pruning took nothing that an interval would show."""
     shares: dict[str, Interval | None] = {}
     if scored.tasks:
@@ -121,12 +121,12 @@ def _share_table(shares: dict[str, Interval | None]) -> Table:
     )
 
 
-def _notes(scored: Scored, shares: dict[str, Interval | None], others: int, count: int) -> list[str]:
+def _notes(scored: GridScores, shares: dict[str, Interval | None], others: int, count: int) -> list[str]:
     notes = []
     for measure in scored.measures:
         if measure in scored.tasks:
             continue
-        pruned, other = scored.changes(measure)[PRUNED], scored.changes(measure)[OTHERS]
+        pruned, other = scored.changes(measure)[PRUNED], scored.changes(measure)[_OTHERS]
         how = "more" if pruned.low > other.high else "less" if pruned.high < other.low else "not clearly more"
         notes.append(
             f"without {'its super weight' if count == 1 else f'its {count} super weights'} "

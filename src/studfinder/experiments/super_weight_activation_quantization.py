@@ -25,11 +25,11 @@ from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, 
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
-from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
+from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
-from studfinder.studies import KL, PAIRED, Scored, Variant, head, spoken
+from studfinder.studies import KL, PAIRED, GridScores, ModelVariant, head, spoken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ EXPERIMENT = Experiment(
     presets={"cpu": RestoreConfig()},
 )
 _WEIGHTS = Scheme(element="int8", block="tensor", narrow=True)
-NAIVE, OURS, OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
+NAIVE, OURS, _OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 
 
-PAPER = (
+_PAPER = (
     "The paper (per token; WikiText-2, C4): Llama-7B 5.68, 7.08 in FP16, naive 5.83, 7.23, SmoothQuant 5.71, 7.12, "
     "theirs 5.74, 7.14; Mistral-7B 5.25, 7.75, naive 5.32, 7.83, theirs 5.31, 7.81."
 )
@@ -70,12 +70,12 @@ def run(bench: Bench, lm: LM) -> Outcome:
     pairs = [(one.label, one.label, naive[one.family]) for one in rest]
     texts = [measure for measure in scored.measures if measure != KL]
     tables = [
-        scored.scores_table("scores", f"{PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
+        scored.scores_table("scores", f"{_PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
         scored.changes_table("against naive W8A8 of the same scope", PAIRED, pairs=pairs),
         _shares_table(scored, naive, texts),
     ]
     notes = [_said(scored, family, label, measure) for family, label in naive.items() for measure in texts]
-    for label in (OURS, OTHERS, SMOOTH):
+    for label in (OURS, _OTHERS, SMOOTH):
         for measure in scored.measures:
             own = [(one.label, naive[one.family]) for one in rest if one.kept.startswith(label)]
             says = scored.tally(own, measure)
@@ -84,16 +84,16 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return Outcome(tables, [*notes, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _variants(rounding: Rounding, places: Any) -> Iterator[Variant]:
+def _variants(rounding: Rounding, places: Any) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     yield rounding.variant("weights only, int8 per tensor", RTN(scheme=_WEIGHTS), family="weights only")
     others = _other_places(rounding.lm, places, own.seed)
     for scope in ("token", "tensor"):
-        plain = Activations(element=own.element, scope=scope)
+        plain = ActivationScheme(element=own.element, scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
             held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
-        held[OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
+        held[_OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
         methods: dict[str, Any] = {
             label: WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
             for label, restore in held.items()
@@ -116,7 +116,7 @@ def _other_places(lm: LM, places: Any, seed: int) -> tuple[tuple[str, tuple[int,
     return tuple(found)
 
 
-def _said(scored: Scored, family: str, naive: str, measure: str) -> str:
+def _said(scored: GridScores, family: str, naive: str, measure: str) -> str:
     """What there is to gain."""
     comparison = scored.change(measure, naive)
     assert comparison is not None
@@ -128,12 +128,12 @@ def _said(scored: Scored, family: str, naive: str, measure: str) -> str:
     return f"naive W8A8 with one scale a {family.removeprefix('per ')} {says}."
 
 
-def _shares_table(scored: Scored, naive: dict[str, str], texts: list[str]) -> Table:
+def _shares_table(scored: GridScores, naive: dict[str, str], texts: list[str]) -> Table:
     """(naive - ours) / (naive - SmoothQuant), of log perplexity, against the best SmoothQuant of the same scope."""
     rows = []
     for one in scored.tried():
         smooth = [v.label for v in scored.tried() if v.family == one.family and v.kept.startswith(SMOOTH)]
-        if one.kept.startswith((OURS, OTHERS)) and smooth:
+        if one.kept.startswith((OURS, _OTHERS)) and smooth:
             shares = (_share(scored, one.label, naive[one.family], smooth, measure) for measure in texts)
             rows.append((one.label, *shares))
     return Table(
@@ -146,7 +146,7 @@ def _shares_table(scored: Scored, naive: dict[str, str], texts: list[str]) -> Ta
     )
 
 
-def _share(scored: Scored, ours: str, naive: str, smooth: list[str], measure: str) -> Interval | str:
+def _share(scored: GridScores, ours: str, naive: str, smooth: list[str], measure: str) -> Interval | str:
     best = min(smooth, key=lambda label: scored.scores[label][measure].value)
     gained = scored.change(measure, best, naive)
     if gained is None or gained.interval.high >= 1:

@@ -17,7 +17,7 @@ from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
-from studfinder.studies import Original, Variant, with_edits
+from studfinder.studies import ModelVariant, Original, with_edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     taken = [weight.index for weight in weights]
     others = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
     variants = [
-        Variant("original"),
+        ModelVariant("original"),
         with_edits(lm, "super weights", zero(weights)),
         with_edits(lm, "controls", zero(others)),
     ]

@@ -25,7 +25,7 @@ from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, 
 from studfinder.records.config import option
 from studfinder.report.words import brief
 from studfinder.stats import averaged
-from studfinder.studies import Variant, ratio, swept, with_edits
+from studfinder.studies import ModelVariant, ratio, swept, with_edits
 from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"
@@ -62,7 +62,7 @@ EXPERIMENT = Experiment(
 )
 
 
-SW, CONTROLS = "super weights", "controls"
+SW, _CONTROLS = "super weights", "controls"
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -73,17 +73,17 @@ def run(bench: Bench, lm: LM) -> Outcome:
     factors = sorted({*bench.config.factors} - {1.0})
     source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}
-    for kind, target in ((SW, weights), (CONTROLS, controls)):
+    for kind, target in ((SW, weights), (_CONTROLS, controls)):
         edits = [scale(target, factor) for factor in factors]
         effects = swept(bench, lm, f"perplexity with scaled {kind}", windows, edits, bench.progress)
         curves[kind] = [ratio(effects, place) for place in range(len(factors))]
-    variants = [Variant("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
+    variants = [ModelVariant("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
     scored = bench.grid(lm, variants, bench.each("tasks", "tasks"))
     gains = [[-lost for lost in scored.lost(f"{factor:g}")] for factor in factors]
     averages = [averaged(by_task) for by_task in gains]
     rows: list[tuple[Cell, ...]] = [
         (f"{factor:g}", sw, control, _difference(gain))
-        for factor, sw, control, gain in zip(factors, curves[SW], curves[CONTROLS], averages, strict=True)
+        for factor, sw, control, gain in zip(factors, curves[SW], curves[_CONTROLS], averages, strict=True)
     ]
     rows.insert(sum(factor < 1 for factor in factors), ("1", None, None, None))
     missing = " ".join(f"{measure} is not here: {why}" for measure, why in scored.missing.items())
@@ -170,7 +170,7 @@ def _curve_note(factors: Sequence[float], curves: Mapping[str, Sequence[Comparis
     return (
         "with all super weights scaled as one, perplexity is lower than at factor 1 at "
         f"{where(SW, False) or 'no factor'}, higher at {where(SW, True) or 'none'}; scaling the control weights "
-        f"changes it at {where(CONTROLS, True, False) or 'none'}. What one of them does alone is not asked "
+        f"changes it at {where(_CONTROLS, True, False) or 'none'}. What one of them does alone is not asked "
         "here. (Each factor has an interval of its own at 95 %; of many, one may miss by chance.)"
     )
 
@@ -181,10 +181,10 @@ def _chart(factors: Sequence[float], curves: Mapping[str, Sequence[Comparison]],
     def line(name: str, found: Sequence[Comparison | Interval], none: float) -> Series:
         at = sorted([*zip(factors, map(point, found), strict=True), (1.0, (none,) * 3)])
         x, points = zip(*at, strict=True)
-        return Series(name=name, x=x, points=points, quiet=name == CONTROLS)
+        return Series(name=name, x=x, points=points, quiet=name == _CONTROLS)
 
     x = "the weights times ..."
-    ratios = (line(CONTROLS, curves[CONTROLS], 1.0), line(SW, curves[SW], 1.0))
+    ratios = (line(_CONTROLS, curves[_CONTROLS], 1.0), line(SW, curves[SW], 1.0))
     accuracy = (line(f"accuracy, {SW}", gains, 0.0),)
     return Chart(
         name="scaling",

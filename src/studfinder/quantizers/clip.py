@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.grid import Grid, fits, grid_of, in_steps, pieces_of, ranges, rounded
+from studfinder.quantizers.grid import RoundingGrid, fits, grid_of, in_steps, pieces_of, ranges, rounded
 from studfinder.quantizers.scheme import Scheme
 
 
@@ -74,7 +74,7 @@ def _counts(
 
 
 def _error(
-    tiles: torch.Tensor, grid: Grid, part: slice, scheme: Scheme, norm: float, count: torch.Tensor | None
+    tiles: torch.Tensor, grid: RoundingGrid, part: slice, scheme: Scheme, norm: float, count: torch.Tensor | None
 ) -> torch.Tensor:
     """Sum of |w - q|^norm over each block of a piece."""
     step = grid.step[part, None, :, None]

@@ -13,15 +13,15 @@ from dataclasses import replace
 
 import torch
 
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.entries import rounded_from_file
-from studfinder.quantizers.grid import Grid, with_tensor_scale
+from studfinder.quantizers.grid import RoundingGrid, with_tensor_scale
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.source import Files
 from studfinder.quantizers.targets import Target
 
 
-def share(bench: Bench) -> None:
+def share(bench: Workbench) -> None:
     """Give what is fused one tensor scale, after a method has run. No value changes by it."""
     for fused, group in _groups(bench.targets):
         made = [bench.done[target.name] for target in group if target.name in bench.done]
@@ -68,7 +68,7 @@ def _groups(found: Iterable[Target]) -> list[tuple[str, list[Target]]]:
     return [(fused, group) for fused, group in groups.items() if len(group) > 1]
 
 
-def _common(grids: Sequence[Grid]) -> torch.Tensor | None:
+def _common(grids: Sequence[RoundingGrid]) -> torch.Tensor | None:
     """The smallest of their tensor scales, at which no scale overflows; None where one would be rounded anew."""
     whole = torch.stack([grid.tensor_scale for grid in grids if grid.tensor_scale is not None]).min()
     return None if any(with_tensor_scale(grid, whole) is None for grid in grids) else whole

@@ -22,7 +22,7 @@ _PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
-class Grid:
+class RoundingGrid:
     """What a scheme's codes mean, by block.
 
     Attributes:
@@ -63,7 +63,7 @@ class Quantized:
     """
 
     codes_RC: torch.Tensor
-    grid: Grid
+    grid: RoundingGrid
     scheme: Scheme
     kept: Kept | None = None
     group_C: torch.Tensor | None = None
@@ -93,22 +93,22 @@ def quantize_weight(
     Args:
         weight_RC: (out, in), any float dtype; computed in fp32.
         held_RC: bool, True where an entry is held out.
-        clip: see `fit`.
+        clip: see `fit_grid`.
 
     Raises:
         StudfinderError: the blocks do not fit the shape, or a weight is not finite.
     """
-    grid = fit(weight_RC, scheme, held_RC=held_RC, clip=clip)
+    grid = fit_grid(weight_RC, scheme, held_RC=held_RC, clip=clip)
     return Quantized(codes(weight_RC, grid, scheme), grid, scheme, kept_entries(weight_RC, held_RC))
 
 
-def fit(
+def fit_grid(
     weight_RC: torch.Tensor,
     scheme: Scheme,
     *,
     held_RC: torch.Tensor | None = None,
     clip: torch.Tensor | float | None = None,
-) -> Grid:
+) -> RoundingGrid:
     """The grid of each block by its smallest and largest entry.
 
     Args:
@@ -151,37 +151,39 @@ def fits(shape: torch.Size, scheme: Scheme) -> bool:
     return shape[0] % height == 0 and shape[1] % width == 0
 
 
-def grid_of(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> Grid:
+def grid_of(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> RoundingGrid:
     """The grid that spans [low, high] in each block, fp32, scales rounded to the type they are stored in."""
     bottom, top = scheme.codes
     if scheme.zero == "none":
         peak = torch.maximum(low.abs(), high.abs())
         if scheme.scale == "e8m0":
-            return Grid(_power_of_two(peak, top))
+            return RoundingGrid(_power_of_two(peak, top))
         wide = scheme.integer and not scheme.narrow
         step = peak / ((top - bottom) / 2 if wide else top)
         if scheme.scale == "e4m3":
             return _two_level(step)
-        return Grid(_stored(step, scheme))
+        return RoundingGrid(_stored(step, scheme))
     if scheme.zero == "float":
         step = _stored((high - low) / (top - bottom), scheme)
-        return Grid(step, low.to(getattr(torch, scheme.scale)).float())
+        return RoundingGrid(step, low.to(getattr(torch, scheme.scale)).float())
     low, high = low.clamp(max=0), high.clamp(min=0)
     span = (high - low) / (top - bottom)
     if scheme.scale in ("e8m0", "e4m3"):
         raise StudfinderError(f"{scheme.scale} scales with a zero point", expected="a symmetric scheme")
     step = _stored(span, scheme)
-    return Grid(step, (bottom - low / step).round().clamp(bottom, top))
+    return RoundingGrid(step, (bottom - low / step).round().clamp(bottom, top))
 
 
-def codes(weight_RC: torch.Tensor, grid: Grid, scheme: Scheme, *, group_C: torch.Tensor | None = None) -> torch.Tensor:
+def codes(
+    weight_RC: torch.Tensor, grid: RoundingGrid, scheme: Scheme, *, group_C: torch.Tensor | None = None
+) -> torch.Tensor:
     """The nearest code of every entry, (out, in); see `Quantized.codes_RC` for the dtypes."""
     made = [_codes(*piece, scheme) for piece in _pieces(weight_RC, grid, scheme, group_C)]
     return _untiled(torch.cat(made), weight_RC.shape)
 
 
 def dequantized(
-    codes_RC: torch.Tensor, grid: Grid, scheme: Scheme, *, group_C: torch.Tensor | None = None
+    codes_RC: torch.Tensor, grid: RoundingGrid, scheme: Scheme, *, group_C: torch.Tensor | None = None
 ) -> torch.Tensor:
     """What codes stand for, (out, in) fp32."""
     made = [_values(*piece, scheme) for piece in _pieces(codes_RC, grid, scheme, group_C)]
@@ -222,7 +224,7 @@ def pieces_of(
 
 
 def _pieces(
-    matrix_RC: torch.Tensor, grid: Grid, scheme: Scheme, group_C: torch.Tensor | None
+    matrix_RC: torch.Tensor, grid: RoundingGrid, scheme: Scheme, group_C: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     step, zero = grid.step, grid.zero
     if group_C is not None:  # every column looks up its block
@@ -295,12 +297,12 @@ def _stored(step: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return torch.where(step > 0, rounded.clamp(min=smallest), torch.ones_like(step))
 
 
-def with_tensor_scale(grid: Grid, whole: torch.Tensor) -> Grid | None:
+def with_tensor_scale(grid: RoundingGrid, whole: torch.Tensor) -> RoundingGrid | None:
     """The same grid of "e4m3" scales with another power of two for the tensor; None where a scale cannot be held."""
     assert grid.tensor_scale is not None
     scale = grid.scale * (whole / grid.tensor_scale)
     held = scale.clamp(max=448.0).to(torch.float8_e4m3fn).float()
-    return Grid(scale, None, whole) if torch.equal(held, scale) else None
+    return RoundingGrid(scale, None, whole) if torch.equal(held, scale) else None
 
 
 def _power_of_two(peak: torch.Tensor, top: float) -> torch.Tensor:
@@ -316,7 +318,7 @@ def _power_of_two(peak: torch.Tensor, top: float) -> torch.Tensor:
     return torch.where(peak > 0, power, torch.ones_like(peak))
 
 
-def _two_level(step: torch.Tensor) -> Grid:
+def _two_level(step: torch.Tensor) -> RoundingGrid:
     """Scales in e4m3, and a power of two for the tensor that brings the largest of them to between 224 and 448.
 
     A power of two, unlike 448 over the largest, can be traded for that of another matrix without rounding a scale
@@ -327,4 +329,4 @@ def _two_level(step: torch.Tensor) -> Grid:
     whole = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), torch.ones_like(largest))
     scale = (step * whole).clamp(max=448.0).to(torch.float8_e4m3fn).float()
     # A block far below the tensor's largest would round to 0; it gets the smallest scale there is.
-    return Grid(torch.where(scale > 0, scale, torch.full_like(scale, 2.0**-9)), None, whole)
+    return RoundingGrid(torch.where(scale > 0, scale, torch.full_like(scale, 2.0**-9)), None, whole)

@@ -18,12 +18,13 @@ from studfinder.errors import NotApplicable, StudfinderError, Unavailable, Write
 from studfinder.measures import Scores, measure_named
 from studfinder.models import LM
 from studfinder.records import to_plain
-from studfinder.studies.scored import MADE, Scored, Variant
+from studfinder.runs import Progress, silent
+from studfinder.studies.scored import MADE, GridScores, ModelVariant
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit], family: str = "") -> Variant:
+def with_edits(lm: LM, label: str, edits: Sequence[Edit], family: str = "") -> ModelVariant:
     """A variant made by edits, which are its `detail`."""
-    return Variant(label, partial(edited, lm, edits), edits_hash(edits)[:12], family or label, detail=edits)
+    return ModelVariant(label, partial(edited, lm, edits), edits_hash(edits)[:12], family or label, detail=edits)
 
 
 class Watch(Protocol):
@@ -46,10 +47,6 @@ class Remembers(Protocol):
 
     def once(self, name: str, compute: Callable[[], Any], /) -> Any:
         """A step's value, computed if it is not known."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress is told."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +85,22 @@ class Grid:
 
     run: Remembers
     lm: LM
-    variants: Sequence[Variant]
+    variants: Sequence[ModelVariant]
     measures: Sequence[str | Watch]
     limits: Mapping[str, int | None] = field(default_factory=dict)
     seed: int = 0
     passes: tuple[type[StudfinderError], ...] = (NotApplicable, Unavailable)
     lenient: bool = False
-    progress: Callable[[str, int, int], Any] = silent
+    progress: Progress = silent
     executor: Executor = field(default_factory=lambda: serial)
 
-    def scored(self) -> Scored:
+    def scored(self) -> GridScores:
         """Take what is not known yet, and put all of it together.
 
         Raises:
             StudfinderError: no measure can be taken, or what is not passed over.
         """
-        found = Scored()
+        found = GridScores()
         total = len(self.variants) * (len(self.measures) + 1)
         for number, variant in enumerate(self.variants):
             self.progress(variant.label, number * (len(self.measures) + 1), total)
@@ -117,14 +114,14 @@ class Grid:
         self.progress("measured", total, total)
         return found
 
-    def _cells(self, variant: Variant) -> list[GridCell]:
+    def _cells(self, variant: ModelVariant) -> list[GridCell]:
         return [
             GridCell(variant.label, variant.key, name, self.limits.get(name.partition(":")[0]), self.seed)
             for name in (*map(name_of, self.measures), MADE)
         ]
 
     def _values(
-        self, variant: Variant, cells: Sequence[GridCell], missing: dict[str, str], number: int
+        self, variant: ModelVariant, cells: Sequence[GridCell], missing: dict[str, str], number: int
     ) -> dict[str, dict[str, Any]]:
         """The values of one variant by measure; what is passed over goes to `missing`."""
         every, lenient = len(self.measures) + 1, self.lenient and number > 0
@@ -175,11 +172,11 @@ class Grid:
 
 
 Put = Callable[[GridCell, Any], None]
-Executor = Callable[[Grid, Variant, Sequence[GridCell], Put], None]
+Executor = Callable[[Grid, ModelVariant, Sequence[GridCell], Put], None]
 """Takes the cells of one variant, and puts the value of each, or the StudfinderError that stands in its way."""
 
 
-def serial(grid: Grid, variant: Variant, cells: Sequence[GridCell], put: Put) -> None:
+def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Put) -> None:
     """Here, one after the other."""
     grid.see()
     with variant.change() as made:

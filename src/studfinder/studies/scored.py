@@ -25,7 +25,7 @@ PAIRED = "Paired; perplexity as a factor, the rest as a difference."
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """A model as it is, or changed.
 
     Attributes:
@@ -48,7 +48,7 @@ class Variant:
 
 
 @dataclass
-class Scored:
+class GridScores:
     """Scores of every variant; the first is what the others are held against.
 
     Attributes:
@@ -59,13 +59,13 @@ class Scored:
         missing: measures that could not be taken, with the reason.
     """
 
-    variants: list[Variant] = field(default_factory=list)
+    variants: list[ModelVariant] = field(default_factory=list)
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def add(self, variant: Variant, values: Mapping[str, Mapping[str, Any]]) -> None:
+    def add(self, variant: ModelVariant, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the cells of a variant."""
         label = variant.label
         self.variants.append(variant)
@@ -106,7 +106,7 @@ class Scored:
         """Why a variant was left out; "" if it was not."""
         return self.made[label].get("refused", "")
 
-    def tried(self) -> list[Variant]:
+    def tried(self) -> list[ModelVariant]:
         """All variants but the first and those that were refused."""
         return [variant for variant in self.variants[1:] if not self.refused(variant.label)]
 

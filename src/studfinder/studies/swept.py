@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from studfinder.edits import Edit, edits_hash
 from studfinder.measures import Effects, sweep
 from studfinder.models import LM
 from studfinder.records import Comparison, Plot, Series, Table, point
-from studfinder.studies.grid import Remembers, silent
+from studfinder.runs import Progress, silent
+from studfinder.studies.grid import Remembers
 
 
 def swept(
@@ -20,7 +21,7 @@ def swept(
     what: str,
     windows: Sequence[Sequence[int]],
     variants: Sequence[Sequence[Edit]],
-    tell: Callable[[str, int, int], Any] = silent,
+    tell: Progress = silent,
 ) -> Effects:
     """What each set of edits does to each window; one step of a run, done again for other edits.
 
