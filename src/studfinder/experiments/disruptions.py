@@ -22,12 +22,13 @@ from studfinder.edits import (
     mean,
     noise,
 )
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.damage import damage_matched
 from studfinder.models import LM, rotary_of
 from studfinder.studies import ModelVariant, with_edits
 from studfinder.texts import encode, proof_text
 
+CLEAN = "as it is"
 TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
@@ -66,10 +67,10 @@ def controls(lm: LM, ks: Sequence[int], draws: int) -> list[ModelVariant]:
 
 
 def _of_means(lm: LM, name: str, selects: Sequence[Entries]) -> list[ModelVariant]:
-    return drawn(lm, name, [mean(dims(lm, select=select), when="prefill") for select in selects])
+    return draws_of(lm, name, [mean(dims(lm, select=select), when="prefill") for select in selects])
 
 
-def drawn(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVariant]:
+def draws_of(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVariant]:
     """Variants of one family, a draw each; the first has its name, if it is alone."""
     labels = [f"{name} draw {seed}" for seed in range(len(draws))] if len(draws) > 1 else [name]
     return [with_edits(lm, label, edits, family=name) for label, edits in zip(labels, draws, strict=True)]
@@ -102,6 +103,8 @@ def as_harmful(lm: LM, edits: Sequence[Edit], place: str, k: int) -> dict[str, A
         found = damage_matched(
             lm, neutral(lm)[0], edits, lambda std: noise_in(lm, place, k, std, TUNING_SEED), start=0.5
         )
+    except WriteFailed:
+        raise
     except StudfinderError as error:
         return {"std": None, "why": f" ({error.what})"}
     missed = f": its KL of {found.target.value:.3g} was not reached (nearest: {found.kl.value:.3g})"

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from studfinder.edits import Entries, TopDims, constant_only, deviation_only, dims
-from studfinder.experiments.disruptions import drawn, others
+from studfinder.experiments.disruptions import CLEAN, draws_of, others
 from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Plot, Point, Series, Table, point
@@ -52,7 +52,6 @@ EXPERIMENT = Experiment(
     needs="about 6 minutes with smollm2 on two cores",
     presets={"cpu": ConstantConfig()},
 )
-CLEAN = "as it is"
 HALVES = {"held constant": constant_only, "deviation only": deviation_only}
 
 
@@ -66,7 +65,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         for name, selects in kinds.items():
             for half, make in HALVES.items():
                 draws = [make(dims(lm, pre_rope=True, select=select)) for select in selects]
-                variants += drawn(lm, f"{k} {'of the ' * name.startswith('same')}{name}, {half}", draws)
+                variants += draws_of(lm, f"{k} {'of the ' * name.startswith('same')}{name}, {half}", draws)
     scored = bench.grid(lm, variants, [f"perplexity:{own.text}", f"induction:{own.repeat}"], passes=())
     tables = [_energy_table(energy), _scores_table(scored)]
     return Outcome(tables, _notes(scored, own.k), [_chart(scored)], {"energy": energy})

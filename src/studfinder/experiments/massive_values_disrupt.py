@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from studfinder.errors import StudfinderError
-from studfinder.experiments.disruptions import as_harmful, controls, drawn, massive, neutral, noise_in
+from studfinder.errors import StudfinderError, WriteFailed
+from studfinder.experiments.disruptions import CLEAN, as_harmful, controls, draws_of, massive, neutral, noise_in
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
     MEMORY,
@@ -60,23 +60,22 @@ EXPERIMENT = Experiment(
     needs="about 20 minutes with smollm2 on two cores",
     presets={"cpu": DisruptConfig()},
 )
-CLEAN = ModelVariant("as it is")
 _MOST = {"passkey": 10, "tasks": 24}
 """Measures whose items are long take fewer of them."""
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Clean scores, then every disruption on the same items."""
-    own = bench.config
+    own, original = bench.config, ModelVariant(CLEAN)
     count = own.facts_in_prompt or bench.once("facts in the prompt", partial(calibrate_facts, lm))
     facts, limits = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}"], {one: min(own.limit, n) for one, n in _MOST.items()}
-    bench.grid(lm, [CLEAN], facts, passes=())  # these have to be here, others need not
+    bench.grid(lm, [original], facts, passes=())  # these have to be here, others need not
     measures = [*facts, *own.measures.split()]
-    clean = bench.grid(lm, [CLEAN], measures, limits=limits, passes=(StudfinderError,))
+    clean = bench.grid(lm, [original], measures, limits=limits, passes=(StudfinderError,))
     variants, against, left_out = _planned(bench, lm)
     edits = [one.detail for one in variants]
     effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
-    scored = bench.grid(lm, [CLEAN, *variants], clean.measures, limits=limits, passes=())
+    scored = bench.grid(lm, [original, *variants], clean.measures, limits=limits, passes=())
     rows = DisruptionScores(scored, effects, against)
     notes = [*clean.notes(), *left_out, *disruption_notes(rows)]
     return Outcome([disruption_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
@@ -96,7 +95,7 @@ def _planned(bench: Bench, lm: LM) -> tuple[list[ModelVariant], list[tuple[str, 
     for std in own.noise:  # noise in the massive dims, in the others and in V: only the place differs
         name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
         *judged, spare = (noise_in(lm, "the massive dims", k, std, seed) for seed in range(own.draws + 1))
-        groups.append((drawn(lm, name, judged), with_edits(lm, name, spare), ("the other dims", "V")))
+        groups.append((draws_of(lm, name, judged), with_edits(lm, name, spare), ("the other dims", "V")))
     for group, of, places in groups:
         variants += group
         for place in places:
@@ -106,7 +105,9 @@ def _planned(bench: Bench, lm: LM) -> tuple[list[ModelVariant], list[tuple[str, 
                 left_out.append(f"no {name}{tuned['why']}.")
             else:
                 against.append((of.label, name))
-                variants += drawn(lm, name, [noise_in(lm, place, k, tuned["std"], seed) for seed in range(own.draws)])
+                variants += draws_of(
+                    lm, name, [noise_in(lm, place, k, tuned["std"], seed) for seed in range(own.draws)]
+                )
     return variants, against, left_out
 
 
@@ -114,6 +115,8 @@ def _exists(lm: LM, attack: ModelVariant) -> bool:
     """Whether anything is above lambda: not every model has massive values."""
     try:
         sweep(lm, neutral(lm)[1][:1], [attack.detail])
+    except WriteFailed:
+        raise
     except StudfinderError:
         return False
     return True

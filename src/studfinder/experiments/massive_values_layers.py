@@ -25,10 +25,10 @@ from studfinder.experiments.norms import (
     Maps,
     chance_above,
     counts,
+    massive_total,
     norm_ratios,
     read_maps,
     resampled,
-    total,
 )
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
@@ -50,7 +50,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 def _outcome(bench: Bench, lm: LM) -> Outcome:
     lam, maps = bench.config.lam, read_maps(lm, bench.config.limit, bench.progress)
-    totals = resampled(maps, {tensor: partial(total, tensor, lam) for tensor in maps.tensors})
+    totals = resampled(maps, {tensor: partial(massive_total, tensor, lam) for tensor in maps.tensors})
     both = [one for one in ("query", "key") if maps.layers.get(f"{one}.pre_rope", 0) == maps.layers.get(one)]
     by_rope = resampled(maps, {tensor: partial(_by_rope, tensor, lam) for tensor in both}) if both else {}
     changes = {tensor: Comparison(kind="difference", interval=found) for tensor, found in by_rope.items()}
@@ -78,7 +78,7 @@ def _outcome(bench: Bench, lm: LM) -> Outcome:
 
 
 def _by_rope(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total(tensor, lam, norms) - total(f"{tensor}.pre_rope", lam, norms)
+    return massive_total(tensor, lam, norms) - massive_total(f"{tensor}.pre_rope", lam, norms)
 
 
 def _layers_table(maps: Maps, massive: Mapping[str, list[int]], largest: Mapping[str, list[float]]) -> Table:

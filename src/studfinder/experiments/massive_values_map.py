@@ -33,10 +33,10 @@ from studfinder.experiments.norms import (
     MapsConfig,
     chance_above,
     counts,
+    massive_total,
     norm_ratios,
     read_maps,
     resampled,
-    total,
 )
 from studfinder.models import LM
 from studfinder.records import Cell, Table
@@ -95,7 +95,7 @@ def _chosen(maps: Maps, asked: Sequence[int]) -> Sequence[int]:
 
 
 def _counts_table(maps: Maps, lams: Sequence[float]) -> Table:
-    found = resampled(maps, {f"{one} {lam}": partial(total, one, lam) for one in maps.tensors for lam in lams})
+    found = resampled(maps, {f"{one} {lam}": partial(massive_total, one, lam) for one in maps.tensors for lam in lams})
     rows: list[tuple[Cell, ...]] = []
     for tensor in maps.tensors:
         norm_LHD = maps.norm_LHD(tensor)

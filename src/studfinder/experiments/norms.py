@@ -127,7 +127,7 @@ def counts(norm_LHD: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
     return (norm_ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
 
 
-def total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+def massive_total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
     """Massive entries of one tensor, as a statistic."""
     return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 

@@ -127,7 +127,7 @@ class GridScores:
     @property
     def families(self) -> list[str]:
         """Of all variants but the first, in order."""
-        return list(dict.fromkeys(variant.family for variant in self.variants[1:]))
+        return list(dict.fromkeys(variant.family or variant.label for variant in self.variants[1:]))
 
     def change(self, measure: str, label: str, against: str = "", level: float = 0.95) -> Comparison | None:
         """What a measure changed by, paired: perplexity as a factor, the rest as a difference; None where one of the
