@@ -23,13 +23,13 @@ import torch
 
 from studfinder.edits import Entries, TopDims, constant_only, deviation_only, dims
 from studfinder.experiments.disruptions import CLEAN, draws_of, others
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Plot, Point, Series, Table, point
 from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import crossed
 from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import encode, proof_text
 
 

@@ -31,12 +31,12 @@ from studfinder.experiments.disruptions_read import (
     disruption_notes,
     disruption_table,
 )
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.measures import sweep
 from studfinder.measures.matched_facts import calibrate_facts
 from studfinder.models import LM
 from studfinder.records.config import option
 from studfinder.studies import ModelVariant, swept, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     LETTERS,
     LambdaConfig,
@@ -32,6 +31,7 @@ from studfinder.experiments.norms import (
 )
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",

@@ -26,7 +26,6 @@ from matplotlib.figure import Figure
 
 from studfinder.detectors.massive_values import agreement, concentration, concentration_null
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     LETTERS,
     Maps,
@@ -42,6 +41,7 @@ from studfinder.models import LM
 from studfinder.records import Cell, Table
 from studfinder.records.config import option
 from studfinder.report.style import RAMP, RULE, new_figure
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import LETTERS, LambdaConfig, chance_above, norm_ratios, read_maps
 from studfinder.models import LM, Rotary, rotary_of, train_length
 from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point, to_plain
 from studfinder.records.config import option
 from studfinder.stats import ratio_interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import StudyConfig
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import bootstrap
+from studfinder.studies.experiment import StudyConfig
 from studfinder.texts import default_prompts, encode
 
 LETTERS = {

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, Workbench, hold_out
 from studfinder.records.config import option
 from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
