@@ -150,22 +150,21 @@ class Setting:
                 number = operator.index(value) if self.kind is int or isinstance(value, int) else float(value)
             except (TypeError, ValueError):
                 raise self._refused(value) from None
-            if isinstance(value, bool | str) or not self._within(number):
+            if isinstance(value, bool | str):
                 raise self._refused(value)
-            return number
+            return self._within(number)
         if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
 
-    def _within(self, number: float) -> bool:
+    def _within(self, number: float) -> float:
         low, high = self.option.least, self.option.most
-        return (low is None or number >= low) and (high is None or number <= high)
+        if (low is None or number >= low) and (high is None or number <= high):
+            return number
+        raise self._refused(number, f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}")
 
-    def _refused(self, value: Any) -> StudfinderError:
-        expected = _WORDS.get(self.kind, "another value")
-        low, high = self.option.least, self.option.most
-        if isinstance(value, int | float) and not isinstance(value, bool) and not (low is None and high is None):
-            expected = f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}"
+    def _refused(self, value: Any, expected: str = "") -> StudfinderError:
+        expected = expected or _WORDS.get(self.kind, "another value")
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
