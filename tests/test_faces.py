@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import typer
 
 import studfinder as sf
 from checkpoints import PROMPT, checkpoint
+from faced import parsed
 from scanned import findings_for
 from studfinder.cli.app import run
-from studfinder.cli.faces import face
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.records import to_json
@@ -53,20 +52,6 @@ def brew(pot: str, config: Tea) -> tuple[str, Tea]:
 def pour(config: Tea) -> Tea:
     """Pour."""
     return config
-
-
-def parsed(kind: Any, words: Sequence[str]) -> Any:
-    """The config that a command line makes."""
-    found: list[Any] = []
-
-    @face(kind)
-    def command(config: Any) -> None:
-        found.append(config)
-
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    app(list(words), standalone_mode=False)
-    return found[0]
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

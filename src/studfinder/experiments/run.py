@@ -149,7 +149,7 @@ def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
         run=RunCard(
             verb="experiment",
             key=run.key,
-            settings={name: value if _plain(value) else str(value) for name, value in plan.settings.items()},
+            settings=recorded(plan.settings),
             command=command or f"studfinder experiment {plan.entry.name}",
             started=started,
             seconds=time.monotonic() - clock,
@@ -168,8 +168,9 @@ def _written(plan: Plan, work: Work, result: Result) -> None:
     draw_into(work.path, result, plan.module)
 
 
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool))
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a record keeps them: several values with commas between, as on the command line."""
+    return {name: ",".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
 
 
 def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
