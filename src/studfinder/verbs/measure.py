@@ -23,7 +23,7 @@ from studfinder.records.config import identity, takes
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
@@ -138,12 +138,7 @@ def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[
     with nullcontext() if config.tokens is None else batch_size(config.tokens):
         if config.out is None and not write:
             return _measured(plan, Steps(None), command), None
-        before = {
-            name: value
-            for name, value in plan.settings.items()
-            if name not in ("config", "against_config", "device", "scoring")
-        }
-        run = run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=config.folder, before=before)
+        run = measure_run(plan)
         found = None if config.overwrite else run.finished()
         if found is not None:
             return read_card(found), found
@@ -153,6 +148,13 @@ def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[
             write_text(work.path / RESULT, to_json(card, indent=1))
             write_cards(work.path, [card])
         return card, run.path
+
+
+def measure_run(plan: Plan) -> Run:
+    """The run of a planned measurement; nothing is written."""
+    later = ("config", "against_config", "device", "scoring")
+    before = {name: value for name, value in plan.settings.items() if name not in later}
+    return run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=plan.config.folder, before=before)
 
 
 def _measured(plan: Plan, steps: Steps, command: str) -> Scorecard:
