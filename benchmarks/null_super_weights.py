@@ -3,7 +3,7 @@
     python benchmarks/null_super_weights.py [MODEL ...] [--seeds N] [--out FILE]
 
 1. The score. Every tensor of a model is shuffled (its numbers stay, their places go) and scanned: the largest score any
-   weight reaches, over seeds. `MIN_SCORE` in studfinder/detectors/super_weights.py must lie above it.
+   weight reaches, over seeds. The `score` of `Thresholds` must lie above it.
 2. The verdict. Candidates that nobody found - weights drawn at random, and at random from the largest 0.1 % of their
    matrix - are put to the proof on the untouched model: the share that is called proven is the false-positive rate.
 3. Random models of tiny sizes of every architecture in the test suite go through the whole scan (tests/test_prove.py).
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,10 +40,10 @@ def shuffled_score(name: str, seed: int) -> float:
     seen = SuperWeights(lm)
     observe(lm, encoded, [seen])
     # Channels below ten medians are not looked into at all, so an empty list means "below ten".
-    return max((entry.score for entry, _ in seen.ranked(encoded)), default=0.0)
+    return max((entry.score for entry, _ in seen.ranked()), default=0.0)
 
 
-def random_candidates(lm, encoded, count: int, seed: int, large: bool):
+def random_candidates(lm, tokens, count: int, seed: int, large: bool):
     chance = random.Random(seed)
     nothing = {"input_spike": 0.0, "output_spike": 0.0, "share": 0.0, "score": 0.0, "token": ""}
     found = []
@@ -58,7 +59,7 @@ def random_candidates(lm, encoded, count: int, seed: int, large: bool):
             else:
                 row, col = chance.randrange(sizes.shape[0]), chance.randrange(sizes.shape[1])
             value = float(weight[row, col])
-        prompt = chance.randrange(len(encoded))
+        prompt = chance.randrange(len(tokens))
         found.append(
             SuperWeight(
                 layer=layer,
@@ -71,11 +72,11 @@ def random_candidates(lm, encoded, count: int, seed: int, large: bool):
                 col=col,
                 value=value,
                 prompt=prompt,
-                position=chance.randrange(len(encoded[prompt])),
+                position=chance.randrange(tokens[prompt]),
                 **nothing,
             )
         )
-    return found
+    return tuple(found)
 
 
 def main() -> None:
@@ -90,13 +91,13 @@ def main() -> None:
         scores = [shuffled_score(name, seed) for seed in range(arguments.seeds)]
         print(f"{name}: largest score with shuffled weights: " + ", ".join(f"{score:.1f}" for score in scores))
         lm = sf.load(name)
-        encoded, _ = encode(lm, default_prompts())
+        findings = sf.scan(lm, prove=False)
         row = {"model": name, "shuffled_scores": scores}
         for kind in ("random", "large"):
             judged = []
             for seed in range(arguments.seeds):
-                candidates = random_candidates(lm, encoded, arguments.candidates, seed, kind == "large")
-                judged += prove(lm, candidates, encoded)[0]
+                candidates = random_candidates(lm, findings.prompts.tokens, arguments.candidates, seed, kind == "large")
+                judged += prove(lm, replace(findings, super_weights=candidates)).super_weights
             names = ("proven", "proven-jointly", "candidate", "inert")
             verdicts = {name: sum(weight.verdict == name for weight in judged) for name in names}
             row[kind] = verdicts

@@ -69,7 +69,7 @@ def a_scan(*, found: bool = True) -> tuple[Findings, dict[str, np.ndarray]]:
     findings = Findings(
         model=_MODEL,
         run=RunCard(verb="scan", key="0" * 10, command="studfinder scan a-model", settings={"bos": True}),
-        prompts=PromptCard(id="some-prompts", hash="1" * 64, names=("one", "two"), tokens=(100, 50), bos=True),
+        prompts=PromptCard.of("some-prompts", ("one", "two"), (range(100), range(50)), bos=True),
         summary=Summary(
             thresholds=_THRESHOLDS,
             enters=2 if found else None,

@@ -62,6 +62,9 @@ def tampered(plain, kind, chance):
         "massive value": lambda: plain["massive_values"][0].update(
             {chance.choice(["layer", "head", "dim"]): chance.choice([-1, "x"])}
         ),
+        "prompt": lambda: plain["massive_activations"][0].update(prompt=chance.choice([-1, 2, 10**6, "x"])),
+        "position": lambda: weight.update(position=chance.choice([-1, 100, 10**6, None])),
+        "token ids": lambda: chance.choice(plain["prompts"]["token_ids"]).__setitem__(chance.randrange(50), 1000),
         "sink": lambda: plain["attention_sinks"][0].update({chance.choice(["layer", "head"]): chance.choice([-1, 99])}),
     }
     few[kind]()
@@ -69,7 +72,7 @@ def tampered(plain, kind, chance):
 
 
 KINDS = ["hash", "version", "index", "row", "col", "both", "other place", "expert", "layer", "parameter", "value"]
-KINDS += ["effect", "no effect", "activation", "massive value", "sink"]
+KINDS += ["effect", "no effect", "activation", "massive value", "prompt", "position", "token ids", "sink"]
 
 
 def test_findings_as_they_were_written_are_believed(lm, tmp_path):
@@ -79,7 +82,7 @@ def test_findings_as_they_were_written_are_believed(lm, tmp_path):
 
 def test_findings_with_one_thing_changed_are_refused(lm, tmp_path):
     chance, plain, through, said = random.Random(0), whole(lm), [], []
-    for number in range(16 * 20):
+    for number in range(len(KINDS) * 20):
         kind = KINDS[number % len(KINDS)]
         changed = tampered(plain, kind, chance)
         try:

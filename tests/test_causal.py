@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from scanned import a_scan
 from studfinder.edits import RandomDims, dims, edited, noise
 from studfinder.errors import StudfinderError
 from studfinder.measures import damage_matched, log_likelihoods, perplexity, sweep
@@ -126,7 +127,7 @@ PATHS: dict[str, Callable[[LM], object]] = {
     "word perplexity": lambda lm: perplexity(lm, ["w3 w4 w5 w6 " * 9], window=8, protocol="word"),
     "sweep": lambda lm: sweep(lm, prompts(), [()]),
     "damage": lambda lm: damage_matched(lm, prompts(), (), lambda _: ()),
-    "proof": lambda lm: prove(lm, (), prompts()),
+    "proof": lambda lm: prove(lm, a_scan(found=False)[0]),
     "greedy": lambda lm: greedy(lm, [[5, 6]], 2),
     "induction": lambda lm: induction(lm, "8"),
     "in-context-learning": lambda lm: in_context_learning(lm),
@@ -147,7 +148,7 @@ def test_what_needs_a_likelihood_refuses_by_name(path):
 
 def test_continuations_refuse():
     with pytest.raises(StudfinderError, match="is bidirectional"):
-        continuations(load(two_way().model, tokenizer()), scan(_planted()).super_weights[0], prompts())
+        continuations(load(two_way().model, tokenizer()), scan(_planted()))
 
 
 def _planted() -> LM:

@@ -181,7 +181,7 @@ def test_an_interruption_exits_with_130(model, monkeypatch, capsys):
 def test_an_interrupted_scan_is_taken_up_again(model, tmp_path, monkeypatch, capsys):
     arguments = ["scan", str(model), "--out", str(tmp_path / "mine"), "--prompt", PROMPT]
     with monkeypatch.context() as patched:
-        patched.setattr("studfinder.verbs.scan.profile_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("studfinder.verbs.scan.published_for", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(arguments) == 130
     assert not (tmp_path / "mine" / "findings.json").exists()
     assert run(arguments) == 0

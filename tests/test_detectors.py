@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 
-from studfinder.detectors import REGISTRY, observe
+from studfinder.detectors import DETECTORS, observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues, agreement, concentration, concentration_null
 from studfinder.detectors.super_weights import SuperWeights
 from studfinder.models import LM
+from studfinder.records import Thresholds
 from studfinder.sites import Site, WriterCall, capture, tapped
 from studfinder.texts import batches
 from tiny import ARCHITECTURES, prompts, tiny, two_way
@@ -51,10 +52,10 @@ def plant_weight(lm: LM, writer: int = 0, layer: int = 1, row: int = 9, col: int
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_untouched_random_model_has_none_of_the_three(architecture):
     super_weights, activations, values, _ = seen(tiny(architecture))
-    assert super_weights.found(PROMPTS) == ()
-    assert super_weights.nearest(PROMPTS) is not None or not any(super_weights.peaks)
-    assert activations.found(PROMPTS) == ()
-    assert activations.nearest(PROMPTS) is not None
+    assert super_weights.found() == ()
+    assert super_weights.nearest() is not None or not any(super_weights.peaks)
+    assert activations.found() == ()
+    assert activations.nearest() is not None
     assert values.found() == ()
 
 
@@ -65,7 +66,7 @@ def test_a_planted_super_weight_is_found_at_its_coordinates(architecture):
         lm = tiny(architecture)
         index = plant_weight(lm, writer)
         parameter = lm.anatomy.layers[1].writers[writer].parameter
-        best = seen(lm)[0].found(PROMPTS)[0]
+        best = seen(lm)[0].found()[0]
         assert (best.layer, best.row, best.col, best.value) == (1, 9, 7, 90.0)
         assert (best.parameter, best.index, best.expert) == (
             parameter,
@@ -81,7 +82,7 @@ def test_a_planted_super_weight_is_found_at_its_coordinates(architecture):
 def test_a_super_weights_spikes_are_those_of_its_token(architecture):
     lm = tiny(architecture)
     plant_weight(lm)
-    best = seen(lm)[0].found(PROMPTS)[0]
+    best = seen(lm)[0].found()[0]
     calls: list[WriterCall] = []
     with torch.no_grad(), tapped(lm, read={WriterCall: [calls.append]}):
         lm.model(input_ids=torch.tensor([PROMPTS[best.prompt]]))
@@ -99,7 +100,7 @@ def test_two_weights_that_carry_an_output_together_are_both_candidates():
     with torch.no_grad():  # at this token both terms are 40; elsewhere they are what they are
         weight = lm.model.model.layers[1].mlp.down_proj.weight
         weight[3, 5], weight[3, 6] = 40 / x[token, 5], 40 / x[token, 6]
-    found = seen(lm, PROMPTS[:1])[0].found(PROMPTS)
+    found = seen(lm, PROMPTS[:1])[0].found()
     assert {(w.row, w.col) for w in found if w.layer == 1} <= {(3, 5), (3, 6)}
     assert found
 
@@ -111,7 +112,7 @@ def test_an_output_of_many_small_terms_is_nobodys_doing():
     with tapped(lm, replace={Site("down_proj.input", 1): lambda x: x.abs() + 0.01}):
         super_weights = seen(lm)[0]
     assert super_weights.output_spikes[1].channel == 3
-    assert all(w.layer != 1 for w in super_weights.found(PROMPTS))
+    assert all(w.layer != 1 for w in super_weights.found())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -128,7 +129,7 @@ def test_a_planted_massive_activation_is_found_at_its_coordinates(architecture):
 
     with tapped(lm, replace={Site("residual", 1): plant}):
         _, activations, _, _ = seen(lm)
-    found = activations.found(PROMPTS)
+    found = activations.found()
     assert {(e.prompt, e.position, e.dim) for e in found} == {(prompt, position, dim)}
     assert (found[0].layer, found[0].value) == (1, torch.tensor(-5e4).item())
     assert found[0].ratio == pytest.approx(5e4 / found[0].median)
@@ -151,10 +152,10 @@ def test_the_rule_needs_both_thresholds():
         (Site("residual", 2), 101.0, True),
     ):
         with tapped(lm, replace={site: plant(value)}):
-            found = seen(lm)[1].found(PROMPTS)
+            found = seen(lm)[1].found()
         assert bool(found) is massive
     with tapped(lm, replace={Site("residual", 2): lambda hidden: plant(9e4)(torch.full_like(hidden, 100.0))}):
-        assert not seen(lm)[1].found(PROMPTS)  # over 100, not over 1000 medians
+        assert not seen(lm)[1].found()  # over 100, not over 1000 medians
 
 
 @pytest.mark.parametrize("tensor", ["query", "key", "value"])
@@ -183,7 +184,7 @@ def test_the_lambda_rule_is_that_of_a_dense_computation():
     norm_HD = torch.cat(dense, dim=1).double().norm(dim=1)
     for lam in (1.0, 1.5, 2.0):
         for scope in ("head", "layer"):
-            values = MassiveValues(lm, lam=lam, scope=scope)
+            values = MassiveValues(lm, Thresholds(lam=lam), scope=scope)
             observe(lm, PROMPTS, [values])
             mean = norm_HD.mean(dim=1, keepdim=True) if scope == "head" else norm_HD.mean()
             expected = {tuple(hit) for hit in (norm_HD > lam * mean).nonzero().tolist()}
@@ -231,8 +232,7 @@ def test_nor_in_a_model_whose_tokens_see_those_after_them(attention, monkeypatch
 
 def same_results(lm: LM, one, other, names: list[int]) -> None:
     """The same findings, up to rounding; `names` says which of one's prompts each of other's is."""
-    encoded = [PROMPTS[i] for i in names]
-    mine, theirs = one[0].found(PROMPTS), other[0].found(encoded)
+    mine, theirs = one[0].found(), other[0].found()
     assert {(w.parameter, w.index, w.prompt) for w in mine[:1]} == {
         (w.parameter, w.index, names[w.prompt]) for w in theirs[:1]
     }
@@ -263,7 +263,7 @@ def test_detectors_of_two_halves_merge_into_that_of_the_whole(architecture):
     run(lm, everything[2:], second)
     for mine, other in zip(first, second, strict=True):
         mine.merge(other)
-    assert first[0].found(PROMPTS) == whole[0].found(PROMPTS)
+    assert first[0].found() == whole[0].found()
     assert first[0].input_spikes == whole[0].input_spikes
     assert first[0].output_spikes == whole[0].output_spikes
     for layer, stats in whole[1].layers.items():
@@ -296,7 +296,7 @@ def test_reading_late_is_reading_at_once(architecture):  # falcon writes into wh
     late, at_once = detectors(lm), detectors(lm)
     observe(lm, PROMPTS, late)
     run(lm, batches(PROMPTS, 1), at_once)
-    assert late[0].found(PROMPTS) == at_once[0].found(PROMPTS)
+    assert late[0].found() == at_once[0].found()
     assert [s.top.entries for s in late[1].layers.values()] == [s.top.entries for s in at_once[1].layers.values()]
 
 
@@ -316,7 +316,7 @@ def test_sinks_are_the_models_own_attention_to_the_first_token(architecture, att
                 parameter *= 6
     strength = {}
     for size in (1, 4):
-        sinks = AttentionSinks(lm, tokens=10)
+        sinks = AttentionSinks(lm, Thresholds(sink_tokens=10))
         observe(lm, PROMPTS, [sinks], batch_size=size)
         strength[size] = torch.stack([sinks.strength_H(layer) for layer in sorted(sinks.totals)])
     dense = tiny(architecture, attention="eager")
@@ -336,7 +336,7 @@ def test_sinks_are_the_models_own_attention_to_the_first_token(architecture, att
 def test_where_scores_cannot_be_formed_sinks_are_not_measured(architecture):
     sinks = seen(tiny(architecture))[3]
     assert sinks.strength_H(0) is None
-    assert sinks.share() is None
+    assert sinks.heads == 0
     assert sinks.found() == ()
 
 
@@ -434,6 +434,6 @@ def test_half_precision_that_overflows_names_its_site():
 def test_every_registered_detector_is_there():
     from importlib import import_module
 
-    for place in REGISTRY.values():
+    for place in DETECTORS.values():
         module, _, name = place.partition(":")
         assert callable(getattr(import_module(module), name))

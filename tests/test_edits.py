@@ -241,11 +241,9 @@ def test_controls_are_nearest_in_size_and_in_contribution() -> None:
     from proving import provable
 
     lm, _ = provable("llama", planted=True)
-    from studfinder.texts import default_prompts, encode
-
-    found = scan(lm, prove=False).super_weights[0]
-    encoded, _ = encode(lm, default_prompts())
-    controls = matched_controls(lm, found, encoded[found.prompt], count=20)
+    findings = scan(lm, prove=False)
+    found = findings.super_weights[0]
+    controls = matched_controls(lm, found, findings, count=20)
     indices = [weights.entries[0] for weights in controls]
     assert len(set(indices)) == 20
     assert found.index not in indices

@@ -311,7 +311,7 @@ def test_a_module_used_twice_gives_a_finding_a_call(kind, count):
         lm = load(lm.model)
         row, col = draws.randrange(32), draws.randrange(48)
         planted(lm, first, row, col)
-        found = [w for w in seen(lm).found(PROMPTS) if (w.row, w.col) == (row, col)]
+        found = [w for w in seen(lm).found() if (w.row, w.col) == (row, col)]
         assert sorted((w.layer, w.call) for w in found) == [(first, 1), (second, 2)]
         assert {w.parameter for w in found} == {f"model.layers.{first}.mlp.down_proj.weight"}
         assert {str(w) for w in found} == {
@@ -323,4 +323,4 @@ def test_a_module_used_twice_gives_a_finding_a_call(kind, count):
 def test_a_module_used_once_has_no_call():
     lm = tiny("llama")
     planted(lm, 1, 9, 7)
-    assert {w.call for w in seen(lm).found(PROMPTS)} == {None}
+    assert {w.call for w in seen(lm).found()} == {None}

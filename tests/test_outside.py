@@ -332,7 +332,7 @@ KINDS = [
 @pytest.mark.parametrize(
     "place",
     quick_and_deep(
-        ["verbs.load.load", "verbs.scan.observe_model", "verbs.scan.profile_of", "verbs.report.write_report"],
+        ["verbs.load.load", "verbs.scan.observe_model", "verbs.scan.published_for", "verbs.report.write_report"],
         "verbs.load.load",
     ),
 )

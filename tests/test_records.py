@@ -63,7 +63,7 @@ WEIGHT = SuperWeight(
     share=float("nan"),
     score=float("inf"),
     prompt=0,
-    position=3,
+    position=2,
     token=' "\n',
     effect=Effect(kl=INTERVAL, perplexity_ratio=INTERVAL, control_kls=(0.1, 0.2)),
     verdict="proven-jointly",
@@ -74,13 +74,14 @@ ACTIVATION = MassiveActivation(
 FINDINGS = Findings(
     model=CARD,
     run=RunCard(verb="scan", key="k", settings={"a": None, "b": True, "c": 1, "d": 0.5, "e": "x"}),
-    prompts=PromptCard(id="p", hash="h", names=("a", "b"), tokens=(3, 4), bos=True),
+    prompts=PromptCard.of("p", ("a", "b"), ((1, 7, 9), (1, 2, 3, 4)), bos=True),
     summary=Summary(thresholds={"lam": 5.0}, nearest_super_weight=WEIGHT),
     nonfinite=("residual[3]",),
     super_weights=(WEIGHT,),
     massive_activations=(ACTIVATION,),
     massive_values=(MassiveValue(layer=0, tensor="query", head=1, dim=2, norm=3.0, ratio=6.0),),
     attention_sinks=(AttentionSink(layer=0, head=1, strength=0.9),),
+    others={"loud_tokens": ({"layer": 0, "size": "Infinity", "places": [1, 2]},), "none": ()},
 )
 
 
@@ -111,19 +112,26 @@ def test_every_float_survives(interval):
 def test_to_plain_is_what_json_dumps_takes():
     plain = to_plain(FINDINGS)
     assert same(from_json(Findings, json.dumps(plain)), FINDINGS)
-    assert (plain["format"], plain["version"]) == ("studfinder.findings", 1)
+    assert (plain["format"], plain["version"]) == ("studfinder.findings", 2)
+
+
+_CARD = to_plain(FINDINGS.prompts)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "version 2; expected 1"),
+        ({"version": 3}, "version 3; expected 1 or 2"),
         ({"version": "1"}, "version '1'"),
         ({"format": "other"}, "format 'other'"),
         ({"surprise": 1}, "surprise"),
         ({"super_weights": [{"layer": 1}]}, r"super_weights\.0"),
         ({"summary": {"thresholds": {"lam": "much"}}}, "lam"),
         ({"model": None}, "model"),
+        ({"prompts": {**_CARD, "token_ids": [[1, 7, 9], [1, 2, 3]]}}, "prompts.*not as many as the tokens"),
+        ({"prompts": {**_CARD, "token_ids": [[1, 7, 9], [1, 2, 3, 5]]}}, "prompts.*not those of the hash"),
+        ({"prompts": {**_CARD, "token_ids": [], "tokens": [2, 4]}}, "no position 2 in prompt 0"),
+        ({"prompts": {**_CARD, "token_ids": [], "tokens": [3]}}, "no position 0 in prompt 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, words):

@@ -87,6 +87,7 @@ def test_text_from_outside_stays_text():
         prompts=dataclasses.replace(findings.prompts, names=(EVIL,), id=EVIL),
         run=dataclasses.replace(findings.run, command=EVIL, settings={EVIL: EVIL}, versions={EVIL: EVIL}),
         nonfinite=(EVIL,),
+        others={EVIL: ({EVIL: EVIL, "x": [EVIL]},)},
     )
     for html in (page(findings, profile, folder=EVIL), comparison_page([(EVIL, findings, profile)] * 2)):
         assert "<script>alert" not in html

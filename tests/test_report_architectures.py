@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from studfinder.models import model_card, rotary_of
-from studfinder.records import PromptCard
+from studfinder.records import PromptCard, Thresholds
 from studfinder.verbs.configs import ScanConfig
-from studfinder.verbs.observation import Thresholds
 from studfinder.verbs.report import read_run
 from studfinder.verbs.scan import ScanPlan, run_scan
 from tiny import ARCHITECTURES, D, tiny, token_ids
@@ -21,10 +20,8 @@ from tiny import ARCHITECTURES, D, tiny, token_ids
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
-    encoded = token_ids(2, 12).tolist()
-    prompts = PromptCard(id="given", hash="", names=("one", "two"), tokens=(12, 12), bos=False)
-    config = ScanConfig(out=tmp_path / "run")
-    plan = ScanPlan(lm, model_card(lm, "0" * 64, None), prompts, encoded, Thresholds(), False, config)
+    prompts = PromptCard.of("given", ("one", "two"), token_ids(2, 12).tolist(), bos=False)
+    plan = ScanPlan(lm, model_card(lm, "0" * 64, None), prompts, Thresholds(), False, ScanConfig(out=tmp_path / "run"))
     run_scan(plan)
     run = read_run(tmp_path / "run")
     html = (run.folder / "report.html").read_text("utf-8")

@@ -38,11 +38,11 @@ def test_a_look_says_what_the_detectors_of_a_scan_say(architecture):
     for ids in IDS:
         observe(lm, [ids], (MassiveActivations(lm),))  # one by one or together
     observe(lm, IDS, (activations, values, sinks), batch_size=1)
-    assert seen.summary["massive_activations"] == len(activations.found(IDS))
+    assert seen.summary["massive_activations"] == len(activations.found())
     assert seen.summary["massive_queries"] == sum(entry.tensor == "query" for entry in values.found())
-    assert seen.summary["sink_share"] == sinks.share()
+    assert seen.summary["sink_share"] == len(sinks.found()) / sinks.heads
     assert seen.summary["top_activation"] == pytest.approx(
-        max(abs(activations.top(layer, IDS)[0].value) for layer in range(3)), rel=1e-5
+        max(abs(activations.top(layer)[0].value) for layer in range(3)), rel=1e-5
     )
     assert len(seen.layers["sink"]) == len(lm.anatomy.layers)
     assert all(math.isfinite(value) for value in seen.summary.values())

@@ -118,6 +118,7 @@ def scan_of(payload: str):
         summary=replace(findings.summary, bidirectional=payload, unreadable=(payload,)),
         massive_activations=tuple(replace(a, token=payload) for a in findings.massive_activations),
         nonfinite=(payload,),
+        others={payload: ({payload: payload, "a list": [payload]},)},
         continuation_prompt=payload,
     ), profile
 

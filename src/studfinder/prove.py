@@ -18,17 +18,17 @@ of them then run on all, and the largest of those three is the one that counts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from studfinder.edits import Edit, matched_controls, zero
+from studfinder.edits import Edit, Weights, matched_controls, zero
 from studfinder.measures import Effects, sweep
 from studfinder.models import LM
-from studfinder.records import Effect, Interval, Proof, SuperWeight
+from studfinder.records import Effect, Findings, Interval, Proof, SuperWeight
+from studfinder.records.run import ids_hash
 from studfinder.stats import ratio_interval
 from studfinder.texts import encode, proof_text
 from studfinder.texts.prompts import PROOF_TEXT
@@ -58,58 +58,60 @@ class _Case:
 
 def prove(
     lm: LM,
-    candidates: Sequence[SuperWeight],
-    encoded: Sequence[Sequence[int]],
+    findings: Findings,
     *,
     bos: bool | None = None,
     most: int = MOST,
     floor: float = FLOOR,
     progress: Progress | None = None,
-) -> tuple[tuple[SuperWeight, ...], Proof]:
-    """Give each candidate its effect and its verdict.
+) -> Findings:
+    """Give each super weight its effect and its verdict.
 
     Args:
-        candidates: of a scan of this very model, best first.
-        encoded: token ids of the prompts the candidates were seen on; controls are matched there.
+        findings: of this very model, with its candidates, best first. Controls are matched on their prompts.
         bos: as in the scan.
         most: how many to test.
         floor: KL in nats per token below which nothing matters.
         progress: told (what, done, total).
 
     Returns:
-        all candidates, proven ones first, and how they were tested.
+        the findings with all candidates judged, proven ones first, and how they were tested.
+
+    Raises:
+        StudfinderError: a model that is not causal; findings that do not know the token ids of their prompts.
     """
     windows, _ = encode(lm, proof_text(), bos=bos)
-    tested, rest = list(candidates[:most]), list(candidates[most:])
-    level = 1 - 0.05 / max(1, len(tested))
+    tested = replace(findings, super_weights=findings.super_weights[:most])
+    candidates, rest = tested.super_weights, findings.super_weights[most:]
+    level = 1 - 0.05 / max(1, len(candidates))
     bench = _Bench(lm, windows, progress or (lambda *_: None))
-    cases = _alone(bench, tested, floor)
+    cases = _alone(bench, candidates, floor)
     joint_effect = None
-    if tested:
-        joint = bench.run("all together", [zero(tested)])
+    if candidates:
+        joint = bench.run("all together", [zero(candidates)])
         joint_effect = _effect_of(joint, 0, level)
         for case in cases:
             if case.effects.kl_interval(case.row, level).low > floor:
-                case.controls, case.worst = _controls(bench, case, tested, encoded, level)
+                case.controls, case.worst = _controls(bench, case, tested, level)
         if joint_effect.kl.value > floor:
-            _marginals(bench, cases, joint, tested, encoded, level, floor)
+            _marginals(bench, cases, joint, tested, level, floor)
     judged = [_judge(case, level, floor) for case in cases]
     order = {"proven": 0, "proven-jointly": 1, "candidate": 2, "inert": 3}
     judged.sort(key=lambda w: (order[w.verdict], -w.effect.kl.value if w.verdict == "proven" and w.effect else 0))
-    clean = joint if tested else bench.run("clean", [])
+    clean = joint if candidates else bench.run("clean", [])
     proof = Proof(
         text=PROOF_TEXT,
-        text_hash=hashlib.sha256(repr(windows).encode()).hexdigest(),
+        text_hash=ids_hash(windows),
         windows=len(windows),
         tokens=int(sum(len(ids) - 1 for ids in windows)),
         floor=floor,
         level=level,
-        tested=len(tested),
+        tested=len(candidates),
         skipped=len(rest),
         joint=joint_effect,
         clean_perplexity=clean.clean_perplexity,
     )
-    return (*judged, *rest), proof
+    return replace(findings, super_weights=(*judged, *rest), proof=proof)
 
 
 @dataclass
@@ -133,7 +135,7 @@ class _Bench:
         return sweep(self.lm, chosen, variants, progress=advance)
 
 
-def _alone(bench: _Bench, tested: list[SuperWeight], floor: float) -> list[_Case]:
+def _alone(bench: _Bench, tested: Sequence[SuperWeight], floor: float) -> list[_Case]:
     """Each candidate by itself: on a few windows first, on all of them if it does anything there."""
     if not tested:
         return []
@@ -146,11 +148,9 @@ def _alone(bench: _Bench, tested: list[SuperWeight], floor: float) -> list[_Case
     ]
 
 
-def _controls(
-    bench: _Bench, case: _Case, tested: list[SuperWeight], encoded: Sequence[Sequence[int]], level: float
-) -> tuple[tuple[float, ...], Interval]:
+def _controls(bench: _Bench, case: _Case, tested: Findings, level: float) -> tuple[tuple[float, ...], Interval]:
     """KL of every matched control, and the interval of the largest."""
-    edits = [zero(weights) for weights in _matched(bench.lm, case, tested, encoded)]
+    edits = [zero(weights) for weights in _matched(bench.lm, case, tested)]
     return _loudest(bench, f"controls of {case.candidate}", edits, None, level)
 
 
@@ -169,27 +169,19 @@ def _loudest(
     return tuple(float(value) for value in values), max(intervals, key=lambda interval: interval.value)
 
 
-def _matched(lm: LM, case: _Case, tested: list[SuperWeight], encoded: Sequence[Sequence[int]]) -> Any:
-    candidate = case.candidate
-    others = {w.index for w in tested if w.parameter == candidate.parameter and w.expert == candidate.expert}
-    return matched_controls(lm, candidate, encoded[candidate.prompt], count=CONTROLS, exclude=others)
+def _matched(lm: LM, case: _Case, tested: Findings) -> tuple[Weights, ...]:
+    own = (case.candidate.parameter, case.candidate.expert)
+    others = {weight.index for weight in tested.super_weights if (weight.parameter, weight.expert) == own}
+    return matched_controls(lm, case.candidate, tested, count=CONTROLS, exclude=others)
 
 
-def _marginals(
-    bench: _Bench,
-    cases: list[_Case],
-    joint: Effects,
-    tested: list[SuperWeight],
-    encoded: Sequence[Sequence[int]],
-    level: float,
-    floor: float,
-) -> None:
+def _marginals(bench: _Bench, cases: list[_Case], joint: Effects, tested: Findings, level: float, floor: float) -> None:
     """What each candidate that is not proven alone adds to the set; None is measured if the set is one candidate."""
     open_cases = [case for case in cases if _alone_verdict(case, level, floor) != "proven"]
-    if len(tested) < 2 or not open_cases:
+    if len(tested.super_weights) < 2 or not open_cases:
         return
     what = "each one's share of the set"
-    without = [zero([w for w in tested if w is not case.candidate]) for case in open_cases]
+    without = [zero([w for w in tested.super_weights if w is not case.candidate]) for case in open_cases]
     screen = bench.run(what, without, _SCREEN)
     shares = (joint.kl[0][:_SCREEN] - screen.kl).sum(axis=1) / screen.tokens.sum()
     loud = [i for i, share in enumerate(shares) if share >= floor / 2]
@@ -205,7 +197,7 @@ def _marginals(
         if case.marginal.low <= floor:
             continue
         # Taking away a weight from a model that is broken already shifts it somewhere: so would a control.
-        swapped = [(*without[row], *zero(weights)) for weights in _matched(bench.lm, case, tested, encoded)]
+        swapped = [(*without[row], *zero(weights)) for weights in _matched(bench.lm, case, tested)]
         what = f"share of the controls of {case.candidate}"
         case.marginal_controls, _ = _loudest(bench, what, swapped, effects.kl[row], level)
 

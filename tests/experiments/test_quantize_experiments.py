@@ -241,7 +241,7 @@ def test_transforms(planted):
         "norm.query.layers": torch.arange(3),
         "norm.key.layers": torch.arange(3),
     }
-    save_file(maps, scan_of(BENCH, lm) / "profile.safetensors")
+    save_file(maps, scan_of(BENCH, lm)[1] / "profile.safetensors")
     settings = {"schemes": "w4-channel", "inputs": "w8-channel:int8", "awq": True}
     result = run("quantize/transforms", lm, folder, **{**small(folder), "pieces": 2}, limit=2, text="proof", **settings)
     scores, against, alone = result.tables
@@ -357,10 +357,10 @@ def test_massive_values_quantization(planted):
 
 def test_preserved_sees_a_super_activation_go(planted):
     lm, _ = planted
-    weights = findings_of(BENCH, lm).proven
-    preserved = Preserved(weights, 2, 2.0)
+    findings = findings_of(BENCH, lm)
+    preserved = Preserved(findings, 2, 2.0)
     preserved.see(lm)
-    with edited(lm, zero(weights)):
+    with edited(lm, zero(findings.proven)):
         preserved.see(lm)  # the original stays what it was
         assert preserved.scores(lm)[SPIKE].value > 0.5
     assert preserved.scores(lm)[SPIKE].value == 0.0

@@ -40,9 +40,9 @@ def command(
             table.add_row(name, family.layers[0], family.attention, ", ".join(family.writers))
         console.print(table)
     elif what == "detectors":
-        from studfinder.detectors import REGISTRY
+        from studfinder.detectors import DETECTORS
 
-        for name, place in REGISTRY.items():
+        for name, place in DETECTORS.items():
             console.print(f"{name:22}{place}")
     elif what == "measures":
         from studfinder.measures import REGISTRY as MEASURES

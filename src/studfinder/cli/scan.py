@@ -38,8 +38,8 @@ def command(
     from dataclasses import replace
 
     from studfinder.errors import StudfinderError
+    from studfinder.records import to_json
     from studfinder.report import print_findings
-    from studfinder.runs import record_file
     from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
     if config.folder is not None and config.folder.is_file():  # said before a model is loaded for nothing
@@ -50,7 +50,7 @@ def command(
             weights = sum(p.nbytes for p in plan.lm.model.parameters()) / 1e6
             say(
                 f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) "
-                f"on {len(plan.encoded)} prompts, {plan.prompts.total:,} tokens"
+                f"on {len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
                 + ", with the paper's loop (zero, look again)" * config.iterative
                 + ", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" * plan.prove
                 + f": {place_of(scan_run(plan), config.overwrite)}"
@@ -60,6 +60,6 @@ def command(
     assert folder is not None
     say_if_older(findings.run)
     if as_json:
-        say_json(record_file(folder, "findings.json").read_text(encoding="utf-8"))
+        say_json(to_json(findings, indent=1))  # also where a run of version 1 is shown
     else:
         print_findings(findings, folder)

@@ -1,6 +1,6 @@
-"""One phenomenon a file: statistics -> candidates. A detector reads a running model and never changes it."""
+"""One phenomenon a file: statistics -> records. A detector reads a running model and never changes it."""
 
-from studfinder.detectors.detector import REGISTRY, Detector
+from studfinder.detectors.detector import DETECTORS, Detector, every_detector
 from studfinder.detectors.observe import observe
 
-__all__ = ["REGISTRY", "Detector", "observe"]
+__all__ = ["DETECTORS", "Detector", "every_detector", "observe"]

@@ -13,37 +13,30 @@ from typing import Any
 
 import torch
 
+from studfinder.detectors.detector import Detector, stacked
 from studfinder.models import LM
-from studfinder.records import AttentionSink
+from studfinder.records import AttentionSink, ModelCard, Thresholds
 from studfinder.sites import AttentionCall
-from studfinder.texts import Batch
 
 _CHUNK = 256
 """Query positions whose scores are held at once."""
 
 
-class AttentionSinks:
+class AttentionSinks(Detector):
     """Mean attention to the first token, per layer and head, from Q and K alone."""
 
-    def __init__(self, lm: LM, *, threshold: float = 0.3, tokens: int = 64) -> None:
-        self.lm, self.threshold, self.tokens = lm, threshold, tokens
+    def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
+        super().__init__(lm, at)
         self.totals: dict[int, torch.Tensor] = {}
-        self.prompts: dict[int, int] = {}
-        self.unreadable: set[int] = set()
-        self._batch: Batch | None = None
-
-    def begin(self, batch: Batch) -> None:
-        self._batch = batch
+        self.counts: dict[int, int] = {}  # prompts that are in them
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {AttentionCall: self._read}
 
     def _read(self, events: list[AttentionCall]) -> None:
-        assert self._batch is not None
-        lengths = torch.tensor(self._batch.lengths).clamp_max(self.tokens)
+        lengths = torch.tensor(self.batch.lengths).clamp_max(self.at.sink_tokens)
         usable = lengths > 1
-        self.unreadable |= {event.layer for event in events if not event.comparable}
         if not bool(usable.any()):
             return
         for event in events:
@@ -53,36 +46,46 @@ class AttentionSinks:
             if event.layer not in self.totals:
                 self.totals[event.layer] = torch.zeros(alpha_BH.shape[1], dtype=torch.float64)
             self.totals[event.layer] += alpha_BH.sum(dim=0)
-            self.prompts[event.layer] = self.prompts.get(event.layer, 0) + int(usable.sum())
+            self.counts[event.layer] = self.counts.get(event.layer, 0) + int(usable.sum())
 
     def merge(self, other: AttentionSinks) -> None:
+        super().merge(other)
         for layer, total in other.totals.items():
             self.totals[layer] = self.totals[layer] + total if layer in self.totals else total
-            self.prompts[layer] = self.prompts.get(layer, 0) + other.prompts[layer]
-        self.unreadable |= other.unreadable
+            self.counts[layer] = self.counts.get(layer, 0) + other.counts[layer]
 
     def strength_H(self, layer: int) -> torch.Tensor | None:
         """Mean attention to the first token of each head, shape (H,); None where it could not be read."""
-        if not self.prompts.get(layer):
+        if not self.counts.get(layer):
             return None
-        return self.totals[layer] / self.prompts[layer]
+        return self.totals[layer] / self.counts[layer]
 
     def found(self) -> tuple[AttentionSink, ...]:
         """The heads above the threshold, by layer."""
         return tuple(
             AttentionSink(layer=layer, head=head, strength=float(value))
             for layer in sorted(self.totals)
-            for head, value in enumerate((self.totals[layer] / self.prompts[layer]).tolist())
-            if value > self.threshold
+            for head, value in enumerate((self.totals[layer] / self.counts[layer]).tolist())
+            if value > self.at.sink
         )
 
-    def share(self) -> float | None:
-        """Share of all heads that are sinks; None where attention could not be read."""
-        heads = sum(total.numel() for total in self.totals.values())
-        return len(self.found()) / heads if heads else None
+    @property
+    def heads(self) -> int:
+        """Heads that were looked at; 0 where attention could not be read."""
+        return sum(total.numel() for total in self.totals.values())
+
+    def summary(self, model: ModelCard) -> dict[str, Any]:
+        return {"sink_heads": self.heads}
+
+    def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
+        """`sink` (L,H): the strengths, with `sink.layers` naming the layers."""
+        layers = [layer for layer in sorted(self.totals) if self.counts.get(layer)]
+        if not layers:
+            return {}
+        strengths = [self.totals[layer] / self.counts[layer] for layer in layers]
+        return {"sink": stacked(strengths), "sink.layers": torch.tensor(layers)}
 
     def nonfinite(self) -> list[str]:
-        """Sites where inf or NaN appeared."""
         return [f"attention[{layer}]" for layer, total in self.totals.items() if not torch.isfinite(total).all()]
 
 

@@ -57,7 +57,7 @@ def iterative_search(
             spikes = spikes or [_Spike(max(threshold, gone * height)) for height in heights]
             if removed:
                 spikes[removed[-1].layer].took(heights[removed[-1].layer])
-            found = _next(seen, spikes, threshold, {(w.parameter, w.index) for w in removed}, encoded)
+            found = _next(seen, spikes, threshold, {(w.parameter, w.index) for w in removed})
             if found is None:
                 break
             spikes[found.layer].before = heights[found.layer]
@@ -79,23 +79,19 @@ class _Spike:
 
 
 def _next(
-    seen: SuperWeights,
-    spikes: Sequence[_Spike],
-    threshold: float,
-    removed: set[tuple[str, tuple[int, ...]]],
-    encoded: Sequence[Sequence[int]],
+    seen: SuperWeights, spikes: Sequence[_Spike], threshold: float, removed: set[tuple[str, tuple[int, ...]]]
 ) -> SuperWeight | None:
     """In the first layer that still spikes: the weight with the largest term of the largest output that it carries."""
     for layer, (peaks, spike) in enumerate(zip(seen.peaks, spikes, strict=True)):
         if spike.vain >= TERMS:
             continue
         for place, peak in sorted(peaks.items(), key=lambda item: item[1].order):
-            if abs(peak.output) <= spike.bar:
+            if abs(peak.value) <= spike.bar:
                 break
             for which, carried in enumerate(seen.carried(peak)):
-                if carried < seen.min_share or abs(peak.inputs[which]) <= threshold:
+                if carried < seen.at.share or abs(peak.inputs[which]) <= threshold:
                     continue
-                entry = seen.entry(layer, place, which, peak, encoded)
-                if entry.score >= seen.min_score and (entry.parameter, entry.index) not in removed:
+                entry = seen.entry(layer, place, which, peak)
+                if entry.score >= seen.at.score and (entry.parameter, entry.index) not in removed:
                     return entry
     return None

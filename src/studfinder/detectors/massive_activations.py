@@ -5,14 +5,15 @@ A scalar a of the residual stream after block l is massive if |a| > 100 and |a| 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from studfinder.detectors.detector import Detector
 from studfinder.models import LM
-from studfinder.records import MassiveActivation
+from studfinder.records import MassiveActivation, ModelCard, Thresholds
 from studfinder.sites import BlockOutput
 from studfinder.stats import AbsHistogram, TopK, magnitude_bits
 from studfinder.texts import Batch, token_class, token_text
@@ -27,16 +28,17 @@ class _Layer:
     magnitudes: AbsHistogram
 
 
-class MassiveActivations:
+class MassiveActivations(Detector):
     """Per layer: the largest entries with their coordinates, and the median magnitude. Layer -1 is the embedding."""
 
-    def __init__(self, lm: LM, *, absolute: float = 100.0, relative: float = 1000.0) -> None:
-        self.lm, self.absolute, self.relative = lm, absolute, relative
+    def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
+        super().__init__(lm, at)
         self.layers = {layer: _Layer(TopK(KEPT), AbsHistogram()) for layer in range(-1, len(lm.anatomy.layers))}
         self._rows: torch.Tensor | None = None
         self._where = torch.empty(0, 2, dtype=torch.long)
 
     def begin(self, batch: Batch) -> None:
+        super().begin(batch)
         self._rows = batch.real_N
         flat = self._rows if self._rows is not None else torch.arange(batch.input_ids_BT.numel())
         self._where = batch.where(flat)
@@ -56,31 +58,53 @@ class MassiveActivations:
             layer.magnitudes.add_bits(bits)
 
     def merge(self, other: MassiveActivations) -> None:
+        super().merge(other)
         for index, layer in self.layers.items():
             layer.top.merge(other.layers[index].top)
             layer.magnitudes.merge(other.layers[index].magnitudes)
 
-    def found(self, encoded: Sequence[Sequence[int]]) -> tuple[MassiveActivation, ...]:
-        """The entries that pass the rule, by layer, largest first. `encoded` holds the prompts' token ids."""
-        return tuple(entry for entry in self._all(encoded) if self._nearness(entry) > 1)
+    def found(self) -> tuple[MassiveActivation, ...]:
+        """The entries that pass the rule, by layer, largest first."""
+        return tuple(entry for entry in self._all() if self._nearness(entry) > 1)
 
-    def nearest(self, encoded: Sequence[Sequence[int]]) -> MassiveActivation | None:
+    def nearest(self) -> MassiveActivation | None:
         """The nearest miss: the entry that does not pass but has the largest share of both thresholds."""
-        misses = [entry for entry in self._all(encoded) if self._nearness(entry) <= 1]
+        misses = [entry for entry in self._all() if self._nearness(entry) <= 1]
         return max(misses, key=self._nearness, default=None)
 
-    def _all(self, encoded: Sequence[Sequence[int]]) -> list[MassiveActivation]:
-        return [entry for layer in range(len(self.lm.anatomy.layers)) for entry in self.top(layer, encoded)]
+    def summary(self, model: ModelCard) -> dict[str, Any]:
+        layers = [entry.layer for entry in self.found()]
+        return {
+            "enters": min(layers, default=None),
+            "leaves": max(layers) + 1 if layers else None,
+            "nearest_massive_activation": self.nearest(),
+        }
+
+    def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
+        """`residual.top` (L+1, 32), with its places as (prompt, position, dim) in `residual.top.where`, and
+        `residual.median` (L+1,): all begin at the embedding."""
+        layers = [self.layers[layer] for layer in sorted(self.layers)]
+        k = max(len(layer.top.entries) for layer in layers)
+        values, where = torch.full((len(layers), k), float("nan")), torch.full((len(layers), k, 3), -1)
+        for row, layer in enumerate(layers):
+            for column, (value, coordinates) in enumerate(layer.top.entries):
+                values[row, column] = value
+                where[row, column] = torch.tensor(coordinates)
+        medians = torch.tensor([layer.magnitudes.median for layer in layers])
+        return {"residual.top": values, "residual.top.where": where, "residual.median": medians}
+
+    def _all(self) -> list[MassiveActivation]:
+        return [entry for layer in range(len(self.lm.anatomy.layers)) for entry in self.top(layer)]
 
     def _nearness(self, entry: MassiveActivation) -> float:
-        return min(abs(entry.value) / self.absolute, entry.ratio / self.relative)
+        return min(abs(entry.value) / self.at.activation, entry.ratio / self.at.activation_ratio)
 
-    def top(self, layer: int, encoded: Sequence[Sequence[int]], k: int = KEPT) -> list[MassiveActivation]:
+    def top(self, layer: int, k: int = KEPT) -> list[MassiveActivation]:
         """The largest entries of a layer, massive or not."""
         median = self.layers[layer].magnitudes.median
         entries = []
         for value, (prompt, position, dim) in self.layers[layer].top.entries[:k]:
-            token = token_text(self.lm, encoded[prompt][position])
+            token = token_text(self.lm, self.prompts[prompt][position])
             entries.append(
                 MassiveActivation(
                     layer=layer,
@@ -97,7 +121,6 @@ class MassiveActivations:
         return entries
 
     def nonfinite(self) -> list[str]:
-        """Sites where inf or NaN appeared."""
         return [
             "embedding" if index < 0 else f"residual[{index}]"
             for index, layer in self.layers.items()

@@ -14,26 +14,27 @@ from typing import Any, Literal
 
 import torch
 
+from studfinder.detectors.detector import Detector, stacked
 from studfinder.models import LM, rotary_of
-from studfinder.records import MassiveValue
+from studfinder.records import MassiveValue, MassiveValueSummary, ModelCard, Thresholds
 from studfinder.sites import AttentionCall
 from studfinder.stats import SumOfSquares
-from studfinder.texts import Batch
 
 TENSORS: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 _NULL_DRAWS = 999
 
 
-class MassiveValues:
-    """Sums of squares over tokens of Q, K and V, per layer, head and dim."""
+class MassiveValues(Detector):
+    """Sums of squares over tokens of Q, K and V, per layer, head and dim.
 
-    def __init__(self, lm: LM, *, lam: float = 5.0, scope: Literal["head", "layer"] = "head") -> None:
-        self.lm, self.lam, self.scope = lm, lam, scope
+    Args:
+        scope: whether an entry is held against the mean of its head or of its layer.
+    """
+
+    def __init__(self, lm: LM, at: Thresholds | None = None, *, scope: Literal["head", "layer"] = "head") -> None:
+        super().__init__(lm, at)
+        self.scope = scope
         self.sums: dict[tuple[str, int], SumOfSquares] = {}
-        self._mask: torch.Tensor | None = None
-
-    def begin(self, batch: Batch) -> None:
-        self._mask = batch.mask_BT
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
@@ -48,11 +49,12 @@ class MassiveValues:
 
     def _squares(self, tensor_BHTD: torch.Tensor) -> torch.Tensor:
         values = tensor_BHTD.float()
-        if self._mask is not None:
-            values = values * self._mask[:, None, :, None].to(values.device)
+        if self.batch.mask_BT is not None:
+            values = values * self.batch.mask_BT[:, None, :, None].to(values.device)
         return values.square().sum(dim=(0, 2))
 
     def merge(self, other: MassiveValues) -> None:
+        super().merge(other)
         for key, sums in other.sums.items():
             self.sums.setdefault(key, SumOfSquares()).merge(sums)
 
@@ -77,7 +79,7 @@ class MassiveValues:
         for tensor in TENSORS:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
-                hits = (ratio > self.lam).nonzero().tolist()
+                hits = (ratio > self.at.lam).nonzero().tolist()
                 for head, dim in sorted(hits, key=lambda hit: -float(ratio[hit[0], hit[1]])):
                     entries.append(
                         MassiveValue(
@@ -97,7 +99,7 @@ class MassiveValues:
         for tensor in TENSORS[:2]:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
-                below = ratio.masked_fill(ratio > self.lam, -1)
+                below = ratio.masked_fill(ratio > self.at.lam, -1)
                 head, dim = divmod(int(below.argmax()), ratio.shape[1])
                 if best is None or float(below[head, dim]) > best.ratio:
                     best = MassiveValue(
@@ -110,8 +112,49 @@ class MassiveValues:
                     )
         return best
 
+    def summary(self, model: ModelCard) -> dict[str, Any]:
+        tensors = tuple(self._tensor(tensor, model.train_length) for tensor in TENSORS if self.layers(tensor))
+        return {"massive_values": tensors, "nearest_massive_value": self.nearest()}
+
+    def _tensor(self, tensor: str, train_length: int) -> MassiveValueSummary:
+        layers = self.layers(tensor)
+        entries = [entry for entry in self.found() if entry.tensor == tensor]
+        maps = [self.norm_HD(tensor, layer) for layer in layers]
+        agreements = [found for found in map(agreement, maps) if found is not None]
+        overlaps = torch.tensor([found.overlap for found in agreements])
+        slow = rotary_share(self.lm, entries, train_length) if tensor != "value" else None
+        return MassiveValueSummary(
+            tensor=tensor,
+            stage="no RoPE" if tensor == "value" else self.lm.anatomy.stage,
+            entries=len(entries),
+            layers_with=len({entry.layer for entry in entries}),
+            layers=len(layers),
+            overlap=float(overlaps.median()) if len(overlaps) else None,
+            agreeing_layers=sum(found.p < 0.05 for found in agreements),
+            concentration=float(torch.cat([concentration(m) for m in maps]).median()),
+            concentration_null=concentration_null(maps[0].shape[1]),
+            slow_share=slow.share if slow else None,
+            slow_base=slow.base_rate if slow else None,
+        )
+
+    def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
+        """`norm.query` (L,H,D) and its kin hold M, with `norm.query.layers` naming the layers of models that have some
+        without attention; `rotary.never_turns` (L,D) is 1 where a dim never completes a turn within the training
+        length and 2 in layers without RoPE. They can weigh a quantiser."""
+        profile = {}
+        for tensor in TENSORS:
+            layers = self.layers(tensor)
+            if layers:
+                profile[f"norm.{tensor}"] = stacked([self.norm_HD(tensor, layer) for layer in layers])
+                profile[f"norm.{tensor}.layers"] = torch.tensor(layers)
+        rotary = [rotary_of(self.lm, layer) for layer in self.layers("query")]
+        if any(rotary):
+            none = (2,) * self.lm.anatomy.head_dim
+            flags = [none if facts is None else facts.never_turns(model.train_length) for facts in rotary]
+            profile["rotary.never_turns"] = torch.tensor(flags, dtype=torch.uint8)
+        return profile
+
     def nonfinite(self) -> list[str]:
-        """Sites where inf or NaN appeared."""
         return [f"{name}[{layer}]" for (name, layer), sums in self.sums.items() if not torch.isfinite(sums.root).all()]
 
 

@@ -16,20 +16,19 @@ others: what happens at a first token is a regime of its own and would hide the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from studfinder.detectors.detector import Detector
 from studfinder.models import LM, CheckpointFiles, matrix
-from studfinder.records import SuperWeight
+from studfinder.records import ModelCard, SuperWeight, Thresholds
 from studfinder.sites import WriterCall
 from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
-from studfinder.texts import Batch, token_text
+from studfinder.texts import token_text
 
-MIN_SCORE = 50.0
-MIN_SHARE = 0.5
 ROWS = 16
 """Output channels remembered for each matrix and token class."""
 WORTH = 25.0
@@ -39,26 +38,8 @@ TERMS = 3
 
 
 @dataclass(frozen=True)
-class _Peak:
-    """The largest output of one channel: where, how large, and its largest terms."""
-
-    bits: int
-    prompt: int
-    position: int
-    output: float
-    cols: tuple[int, ...]
-    terms: tuple[float, ...]
-    weights: tuple[float, ...]
-    inputs: tuple[float, ...]
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        return -self.bits, self.prompt, self.position
-
-
-@dataclass(frozen=True)
 class Spike:
-    """The largest |x| or |y| of a layer's FFN matrices: value, token and channel."""
+    """A largest |x| or |y| of FFN matrices: value, token and channel."""
 
     value: float = 0.0
     prompt: int = -1
@@ -69,6 +50,16 @@ class Spike:
     @property
     def order(self) -> tuple[int, int, int]:
         return -self.bits, self.prompt, self.position
+
+
+@dataclass(frozen=True)
+class _Peak(Spike):
+    """The largest output of one channel, with its largest terms."""
+
+    cols: tuple[int, ...] = ()
+    terms: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    inputs: tuple[float, ...] = ()
 
 
 @dataclass
@@ -91,11 +82,11 @@ _Place = tuple[int, int, int, int]
 """(writer, call, 0 for first tokens and 1 for others, row)"""
 
 
-class SuperWeights:
+class SuperWeights(Detector):
     """Per layer: the largest outputs with the terms that carry them, the median output, and the spike traces."""
 
-    def __init__(self, lm: LM, *, min_score: float = MIN_SCORE, min_share: float = MIN_SHARE) -> None:
-        self.lm, self.min_score, self.min_share = lm, min_score, min_share
+    def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
+        super().__init__(lm, at)
         depth = len(lm.anatomy.layers)
         self.peaks: list[dict[_Place, _Peak]] = [{} for _ in range(depth)]
         self.magnitudes = [AbsHistogram() for _ in range(depth)]
@@ -104,10 +95,6 @@ class SuperWeights:
         self.unreadable: set[str] = set()
         self._best: dict[tuple[int, int, int, int], _Best] = {}  # by layer, writer, call and token class
         self._repeated: set[str] = set()  # parameters of modules that a forward pass uses more than once
-        self._batch: Batch | None = None
-
-    def begin(self, batch: Batch) -> None:
-        self._batch = batch
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
@@ -115,28 +102,23 @@ class SuperWeights:
 
     def _read(self, events: list[WriterCall]) -> None:
         for event in events:
-            self._read_one(event)
-
-    def _read_one(self, event: WriterCall) -> None:
-        x_NF, y_NC, flat = self._real(event)
-        if not y_NC.numel():
-            return
-        layer = event.layer
-        if event.call > 1:
-            self._repeated.add(event.ref.parameter)
-        x_bits, y_bits = magnitude_bits(x_NF), magnitude_bits(y_NC)
-        if int(y_bits.max()) >= INF:
-            self.overflowed.add(f"down_proj.output[{layer}]")
-            y_bits = y_bits.where(y_bits < INF, 0)
-        # The median is only a scale: some forty tokens of each call give it as well as all would.
-        self.magnitudes[layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
-        self._trace(layer, x_NF, x_bits, flat)
-        for kind, tokens in enumerate(self._classes(flat)):
-            if tokens is not None:
-                self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
+            x_NF, y_NC, flat = self._real(event)
+            if not y_NC.numel():
+                continue
+            if event.call > 1:
+                self._repeated.add(event.ref.parameter)
+            y_bits = magnitude_bits(y_NC)
+            if int(y_bits.max()) >= INF:
+                self.overflowed.add(f"down_proj.output[{event.layer}]")
+                y_bits = y_bits.where(y_bits < INF, 0)
+            # The median is only a scale: some forty tokens of each call give it as well as all would.
+            self.magnitudes[event.layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
+            self._trace(event.layer, x_NF, magnitude_bits(x_NF), flat)
+            for kind, tokens in enumerate(self._classes(flat)):
+                if tokens is not None:
+                    self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
 
     def _trace(self, layer: int, x_NF: torch.Tensor, bits: torch.Tensor, flat: torch.Tensor) -> None:
-        assert self._batch is not None
         peak = int(bits.max())
         if peak >= INF:
             self.overflowed.add(f"down_proj.input[{layer}]")
@@ -145,28 +127,20 @@ class SuperWeights:
         if peak < self.input_spikes[layer].bits:
             return
         row, channel = divmod(int(bits.argmax()), bits.shape[1])
-        prompt, position = self._batch.where(flat[row : row + 1])[0].tolist()
+        prompt, position = self.batch.where(flat[row : row + 1])[0].tolist()
         found = Spike(float(x_NF[row, channel]), prompt, position, channel, peak)
         self.input_spikes[layer] = min(self.input_spikes[layer], found, key=lambda spike: spike.order)
 
     @property
     def output_spikes(self) -> list[Spike]:
         """The largest output of each layer."""
-        spikes = []
-        for peaks in self.peaks:
-            best = min(((p.order, place) for place, p in peaks.items()), default=None)
-            if best is None:
-                spikes.append(Spike())
-            else:
-                peak = peaks[best[1]]
-                spikes.append(Spike(peak.output, peak.prompt, peak.position, best[1][-1], peak.bits))
-        return spikes
+        largest = [min(peaks.items(), key=lambda item: (item[1].order, item[0]), default=None) for peaks in self.peaks]
+        return [Spike() if found is None else found[1] for found in largest]
 
     def _classes(self, flat: torch.Tensor) -> Iterator[torch.Tensor | slice | None]:
         """Which rows are first tokens, and which are others; None where there are none."""
-        assert self._batch is not None
-        width = self._batch.input_ids_BT.shape[1]
-        if len(flat) == width and len(self._batch.prompts) == 1:  # one whole prompt: slices cost nothing
+        width = self.batch.input_ids_BT.shape[1]
+        if len(flat) == width and len(self.batch.prompts) == 1:  # one whole prompt: slices cost nothing
             yield slice(0, 1)
             yield slice(1, width) if width > 1 else None
             return
@@ -206,34 +180,13 @@ class SuperWeights:
                 return
             inputs_SF = x_NF[token].float()
             weights_SF = weight_CF[rows.to(weight_CF.device)].to(inputs_SF.device).float()
-            self._remember(event, kind, rows, token, inputs_SF, weights_SF, y_NC, here, flat)
-
-    def _remember(
-        self,
-        event: WriterCall,
-        kind: int,
-        rows: torch.Tensor,
-        token: torch.Tensor,
-        inputs_SF: torch.Tensor,
-        weights_SF: torch.Tensor,
-        y_NC: torch.Tensor,
-        here: torch.Tensor,
-        flat: torch.Tensor,
-    ) -> None:
-        assert self._batch is not None
-        terms_SF = inputs_SF * weights_SF
-        cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
-        columns = zip(
-            rows.tolist(),
-            here[rows].tolist(),
-            self._batch.where(flat[token.cpu()]).tolist(),
-            y_NC[token, rows].float().tolist(),
-            cols.tolist(),
-            *(tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)),
-            strict=True,
-        )
-        for row, bits, (prompt, position), output, col, term, weight, spike in columns:
-            peak = _Peak(bits, prompt, position, output, tuple(col), tuple(term), tuple(weight), tuple(spike))
+            terms_SF = inputs_SF * weights_SF
+            cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
+            largest = [tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)]
+        values, where = y_NC[token, rows].float().tolist(), self.batch.where(flat[token.cpu()]).tolist()
+        columns = zip(values, where, rows.tolist(), here[rows].tolist(), cols.tolist(), *largest, strict=True)
+        for value, (prompt, position), row, bits, *terms in columns:
+            peak = _Peak(value, prompt, position, row, bits, *map(tuple, terms))
             self._offer(event.layer, (event.writer, event.call, kind, row), peak)
 
     def _offer(self, layer: int, place: _Place, peak: _Peak) -> None:
@@ -243,22 +196,22 @@ class SuperWeights:
 
     def _real(self, event: WriterCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Input, output and flat index of the real tokens that the matrix saw."""
-        assert self._batch is not None
         x_NF, y_NC = event.input_NF, event.output_NC
         if event.token_N is None:
-            real = self._batch.real_N
+            real = self.batch.real_N
             if real is None:
                 return x_NF, y_NC, torch.arange(x_NF.shape[0])
             on_device = real.to(x_NF.device)
             return x_NF[on_device], y_NC[on_device], real
         flat = event.token_N.cpu()
-        if self._batch.mask_BT is None:
+        if self.batch.mask_BT is None:
             return x_NF, y_NC, flat
-        keep = self._batch.mask_BT.flatten()[flat]
+        keep = self.batch.mask_BT.flatten()[flat]
         on_device = keep.to(x_NF.device)
         return x_NF[on_device], y_NC[on_device], flat[keep]
 
     def merge(self, other: SuperWeights) -> None:
+        super().merge(other)
         for layer, peaks in enumerate(other.peaks):
             for place, peak in peaks.items():
                 self._offer(layer, place, peak)
@@ -272,7 +225,7 @@ class SuperWeights:
         self.overflowed |= other.overflowed
         self.unreadable |= other.unreadable
 
-    def ranked(self, encoded: Sequence[Sequence[int]]) -> list[tuple[SuperWeight, float]]:
+    def ranked(self) -> list[tuple[SuperWeight, float]]:
         """Every remembered weight, largest score first, each with its nearness: above 1 it is a candidate."""
         found: dict[tuple[int, ...], tuple[SuperWeight, float]] = {}
         for layer, peaks in enumerate(self.peaks):
@@ -281,8 +234,8 @@ class SuperWeights:
                 if peak.bits <= int(self._best[layer, writer, call, kind].bar_C.min()):
                     continue
                 for which, carried in enumerate(self.carried(peak)):
-                    entry = self.entry(layer, (writer, call, kind, row), which, peak, encoded)
-                    near = min(entry.score / self.min_score, carried / self.min_share)
+                    entry = self.entry(layer, (writer, call, kind, row), which, peak)
+                    near = min(entry.score / self.at.score, carried / self.at.share)
                     key = (layer, writer, call, row, entry.col)
                     if key not in found or (near, entry.score) > (found[key][1], found[key][0].score):
                         found[key] = (entry, near)
@@ -301,18 +254,28 @@ class SuperWeights:
             )
         return tuple(found)
 
-    def found(self, encoded: Sequence[Sequence[int]]) -> tuple[SuperWeight, ...]:
+    def found(self) -> tuple[SuperWeight, ...]:
         """The candidates, largest score first."""
-        return self.located(entry for entry, near in self.ranked(encoded) if near >= 1)
+        return self.located(entry for entry, near in self.ranked() if near >= 1)
 
-    def nearest(self, encoded: Sequence[Sequence[int]]) -> SuperWeight | None:
+    def nearest(self) -> SuperWeight | None:
         """The nearest miss: the weight that is no candidate but has the largest share of both thresholds."""
-        misses = [(near, entry) for entry, near in self.ranked(encoded) if near < 1]
+        misses = [(near, entry) for entry, near in self.ranked() if near < 1]
         return self.located([max(misses, key=lambda pair: pair[0])[1]])[0] if misses else None
 
-    def entry(
-        self, layer: int, place: _Place, which: int, peak: _Peak, encoded: Sequence[Sequence[int]]
-    ) -> SuperWeight:
+    def summary(self, model: ModelCard) -> dict[str, Any]:
+        return {"nearest_super_weight": self.nearest(), "unreadable": tuple(sorted(self.unreadable))}
+
+    def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
+        """The traces of the FFN, by layer: `spike.input` and `spike.output` (L,), each with its place as (prompt,
+        position, channel) in `spike.input.where`, and `spike.output.median` (L,)."""
+        profile = {"spike.output.median": torch.tensor([h.median for h in self.magnitudes])}
+        for name, spikes in (("input", self.input_spikes), ("output", self.output_spikes)):
+            profile[f"spike.{name}"] = torch.tensor([spike.value for spike in spikes])
+            profile[f"spike.{name}.where"] = torch.tensor([(s.prompt, s.position, s.channel) for s in spikes])
+        return profile
+
+    def entry(self, layer: int, place: _Place, which: int, peak: _Peak) -> SuperWeight:
         """The weight of a remembered output's `which`-th largest term, as a record."""
         writer, call, _, row = place
         median = self.magnitudes[layer].median
@@ -329,17 +292,16 @@ class SuperWeights:
             col=col,
             value=peak.weights[which],
             input_spike=peak.inputs[which],
-            output_spike=peak.output,
-            share=term / peak.output,
+            output_spike=peak.value,
+            share=term / peak.value,
             score=abs(term) / median if median else float("inf"),
             prompt=peak.prompt,
             position=peak.position,
-            token=token_text(self.lm, encoded[peak.prompt][peak.position]),
+            token=token_text(self.lm, self.prompts[peak.prompt][peak.position]),
             call=call if ref.parameter in self._repeated else None,
         )
 
     def nonfinite(self) -> list[str]:
-        """Sites where inf or NaN appeared."""
         return sorted(self.overflowed)
 
     def carried(self, peak: _Peak) -> list[float]:
@@ -348,10 +310,10 @@ class SuperWeights:
         Terms are taken from the largest on until they carry most of the output; one that comes after is not needed, and
         one that works against the output ends the list: they carry nothing.
         """
-        shares = [term / peak.output for term in peak.terms]
+        shares = [term / peak.value for term in peak.terms]
         running, members = 0.0, 0
         for share in shares:
-            if running >= self.min_share or share <= 0:
+            if running >= self.at.share or share <= 0:
                 break
             running, members = running + share, members + 1
         return [running if which < members else 0.0 for which in range(len(shares))]

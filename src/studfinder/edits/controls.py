@@ -9,14 +9,14 @@ import torch
 from studfinder.edits.edit import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef, matrix
-from studfinder.records import SuperWeight
+from studfinder.records import Findings, SuperWeight
 from studfinder.sites import Site, capture
 
 
 def matched_controls(
     lm: LM,
     candidate: SuperWeight,
-    prompt_ids: Sequence[int],
+    findings: Findings,
     *,
     count: int = 20,
     exclude: Collection[tuple[int, ...]] = (),
@@ -24,15 +24,15 @@ def matched_controls(
     """Single weights of the candidate's own matrix: half nearest in |w|, half nearest in contribution |x_k w_jk|.
 
     Args:
-        prompt_ids: token ids of the prompt at which the candidate was seen; contributions are taken at its token.
+        candidate: one of `findings`, which know the token where it was seen: contributions are taken there.
         count: how many.
         exclude: indices into the parameter that must not serve (the other candidates).
 
     Raises:
-        StudfinderError: the matrix has too few other entries.
+        StudfinderError: the matrix has too few other entries, or the findings do not know their prompts' token ids.
     """
     ref, writer = _ref_of(lm, candidate)
-    inputs_F = _inputs(lm, candidate, writer, prompt_ids)
+    inputs_F = _inputs(lm, candidate, writer, findings.ids_of(candidate))
     with matrix(lm, ref) as weight_CF:
         if weight_CF is None:
             raise StudfinderError(f"{ref.parameter} is quantised", do="Prove on the unquantised model")

@@ -51,9 +51,9 @@ def onset_of(lm: LM) -> Onset:
     encoded, _ = encode(lm, default_prompts())
     detector = MassiveActivations(lm)
     observe(lm, encoded, [detector])
-    found = detector.found(encoded)
+    found = detector.found()
     if not found:
-        nearest = detector.nearest(encoded)
+        nearest = detector.nearest()
         near = f": the largest |a| is {nearest.ratio:,.0f} times its layer's median" if nearest else ""
         raise StudfinderError(
             f"{lm.source.id} has no massive activation on our prompts{near}",

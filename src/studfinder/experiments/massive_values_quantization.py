@@ -99,7 +99,7 @@ def run(bench: Bench) -> Outcome:
                 lm=lm,
                 measures=[*measures, KL],
                 limits=_limits(bench, measures),
-                extras=Preserved(findings.proven, bench.settings["prompts"], float(bench.settings["lam"])),
+                extras=Preserved(findings, bench.settings["prompts"], float(bench.settings["lam"])),
             )
             made = work.carried_out(list(_recipes(bench, lm, keeps)))
         _add(outcome, name, made, work, keeps)

@@ -39,7 +39,6 @@ from studfinder.experiments.w8a8 import Windows, w8a8_losses
 from studfinder.experiments.weights import findings_of
 from studfinder.models import LM, load
 from studfinder.runs import key_of
-from studfinder.texts import default_prompts, encode
 from studfinder.training import Outliers, Recipe, TextSource, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable
@@ -181,13 +180,12 @@ def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     findings = findings_of(bench, lm)
     proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     chosen = proven[: bench.settings["weights"]]
-    encoded = encode(lm, default_prompts())[0]
     taken = [(weight.parameter, weight.index) for weight in findings.super_weights]
     controls: list[tuple[str, list[int]]] = []
     for weight in chosen:
         own = [index for parameter, index in taken if parameter == weight.parameter]
         # Of two, the first is the nearest in size and the second the nearest in contribution.
-        target = matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=own)[0]
+        target = matched_controls(lm, weight, findings, count=2, exclude=own)[0]
         controls.append((target.parameter, [int(axis) for axis in target.entries[0] if axis is not None]))
         taken.append((target.parameter, tuple(controls[-1][1])))
     return {

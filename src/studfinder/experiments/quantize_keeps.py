@@ -10,7 +10,6 @@ from studfinder.edits import Weights, matched_controls, neuron
 from studfinder.models import LM, rotary_of
 from studfinder.quantizers import HoldOut, hold_out
 from studfinder.records import Findings, SuperWeight
-from studfinder.texts import default_prompts, encode
 
 WEIGHTS, OTHERS = "the super weights", "as many other weights"
 COLUMNS, OTHER_COLUMNS = "the columns of the super weights", "as many other columns of their matrices"
@@ -25,7 +24,7 @@ def findings_keeps(lm: LM, findings: Findings, *, fraction: float = 0.0, seed: i
     keeps: dict[str, HoldOut] = {}
     proven = findings.proven
     if proven:
-        keeps[WEIGHTS], keeps[OTHERS] = hold_out(proven), hold_out(other_weights(lm, proven))
+        keeps[WEIGHTS], keeps[OTHERS] = hold_out(proven), hold_out(other_weights(lm, findings))
         keeps[COLUMNS] = hold_out(proven, columns=True)
         keeps[OTHER_COLUMNS] = hold_out(other_columns(lm, proven, seed=seed))
     rows = massive_rows(lm, findings)
@@ -37,11 +36,10 @@ def findings_keeps(lm: LM, findings: Findings, *, fraction: float = 0.0, seed: i
     return keeps
 
 
-def other_weights(lm: LM, weights: Sequence[SuperWeight]) -> list[Weights]:
-    """For each super weight another of its matrix, the nearest in size."""
-    encoded = encode(lm, default_prompts())[0]
-    taken = {weight.index for weight in weights}
-    return [matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=taken)[0] for weight in weights]
+def other_weights(lm: LM, findings: Findings) -> list[Weights]:
+    """For each proven super weight another of its matrix, the nearest in size."""
+    taken = {weight.index for weight in findings.proven}
+    return [matched_controls(lm, weight, findings, count=2, exclude=taken)[0] for weight in findings.proven]
 
 
 def other_columns(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> list[Weights]:

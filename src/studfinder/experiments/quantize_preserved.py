@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from studfinder.experiments.norms import ratios, read_maps
 from studfinder.measures import Scores, scored
 from studfinder.models import LM
-from studfinder.records import SuperWeight
+from studfinder.records import Findings
 from studfinder.sites import kept_outputs
-from studfinder.texts import default_prompts, encode
 
 QUERY, KEY, SPIKE = "massive entries of Q kept", "massive entries of K kept", "super activation, error"
 
@@ -25,15 +22,15 @@ class Preserved:
     where the scan saw it; with all that the layers before it lost, and unmoved by factors folded into matrices.
     """
 
-    def __init__(self, weights: Sequence[SuperWeight], prompts: int, lam: float) -> None:
-        self.weights, self.prompts, self.lam = tuple(weights), prompts, lam
+    def __init__(self, findings: Findings, prompts: int, lam: float) -> None:
+        self.findings, self.prompts, self.lam = findings, prompts, lam
         self._massive: dict[str, np.ndarray] = {}
         self._spikes: np.ndarray | None = None
 
     def see(self, lm: LM) -> None:
         """Read the original, before anything is changed; once."""
         if not self._massive:
-            self._massive, self._spikes = self._maps(lm), spikes(lm, self.weights)
+            self._massive, self._spikes = self._maps(lm), spikes(lm, self.findings)
 
     def scores(self, lm: LM) -> dict[str, Scores]:
         """The model as it stands now, by measure."""
@@ -45,7 +42,7 @@ class Preserved:
             if shares:
                 found[label] = scored(label, shares, text=f"massive values: {self.prompts} prompts, layers resampled")
         if self._spikes is not None and len(self._spikes):
-            off = np.abs(spikes(lm, self.weights) - self._spikes) / np.abs(self._spikes)
+            off = np.abs(spikes(lm, self.findings) - self._spikes) / np.abs(self._spikes)
             found[SPIKE] = scored(SPIKE, off.tolist(), text="super activations: where seen", better="lower")
         return found
 
@@ -54,13 +51,12 @@ class Preserved:
         return {tensor: ratios(maps.norm_LHD(tensor)) > self.lam for tensor in ("query", "key")}
 
 
-def spikes(lm: LM, weights: Sequence[SuperWeight]) -> np.ndarray:
-    """The residual stream after each super weight's block, in its row, at the prompt and position where the scan saw
-    it, shape (weights,)."""
-    encoded = encode(lm, default_prompts())[0]
+def spikes(lm: LM, findings: Findings) -> np.ndarray:
+    """The residual stream after each proven super weight's block, in its row, at the prompt and position where the scan
+    saw it, shape (weights,)."""
     values = []
-    for weight in weights:
-        ids_BT = torch.tensor([encoded[weight.prompt]], device=lm.device)
+    for weight in findings.proven:
+        ids_BT = torch.tensor([findings.ids_of(weight)], device=lm.device)
         with torch.no_grad(), kept_outputs(lm, [weight.layer]) as kept:
             lm.model(input_ids=ids_BT, use_cache=False)
         output = kept[weight.layer]

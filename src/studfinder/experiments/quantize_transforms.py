@@ -170,7 +170,7 @@ def _family(name: str, method: Any, changed: Sequence[Recipe]) -> Iterator[Recip
 
 
 def _awq(bench: Bench, lm: LM, name: str, scheme: Scheme) -> Iterator[Recipe]:
-    profile = scan_of(bench, lm) / "profile.safetensors"
+    profile = scan_of(bench, lm)[1] / "profile.safetensors"
     maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])

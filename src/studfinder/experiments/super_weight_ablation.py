@@ -58,10 +58,10 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            weights, encoded = super_weights_of(bench, lm)
+            weights, findings = super_weights_of(bench, lm)
             others = _others(lm, weights, bench.settings["others"])
             _add_panel(outcome, name, _panel(bench, lm, weights, others), weights, count_of(others))
-            units = bench.once("one edit at a time", partial(measure_units, bench, lm, weights, encoded, others))
+            units = bench.once("one edit at a time", partial(measure_units, bench, lm, weights, findings, others))
             add_units(outcome, name, units)
     return outcome
 

@@ -30,7 +30,7 @@ from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.gated_ffn import Gated, gated_ffn
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
-from studfinder.records import Result, SuperWeight, Table
+from studfinder.records import Findings, Result, SuperWeight, Table
 from studfinder.report.style import GREY, INK, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import brief, number
 from studfinder.sites import capture, module_inputs
@@ -50,20 +50,20 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            weights, encoded = super_weights_of(bench, lm)
+            weights, findings = super_weights_of(bench, lm)
             taken = [weight.index for weight in weights]
             seen = []
             for place, weight in enumerate(weights):
                 bench.progress("taking apart", place, len(weights))
-                control = matched_controls(lm, weight, encoded[weight.prompt], count=1, exclude=taken)[0]
-                seen.append(bench.once(str(weight), partial(_apart, bench, lm, weight, control, encoded)))
+                control = matched_controls(lm, weight, findings, count=1, exclude=taken)[0]
+                seen.append(bench.once(str(weight), partial(_apart, bench, lm, weight, control, findings)))
             bench.progress("taken apart", len(weights), len(weights))
         _report(outcome, name, seen)
     return outcome
 
 
-def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, encoded: list[list[int]]) -> dict[str, Any]:
-    ids = torch.tensor([encoded[weight.prompt]], device=lm.device)
+def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, findings: Findings) -> dict[str, Any]:
+    ids = torch.tensor([findings.ids_of(weight)], device=lm.device)
     sites = [f"residual[{layer}]" for layer in range(len(lm.anatomy.layers))]
     traces, medians = {}, []
     for state, target in (("clean", None), ("without", weight), ("control", control)):

@@ -126,11 +126,9 @@ def run(bench: Bench) -> Outcome:
     measures = [f"perplexity:{bench.settings['text']}", KL]
     for name in bench.models:
         with bench.model(name) as lm:
-            weights, encoded = super_weights_of(bench, lm)
+            weights, findings = super_weights_of(bench, lm)
             taken = {weight.index for weight in weights}
-            controls = [
-                matched_controls(lm, weight, encoded[weight.prompt], count=2, exclude=taken)[0] for weight in weights
-            ]
+            controls = [matched_controls(lm, weight, findings, count=2, exclude=taken)[0] for weight in weights]
             keeps = {HELD: hold_out(weights), OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
             work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             _add(outcome, name, work.carried_out(list(_recipes(bench, lm, keeps))), measures)

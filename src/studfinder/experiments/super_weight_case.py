@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from studfinder.edits import edited, matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.weights import super_weight_of
+from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Result, Table
 from studfinder.report.style import BLUE, GREY, VERMILLION, new_figure
@@ -45,9 +45,9 @@ def run(bench: Bench) -> Outcome:
 
 
 def _probabilities(bench: Bench, lm: LM) -> dict[str, Any]:
-    weight, encoded = super_weight_of(bench, lm)
+    (weight, *_), findings = super_weights_of(bench, lm)
     ids = encode(lm, [Text("prompt", bench.settings["prompt"])])[0][0]
-    control = matched_controls(lm, weight, encoded[weight.prompt], count=2)[0]
+    control = matched_controls(lm, weight, findings, count=2)[0]
     clean_V = _next(lm, ids)
     with edited(lm, zero(weight)):
         without_V = _next(lm, ids)

@@ -63,9 +63,9 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            weights, encoded = super_weights_of(bench, lm)
+            weights, findings = super_weights_of(bench, lm)
             taken = [weight.index for weight in weights]
-            controls = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+            controls = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
             factors = sorted({float(f) for f in bench.settings["factors"]} - {1.0})
             source, windows = _windows(lm, bench.settings["text"], bench.settings["windows"])
             curves = {

@@ -58,9 +58,9 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            weights, encoded = super_weights_of(bench, lm)
+            weights, findings = super_weights_of(bench, lm)
             taken = [weight.index for weight in weights]
-            controls = [matched_controls(lm, w, encoded[w.prompt], count=1, exclude=taken)[0] for w in weights]
+            controls = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
             source, prompts = _prompts(lm, bench.settings["text"], bench.settings["limit"], bench.settings["seed"])
             edits = {"clean": (), "without": zero(weights), "control": zero(controls)}
             seen = _seen(bench, lm, prompts, edits)

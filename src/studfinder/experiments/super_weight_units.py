@@ -13,7 +13,7 @@ from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Outcome
 from studfinder.measures import sweep
 from studfinder.models import LM, matrix
-from studfinder.records import Interval, SuperWeight, Table, from_json, to_plain
+from studfinder.records import Findings, Interval, SuperWeight, Table, from_json, to_plain
 from studfinder.report.style import log_ticks, new_figure
 from studfinder.report.words import brief
 from studfinder.texts import encode, proof_text
@@ -25,10 +25,10 @@ def count_of(targets: Sequence[Weights]) -> int:
 
 
 def measure_units(
-    bench: Bench, lm: LM, weights: Sequence[SuperWeight], encoded: list[list[int]], others: Sequence[Weights]
+    bench: Bench, lm: LM, weights: Sequence[SuperWeight], findings: Findings, others: Sequence[Weights]
 ) -> list[dict[str, Any]]:
     """Each edit by itself on the proof text: label, what its control is to it, KL and perplexity ratio."""
-    named = _unit_edits(lm, weights, encoded, others)
+    named = _unit_edits(lm, weights, findings, others)
     windows, _ = encode(lm, proof_text())
     windows = windows[: bench.settings["windows"]]
 
@@ -52,10 +52,10 @@ def measure_units(
 
 
 def _unit_edits(
-    lm: LM, weights: Sequence[SuperWeight], encoded: list[list[int]], others: Sequence[Weights]
+    lm: LM, weights: Sequence[SuperWeight], findings: Findings, others: Sequence[Weights]
 ) -> list[tuple[str, tuple[Edit, ...]]]:
     taken = [weight.index for weight in weights]
-    matched = [matched_controls(lm, w, encoded[w.prompt], count=2, exclude=taken) for w in weights]
+    matched = [matched_controls(lm, w, findings, count=2, exclude=taken) for w in weights]
     named: list[tuple[str, tuple[Edit, ...]]] = []
     for weight, (size, contribution) in zip(weights, matched, strict=True):
         named.append((f"{brief(weight)} alone", zero(weight)))

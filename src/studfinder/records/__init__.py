@@ -12,6 +12,7 @@ from studfinder.records.findings import (
     PublishedWeight,
     Summary,
     SuperWeight,
+    Thresholds,
 )
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
@@ -43,6 +44,7 @@ __all__ = [
     "Summary",
     "SuperWeight",
     "Table",
+    "Thresholds",
     "Training",
     "from_json",
     "read_record",

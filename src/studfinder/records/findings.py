@@ -1,13 +1,18 @@
-"""What a scan found: the schema of `findings.json`."""
+"""What a scan found: the schema of `findings.json`.
+
+Version 2 holds the token ids of its prompts, so that everything in it can be found again in its model; version 1, which
+has none, is still read.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from studfinder.errors import StudfinderError
 from studfinder.records.interval import Interval
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
@@ -18,7 +23,6 @@ Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
-ListName = Literal["super_weights", "massive_activations", "massive_values", "attention_sinks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +201,44 @@ class AttentionSink:
     strength: float
 
 
+LISTS: dict[str, type] = {
+    "super_weights": SuperWeight,
+    "massive_activations": MassiveActivation,
+    "massive_values": MassiveValue,
+    "attention_sinks": AttentionSink,
+}
+"""The lists of findings, and what their entries are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """When a number stands out. The defaults are the papers', or calibrated as the detectors' files say.
+
+    Attributes:
+        activation, activation_ratio: a massive activation exceeds both |a| and |a| / median (Sun et al. 2024).
+        lam: a massive value exceeds this times its head's mean (Jin et al. 2025).
+        score, share: a super-weight candidate's |x w| / median |y|, and its share of y.
+        sink, sink_tokens: mean attention to the first token, over that many tokens (Gu et al. 2024).
+
+    Raises:
+        StudfinderError: a threshold that is not above 0, or not finite.
+    """
+
+    activation: float = 100.0
+    activation_ratio: float = 1000.0
+    lam: float = 5.0
+    score: float = 50.0
+    share: float = 0.5
+    sink: float = 0.3
+    sink_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            most = 1.0 if name in ("share", "sink") else 1e9  # a share, or far above all that a model can show
+            if not 0 < value <= most:
+                raise StudfinderError(f"threshold {name}={value}", expected=f"a number above 0, at most {most:,g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MassiveValueSummary:
     """Massive values of one tensor over all layers.
@@ -254,10 +296,16 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything a scan found. `nonfinite` names every site where inf or NaN appeared."""
+    """Everything a scan found.
+
+    `nonfinite` names every site where inf or NaN appeared. `others` holds, by name, the records of detectors that have
+    no list of their own here, as plain data.
+    """
+
+    EARLIER: ClassVar = (1,)
 
     format: Literal["studfinder.findings"] = "studfinder.findings"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: ModelCard
     run: RunCard
     prompts: PromptCard
@@ -267,19 +315,36 @@ class Findings:
     massive_activations: tuple[MassiveActivation, ...] = ()
     massive_values: tuple[MassiveValue, ...] = ()
     attention_sinks: tuple[AttentionSink, ...] = ()
+    others: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
     proof: Proof | None = None
     continuation_prompt: str = ""
     continuations: tuple[Continuation, ...] = ()
     published: tuple[PublishedWeight, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: list[SuperWeight | MassiveActivation] = [*self.super_weights, *self.massive_activations]
+        tokens = dict(enumerate(self.prompts.tokens))
+        for entry in seen:
+            if not 0 <= entry.position < tokens.get(entry.prompt, 0):
+                raise ValueError(f"there is no position {entry.position} in prompt {entry.prompt}")
+
+    def ids_of(self, entry: SuperWeight | MassiveActivation) -> tuple[int, ...]:
+        """Token ids of the prompt that an entry was seen on. Raises StudfinderError if they are not known."""
+        if not self.prompts.token_ids:
+            raise StudfinderError(
+                f"the findings of {self.model.id} do not know their prompts' token ids (version 1 did not hold them)",
+                do="Scan it again: studfinder scan MODEL --overwrite",
+            )
+        return self.prompts.token_ids[entry.prompt]
 
     @property
     def proven(self) -> tuple[SuperWeight, ...]:
         """The super weights whose removal was shown to matter."""
         return tuple(w for w in self.super_weights if w.verdict in ("proven", "proven-jointly"))
 
-    def to_frame(self, of: ListName = "super_weights") -> pandas.DataFrame:
-        """One of the four lists as a pandas DataFrame, a row an entry; an effect becomes columns `kl`, `kl_low` and so
-        on. Raises StudfinderError if pandas is not installed, or for another name."""
+    def to_frame(self, of: str = "super_weights") -> pandas.DataFrame:
+        """One of the lists, or of `others`, as a pandas DataFrame, a row an entry; an effect becomes columns `kl`,
+        `kl_low` and so on. Raises StudfinderError if pandas is not installed, or for another name."""
         from studfinder.records.frame import frame_of
 
         return frame_of(self, of)

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from studfinder.errors import StudfinderError
-from studfinder.records.findings import (
-    AttentionSink,
-    Findings,
-    ListName,
-    MassiveActivation,
-    MassiveValue,
-    SuperWeight,
-)
+from studfinder.records.findings import LISTS, Findings
 from studfinder.records.interval import Interval
 
 if TYPE_CHECKING:
     import pandas
 
-_ENTRIES: dict[str, type] = {
-    "super_weights": SuperWeight,
-    "massive_activations": MassiveActivation,
-    "massive_values": MassiveValue,
-    "attention_sinks": AttentionSink,
-}
 
-
-def frame_of(findings: Findings, of: ListName = "super_weights") -> pandas.DataFrame:
+def frame_of(findings: Findings, of: str = "super_weights") -> pandas.DataFrame:
     """One list as a frame with a column a field, also when it is empty."""
-    if of not in _ENTRIES:
-        raise StudfinderError(f"findings have no list {of!r}", expected=", ".join(get_args(ListName)))
+    if of not in LISTS and of not in findings.others:
+        raise StudfinderError(f"findings have no list {of!r}", expected=", ".join([*LISTS, *findings.others]))
     try:
         import pandas
     except ImportError:
         raise StudfinderError("to_frame() needs pandas", do="Install it: pip install studfinder[frames]") from None
+    if of in findings.others:
+        return pandas.DataFrame(findings.others[of])
     rows = [_row(entry) for entry in getattr(findings, of)]
-    names = [field.name for field in dataclasses.fields(_ENTRIES[of]) if field.name != "effect"]
+    names = [field.name for field in dataclasses.fields(LISTS[of]) if field.name != "effect"]
     more = list(dict.fromkeys(name for row in rows for name in row if name not in names))
     return pandas.DataFrame(rows, columns=[*names, *more])
 

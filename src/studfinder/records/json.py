@@ -50,7 +50,8 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
     """Read a record back.
 
     Args:
-        kind: the record's dataclass. If it has `format` and `version` fields they must match its defaults.
+        kind: the record's dataclass. If it has `format` and `version` fields they must match its defaults; a version
+            in its `EARLIER` is read too, as one whose later fields have their defaults.
         text: JSON.
         name: what to call the text in an error.
 
@@ -58,21 +59,25 @@ def from_json(kind: type[Record], text: str | bytes, *, name: str = "this text")
         StudfinderError: not JSON, another format, an unknown version, or missing or unknown fields.
     """
     plain = parse_json(text, object, name=name)
-    expected = {f.name: f.default for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
-    for field, value in expected.items():
+    expected = {f.name: (f.default,) for f in dataclasses.fields(kind) if f.name in ("format", "version")}  # type: ignore[arg-type]
+    for field, values in expected.items():
+        if field == "version":
+            values = (*getattr(kind, "EARLIER", ()), *values)
         found = plain.get(field) if isinstance(plain, dict) else None
-        if found != value or isinstance(found, bool):  # true is no version 1
+        if found not in values or isinstance(found, bool):  # true is no version 1
             raise StudfinderError(
                 f"{name} has {field} {found!r}",
-                expected=f"{value!r}",
+                expected=" or ".join(map(repr, values)),
                 do="Read it with the studfinder version that wrote it, or make it again",
             )
+        plain = {**plain, field: values[-1]}
     try:
         return _adapter(kind).validate_python(plain)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StudfinderError(f"{name} does not fit its format at {where!r}: {first['msg']}") from None
+        at = f" at {where!r}" if where else ""
+        raise StudfinderError(f"{name} does not fit its format{at}: {first['msg']}") from None
 
 
 def read_record(kind: type[Record], path: Path) -> Record:

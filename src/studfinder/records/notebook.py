@@ -16,7 +16,7 @@ def html_of(findings: Findings) -> str:
     counts = (
         f"{len(f.super_weights)} super-weight candidates ({len(f.proven)} proven), "
         f"{len(f.massive_activations)} massive activations, {len(f.massive_values)} massive values, "
-        f"{len(f.attention_sinks)} sinks"
+        f"{len(f.attention_sinks)} sinks" + "".join(f", {len(of)} {escape(name)}" for name, of in f.others.items())
     )
     shown = (f.proven or f.super_weights)[:_ROWS]
     head = "<tr><th>super weight</th><th>value</th><th>token</th><th>KL, nats</th><th>verdict</th></tr>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -61,6 +63,7 @@ class PromptCard:
         tokens: real tokens of each prompt, special tokens included.
         bos: whether each prompt began with the tokenizer's BOS token.
         chat_template: whether a chat template was applied.
+        token_ids: the token ids of each prompt; empty where they are not known (findings of version 1).
     """
 
     id: str
@@ -69,11 +72,35 @@ class PromptCard:
     tokens: tuple[int, ...]
     bos: bool
     chat_template: bool = False
+    token_ids: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, id: str, names: Sequence[str], token_ids: Sequence[Sequence[int]], *, bos: bool) -> PromptCard:
+        """The card of texts whose token ids are known."""
+        return cls(
+            id=id,
+            hash=ids_hash(token_ids),
+            names=tuple(names),
+            tokens=tuple(map(len, token_ids)),
+            bos=bos,
+            token_ids=tuple(map(tuple, token_ids)),
+        )
+
+    def __post_init__(self) -> None:
+        if self.token_ids and tuple(map(len, self.token_ids)) != self.tokens:
+            raise ValueError(f"{self.id}: the token ids are not as many as the tokens")
+        if self.token_ids and ids_hash(self.token_ids) != self.hash:
+            raise ValueError(f"{self.id}: the token ids are not those of the hash {self.hash[:12]}")
 
     @property
     def total(self) -> int:
         """All tokens together."""
         return sum(self.tokens)
+
+
+def ids_hash(token_ids: Sequence[Sequence[int]]) -> str:
+    """SHA-256 of the token ids of some texts, in order."""
+    return hashlib.sha256(repr([list(ids) for ids in token_ids]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

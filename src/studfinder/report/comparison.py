@@ -13,7 +13,11 @@ from studfinder.report.words import dims
 
 def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     """(what is compared, one cell a run)."""
-    return [(name, [cell(findings) for findings in runs]) for name, cell in _ROWS.items()]
+    shown = [(name, [cell(findings) for findings in runs]) for name, cell in _ROWS.items()]
+    for name in dict.fromkeys(name for findings in runs for name in findings.others):
+        cells = [str(len(f.others[name])) if name in f.others else "not looked for" for f in runs]
+        shown.append((name.replace("_", " "), cells))
+    return shown
 
 
 def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Screen | None = None) -> None:

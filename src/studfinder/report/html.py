@@ -18,7 +18,7 @@ from studfinder.report.comparison import rows as comparison_rows
 from studfinder.report.profile import Profile, pack
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
-from studfinder.report.words import count, number, percent, token, verdict_sentence
+from studfinder.report.words import count, number, other_lists, percent, token, verdict_sentence
 from studfinder.visible import visible
 
 _STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
@@ -61,6 +61,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         searched=tables.searched(findings),
         weights=[(weight, as_python(findings, (weight,))) for weight in tables.ranked(findings)],
         activations=tables.activations(findings),
+        others=other_lists(findings),
         python=as_python(findings, findings.proven or findings.super_weights),
         keep=as_keep(folder),
         caveats=caveats(findings),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studfinder.records import Findings, MassiveActivation, SuperWeight
-from studfinder.report.words import number, token
+from studfinder.report.words import number, other_lists, token
 
 _RANK = {"proven": 0, "proven-jointly": 1}
 
@@ -64,7 +64,8 @@ def _span(layers: Iterable[int]) -> str:
 
 def searched(findings: Findings) -> list[Searched]:
     """A row a phenomenon."""
-    return [_weights(findings), _activations(findings), _values(findings), _sinks(findings)]
+    more = [Searched(name, "its detector's own", str(len(entries)), "") for name, entries in other_lists(findings)]
+    return [_weights(findings), _activations(findings), _values(findings), _sinks(findings), *more]
 
 
 def _weights(findings: Findings) -> Searched:

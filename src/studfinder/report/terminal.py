@@ -10,7 +10,7 @@ from rich.text import Text
 
 from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
 from studfinder.report.screen import Screen
-from studfinder.report.words import bidirectional_sentence, count, dims, shorten, token, verdict_sentence
+from studfinder.report.words import bidirectional_sentence, count, dims, other_lists, shorten, token, verdict_sentence
 
 _ROWS = 8
 _STYLE = {"proven": "bold green", "proven-jointly": "green", "inert": "dim", "candidate": "yellow"}
@@ -98,6 +98,9 @@ def _facts(findings: Findings, console: Screen) -> None:
     for summary in findings.summary.massive_values:
         grid.add_row(f"massive values of {summary.tensor[0].upper()}", _values(summary, findings))
     grid.add_row("attention sinks", _sinks(findings))
+    for name, entries in other_lists(findings):
+        first = "; first: " + ", ".join(f"{key} {value}" for key, value in entries[0].items()) if entries else ""
+        grid.add_row(name, count(len(entries), "entry", "entries") + first)
     console.print(grid)
 
 

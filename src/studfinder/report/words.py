@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from studfinder.records import Findings, SuperWeight
 
@@ -57,9 +58,17 @@ def verdict_sentence(findings: Findings) -> str:
     tensors = [s.tensor[0].upper() for s in findings.summary.massive_values if s.entries and s.tensor != "value"]
     if tensors:
         found.append(f"massive values of {' and '.join(tensors)}")
+    for name, entries in other_lists(findings):
+        if entries:
+            found.append(f"{name} ({len(entries):,})")
     if not found:
         return "None of the three was found: no super weight, no massive activation, no massive value of Q or K."
     return "What stands out: " + "; ".join(found) + "."
+
+
+def other_lists(findings: Findings) -> list[tuple[str, tuple[dict[str, Any], ...]]]:
+    """The lists of detectors that nothing here knows by name, as (name in words, entries)."""
+    return [(name.replace("_", " "), entries) for name, entries in findings.others.items()]
 
 
 def brief(weight: SuperWeight) -> str:

@@ -38,6 +38,12 @@ class Batch:
         """Flat indices (b * T + t) of the real tokens; None when all are."""
         return None if self.mask_BT is None else self.mask_BT.flatten().nonzero()[:, 0]
 
+    @property
+    def ids(self) -> dict[int, list[int]]:
+        """The real token ids of each prompt."""
+        rows = zip(self.prompts, self.input_ids_BT.tolist(), self.lengths, strict=True)
+        return {prompt: row[:length] for prompt, row, length in rows}
+
     def where(self, flat_N: torch.Tensor) -> torch.Tensor:
         """(prompt, position) of flat token indices, shape (N, 2)."""
         width = self.input_ids_BT.shape[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from studfinder.detectors import Detector
 from studfinder.sites import BlockOutput, PartOutput
 from studfinder.texts import Batch
 
@@ -27,7 +28,7 @@ class _Mean:
 
 
 @dataclass
-class Moments:
+class Moments(Detector):
     """A detector of the size and the tails of activations. Give it batches of sequences of one length.
 
     Ours, over the residual stream after each block: the infinity norm is the largest |x| over the tokens and channels

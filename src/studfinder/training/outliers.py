@@ -53,19 +53,18 @@ def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
     activations, values, sinks, moments = MassiveActivations(lm), MassiveValues(lm), AttentionSinks(lm), Moments()
     observe(lm, encoded, (activations, values, sinks, moments), batch_size=len(encoded))
     blocks = range(len(lm.anatomy.layers))
-    top = [activations.top(layer, encoded, k=1) for layer in blocks]
+    top = [activations.top(layer, k=1) for layer in blocks]
     largest = [abs(entry[0].value) if entry else 0.0 for entry in top]
     ratios = [entry[0].ratio if entry else 0.0 for entry in top]
     highest = max((entry for layer in top for entry in layer), key=lambda entry: abs(entry.value), default=None)
     found = values.found()
     strengths = {layer: sinks.strength_H(layer) for layer in sorted(sinks.totals)}
-    share = sinks.share()
     summary = {
         "inf_norm": moments.inf_norm,
         "kurtosis": moments.kurtosis,
         "paper_inf_norm": moments.paper_inf_norm,
         "paper_kurtosis": moments.paper_kurtosis,
-        "massive_activations": float(len(activations.found(encoded))),
+        "massive_activations": float(len(activations.found())),
         "top_activation": max(largest),
         **{f"top_{axis}": float(getattr(highest, axis, "nan")) for axis in ("layer", "dim", "position")},
         "top_ratio": max(ratios),
@@ -74,8 +73,8 @@ def look(lm: LM, encoded: Sequence[Sequence[int]]) -> Look:
         "top_query": _top(values, "query"),
         "top_key": _top(values, "key"),
     }
-    if share is not None:
-        summary["sink_share"] = share
+    if sinks.heads:
+        summary["sink_share"] = len(sinks.found()) / sinks.heads
         summary["top_sink"] = max(float(strength.max()) for strength in strengths.values() if strength is not None)
     layers: dict[str, list[Any]] = {
         "inf_norm": [moments.norms[layer].value for layer in blocks],

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from studfinder.models import LM
     from studfinder.quantizers import Method, Scheme
     from studfinder.quantizers.transforms import Transform
+    from studfinder.records import Thresholds
     from studfinder.texts import Text
     from studfinder.training import Task
-    from studfinder.verbs.observation import Thresholds
 
     Given = str | os.PathLike[str]
 

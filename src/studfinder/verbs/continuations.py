@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 
 from studfinder.edits import Edit, Weights, edited, matched_controls, zero
 from studfinder.models import LM
-from studfinder.records import Continuation, SuperWeight
+from studfinder.records import Continuation, Findings, SuperWeight
 from studfinder.sites import check_causal
 from studfinder.texts import Text, encode
 
@@ -18,10 +17,8 @@ PROMPT = "Photosynthesis is the process by which"
 _NEW = 40
 
 
-def continuations(
-    lm: LM, weight: SuperWeight, encoded: Sequence[Sequence[int]], *, bos: bool | None = None
-) -> tuple[Continuation, ...]:
-    """Three greedy continuations of PROMPT, 40 tokens each.
+def continuations(lm: LM, findings: Findings, *, bos: bool | None = None) -> tuple[Continuation, ...]:
+    """Three greedy continuations of PROMPT, 40 tokens each: the weight is the first super weight.
 
     The control is drawn (fixed seed) from the ten weights of the same matrix that are nearest in |w|.
 
@@ -30,7 +27,8 @@ def continuations(
     """
     check_causal(lm, "continuations")
     ids = encode(lm, [Text("continuation", PROMPT)], bos=bos)[0][0]
-    nearest = matched_controls(lm, weight, encoded[weight.prompt])[:10]
+    weight = findings.super_weights[0]
+    nearest = matched_controls(lm, weight, findings)[:10]
     control = random.Random(0).choice(nearest)
     cases: list[tuple[str, tuple[Edit, ...]]] = [
         ("clean", ()),

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from studfinder.detectors import observe
-from studfinder.detectors.attention_sinks import AttentionSinks
+from studfinder.detectors import Detector, every_detector, observe
 from studfinder.detectors.iterative import iterative_search
-from studfinder.detectors.massive_activations import MassiveActivations
-from studfinder.detectors.massive_values import MassiveValues
 from studfinder.detectors.published import published_for
-from studfinder.detectors.super_weights import SuperWeights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.prove import prove as prove_candidates
-from studfinder.records import Findings, ModelCard, PromptCard, RunCard, read_record, to_json
+from studfinder.records import (
+    Findings,
+    ModelCard,
+    PromptCard,
+    RunCard,
+    Summary,
+    Thresholds,
+    read_record,
+    to_json,
+    to_plain,
+)
 from studfinder.records.config import identity, takes
+from studfinder.records.findings import LISTS
 from studfinder.runs import SCORING, Run, key_of, now, run_of, versions, write_bytes, write_text
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
@@ -31,7 +37,6 @@ from studfinder.texts.prompts import DEFAULT_PROMPTS, read_prompts
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.continuations import PROMPT, continuations
 from studfinder.verbs.load import load_as
-from studfinder.verbs.observation import Observation, Thresholds, findings_of, profile_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,6 @@ class ScanPlan:
     lm: LM
     model: ModelCard
     prompts: PromptCard
-    encoded: list[list[int]]
     thresholds: Thresholds
     prove: bool
     config: ScanConfig
@@ -64,13 +68,8 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
     hash_of = hash_of or (content_hash if isinstance(model, LM) else cached_content_hash)
     lm = load_as(model, config)
     encoded, begins = encode(lm, texts, bos=config.bos)
-    prompts = PromptCard(
-        id=DEFAULT_PROMPTS if config.prompts is None and not config.prompt else "given",
-        hash=hashlib.sha256(repr(encoded).encode()).hexdigest(),
-        names=tuple(text.name for text in texts),
-        tokens=tuple(len(ids) for ids in encoded),
-        bos=begins,
-    )
+    source = DEFAULT_PROMPTS if config.prompts is None and not config.prompt else "given"
+    prompts = PromptCard.of(source, [text.name for text in texts], encoded, bos=begins)
     card = model_card(lm, hash_of(lm), config.train_length)
     prove = config.prove and not bidirectional(lm)  # a proof is a likelihood, which such a model has not
     settings = {
@@ -88,7 +87,7 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
         **{f"threshold_{name}": value for name, value in vars(thresholds).items()},
         "scoring": SCORING,
     }
-    return ScanPlan(lm, card, prompts, encoded, thresholds, prove, config, settings)
+    return ScanPlan(lm, card, prompts, thresholds, prove, config, settings)
 
 
 @takes(ScanConfig)
@@ -123,12 +122,12 @@ def run_scan(
         return _scanned(plan, command)[0], None
     run = scan_run(plan, root)
     found = None if config.overwrite else run.finished()
-    if found is not None:
-        return read_record(Findings, found / run.result), found
+    if found is not None:  # the key says that these are its prompts; findings of version 1 do not know their ids
+        return replace(read_record(Findings, found / run.result), prompts=plan.prompts), found
     # The folder is claimed first, so that a mistake in --out costs no time.
     with run.work(overwrite=config.overwrite, sources=[plan.lm.source.folder]) as work:
-        findings, seen = _scanned(plan, command)
-        _write(work.path, run.path, findings, profile_of(seen, plan.model.train_length))
+        findings, profile = _scanned(plan, command)
+        _write(work.path, run.path, findings, profile)
     return findings, run.path
 
 
@@ -139,67 +138,70 @@ def scan_run(plan: ScanPlan, root: Path = Path("runs")) -> Run:
     return run_of("scan", plan.model.id, plan.settings, result="findings.json", out=out, root=root, before=before)
 
 
-def _scanned(plan: ScanPlan, command: str) -> tuple[Findings, Observation]:
+def _scanned(plan: ScanPlan, command: str) -> tuple[Findings, dict[str, torch.Tensor]]:
+    """The findings, and the arrays for profile.safetensors."""
     started, clock = now(), time.monotonic()
-    observation = observe_model(plan)
-    tested = _tested(plan, observation)
-    run = RunCard(
-        verb="scan",
-        key=key_of(plan.settings),
-        settings=plan.settings,
-        command=command,
-        started=started,
-        seconds=time.monotonic() - clock,
-        device=str(plan.lm.device),
-        versions=versions(),
-    )
-    found = findings_of(observation, model=plan.model, prompts=plan.prompts, thresholds=plan.thresholds, run=run)
-    return replace(found, **tested), observation
-
-
-def _tested(plan: ScanPlan, seen: Observation) -> dict[str, Any]:
-    """The super weights with their verdicts, how they were reached, the continuations and the published coordinates."""
     progress, bos = plan.config.progress, plan.config.bos
-    weights = seen.super_weights.found(plan.encoded)
+    detectors, finite = observe_model(plan)
+    lists: dict[str, Sequence[Any]] = {name: detector.found() for name, detector in detectors.items()}
     if plan.config.iterative:
 
         def rounds(number: int) -> None:
             progress("the paper's loop", number, number)
 
-        weights = iterative_search(plan.lm, plan.encoded, progress=rounds)
-    fields: dict[str, Any] = {"super_weights": weights, "published": published_for(plan.model, weights)}
-    if not plan.prove:
-        return fields
-    proved, proof = prove_candidates(plan.lm, weights, plan.encoded, bos=bos, progress=progress)
-    fields.update(super_weights=proved, proof=proof, published=published_for(plan.model, proved))
-    if proof.tested:
-        fields["continuation_prompt"] = PROMPT
-        fields["continuations"] = continuations(plan.lm, proved[0], plan.encoded, bos=bos)
-    return fields
-
-
-def observe_model(plan: ScanPlan) -> Observation:
-    """One forward pass over the prompts with every detector reading."""
-    lm, at, progress = plan.lm, plan.thresholds, plan.config.progress
-    observation = Observation(
-        lm,
-        plan.encoded,
-        SuperWeights(lm, min_score=at.score, min_share=at.share),
-        MassiveActivations(lm, absolute=at.activation, relative=at.activation_ratio),
-        MassiveValues(lm, lam=at.lam),
-        AttentionSinks(lm, threshold=at.sink, tokens=at.sink_tokens),
+        lists["super_weights"] = iterative_search(plan.lm, plan.prompts.token_ids, progress=rounds)
+    summary: dict[str, Any] = {}
+    for detector in detectors.values():
+        summary |= detector.summary(plan.model)
+    findings = Findings(
+        model=plan.model,
+        run=RunCard(
+            verb="scan",
+            key=key_of(plan.settings),
+            settings=plan.settings,
+            command=command,
+            started=started,
+            device=str(plan.lm.device),
+            versions=versions(),
+        ),
+        prompts=plan.prompts,
+        summary=Summary(
+            thresholds={name: float(value) for name, value in vars(plan.thresholds).items()},
+            bidirectional=bidirectional(plan.lm),
+            **summary,
+        ),
+        nonfinite=(
+            *(site for detector in detectors.values() for site in detector.nonfinite()),
+            *(() if finite else ("logits",)),
+        ),
+        others={name: tuple(map(to_plain, entries)) for name, entries in lists.items() if name not in LISTS},
+        **{name: tuple(entries) for name, entries in lists.items() if name in LISTS},  # type: ignore[arg-type]
     )
-    done = 0
+    if plan.prove:
+        findings = prove_candidates(plan.lm, findings, bos=bos, progress=progress)
+        if findings.super_weights:
+            said = continuations(plan.lm, findings, bos=bos)
+            findings = replace(findings, continuation_prompt=PROMPT, continuations=said)
+    profile = {name: array for detector in detectors.values() for name, array in detector.profile(plan.model).items()}
+    return replace(
+        findings,
+        published=published_for(plan.model, findings.super_weights),
+        run=replace(findings.run, seconds=time.monotonic() - clock),
+    ), {name: array.contiguous() for name, array in profile.items()}
+
+
+def observe_model(plan: ScanPlan) -> tuple[dict[str, Detector], bool]:
+    """One forward pass over the prompts with every detector reading; returns them, and whether all logits were
+    finite."""
+    detectors, done = every_detector(plan.lm, plan.thresholds), 0
 
     def advance(prompts: int) -> None:
         nonlocal done
         done += prompts
-        progress("observing", done, len(plan.encoded))
+        plan.config.progress("observing", done, len(plan.prompts.token_ids))
 
-    observation.finite_logits = observe(
-        lm, plan.encoded, observation.detectors, batch_size=plan.config.batch_size, progress=advance
-    )
-    return observation
+    ids, size = plan.prompts.token_ids, plan.config.batch_size
+    return detectors, observe(plan.lm, ids, detectors.values(), batch_size=size, progress=advance)
 
 
 def _write(folder: Path, place: Path, findings: Findings, profile: dict[str, torch.Tensor]) -> None:
