@@ -76,7 +76,7 @@ def test_what_a_verb_does_not_take_is_named_with_what_is_near():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"kind": "blak"}, "there is no kind 'blak'; expected black"),
+        ({"kind": "blak"}, "kind 'blak' is unknown; expected black"),
         ({"kind": "white"}, "expected green, black"),
         ({"cups": 0}, "--cups 0; expected 1 or more"),
         ({"cups": 2.5}, "--cups 2.5; expected a whole number"),

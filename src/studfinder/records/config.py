@@ -38,7 +38,7 @@ from typing import (
     overload,
 )
 
-from studfinder.errors import StudfinderError, unknown
+from studfinder.errors import StudfinderError, near, unknown
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -101,7 +101,7 @@ class Setting:
     @property
     def said(self) -> str:
         """What it is called in an error."""
-        return f"{self.name}=" if self.option.line is False else f"{self.flag} "
+        return f"{self.flag} " if self.option.help and self.option.line is not False else f"{self.name}="
 
     def checked(self, value: Any) -> Any:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
@@ -115,7 +115,7 @@ class Setting:
 
     def parsed(self, text: str) -> Any:
         """What a text says. Raises StudfinderError for what it does not take."""
-        if self.optional and text == "none":
+        if self.optional and text.lower() == "none":
             return None
         parts = [part.strip() for part in text.split(",") if part.strip()] if self.many else [text]
         values = tuple(self._read(part) for part in parts)
@@ -129,7 +129,7 @@ class Setting:
     def _read(self, text: str) -> Any:
         try:
             if self.kind is bool:
-                return {"true": True, "false": False}[text]
+                return {"true": True, "false": False}[text.lower()]
             if self.kind is float and self.many and text.lstrip("-").isdecimal():
                 return int(text)
             return self.kind(text) if self.kind in (int, float, Path) else text
@@ -141,7 +141,8 @@ class Setting:
             return value
         if self.choices:
             if value not in self.choices:
-                raise unknown(f"there is no {self.name.replace('_', ' ')}", value, self.choices)
+                expected = near(value, self.choices)
+                raise StudfinderError(f"{self.name} {str(value)[:40]!r} is unknown", expected=expected)
             return value
         if self.kind is Path and isinstance(value, str | Path):
             return Path(value)
@@ -206,7 +207,7 @@ def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     optional = many = False
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        optional, hint = len(parts) < len(get_args(hint)), parts[0]
+        optional, hint = len(parts) < len(get_args(hint)), parts[0] if len(parts) == 1 else Any
     if get_origin(hint) in (list, tuple, Sequence):
         many, hint = True, get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
@@ -226,6 +227,7 @@ def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapp
 
 
 Settings = TypeVar("Settings", bound=Config)
+Record = TypeVar("Record")
 
 
 def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the config") -> Settings:
@@ -234,15 +236,22 @@ def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the conf
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    settings = {setting.name: setting for setting in settings_of(config)}
-    values = {}
-    for one, value in changes.items():
-        if value is None:
-            continue
-        if one not in settings:
-            raise unknown(f"{name} has no setting", one, settings)
-        values[one] = settings[one].parsed(value) if isinstance(value, str) else value
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    given = {one: value for one, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **_read(settings_of(config), given, name))  # type: ignore[type-var]
+
+
+def worded(kind: Callable[..., Record], text: str, name: str) -> Record:
+    """A record of a line such as "kind=linear,pi_init=0.25". Raises as `replaced`, and what the record refuses."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    return kind(**_read(described(kind), {one: value for one, _, value in pairs}, name))
+
+
+def _read(settings: Sequence[Setting], given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    known = {setting.name: setting for setting in settings}
+    for one in given:
+        if one not in known:
+            raise unknown(f"{name} has no setting", one, known)
+    return {one: known[one].parsed(v) if isinstance(v, str) else v for one, v in given.items()}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -273,9 +282,6 @@ class Maker(Protocol, Generic[Kind, Fields, Made]):
     def __call__(self, config: Kind, /) -> Made: ...
     @overload
     def __call__(self, *args: Fields.args, **fields: Fields.kwargs) -> Made: ...
-
-
-Record = TypeVar("Record")
 
 
 def takes(
