@@ -14,7 +14,7 @@ import studfinder as sf
 from checkpoints import PROMPT, checkpoint
 from faced import parsed
 from scanned import findings_for
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.records import to_json
@@ -130,7 +130,7 @@ def test_options_make_the_record():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_field_of_a_verb_is_an_option_with_a_word_of_help(kind, capsys):
     verb = kind.__name__.removesuffix("Config").lower()
-    assert run([verb, "--help"]) == 0
+    assert run_cli([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     for setting in described(kind):
         assert setting.option.help, setting.name
@@ -229,7 +229,7 @@ def test_a_dry_run_of_quantize_tells_the_truth(asked, tmp_path, capsys):
     calibration = {"calibration": str(tmp_path / "t.txt"), "samples": 2, "length": 16}
     options = {**asked, **calibration, "out": str(tmp_path / "out"), "verify": False}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "verify"]
-    assert run(["quantize", str(source), *words, "--dry-run"]) == 0
+    assert run_cli(["quantize", str(source), *words, "--dry-run"]) == 0
     said = capsys.readouterr().out
     done = run_quantize(plan_quantize(str(source), QuantizeConfig(**options)))
     if "auto" in asked:

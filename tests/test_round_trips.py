@@ -14,10 +14,9 @@ from scanned import a_scan
 from studfinder.attention import VARIANTS
 from studfinder.attention.variant import variant_from
 from studfinder.edits import EditList, parse_edits
-from studfinder.experiments import REGISTRY as EXPERIMENTS
-from studfinder.experiments import experiment_named, plan_experiment
+from studfinder.experiments import EXPERIMENTS, experiment_named, plan_experiment
 from studfinder.experiments.run import recorded
-from studfinder.measures import REGISTRY as MEASURES
+from studfinder.measures import MEASURES
 from studfinder.measures.tasks import TASKS
 from studfinder.quantizers import METHODS, SCHEMES, method_class
 from studfinder.quantizers.card import card

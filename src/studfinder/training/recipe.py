@@ -11,7 +11,7 @@ from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Config):
+class TrainingRecipe(Config):
     """Optimisation, with AdamW.
 
     Attributes:

@@ -12,7 +12,7 @@ import numpy as np
 from studfinder.errors import StudfinderError, unknown
 from studfinder.records.config import Config, worded
 
-TASKS = {
+TOY_TASKS = {
     "induction": "studfinder.training.tasks.induction:Induction",
     "n-gram": "studfinder.training.tasks.n_gram:NGram",
     "hop-k": "studfinder.training.tasks.hop:HopK",
@@ -42,7 +42,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Config):
+class ToyTask(Config):
     """Base of all tasks.
 
     Attributes:
@@ -71,16 +71,16 @@ class Task(Config):
         return {"task": self.name, **dataclasses.asdict(self)}
 
 
-def task_from(text: str) -> Task:
+def task_from(text: str) -> ToyTask:
     """A task from its name and settings, e.g. "induction" or "induction:length=64,vocabulary=256".
 
     Raises:
         StudfinderError: there is no such task or setting.
     """
     name, _, rest = text.partition(":")
-    if name not in TASKS:
-        raise unknown("there is no task", name, TASKS)
-    module, _, attribute = TASKS[name].partition(":")
+    if name not in TOY_TASKS:
+        raise unknown("there is no task", name, TOY_TASKS)
+    module, _, attribute = TOY_TASKS[name].partition(":")
     return worded(getattr(import_module(module), attribute), rest, f"task {name}")
 
 
