@@ -80,7 +80,9 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
         measure_named(name)
     lm = load_as(model, config)
     edits = edits_of(lm, config.edits) if config.edits else ()
-    against = None if config.against is None else load_as(config.against, config)
+    against = config.against
+    if against is not None and not isinstance(against, LM):
+        against = load_as(against, config)
     for one in (lm, against):
         if one is not None:
             check_causal(one, "measures")
