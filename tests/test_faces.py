@@ -279,3 +279,22 @@ def test_one_selection_for_all(tmp_path):
     assert selected(tmp_path) == selected(findings) == Selection(findings)
     with pytest.raises(StudfinderError, match="there is no selection of findings 'provn'; expected proven"):
         selected(f"{tmp_path}#provn")
+
+
+def test_an_experiments_own_settings_are_options_and_shown(capsys):
+    words = ["experiment", "super-weight/scaling"]
+    assert run_cli([*words, "--factors", "0,1.5", "--limit=7", "--dry-run", "--text=proof"]) == 0
+    said = capsys.readouterr().out
+    assert "limit=7" in said
+    assert "factors=[0, 1.5]" in said
+    assert "text=proof" in said
+    assert run_cli([*words, "--help"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if "--factors" in line]
+    assert ["--factors", "[default:", "0,0.2,0.5,0.8,1.2,1.5,2,3]"] in shown
+    for mistake, told in (
+        (["--factor", "1"], "super-weight/scaling has no setting 'factor'; expected factors"),
+        (["--factors", "much"], "factors=much; expected a number"),
+        (["--windows"], "'--windows' is not understood"),
+    ):
+        assert run_cli([*words, *mistake, "--dry-run"]) == 2
+        assert told in capsys.readouterr().err
