@@ -1,0 +1,121 @@
+"""What a room shows to strangers: its functions refuse wrong types in one line, its records print as one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import os
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from studfinder.errors import StudfinderError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_FROM = {"LM": "sf.load(...) gives an LM", "Findings": "sf.scan(...) gives findings, and sf.read(path) reads them"}
+
+
+def public(room: dict[str, Any]) -> None:
+    """Called once at the end of a room, with its `globals()`; what is in its `__all__` is public."""
+    for name in room["__all__"]:
+        one = room[name]
+        if isinstance(one, types.FunctionType):
+            room[name] = checked(one)
+        elif isinstance(one, type) and dataclasses.is_dataclass(one):
+            one.__init__ = checked(one.__init__, name)  # type: ignore[misc]
+            if one.__dataclass_params__.repr:  # type: ignore[attr-defined]
+                one.__repr__ = brief  # type: ignore[assignment]
+
+
+def brief(record: Any) -> str:
+    """A record in one line: what differs from the defaults, and of what is long only its size and a hash, so that
+    different records never look alike."""
+    said = []
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        text = repr(value)
+        if text != repr(default):
+            if len(text) > 80:
+                size = f"{len(value):,} in " if isinstance(value, Sized) else ""
+                text = f"<{size}{type(value).__name__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+            said.append(f"{one.name}={text}")
+    return f"{type(record).__name__}({', '.join(said)})"
+
+
+def checked(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """The function, which refuses what its annotations do not take.
+
+    Python itself says which arguments are missing or too many.
+    """
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        if not hints:
+            hints.update({one.name: _hint(function, one.annotation) for one in signature.parameters.values()})
+        for parameter, value in signature.bind(*given, **named).arguments.items():
+            kind = signature.parameters[parameter].kind
+            several = value if kind is inspect.Parameter.VAR_POSITIONAL else (value,)
+            for one in () if kind is inspect.Parameter.VAR_KEYWORD else several:
+                if not takes(hints[parameter], one):
+                    raise _refused(name or function.__name__, parameter, one, hints[parameter])
+        return function(*given, **named)
+
+    return called
+
+
+def _hint(function: Callable[..., Any], annotation: Any) -> Any:
+    place = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return get_type_hints(place, vars(sys.modules[function.__module__]))["it"]
+    except (NameError, TypeError, KeyError):  # what is imported for type checkers only
+        return Any
+
+
+def takes(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type, as far as that can be seen without going through all of it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(takes(one, value) for one in inner)
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if origin is Literal:
+        return any(type(value) is type(one) for one in inner)  # which of them is the function's own to say
+    if hint in (int, float):
+        method = "__index__" if hint is int else "__float__"
+        return hasattr(value, method) and not isinstance(value, bool) or hint is float and takes(int, value)
+    if origin is not None and isinstance(value, str | bytes) and origin is not type and issubclass(origin, Iterable):
+        return False  # one where several are meant
+    if origin is Sequence or origin is tuple:
+        return isinstance(value, Sized) and hasattr(value, "__getitem__") and not isinstance(value, Mapping)
+    kind = origin or hint
+    try:
+        return not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+def _refused(function: str, parameter: str, value: Any, hint: Any) -> StudfinderError:
+    plain = value is None or isinstance(value, bool | int | float | str | os.PathLike)
+    shown = repr(value)[:60] if plain else f"of type {type(value).__name__}"
+    words = _words(hint)
+    do = next((said for name, said in _FROM.items() if name in words), None)
+    return StudfinderError(f"{function}: {parameter} is {shown}", expected=" or ".join(words), do=do)
+
+
+def _words(hint: Any) -> list[str]:
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return list(dict.fromkeys(word for one in inner for word in _words(one)))
+    if get_origin(hint) is Literal:
+        return list(map(repr, inner))
+    if get_origin(hint) is not None:
+        several = f" of {_words(inner[0])[0]}s" if False else ""
+        return [f"a {get_origin(hint).__name__.lower()}{several}"]
+    return ["None" if hint is types.NoneType else _WORDS.get(hint, getattr(hint, "__name__", str(hint)))]
