@@ -78,7 +78,7 @@ def fastest(make, requests, method):
 
 def choice(lm, name, items, rounds):
     """A multiple choice task: questions a second, and how far the two sides' log-probabilities are apart."""
-    built = harness.build(name, TASKS[name])
+    built = harness.build_task(name, TASKS[name])
     picked = sorted(np.random.default_rng(0).choice(built.size, min(items, built.size), replace=False).tolist())
     harness.requests_hash(built, picked)
     requests = built.harness.instances

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 import studfinder as sf
 from studfinder.models import load
 from studfinder.quantizers import RTN, Scheme, calibration_windows, quantized
-from studfinder.quantizers.activations import Activations, rounded_inputs
+from studfinder.quantizers.activations import ActivationScheme, rounded_inputs
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.awq import AWQ
 from studfinder.quantizers.gptq import GPTQ
@@ -77,7 +77,7 @@ def errors(lm: sf.LM, method: RTN | SmoothQuant, changed: dict[str, torch.Tensor
         old = {n: p.detach().clone() for n, p in lm.model.named_parameters() if n.startswith(path + ".")}
         write(lm, {name: changed[name] for name in old})
         if isinstance(method, SmoothQuant):
-            with rounded_inputs(lm, Activations(), targets(lm)):
+            with rounded_inputs(lm, ActivationScheme(), targets(lm)):
                 after = block.run()
         else:
             after = block.run()

@@ -18,24 +18,24 @@ import torch
 from transformers import get_constant_schedule_with_warmup
 
 from studfinder.attention import parameter_groups
-from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, task_from
+from studfinder.training import ModelShape, Outliers, TaskSource, TrainingRecipe, build_model, fit, task_from
 from studfinder.training.estimate import faster_precision
-from studfinder.training.streams import Rows, collate
+from studfinder.training.streams import SequenceRows, collate
 
 TASK = "induction:vocabulary=256,length=64"
 
 
 def model(hidden: int):
-    return build(Shape(layers=2, hidden=hidden, heads=4), [], vocabulary=256, length=64, seed=0)
+    return build_model(ModelShape(layers=2, hidden=hidden, heads=4), [], vocabulary=256, length=64, seed=0)
 
 
-def plain(hidden: int, source: TaskSource, recipe: Recipe) -> float:
+def plain(hidden: int, source: TaskSource, recipe: TrainingRecipe) -> float:
     """Seconds of CPU time a step of an ordinary loop."""
     live = model(hidden).train()
     groups = parameter_groups(live, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
     schedule = get_constant_schedule_with_warmup(optimizer, recipe.warmup)
-    rows = Rows(source, "train", 0, recipe.steps * recipe.batch)
+    rows = SequenceRows(source, "train", 0, recipe.steps * recipe.batch)
     begun = 0.0
     for step in range(recipe.steps):
         if step == recipe.steps // 4:
@@ -70,7 +70,7 @@ class Clock:
         self.callback = Callback()
 
 
-def ours(hidden: int, source: TaskSource, recipe: Recipe) -> float:
+def ours(hidden: int, source: TaskSource, recipe: TrainingRecipe) -> float:
     """The same through `fit`, without evaluations."""
     clock = Clock(recipe.steps)
     fit(model(hidden), source, recipe, callbacks=[clock.callback])
@@ -110,7 +110,9 @@ def main() -> None:
     found = {}
     for hidden in options.hidden:
         recipes = {
-            name: Recipe(steps=options.steps, batch=options.batch, look_every=options.steps, test=8, precision=name)
+            name: TrainingRecipe(
+                steps=options.steps, batch=options.batch, look_every=options.steps, test=8, precision=name
+            )
             for name in ("fp32", "bf16")
         }
         rounds: dict[str, list[float]] = {"tokens/s over plain loop": [], "callback share": [], "bf16 over fp32": []}

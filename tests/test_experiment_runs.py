@@ -13,7 +13,7 @@ import torch
 from proving import provable
 from rerun import interrupted
 from studfinder.experiments.experiment import Experiment, Outcome
-from studfinder.experiments.run import Plan, run_experiment
+from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.experiments.weights import scan_of
 from studfinder.models import load
 from studfinder.records import Table
@@ -33,7 +33,7 @@ def lm():
     return provable("llama", planted=True)[0]
 
 
-def plan(calls: list[str], *, scan: bool = False) -> Plan:
+def plan(calls: list[str], *, scan: bool = False) -> ExperimentPlan:
     """An experiment of two steps on one model."""
 
     def run(bench):
@@ -45,7 +45,7 @@ def plan(calls: list[str], *, scan: bool = False) -> Plan:
 
     entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": {}})
     module: Any = SimpleNamespace(EXPERIMENT=entry, run=run, draw=lambda result, width: {})
-    return Plan(module, entry, ("m",), {"seed": 0})
+    return ExperimentPlan(module, entry, ("m",), {"seed": 0})
 
 
 def test_a_scan_that_an_experiment_needs_goes_where_out_says(here, lm):

@@ -19,9 +19,9 @@ from studfinder.records import Findings, Scorecard, Thresholds, from_json, read_
 from studfinder.records.findings import LISTS
 from studfinder.runs import write_text
 from studfinder.sites import capture
+from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.continuations import continuations
 from studfinder.verbs.report import report
-from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan
 
 VERSION_1 = Path(__file__).parent / "data" / "version1"

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from checkpoints import checkpoint
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.models.adapters import adapter_at, without_adapter
 from studfinder.models.beside import carry
 from studfinder.models.files import check_folder, held_in, weights_of
-from studfinder.models.inside import distinct, inside, leads_in, linked, outward, plain_name
+from studfinder.models.inside import check_distinct, inside, leads_in, linked, outward, plain_name
 from studfinder.models.lm import Source
 from studfinder.quantizers.source import stored_files
 from studfinder.runs import check_place
@@ -141,10 +141,10 @@ def test_every_outward_name_is_refused(name):
 def test_names_that_differ_in_case_only_are_one(names):
     folded = {name.casefold().replace("e\u0301", "é") for name in set(names)}
     if len(folded) == len(set(names)):
-        distinct(names, "an index")
+        check_distinct(names, "an index")
     else:
         with pytest.raises(StudfinderError, match="hold for one"):
-            distinct(names, "an index")
+            check_distinct(names, "an index")
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +376,7 @@ def test_files_of_a_strangers_folder_do_not_take_our_places(home, tmp_path):
     for name in ("run.json", "steps.jsonl", "studfinder.json", "studfinder-files.json", "README.md", "Config.json"):
         (home / name).write_text('{"theirs": 1}')
     (home / "Run.JSON").write_text("theirs")
-    assert run(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
+    assert run_cli(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
     assert not any("theirs" in path.read_text("latin-1") for path in (tmp_path / "out").iterdir())
 
 
@@ -395,7 +395,7 @@ def test_a_shard_with_the_longest_name_is_quantised(home, tmp_path):
     (home / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": 1}, "weight_map": weights})
     )
-    assert run(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
+    assert run_cli(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / name).is_file()
 
 
@@ -509,7 +509,7 @@ def test_safetensors_are_read_whatever_pickles_lie_beside(home, tmp_path, seed):
         (home / name).write_bytes(pickle.dumps(Runs(tmp_path / "it-ran")))
     check_folder(home, allow_pickle=False)
     assert weights_of(home).files == SAFE
-    assert run(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
+    assert run_cli(["quantize", str(home), "--out", str(tmp_path / "out")]) == 0
     assert not (tmp_path / "it-ran").exists()
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 

@@ -26,7 +26,7 @@ import torch
 
 from proving import provable
 from studfinder.experiments.experiment import Experiment, Outcome
-from studfinder.experiments.run import Plan, run_experiment
+from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.records import Table
 from studfinder.runs import kind_of
 from studfinder.verbs.measure import measure
@@ -63,7 +63,7 @@ def verbs(tmp_path_factory) -> dict[str, Callable[[Path, bool], Any]]:
     }
 
 
-def _plan() -> Plan:
+def _plan() -> ExperimentPlan:
     """An experiment of three steps that leaves a file of its own."""
 
     def run(bench):
@@ -73,7 +73,7 @@ def _plan() -> Plan:
 
     entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": {}}, trains=True)
     module: Any = SimpleNamespace(EXPERIMENT=entry, run=run, draw=lambda result, width: {})
-    return Plan(module, entry, (), {"seed": 0})
+    return ExperimentPlan(module, entry, (), {"seed": 0})
 
 
 def forked(call: Callable, place: Path, *more: Any, kill: tuple[str, int] | None = None) -> tuple[int, Counter]:

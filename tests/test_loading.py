@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import PROMPT, checkpoint
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, check_checkpoint, content_hash, load, model_card, pretrained
 from studfinder.models.loading import Judgement
@@ -236,7 +236,7 @@ def test_random_numbers_are_allowed_by_flag_recorded_and_hashed_as_they_are(tmp_
     card = model_card(fills[0], "x")
     assert gone in card.allowed_missing[0]
     assert "but random" in card.allowed_missing[0]
-    assert run(["scan", str(folder), "--allow-missing", "--no-prove", "--prompt", PROMPT, "--out", "run"]) == 0
+    assert run_cli(["scan", str(folder), "--allow-missing", "--no-prove", "--prompt", PROMPT, "--out", "run"]) == 0
     assert gone in json.loads((tmp_path / "run" / "findings.json").read_text())["model"]["allowed_missing"][0]
 
 

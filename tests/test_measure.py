@@ -7,7 +7,7 @@ import pytest
 from proving import provable
 from studfinder.edits import Weights, zero
 from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
-from studfinder.measures import REGISTRY, Measure, scored
+from studfinder.measures import MEASURES, Measure, scored
 from studfinder.models import load
 from studfinder.verbs.measure import measure, read_card, write_cards
 
@@ -57,8 +57,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(lm, tmp_path, monkeypatch):
     def broken(lm, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(REGISTRY, "counted", Measure("context", "test_measure:_counted", ""))
-    monkeypatch.setitem(REGISTRY, "broken", Measure("context", "test_measure:_broken", ""))
+    monkeypatch.setitem(MEASURES, "counted", Measure("context", "test_measure:_counted", ""))
+    monkeypatch.setitem(MEASURES, "broken", Measure("context", "test_measure:_broken", ""))
     monkeypatch.setitem(globals(), "_counted", counted)
     monkeypatch.setitem(globals(), "_broken", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def test_one_measure_that_cannot_run_is_a_line_and_not_the_end(lm, monkeypatch):
         raise kind("its data is not here")
 
     kind = NotApplicable
-    monkeypatch.setitem(REGISTRY, "broken", Measure("context", "test_measure:_broken", ""))
+    monkeypatch.setitem(MEASURES, "broken", Measure("context", "test_measure:_broken", ""))
     monkeypatch.setitem(globals(), "_broken", broken)
     card = measure(model, ["perplexity", "broken"], limit=2)
     assert card.measured[1].score is None
@@ -107,7 +107,7 @@ def test_a_difficulty_is_chosen_once_and_used_before_and_after(lm, monkeypatch):
 
     entry = Measure("context", "test_measure:_asked", "", "how many", "test_measure:_choose")
     for name in ("one", "other"):
-        monkeypatch.setitem(REGISTRY, name, entry)
+        monkeypatch.setitem(MEASURES, name, entry)
     monkeypatch.setitem(globals(), "_choose", choose)
     monkeypatch.setitem(globals(), "_asked", asked)
     measure(model, ["one", "other"], edits=edits)

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from studfinder.errors import StudfinderError
-from studfinder.measures import REGISTRY, choices, compare, induction, knowledge_conflict, measure_named, scored
+from studfinder.measures import MEASURES, choices, compare, induction, knowledge_conflict, measure_named, scored
 from studfinder.measures.choices import Question, multiple_choice
-from studfinder.measures.facts import draw, facts, others
+from studfinder.measures.facts import draw_facts, facts, wrong_answers
 from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import Likelihood
 from studfinder.measures.matched_facts import (
@@ -24,7 +24,7 @@ from studfinder.measures.matched_facts import (
     facts_in_context,
     facts_parametric_matched,
 )
-from studfinder.measures.repetition import distinct, loops
+from studfinder.measures.repetition import distinct_share, loops
 from studfinder.models import load
 from studfinder.texts import encode_pairs, filler, nonce_names, relations
 from tiny import tiny, tokenizer
@@ -75,7 +75,7 @@ SMALL = {
 
 def test_every_measure_is_tested_here():
     assert {name.partition(":")[0] for name in SMALL} | {"perplexity"} >= {
-        name for name, entry in REGISTRY.items() if "tasks" not in entry.place
+        name for name, entry in MEASURES.items() if "tasks" not in entry.place
     }
 
 
@@ -346,8 +346,8 @@ def test_sequences_begin_with_bos_where_the_tokenizer_sets_it():
 
 
 def test_distinct_and_loops():
-    assert distinct([1, 1, 1, 1, 1], 2) == 1 / 4
-    assert distinct([1, 2, 3, 4], 2) == 1
+    assert distinct_share([1, 1, 1, 1, 1], 2) == 1 / 4
+    assert distinct_share([1, 2, 3, 4], 2) == 1
     assert loops([9, 8, 1, 2, 1, 2, 1, 2])
     assert loops([5, 7, 7, 7])
     assert not loops([1, 2, 1, 2])
@@ -373,10 +373,10 @@ def test_greedy_overrules_the_checkpoints_sampling_and_can_forbid_the_end(lm, mo
 
 
 def test_wrong_answers_are_never_right_for_the_subject():
-    for fact, generator in draw(relations()[1], 1000, 0):
+    for fact, generator in draw_facts(relations()[1], 1000, 0):
         right = fact.relation.objects_of(fact.subject)
-        assert not right & set(others(fact, 7, generator))
-        assert len(others(fact, 7, generator)) == 7
+        assert not right & set(wrong_answers(fact, 7, generator))
+        assert len(wrong_answers(fact, 7, generator)) == 7
 
 
 def test_every_wording_names_its_subject_once_and_facts_differ():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from checkpoints import PROMPT, checkpoint
 from outside import DOCUMENTS, IRREGULAR, NUMBERS, put, quick_and_deep
 from studfinder.cli import app
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError, WriteFailed, known
 from studfinder.records.outside import irregular, parse_json, read_text, whole_number
 
@@ -32,8 +32,10 @@ def good(tmp_path_factory):
 def scanned(good, tmp_path_factory):
     """A finished scan and a finished measurement, with their folders."""
     folder = tmp_path_factory.mktemp("runs")
-    assert run(["scan", str(good), *SCAN, "--out", str(folder / "scan")]) == 0
-    assert run(["measure", str(good), "--measures", "perplexity", "--limit", "2", "--out", str(folder / "card")]) == 0
+    assert run_cli(["scan", str(good), *SCAN, "--out", str(folder / "scan")]) == 0
+    assert (
+        run_cli(["measure", str(good), "--measures", "perplexity", "--limit", "2", "--out", str(folder / "card")]) == 0
+    )
     return folder
 
 
@@ -63,7 +65,7 @@ def ends(model, tmp_path, capsys):
 
         before = there()
         capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
+        code = run_cli([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         if fine and code == 0:
@@ -201,14 +203,14 @@ def test_numbers_in_names_of_measures(number):
     from studfinder.measures import measure_named
     from studfinder.measures.induction import induction
     from studfinder.measures.matched_facts import facts_in_context
-    from studfinder.measures.recall import numbers
+    from studfinder.measures.recall import parse_sizes
     from studfinder.measures.repetition import repetition
     from tiny import tiny
 
     assert whole_number(number) is None
     lm = tiny("llama")
     with pytest.raises(StudfinderError):
-        numbers(number, "passkey")
+        parse_sizes(number, "passkey")
     for measure in (induction, repetition):
         with pytest.raises(StudfinderError):
             measure(lm, number)
@@ -386,7 +388,7 @@ def test_what_it_does_not_know_is_an_internal_error(model, monkeypatch, capsys, 
         raise error
 
     monkeypatch.setattr("studfinder.verbs.load.load", fail)
-    assert run(["scan", str(model)]) == 1
+    assert run_cli(["scan", str(model)]) == 1
     assert "internal error" in capsys.readouterr().err
 
 
@@ -395,7 +397,7 @@ def test_ctrl_c_is_no_empty_file(model, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("studfinder.verbs.load.load", fail)
-    assert run(["scan", str(model)]) == 130
+    assert run_cli(["scan", str(model)]) == 130
     assert capsys.readouterr().err == "studfinder: interrupted; nothing that existed was lost\n"
 
 
@@ -412,10 +414,10 @@ def test_every_verb_is_bounded():
 def test_what_is_written_has_the_permissions_that_were_asked_for(model, tmp_path, mask):
     before = os.umask(mask)
     try:
-        assert run(["scan", str(model), *SCAN, "--out", "s"]) == 0
-        assert run(["measure", str(model), "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
-        assert run(["quantize", str(model), "--out", "q"]) == 0
-        assert run(["report", "s", "--out", "p"]) == 0
+        assert run_cli(["scan", str(model), *SCAN, "--out", "s"]) == 0
+        assert run_cli(["measure", str(model), "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
+        assert run_cli(["quantize", str(model), "--out", "q"]) == 0
+        assert run_cli(["report", "s", "--out", "p"]) == 0
     finally:
         os.umask(before)
     for folder in ("s", "m", "q", "p"):

@@ -11,7 +11,7 @@ from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import RTN, Scheme, quantized, targets
 from studfinder.quantizers.activations import (
-    Activations,
+    ActivationScheme,
     Restore,
     WithActivations,
     fake_quantized,
@@ -35,16 +35,18 @@ def rows(seed: int = 0) -> torch.Tensor:
 def test_per_token_int8_is_absmax_over_127():
     x = rows()
     step = x.abs().amax(dim=1, keepdim=True) / 127
-    torch.testing.assert_close(fake_quantized(x, Activations()), (x / step).round() * step)
+    torch.testing.assert_close(fake_quantized(x, ActivationScheme()), (x / step).round() * step)
     whole = x.abs().max() / 127
-    torch.testing.assert_close(fake_quantized(x, Activations(scope="tensor")), (x / whole).round() * whole)
+    torch.testing.assert_close(fake_quantized(x, ActivationScheme(scope="tensor")), (x / whole).round() * whole)
 
 
 def test_with_a_float_minimum_it_is_the_super_weight_papers():
     x = rows() + 3
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     step = (high - low) / 255
-    torch.testing.assert_close(fake_quantized(x, Activations(zero="float")), ((x - low) / step).round() * step + low)
+    torch.testing.assert_close(
+        fake_quantized(x, ActivationScheme(zero="float")), ((x - low) / step).round() * step + low
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -53,7 +55,7 @@ def test_replace_quantise_restore(median, dtype):
     x = rows().to(dtype)
     x[0, 5] = 700.0
     restore = Restore(places=((DOWN, (5, 9)),), ratio=100, median=median)
-    config = Activations(scope="tensor", restore=restore)
+    config = ActivationScheme(scope="tensor", restore=restore)
     channels = torch.tensor([5, 9])
     made = fake_quantized(x, config, channels)
     assert made.dtype == dtype
@@ -62,10 +64,10 @@ def test_replace_quantise_restore(median, dtype):
     without[0, 5] = {"token": x[0].float().median(), "tensor": x.float().median(), "channel": x[:, 5].float().median()}[
         median
     ]
-    expected = fake_quantized(without, Activations(scope="tensor")).to(dtype)
+    expected = fake_quantized(without, ActivationScheme(scope="tensor")).to(dtype)
     expected[0, 5] = x[0, 5]
     assert torch.equal(made, expected)
-    naive = fake_quantized(x, Activations(scope="tensor"))
+    naive = fake_quantized(x, ActivationScheme(scope="tensor"))
     assert (made.float() - x.float()).norm() < 0.02 * (naive.float() - x.float()).norm()
     assert super_activations(x.float(), channels, 100).nonzero().tolist() == [[0, 5]]
     assert not super_activations(x.float(), torch.tensor([9]), 100).any()  # only where one may be
@@ -77,11 +79,11 @@ def test_hooks_round_what_enters_and_leave_no_trace():
     module = lm.model.get_submodule("model.layers.1.mlp.down_proj")
     with torch.no_grad():
         before = lm.model(ids).logits
-        with rounded_inputs(lm, Activations(element="int4"), targets(lm)):
+        with rounded_inputs(lm, ActivationScheme(element="int4"), targets(lm)):
             handle = module.register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
             changed = lm.model(ids).logits
             handle.remove()
-        with pytest.raises(RuntimeError), rounded_inputs(lm, Activations(element="int4"), targets(lm)):
+        with pytest.raises(RuntimeError), rounded_inputs(lm, ActivationScheme(element="int4"), targets(lm)):
             raise RuntimeError
         assert torch.equal(lm.model(ids).logits, before)
     assert not torch.equal(changed, before)
@@ -91,7 +93,7 @@ def test_hooks_round_what_enters_and_leave_no_trace():
 
 def test_static_ranges_come_from_calibration_text():
     lm, ids = tiny("llama"), token_ids()
-    static = WithActivations(weights=FINE, activations=Activations(scope="tensor", range="static"))
+    static = WithActivations(weights=FINE, activations=ActivationScheme(scope="tensor", range="static"))
     with pytest.raises(StudfinderError, match="needs calibration text"):
         quantized(lm, static)
     with torch.no_grad():
@@ -103,7 +105,7 @@ def test_static_ranges_come_from_calibration_text():
         assert torch.equal(lm.model(ids).logits, before)
     assert 0 < (near - before).norm() < 0.2 * before.norm()
     with pytest.raises(StudfinderError, match="no range is known"):
-        with rounded_inputs(lm, Activations(scope="tensor", range="static"), targets(lm)):
+        with rounded_inputs(lm, ActivationScheme(scope="tensor", range="static"), targets(lm)):
             pass
 
 
@@ -140,9 +142,9 @@ def test_where_super_activations_enter_matrices():
         for name, down, channel in (("right", 4, 3), ("wrong", 5, 6)):
             chosen = ((DOWN, (down,)), *((reader, (channel,)) for reader in readers))
             restore = Restore(places=chosen, ratio=0.01)
-            with rounded_inputs(lm, Activations(element="int5", restore=restore), targets(lm)):
+            with rounded_inputs(lm, ActivationScheme(element="int5", restore=restore), targets(lm)):
                 errors[name] = float((lm.model(ids).logits - before).norm())
-        with rounded_inputs(lm, Activations(element="int5"), targets(lm)):
+        with rounded_inputs(lm, ActivationScheme(element="int5"), targets(lm)):
             naive = float((lm.model(ids).logits - before).norm())
     assert errors["right"] < 0.9 * naive
     assert errors["right"] < 0.9 * errors["wrong"]
@@ -153,7 +155,7 @@ def test_what_can_be_exported_says_so():
     assert WithActivations().activation_arguments == arguments
     assert SmoothQuant().activation_arguments == arguments
     assert SmoothQuant(activations=None).activation_arguments is None
-    for config in (Activations(zero="float"), Activations(scope="tensor", range="static")):
+    for config in (ActivationScheme(zero="float"), ActivationScheme(scope="tensor", range="static")):
         with pytest.raises(StudfinderError, match="dense"):
             WithActivations(activations=config).activation_arguments  # noqa: B018
 
@@ -167,7 +169,7 @@ def test_bad_input():
         {"element": "fp8", "zero": "float"},
     ):
         with pytest.raises(StudfinderError):
-            Activations(**settings)
+            ActivationScheme(**settings)
     for settings in (
         {"places": ()},
         {"places": ((DOWN, (1,)),), "ratio": 0},
@@ -178,5 +180,5 @@ def test_bad_input():
     lm = tiny("llama")
     for places, problem in (((("nowhere", (1,)),), "not rounded"), (((DOWN, (C * 9,)),), "no input channel")):
         with pytest.raises(StudfinderError, match=problem):
-            with rounded_inputs(lm, Activations(restore=Restore(places=places)), targets(lm)):
+            with rounded_inputs(lm, ActivationScheme(restore=Restore(places=places)), targets(lm)):
                 pass

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import SCHEMES, Scheme, quantize_weight, targets
-from studfinder.quantizers.export import chosen_format, described, pack, tensors
+from studfinder.quantizers.export import chosen_format, described_tensors, pack_codes, tensors
 from tiny import tiny
 
 BF16 = torch.bfloat16
@@ -23,7 +23,7 @@ def test_packing_is_that_of_compressed_tensors(bits, rows, cols, seed):
     half = 2 ** (bits - 1)
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-half, half, (rows, cols), generator=generator).to(torch.int8)
-    assert torch.equal(pack(codes, bits), pack_to_int32(codes, bits))
+    assert torch.equal(pack_codes(codes, bits), pack_to_int32(codes, bits))
 
 
 EXPORTED = [
@@ -55,7 +55,9 @@ def test_what_is_described_is_what_is_made_and_it_decompresses_to_the_same(schem
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0)).to(BF16)
     quantized = quantize_weight(weight, scheme)
     made = tensors(quantized, format, BF16)
-    assert {name: (t.dtype, tuple(t.shape)) for name, t in made.items()} == described((48, 64), scheme, format, BF16)
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in made.items()} == described_tensors(
+        (48, 64), scheme, format, BF16
+    )
     arguments = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weight_arguments(scheme)))
     dense = BaseCompressor.get_value_from_registry(format).decompress(dict(made), arguments)["weight"]
     assert torch.equal(dense, quantized.dequantized().to(BF16))

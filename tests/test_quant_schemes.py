@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit, kernel, quantize_weight
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit_grid, kernel, quantize_weight
 from studfinder.quantizers.clip import search
 from studfinder.quantizers.grid import codes, dequantized, grid_of
 from studfinder.quantizers.rtn import round_to_nearest
@@ -58,7 +58,7 @@ def test_rounding_twice_is_rounding_once(element, block, scale, zero, rows, cols
     zero = zero if element.startswith("int") else "none"
     scheme = Scheme(element=element, block=block, zero=zero, scale=scale, remainder="block")
     w = weight(rows, cols, seed=rows * 100 + cols) * 2.0**power
-    grid = fit(w, scheme)
+    grid = fit_grid(w, scheme)
     once = codes(w, grid, scheme)
     value = dequantized(once, grid, scheme)
     assert torch.isfinite(value).all()
@@ -85,11 +85,11 @@ def test_kernels_of_vllm(scheme, acts, name):
 def test_stored_scales_are_of_their_type():
     w = weight()
     for scale in ("bfloat16", "float16"):
-        step = fit(w, Scheme(block=16, zero="integer", scale=scale)).scale
+        step = fit_grid(w, Scheme(block=16, zero="integer", scale=scale)).scale
         assert torch.equal(step.to(getattr(torch, scale)).float(), step)
-    power = fit(w, SCHEMES["mxfp4"]).scale
+    power = fit_grid(w, SCHEMES["mxfp4"]).scale
     assert torch.equal(torch.frexp(power).mantissa, torch.full_like(power, 0.5))
-    grid = fit(w, SCHEMES["nvfp4"])
+    grid = fit_grid(w, SCHEMES["nvfp4"])
     assert torch.equal(grid.scale.to(torch.float8_e4m3fn).float(), grid.scale)
     assert 224 < grid.scale.max() <= 448
     assert torch.frexp(grid.tensor_scale).mantissa == 0.5
@@ -107,7 +107,7 @@ def test_an_integer_zero_point_represents_zero_exactly():
 def test_two_dimensional_tiles_share_one_scale_and_are_no_runs():
     w = torch.zeros(4, 8)
     w[:2, :4], w[:2, 4:], w[2:, :4], w[2:, 4:] = 1, 2, 3, 4
-    step = fit(w, Scheme(block=(2, 4), scale="float32")).scale * 7.5
+    step = fit_grid(w, Scheme(block=(2, 4), scale="float32")).scale * 7.5
     torch.testing.assert_close(step, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
 
 
@@ -143,7 +143,7 @@ def test_holding_out_the_extremum_without_clipping_changes_nothing_for_it(zero):
     w[0, 0] = -9
     scheme = Scheme(element="int4", block=64, zero=zero, scale="float32")
     value = quantize_weight(w, scheme).dequantized()[0, 0]
-    step = fit(w, scheme).step[0, 0]
+    step = fit_grid(w, scheme).step[0, 0]
     assert abs(value + 9) <= step / 2 + 1e-5
 
 

@@ -7,7 +7,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import RTN, Scheme, hold_out, quantized
-from studfinder.quantizers.activations import Activations, WithActivations
+from studfinder.quantizers.activations import ActivationScheme, WithActivations
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.folds import check_exact, norm_folds, up_fold, value_fold
 from studfinder.quantizers.smoothquant import SmoothQuant
@@ -127,8 +127,8 @@ def test_it_helps_where_activations_have_outlying_channels():
     with torch.no_grad():
         before = lm.model(ids).logits
     errors = {}
-    naive = WithActivations(weights=RTN(scheme=W8), activations=Activations(element="int6"))
-    smooth = SmoothQuant(scheme=W8, activations=Activations(element="int6"))
+    naive = WithActivations(weights=RTN(scheme=W8), activations=ActivationScheme(element="int6"))
+    smooth = SmoothQuant(scheme=W8, activations=ActivationScheme(element="int6"))
     for method in (naive, smooth):
         with quantized(lm, method, windows=prompts((40, 40))), torch.no_grad():
             errors[method] = float((lm.model(ids).logits - before).norm())

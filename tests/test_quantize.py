@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import checkpoint
 from scanned import a_scan, findings_for
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.measures.perplexity import perplexity, windows_of
 from studfinder.measures.sweep import between
 from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
-from studfinder.quantizers.activations import Activations, WithActivations
-from studfinder.quantizers.checkpoint import Entry, shards, write_shard
+from studfinder.quantizers.activations import ActivationScheme, WithActivations
+from studfinder.quantizers.checkpoint import TensorGroup, shards, write_shard
 from studfinder.records import Quantization, read_record
 from studfinder.records.json import to_json
 from studfinder.runs import write_text
@@ -327,7 +327,7 @@ def test_a_shard_is_what_safetensors_reads(tmp_path):
         "b": torch.randn(3).to(BF16),
         "c": torch.randn(2, 2).to(torch.float8_e4m3fn),
     }
-    entries = [Entry({n: (t.dtype, tuple(t.shape))}, lambda n=n, t=t: {n: t}) for n, t in made.items()]
+    entries = [TensorGroup({n: (t.dtype, tuple(t.shape))}, lambda n=n, t=t: {n: t}) for n, t in made.items()]
     write_shard(tmp_path / "x.safetensors", entries)
     found = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(found[name].float(), made[name].float()) for name in made)
@@ -348,7 +348,7 @@ def test_only_one_tensor_is_in_memory(tmp_path):
         alive.append(weakref.ref(tensor))
         return {name: tensor}
 
-    entries = [Entry({str(i): (torch.float32, (8, 8))}, lambda i=i: make(str(i))) for i in range(5)]
+    entries = [TensorGroup({str(i): (torch.float32, (8, 8))}, lambda i=i: make(str(i))) for i in range(5)]
     write_shard(tmp_path / "x.safetensors", entries)
     assert len(alive) == 5
     assert most == 0
@@ -373,7 +373,7 @@ def test_the_command_line(tmp_path, capsys):
     source, out = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out"
 
     def says(code: int, *arguments: object) -> str:
-        assert run(["quantize", str(source), "--out", str(out), *map(str, arguments)]) == code
+        assert run_cli(["quantize", str(source), "--out", str(out), *map(str, arguments)]) == code
         said = capsys.readouterr()
         return said.err if code else said.out
 
@@ -404,7 +404,7 @@ def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
         out = tmp_path / f"out{flag}"
         kept = [flag, str(scan)] if flag else []
         command = ["quantize", str(source), "--out", str(out), "--bits", "3", "--format", "dense"]
-        assert run([*command, *kept]) == 0
+        assert run_cli([*command, *kept]) == 0
         rounded[flag] = (load_file(out / "model.safetensors")[name] != before).nonzero().tolist()
     assert [3, 4] in rounded[""]
     assert [3, 4] not in rounded["--keep"]
@@ -421,7 +421,7 @@ def test_the_command_line_rebalances_what_a_run_has_proven(tmp_path, capsys):
     command = ["quantize", str(source), "--out", str(out), "--skip", "*.1.mlp.*", "--rebalance", str(scan)]
     for model, code in ((replace(findings.model, content_hash="another"), 2), (findings.model, 0)):
         write_text(scan / "findings.json", to_json(replace(findings, model=model)))
-        assert run(command) == code
+        assert run_cli(command) == code
     assert "expected findings of this model" in capsys.readouterr().err
     before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
     up = name.replace("down", "up")
@@ -460,7 +460,7 @@ def test_damaged_files_are_named(tmp_path, capsys, file, text, message):
     (source / file).write_bytes(text)
     if "index" in file:  # which is not looked at beside a single file
         (source / "model.safetensors").unlink()
-    assert run(["quantize", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert run_cli(["quantize", str(source), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -469,7 +469,7 @@ def test_an_out_folder_of_a_dot_is_the_folder_one_is_in(tmp_path, monkeypatch):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert run(["quantize", str(source), "--out", "."]) == 0
+    assert run_cli(["quantize", str(source), "--out", "."]) == 0
     assert (tmp_path / "here" / "config.json").is_file()
 
 
@@ -496,7 +496,7 @@ def test_the_card_says_what_came_of_what_was_to_be_kept(tmp_path):
 
 def test_activations_that_a_checkpoint_cannot_tell_of_are_refused_before_any_work(tmp_path):
     source = checkpoint(tmp_path / "source", dtype=BF16)
-    static = WithActivations(activations=Activations(range="static", scope="tensor"))
+    static = WithActivations(activations=ActivationScheme(range="static", scope="tensor"))
 
     def progress(*_):
         raise AssertionError("work was done")
@@ -529,10 +529,10 @@ def test_a_checkpoint_with_rounded_activations_loads_and_rounds_them(tmp_path):
 def test_the_report_of_a_quantised_checkpoint_is_drawn(tmp_path, capsys):
     source = checkpoint(tmp_path / "source", dtype=BF16)
     quantize(source, W4, out=tmp_path / "out")
-    assert run(["report", str(tmp_path / "out")]) == 0
+    assert run_cli(["report", str(tmp_path / "out")]) == 0
     assert "int4" in (tmp_path / "out" / "table.md").read_text()
     assert load(tmp_path / "out").model is not None
     (tmp_path / "out" / "run.json").unlink()  # what is left of a copy of it
-    assert run(["report", str(tmp_path / "out" / "studfinder.json"), "--out", str(tmp_path / "page")]) == 0
-    assert run(["report", str(tmp_path / "out"), str(source)]) == 2
+    assert run_cli(["report", str(tmp_path / "out" / "studfinder.json"), "--out", str(tmp_path / "page")]) == 0
+    assert run_cli(["report", str(tmp_path / "out"), str(source)]) == 2
     assert "holds no record" in capsys.readouterr().err

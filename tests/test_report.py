@@ -18,7 +18,7 @@ from scanned import a_scan
 from studfinder.errors import StudfinderError
 from studfinder.records import Findings, Interval, RunCard, Training
 from studfinder.report import comparison_page, figures, page
-from studfinder.report.profile import Profile, pack
+from studfinder.report.profile import Profile, pack_profile
 from studfinder.report.training import training_sheet
 from studfinder.runs import run_of
 from studfinder.verbs.report import read_run, report, write_report
@@ -108,7 +108,7 @@ def test_a_large_model_still_fits():
     generator = np.random.default_rng(0)
     maps = {f"norm.{name}": generator.random((126, 128, 128), np.float32) for name in ("query", "key")}
     layers = {f"{name}.layers": np.arange(126) for name in maps}
-    packed = pack({**maps, **layers})
+    packed = pack_profile({**maps, **layers})
     assert packed["code"] == "u8"
     assert packed["step"] > 1
     assert sum(len(entry["ratio"]) for entry in packed["maps"]) < 1_500_000
@@ -154,14 +154,14 @@ def test_report_draws_a_run_again(tmp_path: Path):
 
 
 def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from studfinder.cli.app import run
+    from studfinder.cli.app import run_cli
 
     folders = [str(_written(tmp_path / name)) for name in ("one", "two")]
-    assert run(["report", *folders, "--out", str(tmp_path / "both")]) == 0
+    assert run_cli(["report", *folders, "--out", str(tmp_path / "both")]) == 0
     assert "super weights proven" in capsys.readouterr().out
     html = (tmp_path / "both" / "report.html").read_text("utf-8")
     assert "2 scans, side by side" in html
-    assert run(["report", *folders]) == 0
+    assert run_cli(["report", *folders]) == 0
 
 
 def test_a_folder_without_results_is_said(tmp_path: Path):

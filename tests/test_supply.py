@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import checkpoint
 from studfinder.errors import StudfinderError
 from studfinder.measures.tasks import TASKS
-from studfinder.measures.tasks.harness import build
+from studfinder.measures.tasks.harness import build_task
 from studfinder.measures.tasks.run import task_named
 from studfinder.models import (
     BUILTINS,
@@ -244,7 +244,7 @@ def test_a_text_to_train_on_can_be_pinned(hub, revision):
 def test_a_task_is_read_at_a_commit_and_says_which(hub, name, revision):
     pytest.importorskip("lm_eval")
     task, _, pinned_to = task_named(f"{name}@{revision}" if revision else name)
-    built = build(name, task, revision=pinned_to)
+    built = build_task(name, task, revision=pinned_to)
     commit = revision if revision == "f" * 40 else COMMIT
     assert f"commit {commit[:12]}" in built.source
     assert hub == [(TASKS[name].hub.split(":")[0], commit)]

@@ -117,7 +117,7 @@ PROMPTS = {
 def test_prompts_are_those_of_the_harness(name, data):
     file, line, expected = PROMPTS[name]
     write(data, file, [line])
-    built = harness.build(name, TASKS[name])
+    built = harness.build_task(name, TASKS[name])
     harness.requests_hash(built, [0])
     assert [one.arguments for one in built.harness.instances] == expected
     if name in ("piqa", "arc_easy", "openbookqa", "winogrande", "boolq", "boolq-nopassage", "sentiment"):
@@ -130,7 +130,7 @@ def test_every_task_has_a_prompt_test():
 
 def test_worked_examples_need_no_training_split(data):
     write(data, "gsm8k/test.jsonl", [{"question": "How many?", "answer": "Two.\n#### 2"}])
-    built = harness.build("gsm8k", TASKS["gsm8k"])
+    built = harness.build_task("gsm8k", TASKS["gsm8k"])
     harness.requests_hash(built, [0])
     (prompt, settings) = built.harness.instances[0].arguments
     assert prompt.count("\nA:") == 9
@@ -153,9 +153,9 @@ def test_scores_are_those_of_hflm(architecture, data, recwarn):
     write(data, "lambada/lambada_test.jsonl", [{"text": words(random, 9)} for _ in range(8)])
     theirs = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4, max_length=128)
     for name in ("piqa", "lambada"):
-        built = harness.build(name, TASKS[name])
+        built = harness.build_task(name, TASKS[name])
         ours_found = harness.evaluated(LiveLM(lm), built, list(range(8)))
-        theirs_found = harness.evaluated(theirs, harness.build(name, TASKS[name]), list(range(8)))
+        theirs_found = harness.evaluated(theirs, harness.build_task(name, TASKS[name]), list(range(8)))
         for one, other in zip(ours_found, theirs_found, strict=True):
             ours_of, theirs_of = (np.array(sample["filtered_resps"], float) for sample in (one, other))
             np.testing.assert_allclose(ours_of, theirs_of, rtol=0, atol=2e-4)

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 
 import studfinder as sf
 from rerun import interrupted
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.records import Training, read_record
-from studfinder.training import Shape, build
+from studfinder.training import ModelShape, build_model
 from studfinder.training.text import train_tokenizer
 from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, train
@@ -43,7 +43,7 @@ def here(tmp_path, monkeypatch):
 
 def test_a_run_from_the_command_line(here, capsys):
     options = [*SMALL, "--attention", "kv_shift", "--attention", "gated:kind=linear,pi_init=0.25", "--steps", "4"]
-    assert run(["train", *options, "--look-every", "2", "--out", "r"]) == 0
+    assert run_cli(["train", *options, "--look-every", "2", "--out", "r"]) == 0
     printed = capsys.readouterr()
     assert "M parameters" in printed.err
     assert "step 4/4" in printed.err
@@ -56,14 +56,14 @@ def test_a_run_from_the_command_line(here, capsys):
     assert record.run.settings["attention"] == "kv_shift gated:kind=linear,pi_init=0.25"
     # Once more: nothing is trained again.
     written = (here / "r" / "result.json").stat().st_mtime_ns
-    assert run(["train", *options, "--look-every", "2", "--out", "r", "--json"]) == 0
+    assert run_cli(["train", *options, "--look-every", "2", "--out", "r", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "studfinder.training"
     assert (here / "r" / "result.json").stat().st_mtime_ns == written
-    assert run(["train", *options, "--look-every", "2", "--out", "r", "--overwrite"]) == 0
+    assert run_cli(["train", *options, "--look-every", "2", "--out", "r", "--overwrite"]) == 0
     assert (here / "r" / "result.json").stat().st_mtime_ns != written
     # Another recipe does not fit into this folder.
     capsys.readouterr()
-    assert run(["train", *options, "--look-every", "2", "--out", "r", "--lr", "0.5"]) == 2
+    assert run_cli(["train", *options, "--look-every", "2", "--out", "r", "--lr", "0.5"]) == 2
     assert "lr was 0.001 and is now 0.5" in capsys.readouterr().err
 
 
@@ -107,12 +107,14 @@ def test_an_exported_language_model_can_be_measured(here, capsys, attention):
     options = {"text": "t.txt", "length": 128, "vocabulary": 280, "attention": attention}
     folder = train(**options, **sizes, **recipe, out=here / "r", quiet=True)[1]
     names = "perplexity,repetition,induction:16"
-    assert run(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
+    assert run_cli(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
     found = {line.measure: line for line in read_card(here / "m").measured}
     assert found["perplexity"].score.value == pytest.approx(280, rel=0.2)  # it has learnt next to nothing
     assert found["induction:16"].score.value < 0.5
     assert found["repetition"].score is not None
-    assert run(["measure", str(folder / "model"), "--measures", "perplexity,in-context-learning", "--out", "n"]) == 0
+    assert (
+        run_cli(["measure", str(folder / "model"), "--measures", "perplexity,in-context-learning", "--out", "n"]) == 0
+    )
     refused = read_card(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
     assert refused.score is None
     assert "windows of 208 tokens" in refused.why_not
@@ -161,7 +163,7 @@ def test_a_trained_model_goes_on_from_where_it_was(here):
 
 def test_dry_run_writes_nothing(here, capsys):
     (here / "t.txt").write_text("some text")
-    assert run(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
+    assert run_cli(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "1.56e+03 M parameters, 10 B tokens" in printed
     assert "up to 84 GB of disk" in printed  # 40 bytes a parameter, and two for each of 10.6 B tokens
@@ -180,14 +182,14 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
 
     options = ["train", *SMALL, "--steps", "6", "--look-every", "2"]
-    assert run([*options, "--out", "whole"]) == 0
+    assert run_cli([*options, "--out", "whole"]) == 0
     line = verb.LiveLine
     monkeypatch.setattr(verb, "LiveLine", Press)
-    assert run([*options, "--out", "r"]) == 130
+    assert run_cli([*options, "--out", "r"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (here / "r" / "result.json").exists()
     monkeypatch.setattr(verb, "LiveLine", line)
-    assert run([*options, "--out", "r"]) == 0
+    assert run_cli([*options, "--out", "r"]) == 0
     whole, again = (read_record(Training, here / name / "result.json") for name in ("whole", "r"))
     assert again.log == whole.log
     assert {"loss", "eval_loss", "outliers/inf_norm"} <= {name for entry in whole.log for name in entry}
@@ -225,7 +227,7 @@ def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):
     (here / "t.txt").write_text("some text " * 100)
     (here / "short.txt").write_text("some text")
     (here / "empty.txt").write_text("\n")
-    assert run(["train", *options]) == 2
+    assert run_cli(["train", *options]) == 2
     printed = capsys.readouterr()
     assert said in printed.err
     assert "internal error" not in printed.err
@@ -234,7 +236,7 @@ def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):
 
 def test_tensorboard_that_is_not_installed(here, capsys, monkeypatch):
     monkeypatch.setattr("studfinder.verbs.train.find_spec", lambda name: None)
-    assert run(["train", *SMALL, "--steps", "1", "--tensorboard"]) == 2
+    assert run_cli(["train", *SMALL, "--steps", "1", "--tensorboard"]) == 2
     assert 'pip install "studfinder[train]"' in capsys.readouterr().err
 
 
@@ -246,19 +248,19 @@ def test_a_full_disk_leaves_no_half_model(here, monkeypatch, capsys, kind):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
-    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 2
+    assert run_cli(["train", *SMALL, "--steps", "2", "--out", "r"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (here / "r" / "model").exists()
     assert not (here / "r" / ".model").exists()
     assert not (here / "r" / "result.json").exists()
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
+    assert run_cli(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
     assert (here / "r" / "model" / "model.safetensors").is_file()
 
 
 def test_help_has_examples(capsys):
-    assert run(["train", "--help"]) == 0
+    assert run_cli(["train", "--help"]) == 0
     assert "accelerate launch" in capsys.readouterr().out
 
 
@@ -270,9 +272,9 @@ def base(here):
 
 
 def _untrained(here, architecture):
-    shape = Shape(architecture=architecture, layers=1, hidden=16, heads=2)
+    shape = ModelShape(architecture=architecture, layers=1, hidden=16, heads=2)
     folder = here / f"base-{architecture}"
-    build(shape, [], vocabulary=257, length=16, seed=0).save_pretrained(folder)
+    build_model(shape, [], vocabulary=257, length=16, seed=0).save_pretrained(folder)
     train_tokenizer(["a fox"], None).save_pretrained(folder)
     return str(folder)
 
@@ -325,7 +327,7 @@ def test_a_warm_up_leaves_something_to_train(here, capsys):
     assert plan_train(task=TASK, steps=300).notes == ()
     assert plan_train(task=TASK, steps=60).recipe.warmup == 30
     assert plan_train(task=TASK, steps=60, warmup=59).recipe.warmup == 59  # asked for
-    assert run(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
+    assert run_cli(["train", *SMALL, "--steps", "60", "--dry-run"]) == 0
     assert "note: warm-up of 30 steps, half of the run, instead of the preset's 100" in capsys.readouterr().out
 
 
@@ -333,7 +335,7 @@ def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys
     options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
 
     def said(*arguments):
-        assert run(["train", *arguments]) == 2
+        assert run_cli(["train", *arguments]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "shorter than a batch" in said(*options, "--batch", "4000")
@@ -348,13 +350,13 @@ def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys
     (here / "r").mkdir()  # an empty folder was somebody's before
     assert "shorter than a batch" in said(*options, "--batch", "4000")
     assert list((here / "r").iterdir()) == []
-    assert run(["train", *options]) == 0
+    assert run_cli(["train", *options]) == 0
     assert (here / "r" / "tokens.npy").is_file()
 
 
 def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monkeypatch, capsys):
     options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
-    assert run(["train", *options]) == 0
+    assert run_cli(["train", *options]) == 0
     partial = interrupted(here / "r")
     before = sorted(child.name for child in partial.iterdir())
 
@@ -362,7 +364,7 @@ def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monke
         raise StudfinderError("no such luck")
 
     monkeypatch.setattr("studfinder.verbs.train.fit", broken)
-    assert run(["train", *options]) == 2
+    assert run_cli(["train", *options]) == 2
     assert "no such luck" in capsys.readouterr().err
     assert sorted(child.name for child in partial.iterdir()) == before
 
@@ -370,12 +372,12 @@ def test_what_was_tokenized_before_is_kept_by_a_run_that_fails(base, here, monke
 @pytest.mark.parametrize("name", ["tokens.npy", "tokenizer.json"])
 def test_a_text_that_is_not_as_it_was_tokenized_is_refused(base, here, capsys, name):
     options = ["--text", "t.txt", *SMALL[2:], "--length", "16", "--steps", "2", "--warmup", "0", "--out", "r"]
-    assert run(["train", *options]) == 0
+    assert run_cli(["train", *options]) == 0
     file = interrupted(here / "r") / name
     whole = file.read_bytes()
     swapped = whole.replace(b"a", b"b", 1) if name == "tokenizer.json" else whole[:-1] + bytes([whole[-1] ^ 1])
     file.write_bytes(swapped)
-    assert run(["train", *options]) == 2
+    assert run_cli(["train", *options]) == 2
     assert f"{name} is not as it was written" in capsys.readouterr().err
 
 
@@ -399,22 +401,22 @@ def test_tensorboard_shows_what_the_log_holds(here):
 
 def test_a_rank_alone_in_the_environment_trains_and_writes(here, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    assert run(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
+    assert run_cli(["train", *SMALL, "--steps", "2", "--out", "r"]) == 0
     assert (here / "r" / "result.json").is_file()
     assert (here / "r" / "model" / "config.json").is_file()
 
 
 def test_the_report_of_a_training_is_drawn_again(here, capsys):
-    assert run(["train", *SMALL, "--steps", "4", "--look-every", "2", "--out", "r"]) == 0
+    assert run_cli(["train", *SMALL, "--steps", "4", "--look-every", "2", "--out", "r"]) == 0
     pages = ("report.html", "table.md", "figure-training.png")
     assert all((here / "r" / name).stat().st_size for name in pages)
     for name in pages:
         (here / "r" / name).unlink()
     (here / "r" / "notes.md").write_text("mine")
     capsys.readouterr()
-    assert run(["report", "r"]) == 0
+    assert run_cli(["report", "r"]) == 0
     assert "r/report.html" in capsys.readouterr().out
     assert "test loss" in (here / "r" / "table.md").read_text()
     assert (here / "r" / "notes.md").read_text() == "mine"
-    assert run(["report", "r/result.json", "--out", "elsewhere"]) == 0
+    assert run_cli(["report", "r/result.json", "--out", "elsewhere"]) == 0
     assert (here / "elsewhere" / "report.html").is_file()

@@ -14,18 +14,27 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from studfinder.errors import StudfinderError
-from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, task_from, variants_from
+from studfinder.training import (
+    ModelShape,
+    Outliers,
+    TaskSource,
+    TrainingRecipe,
+    build_model,
+    fit,
+    task_from,
+    variants_from,
+)
 from studfinder.training.checkpoints import latest
-from studfinder.training.streams import Rows, collate
+from studfinder.training.streams import SequenceRows, collate
 
 SOURCE = TaskSource(task_from("induction:vocabulary=40,length=16"))
-SHAPE = Shape(layers=1, hidden=16, heads=2)
-RECIPE = Recipe(steps=12, batch=8, micro=4, warmup=2, look_every=6, keep_every=4, test=8, precision="fp32")
+SHAPE = ModelShape(layers=1, hidden=16, heads=2)
+RECIPE = TrainingRecipe(steps=12, batch=8, micro=4, warmup=2, look_every=6, keep_every=4, test=8, precision="fp32")
 VARIANTS = ("kv_shift",)
 
 
 def model(attention=VARIANTS, shape=SHAPE, seed=0):
-    return build(shape, variants_from(attention), vocabulary=40, length=16, seed=seed)
+    return build_model(shape, variants_from(attention), vocabulary=40, length=16, seed=seed)
 
 
 class Interrupt(TrainerCallback):
@@ -159,7 +168,7 @@ def test_accumulation_changes_nothing_but_rounding():
 
 def test_scores_are_those_of_the_scored_labels():
     fitted = fit(model(), SOURCE, RECIPE)
-    rows = collate([Rows(SOURCE, "test", 0, 8)[i] for i in range(8)])
+    rows = collate([SequenceRows(SOURCE, "test", 0, 8)[i] for i in range(8)])
     with torch.no_grad():
         logits = fitted.model(input_ids=rows["input_ids"]).logits[:, :-1]
     labels = rows["labels"][:, 1:]
@@ -223,17 +232,17 @@ def test_a_model_trained_under_autocast_is_afterwards_the_one_that_is_saved(tmp_
 
 def test_a_batch_that_does_not_divide():
     with pytest.raises(StudfinderError, match="does not divide"):
-        fit(model(), SOURCE, Recipe(steps=1, batch=8, micro=3, precision="fp32"))
+        fit(model(), SOURCE, TrainingRecipe(steps=1, batch=8, micro=3, precision="fp32"))
 
 
 def test_one_layer_with_kv_shift_learns_induction():
     """Something real: a few seconds of training, against the same model without the shift."""
     source = TaskSource(task_from("induction:vocabulary=43,length=32,train_on=scored"))
-    recipe = Recipe(steps=60, batch=64, lr=5e-3, warmup=20, look_every=60, test=128, precision="fp32")
+    recipe = TrainingRecipe(steps=60, batch=64, lr=5e-3, warmup=20, look_every=60, test=128, precision="fp32")
     reached = {}
     for attention in ("kv_shift", "vanilla"):
-        shape = Shape(layers=1, hidden=64, heads=4)
-        fitted = fit(build(shape, variants_from([attention]), vocabulary=43, length=32, seed=0), source, recipe)
+        shape = ModelShape(layers=1, hidden=64, heads=4)
+        fitted = fit(build_model(shape, variants_from([attention]), vocabulary=43, length=32, seed=0), source, recipe)
         reached[attention] = fitted.accuracy
     assert reached["kv_shift"].low > 2 * reached["vanilla"].high
 

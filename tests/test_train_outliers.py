@@ -16,7 +16,7 @@ from studfinder.detectors.massive_values import MassiveValues
 from studfinder.models import load
 from studfinder.sites import PartOutput, tapped
 from studfinder.sites.parts import part_names
-from studfinder.training import Outliers, Recipe, Shape, TaskSource, build, fit, look, task_from
+from studfinder.training import ModelShape, Outliers, TaskSource, TrainingRecipe, build_model, fit, look, task_from
 from studfinder.training.moments import Moments
 from studfinder.training.screen import LiveLine
 from tiny import CONFIGS, tiny, token_ids
@@ -126,10 +126,10 @@ def test_a_planted_outlier_is_seen():
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
-    recipe = Recipe(steps=6, batch=4, look_every=2, test=4, precision="fp32")
+    recipe = TrainingRecipe(steps=6, batch=4, look_every=2, test=4, precision="fp32")
     file = tmp_path_factory.mktemp("run") / "outliers.jsonl"
     outliers, screen = Outliers(source, file=file, sequences=3), io.StringIO()
-    model = build(Shape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    model = build_model(ModelShape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
     fitted = fit(model, source, recipe, callbacks=[outliers, LiveLine(screen)])
     return fitted, outliers, file, screen.getvalue()
 
@@ -148,9 +148,9 @@ def test_the_callback_logs_each_look(watched):
 def test_a_look_has_the_precision_of_the_training():
     """What is watched is the model that trains: under autocast in bf16, though its weights are fp32."""
     source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
-    recipe = Recipe(steps=2, batch=4, look_every=2, test=4, precision="bf16")
+    recipe = TrainingRecipe(steps=2, batch=4, look_every=2, test=4, precision="bf16")
     outliers = Outliers(source, sequences=3)
-    model = build(Shape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    model = build_model(ModelShape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
     trained = load(fit(model, source, recipe, callbacks=[outliers]).model)
     exact = look(trained, outliers.encoded)
     trained.model.forward = torch.autocast("cpu", torch.bfloat16)(trained.model.forward)
@@ -174,11 +174,11 @@ def test_the_line_is_rewritten_on_a_terminal():
 
     screen = Terminal()
     source = TaskSource(task_from("recall:vocabulary=20,length=16,pairs=2"))
-    model = build(Shape(layers=1, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
+    model = build_model(ModelShape(layers=1, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
     fit(
         model,
         source,
-        Recipe(steps=3, batch=4, look_every=1, test=4, precision="fp32"),
+        TrainingRecipe(steps=3, batch=4, look_every=1, test=4, precision="fp32"),
         callbacks=[LiveLine(screen, 60)],
     )
     painted = screen.getvalue().split("\r")[1:]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from studfinder.errors import StudfinderError
-from studfinder.training import TASKS, TaskSource, task_from
+from studfinder.training import TOY_TASKS, TaskSource, task_from
 from studfinder.training.tasks import Backcopy, HopK, Induction, NGram, Recall
 from studfinder.training.tasks.task import IGNORED
 
@@ -26,7 +26,7 @@ def examples(task, count=50, seed=0):
     return [task.example(np.random.default_rng((seed, i))) for i in range(count)]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", TOY_TASKS)
 def test_every_task_is_a_stream(name):
     task = SMALL[name]
     source = TaskSource(task)

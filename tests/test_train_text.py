@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.training import PRESETS, Shape, TextSource, build, tokenized, variants_from
+from studfinder.training import PRESETS, ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import estimate, estimate_of
-from studfinder.training.streams import Rows, collate
+from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.text import END, train_tokenizer
 from tiny import tiny
 
@@ -57,8 +57,8 @@ def test_rows_hold_the_documents_in_order(file):
 
 def test_no_window_is_tested_twice(file):
     source, _ = tokenized(str(file), 16, None)
-    assert len(Rows(source, "test", 0, 10_000)) == source.test_rows
-    assert len(Rows(source, "train", 0, 10_000)) == 10_000
+    assert len(SequenceRows(source, "test", 0, 10_000)) == source.test_rows
+    assert len(SequenceRows(source, "train", 0, 10_000)) == 10_000
 
 
 def test_documents_kept_apart_do_not_see_each_other(file):
@@ -69,8 +69,8 @@ def test_documents_kept_apart_do_not_see_each_other(file):
         border = int(np.flatnonzero(row["input_ids"] == 0)[-1])
         assert row["position_ids"][border] == 0
         assert row["labels"][border] == -100
-        model = build(
-            Shape(layers=2, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=257, length=64, seed=0
+        model = build_model(
+            ModelShape(layers=2, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=257, length=64, seed=0
         )
         batch = collate([row])
         changed = batch["input_ids"].clone()
@@ -95,8 +95,8 @@ def test_which_architectures_keep_documents_apart(architecture, apart):
 
 @pytest.mark.parametrize("attention", ["kv_shift", "gated", "softpick", "alibi"])
 def test_attention_of_ours_keeps_them_apart_too(attention):
-    shape = Shape(layers=2, hidden=16, heads=2)
-    assert keeps_apart(build(shape, variants_from([attention]), vocabulary=257, length=16, seed=0))
+    shape = ModelShape(layers=2, hidden=16, heads=2)
+    assert keeps_apart(build_model(shape, variants_from([attention]), vocabulary=257, length=16, seed=0))
 
 
 def test_tokens_are_kept_in_the_folder_and_found_again(file, tmp_path, monkeypatch):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
 from studfinder.quantizers import RTN, SCHEMES
 from studfinder.training import trainable
-from studfinder.training.trainable import check_trainable, dequantized, trainable_note
+from studfinder.training.trainable import check_trainable, dequantized_model, trainable_note
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.train import plan_train
 from tiny import ARCHITECTURES, L, V, tiny, tokenizer
@@ -102,7 +102,7 @@ def test_whole_models_of_every_architecture_train():
 @pytest.mark.parametrize("scheme", [FIT[0], *(pytest.param(scheme, marks=pytest.mark.deep) for scheme in FIT[1:])])
 def test_a_quantised_checkpoint_is_refused_or_dequantised(here, capsys, scheme):
     quantize("m", RTN(scheme=SCHEMES[scheme]), out="q")
-    assert run(["train", "--from", "q", "--text", "t.txt", *SHORT, "--out", "r"]) == 2
+    assert run_cli(["train", "--from", "q", "--text", "t.txt", *SHORT, "--out", "r"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # after the progress of reading it
     assert "q is quantised (compressed-tensors)" in said
     assert "would train" in said
@@ -110,20 +110,23 @@ def test_a_quantised_checkpoint_is_refused_or_dequantised(here, capsys, scheme):
     assert not (here / "r").exists()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        theirs, ours = load("q").model(ids).logits, dequantized(load("q")).model(ids).logits
+        theirs, ours = load("q").model(ids).logits, dequantized_model(load("q")).model(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_dequantised_is_trained_whole_and_written_as_a_full_model(here, capsys):
     quantize("m", RTN(scheme=SCHEMES["w8-channel"]), out="q")
     command = ["train", "--from", "q", "--text", "t.txt", *SHORT, "--dequantize", "--out", "r"]
-    assert run([*command, "--dry-run"]) == 0
+    assert run_cli([*command, "--dry-run"]) == 0
     assert "q is dequantised: a full model is trained and written" in capsys.readouterr().out
-    assert run(command) == 0
+    assert run_cli(command) == 0
     assert "100% of " in capsys.readouterr().err
     config = json.loads((here / "r" / "model" / "config.json").read_text())
     assert "quantization_config" not in config
-    written, start = load_file(here / "r" / "model" / "model.safetensors"), dequantized(load("q")).model.state_dict()
+    written, start = (
+        load_file(here / "r" / "model" / "model.safetensors"),
+        dequantized_model(load("q")).model.state_dict(),
+    )
     moved = [name for name, tensor in written.items() if tensor.dim() == 2 and not torch.equal(tensor, start[name])]
     assert len(moved) >= 7 * L
     check_trainable(load("r/model"), 16)
@@ -147,7 +150,7 @@ def test_without_the_check_a_quantised_checkpoint_trains_in_silence(here, monkey
 def test_a_tokenizer_with_more_ids_than_the_embedding(here, mistake, capsys, extra):
     longer = tokenizer(words=V - 3 + extra)
     _save(tiny("llama"), here / "m", longer)
-    assert run(["train", "--from", "m", "--text", "t.txt", *SHORT, "--dry-run"]) == 0
+    assert run_cli(["train", "--from", "m", "--text", "t.txt", *SHORT, "--dry-run"]) == 0
     assert f"the tokenizer has {V + extra} ids, the embedding {V} rows" in capsys.readouterr().out
     (here / "t.txt").write_text((here / "t.txt").read_text() + f" w{V + extra - 1}")
     said = mistake("train", "--from", "m", "--text", "t.txt", *SHORT, "--out", "r")

@@ -205,7 +205,7 @@ def test_markup_is_text_on_a_terminal_with_colours():
     ["measure", "--batch-size", "{}"],
 ])  # fmt: skip
 def test_a_mistake_is_one_visible_line(arguments, capsys, tmp_path, monkeypatch, cache):
-    from studfinder.cli.app import run
+    from studfinder.cli.app import run_cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -220,7 +220,7 @@ def test_a_mistake_is_one_visible_line(arguments, capsys, tmp_path, monkeypatch,
         "a\u200bb",
         "\udc80a",
     ):
-        assert run([argument.replace("{}", payload) for argument in arguments]) == 2
+        assert run_cli([argument.replace("{}", payload) for argument in arguments]) == 2
         printed = capsys.readouterr()
         clean(printed.err)
         assert printed.err.count("\n") == 1
@@ -342,7 +342,6 @@ ALLOWED = {
     "visible.py": "here",
     "cli/__init__.py": "a constant, before anything is imported",
     "training/screen.py": "one line that is painted over, of numbers",
-    "attention/kv_shift/theory.py": "a page of our own numbers, for docs",
 }
 
 

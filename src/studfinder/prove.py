@@ -18,9 +18,8 @@ of them then run on all, and the largest of those three is the one that counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from studfinder.measures import Effects, sweep
 from studfinder.models import LM
 from studfinder.records import Effect, Findings, Interval, Proof, SuperWeight
 from studfinder.records.run import ids_hash
+from studfinder.runs import Progress
 from studfinder.stats import ratio_interval
 from studfinder.texts import encode, proof_text
 from studfinder.texts.prompts import PROOF_TEXT
@@ -39,8 +39,6 @@ MOST = 10
 """Candidates tested, best score first; the proof of a long list of look-alikes would take hours on a large model."""
 _SCREEN = 4
 _FINALISTS = 3
-
-Progress = Callable[[str, int, int], Any]
 
 
 @dataclass

@@ -215,13 +215,13 @@ def test_attention_dropout_is_refused_not_ignored() -> None:
 
 def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     """A plain checkpoint loaded into a variant's class: the parts it lacks are started, not left unset."""
-    from studfinder.attention.saved import CONFIGS, MODELS
+    from studfinder.attention.saved import CONFIGS, MODEL_CLASSES
 
     plain = tiny()
     plain.save_pretrained(tmp_path)
     config = CONFIGS["llama"](**{k: v for k, v in plain.config.to_dict().items() if k != "model_type"})
     config.studfinder = {"variants": [sa.KVShift().started(None).to_dict()]}
-    loaded = MODELS["llama"].from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
+    loaded = MODEL_CLASSES["llama"].from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
     for parameter in loaded.parameters():  # mapped files lie at odd addresses, where sums may round apart
         parameter.data = parameter.data.clone()
     assert torch.equal(loaded(tokens()).logits, plain(tokens()).logits)
@@ -229,7 +229,7 @@ def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     tensors = {k: v.clone() for k, v in loaded.state_dict().items()}
     tensors["model.layers.1.self_attn.kv_shift.key_previous"] += 0.5
     del tensors["model.layers.1.self_attn.kv_shift.key_current"]
-    some = MODELS["llama"].from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float64)
+    some = MODEL_CLASSES["llama"].from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float64)
     part = some.model.layers[1].self_attn.kv_shift
     assert (part.key_current.tolist(), part.key_previous.tolist()) == ([1, 1], [0.5, 0.5])
     made = AutoModelForCausalLM.from_config(config)

@@ -15,10 +15,10 @@ from studfinder.attention.sink import attend_with_extra_key, attend_with_sink
 from studfinder.attention.sink_logit import naive as sink_logit
 from studfinder.attention.softmax_one import naive as softmax_one
 from studfinder.attention.softpick import naive as softpick
-from studfinder.attention.variant import Shape
+from studfinder.attention.variant import AttentionShape
 
 HEADS, GROUPS, DIM, LENGTH = 4, 2, 6, 11
-SHAPE = Shape(heads=HEADS, kv_heads=GROUPS, head_dim=DIM, hidden=HEADS * DIM)
+SHAPE = AttentionShape(heads=HEADS, kv_heads=GROUPS, head_dim=DIM, hidden=HEADS * DIM)
 SCALE = DIM**-0.5
 
 

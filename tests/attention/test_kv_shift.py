@@ -14,10 +14,10 @@ from transformers import DynamicCache, StaticCache
 import studfinder.attention as sa
 from studfinder.attention.kv_shift import naive
 from studfinder.attention.kv_shift.visible import previous_visible
-from studfinder.attention.variant import Shape
+from studfinder.attention.variant import AttentionShape
 from studfinder.errors import StudfinderError
 
-SHAPE = Shape(heads=4, kv_heads=2, head_dim=6, hidden=24)
+SHAPE = AttentionShape(heads=4, kv_heads=2, head_dim=6, hidden=24)
 
 
 def shifted(base: str = "llama", **settings):

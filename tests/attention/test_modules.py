@@ -62,14 +62,16 @@ def test_kv_shift_mixes_before_rope() -> None:
     k = kv_shift.mix(k.transpose(1, 2), *part.scalars("key")).transpose(1, 2)
     v = kv_shift.mix(v.transpose(1, 2), *part.scalars("value")).transpose(1, 2)
     mask = causal_mask(LENGTH, LENGTH)
-    _agree(attention, hidden, embeddings, dense.attend(_rotated(q, frequency), _rotated(k, frequency), v, mask))
+    _agree(
+        attention, hidden, embeddings, dense.softmax_attention(_rotated(q, frequency), _rotated(k, frequency), v, mask)
+    )
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "all-heads", "headwise", "elementwise"])
 def test_gates(kind: str) -> None:
     attention, hidden, embeddings, frequency = _layer(sa.Gated(kind=kind, init="fresh"))
     q, k, v = _qkv(attention, hidden)
-    mixed = dense.attend(_rotated(q, frequency), _rotated(k, frequency), v, causal_mask(LENGTH, LENGTH))
+    mixed = dense.softmax_attention(_rotated(q, frequency), _rotated(k, frequency), v, causal_mask(LENGTH, LENGTH))
     part = attention.gated
     if kind == "linear":
         logits = gated.per_head(hidden, part.weight, part.bias)
@@ -118,4 +120,4 @@ def test_positions(variant, pairs) -> None:
         q, k = (_rotated(x[..., order], frequency)[..., back] for x in (q, k))
     else:
         q, k = _rotated(q, frequency), _rotated(k, frequency)
-    _agree(attention, hidden, embeddings, dense.attend(q, k, v, causal_mask(LENGTH, LENGTH)))
+    _agree(attention, hidden, embeddings, dense.softmax_attention(q, k, v, causal_mask(LENGTH, LENGTH)))

@@ -18,13 +18,13 @@ from proving import COL, LAYER, ROW, provable
 from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment
 from studfinder.experiments.finetune_draw import draw
-from studfinder.experiments.finetune_tables import _said, _won_back, change
+from studfinder.experiments.finetune_tables import _said, _won_back, window_change
 from studfinder.experiments.held_weights import Hold, values_of, without
 from studfinder.experiments.w8a8 import STATIC, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
 from studfinder.records import Comparison, Interval
 from studfinder.report.style import WIDE
-from studfinder.training import Recipe, TextSource, fit
+from studfinder.training import TextSource, TrainingRecipe, fit
 from tiny import tiny
 
 NAME = "outlier-free/finetune"
@@ -121,7 +121,7 @@ def test_notes_follow_their_intervals(result):
     assert _said(interval(0.1, 0.2)).startswith("higher")
     assert _said(interval(-0.2, -0.1)).startswith("lower")
     assert _said(interval(-0.1, 0.1)).startswith("not shown")
-    assert _said(change([2.0], [1.0])).startswith("not shown")  # one window is no evidence
+    assert _said(window_change([2.0], [1.0])).startswith("not shown")  # one window is no evidence
     untrained = {"loss": [1.0, 1.2], "super": {"loss": [3.0, 3.2]}}
     states = {"untrained": untrained, "plain": {"loss": [1.0, 1.0]}, "super weight decayed": {"loss": [1.5, 1.5]}}
     assert "25.0% [25.0%, 25.0%] of that" in _won_back("m", states)
@@ -211,7 +211,7 @@ def test_held_weights_take_no_part_in_training():
     lm = tiny("llama")
     start = values_of(lm.model, names)
     hold = Hold(lm.model, names)
-    fit(lm.model, source(), Recipe(steps=3, batch=2, test=2, precision="fp32"), callbacks=[hold, Watch()])
+    fit(lm.model, source(), TrainingRecipe(steps=3, batch=2, test=2, precision="fp32"), callbacks=[hold, Watch()])
     assert values_of(lm.model, names) == start
     assert seen == [[0, 0]] * 3
 
@@ -227,7 +227,7 @@ def test_decayed_weights_go_on_a_straight_line_and_stay_at_zero():
         def on_step_end(self, args, state, control, model=None, **_):
             found.append(values_of(model, place)[0])
 
-    recipe = Recipe(steps=6, batch=2, test=2, precision="fp32")
+    recipe = TrainingRecipe(steps=6, batch=2, test=2, precision="fp32")
     fit(lm.model, source(), recipe, callbacks=[Hold(lm.model, place, 4), Watch()])
     assert found == [3, 2, 1, 0, 0, 0]
 
@@ -253,6 +253,6 @@ def test_eight_bits_cost_more_where_there_is_an_outlier():
     for name, lm in (("plain", plain), ("planted", planted)):
         found = w8a8_losses(lm, windows, windows[:2])
         assert set(found) == set(WAYS)
-        gaps[name] = {way: change(losses, window_losses(lm, windows)).value for way, losses in found.items()}
+        gaps[name] = {way: window_change(losses, window_losses(lm, windows)).value for way, losses in found.items()}
     assert abs(gaps["planted"][STATIC]) > abs(gaps["plain"][STATIC])
     assert torch.equal(planted.model.get_parameter(PLACE[0]), before)

@@ -14,7 +14,7 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import massive_values_disrupt, norms, plan_experiment, run_experiment
-from studfinder.experiments.disruptions_read import UNFAIR, Rows, notes_of
+from studfinder.experiments.disruptions_read import UNFAIR, DisruptionScores, disruption_notes
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.experiments.massive_values_layers import first_layer
 from studfinder.measures.likelihood import log_likelihoods
@@ -82,7 +82,7 @@ def test_counts_are_those_of_the_definition():
     assert norms.counts(norm_LHD, 5.0).tolist() == [1]
     assert norms.counts(norm_LHD, 10.0).tolist() == [0]  # 40 / (47 / 8) = 6.8
     assert norms.counts(norm_LHD, 10.0, "layer").tolist() == [1]  # 40 / (55 / 16) = 11.6
-    assert norms.ratios(np.zeros((1, 1, 4))).tolist() == [[[0, 0, 0, 0]]]
+    assert norms.norm_ratios(np.zeros((1, 1, 4))).tolist() == [[[0, 0, 0, 0]]]
 
 
 def test_chance_is_that_of_normal_vectors():
@@ -188,7 +188,7 @@ def disrupt(folder):
 
 def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
     result, folder = disrupted
-    rows = Rows.of(result.data["planted"])
+    rows = DisruptionScores.of(result.data["planted"])
     assert {"massive, k = 1", "massive, above 5", "smallest, k = 1", "next in norm, k = 1"} <= set(rows.scores)
     for row, other in rows.against:
         assert other.endswith(row)
@@ -236,7 +236,7 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, n=80):
         measures = {"facts-in-context:2": of(context_rate), "facts-parametric-matched:2": of(memory_rate)}
         return {"measures": measures, "kl": [1.0, 1.1], "nll": [1.0, 1.0], "tokens": [1, 1]}
 
-    return Rows(
+    return DisruptionScores(
         clean=record(0.8, 0.8),
         scores={
             "massive, k = 1": [record(context, memory)],
@@ -256,7 +256,7 @@ def _rows(context, memory, elsewhere_context, elsewhere_memory, n=80):
     ],
 )
 def test_sentences_follow_the_numbers(rates, first, second):
-    notes = notes_of(_rows(*rates))
+    notes = disruption_notes(_rows(*rates))
     assert notes[0] == UNFAIR  # two facts in the prompt: no size is believed
     assert first in notes[1]
     assert second in notes[2]
@@ -265,7 +265,7 @@ def test_sentences_follow_the_numbers(rates, first, second):
 def test_a_measure_at_chance_is_said_to_show_nothing():
     rows = _rows(0.1, 0.8, 0.1, 0.8)
     rows.clean["measures"]["facts-in-context:2"]["score"] = (np.arange(80) < 10).astype(float).tolist()
-    assert "can show nothing" in notes_of(rows)[0]
+    assert "can show nothing" in disruption_notes(rows)[0]
     assert rows.kept("massive, k = 1", "context") is None
 
 

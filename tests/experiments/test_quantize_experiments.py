@@ -25,7 +25,7 @@ from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import _cache, _changes
 from studfinder.experiments.quantize_unrounded import Unrounded
 from studfinder.experiments.super_weight_block_size import in_runs
-from studfinder.experiments.weights import findings_of, scan_of
+from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
@@ -175,7 +175,7 @@ def test_formats(planted):
     scores, kept, _ = result.tables
     rows = {row[0]: row for row in scores.rows}
     size = sum(target.weight(lm).numel() for target in targets(lm))
-    count = len(findings_of(BENCH, lm).proven)
+    count = len(load_findings(BENCH, lm).proven)
     for format in ("w4-channel", "w8-tensor"):  # a kept number costs 16 bits and the 32 of its place
         kept_bits = rows[f"{format}, keep the super weights"][1]
         assert kept_bits - rows[format][1] == pytest.approx(48 * count / size)
@@ -187,7 +187,7 @@ def test_formats(planted):
 
 def test_massive_rows(planted):
     lm, _ = planted
-    findings = findings_of(BENCH, lm)
+    findings = load_findings(BENCH, lm)
     value = MassiveValue(layer=1, tensor="key", head=1, dim=2, norm=1.0, ratio=9.0)
     rows = massive_rows(lm, replace(findings, massive_values=(value,)))
     # Dims 2 and 6 of a head of 8 rotate together.
@@ -267,7 +267,7 @@ def test_transforms(planted):
 
 def test_which_number_grows(planted):
     lm, _ = planted
-    (weight,) = findings_of(BENCH, lm).proven
+    (weight,) = load_findings(BENCH, lm).proven
     bench = SimpleNamespace(settings={"seed": 0})
     changes = {one.label: one.transforms for one in _changes(bench, lm, [weight], Scheme(block="channel"))}
     down = lm.model.get_parameter(weight.parameter)
@@ -357,7 +357,7 @@ def test_massive_values_quantization(planted):
 
 def test_preserved_sees_a_super_activation_go(planted):
     lm, _ = planted
-    findings = findings_of(BENCH, lm)
+    findings = load_findings(BENCH, lm)
     preserved = Preserved(findings, 2, 2.0)
     preserved.see(lm)
     with edited(lm, zero(findings.proven)):

@@ -26,7 +26,7 @@ from studfinder.experiments.seeds_draw import curves
 from studfinder.experiments.trained import recipe_of, shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Interval
-from studfinder.training import Shape, TextSource, build, tokenized, variants_from
+from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny
 
@@ -177,7 +177,7 @@ def test_a_diverged_seed_is_in_no_mean():
 def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
     import studfinder.experiments.outlier_free_backcopy as module
 
-    monkeypatch.setattr(module, "MODELS", {"vanilla": []})
+    monkeypatch.setattr(module, "_MODELS", {"vanilla": []})
     monkeypatch.setattr(module, "draw", lambda result, width: {})
     settings = {**TOY["outlier-free/backcopy"], "steps": 6, "seeds": 1, "look_every": 2}
     whole, _ = ran("outlier-free/backcopy", tmp_path / "whole", **settings)
@@ -318,7 +318,7 @@ def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
 def test_scalars_of_every_form():
     def scalars(text):
         return shift_scalars(
-            build(Shape(layers=1, hidden=16, heads=2), variants_from([text]), vocabulary=8, length=8, seed=0)
+            build_model(ModelShape(layers=1, hidden=16, heads=2), variants_from([text]), vocabulary=8, length=8, seed=0)
         )
 
     for a1, a2, b1, b2 in scalars("kv_shift"):
@@ -330,7 +330,9 @@ def test_scalars_of_every_form():
 
 
 def test_clamping_keeps_the_scalars_in_range():
-    model = build(Shape(layers=1, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=8, length=8, seed=0)
+    model = build_model(
+        ModelShape(layers=1, hidden=16, heads=2), variants_from(["kv_shift"]), vocabulary=8, length=8, seed=0
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "previous" in name:

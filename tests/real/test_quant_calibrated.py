@@ -8,7 +8,7 @@ import torch
 import studfinder as sf
 from builtins_here import REAL_DTYPE
 from studfinder.quantizers import RTN, Scheme, calibration_windows, quantized
-from studfinder.quantizers.activations import Activations, WithActivations
+from studfinder.quantizers.activations import ActivationScheme, WithActivations
 from studfinder.quantizers.gptq import GPTQ, gptq
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.kv_cache import KVCache, quantized_cache
@@ -51,7 +51,7 @@ def test_gptq_reconstructs_every_matrix_of_the_first_layer_better_on_other_text(
 def test_naive_w8a8_costs_little_and_leaves_the_model_as_it_was(lm, windows):
     clean = loss(lm, windows[:2])
     channel = RTN(scheme=Scheme(element="int8", block="channel"))
-    with quantized(lm, WithActivations(weights=channel, activations=Activations())):
+    with quantized(lm, WithActivations(weights=channel, activations=ActivationScheme())):
         token = loss(lm, windows[:2])
     assert loss(lm, windows[:2]) == clean
     assert abs(token - clean) < 0.2

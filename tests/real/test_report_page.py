@@ -12,8 +12,8 @@ import pytest
 
 import studfinder as sf
 from builtins_here import REAL_DTYPE
-from studfinder.report.profile import ratios
-from studfinder.verbs.report import Run, read_run
+from studfinder.report.profile import head_ratios
+from studfinder.verbs.report import ScanRun, read_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -26,7 +26,7 @@ _FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> ScanRun:
     folder = tmp_path_factory.mktemp("report") / "smollm2"
     sf.scan(sf.load("smollm2", dtype=REAL_DTYPE), out=folder, prove=False)
     return read_run(folder)
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def test_the_manifest_is_written_last_and_lists_all(scanned: Run):
+def test_the_manifest_is_written_last_and_lists_all(scanned: ScanRun):
     written = sorted(scanned.folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert written[-1].name == "run.json"
     listed = json.loads(written[-1].read_text())["files"]
@@ -51,7 +51,7 @@ def test_the_manifest_is_written_last_and_lists_all(scanned: Run):
     assert {"findings.json", "report.html", "figure-depth.png", "figure-depth.svg"} <= set(listed)
 
 
-def test_the_page_can_be_explored(scanned: Run, browser: Any):
+def test_the_page_can_be_explored(scanned: ScanRun, browser: Any):
     with _opened(browser, scanned.folder / "report.html") as (page, heard):
         query = page.locator("#detail canvas[data-tensor=query]")
         for layer in (3, 17):
@@ -75,7 +75,7 @@ def test_the_page_can_be_explored(scanned: Run, browser: Any):
         assert heard == []
 
 
-def test_buttons_copy_what_they_say(scanned: Run, browser: Any):
+def test_buttons_copy_what_they_say(scanned: ScanRun, browser: Any):
     with _opened(browser, scanned.folder / "report.html") as (page, heard):
         page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
         page.get_by_role("button", name="copy as Python", exact=True).click()
@@ -89,7 +89,7 @@ def test_buttons_copy_what_they_say(scanned: Run, browser: Any):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_and_follows_the_theme(scanned: Run, browser: Any, tmp_path: Path, width: int, scheme: str):
+def test_the_page_fits_and_follows_the_theme(scanned: ScanRun, browser: Any, tmp_path: Path, width: int, scheme: str):
     with _opened(browser, scanned.folder / "report.html", width=width, scheme=scheme) as (page, heard):
         page.screenshot(path=tmp_path / f"report-{scheme}-{width}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -127,10 +127,12 @@ def _point(page: Any, canvas: Any, shape: tuple[int, int], *, head: int, dim: in
     page.mouse.move(box["x"] + gutter + (dim + 0.5) * cell[0], box["y"] + band + (head + 0.5) * cell[1])
 
 
-def _check(page: Any, scanned: Run, layer: int, *, head: int, dim: int) -> None:
+def _check(page: Any, scanned: ScanRun, layer: int, *, head: int, dim: int) -> None:
     norm = scanned.profile["norm.query"]
     readout = page.locator("#map-readout")
     assert f"query, layer {layer}, head {head}, dim {dim}" in readout.text_content()
     assert float(readout.get_attribute("data-norm")) == pytest.approx(float(norm[layer, head, dim]), rel=1e-3)
-    assert float(readout.get_attribute("data-ratio")) == pytest.approx(float(ratios(norm)[layer, head, dim]), rel=1e-3)
+    assert float(readout.get_attribute("data-ratio")) == pytest.approx(
+        float(head_ratios(norm)[layer, head, dim]), rel=1e-3
+    )
     assert ("never completes" in readout.text_content()) == bool(scanned.profile["rotary.never_turns"][layer, dim] == 1)

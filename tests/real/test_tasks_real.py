@@ -40,7 +40,9 @@ def _data(data, cache, monkeypatch):
 
 
 def test_every_local_task_has_the_documents_of_its_split():
-    found = {name: harness.build(name, TASKS[name]).size for name in TASKS if availability(name) == "STUDFINDER_DATA"}
+    found = {
+        name: harness.build_task(name, TASKS[name]).size for name in TASKS if availability(name) == "STUDFINDER_DATA"
+    }
     assert found == SIZES
 
 
@@ -52,7 +54,9 @@ def test_scores_are_those_of_hflm(name, lm):
 
     picked = list(range(0, 60, 10))
     theirs = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4)
-    one, other = (harness.evaluated(model, harness.build(name, TASKS[name]), picked) for model in (LiveLM(lm), theirs))
+    one, other = (
+        harness.evaluated(model, harness.build_task(name, TASKS[name]), picked) for model in (LiveLM(lm), theirs)
+    )
     ours_of, theirs_of = (np.array([sample["filtered_resps"] for sample in found], float) for found in (one, other))
     difference = float(np.abs(ours_of - theirs_of).max())
     print(f"\n{name}: largest difference of a log-probability {difference:.2g} nats")

@@ -24,7 +24,7 @@ SIZES = [16, 80, 120, 236, 300, 400, 440, 468, 500, 540, 552]
 PROGRAM = """
 import contextlib, io, json, subprocess, sys
 from pathlib import Path
-from studfinder.cli.app import run
+from studfinder.cli.app import run_cli
 
 place = Path(sys.argv[1])
 options = ["--task", "recall:vocabulary=32,length=16,pairs=2", "--layers", "1", "--hidden", "32", "--heads", "2"]
@@ -33,7 +33,7 @@ for size in json.loads(sys.argv[2]) + [4000]:
     subprocess.run(["mount", "-o", f"remount,size={size}k", str(place)], check=True)
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = run(["train", *options, "--out", str(place / f"run")])
+        code = run_cli(["train", *options, "--out", str(place / f"run")])
     folder = next((place / name for name in ("run", "run.partial") if (place / name).is_dir()), place / "none")
     line = {"size": size, "code": code, "said": said.getvalue().splitlines()[-1]}
     line["files"] = sorted(path.name for path in folder.glob("*"))

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-from studfinder.attention.variant import Shape
+from studfinder.attention.variant import AttentionShape
 
-QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _separate(module: Any, hidden_BTC: torch.Tensor) -> QKV:
+def _separate(module: Any, hidden_BTC: torch.Tensor) -> _QKV:
     heads = (*hidden_BTC.shape[:-1], -1, module.head_dim)
     return (
         module.q_proj(hidden_BTC).view(heads),
@@ -26,13 +26,13 @@ def _separate(module: Any, hidden_BTC: torch.Tensor) -> QKV:
     )
 
 
-def _opt(module: Any, hidden_BTC: torch.Tensor) -> QKV:
+def _opt(module: Any, hidden_BTC: torch.Tensor) -> _QKV:
     query, key, value = _separate(module, hidden_BTC)
     # OPT scales the query rather than the scores; kept, since rounding depends on it.
     return query * module.scaling, key, value
 
 
-def _gpt2(module: Any, hidden_BTC: torch.Tensor) -> QKV:
+def _gpt2(module: Any, hidden_BTC: torch.Tensor) -> _QKV:
     heads = (*hidden_BTC.shape[:-1], -1, module.head_dim)
     query, key, value = module.c_attn(hidden_BTC).split(module.split_size, dim=2)
     return query.view(heads), key.view(heads), value.view(heads)
@@ -64,7 +64,7 @@ class Base:
     kind: str
     output: str = "o_proj"
     rotary: bool = True
-    project: Callable[[Any, torch.Tensor], QKV] = _separate
+    project: Callable[[Any, torch.Tensor], _QKV] = _separate
     dropout: Callable[[Any], float] = lambda module: module.attention_dropout
     scaling: Callable[[Any], float] = lambda module: module.scaling
     extras: Callable[[Any], dict[str, Any]] = lambda module: {}
@@ -120,11 +120,11 @@ BASES = {
 }
 
 
-def shape_of(module: Any) -> Shape:
+def attention_shape(module: Any) -> AttentionShape:
     """The sizes of an attention module."""
     config = module.config
     heads = int(config.num_attention_heads)
-    return Shape(
+    return AttentionShape(
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(module.head_dim),

@@ -8,7 +8,7 @@ where the element-wise passes that a fused kernel would save cost little. On a G
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,22 +23,26 @@ CPU_BLOCK, GPU_BLOCK = 2**17, 2**26
 _FEWEST_ROWS = 16
 
 
-class Weights(Protocol):
+class WeightFunction(Protocol):
     """A weight function on blocks of scores (..., S), -inf where `blocked`. It may overwrite them.
 
     The attention weights are `factor * weights`, the factor per row (..., 1) or one number; it is applied to
     the (much smaller) output instead. `state` is what `backward` needs.
     """
 
-    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
+    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: RowRange) -> tuple[Any, Any, Any]:
         """(weights, factor, state)."""
 
     def backward(self, grad: torch.Tensor, state: Any) -> torch.Tensor:
         """The gradient of the scores from that of `weights` (which it may overwrite)."""
 
 
+WEIGHT_FUNCTIONS: dict[str, Callable[..., WeightFunction]] = {}
+"""By name, for an operator takes no objects; a variant's own file puts its function here."""
+
+
 @dataclass(frozen=True)
-class Rows:
+class RowRange:
     """The rows of a block: absolute index of the first and past-the-last query, number of keys scored."""
 
     first: int
@@ -126,13 +130,13 @@ def _problem(
     return _Problem(query.unflatten(1, (groups, -1)), key, value, mask, causal, scale)
 
 
-def forward(weights: Weights, *args: Any) -> torch.Tensor:
+def forward(weights: WeightFunction, *args: Any) -> torch.Tensor:
     """query (B, H, T, D), key and value (B, G, S, D), mask, causal, scale -> (B, H, T, D)."""
     problem = _problem(*args)
     out = problem.query.new_empty(*problem.query.shape[:-1], problem.value.shape[-1])
     for b, g, t, keys in problem.blocks():
         scores, _, _, blocked = problem.scores(b, g, t, keys)
-        rows = Rows(t.start, t.stop, keys, problem.causal)
+        rows = RowRange(t.start, t.stop, keys, problem.causal)
         w, factor, _ = weights.forward(scores, blocked, rows)
         value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
         mixed = torch.bmm(w.reshape(value.shape[0], -1, keys), value)
@@ -140,7 +144,9 @@ def forward(weights: Weights, *args: Any) -> torch.Tensor:
     return out.flatten(1, 2)
 
 
-def backward(weights: Weights, grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward(
+    weights: WeightFunction, grad: torch.Tensor, *args: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value."""
     problem = _problem(*args)
     grad = grad.unflatten(1, (problem.key.shape[1], -1))
@@ -150,7 +156,7 @@ def backward(weights: Weights, grad: torch.Tensor, *args: Any) -> tuple[torch.Te
     for b, g, t, keys in problem.blocks():
         scores, query, key, blocked = problem.scores(b, g, t, keys)
         shape = scores.shape
-        w, factor, state = weights.forward(scores, blocked, Rows(t.start, t.stop, keys, problem.causal))
+        w, factor, state = weights.forward(scores, blocked, RowRange(t.start, t.stop, keys, problem.causal))
         value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
         n = value.shape[0]
         d_out = (grad[b, g, :, t].to(problem.dtype) * factor).reshape(n, -1, grad.shape[-1])
@@ -167,16 +173,10 @@ def _add(total: torch.Tensor, b: slice, g: slice, keys: int, left: torch.Tensor,
     part.add_(torch.bmm(left, right).view_as(part))
 
 
-def _weights(kind: str, numbers: list[float]) -> Weights:
-    if kind == "clipped_softmax":
-        from studfinder.attention.clipped_softmax.layer import Clipped
-
-        return Clipped(*numbers)
-    if kind == "softpick":
-        from studfinder.attention.softpick.layer import Picked
-
-        return Picked(*numbers)
-    raise StudfinderError(f"weight function {kind!r} is unknown", expected="clipped_softmax or softpick")
+def _weights(kind: str, numbers: list[float]) -> WeightFunction:
+    if kind not in WEIGHT_FUNCTIONS:
+        raise StudfinderError(f"weight function {kind!r} is unknown", expected=" or ".join(WEIGHT_FUNCTIONS))
+    return WEIGHT_FUNCTIONS[kind](*numbers)
 
 
 def _attend(
@@ -196,13 +196,13 @@ def _attend(
 _operator = torch.library.custom_op("studfinder::attend_in_blocks", _attend, mutates_args=())
 
 
-def attend(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+def attend_in_blocks(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Attention with another weight function than softmax, differentiable.
 
     Args:
         query: (B, H, T, D).
         rest: key and value (B, G, S, D), mask (B, 1|H, T, S) bool or additive or None, causal, scale, the name
-            of the weight function ("clipped_softmax" or "softpick") and its numbers.
+            of the weight function (see WEIGHT_FUNCTIONS) and its numbers.
 
     Returns:
         (B, H, T, D).

@@ -7,15 +7,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from studfinder.attention.bases import BASES, Base, shape_of
+from studfinder.attention.bases import BASES, Base, attention_shape
 from studfinder.attention.install import attention_modules, install
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.saved import CONFIGS, MODELS, PREFIX, variants_of
+from studfinder.attention.saved import CONFIGS, KIND_PREFIX, MODEL_CLASSES, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 
-Model = TypeVar("Model")
+_Model = TypeVar("_Model")
 
 _NEEDS_ROTARY = {
     "positions": "its positions are added to the embeddings, not made in attention",
@@ -23,7 +23,7 @@ _NEEDS_ROTARY = {
 }
 
 
-def convert(lm: Model, variant: Variant, init: str | None = None) -> Model:
+def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
     """Swap a variant of attention into a live model, in place, and return it.
 
     Variants combine by converting again, e.g. KV shift and then a gate. `save_pretrained` writes a checkpoint
@@ -53,7 +53,7 @@ def convert(lm: Model, variant: Variant, init: str | None = None) -> Model:
     _own_config(model, base)
     install(model, base, [variant])
     model.config.studfinder = {"variants": [v.to_dict() for v in (*present, variant)]}
-    model.__class__ = MODELS[base.kind]
+    model.__class__ = MODEL_CLASSES[base.kind]
     return lm
 
 
@@ -89,7 +89,7 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 def _base_of(model: Any) -> Base:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    base = BASES.get(str(kind).removeprefix(PREFIX))
+    base = BASES.get(str(kind).removeprefix(KIND_PREFIX))
     if base is None:
         raise StudfinderError(
             f"attention of architecture {kind!r} cannot be converted", expected="one of " + ", ".join(BASES)
@@ -117,7 +117,7 @@ def _own_config(model: Any, base: Base) -> None:
 
 def _check(model: Any, base: Base, present: list[Variant], variant: Variant) -> None:
     module = next(attention_modules(model, base))
-    variant.check(shape_of(module))
+    variant.check(attention_shape(module))
     name = type(variant).__name__
     weight = getattr(getattr(module, base.output), "weight", None)
     if weight is None or not weight.is_floating_point():

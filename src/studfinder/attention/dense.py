@@ -30,7 +30,7 @@ def softmax(scores_BHTS: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(torch.softmax(scores_BHTS, dim=-1))
 
 
-def attend(
+def softmax_attention(
     query_BHTD: torch.Tensor,
     key_BGSD: torch.Tensor,
     value_BGSD: torch.Tensor,

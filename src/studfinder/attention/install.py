@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from studfinder.attention.bases import Base, shape_of
+from studfinder.attention.bases import Base, attention_shape
 from studfinder.attention.interface import NAME
 from studfinder.attention.module import VariantAttention, attention_class
 from studfinder.attention.variant import Part, Variant
@@ -27,7 +27,7 @@ def install(model: Any, base: Base, variants: list[Variant]) -> None:
     New parameters take the device and dtype of the module's output projection.
     """
     for layer, module in enumerate(list(attention_modules(model, base))):
-        shape = shape_of(module)
+        shape = attention_shape(module)
         like = getattr(module, base.output).weight
         if any(variant.role in _IN_MODULE for variant in variants) and not isinstance(module, VariantAttention):
             module.__class__ = attention_class(base)

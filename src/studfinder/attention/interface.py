@@ -17,7 +17,7 @@ from studfinder.errors import StudfinderError
 NAME = "studfinder"
 
 
-def attend(
+def variant_attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -49,5 +49,5 @@ def attend(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, variant_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

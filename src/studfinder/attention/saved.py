@@ -18,7 +18,7 @@ from studfinder.attention.kv_shift.cache import prepare
 from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
 
-PREFIX = "studfinder-"
+KIND_PREFIX = "studfinder-"
 _OWN_SOFTMAX = (
     "eager",
     "sdpa",
@@ -72,7 +72,7 @@ class SavedVariant:
 
 
 def _config_class(base: Base) -> type[Any]:
-    contents = {"model_type": PREFIX + base.kind, "__module__": __name__}
+    contents = {"model_type": KIND_PREFIX + base.kind, "__module__": __name__}
     return type(f"Studfinder{base.config_class.__name__}", (base.config_class,), contents)
 
 
@@ -83,10 +83,10 @@ def _model_class(base: Base, config: type[Any]) -> type[Any]:
 
 
 CONFIGS = {kind: _config_class(base) for kind, base in BASES.items()}
-MODELS = {kind: _model_class(base, CONFIGS[kind]) for kind, base in BASES.items()}
+MODEL_CLASSES = {kind: _model_class(base, CONFIGS[kind]) for kind, base in BASES.items()}
 
 for _kind, _config in CONFIGS.items():
     globals()[_config.__name__] = _config  # so that they pickle
-    globals()[MODELS[_kind].__name__] = MODELS[_kind]
-    AutoConfig.register(PREFIX + _kind, _config, exist_ok=True)
-    AutoModelForCausalLM.register(_config, MODELS[_kind], exist_ok=True)
+    globals()[MODEL_CLASSES[_kind].__name__] = MODEL_CLASSES[_kind]
+    AutoConfig.register(KIND_PREFIX + _kind, _config, exist_ok=True)
+    AutoModelForCausalLM.register(_config, MODEL_CLASSES[_kind], exist_ok=True)

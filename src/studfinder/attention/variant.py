@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class AttentionShape:
     """The sizes of one attention module: heads H, key/value heads G, head dim D, hidden size C."""
 
     heads: int
@@ -95,10 +95,10 @@ class Variant:
             )
         return dataclasses.replace(self, init=init)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: AttentionShape) -> None:
         """Raise StudfinderError if attention of this shape cannot carry the variant."""
 
-    def part(self, shape: Shape, layer: int) -> Part:
+    def part(self, shape: AttentionShape, layer: int) -> Part:
         """A fresh part for one layer."""
         raise NotImplementedError
 

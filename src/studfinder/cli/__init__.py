@@ -12,8 +12,8 @@ def main() -> None:
     open_streams()
     try:
         with ends_at_once():
-            from studfinder.cli.app import run
-        code = run(sys.argv[1:])
+            from studfinder.cli.app import run_cli
+        code = run_cli(sys.argv[1:])
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         code = 130

@@ -45,7 +45,7 @@ def command(
         for name, place in DETECTORS.items():
             console.print(f"{name:22}{place}")
     elif what == "measures":
-        from studfinder.measures import REGISTRY as MEASURES
+        from studfinder.measures import MEASURES
 
         table = Table("name", "about", "what it is", "argument", box=None, header_style="dim")
         for name, measure in MEASURES.items():
@@ -76,8 +76,7 @@ def command(
         console.print(table)
         console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim")
     else:
-        from studfinder.experiments import REGISTRY as EXPERIMENTS
-        from studfinder.experiments import experiment_named
+        from studfinder.experiments import EXPERIMENTS, experiment_named
 
         table = Table("name", "paper", "shows", "asks", box=None, header_style="dim")
         for name in EXPERIMENTS:

@@ -37,7 +37,7 @@ def command(
     """
     from dataclasses import replace
 
-    from studfinder.verbs.measure import RESULT, plan_measure, run_measure
+    from studfinder.verbs.measure import SCORECARD_FILE, plan_measure, run_measure
 
     with progress_bar(as_json) as progress:
         plan = plan_measure(model, replace(config, progress=progress))
@@ -49,7 +49,7 @@ def command(
     assert folder is not None
     say_if_older(card.run)
     if as_json:
-        say_json((folder / RESULT).read_text(encoding="utf-8"))
+        say_json((folder / SCORECARD_FILE).read_text(encoding="utf-8"))
         return
     from studfinder.report.cells import print_sheet
     from studfinder.report.scorecard import tables

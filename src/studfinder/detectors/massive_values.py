@@ -17,10 +17,10 @@ import torch
 from studfinder.detectors.detector import Detector, stacked
 from studfinder.models import LM, rotary_of
 from studfinder.records import MassiveValue, MassiveValueSummary, ModelCard, Thresholds
+from studfinder.records.findings import QKV
 from studfinder.sites import AttentionCall
 from studfinder.stats import SumOfSquares
 
-TENSORS: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 _NULL_DRAWS = 999
 
 
@@ -44,7 +44,7 @@ class MassiveValues(Detector):
         for event in events:
             new = event.query_BHTD.shape[2]  # with a cache, keys hold history that was counted before
             tensors = (event.query_BHTD, event.key_BGSD[:, :, -new:], event.value_BGSD[:, :, -new:])
-            for name, tensor in zip(TENSORS, tensors, strict=True):
+            for name, tensor in zip(QKV, tensors, strict=True):
                 self.sums.setdefault((name, event.layer), SumOfSquares()).add(self._squares(tensor))
 
     def _squares(self, tensor_BHTD: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ class MassiveValues(Detector):
     def found(self) -> tuple[MassiveValue, ...]:
         """The massive entries, by tensor and layer, largest ratio first."""
         entries = []
-        for tensor in TENSORS:
+        for tensor in QKV:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
                 hits = (ratio > self.at.lam).nonzero().tolist()
@@ -96,7 +96,7 @@ class MassiveValues(Detector):
     def nearest(self) -> MassiveValue | None:
         """The nearest miss: the largest ratio in Q or K that is not above lambda."""
         best: MassiveValue | None = None
-        for tensor in TENSORS[:2]:
+        for tensor in QKV[:2]:
             for layer in self.layers(tensor):
                 norm, ratio = self.norm_HD(tensor, layer), self.ratio_HD(tensor, layer)
                 below = ratio.masked_fill(ratio > self.at.lam, -1)
@@ -113,7 +113,7 @@ class MassiveValues(Detector):
         return best
 
     def summary(self, model: ModelCard) -> dict[str, Any]:
-        tensors = tuple(self._tensor(tensor, model.train_length) for tensor in TENSORS if self.layers(tensor))
+        tensors = tuple(self._tensor(tensor, model.train_length) for tensor in QKV if self.layers(tensor))
         return {"massive_values": tensors, "nearest_massive_value": self.nearest()}
 
     def _tensor(self, tensor: str, train_length: int) -> MassiveValueSummary:
@@ -142,7 +142,7 @@ class MassiveValues(Detector):
         without attention; `rotary.never_turns` (L,D) is 1 where a dim never completes a turn within the training
         length and 2 in layers without RoPE. They can weigh a quantiser."""
         profile = {}
-        for tensor in TENSORS:
+        for tensor in QKV:
             layers = self.layers(tensor)
             if layers:
                 profile[f"norm.{tensor}"] = stacked([self.norm_HD(tensor, layer) for layer in layers])

@@ -29,7 +29,7 @@ from studfinder.sites import WriterCall
 from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
 from studfinder.texts import token_text
 
-ROWS = 16
+_ROWS = 16
 """Output channels remembered for each matrix and token class."""
 WORTH = 25.0
 """Outputs below this many medians are not looked into: they are far from a candidate's score."""
@@ -74,7 +74,7 @@ class _Best:
 
     @classmethod
     def of(cls, bits_C: torch.Tensor, least: int) -> _Best:
-        floor = int(bits_C.topk(min(ROWS, len(bits_C))).values[-1])
+        floor = int(bits_C.topk(min(_ROWS, len(bits_C))).values[-1])
         return cls(bits_C, bits_C.clamp_min(max(least, floor - 1)), least)
 
 
@@ -165,7 +165,7 @@ class SuperWeights(Detector):
         before = self._best.get(place)
         if before is None:
             least = to_bits(WORTH * self.magnitudes[event.layer].median)
-            floor = int(here.topk(min(ROWS, len(here))).values[-1])
+            floor = int(here.topk(min(_ROWS, len(here))).values[-1])
             before = _Best(torch.zeros_like(here), torch.full_like(here, max(least, floor - 1)), least)
             self._best[place] = before
         rows = (here > before.bar_C).nonzero()[:, 0]

@@ -6,7 +6,7 @@ from studfinder.edits.disruption import dims, massive_value_disruption
 from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
 from studfinder.edits.makers import (
     Activations,
-    Target,
+    Editable,
     constant_only,
     deviation_only,
     mean,
@@ -38,6 +38,7 @@ __all__ = [
     "Coordinates",
     "Edit",
     "EditList",
+    "Editable",
     "Entries",
     "Everything",
     "LargestEntry",
@@ -45,7 +46,6 @@ __all__ = [
     "RandomDims",
     "Selection",
     "SiteEdit",
-    "Target",
     "TiedWeightsWarning",
     "TopDims",
     "WeightEdit",

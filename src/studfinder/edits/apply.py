@@ -21,7 +21,7 @@ from studfinder.models import LM
 from studfinder.sites import Journal, Site
 from studfinder.visible import visible
 
-Given = Edit | EditList | str | Iterable["Given"]
+GivenEdits = Edit | EditList | str | Iterable["GivenEdits"]
 """One edit, a line of text, or any list of those, e.g. [zero(a), mean(b), "noise=0.1:residual[3].all"]."""
 
 
@@ -44,7 +44,7 @@ class edited:
             weight that is offloaded or quantised; on leaving, an edit that changed nothing though the model ran.
     """
 
-    def __init__(self, lm: LM, edits: Given) -> None:
+    def __init__(self, lm: LM, edits: GivenEdits) -> None:
         self.edits = edits_of(lm, edits)
         self._lm = lm
         self._plan: list[tuple[str, list[tuple], float]] = []

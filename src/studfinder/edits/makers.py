@@ -19,7 +19,7 @@ from studfinder.edits.values import (
     Scale,
     Shuffle,
     Value,
-    numbers,
+    as_numbers,
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
@@ -44,13 +44,13 @@ class Activations:
         return (self.sites,) if isinstance(self.sites, str) else self.sites
 
 
-Target = (
-    Findings | Selection | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Target"]
+Editable = (
+    Findings | Selection | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Editable"]
 )
 _EXPECTED = "findings, one of them or a list, Weights or Activations"
 
 
-def zero(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
+def zero(target: Editable, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Set to zero. Raises StudfinderError if the target is nothing.
 
     Findings are their proven super weights (`Selection` says others). A super weight is its weight; a massive
@@ -59,7 +59,7 @@ def zero(target: Target, *, when: When = "always", cache: Cache = "touched") -> 
     return scale(target, 0.0, when=when, cache=cache)
 
 
-def scale(target: Target, factor: float, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
+def scale(target: Editable, factor: float, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Multiply by a factor. Raises StudfinderError if the target is nothing."""
     edits: list[Edit] = []
     for part in _flat(target):
@@ -71,7 +71,7 @@ def scale(target: Target, factor: float, *, when: When = "always", cache: Cache 
 
 
 def mean(
-    target: Target, *, pooled: bool = False, when: When = "always", cache: Cache = "touched"
+    target: Editable, *, pooled: bool = False, when: When = "always", cache: Cache = "touched"
 ) -> tuple[SiteEdit, ...]:
     """Replace each selected dim by its mean over the row's real tokens, so that only its constant part is left.
 
@@ -81,29 +81,29 @@ def mean(
     return _edits(target, Mean(pooled), when, cache)
 
 
-def constant_only(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[SiteEdit, ...]:
+def constant_only(target: Editable, *, when: When = "always", cache: Cache = "touched") -> tuple[SiteEdit, ...]:
     """Another name of `mean`: the half of a dim that `deviation_only` takes away."""
     return mean(target, when=when, cache=cache)
 
 
-def deviation_only(target: Target, *, when: When = "always", cache: Cache = "touched") -> tuple[SiteEdit, ...]:
+def deviation_only(target: Editable, *, when: When = "always", cache: Cache = "touched") -> tuple[SiteEdit, ...]:
     """Take each selected dim's mean over the row's real tokens away, so that only its deviation is left."""
     return _edits(target, Deviation(), when, cache)
 
 
 def set_to(
-    target: Target,
+    target: Editable,
     values: float | Sequence[float] | torch.Tensor,
     *,
     when: When = "always",
     cache: Cache = "touched",
 ) -> tuple[SiteEdit, ...]:
     """Set to given numbers: one for all, one for each of the target's coordinates, or a whole (D,) or (H,D) map."""
-    return _edits(target, numbers(values), when, cache)
+    return _edits(target, as_numbers(values), when, cache)
 
 
 def restore(
-    target: Target,
+    target: Editable,
     recorded: Mapping[str, torch.Tensor],
     *,
     when: When = "always",
@@ -159,14 +159,16 @@ def restore_output(lm: LM, weights: SuperWeight | Iterable[SuperWeight]) -> tupl
     )
 
 
-def shuffle(target: Target, seed: int = 0, *, when: When = "always", cache: Cache = "touched") -> tuple[SiteEdit, ...]:
+def shuffle(
+    target: Editable, seed: int = 0, *, when: When = "always", cache: Cache = "touched"
+) -> tuple[SiteEdit, ...]:
     """Give each real token the selected entries of another one of the same row. A step of one token has none to give:
     it stays."""
     return _edits(target, Shuffle(seed), when, cache)
 
 
 def noise(
-    target: Target, std: float, seed: int = 0, *, when: When = "always", cache: Cache = "touched"
+    target: Editable, std: float, seed: int = 0, *, when: When = "always", cache: Cache = "touched"
 ) -> tuple[SiteEdit, ...]:
     """Add Gaussian noise; `std` in units of each dim's root mean square over the row's real tokens."""
     if not 0 <= std < float("inf"):
@@ -174,7 +176,7 @@ def noise(
     return _edits(target, Noise(float(std), seed), when, cache)
 
 
-def _edits(target: Target, value: Value, when: When, cache: Cache) -> tuple[SiteEdit, ...]:
+def _edits(target: Editable, value: Value, when: When, cache: Cache) -> tuple[SiteEdit, ...]:
     return tuple(edit for part in _flat(target) for edit in _at_sites(_sites_of(part), value, when, cache))
 
 
@@ -188,14 +190,14 @@ def _sites_of(part: Weights | Activations) -> Activations:
     return part
 
 
-def _flat(target: Target) -> list[Weights | Activations]:
+def _flat(target: Editable) -> list[Weights | Activations]:
     chosen = _merged(_parts(target))
     if not chosen:
         raise StudfinderError("the edit has no target", expected=_EXPECTED)
     return chosen
 
 
-def _parts(target: Target) -> list[Weights | Activations]:
+def _parts(target: Editable) -> list[Weights | Activations]:
     if isinstance(target, Weights):
         if not target.entries:
             raise StudfinderError(f"no entries of {target.parameter} are selected", expected="at least one")

@@ -24,7 +24,7 @@ from studfinder.edits.disruption import dims
 from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights
 from studfinder.edits.makers import (
     Activations,
-    Target,
+    Editable,
     constant_only,
     deviation_only,
     mean,
@@ -140,7 +140,7 @@ def _each(lm: LM, given: Any) -> Iterator[Edit]:
         )
 
 
-def _maker(name: str, number: str | None) -> Callable[[Target, dict[str, Any]], Sequence[Edit]]:
+def _maker(name: str, number: str | None) -> Callable[[Editable, dict[str, Any]], Sequence[Edit]]:
     value = _number(name, number)
     if name == "pooled-mean" and value is None:
         return lambda target, options: mean(target, pooled=True, **options)
@@ -172,7 +172,7 @@ def _options(text: str) -> tuple[str, dict[str, Any]]:
         text = front
 
 
-def _target(lm: LM, text: str) -> Target:
+def _target(lm: LM, text: str) -> Editable:
     weight = _WEIGHT.fullmatch(text)
     if weight is not None and weight["name"] in dict(lm.model.named_parameters(remove_duplicate=False)):
         index = tuple(None if at.strip() == ":" else _whole(at, text) for at in weight["index"].split(","))
@@ -246,7 +246,7 @@ def _layers(text: str, count: int) -> list[int]:
     return found
 
 
-def _from_scan(lm: LM, path: Path, part: str) -> Target:
+def _from_scan(lm: LM, path: Path, part: str) -> Editable:
     findings = read_record(Findings, record_file(path, "findings.json"))
     check_findings(lm, findings)
     which: Any = {"super_weights": "proven", "candidates": "all"}.get(part, part)

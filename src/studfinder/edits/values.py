@@ -134,7 +134,7 @@ class Noise:
 Value = Scale | Mean | Deviation | SetTo | Recorded | CleanOutput | Shuffle | Noise
 
 
-def numbers(values: float | Sequence[float] | torch.Tensor) -> SetTo:
+def as_numbers(values: float | Sequence[float] | torch.Tensor) -> SetTo:
     """Given numbers as a record. Raises StudfinderError if there are none, or some are not finite."""
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     if not tensor.numel() or not torch.isfinite(tensor).all():

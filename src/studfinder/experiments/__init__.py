@@ -1,15 +1,15 @@
 """One table or figure of a paper a file; a paper's own quirks live here, not below."""
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.registry import REGISTRY, experiment_named
-from studfinder.experiments.run import Plan, plan_experiment, read_result, redraw, run_experiment
+from studfinder.experiments.registry import EXPERIMENTS, experiment_named
+from studfinder.experiments.run import ExperimentPlan, plan_experiment, read_result, redraw, run_experiment
 
 __all__ = [
-    "REGISTRY",
+    "EXPERIMENTS",
     "Bench",
     "Experiment",
+    "ExperimentPlan",
     "Outcome",
-    "Plan",
     "experiment_named",
     "plan_experiment",
     "read_result",

@@ -17,7 +17,7 @@ CONTEXT, MEMORY = "facts-in-context", "facts-parametric-matched"
 
 
 @dataclass
-class Rows:
+class DisruptionScores:
     """Scores of the clean model and of each disruption.
 
     Attributes:
@@ -35,7 +35,7 @@ class Rows:
         return {"clean": self.clean, "scores": self.scores, "against": [list(pair) for pair in self.against]}
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Rows:
+    def of(cls, plain: dict[str, Any]) -> DisruptionScores:
         """From JSON."""
         return cls(plain["clean"], plain["scores"], [(a, b) for a, b in plain["against"]])
 
@@ -114,7 +114,7 @@ class Rows:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def scores_table(name: str, rows: Rows) -> Table:
+def disruption_table(name: str, rows: DisruptionScores) -> Table:
     """All measures, clean and disrupted."""
     measures = list(rows.clean["measures"])
     lines: list[tuple[Cell, ...]] = [("as it is", None, None, *(rows.score(None, measure) for measure in measures))]
@@ -132,7 +132,7 @@ def scores_table(name: str, rows: Rows) -> Table:
     )
 
 
-def comparisons_table(name: str, rows: Rows) -> Table:
+def comparisons_table(name: str, rows: DisruptionScores) -> Table:
     """Context against memory, and against equal damage elsewhere."""
     others: dict[str, list[str]] = {}
     for row, other in rows.against:
@@ -162,7 +162,7 @@ def comparisons_table(name: str, rows: Rows) -> Table:
     )
 
 
-def _comparison(rows: Rows, row: str, other: str | None) -> tuple[Cell, ...]:
+def _comparison(rows: DisruptionScores, row: str, other: str | None) -> tuple[Cell, ...]:
     own = (
         row,
         rows.kept(row, "context"),
@@ -193,7 +193,7 @@ def _difference(interval: Interval) -> Comparison:
 # --- sentences ------------------------------------------------------------------------------------------------------
 
 
-def notes_of(rows: Rows) -> list[str]:
+def disruption_notes(rows: DisruptionScores) -> list[str]:
     """What the numbers say."""
     notes = []
     for base in (CONTEXT, MEMORY):
@@ -219,7 +219,7 @@ UNFAIR = (
 )
 
 
-def _only_context(rows: Rows, row: str) -> str:
+def _only_context(rows: DisruptionScores, row: str) -> str:
     context, memory = rows.change(row, "context"), rows.change(row, "memory")
     if context.high < 0 and memory.high < 0:
         says = "both suffer"
@@ -235,7 +235,7 @@ def _only_context(rows: Rows, row: str) -> str:
     return f"{row}: skill from context changes by {_signed(context)}, from memory by {_signed(memory)}: {says}."
 
 
-def _specific(rows: Rows, row: str, other: str) -> str:
+def _specific(rows: DisruptionScores, row: str, other: str) -> str:
     accuracy, margin = rows.contrast(row, other), rows.contrast(row, other, "margin")
     kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
     return (
@@ -258,7 +258,7 @@ def _signed(interval: Interval) -> str:
 # --- figure ---------------------------------------------------------------------------------------------------------
 
 
-def draw_contrast(name: str, rows: Rows, width: float) -> Figure:
+def draw_contrast(name: str, rows: DisruptionScores, width: float) -> Figure:
     """A line a disruption: what is left of the skill from context and from memory, with intervals."""
     wide = width > 600
     shown = list(rows.scores)

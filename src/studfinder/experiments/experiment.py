@@ -17,11 +17,8 @@ from studfinder.errors import unknown
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import ModelCard, Table
 from studfinder.records.config import Config, option
-from studfinder.runs import Work
+from studfinder.runs import Progress, Work
 from studfinder.sites import check_causal
-
-Progress = Callable[[str, int, int], Any]
-"""Told (what is being done, how many are done, of how many)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ class Settings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(Settings):
-    """Base of the settings of an experiment that trains models; see `training.Recipe`."""
+    """Base of the settings of an experiment that trains models; see `TrainingRecipe`."""
 
     micro: int | None = option(None, help="Sequences a forward pass on one device.", late=True)
     precision: str | None = option(None, help="fp32 or bf16.", late=True)
@@ -52,7 +49,7 @@ class Experiment:
         needs: time and memory with the built-in model on two cores, as measured.
         presets: settings by preset; "cpu" always, "paper" where the paper's own sizes are known. A `limit` among them
             is what --limit sets.
-        trains: whether it trains models of its own instead of taking the user's.
+        trains: whether it makes models of its own instead of taking the user's.
     """
 
     name: str

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studfinder.experiments.dots import dots, point
-from studfinder.experiments.finetune_tables import UNTRAINED, gap, mean_of, states
+from studfinder.experiments.finetune_tables import UNTRAINED, gap, states, window_mean
 from studfinder.experiments.seeds_draw import COLOURS
 from studfinder.experiments.w8a8 import WAYS
 from studfinder.records import Result
@@ -57,7 +57,7 @@ def _lines(axes: Axes, seen: dict[str, Any], curve: str) -> None:
         if "skipped" in arm or not arm["curves"][curve]:
             continue
         if curve == "need":
-            start = mean_of(before["super"]["kl"][: seen["watched"]]).value
+            start = window_mean(before["super"]["kl"][: seen["watched"]]).value
         else:
             start = before["outliers"]["top_activation"]
         points = [(0, start), *arm["curves"][curve]]
@@ -67,15 +67,15 @@ def _lines(axes: Axes, seen: dict[str, Any], curve: str) -> None:
 def _need(seen: dict[str, Any], width: float) -> Figure:
     found = states(seen)
     series = {
-        "the super weight": [point(mean_of(state["super"]["kl"])) for state in found.values()],
-        "a control weight": [point(mean_of(state["control"]["kl"])) for state in found.values()],
+        "the super weight": [point(window_mean(state["super"]["kl"])) for state in found.values()],
+        "a control weight": [point(window_mean(state["control"]["kl"])) for state in found.values()],
     }
     return _rows(found, series, width, "KL without it, nats a token", (VERMILLION, GREY))
 
 
 def _eight_bits(seen: dict[str, Any], width: float) -> Figure:
     found = states(seen)
-    series = {way: [point(mean_of(gap(state, way))) for state in found.values()] for way in WAYS}
+    series = {way: [point(window_mean(gap(state, way))) for state in found.values()] for way in WAYS}
     colours = (GREY, VERMILLION, BLUE, COLOURS[3])
     return _rows(found, series, width, "loss that eight bits add, nats a token", colours)
 

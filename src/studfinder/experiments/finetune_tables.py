@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.w8a8 import CAVEAT, STATIC, WAYS
+from studfinder.experiments.w8a8 import STATIC, W8A8_CAVEAT, WAYS
 from studfinder.records import Cell, Comparison, Interval, Table
 from studfinder.stats import mean_interval, ratio_interval
 
@@ -23,7 +23,7 @@ def states(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {UNTRAINED: seen["untrained"], **{k: v for k, v in seen["arms"].items() if "skipped" not in v}}
 
 
-def mean_of(items: Items) -> Interval:
+def window_mean(items: Items) -> Interval:
     """Over windows; a single one has no interval (its ends are NaN), and nothing is said to have changed by it."""
     if len(items) == 1:
         nan = float("nan")
@@ -31,9 +31,9 @@ def mean_of(items: Items) -> Interval:
     return mean_interval(items, what="test windows")
 
 
-def change(after: Items, before: Items) -> Interval:
+def window_change(after: Items, before: Items) -> Interval:
     """Mean difference, paired within windows."""
-    return mean_of(np.asarray(after) - np.asarray(before))
+    return window_mean(np.asarray(after) - np.asarray(before))
 
 
 def gap(state: dict[str, Any], way: str) -> np.ndarray:
@@ -76,7 +76,7 @@ def _loss_row(
     values = state["values"].get("super")
     return (
         label,
-        mean_of(loss),
+        window_mean(loss),
         None if loss is before["loss"] else _difference(loss, before["loss"]),
         None if plain is None or loss is plain["loss"] else _difference(loss, plain["loss"]),
         None if values is None else 0.0 if without else values[0],
@@ -84,7 +84,7 @@ def _loss_row(
 
 
 def _difference(after: Items, before: Items) -> Comparison:
-    return Comparison(kind="difference", interval=change(after, before))
+    return Comparison(kind="difference", interval=window_change(after, before))
 
 
 def _outliers(name: str, seen: dict[str, Any]) -> Table:
@@ -123,10 +123,10 @@ def _need(name: str, seen: dict[str, Any]) -> Table:
         rows.append(
             (
                 label,
-                mean_of(state["super"]["kl"]),
+                window_mean(state["super"]["kl"]),
                 Comparison(kind="ratio", interval=ratio),
                 None if label == UNTRAINED else _difference(state["super"]["kl"], before),
-                mean_of(state["control"]["kl"]),
+                window_mean(state["control"]["kl"]),
             )
         )
     return Table(
@@ -143,7 +143,7 @@ def _eight_bits(name: str, seen: dict[str, Any]) -> Table:
     rows = tuple(
         (
             label,
-            *(mean_of(gap(state, way)) for way in WAYS),
+            *(window_mean(gap(state, way)) for way in WAYS),
             None if label == UNTRAINED else _difference(gap(state, STATIC), gap(found[UNTRAINED], STATIC)),
         )
         for label, state in found.items()
@@ -156,11 +156,11 @@ def _eight_bits(name: str, seen: dict[str, Any]) -> Table:
             f"{STATIC} minus untrained",
         ),
         rows=rows,
-        note=f"Test loss in eight bits minus test loss, paired. {CAVEAT}",
+        note=f"Test loss in eight bits minus test loss, paired. {W8A8_CAVEAT}",
     )
 
 
-def notes_of(name: str, seen: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def finetune_notes(name: str, seen: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """What the numbers say; every sentence depends on its interval."""
     found = states(seen)
     notes = [_size(name, seen, settings)]
@@ -191,11 +191,15 @@ def _need_of(state: dict[str, Any]) -> np.ndarray:
 def _answer(found: dict[str, dict[str, Any]], items: Callable[[dict[str, Any]], np.ndarray]) -> str:
     """In which arms something fell, and in which it fell below plain training."""
     before = items(found[UNTRAINED])
-    fell = [label for label, state in found.items() if change(items(state), before).high < 0]
-    says = f"{mean_of(before)} before; an interval shows it lower after training in {_listed(fell)}"
+    fell = [label for label, state in found.items() if window_change(items(state), before).high < 0]
+    says = f"{window_mean(before)} before; an interval shows it lower after training in {_listed(fell)}"
     if PLAIN in found:
         plain = items(found[PLAIN])
-        below = [label for label, state in found.items() if label != UNTRAINED and change(items(state), plain).high < 0]
+        below = [
+            label
+            for label, state in found.items()
+            if label != UNTRAINED and window_change(items(state), plain).high < 0
+        ]
         says += f", and lower than after plain training in {_listed(below)}"
     return says + "."
 
@@ -208,13 +212,13 @@ def _arm(label: str, found: dict[str, dict[str, Any]]) -> str:
     """One arm against the untrained model and plain training."""
     state, before = found[label], found[UNTRAINED]
     plain = None if label == PLAIN else found.get(PLAIN)
-    loss = f"test loss {_said(change(state['loss'], before['loss']))} against the untrained model"
+    loss = f"test loss {_said(window_change(state['loss'], before['loss']))} against the untrained model"
     if plain is not None:
-        loss += f", {_said(change(state['loss'], plain['loss']))} against plain"
+        loss += f", {_said(window_change(state['loss'], plain['loss']))} against plain"
     parts = [loss, _grown(before["outliers"], state["outliers"])]
     if "super" in before and label != DECAYED:
-        parts.append(f"need {_said(change(_need_of(state), _need_of(before)))}")
-    parts.append(f"cost of W8A8 {STATIC} {_said(change(gap(state, STATIC), gap(before, STATIC)))}")
+        parts.append(f"need {_said(window_change(_need_of(state), _need_of(before)))}")
+    parts.append(f"cost of W8A8 {STATIC} {_said(window_change(gap(state, STATIC), gap(before, STATIC)))}")
     return "; ".join(parts) + "."
 
 
@@ -234,8 +238,8 @@ def _grown(before: dict[str, float], after: dict[str, float]) -> str:
 
 def _won_back(name: str, found: dict[str, dict[str, Any]]) -> str:
     before, plain, decayed = found[UNTRAINED], found[PLAIN], found[DECAYED]
-    lost = change(before["super"]["loss"], before["loss"])
-    left = change(decayed["loss"], plain["loss"])
+    lost = window_change(before["super"]["loss"], before["loss"])
+    left = window_change(decayed["loss"], plain["loss"])
     says = f"{name}: set to zero in the untrained model the super weight costs {lost} nats a token; "
     says += f"decayed to zero in training it leaves {left} against plain training"
     if lost.low > 0:
@@ -246,7 +250,7 @@ def _won_back(name: str, found: dict[str, dict[str, Any]]) -> str:
         )
         says += f", {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of that"
     if OTHER in found:
-        says += f"; the control weight, decayed alike, leaves {change(found[OTHER]['loss'], plain['loss'])}"
+        says += f"; the control weight, decayed alike, leaves {window_change(found[OTHER]['loss'], plain['loss'])}"
     return says + "."
 
 

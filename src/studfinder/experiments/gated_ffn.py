@@ -11,7 +11,7 @@ from studfinder.models import LM
 
 
 @dataclass(frozen=True)
-class Gated:
+class GatedFFN:
     """The parts of a gated FFN: W_gate and W_up (F,C), the activation, and the FFN module."""
 
     gate_FC: torch.Tensor
@@ -20,7 +20,7 @@ class Gated:
     module: str
 
 
-def gated_ffn(lm: LM, layer: int, writer: int) -> Gated | None:
+def gated_ffn(lm: LM, layer: int, writer: int) -> GatedFFN | None:
     """The FFN around a down projection; None if it has no gate that we know of."""
     path = lm.anatomy.layers[layer].writers[writer].module.rpartition(".")[0]
     module = lm.model.get_submodule(path)
@@ -31,4 +31,4 @@ def gated_ffn(lm: LM, layer: int, writer: int) -> Gated | None:
         gate, up = (getattr(module, name).weight.detach().float() for name in ("gate_proj", "up_proj"))
     else:
         return None
-    return Gated(gate, up, act, path) if act is not None else None
+    return GatedFFN(gate, up, act, path) if act is not None else None

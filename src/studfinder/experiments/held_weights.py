@@ -17,13 +17,13 @@ from studfinder.experiments.w8a8 import Windows
 from studfinder.measures import sweep
 from studfinder.models import LM, load
 
-Places = Sequence[tuple[str, Sequence[int]]]
+WeightPlaces = Sequence[tuple[str, Sequence[int]]]
 """(parameter, index into it), one a weight."""
 
-PREFIX = "weights/"
+LOG_PREFIX = "weights/"
 
 
-def values_of(model: Any, places: Places) -> list[float]:
+def values_of(model: Any, places: WeightPlaces) -> list[float]:
     """What stands there."""
     return [float(model.get_parameter(name).detach()[tuple(index)]) for name, index in places]
 
@@ -37,7 +37,7 @@ class Hold(TrainerCallback):
         until_zero: pull them to zero on a straight line over so many steps and keep them there; None holds them.
     """
 
-    def __init__(self, model: Any, places: Places, until_zero: int | None = None) -> None:
+    def __init__(self, model: Any, places: WeightPlaces, until_zero: int | None = None) -> None:
         self.places, self.until_zero = places, until_zero
         self.start = values_of(model, places)
 
@@ -73,7 +73,7 @@ class Needs(TrainerCallback):
         places: weights that are taken away together.
     """
 
-    def __init__(self, windows: Windows, places: Places) -> None:
+    def __init__(self, windows: Windows, places: WeightPlaces) -> None:
         self.windows, self.places = windows, places
         self.lm: LM | None = None
         self.trainer: Any = None
@@ -90,11 +90,11 @@ class Needs(TrainerCallback):
         model.eval()
         found = without(self.lm, self.windows, {"need": self.places})["need"]
         self.trainer.log(
-            {PREFIX + "need": float(np.mean(found["kl"])), PREFIX + "value": values_of(model, self.places)[0]}
+            {LOG_PREFIX + "need": float(np.mean(found["kl"])), LOG_PREFIX + "value": values_of(model, self.places)[0]}
         )
 
 
-def without(lm: LM, windows: Windows, groups: Mapping[str, Places]) -> dict[str, Any]:
+def without(lm: LM, windows: Windows, groups: Mapping[str, WeightPlaces]) -> dict[str, Any]:
     """What becomes of each window when groups of weights are set to zero.
 
     Returns:

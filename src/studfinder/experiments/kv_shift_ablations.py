@@ -20,10 +20,10 @@ from studfinder.experiments.seeds import about, against, ends_table, lines
 from studfinder.experiments.seeds_draw import one_panel
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 
-MODELS: dict[str, list[str]] = {
+_MODELS: dict[str, list[str]] = {
     "K and V": ["kv_shift"],
     "K alone": ["kv_shift:values=false"],
     "V alone": ["kv_shift:keys=false"],
@@ -76,13 +76,13 @@ def run(bench: Bench) -> Outcome:
     source = TaskSource(Induction(vocabulary=s["vocabulary"], length=s["length"], train_on="scored"))
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        shape = Shape(layers=1, hidden=s["hidden"], heads=s["heads"])
+        shape = ModelShape(layers=1, hidden=s["hidden"], heads=s["heads"])
         callbacks = [Clamp()] if name.startswith("clamped") else []
         return run_cell(
-            source, s["vocabulary"], shape, MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
+            source, s["vocabulary"], shape, _MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
         )
 
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
     title = f"One layer after {s['steps']} steps of induction"
     return Outcome(
         [ends_table(title, cells, _SCORES, first="shift")], [*against(cells, "K and V", _SCORES), *about(cells)], cells

@@ -15,16 +15,16 @@ import torch
 from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, change, ended, mean_of, named
+from studfinder.experiments.seeds import about, ended, label_of, seed_change, seed_mean
 from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import MUTED, new_figure
-from studfinder.training import Shape, TaskSource
-from studfinder.training.streams import Rows, collate
+from studfinder.training import ModelShape, TaskSource
+from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.tasks import HopK
 
-MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
+_MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -72,7 +72,7 @@ def run(bench: Bench) -> Outcome:
     """Accuracy by number of hops at the end of training."""
     s = bench.settings
     task = HopK(length=s["length"], symbols=s["symbols"], hops=s["hops"])
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
+    shape = ModelShape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         by_hops = exact_tasks(s)
@@ -80,19 +80,19 @@ def run(bench: Bench) -> Outcome:
             TaskSource(task),
             task.vocabulary,
             shape,
-            MODELS[name],
+            _MODELS[name],
             recipe_of(s, seed),
             folder=folder,
             finish=lambda model: {"by_hops": [accuracy(model, exact, s["test"]) for exact in by_hops]},
         )
 
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
     rows = tuple(
         (
             k + 1,
             without_a_model(exact, s["test"]),
-            *(mean_of(seeds, partial(_at, k)) for seeds in cells.values()),
-            change(cells["KV shift"], cells["vanilla"], partial(_at, k)),
+            *(seed_mean(seeds, partial(_at, k)) for seeds in cells.values()),
+            seed_change(cells["KV shift"], cells["vanilla"], partial(_at, k)),
         )
         for k, exact in enumerate(exact_tasks(s))
     )
@@ -101,7 +101,7 @@ def run(bench: Bench) -> Outcome:
         columns=(
             "hops",
             "without a hop",
-            *(named(name, seeds) for name, seeds in cells.items()),
+            *(label_of(name, seeds) for name, seeds in cells.items()),
             "KV shift minus vanilla",
         ),
         rows=rows,
@@ -132,7 +132,7 @@ def without_a_model(task: HopK, count: int) -> float:
 
 
 def _test_batch(task: HopK, count: int) -> dict[str, torch.Tensor]:
-    rows = Rows(TaskSource(task), "test", 0, count)
+    rows = SequenceRows(TaskSource(task), "test", 0, count)
     return collate([rows[index] for index in range(count)])
 
 
@@ -157,7 +157,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     axes = figure.add_subplot()
     for colour, (name, seeds) in zip(COLOURS, result.data.items(), strict=False):
         by_hops = [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
-        mean_and_interval(axes, *on_one_grid(by_hops), named(name, seeds), color=colour, marker="o")
+        mean_and_interval(axes, *on_one_grid(by_hops), label_of(name, seeds), color=colour, marker="o")
     settings = result.run.settings
     floor = [without_a_model(task, int(settings["test"] or 0)) for task in exact_tasks(settings)]
     axes.plot(range(1, len(floor) + 1), floor, color=MUTED, linestyle=":", label="without a hop")

@@ -19,23 +19,23 @@ from studfinder.experiments.seeds import (
     DIVERGED,
     Cells,
     about,
-    change,
     ended,
+    label_of,
     last,
     lines,
-    mean_of,
-    named,
     pairs,
+    seed_change,
+    seed_mean,
     steps_to,
 )
 from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid, one_panel
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result, Table
 from studfinder.report.style import new_figure
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 
-MODELS: dict[str, tuple[int, list[str]]] = {
+_MODELS: dict[str, tuple[int, list[str]]] = {
     "1 layer, KV shift": (1, ["kv_shift"]),
     "2 layers, vanilla": (2, []),
     "1 layer, vanilla": (1, []),
@@ -95,11 +95,11 @@ def run(bench: Bench) -> Outcome:
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         model, _, width = name.partition(", width ")
-        layers, attention = MODELS[model]
-        shape = Shape(layers=layers, hidden=int(width), heads=s["heads"])
+        layers, attention = _MODELS[model]
+        shape = ModelShape(layers=layers, hidden=int(width), heads=s["heads"])
         return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
-    names = [f"{model}, width {width}" for width in s["widths"] for model in MODELS]
+    names = [f"{model}, width {width}" for width in s["widths"] for model in _MODELS]
     cells = every_cell(bench, names, s["seeds"], cell)
     return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], cells)
 
@@ -107,9 +107,9 @@ def run(bench: Bench) -> Outcome:
 def _table(cells: Cells, settings: dict[str, Any]) -> Table:
     rows = tuple(
         (
-            named(name, seeds),
+            label_of(name, seeds),
             seeds[0]["parameters"],
-            mean_of(seeds, last),
+            seed_mean(seeds, last),
             " / ".join(DIVERGED if cell.get("stopped") else _steps(cell, settings) for cell in seeds),
         )
         for name, seeds in cells.items()
@@ -132,16 +132,16 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
     """The paper's three claims, each with what was seen: paired over seeds, which share their data."""
     notes = []
     for width in settings["widths"]:
-        shift, two, one = (cells[f"{model}, width {width}"] for model in MODELS)
+        shift, two, one = (cells[f"{model}, width {width}"] for model in _MODELS)
         compared = [(steps_to(a, LEVEL), steps_to(b, LEVEL)) for a, b in pairs(shift, two)]
         if not compared or not pairs(shift, one):
             notes.append(f"Width {width}: too many models diverged to compare them.")
             continue
         sooner = sum(a < b for a, b in compared)
         notes.append(
-            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {change(shift, two, last)} and "
-            f"of one by {change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} "
-            f"of {len(compared)} seeds."
+            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {seed_change(shift, two, last)} "
+            f"and of one by {seed_change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in "
+            f"{sooner} of {len(compared)} seeds."
         )
         if all(b == float("inf") for _, b in compared):
             notes.append(
@@ -154,14 +154,14 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
 def draw(result: Result, width: float) -> dict[str, Figure]:
     """Accuracy over steps at the largest width, and over widths at the end."""
     by_width = sorted({int(name.rpartition(" ")[2]) for name in result.data})
-    widest = {model: result.data[f"{model}, width {by_width[-1]}"] for model in MODELS}
+    widest = {model: result.data[f"{model}, width {by_width[-1]}"] for model in _MODELS}
     figures = {
         "steps": one_panel(width, lines(widest, "accuracy"), f"accuracy on repeats, width {by_width[-1]}", low=0)
     }
     if len(by_width) > 1:
         figure = new_figure(width, 330)
         axes = figure.add_subplot()
-        for colour, model in zip(COLOURS, MODELS, strict=False):
+        for colour, model in zip(COLOURS, _MODELS, strict=False):
             seeds = zip(*(result.data[f"{model}, width {w}"] for w in by_width), strict=True)
             ends = [
                 [(w, last(cell)) for w, cell in zip(by_width, cells, strict=True) if ended([cell])] for cells in seeds

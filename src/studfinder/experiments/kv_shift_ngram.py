@@ -16,10 +16,10 @@ from studfinder.experiments.seeds import about, against, ends_table, lines
 from studfinder.experiments.seeds_draw import one_panel
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.records import Result
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import NGram
 
-MODELS: dict[str, tuple[int, list[str]]] = {
+_MODELS: dict[str, tuple[int, list[str]]] = {
     "1 layer, vanilla": (1, []),
     "1 layer, KV shift": (1, ["kv_shift"]),
     "2 layers, vanilla": (2, []),
@@ -59,14 +59,14 @@ def run(bench: Bench) -> Outcome:
     source = TaskSource(NGram(vocabulary=s["vocabulary"], length=s["length"], rules=s["rules"]))
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        layers, attention = MODELS[name]
-        shape = Shape(layers=layers, hidden=s["hidden"], heads=s["heads"])
+        layers, attention = _MODELS[name]
+        shape = ModelShape(layers=layers, hidden=s["hidden"], heads=s["heads"])
         return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
 
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
     notes = []
     for layers in ("1 layer", "2 layers"):
-        pair = {name: cells[name] for name in MODELS if name.startswith(layers)}
+        pair = {name: cells[name] for name in _MODELS if name.startswith(layers)}
         notes += against(pair, f"{layers}, vanilla", _SCORES)
     title = f"3-grams after {s['steps']} steps"
     return Outcome([ends_table(title, cells, _SCORES, first="model")], [*notes, *about(cells)], cells)

@@ -17,7 +17,7 @@ from studfinder.experiments.seeds import about, against, ended, ends_table, line
 from studfinder.experiments.seeds_draw import one_panel
 from studfinder.records import Result, Table
 
-MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
+_MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}
 QUADRANTS = {
     "a1 > a2, b1 > b2": (True, True),
@@ -25,7 +25,7 @@ QUADRANTS = {
     "a1 > a2, b1 <= b2": (True, False),
     "a1 <= a2, b1 <= b2": (False, False),
 }
-PAPER = (50, 17, 9, 52)
+_PAPER = (50, 17, 9, 52)
 """Table 4, 2.9 B, of 128 head pairs."""
 
 EXPERIMENT = Experiment(
@@ -43,7 +43,7 @@ def run(bench: Bench) -> Outcome:
     """Loss over steps and the final scalars, over seeds."""
     s = bench.settings
     source = source_of(bench)
-    cells = language_cells(bench, source, MODELS, watch=False)
+    cells = language_cells(bench, source, _MODELS, watch=False)
     starts = [cell["shift at the start"] for cell in cells["KV shift"]]
     tables = [
         ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
@@ -61,8 +61,8 @@ def quadrants(seeds: list[dict[str, Any]], starts: list[list[list[float]]]) -> T
     begun = [head for cell, start in zip(seeds, starts, strict=True) if ended([cell]) for head in start]
     scalars = [head for cell in ended(seeds) for head in cell["shift"]]
     rows = tuple(
-        (name, _share(begun, signs), _share(scalars, signs), paper / sum(PAPER))
-        for (name, signs), paper in zip(QUADRANTS.items(), PAPER, strict=True)
+        (name, _share(begun, signs), _share(scalars, signs), paper / sum(_PAPER))
+        for (name, signs), paper in zip(QUADRANTS.items(), _PAPER, strict=True)
     )
     return Table(
         title="Learned scalars by quadrant, share of heads",

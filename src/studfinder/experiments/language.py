@@ -10,7 +10,7 @@ from typing import Any
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.seeds import Cells
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.training import Shape, TextSource, tokenized
+from studfinder.training import ModelShape, TextSource, tokenized
 
 SMALL: dict[str, Any] = {
     "text": "wikitext2",
@@ -39,9 +39,9 @@ def source_of(bench: Bench) -> TextSource:
     return tokenized(s["text"], s["length"], s["vocabulary"] or None)[0]
 
 
-def shape_of(settings: Mapping[str, Any]) -> Shape:
+def model_shape(settings: Mapping[str, Any]) -> ModelShape:
     """The sizes of the settings."""
-    return Shape(layers=settings["layers"], hidden=settings["hidden"], heads=settings["heads"], tied=True)
+    return ModelShape(layers=settings["layers"], hidden=settings["hidden"], heads=settings["heads"], tied=True)
 
 
 def language_cells(
@@ -60,7 +60,7 @@ def language_cells(
         finish: what else to measure of the trained model.
     """
     s = bench.settings
-    shape = shape_of(s)
+    shape = model_shape(s)
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         recipe = recipe_of(s, seed)

@@ -27,7 +27,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.massive_onset import Onset, control_dims, onset_of
-from studfinder.experiments.panel import Panel, Variant, change_table, panel_of, value_table
+from studfinder.experiments.panel import Condition, Panel, change_table, panel_of, value_table
 from studfinder.models import LM
 from studfinder.records import Interval, Result
 from studfinder.report.style import log_ticks, new_figure
@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
         },
     },
 )
-ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
+_ORIGINAL, ZERO, MEAN = "original", "massive to zero", "massive to their mean"
 
 
 def run(bench: Bench) -> Outcome:
@@ -62,7 +62,7 @@ def run(bench: Bench) -> Outcome:
             onset = onset_of(lm)
             controls = control_dims(lm, onset, bench.settings["seed"])
             variants = [
-                Variant(ORIGINAL),
+                Condition(_ORIGINAL),
                 _variant(lm, ZERO, onset, onset.dims, 0.0),
                 _variant(lm, MEAN, onset, onset.dims, None),
                 *(_variant(lm, f"control: {kind} to zero", onset, dims, 0.0) for kind, dims in controls.items()),
@@ -75,9 +75,9 @@ def run(bench: Bench) -> Outcome:
     return outcome
 
 
-def _variant(lm: LM, label: str, onset: Onset, dims: Sequence[int], value: float | None) -> Variant:
+def _variant(lm: LM, label: str, onset: Onset, dims: Sequence[int], value: float | None) -> Condition:
     key = f"residual[{onset.layer}] {list(dims)} {onset.least:.6g} {value} {sorted(onset.means.items())}"
-    return Variant(label, partial(_replaced, lm, onset, tuple(dims), value), key)
+    return Condition(label, partial(_replaced, lm, onset, tuple(dims), value), key)
 
 
 @contextmanager
@@ -166,8 +166,8 @@ def _back(panel: Panel, measure: str, zero: Interval) -> str:
     """How much of what zero costs the mean does not, in log perplexity."""
     if zero.low <= 1:
         return " (zero costs nothing that an interval would show)"
-    nll = {label: np.array(panel.scores[label][measure].items["nll"]) for label in (ORIGINAL, ZERO, MEAN)}
-    share = averaged([nll[ZERO] - nll[MEAN]], [nll[ZERO] - nll[ORIGINAL]])
+    nll = {label: np.array(panel.scores[label][measure].items["nll"]) for label in (_ORIGINAL, ZERO, MEAN)}
+    share = averaged([nll[ZERO] - nll[MEAN]], [nll[ZERO] - nll[_ORIGINAL]])
     return f" (the mean keeps {_points(share)} of what zero loses in log perplexity)"
 
 

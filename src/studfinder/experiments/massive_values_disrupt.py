@@ -28,11 +28,11 @@ from studfinder.experiments.disruptions import Disruption, as_harmful, controls,
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
     MEMORY,
-    Rows,
+    DisruptionScores,
     comparisons_table,
+    disruption_notes,
+    disruption_table,
     draw_contrast,
-    notes_of,
-    scores_table,
 )
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.measures import measure_named, sweep
@@ -69,14 +69,14 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             rows, left_out = _measured(bench, lm)
         data[name] = rows.plain()
-        tables += [scores_table(name, rows), comparisons_table(name, rows)]
-        notes += [f"{name}: {text}" for text in [*left_out, *notes_of(rows)]]
+        tables += [disruption_table(name, rows), comparisons_table(name, rows)]
+        notes += [f"{name}: {text}" for text in [*left_out, *disruption_notes(rows)]]
     return Outcome(tables, notes, data)
 
 
-def _measured(bench: Bench, lm: LM) -> tuple[Rows, list[str]]:
+def _measured(bench: Bench, lm: LM) -> tuple[DisruptionScores, list[str]]:
     clean, left_out = _clean(bench, lm)
-    rows = Rows(clean=clean, scores={}, against=[])
+    rows = DisruptionScores(clean=clean, scores={}, against=[])
     ks, draws = [int(k) for k in bench.settings["k"]], int(bench.settings["draws"])
     attacks = []
     for attack in massive(lm, ks, [float(lam) for lam in bench.settings["lambdas"]]):
@@ -108,7 +108,9 @@ def _exists(lm: LM, edits: tuple[Edit, ...]) -> bool:
     return True
 
 
-def _noises(bench: Bench, lm: LM, rows: Rows, left_out: list[str], std: float, k: int, draws: int) -> list[Disruption]:
+def _noises(
+    bench: Bench, lm: LM, rows: DisruptionScores, left_out: list[str], std: float, k: int, draws: int
+) -> list[Disruption]:
     """Noise in the massive dims, and noise of the same damage in the others and in V: only the place differs."""
     name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
     here = [
@@ -121,7 +123,7 @@ def _noises(bench: Bench, lm: LM, rows: Rows, left_out: list[str], std: float, k
 def _as_harmful(
     bench: Bench,
     lm: LM,
-    rows: Rows,
+    rows: DisruptionScores,
     left_out: list[str],
     of: Disruption,
     places: tuple[str, ...],
@@ -205,5 +207,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     """Change of skill from context and from memory, a line a disruption."""
     figures = {}
     for place, (name, plain) in enumerate(result.data.items()):
-        figures["disrupt" if not place else f"disrupt-{place + 1}"] = draw_contrast(name, Rows.of(plain), width)
+        figures["disrupt" if not place else f"disrupt-{place + 1}"] = draw_contrast(
+            name, DisruptionScores.of(plain), width
+        )
     return figures

@@ -21,7 +21,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, Statistic, chance_above, counts, ratios, read_maps, resampled
+from studfinder.experiments.norms import (
+    LETTERS,
+    Maps,
+    Statistic,
+    chance_above,
+    counts,
+    norm_ratios,
+    read_maps,
+    resampled,
+)
 from studfinder.models import LM
 from studfinder.records import Comparison, Interval, Result, Table, to_plain
 from studfinder.report.style import BLUE, GREEN, GREY, MUTED, VERMILLION, new_figure
@@ -84,7 +93,7 @@ def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
         "layers": list(maps.layers[tensor]),
         "heads": heads,
         "massive": counts(norm_LHD, lam).tolist(),
-        "largest": ratios(norm_LHD).max(axis=(1, 2)).tolist(),
+        "largest": norm_ratios(norm_LHD).max(axis=(1, 2)).tolist(),
         "chance": chance_above(dims, lam) * heads * dims,
     }
 
@@ -101,7 +110,7 @@ def _totals_table(name: str, seen: dict[str, Any]) -> Table:
         change = seen["rope"].get(tensor)
         rows.append(
             (
-                NAMES[tensor],
+                LETTERS[tensor],
                 Interval(**of["total"]),
                 of["chance"] * len(of["layers"]),
                 first_layer(of),
@@ -127,7 +136,7 @@ def _layers_table(name: str, seen: dict[str, Any]) -> Table:
 
     columns = ["layer"]
     for tensor in seen["tensors"]:
-        columns += [NAMES[tensor], f"{NAMES[tensor]}: largest"]
+        columns += [LETTERS[tensor], f"{LETTERS[tensor]}: largest"]
     rows = [
         (layer, *(at(of, layer, what) for of in seen["tensors"].values() for what in ("massive", "largest")))
         for layer in layers
@@ -146,14 +155,14 @@ def _notes(name: str, seen: dict[str, Any]) -> list[str]:
         if tensor.endswith("pre_rope") and tensor.split(".")[0] in seen["tensors"]:
             continue
         first = first_layer(of)
-        firsts.append(f"{NAMES[tensor]} " + ("never" if first is None else f"from layer {first}"))
+        firsts.append(f"{LETTERS[tensor]} " + ("never" if first is None else f"from layer {first}"))
     notes = [f"{name}: more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
     for tensor, change in seen["rope"].items():
         value, low, high = change["value"], change["low"], change["high"]
         before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
         says = "RoPE changes that count beyond what prompts vary" if low > 0 or high < 0 else "no clear change by RoPE"
         notes.append(
-            f"{name}: {NAMES[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
+            f"{name}: {LETTERS[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
             f"({value:+.0f} [{low:+.0f}, {high:+.0f}]): {says}."
         )
     return notes
@@ -179,7 +188,7 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
                     color=_COLOURS[tensor],
                     linestyle=":" if before else "-",
                     linewidth=1.6 if before else 2,
-                    label=NAMES[tensor],
+                    label=LETTERS[tensor],
                 )
             axes.set_ylim(0)
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

@@ -25,7 +25,16 @@ from matplotlib.figure import Figure
 from studfinder.detectors.massive_values import agreement, concentration, concentration_null
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, chance_above, counts, ratios, read_maps, resampled, rounded
+from studfinder.experiments.norms import (
+    LETTERS,
+    Maps,
+    chance_above,
+    counts,
+    five_digits,
+    norm_ratios,
+    read_maps,
+    resampled,
+)
 from studfinder.models import LM
 from studfinder.records import Interval, Result, Table, to_plain
 from studfinder.report.style import RAMP, RULE, new_figure
@@ -100,7 +109,7 @@ def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
                 }
                 for lam in lams
             ],
-            "largest": float(ratios(maps.norm_LHD(tensor)).max()),
+            "largest": float(norm_ratios(maps.norm_LHD(tensor)).max()),
         }
         for tensor in maps.tensors
     }
@@ -114,8 +123,8 @@ def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
     norm_HD = maps.norm_LHD(tensor)[maps.layers[tensor].index(layer)]
     agreed = agreement(torch.from_numpy(norm_HD))
     return {
-        "norm": rounded(norm_HD),
-        "largest": float(ratios(norm_HD[None]).max()),
+        "norm": five_digits(norm_HD),
+        "largest": float(norm_ratios(norm_HD[None]).max()),
         "massive": int(counts(norm_HD[None], _LAMBDA).sum()),
         "concentration": float(concentration(torch.from_numpy(norm_HD)).median()),
         "concentration_null": concentration_null(norm_HD.shape[-1]),
@@ -127,7 +136,7 @@ def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
 def _counts_table(name: str, seen: dict[str, Any]) -> Table:
     rows = tuple(
         (
-            NAMES[tensor],
+            LETTERS[tensor],
             of["lambda"],
             Interval(**of["head"]),
             of["layer"],
@@ -160,7 +169,7 @@ def _layers_table(name: str, seen: dict[str, Any]) -> Table:
     rows = tuple(
         (
             int(layer),
-            NAMES[tensor],
+            LETTERS[tensor],
             of["massive"],
             of["largest"],
             of["concentration"],
@@ -198,9 +207,9 @@ def _note(name: str, seen: dict[str, Any]) -> str:
     parts = []
     for tensor in [tensor for tensor in ("query", "key", "value") if tensor in seen["counts"]]:
         found, chance, lam = total(tensor)
-        parts.append(f"{NAMES[tensor]} {found:.0f} (by chance {chance:.1f})")
+        parts.append(f"{LETTERS[tensor]} {found:.0f} (by chance {chance:.1f})")
     agreeing = [
-        f"{NAMES[tensor]} in layer {layer}"
+        f"{LETTERS[tensor]} in layer {layer}"
         for layer, tensors in seen["layers"].items()
         for tensor, of in tensors.items()
         if tensor != "value" and of["p"] is not None and of["p"] < 0.05
@@ -242,9 +251,9 @@ def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
         if of is None:
             axes.set_axis_off()
             continue
-        ratio_HD = ratios(np.array(of["norm"])[None])[0]
+        ratio_HD = norm_ratios(np.array(of["norm"])[None])[0]
         image = axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{NAMES[tensor]}, layer {layer}", fontsize=12 if wide else 11)
+        axes.set_title(f"{LETTERS[tensor]}, layer {layer}", fontsize=12 if wide else 11)
         heads = len(ratio_HD)
         axes.set_xticks(range(0, heads, max(1, -(-heads // 9))))
         axes.spines[:].set_visible(False)

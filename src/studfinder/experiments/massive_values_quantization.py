@@ -40,7 +40,7 @@ from studfinder.experiments.quantize_recipes import (
     NAMES,
     Made,
     Recipe,
-    Work,
+    RecipeWork,
     block_of,
     fitted,
     limits_of,
@@ -54,7 +54,7 @@ from studfinder.experiments.quantize_tables import (
     scores_table,
     tally,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.measures.registry import calibrated
 from studfinder.models import LM
 from studfinder.quantizers import HoldOut, Scheme, method_class
@@ -91,10 +91,10 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome([])
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
+            findings = load_findings(bench, lm)
             keeps = findings_keeps(lm, findings, seed=bench.settings["seed"])
             measures = bench.once("measures", partial(_measures, bench, lm))
-            work = Work(
+            work = RecipeWork(
                 bench=bench,
                 lm=lm,
                 measures=[*measures, KL],
@@ -142,7 +142,7 @@ def _recipes(bench: Bench, lm: LM, keeps: dict[str, HoldOut]) -> Iterator[Recipe
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work, keeps: dict[str, HoldOut]) -> None:
+def _add(outcome: Outcome, name: str, made: list[Made], work: RecipeWork, keeps: dict[str, HoldOut]) -> None:
     measures = list(made[0].scores)
     pairs = kept_pairs(made)
     scheme = next((str(one.recipe.method.scheme) for one in made[1:]), "")

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.norms import NAMES, Maps, chance_above, ratios, read_maps
+from studfinder.experiments.norms import LETTERS, Maps, chance_above, norm_ratios, read_maps
 from studfinder.models import LM, Rotary, rotary_of, train_length
 from studfinder.records import Interval, Result, Table, to_plain
 from studfinder.report.style import BLUE, INK, RULE, VERMILLION, new_figure
@@ -70,7 +70,7 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
 
 def _tensor(lm: LM, maps: Maps, tensor: str, lam: float, length: int, seed: int) -> dict[str, Any]:
     norm_LHD, layers = maps.norm_LHD(tensor), maps.layers[tensor]
-    above_LHD = ratios(norm_LHD) > lam
+    above_LHD = norm_ratios(norm_LHD) > lam
     full = [length] * len(layers)
     reach = [min(length, _window(lm, layer) or length) for layer in layers]
     found: dict[str, Any] = {
@@ -142,7 +142,7 @@ def _shares(data: dict[str, Any]) -> Table:
                 rows.append(
                     (
                         name,
-                        NAMES[tensor],
+                        LETTERS[tensor],
                         boundary,
                         of["massive"],
                         of["chance"],
@@ -179,7 +179,7 @@ def _bands(data: dict[str, Any]) -> Table:
         for tensor, of in seen["tensors"].items():
             band = of["bands"]["distances seen"]
             if band:
-                rows += [(name, NAMES[tensor], *cells) for cells in _coarse(band)]
+                rows += [(name, LETTERS[tensor], *cells) for cells in _coarse(band)]
     return Table(
         title="By rotary band: turns within the distances seen",
         columns=("model", "tensor", "turns", "massive", "share of massive", "share of dims"),
@@ -205,7 +205,7 @@ def _notes(name: str, seen: dict[str, Any]) -> list[str]:
     notes = []
     for tensor, of in seen["tensors"].items():
         beyond = "more than" if of["massive"] > 2 * of["chance"] + 1 else "no more than about"
-        start = f"{name}, {NAMES[tensor]}: {of['massive']} massive entries, {beyond} the {of['chance']:.1f} of chance"
+        start = f"{name}, {LETTERS[tensor]}: {of['massive']} massive entries, {beyond} the {of['chance']:.1f} of chance"
         rope = of["bands"]["distances seen"]
         if not rope:
             why = "the model has no RoPE" if seen["stage"] == "no RoPE" else "none is in a rotated layer"
@@ -289,7 +289,11 @@ def _panel(axes: Axes, name: str, seen: dict[str, Any]) -> None:
             share = np.array(band["massive_by_turns"]) / sum(band["massive_by_turns"])
             dims = np.array(band["dims_by_turns"]) / sum(band["dims_by_turns"])
         axes.bar(
-            place + 0.4 * number - 0.2, share, width=0.4, color=colour, label=f"massive entries of {NAMES[tensor]}"
+            place + 0.4 * number - 0.2,
+            share,
+            width=0.4,
+            color=colour,
+            label=f"massive entries of {LETTERS[tensor]}",
         )
     axes.stairs(dims, np.arange(len(_EDGES)) - 0.5, color=INK, linewidth=1.3, label="all dims")
     axes.set_xlim(-0.5, len(place) - 0.5)

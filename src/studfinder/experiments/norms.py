@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from studfinder.detectors.massive_values import TENSORS, MassiveValues
+from studfinder.detectors.massive_values import MassiveValues
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.records import Interval
+from studfinder.records.findings import QKV
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import bootstrap
 from studfinder.texts import Batch, batches, default_prompts, encode
 
-NAMES = {
+LETTERS = {
     "query": "Q",
     "key": "K",
     "value": "V",
@@ -49,7 +50,7 @@ class Maps:
     @property
     def tensors(self) -> list[str]:
         """The tensors that this model has."""
-        return [name for name in NAMES if name in self.squares]
+        return [name for name in LETTERS if name in self.squares]
 
     def norm_LHD(self, tensor: str) -> np.ndarray:
         """M over all prompts."""
@@ -81,7 +82,7 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
 def _norms(lm: LM, batch: Batch) -> Iterator[tuple[str, int, torch.Tensor]]:
     """(tensor, layer, M) of one prompt, for each stage at which Q and K can be read; V has one stage."""
     for place, (stage, detector) in enumerate(_observed(lm, batch).items()):
-        for tensor in TENSORS if place == 0 else TENSORS[:2]:
+        for tensor in QKV if place == 0 else QKV[:2]:
             for layer in detector.layers(tensor):
                 name = tensor if tensor == "value" else f"{tensor}{stage}"
                 yield name, layer, detector.norm_HD(tensor, layer)
@@ -111,7 +112,7 @@ def _observed(lm: LM, batch: Batch) -> dict[str, MassiveValues]:
 # --- what is counted ------------------------------------------------------------------------------------------------
 
 
-def ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
+def norm_ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
     """M over the mean of its head, or ("layer") of all heads of its layer, shape (..., H, D)."""
     mean = norm_LHD.mean(axis=-1 if scope == "head" else (-2, -1), keepdims=True)
     return np.divide(norm_LHD, mean, out=np.zeros_like(norm_LHD), where=mean > 0)
@@ -119,7 +120,7 @@ def ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
 
 def counts(norm_LHD: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
     """Massive entries by layer, shape (..., L)."""
-    return (ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
+    return (norm_ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
 
 
 @lru_cache(maxsize=64)
@@ -150,7 +151,7 @@ def resampled(maps: Maps, statistics: Mapping[str, Statistic]) -> dict[str, Inte
     }
 
 
-def rounded(values: Sequence[Any] | np.ndarray) -> Any:
+def five_digits(values: Sequence[Any] | np.ndarray) -> Any:
     """Nested lists with five digits: enough to draw and to count by, a third of the bytes."""
     array = np.asarray(values, dtype=float)
     return np.vectorize(lambda value: float(f"{value:.5g}"))(array).tolist() if array.size else []

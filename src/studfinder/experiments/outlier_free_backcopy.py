@@ -19,7 +19,18 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import DIVERGED, Cells, Curve, about, against, ended, last, lines, mean_of, named
+from studfinder.experiments.seeds import (
+    DIVERGED,
+    Cells,
+    Curve,
+    about,
+    against,
+    ended,
+    label_of,
+    last,
+    lines,
+    seed_mean,
+)
 from studfinder.experiments.seeds_draw import curves
 from studfinder.experiments.trained import every_cell, recipe_of, run_cell
 from studfinder.models import LM, load
@@ -27,10 +38,10 @@ from studfinder.records import Result, Table
 from studfinder.records.result import Cell
 from studfinder.report.style import new_figure
 from studfinder.sites import capture
-from studfinder.training import Shape, TaskSource
+from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Backcopy
 
-MODELS = {
+_MODELS = {
     "vanilla": [],
     "gated": ["gated:kind=headwise"],
     "softmax-one": ["softmax_one"],
@@ -38,7 +49,7 @@ MODELS = {
     "KV shift": ["kv_shift"],
 }
 """What gives a head another way to do nothing, and KV shift, which does not."""
-SEEN = {
+_SEEN = {
     "sink": "attention of idle tokens to BOS",
     "peak": "residual norm of BOS over the median token's",
     "drain": "value norm of BOS over the median token's",
@@ -91,7 +102,7 @@ def run(bench: Bench) -> Outcome:
     s = bench.settings
     task = Backcopy(vocabulary=s["vocabulary"], length=s["length"])
     source = TaskSource(task)
-    shape = Shape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
+    shape = ModelShape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
 
     def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
         watch = WatchFirst(source, task.triggers)
@@ -100,7 +111,7 @@ def run(bench: Bench) -> Outcome:
             source,
             s["vocabulary"],
             shape,
-            MODELS[name],
+            _MODELS[name],
             recipe,
             watch=True,
             callbacks=[watch],
@@ -108,7 +119,7 @@ def run(bench: Bench) -> Outcome:
             folder=folder,
         )
 
-    cells = every_cell(bench, list(MODELS), s["seeds"], cell)
+    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
     return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], cells)
 
 
@@ -172,14 +183,14 @@ def to_the_first(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> torch.Tens
 def _table(cells: Cells, task: Backcopy) -> Table:
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            named(name, seeds),
-            *(mean_of(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *SEEN)),
+            label_of(name, seeds),
+            *(seed_mean(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *_SEEN)),
         )
         for name, seeds in cells.items()
     )
     return Table(
         title="At the end of training",
-        columns=("attention", "copies right", "training loss", *SEEN.values()),
+        columns=("attention", "copies right", "training loss", *_SEEN.values()),
         rows=rows,
         note=f"The chain itself has {task.entropy:.3f} nats a token that nobody can predict.",
     )
@@ -205,12 +216,12 @@ def _half_way(cell: dict[str, Any], curve: str) -> str:
 
 def _order(cells: Cells) -> Table:
     rows = tuple(
-        (name, *(" / ".join(_half_way(cell, curve) for cell in seeds) for curve in ("accuracy", *SEEN)))
+        (name, *(" / ".join(_half_way(cell, curve) for cell in seeds) for curve in ("accuracy", *_SEEN)))
         for name, seeds in cells.items()
     )
     return Table(
         title="Steps until half of the whole change, by seed",
-        columns=("attention", "copies right", *SEEN.values()),
+        columns=("attention", "copies right", *_SEEN.values()),
         rows=rows,
         note="Which comes first, to within the interval between two evaluations; no cause follows from an order.",
     )
@@ -218,7 +229,7 @@ def _order(cells: Cells) -> Table:
 
 def _notes(cells: Cells) -> list[str]:
     """What each kind of attention changes against vanilla, paired over seeds."""
-    notes = against(cells, "vanilla", SEEN)
+    notes = against(cells, "vanilla", _SEEN)
     grown = [last(cell, "peak") for cell in ended(cells["vanilla"])]
     if not grown:
         return notes
@@ -233,8 +244,8 @@ def draw(result: Result, width: float) -> dict[str, Figure]:
     """One panel for each thing that sets BOS apart."""
     figure = new_figure(width, 560 if width > 600 else 1200)
     across = 2 if width > 600 else 1
-    grid = figure.add_gridspec(-(-len(SEEN) // across), across)
-    for number, (curve, label) in enumerate(SEEN.items()):
+    grid = figure.add_gridspec(-(-len(_SEEN) // across), across)
+    for number, (curve, label) in enumerate(_SEEN.items()):
         panel = lines(result.data, curve)
         axes = curves(figure, grid[divmod(number, across)], panel, label, log=curve == "peak")
         if not number:

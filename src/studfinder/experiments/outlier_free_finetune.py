@@ -32,14 +32,14 @@ from studfinder.edits import matched_controls
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.finetune_draw import draw
-from studfinder.experiments.finetune_tables import notes_of, tables_of
-from studfinder.experiments.held_weights import PREFIX, Hold, Needs, Places, values_of, without
+from studfinder.experiments.finetune_tables import finetune_notes, tables_of
+from studfinder.experiments.held_weights import LOG_PREFIX, Hold, Needs, WeightPlaces, values_of, without
 from studfinder.experiments.trained import recipe_of
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM, load
 from studfinder.runs import key_of
-from studfinder.training import Outliers, Recipe, TextSource, fit, look, put_in, tokenized, variants_from
+from studfinder.training import Outliers, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable
 
@@ -96,9 +96,9 @@ class Arm:
     decayed: bool = False
 
 
-PLAIN = "plain"
+_PLAIN = "plain"
 ARMS = {
-    PLAIN: Arm(),
+    _PLAIN: Arm(),
     "half-gates": Arm(attention=("gated",)),
     "KV shift": Arm(attention=("kv_shift",)),
     "super weight frozen": Arm(held="super"),
@@ -119,10 +119,10 @@ class Course:
     """
 
     source: TextSource
-    recipe: Recipe
+    recipe: TrainingRecipe
     windows: Windows
     calibration: Windows
-    groups: dict[str, Places]
+    groups: dict[str, WeightPlaces]
     watched: int
 
 
@@ -133,7 +133,7 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             seen = _arms(bench, name, lm)
         outcome.tables += tables_of(name, seen)
-        outcome.notes += notes_of(name, seen, bench.settings)
+        outcome.notes += finetune_notes(name, seen, bench.settings)
         outcome.data.setdefault("models", {})[name] = seen
     return outcome
 
@@ -177,7 +177,7 @@ def _check(bench: Bench, lm: LM) -> None:
 
 def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     """The proven super weights, the largest effect first, and for each the weight of its matrix nearest in size."""
-    findings = findings_of(bench, lm)
+    findings = load_findings(bench, lm)
     proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     chosen = proven[: bench.settings["weights"]]
     taken = [(weight.parameter, weight.index) for weight in findings.super_weights]
@@ -195,7 +195,7 @@ def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     }
 
 
-def _course(bench: Bench, lm: LM, groups: dict[str, Places], precision: str) -> Course:
+def _course(bench: Bench, lm: LM, groups: dict[str, WeightPlaces], precision: str) -> Course:
     s = bench.settings
     # As much text as the steps and the test windows take; the last twentieth of the windows is for testing.
     windows = max(s["steps"] * s["batch"] * 20 // 19, s["limit"] * 20) + 20
@@ -249,8 +249,8 @@ def trained(lm: LM, arm: Arm, course: Course, folder: Path | None, key: str) -> 
             "top activation": fitted.curve("outliers/top_activation"),
             "kurtosis": fitted.curve("outliers/kurtosis"),
             "top sink": fitted.curve("outliers/top_sink"),
-            "need": fitted.curve(PREFIX + "need"),
-            "value": fitted.curve(PREFIX + "value"),
+            "need": fitted.curve(LOG_PREFIX + "need"),
+            "value": fitted.curve(LOG_PREFIX + "value"),
         },
         "seconds": round(time.monotonic() - begun, 1),
     }

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
-from studfinder.experiments.seeds import Cells, about, against, ends_table, last, lines, mean_of
+from studfinder.experiments.seeds import Cells, about, against, ends_table, last, lines, seed_mean
 from studfinder.experiments.seeds_draw import curves, one_panel
-from studfinder.experiments.w8a8 import CAVEAT, STATIC, WAYS, w8a8_losses, window_losses
+from studfinder.experiments.w8a8 import STATIC, W8A8_CAVEAT, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
 from studfinder.records import Interval, Result
 from studfinder.report.style import new_figure
@@ -79,7 +79,7 @@ def run(bench: Bench) -> Outcome:
     cells = language_cells(bench, source, models(s["length"]), finish=partial(in_eight_bits, s["test"], source))
     tables = [
         ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
-        ends_table("Loss in eight bits, nats a token", cells, _BITS, note=f"{CAVEAT} {_PAPER}"),
+        ends_table("Loss in eight bits, nats a token", cells, _BITS, note=f"{W8A8_CAVEAT} {_PAPER}"),
     ]
     compared = {name: _SCORES[name] for name in ("test", "outliers/inf_norm", "outliers/kurtosis")}
     notes = against(cells, "vanilla", {**compared, f"gap/{STATIC}": _COST})
@@ -103,7 +103,7 @@ def in_eight_bits(test: int, source: TextSource, model: Any) -> dict[str, Any]:
 
 def _cost(cells: Cells) -> str:
     """Whether eight bits cost vanilla attention anything; else there is nothing to win."""
-    gap = mean_of(cells["vanilla"], partial(last, curve=f"gap/{STATIC}"))
+    gap = seed_mean(cells["vanilla"], partial(last, curve=f"gap/{STATIC}"))
     if not isinstance(gap, Interval):
         return f"What W8A8 {STATIC} costs vanilla attention is not known: it diverged at every seed."
     if gap.low > 0:

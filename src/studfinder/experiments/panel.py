@@ -22,7 +22,7 @@ from studfinder.stats import averaged
 
 
 @dataclass(frozen=True)
-class Variant:
+class Condition:
     """A model as it is, or changed.
 
     Attributes:
@@ -36,9 +36,9 @@ class Variant:
     key: str = ""
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> Variant:
+def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> Condition:
     """A variant made by edits."""
-    return Variant(label, lambda: edited(lm, edits), edits_hash(edits)[:12])
+    return Condition(label, lambda: edited(lm, edits), edits_hash(edits)[:12])
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Panel:
 
 
 def panel_of(
-    bench: Bench, lm: LM, variants: Sequence[Variant], measures: Sequence[str], limits: dict[str, int | None]
+    bench: Bench, lm: LM, variants: Sequence[Condition], measures: Sequence[str], limits: dict[str, int | None]
 ) -> Panel:
     """Take every measure of every variant.
 
@@ -118,7 +118,7 @@ def panel_of(
     return panel
 
 
-def _taken(function: Callable[..., Scores], lm: LM, variant: Variant, limit: int | None, seed: int) -> dict[str, Any]:
+def _taken(function: Callable[..., Scores], lm: LM, variant: Condition, limit: int | None, seed: int) -> dict[str, Any]:
     with variant.change():
         return to_plain(function(lm, limit=limit, seed=seed))
 

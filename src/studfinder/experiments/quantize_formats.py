@@ -27,7 +27,7 @@ from studfinder.experiments.quantize_keeps import (
     WEIGHTS,
     findings_keeps,
 )
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, fitted, limits_of, listed
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, fitted, limits_of, listed
 from studfinder.experiments.quantize_tables import (
     changes_table,
     keeping_notes,
@@ -36,7 +36,7 @@ from studfinder.experiments.quantize_tables import (
     scores_table,
     tally,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, HoldOut, kernel
 from studfinder.records import Result, Table
@@ -65,9 +65,9 @@ def run(bench: Bench) -> Outcome:
     measures = [f"perplexity:{bench.settings['text']}", KL]
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
+            findings = load_findings(bench, lm)
             keeps = findings_keeps(lm, findings, fraction=bench.settings["fraction"], seed=bench.settings["seed"])
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
+            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             made = work.carried_out(list(_recipes(bench, lm, keeps)))
         _add(outcome, name, made, measures, keeps)
     outcome.notes.append(CAVEAT)

@@ -16,7 +16,7 @@ from studfinder.records import Comparison, SuperWeight, Table
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptPart:
     """A part that was quantised with something of it kept, and the KL."""
 
     part: str
@@ -33,7 +33,7 @@ def keeps_of(lm: LM, weights: Sequence[SuperWeight], *, draws: int, seed: int) -
 
 
 def add_kept(
-    outcome: Outcome, name: str, kept: list[Kept], found: dict[str, Divergence], whole: Divergence, median: float
+    outcome: Outcome, name: str, kept: list[KeptPart], found: dict[str, Divergence], whole: Divergence, median: float
 ) -> None:
     """What keeping some numbers of the matrices with super weights wins."""
     if not kept:

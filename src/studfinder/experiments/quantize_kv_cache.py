@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Windows, Work, limits_of, listed
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, Windows, limits_of, listed
 from studfinder.experiments.quantize_tables import (
     changes_table,
     keeping_notes,
@@ -33,7 +33,7 @@ from studfinder.experiments.quantize_tables import (
     scores_table,
     tally,
 )
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
 from studfinder.records import Findings, Result
@@ -58,7 +58,7 @@ EXPERIMENT = Experiment(
         }
     },
 )
-MASSIVE, OTHERS = "the massive dims of K kept", "as many other dims of K kept"
+_MASSIVE, _OTHERS = "the massive dims of K kept", "as many other dims of K kept"
 _CHANGES: dict[str, dict[str, Any]] = {
     "": {},
     "keys per channel": {"keys": "channel"},
@@ -79,8 +79,8 @@ def run(bench: Bench) -> Outcome:
     limits = {**limits_of(bench), "passkey": own["passkeys"]}
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(bench, lm, prove=False)
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits)
+            findings = load_findings(bench, lm, prove=False)
+            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits)
             made = work.carried_out(list(_recipes(bench, lm, findings)))
         _add(outcome, name, made, work)
     outcome.notes.append(CAVEAT)
@@ -135,10 +135,10 @@ def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
             dim = free[int(torch.randint(len(free), (1,), generator=generator))]
             mask[dim] = True  # not drawn twice
             others.append(replace(value, dim=dim))
-    return {MASSIVE: findings, OTHERS: replace(findings, massive_values=tuple(others))}
+    return {_MASSIVE: findings, _OTHERS: replace(findings, massive_values=tuple(others))}
 
 
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
+def _add(outcome: Outcome, name: str, made: list[Made], work: RecipeWork) -> None:
     measures = [measure for measure in work.measures if measure in made[0].scores]
     pairs = kept_pairs(made)
     outcome.tables += [
@@ -159,12 +159,12 @@ def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
     outcome.notes += keeping_notes(name, pairs, measures[:1], "elements", "the cache with")
     by_label = {one.recipe.label: one for one in made if not one.refused}
     against = [
-        (one, by_label[f"{one.recipe.family}, {OTHERS}"])
+        (one, by_label[f"{one.recipe.family}, {_OTHERS}"])
         for one, _ in pairs
-        if one.recipe.kept == MASSIVE and f"{one.recipe.family}, {OTHERS}" in by_label
+        if one.recipe.kept == _MASSIVE and f"{one.recipe.family}, {_OTHERS}" in by_label
     ]
     says = tally(against, measures[0])
-    outcome.notes += [f"{name}: {MASSIVE}, against {OTHERS}, {says}, over elements."] if says else []
+    outcome.notes += [f"{name}: {_MASSIVE}, against {_OTHERS}, {says}, over elements."] if says else []
     if not against:
         outcome.notes.append(f"{name}: no massive values of K were found, so none could be kept.")
     outcome.notes += [f"{name}: {measure} was not measured. {why}" for measure, why in work.missing.items()]

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.quantize_recipes import CAVEAT, NAMES, Made, Recipe, Work, block_of, fitted, listed
+from studfinder.experiments.quantize_recipes import CAVEAT, NAMES, Made, Recipe, RecipeWork, block_of, fitted, listed
 from studfinder.experiments.quantize_tables import change, refusals, score, tally
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
 from studfinder.records import Comparison, Findings, Result, Table
@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
         }
     },
 )
-SUPER, COLUMNS = "super weights", "columns of super weights"
+_SUPER, _COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5
 """The rates that are looked at, in bits a weight."""
 
@@ -66,9 +66,9 @@ def run(bench: Bench) -> Outcome:
     measure = f"perplexity:{bench.settings['text']}"
     for name in bench.models:
         with bench.model(name) as lm:
-            findings = findings_of(bench, lm)
+            findings = load_findings(bench, lm)
             recipes = [*_nearest(bench, lm, findings), *_others(bench, lm, findings), *_phases(bench, lm)]
-            made = Work(bench=bench, lm=lm, measures=[measure], limits={"perplexity": bench.settings["limit"]})
+            made = RecipeWork(bench=bench, lm=lm, measures=[measure], limits={"perplexity": bench.settings["limit"]})
             _add(outcome, name, made.carried_out(recipes), measure, bool(_super(findings)))
     return outcome
 
@@ -85,7 +85,7 @@ def _nearest(bench: Bench, lm: LM, findings: Findings) -> Iterator[Recipe]:
             for zero in listed(own["zeros"]):
                 scheme = _scheme(lm, bits, block, zero)
                 keeps = list(_keeps(bench, findings))
-                few = [(keep, kept) for keep, kept in keeps if kept in ("", SUPER, COLUMNS)]
+                few = [(keep, kept) for keep, kept in keeps if kept in ("", _SUPER, _COLUMNS)]
                 for keep, kept in {"integer": keeps, "none": few}.get(zero, few[:1]):
                     yield _recipe("RTN", RTN(scheme=scheme), keep, kept)
                     if zero != "float":  # 0 is no code there, so that a range cannot shrink about it
@@ -118,8 +118,8 @@ def _phases(bench: Bench, lm: LM) -> Iterator[Recipe]:
 def _keeps(bench: Bench, findings: Findings) -> Iterator[tuple[Any, str]]:
     yield None, ""
     if _super(findings):
-        yield hold_out(_super(findings)), SUPER
-        yield hold_out(_super(findings), columns=True), COLUMNS
+        yield hold_out(_super(findings)), _SUPER
+        yield hold_out(_super(findings), columns=True), _COLUMNS
     for share in listed(bench.settings["held"]):
         yield hold_out(fraction=float(share)), f"{float(share):.4g} of all".replace("0.", ".", 1)
 
@@ -243,7 +243,7 @@ def _alone_note(name: str, tried: Sequence[Made], measure: str) -> list[str]:
     """What keeping only the super weights does, or their columns, everything else alike."""
     by_label = {one.recipe.label: one for one in tried}
     notes = []
-    for kept in (SUPER, COLUMNS):
+    for kept in (_SUPER, _COLUMNS):
         pairs = []
         for one in tried:
             plain = by_label.get(one.recipe.label.partition(", keep")[0])

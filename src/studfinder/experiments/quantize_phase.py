@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from studfinder.quantizers import RTN, Bench, Quantized, Scheme
+from studfinder.quantizers import RTN, Quantized, Scheme, Workbench
 from studfinder.quantizers.grid import kept_entries
 from studfinder.quantizers.rtn import round_to_nearest
 
@@ -32,7 +32,7 @@ class Shifted:
     def calibrated(self) -> bool:
         return False
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         for target in bench.targets:
             weight_RC, held_RC = target.weight(bench.lm), bench.held.get(target.name)
             bench.put(target, self.rounded(weight_RC, held_RC))

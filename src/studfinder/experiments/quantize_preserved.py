@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from studfinder.experiments.norms import ratios, read_maps
+from studfinder.experiments.norms import norm_ratios, read_maps
 from studfinder.measures import Scores, scored
 from studfinder.models import LM
 from studfinder.records import Findings
@@ -48,7 +48,7 @@ class Preserved:
 
     def _maps(self, lm: LM) -> dict[str, np.ndarray]:
         maps = read_maps(lm, self.prompts)
-        return {tensor: ratios(maps.norm_LHD(tensor)) > self.lam for tensor in ("query", "key")}
+        return {tensor: norm_ratios(maps.norm_LHD(tensor)) > self.lam for tensor in ("query", "key")}
 
 
 def spikes(lm: LM, findings: Findings) -> np.ndarray:

@@ -14,6 +14,7 @@ from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.fidelity import Original, kl_scores, proof_windows
 from studfinder.experiments.quantize_preserved import Preserved
+from studfinder.experiments.w8a8 import Windows
 from studfinder.measures import Scores, measure_named
 from studfinder.models import LM
 from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
@@ -28,9 +29,6 @@ ORIGINAL = "original"
 NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
 KL = "KL"
 """The measure that is taken here and not by name: KL(original || changed) on our proof text."""
-
-
-Windows = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class Made:
 
 
 @dataclass(kw_only=True)
-class Work:
+class RecipeWork:
     """What recipes are carried out with: the model, calibration text and the original's distributions, made once and
     only where they are needed.
 

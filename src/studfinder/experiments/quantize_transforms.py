@@ -26,7 +26,17 @@ from matplotlib.figure import Figure
 from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Windows, Work, fitted, limits_of, listed
+from studfinder.experiments.quantize_recipes import (
+    CAVEAT,
+    KL,
+    Made,
+    Recipe,
+    RecipeWork,
+    Windows,
+    fitted,
+    limits_of,
+    listed,
+)
 from studfinder.experiments.quantize_tables import (
     change,
     changes_table,
@@ -37,13 +47,13 @@ from studfinder.experiments.quantize_tables import (
     tally,
 )
 from studfinder.experiments.quantize_unrounded import Alone, Unrounded, alone_table, made_alone, worst_rebalancing
-from studfinder.experiments.weights import findings_of, scan_of
+from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
     AWQ,
     RTN,
     SCHEMES,
-    Activations,
+    ActivationScheme,
     KVCache,
     Permute,
     Rebalance,
@@ -80,11 +90,11 @@ EXPERIMENT = Experiment(
     },
 )
 _POWERS = (1, 2, 3)
-SUPER, OTHERS = "the super weights", "as many other columns"
+_SUPER, _OTHERS = "the super weights", "as many other columns"
 GROWN, SHRUNK = "grown and their inputs shrunk", "shrunk and their inputs grown"
 SORTED = "neurons sorted by the largest weight they write"
-ROTATED, PAIRS = "the residual stream rotated", "rotary pairs of K and Q rescaled"
-MASSIVE = "errors of Q and K weighed by massive values"
+ROTATED, _PAIRS = "the residual stream rotated", "rotary pairs of K and Q rescaled"
+_MASSIVE = "errors of Q and K weighed by massive values"
 SHUFFLED = "errors of Q and K weighed by shuffled massive values"
 
 
@@ -99,9 +109,9 @@ def run(bench: Bench) -> Outcome:
         _check_scheme(scheme)  # before a model is scanned for nothing
     for name in bench.models:
         with bench.model(name) as lm:
-            proven = findings_of(bench, lm).proven
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
-            alone = [*_changes(bench, lm, proven, _scheme(lm, "w4-g64")), _change(PAIRS, RotaryPairs())]
+            proven = load_findings(bench, lm).proven
+            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
+            alone = [*_changes(bench, lm, proven, _scheme(lm, "w4-g64")), _change(_PAIRS, RotaryPairs())]
             recipes = list(_recipes(bench, lm, proven))
             exact = made_alone(work, alone)
             made = work.carried_out(recipes)
@@ -115,7 +125,7 @@ def run(bench: Bench) -> Outcome:
 def _changes(bench: Bench, lm: LM, proven: Sequence[SuperWeight], scheme: Scheme) -> Iterator[Recipe]:
     seed = bench.settings["seed"]
     others = [(layer, col) for layer, col, _ in other_neurons(lm, proven, seed=seed)]
-    for what, neurons in ((SUPER, neurons_of(proven)), (OTHERS, tuple(others))) if proven else ():
+    for what, neurons in ((_SUPER, neurons_of(proven)), (_OTHERS, tuple(others))) if proven else ():
         for power in (*_POWERS, *(-power for power in _POWERS)):
             weights, inputs = ("x", "/") if power > 0 else ("/", "x")
             factor = 2 ** abs(power)
@@ -145,7 +155,7 @@ def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Re
     )
     for pair in listed(bench.settings["inputs"]):
         name, _, element = pair.partition(":")
-        rounded = Activations(element=element)  # type: ignore[arg-type]  # it checks
+        rounded = ActivationScheme(element=element)  # type: ignore[arg-type]  # it checks
         yield from _family(
             f"{name}, inputs {element}",
             WithActivations(weights=RTN(scheme=_scheme(lm, name)), activations=rounded),
@@ -153,7 +163,7 @@ def _recipes(bench: Bench, lm: LM, proven: Sequence[SuperWeight]) -> Iterator[Re
         )
     for keys in ("token", "channel"):
         config = KVCache(element="int4", keys=keys)
-        for kept in ("", PAIRS):
+        for kept in ("", _PAIRS):
             yield Recipe(
                 label=f"cache int4, keys per {keys}" + (f", {kept}" if kept else ""),
                 kept=kept,
@@ -171,7 +181,7 @@ def _family(name: str, method: Any, changed: Sequence[Recipe]) -> Iterator[Recip
 
 def _awq(bench: Bench, lm: LM, name: str, scheme: Scheme) -> Iterator[Recipe]:
     profile = scan_of(bench, lm)[1] / "profile.safetensors"
-    maps: dict[str, Path | None] = {"": None, MASSIVE: profile}
+    maps: dict[str, Path | None] = {"": None, _MASSIVE: profile}
     if profile.is_file():
         maps[SHUFFLED] = _shuffled(profile, bench.folder / "shuffled.safetensors", bench.settings["seed"])
     for kept, path in maps.items():
@@ -245,7 +255,7 @@ def _add(outcome: Outcome, name: str, made: list[Made], exact: list[Alone], meas
 
 def _control(text: str) -> str:
     """The same of the control."""
-    return text.replace(SUPER, OTHERS).replace(MASSIVE, SHUFFLED)
+    return text.replace(_SUPER, _OTHERS).replace(_MASSIVE, SHUFFLED)
 
 
 def _rebalanced(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
@@ -257,11 +267,11 @@ def _rebalanced(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
         (transform,) = one.recipe.transforms or (None,)
         if not isinstance(transform, Rebalance) or difference is None:
             continue
-        own = found.setdefault(one.recipe.family, {"plain": plain.scores[KL].value, SUPER: [], OTHERS: []})
+        own = found.setdefault(one.recipe.family, {"plain": plain.scores[KL].value, _SUPER: [], _OTHERS: []})
         ends = [
             own["plain"] + end for end in (difference.interval.value, difference.interval.low, difference.interval.high)
         ]
-        own[SUPER if SUPER in one.recipe.label else OTHERS].append([transform.power, *ends])
+        own[_SUPER if _SUPER in one.recipe.label else _OTHERS].append([transform.power, *ends])
     return found
 
 
@@ -289,7 +299,7 @@ def _panels(name: str, seen: dict[str, Any], width: float) -> Figure:
 
 def _panel(axes: Axes, own: dict[str, Any]) -> None:
     axes.axhline(own["plain"], color=MUTED, linewidth=1, linestyle=":", label="as it is")
-    for place, (series, colour) in enumerate(((OTHERS, GREY), (SUPER, VERMILLION))):
+    for place, (series, colour) in enumerate(((_OTHERS, GREY), (_SUPER, VERMILLION))):
         points = sorted([*own[series], [0, *[own["plain"]] * 3]])
         power, value, low, high = torch.tensor(points, dtype=torch.float64).T.numpy()
         at = power + 0.08 * (place - 0.5)
@@ -297,7 +307,7 @@ def _panel(axes: Axes, own: dict[str, Any]) -> None:
         axes.plot(at, value, "o-", color=colour, linewidth=1.2, markersize=5, label=series)
     powers = [*(-power for power in reversed(_POWERS)), 0, *_POWERS]
     axes.set_xticks(powers, [f"1/{2**-power}" if power < 0 else f"{2**power}" for power in powers])
-    seen = [value for series in (SUPER, OTHERS) for _, value, *_ in own[series]]
+    seen = [value for series in (_SUPER, _OTHERS) for _, value, *_ in own[series]]
     if max(seen) > 3 * min(seen):
         axes.set_yscale("log")
         log_ticks(axes.yaxis, most=6)

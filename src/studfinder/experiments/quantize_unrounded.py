@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from studfinder.errors import StudfinderError, WriteFailed
-from studfinder.experiments.quantize_recipes import Recipe, Work
-from studfinder.quantizers import Bench, Rebalance, Scheme, quantized
+from studfinder.experiments.quantize_recipes import Recipe, RecipeWork
+from studfinder.quantizers import Rebalance, Scheme, Workbench, quantized
 from studfinder.records import Cell, Table
 from studfinder.stats import ratio_interval
 
@@ -23,7 +23,7 @@ class Unrounded:
     scheme: Scheme = field(default_factory=lambda: Scheme(block="channel"))
     calibrated: bool = False
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         """Leave every matrix as it stands."""
 
 
@@ -39,7 +39,7 @@ class Alone:
     refused: str
 
 
-def made_alone(work: Work, changes: Sequence[Recipe]) -> list[Alone]:
+def made_alone(work: RecipeWork, changes: Sequence[Recipe]) -> list[Alone]:
     """Every change by itself, a step each."""
     return [
         Alone(one, **work.bench.once(f"unrounded {one.label} {one.key}", partial(_measured, work, one)))
@@ -47,7 +47,7 @@ def made_alone(work: Work, changes: Sequence[Recipe]) -> list[Alone]:
     ]
 
 
-def _measured(work: Work, one: Recipe) -> dict[str, Any]:
+def _measured(work: RecipeWork, one: Recipe) -> dict[str, Any]:
     original = work.original  # read before anything is changed
     try:
         with quantized(work.lm, Unrounded(), transforms=one.transforms):

@@ -26,10 +26,10 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.fidelity import Divergence, Original, over_draws, proof_windows
-from studfinder.experiments.quantize_kept_columns import Kept, add_kept, keeps_of
+from studfinder.experiments.quantize_kept_columns import KeptPart, add_kept, keeps_of
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.quantize_recipes import CAVEAT, block_of, fitted
-from studfinder.experiments.weights import findings_of
+from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, Target, quantized, skip, targets
 from studfinder.records import Comparison, Interval, Result, SuperWeight, Table
@@ -47,7 +47,7 @@ _COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY)
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """Fused groups that are quantised together: a layer, a kind of matrix, or one group."""
 
     label: str
@@ -69,7 +69,7 @@ def run(bench: Bench) -> Outcome:
             worst = sorted(groups, key=lambda part: -_chosen_by(found[part.label]))[: bench.settings["worst"]]
             shifted = {part.label: seen.only(part, shift=True) for part in worst}
             skips = dict(seen.without(worst, groups))
-            kept = list(seen.kept(findings_of(bench, lm).proven, groups))
+            kept = list(seen.kept(load_findings(bench, lm).proven, groups))
         _add(outcome, name, (layers, kinds, groups), found, shifted, skips, worst)
         median = float(np.median([found[part.label].value for part in groups]))
         add_kept(outcome, name, kept, found, skips["everything"], median)
@@ -77,19 +77,19 @@ def run(bench: Bench) -> Outcome:
     return outcome
 
 
-def parts(found: Sequence[Target]) -> tuple[list[Part], list[Part], list[Part]]:
+def parts(found: Sequence[Target]) -> tuple[list[_Part], list[_Part], list[_Part]]:
     """The layers, the kinds of matrices, and the fused groups of a model."""
-    groups: dict[str, Part] = {}
+    groups: dict[str, _Part] = {}
     for target in found:
         kind = target.fused.rpartition(".")[2]
-        groups.setdefault(target.fused, Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
+        groups.setdefault(target.fused, _Part(f"L{target.layer} {kind}", (target.fused,), target.layer, kind))
     every = list(groups.values())
     layers = [
-        Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
+        _Part(f"L{layer}", tuple(g.groups[0] for g in every if g.layer == layer), layer)
         for layer in sorted({g.layer for g in every})
     ]
     kinds = [
-        Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
+        _Part(kind, tuple(g.groups[0] for g in every if g.kind == kind), min(g.layer for g in every if g.kind == kind))
         for kind in dict.fromkeys(g.kind for g in every)
     ]
     return layers, kinds, every
@@ -107,18 +107,18 @@ class _Measured:
         self._original: Original | None = None
         self._done = 0
 
-    def only(self, part: Part, *, shift: bool = False) -> Divergence:
+    def only(self, part: _Part, *, shift: bool = False) -> Divergence:
         """Nothing but this part quantised."""
         rest = sorted({target.ref.module for target in self.targets if target.fused not in part.groups})
         return self._kl(f"only {part.label}" + (", shifted" if shift else ""), rest, part.layer, shift)
 
-    def without(self, worst: Sequence[Part], groups: Sequence[Part]) -> Iterator[tuple[str, Divergence]]:
+    def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[tuple[str, Divergence]]:
         """Everything quantised; everything but the worst; everything but as many others of the same kinds."""
         yield "everything", self._kl("everything", [], 0)
         yield "all but the worst", self._kl("all but the worst", self._modules(worst), 0)
         random = np.random.default_rng(self.bench.settings["seed"])
         for draw in range(self.bench.settings["draws"]):
-            others: list[Part] = []
+            others: list[_Part] = []
             for part in worst:
                 free = [g for g in groups if g.kind == part.kind and g not in worst and g not in others]
                 others += [free[int(random.integers(len(free)))]] if free else []
@@ -126,7 +126,7 @@ class _Measured:
                 label = f"all but others, draw {draw + 1}"
                 yield label, self._kl(label, self._modules(others), 0)
 
-    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[Part]) -> Iterator[Kept]:
+    def kept(self, proven: Sequence[SuperWeight], groups: Sequence[_Part]) -> Iterator[KeptPart]:
         """Each matrix with proven super weights, and everything, quantised with something of the former kept."""
         if not proven:
             return
@@ -138,12 +138,12 @@ class _Measured:
             yield from self._keeps(part.label, own, rest, part.layer)
         yield from self._keeps("everything", proven, [], 0)
 
-    def _keeps(self, label: str, weights: Sequence[SuperWeight], rest: list[str], start: int) -> Iterator[Kept]:
+    def _keeps(self, label: str, weights: Sequence[SuperWeight], rest: list[str], start: int) -> Iterator[KeptPart]:
         keeps = keeps_of(self.lm, weights, draws=self.bench.settings["draws"], seed=self.bench.settings["seed"])
         for what, keep in keeps.items():
-            yield Kept(label, what, self._kl(f"only {label}, keep {what}", rest, start, keep=keep))
+            yield KeptPart(label, what, self._kl(f"only {label}, keep {what}", rest, start, keep=keep))
 
-    def _modules(self, chosen: Sequence[Part]) -> list[str]:
+    def _modules(self, chosen: Sequence[_Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
         return [target.ref.module for target in self.targets if target.fused in groups]
 
@@ -178,11 +178,11 @@ def _judged(kl: Divergence) -> Interval:
 def _add(
     outcome: Outcome,
     name: str,
-    all_parts: tuple[list[Part], list[Part], list[Part]],
+    all_parts: tuple[list[_Part], list[_Part], list[_Part]],
     found: dict[str, Divergence],
     shifted: dict[str, Divergence],
     skips: dict[str, Divergence],
-    worst: list[Part],
+    worst: list[_Part],
 ) -> None:
     layers, kinds, groups = all_parts
     titles = (
@@ -224,12 +224,12 @@ def _add(
 
 def _notes(
     name: str,
-    layers: list[Part],
-    groups: list[Part],
+    layers: list[_Part],
+    groups: list[_Part],
     found: dict[str, Divergence],
     shifted: dict[str, Divergence],
     skips: dict[str, Divergence],
-    worst: list[Part],
+    worst: list[_Part],
 ) -> list[str]:
     whole = skips["everything"].value
     by_layer = sum(found[part.label].value for part in layers)

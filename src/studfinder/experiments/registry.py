@@ -8,7 +8,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError
 
-REGISTRY: dict[str, str] = {
+EXPERIMENTS: dict[str, str] = {
     "super-weight/ablation": "studfinder.experiments.super_weight_ablation",
     "super-weight/stopwords": "studfinder.experiments.super_weight_stopwords",
     "super-weight/scaling": "studfinder.experiments.super_weight_scaling",
@@ -33,6 +33,7 @@ REGISTRY: dict[str, str] = {
     "kv-shift/induction": "studfinder.experiments.kv_shift_induction",
     "kv-shift/n-gram": "studfinder.experiments.kv_shift_ngram",
     "kv-shift/hop-k": "studfinder.experiments.kv_shift_hop",
+    "kv-shift/theory": "studfinder.experiments.kv_shift_theory",
     "kv-shift/ablations": "studfinder.experiments.kv_shift_ablations",
     "kv-shift/pretrain": "studfinder.experiments.kv_shift_pretrain",
     "outlier-free/pretrain": "studfinder.experiments.outlier_free_pretrain",
@@ -45,11 +46,11 @@ REGISTRY: dict[str, str] = {
 
 def experiment_named(name: str) -> Any:
     """The module of an experiment. Raises StudfinderError if there is none of this name."""
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.4)
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS, n=3, cutoff=0.4)
         raise StudfinderError(
             f"there is no experiment {name!r}",
-            expected="one of " + ", ".join(near or REGISTRY),
+            expected="one of " + ", ".join(near or EXPERIMENTS),
             do="studfinder ls experiments lists them",
         )
-    return import_module(REGISTRY[name])
+    return import_module(EXPERIMENTS[name])

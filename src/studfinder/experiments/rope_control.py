@@ -18,7 +18,7 @@ from studfinder.experiments.seeds_draw import curves
 from studfinder.records import Result
 from studfinder.report.style import new_figure
 
-MODELS: dict[str, list[str]] = {
+_MODELS: dict[str, list[str]] = {
     "RoPE": [],
     "p-RoPE, half": ["rope:kind=p-rope,fraction=0.5"],
     "NoPE": ["nope"],
@@ -47,7 +47,7 @@ def run(bench: Bench) -> Outcome:
     """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
     s = bench.settings
     source = source_of(bench)
-    cells = language_cells(bench, source, MODELS)
+    cells = language_cells(bench, source, _MODELS)
     notes = against(cells, "RoPE", _SCORES)
     if not any(last(cell, "outliers/massive_keys") for cell in ended(cells["RoPE"])):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")

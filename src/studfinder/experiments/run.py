@@ -23,11 +23,11 @@ from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Run, Work, first_process, now, record_file, run_of, versions, write_text
 from studfinder.verbs.results import write_sheet
 
-RESULT = "result.json"
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """Everything that determines an experiment's result, worked out before it starts."""
 
     module: ModuleType
@@ -47,7 +47,7 @@ def plan_experiment(
     *,
     preset: str = "cpu",
     settings: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> ExperimentPlan:
     """Look the experiment up and fix its settings.
 
     Args:
@@ -67,11 +67,11 @@ def plan_experiment(
     if not models and not entry.trains:
         raise StudfinderError("there are no models", expected="at least one --model")
     values = {one: list(value) if isinstance(value, tuple) else value for one, value in identity(chosen).items()}
-    return Plan(module, entry, tuple(models), {"seed": chosen.seed, **values})
+    return ExperimentPlan(module, entry, tuple(models), {"seed": chosen.seed, **values})
 
 
 def run_experiment(
-    plan: Plan,
+    plan: ExperimentPlan,
     *,
     out: Path | None = None,
     overwrite: bool = False,
@@ -111,7 +111,9 @@ def run_experiment(
     return result, run.path
 
 
-def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str], LM]) -> tuple[Run, list[Path | None]]:
+def _run(
+    plan: ExperimentPlan, first: LM | None, out: Path | None, loader: Callable[[str], LM]
+) -> tuple[Run, list[Path | None]]:
     """The run's identity and place, and the folders of its models. Models beyond the first are loaded for their hash,
     and let go."""
     identity: dict[str, Any] = {**plan.settled, "scoring": SCORING}
@@ -129,7 +131,7 @@ def _run(plan: Plan, first: LM | None, out: Path | None, loader: Callable[[str],
             sources.append(lm.source.folder)
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
-    return run_of(verb, place, identity, result=RESULT, out=out, before=plan.settled), sources
+    return run_of(verb, place, identity, result=_RESULT, out=out, before=plan.settled), sources
 
 
 def _same_weights(result: Result, run: Run) -> bool:
@@ -137,7 +139,7 @@ def _same_weights(result: Result, run: Run) -> bool:
     return [card.content_hash for card in result.models] == run.identity.get("hashes", [])
 
 
-def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
+def _carried_out(plan: ExperimentPlan, run: Run, bench: Bench, command: str) -> Result:
     started, clock = now(), time.monotonic()
     outcome = plan.module.run(bench)
     devices = run.identity.get("devices") or [run.identity["device"]]
@@ -163,8 +165,8 @@ def _carried_out(plan: Plan, run: Run, bench: Bench, command: str) -> Result:
     )
 
 
-def _written(plan: Plan, work: Work, result: Result) -> None:
-    write_text(work.path / RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
+def _written(plan: ExperimentPlan, work: Work, result: Result) -> None:
+    write_text(work.path / _RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
     draw_into(work.path, result, plan.module)
 
 
@@ -198,7 +200,7 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
 
 def read_result(folder: Path) -> Result:
     """A finished experiment from its folder or its result.json. Raises StudfinderError if there is none."""
-    return read_record(Result, record_file(folder, RESULT))
+    return read_record(Result, record_file(folder, _RESULT))
 
 
 def redraw(folder: Path, out: Path | None = None) -> Path:

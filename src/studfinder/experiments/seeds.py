@@ -37,13 +37,13 @@ def ended(seeds: Sequence[Trained]) -> list[Trained]:
     return [cell for cell in seeds if not cell.get("stopped")]
 
 
-def named(name: str, seeds: Sequence[Trained]) -> str:
+def label_of(name: str, seeds: Sequence[Trained]) -> str:
     """The name of a kind of model, with how many seeds of it diverged if any did."""
     lost = len(seeds) - len(ended(seeds))
     return f"{name} ({lost} of {len(seeds)} seeds diverged)" if lost else name
 
 
-def mean_of(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
+def seed_mean(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     """Over the seeds that did not diverge; None where this kind of model has no such thing."""
     values = [read(cell) for cell in ended(seeds)]
     if not values:
@@ -51,7 +51,7 @@ def mean_of(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     return None if all(np.isnan(value) for value in values) else over_seeds(values)
 
 
-def change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
+def seed_change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
     """Mean difference, paired over the seeds at which neither diverged."""
     differences = [read(a) - read(b) for a, b in pairs(after, before)]
     if not differences:
@@ -80,7 +80,7 @@ def lines(cells: Cells, curve: str) -> dict[str, list[Curve]]:
     """The curves to draw, by name: those of the seeds that did not diverge, whose number the name says."""
     kind, _, name = curve.rpartition("/")
     return {
-        named(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
+        label_of(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
         for model, seeds in cells.items()
     }
 
@@ -89,9 +89,9 @@ def ends_table(title: str, cells: Cells, columns: dict[str, str], first: str = "
     """Where curves end, over seeds: `columns` maps names of curves (or "outliers/...") to headings."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            named(name, seeds),
+            label_of(name, seeds),
             seeds[0]["parameters"],
-            *(mean_of(seeds, partial(last, curve=curve)) for curve in columns),
+            *(seed_mean(seeds, partial(last, curve=curve)) for curve in columns),
         )
         for name, seeds in cells.items()
     )
@@ -107,7 +107,9 @@ def against(cells: Cells, plain: str, columns: dict[str, str]) -> list[str]:
         if not pairs(seeds, cells[plain]):
             notes.append(f"{name} minus {plain}: at no seed did both end.")
             continue
-        changes = {label: change(seeds, cells[plain], partial(last, curve=curve)) for curve, label in columns.items()}
+        changes = {
+            label: seed_change(seeds, cells[plain], partial(last, curve=curve)) for curve, label in columns.items()
+        }
         said = "; ".join(f"{label} {found}" for label, found in changes.items() if found is not None)
         notes.append(f"{name} minus {plain}: {said}.")
     return notes

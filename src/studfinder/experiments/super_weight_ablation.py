@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from studfinder.edits import Weights, restore_output, top_fraction, zero
 from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import Panel, Variant, change_table, panel_of, value_table, with_edits
+from studfinder.experiments.panel import Condition, Panel, change_table, panel_of, value_table, with_edits
 from studfinder.experiments.super_weight_units import add_units, count_of, draw_units, measure_units
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
     },
 )
 
-ORIGINAL, PRUNED, OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
+_ORIGINAL, PRUNED, _OTHERS, RESTORED = "original", "prune SW", "prune others", "prune SW, +SA"
 
 
 def run(bench: Bench) -> Outcome:
@@ -76,9 +76,9 @@ def _others(lm: LM, weights: Sequence[SuperWeight], wanted: int) -> list[Weights
 
 def _panel(bench: Bench, lm: LM, weights: Sequence[SuperWeight], others: Sequence[Weights]) -> Panel:
     variants = [
-        Variant(ORIGINAL),
+        Condition(_ORIGINAL),
         with_edits(lm, PRUNED, zero(weights)),
-        with_edits(lm, OTHERS, zero(others)),
+        with_edits(lm, _OTHERS, zero(others)),
     ]
     if _restorable(weights):
         variants.append(with_edits(lm, RESTORED, (*zero(weights), *restore_output(lm, weights))))
@@ -130,7 +130,7 @@ def _recovered(panel: Panel) -> dict[str, Interval | None]:
         if name in panel.tasks:
             continue
         original, pruned, restored = (
-            np.array(panel.scores[v][name].items["nll"]) for v in (ORIGINAL, PRUNED, RESTORED)
+            np.array(panel.scores[v][name].items["nll"]) for v in (_ORIGINAL, PRUNED, RESTORED)
         )
         gone = panel.changes(name)[PRUNED].low > 1
         shares[f"log {name.replace(':', ' ')}"] = averaged([pruned - restored], [pruned - original]) if gone else None
@@ -152,7 +152,7 @@ def _panel_notes(name: str, panel: Panel, shares: dict[str, Interval | None], ot
     for measure in panel.measures:
         if measure in panel.tasks:
             continue
-        pruned, other = panel.changes(measure)[PRUNED], panel.changes(measure)[OTHERS]
+        pruned, other = panel.changes(measure)[PRUNED], panel.changes(measure)[_OTHERS]
         how = "more" if pruned.low > other.high else "less" if pruned.high < other.low else "not clearly more"
         notes.append(
             f"{name}: without {'its super weight' if count == 1 else f'its {count} super weights'} "

@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_draw import draw_ratios, ratios_data
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, limits_of, listed
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, limits_of, listed
 from studfinder.experiments.quantize_tables import change, changes_table, refusals, scores_table, spoken, tally
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
-from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
+from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Result, Table
 from studfinder.stats import averaged
@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
     },
 )
 _WEIGHTS = Scheme(element="int8", block="tensor", narrow=True)
-NAIVE, OURS, OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
+NAIVE, OURS, _OTHERS, SMOOTH = "naive W8A8", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 
 
 def run(bench: Bench) -> Outcome:
@@ -65,7 +65,7 @@ def run(bench: Bench) -> Outcome:
         with bench.model(name) as lm:
             weights, _ = super_weights_of(bench, lm)
             recipes = list(_recipes(bench, lm, super_channels(lm, weights)))
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
+            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             made = work.carried_out(recipes)
         _add(outcome, name, made, work)
     outcome.notes.append(CAVEAT)
@@ -77,11 +77,11 @@ def _recipes(bench: Bench, lm: LM, places: Any) -> Iterator[Recipe]:
     element = bench.settings["element"]
     others = _other_places(lm, places, bench.settings["seed"])
     for scope in ("token", "tensor"):
-        plain = Activations(element=element, scope=scope)
+        plain = ActivationScheme(element=element, scope=scope)
         held: dict[str, Restore | None] = {NAIVE: None}
         for median in ("token", "tensor", "channel"):
             held[f"{OURS}, median of the {median}"] = Restore(places=places, median=median)
-        held[OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
+        held[_OTHERS] = Restore(places=others, ratio=1e-9)  # each of them, whatever its size
         for label, restore in held.items():
             method: Any = WithActivations(weights=RTN(scheme=_WEIGHTS), activations=replace(plain, restore=restore))
             yield Recipe(label=f"{label}, per {scope}", method=method, kept=label, family=scope)
@@ -103,7 +103,7 @@ def _other_places(lm: LM, places: Any, seed: int) -> tuple[tuple[str, tuple[int,
     return tuple(found)
 
 
-def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
+def _add(outcome: Outcome, name: str, made: list[Made], work: RecipeWork) -> None:
     measures = [measure for measure in work.measures if measure in made[0].scores]
     naive = {one.recipe.family: one for one in made if one.recipe.kept == NAIVE and not one.refused}
     pairs = [
@@ -128,7 +128,7 @@ def _add(outcome: Outcome, name: str, made: list[Made], work: Work) -> None:
     for family, plain in naive.items():
         for measure in measures[:-1]:  # KL is not compared with the original's own
             outcome.notes.append(f"{name}: {_said(family, plain, made, measure)}")
-    for label in (OURS, OTHERS, SMOOTH):
+    for label in (OURS, _OTHERS, SMOOTH):
         for measure in measures:
             says = tally([pair for pair in pairs if pair[0].recipe.kept.startswith(label)], measure)
             outcome.notes += [f"{name}: {label} against naive W8A8 {says}, over scopes and variants."] if says else []
@@ -158,7 +158,7 @@ def _shares_table(name: str, made: list[Made], naive: dict[str, Made], measures:
             smooth.setdefault(one.recipe.family, []).append(one)
     rows = []
     for one in made:
-        if one.recipe.kept.startswith((OURS, OTHERS)) and not one.refused and one.recipe.family in smooth:
+        if one.recipe.kept.startswith((OURS, _OTHERS)) and not one.refused and one.recipe.family in smooth:
             plain, tried = naive[one.recipe.family], smooth[one.recipe.family]
             best = {measure: min(tried, key=lambda other: other.scores[measure].value) for measure in measures}
             rows.append((one.recipe.label, *(_share(one, plain, best[measure], measure) for measure in measures)))

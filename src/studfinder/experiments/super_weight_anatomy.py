@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 
 from studfinder.edits import Weights, edited, matched_controls, zero
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.gated_ffn import Gated, gated_ffn
+from studfinder.experiments.gated_ffn import GatedFFN, gated_ffn
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Findings, Result, SuperWeight, Table
@@ -100,7 +100,7 @@ def _writer(lm: LM, weight: SuperWeight) -> int:
     return [ref.parameter for ref in lm.anatomy.layers[weight.layer].writers].index(weight.parameter)
 
 
-def _spike(bench: Bench, weight: SuperWeight, parts: Gated, normed_TC: torch.Tensor) -> dict[str, Any]:
+def _spike(bench: Bench, weight: SuperWeight, parts: GatedFFN, normed_TC: torch.Tensor) -> dict[str, Any]:
     """The neuron's gate and up at its token, among the layer's neurons and the text's other tokens."""
     gate_TF, up_TF = normed_TC @ parts.gate_FC.T, normed_TC @ parts.up_FC.T
     with torch.no_grad():
@@ -135,7 +135,7 @@ def _shares(terms_C: torch.Tensor, count: int) -> list[list[float]]:
     return [[channel, float(terms_C[channel] / terms_C.sum())] for channel in top]
 
 
-def _score(lm: LM, weight: SuperWeight, parts: Gated) -> dict[str, Any]:
+def _score(lm: LM, weight: SuperWeight, parts: GatedFFN) -> dict[str, Any]:
     """The weight-only score of the row over the median row of its layer, and its rank."""
     ref = lm.anatomy.layers[weight.layer].writers[_writer(lm, weight)]
     down_CF = ref.view(lm.model.get_parameter(ref.parameter)).detach().float()

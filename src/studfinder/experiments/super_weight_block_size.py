@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 
 from studfinder.edits import matched_controls
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, Work, limits_of, listed
+from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, limits_of, listed
 from studfinder.experiments.quantize_tables import changes_table, refusals, scores_table, tally
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
-from studfinder.quantizers import Bench as Workbench
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, hold_out
+from studfinder.quantizers import Workbench as Workbench
 from studfinder.quantizers.clip_restore import clip_and_round
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records import Result
@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
     },
 )
 _CANDIDATES = ClipRestore().candidates
-PLAIN, HELD, CLIPPED, BARE, OTHERS, LARGE = (
+_PLAIN, HELD, CLIPPED, BARE, _OTHERS, LARGE = (
     "RTN",
     "hold out the super weights",
     "CLIP, restore the super weights",
@@ -129,8 +129,8 @@ def run(bench: Bench) -> Outcome:
             weights, findings = super_weights_of(bench, lm)
             taken = {weight.index for weight in weights}
             controls = [matched_controls(lm, weight, findings, count=2, exclude=taken)[0] for weight in weights]
-            keeps = {HELD: hold_out(weights), OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
-            work = Work(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
+            keeps = {HELD: hold_out(weights), _OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
+            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
             _add(outcome, name, work.carried_out(list(_recipes(bench, lm, keeps))), measures)
     outcome.notes.append(CAVEAT)
     return outcome
@@ -146,9 +146,9 @@ def _recipes(bench: Bench, lm: LM, keeps: dict[str, Any]) -> Iterator[Recipe]:
             for c in ((inf,), _CANDIDATES)
         )
         methods = {
-            PLAIN: (plain, None),
+            _PLAIN: (plain, None),
             HELD: (plain, keeps[HELD]),
-            OTHERS: (plain, keeps[OTHERS]),
+            _OTHERS: (plain, keeps[_OTHERS]),
             LARGE: (plain, keeps[LARGE]),
             BARE: (clipped, None),
             CLIPPED: (clipped, keeps[HELD]),
@@ -190,16 +190,16 @@ def _add(outcome: Outcome, name: str, made: Sequence[Made], measures: Sequence[s
     )
     held = "What is held out sets no range and keeps its value; CLIP has no clip among its candidates."
     outcome.tables.append(scores_table(name, made, measures, f"{held} {paper}", "bits per weight"))
-    plain = {one.recipe.family: one for one in made if one.recipe.kept == PLAIN and not one.refused}
+    plain = {one.recipe.family: one for one in made if one.recipe.kept == _PLAIN and not one.refused}
     pairs = [
         (one, plain[one.recipe.family])
         for one in made
-        if one.recipe.family in plain and one.recipe.kept not in ("", PLAIN) and not one.refused
+        if one.recipe.family in plain and one.recipe.kept not in ("", _PLAIN) and not one.refused
     ]
     rows = [(one.recipe.label, one, other) for one, other in pairs]
     outcome.tables.append(changes_table(f"{name}: against plain RTN of the same blocks", rows, measures, "Paired."))
     perplexity = measures[0]
-    for label in (HELD, CLIPPED, OTHERS, BARE, LARGE):
+    for label in (HELD, CLIPPED, _OTHERS, BARE, LARGE):
         says = tally([pair for pair in pairs if pair[0].recipe.kept == label], perplexity)
         if says:
             outcome.notes.append(f'{name}: "{label}" {says}, over layouts of blocks.')
@@ -245,7 +245,7 @@ def _lines(name: str, seen: dict[str, Any], width: float) -> Figure:
     wide = width > 600
     figure = new_figure(width, 420 if wide else 700)
     panels = figure.subplots(1, 2, sharey=True) if wide else figure.subplots(2, 1)
-    shown = {PLAIN: GREY, HELD: CATEGORIES[0], CLIPPED: CATEGORIES[1], OTHERS: CATEGORIES[2], LARGE: CATEGORIES[3]}
+    shown = {_PLAIN: GREY, HELD: CATEGORIES[0], CLIPPED: CATEGORIES[1], _OTHERS: CATEGORIES[2], LARGE: CATEGORIES[3]}
     markers = dict(zip(shown, ("x", *MARKERS), strict=True))
     sides = sorted({side for _, side, *_ in seen["points"] if side})
     places = {side: place for place, side in enumerate([*sides, 0])}

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from studfinder.edits import Edit, matched_controls, scale
 from studfinder.experiments.dots import point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.panel import Panel, Variant, panel_of, with_edits
+from studfinder.experiments.panel import Condition, Panel, panel_of, with_edits
 from studfinder.experiments.weights import super_weights_of
 from studfinder.measures import sweep
 from studfinder.models import LM
@@ -72,7 +72,7 @@ def run(bench: Bench) -> Outcome:
                 kind: _sweep(bench, lm, kind, windows, [scale(target, factor) for factor in factors])
                 for kind, target in (("super weights", weights), ("controls", controls))
             }
-            variants = [Variant("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
+            variants = [Condition("1"), *(with_edits(lm, f"{f:g}", scale(weights, f)) for f in factors)]
             tasks = [f"tasks:{task}" for task in bench.settings["tasks"].split(",") if task]
             panel = panel_of(bench, lm, variants, tasks, {"tasks": bench.settings["limit"]})
         _report(outcome, name, factors, curves, panel, source, ", ".join(brief(weight) for weight in weights))

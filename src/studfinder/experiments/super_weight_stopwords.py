@@ -29,7 +29,7 @@ from studfinder.experiments.dots import dots, point
 from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.weights import super_weights_of
 from studfinder.measures.tasks import TASKS
-from studfinder.measures.tasks.harness import build
+from studfinder.measures.tasks.harness import build_task
 from studfinder.models import LM
 from studfinder.records import Comparison, Interval, Result, Table
 from studfinder.report.style import BLUE, GREY, VERMILLION, log_ticks, new_figure
@@ -72,7 +72,7 @@ def run(bench: Bench) -> Outcome:
 def _prompts(lm: LM, text: str, limit: int, seed: int) -> tuple[str, list[list[int]]]:
     """Passages without their last word, drawn at random, as token ids."""
     if text == "lambada":
-        built = build("lambada", TASKS["lambada"])
+        built = build_task("lambada", TASKS["lambada"])
         source, passages = f"lambada ({built.source})", [str(doc["text"]) for doc in built.harness.eval_docs]
     else:
         source, passages = corpus(Path(text))

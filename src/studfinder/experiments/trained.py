@@ -17,10 +17,10 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.experiment import Bench
 from studfinder.experiments.seeds import DIVERGED, Cells, Curve, Trained
 from studfinder.runs import first_process, key_of
-from studfinder.training import Outliers, Recipe, Shape, build, fit, variants_from
+from studfinder.training import ModelShape, Outliers, TrainingRecipe, build_model, fit, variants_from
 from studfinder.training.fit import Fitted
 from studfinder.training.outliers import PREFIX
-from studfinder.training.streams import Source
+from studfinder.training.streams import SequenceSource
 
 CHECKPOINTS = "checkpoints"
 KEEP = 500
@@ -28,11 +28,11 @@ KEEP = 500
 
 
 def run_cell(
-    source: Source,
+    source: SequenceSource,
     vocabulary: int,
-    shape: Shape,
+    shape: ModelShape,
     attention: Sequence[str],
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     watch: bool = False,
     callbacks: Sequence[Any] = (),
@@ -49,7 +49,7 @@ def run_cell(
         folder: for checkpoints, from which an interrupted training goes on.
         finish: what else to measure of the trained model; nothing is, where training diverged.
     """
-    model = build(shape, variants_from(attention), vocabulary=vocabulary, length=source.length, seed=recipe.seed)
+    model = build_model(shape, variants_from(attention), vocabulary=vocabulary, length=source.length, seed=recipe.seed)
     start = shift_scalars(model)
     resumed = folder is not None and folder.is_dir()
     begun = time.monotonic()
@@ -126,7 +126,7 @@ def every_cell(
     return cells
 
 
-def recipe_of(settings: dict[str, Any], seed: int, precision: Any = None) -> Recipe:
+def recipe_of(settings: dict[str, Any], seed: int, precision: Any = None) -> TrainingRecipe:
     """The recipe that an experiment's settings say.
 
     Args:
@@ -139,4 +139,6 @@ def recipe_of(settings: dict[str, Any], seed: int, precision: Any = None) -> Rec
     if precision == "auto":
         raise StudfinderError("precision auto", expected="fp32 or bf16, since models at several seeds are compared")
     names = ("steps", "batch", "micro", "lr", "warmup", "test", "look_every", "keep_every", "schedule")
-    return Recipe(seed=seed, precision=precision, **{name: settings[name] for name in names if name in settings})
+    return TrainingRecipe(
+        seed=seed, precision=precision, **{name: settings[name] for name in names if name in settings}
+    )

@@ -15,24 +15,27 @@ import torch
 import torch.nn.functional as F
 
 from studfinder.models import LM
-from studfinder.quantizers import RTN, Activations, Method, Scheme, WithActivations, quantized
+from studfinder.quantizers import RTN, ActivationScheme, Method, Scheme, WithActivations, quantized
 
 _WEIGHTS = RTN(scheme=Scheme(element="int8", block="tensor", narrow=True))
 STATIC = "static per tensor"
 WAYS: Mapping[str, Method] = {
     "weights only": _WEIGHTS,
-    STATIC: WithActivations(weights=_WEIGHTS, activations=Activations(scope="tensor", range="static", zero="float")),
-    "dynamic per tensor": WithActivations(weights=_WEIGHTS, activations=Activations(scope="tensor")),
-    "dynamic per token": WithActivations(weights=_WEIGHTS, activations=Activations(scope="token")),
+    STATIC: WithActivations(
+        weights=_WEIGHTS, activations=ActivationScheme(scope="tensor", range="static", zero="float")
+    ),
+    "dynamic per tensor": WithActivations(weights=_WEIGHTS, activations=ActivationScheme(scope="tensor")),
+    "dynamic per token": WithActivations(weights=_WEIGHTS, activations=ActivationScheme(scope="token")),
 }
 """Ways to eight bits; the first, which leaves the activations as they are, tells what of the rest is theirs."""
 
-CAVEAT = (
+W8A8_CAVEAT = (
     "Matrices of the blocks in int8 with one symmetric scale each, what enters them in int8: static ranges from "
     "training windows (smallest to largest number), dynamic ones symmetric, of a window or a token. What a variant "
     "adds to attention (gates, k' and v', shift scalars) is not rounded. Quantizable Transformers also rounds "
     "embeddings, norms, scores, attention weights and residual sums, and clips its ranges."
 )
+
 
 Windows = Sequence[Sequence[int]]
 

@@ -12,7 +12,7 @@ from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
 
-def findings_of(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
+def load_findings(bench: Bench, lm: LM, *, prove: bool = True) -> Findings:
     """The findings of a model just loaded; see `scan_of`."""
     findings, _ = scan_of(bench, lm, prove=prove)
     check_findings(lm, findings)
@@ -39,7 +39,7 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], Fin
     Raises:
         StudfinderError: none is proven.
     """
-    findings = findings_of(bench, lm)
+    findings = load_findings(bench, lm)
     found = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
     if not found:
         raise StudfinderError(

@@ -10,12 +10,12 @@ from studfinder.measures.matched_facts import (
     facts_parametric_matched,
 )
 from studfinder.measures.perplexity import perplexity
-from studfinder.measures.registry import REGISTRY, Measure, measure_named
+from studfinder.measures.registry import MEASURES, Measure, measure_named
 from studfinder.measures.scores import Scores, compare, scored
 from studfinder.measures.sweep import Effects, next_token, sweep
 
 __all__ = [
-    "REGISTRY",
+    "MEASURES",
     "Contrast",
     "DamageMatch",
     "Effects",

@@ -52,16 +52,16 @@ def facts(
     questions = [
         Question(
             fact.template.format(s=fact.subject),
-            (fact.answer, *others(fact, ANSWERS - 1, generator)),
+            (fact.answer, *wrong_answers(fact, ANSWERS - 1, generator)),
             f"{fact.relation.name}: {fact.subject}",
             fact.relation.name,
         )
-        for fact, generator in draw(found, _ITEMS if limit is None else limit, seed)
+        for fact, generator in draw_facts(found, _ITEMS if limit is None else limit, seed)
     ]
     return multiple_choice(lm, "facts", questions, name, progress)
 
 
-def draw(found: tuple[Relation, ...], limit: int, seed: int | str) -> list[tuple[Fact, random.Random]]:
+def draw_facts(found: tuple[Relation, ...], limit: int, seed: int | str) -> list[tuple[Fact, random.Random]]:
     """So many facts, relation by relation in turn, each with a generator of its own: what is drawn for a fact does
     not depend on how many others there are."""
     queues = []
@@ -74,7 +74,7 @@ def draw(found: tuple[Relation, ...], limit: int, seed: int | str) -> list[tuple
     return [(fact, random.Random(f"{seed} {fact.template} {fact.subject} {fact.answer}")) for fact in facts_[:limit]]
 
 
-def others(fact: Fact, count: int, generator: random.Random) -> list[str]:
+def wrong_answers(fact: Fact, count: int, generator: random.Random) -> list[str]:
     """Up to `count` answers of the same relation that are not right for the fact's subject."""
     right = fact.relation.objects_of(fact.subject)
     wrong = [answer for answer in fact.relation.objects if answer not in right]

@@ -7,7 +7,7 @@ from typing import Any
 
 from studfinder.errors import NotApplicable
 from studfinder.measures.choices import Question, by_group, per_token
-from studfinder.measures.facts import draw, others
+from studfinder.measures.facts import draw_facts, wrong_answers
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
 from studfinder.texts import filler, relations
@@ -41,8 +41,8 @@ def knowledge_conflict(
     """
     name, found = relations(source)
     told, untold = [], []
-    for fact, generator in draw(found, _ITEMS if limit is None else limit, seed):
-        false = others(fact, 1, generator)[0]
+    for fact, generator in draw_facts(found, _ITEMS if limit is None else limit, seed):
+        false = wrong_answers(fact, 1, generator)[0]
         wordings = [template for template in fact.relation.templates if template != fact.template]
         statement = f"{generator.choice(wordings).format(s=fact.subject)} {false}."
         question = fact.template.format(s=fact.subject)

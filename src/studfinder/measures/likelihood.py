@@ -19,7 +19,7 @@ import torch
 from studfinder import sites
 from studfinder.errors import StudfinderError
 from studfinder.measures.packs import packed
-from studfinder.measures.passes import Engine, Likelihood, Row, Scored
+from studfinder.measures.passes import Engine, Likelihood, Scored, ScoredRow
 from studfinder.models import LM
 from studfinder.texts import check_ids
 from studfinder.texts.pairs import common
@@ -124,12 +124,12 @@ def _checked(lm: LM, number: int, request: Request, limit: int | None, truncate:
     )
 
 
-def _rows(requests: Sequence[Request]) -> list[Row]:
+def _rows(requests: Sequence[Request]) -> list[ScoredRow]:
     """Distinct rows, the longest first: what does not fit into memory shows at once."""
-    found: dict[tuple[tuple[int, ...], int], Row] = {}
+    found: dict[tuple[tuple[int, ...], int], ScoredRow] = {}
     for number, (context, continuation) in enumerate(requests):
         ids = (*context, *continuation[:-1])
-        row = found.setdefault((ids, len(context)), Row(ids, len(context)))
+        row = found.setdefault((ids, len(context)), ScoredRow(ids, len(context)))
         row.asked.append((number, continuation))
     return sorted(found.values(), key=lambda row: (-len(row.ids), row.ids, row.context))
 
@@ -137,7 +137,7 @@ def _rows(requests: Sequence[Request]) -> list[Row]:
 # --- what is run together ------------------------------------------------------------------------------------------
 
 
-def _passes(lm: LM, rows: list[Row], size: int) -> Iterator[Scored]:
+def _passes(lm: LM, rows: list[ScoredRow], size: int) -> Iterator[Scored]:
     """The results of one pass after the other."""
     with torch.no_grad():
         engine = Engine(lm)
@@ -196,7 +196,7 @@ def _alike(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _can_share(lm: LM, rows: Sequence[Row]) -> bool:
+def _can_share(lm: LM, rows: Sequence[ScoredRow]) -> bool:
     """Whether a token's states depend on nothing but the tokens that a mask lets it see.
 
     Not so where something replaces activations, in models with states other than keys and values (convolutions, linear
@@ -209,7 +209,7 @@ def _can_share(lm: LM, rows: Sequence[Row]) -> bool:
     return not (sites.replacing(lm) or states or narrow or hasattr(lm.model.config, "studfinder"))
 
 
-def _beginning(rows: Sequence[Row]) -> int:
+def _beginning(rows: Sequence[ScoredRow]) -> int:
     """How many tokens all rows have in common, before any that is scored from; 0 if not worth a pass of its own."""
     if len(rows) < 2:
         return 0

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.recall import Prompt, numbers, recall
+from studfinder.measures.recall import DEPTHS, Prompt, parse_sizes, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import nonce_names
 
 PAIRS = "2,4,8,16"
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DIGITS = 3
+_DIGITS = 3
 _REPEATS = 2
 _WRONG = 7
 
@@ -46,8 +45,8 @@ def lookup(
     Raises:
         StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
     """
-    sizes = numbers(pairs, "lookup")
-    if max(sizes) > (most := 9 * 10 ** (DIGITS - 1)):
+    sizes = parse_sizes(pairs, "lookup")
+    if max(sizes) > (most := 9 * 10 ** (_DIGITS - 1)):
         raise StudfinderError(f"lookup: {max(sizes)} pairs", expected=f"at most {most}, for each has its own code")
     prompts = [
         (size, _prompt(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")))
@@ -61,7 +60,7 @@ def lookup(
 
 def _prompt(size: int, depth: float, generator: random.Random) -> Prompt:
     names = nonce_names(size, generator)
-    codes = [str(code) for code in generator.sample(range(10 ** (DIGITS - 1), 10**DIGITS), size)]
+    codes = [str(code) for code in generator.sample(range(10 ** (_DIGITS - 1), 10**_DIGITS), size)]
     asked = round(depth * (size - 1))
     lines = [f"{name}: {code}" for name, code in zip(names, codes, strict=True)]
     wrong = [code for i, code in enumerate(codes) if i != asked]

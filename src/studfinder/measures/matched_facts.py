@@ -18,7 +18,7 @@ import numpy as np
 
 from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures.choices import Question, multiple_choice
-from studfinder.measures.facts import ANSWERS, Fact, draw, others
+from studfinder.measures.facts import ANSWERS, Fact, draw_facts, wrong_answers
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.records import Interval
@@ -180,8 +180,8 @@ def _items(count: int, source: str, limit: int, seed: int | str) -> tuple[str, S
     if len(usable) < 2:
         raise NotApplicable(f"no relations of {name} have {count} answers", do="Ask for fewer facts in the prompt")
     items = []
-    for fact, generator in draw(usable, limit, seed):
-        wrong = others(fact, len(fact.relation.objects), generator)
+    for fact, generator in draw_facts(usable, limit, seed):
+        wrong = wrong_answers(fact, len(fact.relation.objects), generator)
         if len(wrong) < max(ANSWERS, count) - 1:
             continue  # a subject with many right answers
         items.append(_versions(fact, wrong, count, usable, generator))

@@ -34,7 +34,7 @@ class Likelihood:
 
 
 @dataclass
-class Row:
+class ScoredRow:
     """Token ids that are read in one go, and who asks for what there.
 
     Attributes:
@@ -88,7 +88,7 @@ class Engine:
         return cache
 
     @torch.no_grad()
-    def packs(self, rows: Sequence[Row], packs: Sequence[Pack], cache: Any, start: int) -> Scored:
+    def packs(self, rows: Sequence[ScoredRow], packs: Sequence[Pack], cache: Any, start: int) -> Scored:
         """Score what is asked of the rows in some packs."""
         hidden_BNC = self._packed(packs, cache, start)
         places = [
@@ -99,7 +99,7 @@ class Engine:
         return self._scored(hidden_BNC, places)
 
     @torch.no_grad()
-    def whole(self, rows: Sequence[Row]) -> Scored:
+    def whole(self, rows: Sequence[ScoredRow]) -> Scored:
         """Score rows that are read from their first token on, padded at the end, where causality hides it."""
         # Padded with a row's own last token: some models warn when they meet their padding token without a mask.
         width = len(rows[0].ids)
@@ -134,7 +134,9 @@ class Engine:
             return self.lm.model(**options).logits
         return self.decoder(**options).last_hidden_state
 
-    def _scored(self, states_BNX: torch.Tensor, places: Iterable[tuple[int, Row, Callable[[int], int]]]) -> Scored:
+    def _scored(
+        self, states_BNX: torch.Tensor, places: Iterable[tuple[int, ScoredRow, Callable[[int], int]]]
+    ) -> Scored:
         """What is asked of rows, given (batch, row, where the token at a depth is)."""
         asked = [
             (number, [(b, at(row.context - 1 + j), token) for j, token in enumerate(continuation)])

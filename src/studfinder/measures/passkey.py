@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.recall import Prompt, numbers, recall
+from studfinder.measures.recall import DEPTHS, Prompt, parse_sizes, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import WHOLE, Text, encode, filler
 
 LENGTHS = "128,256,512,1024"
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DIGITS = 5
+_DIGITS = 5
 _REPEATS = 2
 
 _HEAD = "There is a pass key hidden in the text below. Find it and remember it."
@@ -43,18 +42,18 @@ def passkey(
     Raises:
         StudfinderError: a length that is too short for the question or too long for the model's window.
     """
-    sizes = numbers(lengths, "passkey")
+    sizes = parse_sizes(lengths, "passkey")
     prompts = [
         _prompt(lm, length, depth, random.Random(f"{seed} {length} {depth} {repeat}"))
         for repeat in range(_REPEATS)
         for depth in DEPTHS
         for length in sizes
     ][:limit]
-    return recall(lm, "passkey", prompts, f"lengths {lengths}", 10.0**-DIGITS, progress)
+    return recall(lm, "passkey", prompts, f"lengths {lengths}", 10.0**-_DIGITS, progress)
 
 
 def _prompt(lm: LM, length: int, depth: float, generator: random.Random) -> Prompt:
-    key = str(generator.randrange(10 ** (DIGITS - 1), 10**DIGITS))
+    key = str(generator.randrange(10 ** (_DIGITS - 1), 10**_DIGITS))
     # Counted with its answer; a sentence by itself takes at most a token more than within a text.
     room = length - _tokens(lm, f"{_HEAD} {_KEY.format(key=key)} {_QUESTION} {key}")
     if room < 0:

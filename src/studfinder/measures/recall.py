@@ -18,6 +18,9 @@ from studfinder.models import LM
 from studfinder.records.outside import whole_number
 from studfinder.texts import digest, encode_pairs
 
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where the digits stand: at the prompt's start (0) to its end."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -89,7 +92,7 @@ def recall(
     )
 
 
-def numbers(given: str, measure: str) -> tuple[int, ...]:
+def parse_sizes(given: str, measure: str) -> tuple[int, ...]:
     """Sizes as they are written after a measure's name: "128,256".
 
     Raises:

@@ -33,7 +33,7 @@ class Measure:
     calibrate: str = ""
 
 
-REGISTRY: dict[str, Measure] = {
+MEASURES: dict[str, Measure] = {
     "perplexity": Measure(
         "fluency",
         "studfinder.measures.perplexity:perplexity_of",
@@ -112,9 +112,9 @@ def measure_named(text: str) -> Callable[..., Scores]:
         StudfinderError: there is no such measure, or it takes no argument.
     """
     name, colon, argument = text.partition(":")
-    if name not in REGISTRY:
-        raise StudfinderError(f"there is no measure {name!r}", expected=", ".join(REGISTRY))
-    measure = REGISTRY[name]
+    if name not in MEASURES:
+        raise StudfinderError(f"there is no measure {name!r}", expected=", ".join(MEASURES))
+    measure = MEASURES[name]
     if colon and not (measure.argument and argument):
         raise StudfinderError(
             f"measure {text!r}", expected=f"{name}" + (f":{measure.argument}" * bool(measure.argument))
@@ -135,7 +135,7 @@ def measure_named(text: str) -> Callable[..., Scores]:
 def calibrated(text: str, lm: object) -> str:
     """The name with the argument that suits this model, where the measure has one to choose and none was given."""
     name, colon, _ = text.partition(":")
-    if colon or not REGISTRY[name].calibrate:
+    if colon or not MEASURES[name].calibrate:
         return text
-    module, function = REGISTRY[name].calibrate.split(":")
+    module, function = MEASURES[name].calibrate.split(":")
     return f"{name}:{getattr(import_module(module), function)(lm)}"

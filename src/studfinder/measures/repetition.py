@@ -61,7 +61,7 @@ def repetition(
         written += greedy(lm, encoded[start : start + size], count, to_the_end=True)
         if progress is not None:
             progress(size)
-    items = {f"distinct{n}": [distinct(ids, n) for ids in written] for n in (1, 2, 3)}
+    items = {f"distinct{n}": [distinct_share(ids, n) for ids in written] for n in (1, 2, 3)}
     items["loop"] = [float(loops(ids)) for ids in written]
     score = items.pop("distinct2")
     details = {name: float(np.mean(values)) for name, values in items.items()}
@@ -76,7 +76,7 @@ def repetition(
     )
 
 
-def distinct(ids: Sequence[int], n: int) -> float:
+def distinct_share(ids: Sequence[int], n: int) -> float:
     """Different n-grams over all n-grams."""
     grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studfinder.models.builtin import BUILTINS, ensure
-from studfinder.models.inside import distinct, inside, outward
+from studfinder.models.inside import check_distinct, inside, outward
 from studfinder.models.lm import Source
 
 _WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
@@ -78,13 +78,13 @@ def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[st
     Raises:
         StudfinderError: a file is a link that leads out of the model's folder, or two differ in case only.
     """
-    carried = beside(source, tokenizer=tokenizer)
+    carried = files_beside(source, tokenizer=tokenizer)
     for name, path in carried.items():
         shutil.copyfile(path, outward(to, name, path.parent))
     return tuple(sorted(carried))
 
 
-def beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, Path]:
+def files_beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, Path]:
     """What `carry` copies, by the names it will have: asked before any work, since it may be refused.
 
     Raises:
@@ -98,7 +98,7 @@ def beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, Path]:
         for path in _beside(folder)
         if tokenizer or not any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in _TOKENIZER)
     ]
-    distinct(found, folder)
+    check_distinct(found, folder)
     return {name: inside(folder, name) for name in found}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.headers import DTYPES, NAMES, read_header
-from studfinder.models.inside import check_links, distinct, inside, plain_name
+from studfinder.models.headers import DTYPE_NAMES, DTYPES, read_header
+from studfinder.models.inside import check_distinct, check_links, inside, plain_name
 from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
@@ -38,7 +38,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The weight files that transformers reads of a folder.
 
     Attributes:
@@ -88,7 +88,7 @@ def check_names(folder: Path) -> None:
         inside(folder, plain_name(name, folder / _TOKENIZER))
 
 
-def weights_of(folder: Path) -> Weights:
+def weights_of(folder: Path) -> WeightFiles:
     """The weight files that transformers reads of a folder: what the config names, one file, or those of an index;
     pickles where there are no safetensors. Other copies may lie beside them.
 
@@ -107,7 +107,7 @@ def weights_of(folder: Path) -> Weights:
         raise _no_weights(folder)
     inside(folder, chosen)
     if not chosen.endswith(".index.json"):
-        return Weights((chosen,))
+        return WeightFiles((chosen,))
     where = _json(folder / chosen).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise StudfinderError(f"{folder / chosen} has no weight_map", do="Download or save it again")
@@ -117,8 +117,8 @@ def weights_of(folder: Path) -> Weights:
         if not name.endswith(_KINDS):
             raise StudfinderError(f"{folder / chosen} names weights {name!a}", expected=f"names that end in {SAFE}")
         inside(folder, name)
-    distinct(files, folder / chosen)
-    return Weights(tuple(files), chosen, where)
+    check_distinct(files, folder / chosen)
+    return WeightFiles(tuple(files), chosen, where)
 
 
 def _no_weights(folder: Path) -> StudfinderError:
@@ -188,7 +188,7 @@ def _held(path: Path) -> dict[str, Held]:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise StudfinderError(f"{path} holds no weights that can be read without running code ({reason})") from None
     return {
-        name: Held(NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
+        name: Held(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
         for name, tensor in (read.items() if isinstance(read, dict) else ())
         if isinstance(tensor, torch.Tensor)
     }

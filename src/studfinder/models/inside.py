@@ -51,7 +51,7 @@ def _is_plain(name: str) -> bool:
     return len(name.encode()) <= LONGEST
 
 
-def distinct(names: Iterable[str], where: object) -> None:
+def check_distinct(names: Iterable[str], where: object) -> None:
     """Raise StudfinderError if two names are one file where case, or the way an accent is written, does not count."""
     seen: dict[str, str] = {}
     for name in sorted(set(names)):

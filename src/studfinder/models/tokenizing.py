@@ -10,7 +10,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError, Unavailable
 from studfinder.hub import hub_failure
-from studfinder.models.inside import distinct, plain_name
+from studfinder.models.inside import check_distinct, plain_name
 
 _FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "merges.txt")
 _PACKAGES = {
@@ -49,7 +49,9 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
             do="Download or save its tokenizer again",
         )
     if isinstance(found.chat_template, dict):  # saving it makes a file of each
-        distinct([plain_name(f"{name}.jinja", f"the tokenizer of {where}") for name in found.chat_template], where)
+        check_distinct(
+            [plain_name(f"{name}.jinja", f"the tokenizer of {where}") for name in found.chat_template], where
+        )
     return found
 
 

@@ -1,15 +1,15 @@
 """One method a file; what all of them share: schemes, grids, keeping findings, the bench they work on."""
 
-from studfinder.quantizers.activations import Activations, Restore, WithActivations, super_channels
+from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.apply import quantized
 from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.awq import AWQ
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.calibration import calibration_windows
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.clip_restore import ClipRestore
 from studfinder.quantizers.gptq import GPTQ
-from studfinder.quantizers.grid import Grid, Quantized, codes, dequantized, fit, quantize_weight
+from studfinder.quantizers.grid import Grid, Quantized, codes, dequantized, fit_grid, quantize_weight
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
 from studfinder.quantizers.kv_cache import KVCache, quantized_cache
 from studfinder.quantizers.method import METHODS, Method, method_class
@@ -27,9 +27,8 @@ __all__ = [
     "METHODS",
     "RTN",
     "SCHEMES",
-    "Activations",
+    "ActivationScheme",
     "Auto",
-    "Bench",
     "Clip",
     "ClipRestore",
     "Grid",
@@ -49,11 +48,12 @@ __all__ = [
     "Split",
     "Target",
     "WithActivations",
+    "Workbench",
     "bits_per_weight",
     "calibration_windows",
     "codes",
     "dequantized",
-    "fit",
+    "fit_grid",
     "hold_out",
     "kernel",
     "method_class",

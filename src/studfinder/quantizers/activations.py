@@ -13,7 +13,7 @@ from torch import nn
 from studfinder.edits import meant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_inputs
 from studfinder.quantizers.grid import Grid, grid_of, in_steps, rounded
 from studfinder.quantizers.method import Method
@@ -60,7 +60,7 @@ class Restore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activations:
+class ActivationScheme:
     """How the inputs of matrices are rounded. Ranges and steps are fp32; the result is in the model's dtype.
 
     Attributes:
@@ -102,7 +102,7 @@ class Activations:
         if self.restore is not None or self.zero != "none" or self.range == "static":
             raise StudfinderError(
                 "studfinder writes only symmetric dynamic activations to compressed-tensors, with none restored",
-                do="Use --format dense, or Activations() without range, zero and restore",
+                do="Use --format dense, or ActivationScheme() without range, zero and restore",
             )
         kind = "int" if self.element.startswith("int") else "float"
         bits = self.scheme.bits
@@ -119,7 +119,7 @@ class WithActivations:
     """
 
     weights: Method = field(default_factory=lambda: RTN(scheme=Scheme(element="int8", block="tensor", narrow=True)))
-    activations: Activations = field(default_factory=Activations)
+    activations: ActivationScheme = field(default_factory=ActivationScheme)
 
     @property
     def scheme(self) -> Scheme:
@@ -139,12 +139,12 @@ class WithActivations:
         """The same without rounding inputs, for a checkpoint that cannot say so."""
         return self.weights
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         self.weights.run(bench)
         enter_rounding(bench, self.activations)
 
 
-def enter_rounding(bench: Bench, config: Activations) -> None:
+def enter_rounding(bench: Workbench, config: ActivationScheme) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
@@ -157,7 +157,7 @@ def enter_rounding(bench: Bench, config: Activations) -> None:
 @contextmanager
 def rounded_inputs(
     lm: LM,
-    config: Activations,
+    config: ActivationScheme,
     chosen: Sequence[Target],
     ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Iterator[None]:
@@ -178,7 +178,7 @@ def rounded_inputs(
 def _round_inputs(
     journal: Journal,
     lm: LM,
-    config: Activations,
+    config: ActivationScheme,
     chosen: Sequence[Target],
     ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None,
 ) -> None:
@@ -200,7 +200,7 @@ def _round_inputs(
 
 
 def fake_quantized(
-    x_NC: torch.Tensor, config: Activations, channels: torch.Tensor | None = None, grid: Grid | None = None
+    x_NC: torch.Tensor, config: ActivationScheme, channels: torch.Tensor | None = None, grid: Grid | None = None
 ) -> torch.Tensor:
     """Activations (tokens, channels) rounded and back, in their own dtype.
 
@@ -260,7 +260,7 @@ def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[
     return tuple((name, tuple(sorted(channels))) for name, channels in places.items())
 
 
-def input_ranges(bench: Bench, restore: Restore | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The smallest and the largest number that enters each matrix on the calibration text, by parameter name.
 
     Super activations that will be held out do not count.
@@ -301,7 +301,7 @@ def _check_channels(target: Target, channels: torch.Tensor | None, size: int) ->
         raise StudfinderError(f"{target.name} has no input channel {int(channels.max())}", expected=f"0 to {size - 1}")
 
 
-def _hook(config: Activations, channels: torch.Tensor | None, grid: Grid | None) -> Any:
+def _hook(config: ActivationScheme, channels: torch.Tensor | None, grid: Grid | None) -> Any:
     def before(_module: nn.Module, args: tuple) -> tuple:
         x = args[0]
         if not x.numel():  # an expert without a token

@@ -8,13 +8,14 @@ from typing import Any
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.bench import Bench, Progress
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.fused_scales import share
 from studfinder.quantizers.keep import resolve, unkept
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.scheme import tile
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.transforms import transforms_of
+from studfinder.runs import Progress
 
 
 def quantized(
@@ -25,8 +26,8 @@ def quantized(
     transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
-) -> AbstractContextManager[Bench]:
-    """Quantise a live model while the context lasts; gives the Bench.
+) -> AbstractContextManager[Workbench]:
+    """Quantise a live model while the context lasts; gives the Workbench.
 
     The dequantised weights stand in the model, so that every measure runs on it as on any other. Every parameter that
     is written is saved first and put back bit by bit: after the block, through an exception, and through Ctrl-C at any
@@ -47,7 +48,7 @@ def quantized(
 
 
 @contextmanager
-def running(bench: Bench, method: Method) -> Iterator[Bench]:
+def running(bench: Workbench, method: Method) -> Iterator[Workbench]:
     """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
     with prepared(bench):
         method.run(bench)
@@ -56,7 +57,7 @@ def running(bench: Bench, method: Method) -> Iterator[Bench]:
 
 
 @contextmanager
-def prepared(bench: Bench, *, chosen: bool = True) -> Iterator[Bench]:
+def prepared(bench: Workbench, *, chosen: bool = True) -> Iterator[Workbench]:
     """The bench as a method finds it: exact changes made, and skipped what has numbers that there is no place for.
 
     Args:
@@ -79,7 +80,7 @@ def bench_for(
     transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
-) -> Bench:
+) -> Workbench:
     """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
     found = targets(lm)
     changes = transforms_of(lm, transforms)
@@ -94,7 +95,7 @@ def bench_for(
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     for target in kept:
         check_fits(target.name, target.weight(lm).shape, method)
-    return Bench(
+    return Workbench(
         lm,
         kept,
         windows=windows,

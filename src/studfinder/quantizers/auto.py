@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.ffn import gated_ffn
+from studfinder.quantizers.ffn import ffn_of
 from studfinder.quantizers.grid import Quantized, quantize_weight
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
@@ -16,7 +16,7 @@ from studfinder.quantizers.walk import output_error, second_moments, walk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
     from studfinder.quantizers.targets import Target
 
 _POWERS = (1, 2, 3, -1, -2, -3)
@@ -74,7 +74,7 @@ class Auto:
     def calibrated(self) -> bool:
         return True
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         chosen: dict[str, int] = {}
         skipped = []
         changes: list[Permute | Rebalance] = []
@@ -103,7 +103,7 @@ class Auto:
         counts = ", ".join(f"{label}: {count}" for label, count in chosen.items())
         bench.notes.append(f"chosen to keep the error of each fused group within {self.budget:g}: {counts}")
 
-    def _way(self, bench: Bench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
+    def _way(self, bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
         """What is cheapest within the budget; None to skip the group."""
         weights = {target.name: target.weight(bench.lm).float() for target in group}
         size = sum(output_error(weight, moments[name]) for name, weight in weights.items())
@@ -117,7 +117,7 @@ class Auto:
         return None
 
     def _ways(
-        self, bench: Bench, group: list[Target], weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+        self, bench: Workbench, group: list[Target], weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> Iterator[_Way]:
         """The cheapest in bits first."""
         asked = {name: bench.held.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in weights.items()}
@@ -143,7 +143,7 @@ class Auto:
 
 
 def _changed(
-    bench: Bench,
+    bench: Workbench,
     target: Target,
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
@@ -153,7 +153,7 @@ def _changed(
     """A down projection with the columns of its neurons sorted, or with those of kept weights rebalanced: the neurons'
     own rows, in the matrix before, are rounded as before (a power of two changes no code)."""
     try:
-        if gated_ffn(bench.lm, target.layer).down != target.name:
+        if ffn_of(bench.lm, target.layer).down != target.name:
             return
     except StudfinderError:
         return
@@ -184,7 +184,7 @@ def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalanc
         yield Permute(layers=layers)
 
 
-def _rounded(bench: Bench, weight_RC: torch.Tensor, held_RC: torch.Tensor) -> Quantized:
+def _rounded(bench: Workbench, weight_RC: torch.Tensor, held_RC: torch.Tensor) -> Quantized:
     return quantize_weight(weight_RC, bench.scheme, held_RC=held_RC if held_RC.any() else None)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.finite import finite_inputs, finite_weight, of_range
 from studfinder.quantizers.folds import Fold, check_exact, norm_folds, swapped, up_fold, value_fold
@@ -63,7 +63,7 @@ class AWQ:
     def calibrated(self) -> bool:
         return True
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         weights = {} if self.massive_values is None else row_weights(bench.lm, self.massive_values)
         clips: dict[str, torch.Tensor] = {}
         chosen: list[float] = []
@@ -89,7 +89,7 @@ class AWQ:
         bench.notes.append(f"{len(chosen)} sets of columns scaled, median alpha {middle:.2f} (exact up to rounding)")
 
     def search(
-        self, bench: Bench, block: Block, fold: Fold, weights: Mapping[str, torch.Tensor] | None = None
+        self, bench: Workbench, block: Block, fold: Fold, weights: Mapping[str, torch.Tensor] | None = None
     ) -> tuple[float, torch.Tensor]:
         """The best alpha, and the factor of each input channel, (in,).
 
@@ -137,7 +137,7 @@ class AWQ:
             if fold is not None and any(ref.parameter in chosen for ref in fold.reads) and check_exact(lm, block, fold)
         ]
 
-    def _shares(self, bench: Bench, fold: Fold) -> torch.Tensor:
+    def _shares(self, bench: Workbench, fold: Fold) -> torch.Tensor:
         """Mean over all rows that are to be quantised of |w| relative to the largest of its block, (in,)."""
         sums, rows = [], 0
         read = {ref.parameter for ref in fold.reads}
@@ -152,7 +152,7 @@ class AWQ:
             rows += len(size_RC)
         return torch.stack(sums).sum(dim=0) / rows
 
-    def _rounded(self, bench: Bench, fold: Fold, scale_C: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _rounded(self, bench: Workbench, fold: Fold, scale_C: torch.Tensor) -> dict[str, torch.Tensor]:
         """The matrices of a fold that are to be quantised, scaled, rounded and scaled back: by name, (out, in) fp32."""
         chosen = {target.name: target for target in bench.targets}
         made = {}
@@ -163,7 +163,7 @@ class AWQ:
                 made[ref.parameter] = found.dequantized() / scale_C
         return made
 
-    def _clips(self, bench: Bench, block: Block, clip: Clip) -> dict[str, torch.Tensor]:
+    def _clips(self, bench: Workbench, block: Block, clip: Clip) -> dict[str, torch.Tensor]:
         """The factor of each block's range, (out, groups), by parameter name."""
         wanted = [t for t in block.targets if t.ref.module.rpartition(".")[2] not in ("q_proj", "k_proj")]
         moments = second_moments(block, [target.name for target in wanted])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +13,12 @@ from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized
 from studfinder.quantizers.scheme import Scheme, bits_per_weight
 from studfinder.quantizers.targets import Target
+from studfinder.runs import Progress
 from studfinder.sites import Journal
-
-Progress = Callable[[str, int, int], Any]
-"""Told what is being done, how many are done, of how many."""
 
 
 @dataclass
-class Bench:
+class Workbench:
     """A live model under the knife.
 
     A method calls `put` for each target, layer by layer; the dequantised matrix stands in the live model from then

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.headers import NAMES
+from studfinder.models.headers import DTYPE_NAMES
 from studfinder.runs import TEMPORARY, write_text
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorGroup:
     """Tensors that are made together: their names with dtypes and shapes, known beforehand, and how to make them."""
 
     described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -29,7 +29,9 @@ class Entry:
         return sum(_bytes(dtype, shape) for dtype, shape in self.described.values())
 
 
-def write_shard(path: Path, entries: Sequence[Entry], done: Callable[[Entry], Any] = lambda entry: None) -> None:
+def write_shard(
+    path: Path, entries: Sequence[TensorGroup], done: Callable[[TensorGroup], Any] = lambda entry: None
+) -> None:
     """Write a safetensors file, one entry after the other; only one entry's tensors are in memory at a time.
 
     The header comes first and needs no tensor, because what will be made is described beforehand. The file appears
@@ -40,7 +42,7 @@ def write_shard(path: Path, entries: Sequence[Entry], done: Callable[[Entry], An
     for entry in entries:
         for name, (dtype, shape) in entry.described.items():
             start, end = end, end + _bytes(dtype, shape)
-            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".shard{TEMPORARY}")  # a name of its own: that of the shard may be as long as names go
@@ -61,9 +63,9 @@ def write_shard(path: Path, entries: Sequence[Entry], done: Callable[[Entry], An
         temporary.unlink(missing_ok=True)
 
 
-def shards(entries: Iterable[Entry], limit: int = 5_000_000_000) -> list[list[Entry]]:
+def shards(entries: Iterable[TensorGroup], limit: int = 5_000_000_000) -> list[list[TensorGroup]]:
     """Entries in files of at most `limit` bytes."""
-    files: list[list[Entry]] = [[]]
+    files: list[list[TensorGroup]] = [[]]
     used = 0
     for entry in entries:
         if files[-1] and used + entry.size > limit:
@@ -74,7 +76,7 @@ def shards(entries: Iterable[Entry], limit: int = 5_000_000_000) -> list[list[En
     return files
 
 
-def write_index(folder: Path, files: Mapping[str, Sequence[Entry]]) -> None:
+def write_index(folder: Path, files: Mapping[str, Sequence[TensorGroup]]) -> None:
     """The index that maps tensors to files; none is needed for a single file called model.safetensors."""
     if list(files) == ["model.safetensors"]:
         return
@@ -84,7 +86,7 @@ def write_index(folder: Path, files: Mapping[str, Sequence[Entry]]) -> None:
     write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1))
 
 
-def _write_entry(file: Any, entry: Entry) -> None:
+def _write_entry(file: Any, entry: TensorGroup) -> None:
     made = entry.make()
     for name, (dtype, shape) in entry.described.items():
         tensor = made[name]

@@ -8,7 +8,7 @@ from math import inf
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
 from studfinder.quantizers.scheme import Scheme
@@ -41,7 +41,7 @@ class ClipRestore:
     def calibrated(self) -> bool:
         return True
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         clipped: dict[float, int] = {}
         for block in walk(bench):
             moments = second_moments(block)

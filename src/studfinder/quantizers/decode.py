@@ -11,7 +11,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.source import Files, stored_files
-from studfinder.quantizers.targets import others
+from studfinder.quantizers.targets import other_matrices
 from studfinder.records.outside import read_json
 
 
@@ -45,7 +45,7 @@ def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str
     ignore = set(settings["ignore"])
     if wrong := sorted(targets ^ set(quantised)):
         return f"{wrong[0]} is {'announced as' if wrong[0] in targets else 'not announced as'} quantised"
-    if wrong := sorted((targets & ignore) | (set(others([model], quantised)) - ignore)):
+    if wrong := sorted((targets & ignore) | (set(other_matrices([model], quantised)) - ignore)):
         return (
             f"{wrong[0]} is {'both announced and ignored' if wrong[0] in targets else 'neither announced nor ignored'}"
         )

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.bench import Bench
-from studfinder.quantizers.checkpoint import Entry
-from studfinder.quantizers.export import described, tensors
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.checkpoint import TensorGroup
+from studfinder.quantizers.export import described_tensors, tensors
 from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
@@ -26,7 +26,7 @@ def file_entry(
     format: str,
     whole: torch.Tensor | None = None,
     meant: Meant | None = None,
-) -> Entry:
+) -> TensorGroup:
     """A tensor of a checkpoint file: rounded to nearest, or copied where `method` is None.
 
     Made when it is written, and what it stands for is then added to `meant`. `whole` is the tensor scale that it is to
@@ -40,7 +40,7 @@ def file_entry(
         return dense
 
     if method is None:
-        return Entry({name: (dtype, shape)}, lambda: {name: told(_finite(name, files.read(shard, name)))})
+        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(_finite(name, files.read(shard, name)))})
     chosen = method
 
     def rounded() -> Quantized:
@@ -52,7 +52,7 @@ def file_entry(
         return made
 
     if format == "dense":
-        return Entry({name: (dtype, shape)}, lambda: {name: told(rounded().dequantized().to(dtype))})
+        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(rounded().dequantized().to(dtype))})
     return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
 
 
@@ -64,7 +64,7 @@ def rounded_from_file(files: Files, shard: str, name: str, method: RTN) -> Quant
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
 
-def bench_entries(bench: Bench, format: str) -> list[Entry]:
+def bench_entries(bench: Workbench, format: str) -> list[TensorGroup]:
     """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name."""
     entries, seen = [], set()
     state = bench.lm.model.state_dict()
@@ -88,16 +88,16 @@ def _place(tensor: torch.Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _plain_entry(name: str, tensor: torch.Tensor) -> Entry:
-    return Entry({name: (tensor.dtype, tuple(tensor.shape))}, lambda: {name: tensor})
+def _plain_entry(name: str, tensor: torch.Tensor) -> TensorGroup:
+    return TensorGroup({name: (tensor.dtype, tuple(tensor.shape))}, lambda: {name: tensor})
 
 
 def _quantized_entry(
     name: str, shape: tuple[int, ...], scheme: Scheme, format: str, dtype: torch.dtype, make: Callable[[], Quantized]
-) -> Entry:
+) -> TensorGroup:
     module = name.rpartition(".")[0]
-    what = {f"{module}.{suffix}": value for suffix, value in described(shape, scheme, format, dtype).items()}
-    return Entry(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
+    what = {f"{module}.{suffix}": value for suffix, value in described_tensors(shape, scheme, format, dtype).items()}
+    return TensorGroup(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
 
 
 def _given(quantized: Quantized) -> Callable[[], Quantized]:

@@ -125,7 +125,7 @@ def quantization_config(
 
     Args:
         chosen: what is quantised.
-        ignore: everything else that holds a matrix, see `targets.others`; engines refuse what neither list names.
+        ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what neither list names.
         acts: QuantizationArgs of input activations, where a method quantises those too.
         linear: whether all that is quantised is torch's Linear itself.
 
@@ -159,7 +159,7 @@ def quantization_config(
     return made
 
 
-def described(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
+def described_tensors(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
     """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
     rows, cols = shape
     height, width = tile(torch.Size(shape), scheme)
@@ -210,7 +210,7 @@ def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, 
             made["weight_global_scale"] = grid.tensor_scale.reshape(1).float()
         return made
     if format == "pack-quantized":
-        made["weight_packed"] = pack(quantized.codes_RC, scheme.bits)
+        made["weight_packed"] = pack_codes(quantized.codes_RC, scheme.bits)
         made["weight_shape"] = torch.tensor(quantized.codes_RC.shape)
     else:
         made["weight"] = quantized.codes_RC
@@ -218,13 +218,13 @@ def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, 
     if grid.zero is not None:
         zero = grid.zero.to(torch.int8)
         if format == "pack-quantized" and not whole:
-            made["weight_zero_point"] = pack(zero.T, scheme.bits).T.contiguous()
+            made["weight_zero_point"] = pack_codes(zero.T, scheme.bits).T.contiguous()
         else:
             made["weight_zero_point"] = zero.reshape(1) if whole else zero
     return made
 
 
-def pack(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
+def pack_codes(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
     """Signed codes as a dense run of bits along each row, in int32 words, (out, words).
 
     4 and 8 bits are done here, by shifts of whole tensors; the others by compressed-tensors' own packer.

@@ -9,7 +9,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 
 _INNER = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
 """By the name of the down projection: what enters the activation, and what multiplies it."""
@@ -32,7 +32,7 @@ class FFN:
     gate_first: int
 
 
-def gated_ffn(lm: LM, layer: int) -> FFN:
+def ffn_of(lm: LM, layer: int) -> FFN:
     """The feed-forward network of a block.
 
     Raises:
@@ -55,7 +55,7 @@ def gated_ffn(lm: LM, layer: int) -> FFN:
     )
 
 
-def scale_rows(bench: Bench, name: str, rows: list[int], factors: torch.Tensor) -> None:
+def scale_rows(bench: Workbench, name: str, rows: list[int], factors: torch.Tensor) -> None:
     """Multiply rows of a matrix (out, in), and of its bias, by powers of two.
 
     Raises:
@@ -68,7 +68,7 @@ def scale_rows(bench: Bench, name: str, rows: list[int], factors: torch.Tensor) 
             bench.journal.write(parameter, _scaled(value, rows, column, 0, parameter))
 
 
-def scale_columns(bench: Bench, name: str, cols: list[int], factors: torch.Tensor) -> None:
+def scale_columns(bench: Workbench, name: str, cols: list[int], factors: torch.Tensor) -> None:
     """Multiply columns of a matrix (out, in) by powers of two. Raises as `scale_rows`."""
     value = bench.lm.model.get_parameter(name).detach()
     bench.journal.write(name, _scaled(value, cols, factors.to(value)[None, :], 1, name))

@@ -12,13 +12,13 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
-from studfinder.quantizers.ffn import gated_ffn
+from studfinder.quantizers.ffn import ffn_of
 from studfinder.sites import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
     from studfinder.quantizers.walk import Block
 
 _NORMS = (
@@ -78,7 +78,7 @@ class Fold:
             made[f"{self.source}.{leaf}"] = new.to(old.dtype)
         return made
 
-    def apply(self, bench: Bench, scale_C: torch.Tensor) -> None:
+    def apply(self, bench: Workbench, scale_C: torch.Tensor) -> None:
         """Write the change into the model on the bench."""
         for name, value in self.scaled(bench.lm, scale_C).items():
             bench.journal.write(name, value)
@@ -137,7 +137,7 @@ def value_fold(lm: LM, layer: int, *, shared: bool = False) -> Fold | None:
 def up_fold(lm: LM, layer: int) -> Fold | None:
     """up_proj and down_proj of a gated feed-forward network; None if there is none."""
     try:
-        ffn = gated_ffn(lm, layer)
+        ffn = ffn_of(lm, layer)
     except StudfinderError:
         return None
     cols = lm.model.get_parameter(ffn.down).shape[1]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.entries import rounded_from_file
 from studfinder.quantizers.grid import Grid, with_tensor_scale
 from studfinder.quantizers.rtn import RTN
@@ -21,7 +21,7 @@ from studfinder.quantizers.source import Files
 from studfinder.quantizers.targets import Target
 
 
-def share(bench: Bench) -> None:
+def share(bench: Workbench) -> None:
     """Give what is fused one tensor scale, after a method has run. No value changes by it."""
     for fused, group in _groups(bench.targets):
         made = [bench.done[target.name] for target in group if target.name in bench.done]

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
-from studfinder.quantizers.grid import Grid, Quantized, codes, fit, in_steps, kept_entries, rounded
+from studfinder.quantizers.grid import Grid, Quantized, codes, fit_grid, in_steps, kept_entries, rounded
 from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.walk import second_moments, walk
 
@@ -63,7 +63,7 @@ class GPTQ:
     def calibrated(self) -> bool:
         return True
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         for block in walk(bench):
             moments = second_moments(block)
             for number, fused in enumerate(dict.fromkeys(target.fused for target in block.targets)):
@@ -216,7 +216,7 @@ class _Solver:
         found = []
         for part_RC, mask_RC in zip(parts, held, strict=True):
             best = None if clip is None else search(part_RC, scheme, clip, held_RC=mask_RC, importance_C=energy_C)
-            found.append(fit(part_RC, scheme, held_RC=mask_RC, clip=best))
+            found.append(fit_grid(part_RC, scheme, held_RC=mask_RC, clip=best))
         for grids, grid in zip(self.grids, found, strict=True):
             grids.append(grid)
         heights = [tile(part_RC.shape, scheme)[0] for part_RC in parts]

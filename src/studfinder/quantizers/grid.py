@@ -93,16 +93,16 @@ def quantize_weight(
     Args:
         weight_RC: (out, in), any float dtype; computed in fp32.
         held_RC: bool, True where an entry is held out.
-        clip: see `fit`.
+        clip: see `fit_grid`.
 
     Raises:
         StudfinderError: the blocks do not fit the shape, or a weight is not finite.
     """
-    grid = fit(weight_RC, scheme, held_RC=held_RC, clip=clip)
+    grid = fit_grid(weight_RC, scheme, held_RC=held_RC, clip=clip)
     return Quantized(codes(weight_RC, grid, scheme), grid, scheme, kept_entries(weight_RC, held_RC))
 
 
-def fit(
+def fit_grid(
     weight_RC: torch.Tensor,
     scheme: Scheme,
     *,

@@ -13,7 +13,7 @@ from studfinder.edits import Selection, Weights, meant, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.targets import Target, named
+from studfinder.quantizers.targets import Target, targets_by_name
 from studfinder.records import Findings, SuperWeight
 
 
@@ -173,7 +173,7 @@ def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
 
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
-    by_name = named(found)
+    by_name = targets_by_name(found)
     for weights in one.entries:
         target = by_name.get(weights.parameter)
         if target is None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Protocol, runtime_checkable
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.scheme import Scheme
 
 METHODS = {
@@ -37,7 +37,7 @@ class Method(Protocol):
         """Whether it needs calibration windows."""
         ...
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         """Quantise everything on the bench."""
         ...
 

@@ -35,7 +35,7 @@ def reload(folder: str, ask: dict[str, Any]) -> tuple[dict[str, Any], torch.Tens
     if not own and type(config) not in kind._model_mapping:
         kind = getattr(transformers, config.architectures[0])
     if ask["blocks"] is not None:
-        shorten(config, ask["blocks"])
+        keep_blocks(config, ask["blocks"])
     options = {} if ask["attention"] is None else {"attn_implementation": ask["attention"]}
     model, info = kind.from_pretrained(
         folder, config=config, trust_remote_code=ask["trust"], output_loading_info=True, **options
@@ -45,11 +45,11 @@ def reload(folder: str, ask: dict[str, Any]) -> tuple[dict[str, Any], torch.Tens
     answer: dict[str, Any] = {
         name: sorted(map(str, info[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")
     }
-    answer["tensors"] = {name: [str(t.dtype), digest(t)] for name, t in model.state_dict().items()}
+    answer["tensors"] = {name: [str(t.dtype), tensor_digest(t)] for name, t in model.state_dict().items()}
     return answer, logits
 
 
-def shorten(config: Any, blocks: int) -> None:
+def keep_blocks(config: Any, blocks: int) -> None:
     """Make a config one of the first blocks only."""
     text = config.get_text_config(decoder=True)
     whole = text.num_hidden_layers
@@ -59,7 +59,7 @@ def shorten(config: Any, blocks: int) -> None:
     text.num_hidden_layers = blocks
 
 
-def digest(tensor: torch.Tensor) -> str:
+def tensor_digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()

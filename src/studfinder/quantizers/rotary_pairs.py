@@ -13,7 +13,7 @@ from studfinder.models import LM, rotary_of
 from studfinder.quantizers.ffn import scale_rows
 
 if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class RotaryPairs:
 
     most: int = 4
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         for layer, part in enumerate(bench.lm.anatomy.layers):
             if part.attention is not None:
                 self._layer(bench, layer, part.attention)
         bench.notes.append("rotary pairs of K and Q rescaled by powers of two (exact)")
 
-    def _layer(self, bench: Bench, layer: int, attention: str) -> None:
+    def _layer(self, bench: Workbench, layer: int, attention: str) -> None:
         lm = bench.lm
         query, key = _projections(lm, attention)
         heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim

@@ -10,7 +10,7 @@ import torch
 from studfinder.errors import StudfinderError
 
 if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
 
 _KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures whose residual stream is read through a plain RMSNorm and nothing else."""
@@ -30,7 +30,7 @@ class Rotate:
 
     seed: int = 0
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         lm = bench.lm
         if lm.anatomy.architecture not in _KNOWN:
             raise StudfinderError(
@@ -63,7 +63,7 @@ class Rotate:
             f"residual stream rotated by a random Hadamard matrix, seed {self.seed} (exact up to rounding)"
         )
 
-    def _ends(self, bench: Bench, decoder: str, rotation_CC: torch.Tensor) -> None:
+    def _ends(self, bench: Workbench, decoder: str, rotation_CC: torch.Tensor) -> None:
         model = bench.lm.model
         gain_C = _value(bench, f"{decoder}.norm.weight")
         head = model.get_output_embeddings().weight
@@ -95,9 +95,9 @@ def hadamard(size: int, seed: int) -> torch.Tensor:
     return matrix / matrix.abs().max() / size**0.5
 
 
-def _value(bench: Bench, name: str) -> torch.Tensor:
+def _value(bench: Workbench, name: str) -> torch.Tensor:
     return bench.lm.model.get_parameter(name).detach().double()
 
 
-def _write(bench: Bench, name: str, value: torch.Tensor) -> None:
+def _write(bench: Workbench, name: str, value: torch.Tensor) -> None:
     bench.journal.write(name, value.to(bench.lm.model.get_parameter(name).dtype))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import Quantized, quantize_weight
@@ -29,7 +29,7 @@ class RTN:
     def calibrated(self) -> bool:
         return False
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         for target in bench.targets:
             weight_RC = finite_weight(target, bench.lm)
             bench.put(target, round_to_nearest(weight_RC, self, bench.held.get(target.name)))

@@ -13,7 +13,7 @@ from studfinder.errors import StudfinderError
 Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4"]
 Zero = Literal["none", "integer", "float"]
 ScaleType = Literal["float32", "bfloat16", "float16", "e8m0", "e4m3"]
-Block = Literal["tensor", "channel"] | int | tuple[int, int]
+Granularity = Literal["tensor", "channel"] | int | tuple[int, int]
 
 _SCALE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "e8m0": 8, "e4m3": 8}
 
@@ -37,7 +37,7 @@ class Scheme:
     """
 
     element: Element = "int4"
-    block: Block = 128
+    block: Granularity = 128
     zero: Zero = "none"
     scale: ScaleType = "bfloat16"
     narrow: bool = False

@@ -9,8 +9,8 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.activations import Activations, enter_rounding
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.activations import ActivationScheme, enter_rounding
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_inputs, finite_weight
 from studfinder.quantizers.folds import Fold, check_exact, norm_folds, up_fold, value_fold
 from studfinder.quantizers.grid import quantize_weight
@@ -36,7 +36,7 @@ class SmoothQuant:
     """
 
     scheme: Scheme = field(default_factory=lambda: Scheme(element="int8", block="channel", narrow=True))
-    activations: Activations | None = field(default_factory=Activations)
+    activations: ActivationScheme | None = field(default_factory=ActivationScheme)
     alpha: float = 0.5
     size: Literal["absmax", "range"] = "absmax"
     values: bool = False
@@ -62,7 +62,7 @@ class SmoothQuant:
         """The same without rounding inputs, for a checkpoint that cannot say so."""
         return replace(self, activations=None)
 
-    def run(self, bench: Bench) -> None:
+    def run(self, bench: Workbench) -> None:
         self.smooth(bench)
         for target in bench.targets:
             weight_RC = finite_weight(target, bench.lm)
@@ -70,7 +70,7 @@ class SmoothQuant:
         if self.activations is not None:
             enter_rounding(bench, self.activations)
 
-    def smooth(self, bench: Bench) -> None:
+    def smooth(self, bench: Workbench) -> None:
         """The exact part: fold the factors, round nothing. Raises StudfinderError if there is nowhere to fold them."""
         done = 0
         for block in walk(bench):

@@ -83,7 +83,7 @@ def fused_name(module: str) -> str:
     return module
 
 
-def others(models: Iterable[nn.Module], chosen: Collection[str]) -> list[str]:
+def other_matrices(models: Iterable[nn.Module], chosen: Collection[str]) -> list[str]:
     """Modules that hold a matrix and are not quantised: every Linear that is not chosen, in whichever class of the
     model it appears, and routers and the like, which engines build as a Linear of their own.
 
@@ -115,7 +115,7 @@ def _matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
 
 
-def named(found: Sequence[Target]) -> dict[str, Target]:
+def targets_by_name(found: Sequence[Target]) -> dict[str, Target]:
     """Targets by parameter name."""
     return {target.name: target for target in found}
 

@@ -14,10 +14,10 @@ import torch
 from studfinder.edits import meant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_same_weights
-from studfinder.quantizers.ffn import FFN, gated_ffn, scale_columns, scale_rows
+from studfinder.quantizers.ffn import FFN, ffn_of, scale_columns, scale_rows
 
 if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Bench
+    from studfinder.quantizers.bench import Workbench
 
 
 class Transform(Protocol):
@@ -26,7 +26,7 @@ class Transform(Protocol):
     With a `model` (a content hash) it is refused on another one; with `calibrated` it needs calibration windows.
     """
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         """Change the model on the bench, and what is held out along with it."""
         ...
 
@@ -61,9 +61,9 @@ class Rebalance:
     power: int
     model: str = field(default="", repr=False)
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         for layer, cols in _by_layer(self.neurons).items():
-            ffn = gated_ffn(bench.lm, layer)
+            ffn = ffn_of(bench.lm, layer)
             _check_neurons(bench, ffn, layer, cols)
             factors = torch.full((len(cols),), 2.0**self.power)
             scale_columns(bench, ffn.down, cols, factors)
@@ -82,10 +82,10 @@ class Permute:
 
     layers: tuple[int, ...] | None = None
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         lm = bench.lm
         for layer in range(len(lm.anatomy.layers)) if self.layers is None else self.layers:
-            ffn = gated_ffn(lm, layer)
+            ffn = ffn_of(lm, layer)
             down = lm.model.get_parameter(ffn.down).detach()
             order = by_size(down)
             bench.journal.write(ffn.down, down[:, order])
@@ -117,14 +117,14 @@ class Split:
         if self.times < 2 or self.times & (self.times - 1):
             raise StudfinderError(f"split into {self.times}", expected="a power of two: 2, 4, 8, ...")
 
-    def apply(self, bench: Bench) -> None:
+    def apply(self, bench: Workbench) -> None:
         by_layer = _by_layer(self.neurons)
         config = bench.lm.model.config.get_text_config(decoder=True)
         width = bench.lm.anatomy.intermediate
         copies = (self.times - 1) * max(map(len, by_layer.values()))
         wider = -(-(width + copies) // self.multiple) * self.multiple
         for layer in range(len(bench.lm.anatomy.layers)):
-            ffn = gated_ffn(bench.lm, layer)
+            ffn = ffn_of(bench.lm, layer)
             if ffn.up == ffn.gate:
                 raise StudfinderError("gate and up are one parameter here", expected="matrices of their own to split")
             cols = by_layer.get(layer, [])
@@ -135,7 +135,7 @@ class Split:
             f"{len(self.neurons)} neurons split in {self.times}; networks widened from {width} to {wider} neurons"
         )
 
-    def _widen(self, bench: Bench, ffn: FFN, cols: list[int], added: int) -> None:
+    def _widen(self, bench: Workbench, ffn: FFN, cols: list[int], added: int) -> None:
         lm, copies = bench.lm, cols * (self.times - 1)
         down = lm.model.get_parameter(ffn.down).detach().clone()
         down[:, cols] = down[:, cols] / self.times
@@ -174,7 +174,7 @@ def _by_layer(neurons: tuple[tuple[int, int], ...]) -> dict[int, list[int]]:
     return found
 
 
-def _check_neurons(bench: Bench, ffn: FFN, layer: int, cols: list[int]) -> None:
+def _check_neurons(bench: Workbench, ffn: FFN, layer: int, cols: list[int]) -> None:
     width = bench.lm.model.get_parameter(ffn.down).shape[1]
     for col in cols:
         if not 0 <= col < width:
@@ -188,7 +188,7 @@ def _inner_rows(ffn: FFN, order: torch.Tensor) -> dict[str, torch.Tensor]:
     return {ffn.gate: order, ffn.up: order}
 
 
-def _reorder_rows(bench: Bench, name: str, rows: torch.Tensor) -> None:
+def _reorder_rows(bench: Workbench, name: str, rows: torch.Tensor) -> None:
     parameters = dict(bench.lm.model.named_parameters(remove_duplicate=False))
     for parameter in (name, name.removesuffix("weight") + "bias"):
         if parameter in parameters:
@@ -197,13 +197,13 @@ def _reorder_rows(bench: Bench, name: str, rows: torch.Tensor) -> None:
         bench.held[name] = bench.held[name][rows]
 
 
-def _replace(bench: Bench, name: str, value: torch.Tensor, size: str) -> None:
+def _replace(bench: Workbench, name: str, value: torch.Tensor, size: str) -> None:
     bench.journal.replace(name, value)
     owner = bench.lm.model.get_submodule(name.rpartition(".")[0])
     bench.journal.set(owner, size, value.shape[1] if size == "in_features" else value.shape[0])
 
 
-def _widen_mask(bench: Bench, name: str, added: int, dim: int) -> None:
+def _widen_mask(bench: Workbench, name: str, added: int, dim: int) -> None:
     if name in bench.held:
         mask = bench.held[name]
         shape = list(mask.shape)

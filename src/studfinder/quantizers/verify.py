@@ -53,7 +53,7 @@ class Meant:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Remember a tensor. What is no floating-point number has its own dtype only."""
         kinds = dict.fromkeys((tensor.dtype, *(self.also if tensor.is_floating_point() else ())))
-        self.digests[name] = {str(kind): plain.digest(tensor.to(kind)) for kind in kinds}
+        self.digests[name] = {str(kind): plain.tensor_digest(tensor.to(kind)) for kind in kinds}
         self.size += tensor.numel() * tensor.element_size()
 
 
@@ -130,7 +130,7 @@ def verify(
         compared = _compare_decoded(folder, meant, quantised)
     answer, logits = fresh(folder, ask)
     _check(missing(answer, whole=fits))
-    tensors = compare(answer["tensors"], meant, whole=fits)
+    tensors = compare_tensors(answer["tensors"], meant, whole=fits)
     if not fits:
         _check(None if torch.isfinite(logits).all() else "the logits of its first block are not finite")
         return (
@@ -174,7 +174,7 @@ def missing(answer: Mapping[str, Any], *, whole: bool = True) -> str | None:
     return f"plain transformers leaves {unused[0]} unused" if unused and whole else None
 
 
-def compare(found: Mapping[str, tuple[str, str]], meant: Meant, *, whole: bool = True) -> int:
+def compare_tensors(found: Mapping[str, tuple[str, str]], meant: Meant, *, whole: bool = True) -> int:
     """How many tensors in memory are those that were meant. Raises StudfinderError, naming the first that is not.
 
     Args:
@@ -219,7 +219,7 @@ def _compare_decoded(folder: Path, meant: Meant, quantised: Collection[str]) -> 
     seen: set[str] = set()
     for name, tensor in decoded(folder, quantised):
         kinds = meant.digests.get(name)
-        if kinds is None or kinds.get(str(tensor.dtype)) != plain.digest(tensor):
+        if kinds is None or kinds.get(str(tensor.dtype)) != plain.tensor_digest(tensor):
             raise _refused(f"{name} reads back as other numbers than were meant")
         seen.add(name)
     wanted = {name: next(iter(kinds.values())) for name, kinds in meant.digests.items()}

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from studfinder.models import LM
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal, kept_outputs, resumed
 from studfinder.texts import Batch, batches
 
-Reader = Callable[[torch.Tensor], Any]
+InputReader = Callable[[torch.Tensor], Any]
 """Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
 
 
@@ -33,11 +33,11 @@ class Block:
         self._batches = windows
         self._inputs = inputs
 
-    def read(self, readers: Mapping[str, Reader]) -> None:
+    def read(self, readers: Mapping[str, InputReader]) -> None:
         """Run the block as it is now over the calibration windows; `readers` by parameter name see what enters."""
         self.run(readers)
 
-    def run(self, readers: Mapping[str, Reader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
+    def run(self, readers: Mapping[str, InputReader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
         """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C)."""
         outputs = []
         for batch, entering in list(zip(self._batches, self._inputs, strict=True))[:first]:
@@ -46,7 +46,7 @@ class Block:
         return [_hidden(output) for output in outputs]
 
 
-def walk(bench: Bench, batch_size: int = 1) -> Iterator[Block]:
+def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
     """The blocks that have targets, in order.
 
     A block's inputs come from the blocks before it as they stand when the walk reaches it: quantised, if the caller
@@ -77,7 +77,7 @@ def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
 
-    def reader(name: str) -> Reader:
+    def reader(name: str) -> InputReader:
         def read(x_NC: torch.Tensor) -> None:
             x_NC = x_NC.float()
             product = x_NC.T @ x_NC
@@ -126,11 +126,11 @@ def _one_block(lm: LM, batch: Batch, layer: int, entering: Any) -> Any:
 
 
 @contextmanager
-def _reading(lm: LM, readers: Mapping[str, Reader], batch: Batch) -> Iterator[None]:
+def _reading(lm: LM, readers: Mapping[str, InputReader], batch: Batch) -> Iterator[None]:
     with Journal(lm.model) as journal:
         for name, reader in readers.items():
 
-            def before(_module: Any, args: tuple, reader: Reader = reader) -> None:
+            def before(_module: Any, args: tuple, reader: InputReader = reader) -> None:
                 x_NC = args[0].reshape(-1, args[0].shape[-1])
                 real = batch.real_N
                 # A mixture sends each expert only some tokens, in an order of its own: those are taken as they are.

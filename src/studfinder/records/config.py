@@ -226,10 +226,10 @@ def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapp
         raise StudfinderError(f"{name}: {str(error).partition('__init__() ')[2] or error}") from None
 
 
-Settings = TypeVar("Settings", bound=Config)
+_Settings = TypeVar("_Settings", bound=Config)
 
 
-def replaced(config: Settings, changes: Mapping[str, Any], name: str = "the config") -> Settings:
+def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the config") -> _Settings:
     """A config with some fields changed; None leaves a field, and text is read by the field's type.
 
     Raises:
@@ -252,41 +252,41 @@ def identity(config: Config) -> dict[str, Any]:
     return {one.name: value for one, value in values if not one.option.late or value != one.default}
 
 
-Model = TypeVar("Model", contravariant=True)
-Kind = TypeVar("Kind", contravariant=True)
-Made = TypeVar("Made", covariant=True)
-Fields = ParamSpec("Fields")
+_Model = TypeVar("_Model", contravariant=True)
+_Kind = TypeVar("_Kind", contravariant=True)
+_Made = TypeVar("_Made", covariant=True)
+_Fields = ParamSpec("_Fields")
 
 
-class Verb(Protocol, Generic[Model, Kind, Fields, Made]):
+class Verb(Protocol, Generic[_Model, _Kind, _Fields, _Made]):
     """A function of a model and a config, or of a model and the config's fields."""
 
     @overload
-    def __call__(self, model: Model, config: Kind, /) -> Made: ...
+    def __call__(self, model: _Model, config: _Kind, /) -> _Made: ...
     @overload
-    def __call__(self, model: Model, /, *args: Fields.args, **fields: Fields.kwargs) -> Made: ...
+    def __call__(self, model: _Model, /, *args: _Fields.args, **fields: _Fields.kwargs) -> _Made: ...
 
 
-class Maker(Protocol, Generic[Kind, Fields, Made]):
+class Maker(Protocol, Generic[_Kind, _Fields, _Made]):
     """A function of a config, or of its fields."""
 
     @overload
-    def __call__(self, config: Kind, /) -> Made: ...
+    def __call__(self, config: _Kind, /) -> _Made: ...
     @overload
-    def __call__(self, *args: Fields.args, **fields: Fields.kwargs) -> Made: ...
+    def __call__(self, *args: _Fields.args, **fields: _Fields.kwargs) -> _Made: ...
 
 
-Record = TypeVar("Record")
+_Record = TypeVar("_Record")
 
 
 def takes(
-    kind: Callable[Fields, Record],
-) -> Callable[[Callable[[Model, Record], Made]], Verb[Model, Record, Fields, Made]]:
+    kind: Callable[_Fields, _Record],
+) -> Callable[[Callable[[_Model, _Record], _Made]], Verb[_Model, _Record, _Fields, _Made]]:
     """Lets a verb (model, config) be called with the config or with its fields as keywords."""
     return functools.partial(_taking, kind, 1)
 
 
-def makes(kind: Callable[Fields, Record]) -> Callable[[Callable[[Record], Made]], Maker[Record, Fields, Made]]:
+def makes(kind: Callable[_Fields, _Record]) -> Callable[[Callable[[_Record], _Made]], Maker[_Record, _Fields, _Made]]:
     """As `takes`, for a verb without a model."""
     return functools.partial(_taking, kind, 0)
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from studfinder.errors import StudfinderError
 from studfinder.records.interval import Interval
+from studfinder.records.presented import presented
 from studfinder.records.run import ModelCard, PromptCard, RunCard
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
+QKV: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,12 +347,8 @@ class Findings:
     def to_frame(self, of: str = "super_weights") -> pandas.DataFrame:
         """One of the lists, or of `others`, as a pandas DataFrame, a row an entry; an effect becomes columns `kl`,
         `kl_low` and so on. Raises StudfinderError if pandas is not installed, or for another name."""
-        from studfinder.records.frame import frame_of
-
-        return frame_of(self, of)
+        return presented("frame", "frame_of", self, of)
 
     def _repr_html_(self) -> str:
         """A few lines for a notebook."""
-        from studfinder.records.notebook import html_of
-
-        return html_of(self)
+        return presented("notebook", "html_of", self)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from studfinder.records import Findings
 from studfinder.report.screen import Screen
-from studfinder.report.words import dims
+from studfinder.report.words import dims_in_words
 
 
 def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
@@ -60,7 +60,7 @@ def _largest(f: Findings) -> str:
 
 
 def _dims(f: Findings) -> str:
-    return dims(entry.dim for entry in f.massive_activations) or "–"
+    return dims_in_words(entry.dim for entry in f.massive_activations) or "–"
 
 
 def _depth(f: Findings) -> str:

@@ -15,7 +15,7 @@ from studfinder.records import Findings
 from studfinder.report import figures, tables
 from studfinder.report.caveats import caveats
 from studfinder.report.comparison import rows as comparison_rows
-from studfinder.report.profile import Profile, pack
+from studfinder.report.profile import Profile, pack_profile
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
 from studfinder.report.words import count, number, other_lists, percent, token, verdict_sentence
@@ -39,7 +39,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         folder: the run folder as a user would type it, for the copied `--keep`.
         without: figures that are left out.
     """
-    data = pack(profile)
+    data = pack_profile(profile)
     at = findings.summary.thresholds
     data |= {"lam": at.get("lam", 5.0), "sinkThreshold": at.get("sink", 0.3)}
     available = figures.available(findings, profile)

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from studfinder.records.findings import QKV
+
 Profile = Mapping[str, np.ndarray]
 """`profile.safetensors` as arrays."""
 
-TENSORS = ("query", "key", "value")
 _BUDGET = 800_000
 """Bytes of maps that a page carries, before base64."""
 
 
-def ratios(norm_LHD: np.ndarray) -> np.ndarray:
+def head_ratios(norm_LHD: np.ndarray) -> np.ndarray:
     """M over its head's mean, (L, H, D); 0 where a head is silent."""
     mean = norm_LHD.mean(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):  # infinite over infinite
@@ -34,21 +35,21 @@ def magnitude(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(size) & (size > 0), size, np.nan)
 
 
-def pack(profile: Profile) -> dict[str, Any]:
+def pack_profile(profile: Profile) -> dict[str, Any]:
     """Maps, rotary band and sinks as base64 in plain JSON.
 
     Ratios are float16 (they never exceed the head dim), a head's mean float32, so that norm = ratio * mean. Where a
     large model would not fit, ratios become uint8 on a log scale; and if even that is too much, every n-th layer is
     kept.
     """
-    present = [tensor for tensor in TENSORS if f"norm.{tensor}" in profile]
+    present = [tensor for tensor in QKV if f"norm.{tensor}" in profile]
     cells = sum(profile[f"norm.{tensor}"].size for tensor in present)
     code = "f16" if 2 * cells <= _BUDGET else "u8"
     step = max(1, -(-cells // _BUDGET))
     maps = []
     for tensor in present:
         norm = np.nan_to_num(profile[f"norm.{tensor}"][::step].astype(np.float32), posinf=0.0)
-        ratio = ratios(norm)
+        ratio = head_ratios(norm)
         maps.append(
             {
                 "name": tensor,

@@ -46,7 +46,7 @@ class Sheet:
 
 def markdown_sheet(sheet: Sheet) -> str:
     """All of it but the figures."""
-    names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models) or "its own, trained here"
+    names = ", ".join(f"{card.id} ({card.origin}, {card.dtype})" for card in sheet.models) or "its own, made here"
     made = f"Models: {for_markdown(names)}. Command: {code(sheet.run.command)}"
     lines = [f"# {for_markdown(sheet.title)}", "", for_markdown(sheet.lead), "", made, ""]
     lines += [f"* {for_markdown(note)}" for note in sheet.notes]

@@ -69,7 +69,7 @@ def _sorted(card: Scorecard) -> list[Measured]:
     return sorted(card.measured, key=lambda line: _KINDS.index(line.kind))
 
 
-def draw(cards: Sequence[Scorecard], width: float) -> Figure:
+def draw_scorecard(cards: Sequence[Scorecard], width: float) -> Figure:
     """Shares from 0 to 1 with their intervals, the baseline hollow and chance as a tick; perplexities below."""
     shares = [line for line in _sorted(cards[0]) if line.score is not None and line.chance is not None]
     ratios = [line for line in cards[0].measured if line.score is not None and line.measure.startswith("perplexity")]

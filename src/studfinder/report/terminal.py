@@ -10,7 +10,15 @@ from rich.text import Text
 
 from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
 from studfinder.report.screen import Screen
-from studfinder.report.words import bidirectional_sentence, count, dims, other_lists, shorten, token, verdict_sentence
+from studfinder.report.words import (
+    bidirectional_sentence,
+    count,
+    dims_in_words,
+    other_lists,
+    shorten,
+    token,
+    verdict_sentence,
+)
 
 _ROWS = 8
 _STYLE = {"proven": "bold green", "proven-jointly": "green", "inert": "dim", "candidate": "yellow"}
@@ -128,8 +136,8 @@ def _activations(findings: Findings) -> str:
     carriers = ", ".join(f"{name} {n / len(found):.0%}" for name, n in classes.most_common())
     return (
         f"up to {top.value:,.0f} = {top.ratio:,.0f} x the median, in dim {top.dim} at token {token(top.token)} "
-        f"(position {top.position}); dims {dims(entry.dim for entry in found)}; layers {findings.summary.enters} to "
-        f"{(findings.summary.leaves or 0) - 1}; carried by: {carriers}"
+        f"(position {top.position}); dims {dims_in_words(entry.dim for entry in found)}; layers "
+        f"{findings.summary.enters} to {(findings.summary.leaves or 0) - 1}; carried by: {carriers}"
     )
 
 

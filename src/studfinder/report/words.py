@@ -24,7 +24,7 @@ def shorten(text: str, width: int = 120) -> str:
     return text if len(text) <= width else text[: width // 2 - 1] + "..." + text[-(width // 2 - 2) :]
 
 
-def dims(values: Iterable[int], k: int = 4) -> str:
+def dims_in_words(values: Iterable[int], k: int = 4) -> str:
     """The most frequent dims, e.g. '507, 247 and 3 more'."""
     ranked = [dim for dim, _ in Counter(values).most_common()]
     text = ", ".join(map(str, ranked[:k]))
@@ -54,7 +54,7 @@ def verdict_sentence(findings: Findings) -> str:
         kind = "tested super-weight candidate" if tested else "super-weight candidate"
         found.append(count(len(findings.super_weights), kind) + (" (none proven)" if tested else " (not proven yet)"))
     if findings.massive_activations:
-        found.append(f"massive activations in dim {dims((a.dim for a in findings.massive_activations), 2)}")
+        found.append(f"massive activations in dim {dims_in_words((a.dim for a in findings.massive_activations), 2)}")
     tensors = [s.tensor[0].upper() for s in findings.summary.massive_values if s.entries and s.tensor != "value"]
     if tensors:
         found.append(f"massive values of {' and '.join(tensors)}")

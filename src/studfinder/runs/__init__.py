@@ -6,11 +6,12 @@ from studfinder.runs.manifest import drawn
 from studfinder.runs.processes import first_process, process_count
 from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
 from studfinder.runs.run import Run, Work, check_place, run_of
-from studfinder.runs.steps import Steps
+from studfinder.runs.steps import Progress, Steps
 
 __all__ = [
     "SCORING",
     "TEMPORARY",
+    "Progress",
     "Run",
     "Steps",
     "Work",

@@ -136,7 +136,7 @@ class Run:
             StudfinderError: see `check`; or another process is working on it.
             WriteFailed: the place cannot be written.
         """
-        path, partial = self.path, beside(self.path)
+        path, partial = self.path, partial_path(self.path)
         if not first_process():  # the first one makes and finishes the folder; the others find it there
             yield Work(partial, Steps(None))
             return
@@ -305,7 +305,7 @@ def _mend(path: Path) -> None:
             aside.rename(path)
 
 
-def beside(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where a run is worked on until it is whole."""
     return path.with_name(f"{path.name}.partial")
 

@@ -14,6 +14,9 @@ from studfinder.runs.atomic import writes_to
 from studfinder.runs.processes import first_process
 from studfinder.visible import visible
 
+Progress = Callable[[str, int, int], Any]
+"""Told (what is being done, how many are done, of how many)."""
+
 
 class Steps:
     """Values by name in a file of JSON lines, one appended when each step is done.

@@ -1,5 +1,6 @@
 """Read, replace and patch a running model: the only place that hooks or writes, and undoes it."""
 
+from studfinder.sites.active import Replacement, Tap, replacing
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
@@ -8,7 +9,7 @@ from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
 from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
-from studfinder.sites.tap import Replacement, Tap, replacing, tapped
+from studfinder.sites.tap import tapped
 
 __all__ = [
     "KINDS",

@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,17 +14,15 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.sites.active import Active
 from studfinder.sites.events import AttentionCall
 from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
-if TYPE_CHECKING:
-    from studfinder.sites.tap import _Installed
-
 _KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")
 
 
-def attention_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+def attention_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install what is needed to see attention."""
     if not active.wants(AttentionCall) and not active.replaces(*_KINDS):
         return
@@ -112,7 +110,7 @@ class _Handler:
         self,
         lm: LM,
         owners: Sequence[tuple[int, None]],
-        active: _Installed,
+        active: Active,
         rotary: _RotaryInputs | None,
         module: nn.Module,
     ) -> None:
@@ -153,7 +151,7 @@ class _Handler:
 class _RotaryInputs:
     """Sees what goes into `apply_rotary_pos_emb` of the model's own file, and which layer is running it."""
 
-    def __init__(self, active: _Installed) -> None:
+    def __init__(self, active: Active) -> None:
         self.layer: int | None = None
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.active = active
@@ -216,7 +214,7 @@ def _rotate(original: Any) -> Any:
 # --- attention outside the interface ------------------------------------------------------------------------------
 
 
-def _split_hook(lm: LM, layer: int, module: Any, method: str, active: _Installed, journal: Journal) -> None:
+def _split_hook(lm: LM, layer: int, module: Any, method: str, active: Active, journal: Journal) -> None:
     """Stand in front of the method that splits projections into heads (falcon, bloom, gpt_neo)."""
     original = getattr(module, method)
     rope = lm.anatomy.stage == "pre-RoPE"

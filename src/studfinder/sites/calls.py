@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.active import Active
 from studfinder.sites.events import ModelCall
 from studfinder.sites.journal import Journal
 
-if TYPE_CHECKING:
-    from studfinder.sites.tap import _Installed
 
-
-def call_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+def call_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install them on the model and on its decoder, which may be called by itself.
 
     A call of the model is shown once, as the model was called: wrappers hand their decoder masks that no longer say

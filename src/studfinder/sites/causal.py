@@ -11,7 +11,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.sites.tap import replacing
+from studfinder.sites.active import replacing
 
 _LENGTHS = (21, 75)
 _CUTS = (7, 13, 20)

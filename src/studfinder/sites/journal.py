@@ -31,7 +31,7 @@ from studfinder.sites.interrupts import Open, held
 _MISSING: Any = object()
 _OPEN: list[Journal] = []
 _SHARED: dict[tuple[int, Hashable], tuple[list[Journal], Journal]] = {}
-Places = set[Hashable]
+_Places = set[Hashable]
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -194,7 +194,7 @@ class Journal:
         return found
 
     @property
-    def _places(self) -> Places:
+    def _places(self) -> _Places:
         return {place for record in self._records for place in record.places}
 
     def _swap(self, order: Callable[[list], Iterable[Any]]) -> list[BaseException]:
@@ -222,7 +222,7 @@ class _Write:
     bound: bool = True
 
     @property
-    def places(self) -> Places:
+    def places(self) -> _Places:
         return {(id(self.table), self.key), ("storage", self.tensor.untyped_storage().data_ptr())}
 
     def undo(self) -> None:
@@ -253,7 +253,7 @@ class _Item:
     other: Any
 
     @property
-    def places(self) -> Places:
+    def places(self) -> _Places:
         return {(id(self.table), self.key)}
 
     def undo(self) -> None:
@@ -278,7 +278,7 @@ class _Call:
     """A way back that does not depend on its order."""
 
     undo: Callable[[], Any]
-    places: Places = field(default_factory=set)
+    places: _Places = field(default_factory=set)
 
     def swap(self) -> None:
         pass

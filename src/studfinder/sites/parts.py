@@ -6,16 +6,14 @@ Quantizable Transformers (arXiv 2306.12929) takes its statistics over these tens
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.active import Active
 from studfinder.sites.journal import Journal
-
-if TYPE_CHECKING:
-    from studfinder.sites.tap import _Installed
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class PartOutput:
     output: torch.Tensor
 
 
-def part_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+def part_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install hooks on the parts."""
     if active.wants(PartOutput):
         for name in part_names(lm):
@@ -53,7 +51,7 @@ def _norms(lm: LM, parent: str) -> list[str]:
     return [f"{parent}.{name}" for name, child in children if "norm" in type(child).__name__.lower()]
 
 
-def _shown(name: str, active: _Installed) -> Any:
+def _shown(name: str, active: Active) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> None:
         active.show(PartOutput(name, output if isinstance(output, torch.Tensor) else output[0]))
 

@@ -9,95 +9,24 @@ resolves to, under its own name: the config, the mask function and the kernel st
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.sites.active import ACTIVE, Active, Reader, Replacement, Tap
 from studfinder.sites.attention import attention_hooks
 from studfinder.sites.calls import call_hooks
-from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
+from studfinder.sites.events import BlockOutput
 from studfinder.sites.interrupts import held
 from studfinder.sites.journal import Journal
 from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
-from studfinder.sites.uses import Uses
 from studfinder.sites.writers import writer_hooks
-
-Replacement = Callable[[torch.Tensor], torch.Tensor]
-Reader = Callable[[Any], None]
-
-
-@dataclass(eq=False)
-class Tap:
-    """What one caller wants of a model: readers by kind of event, replacements by site."""
-
-    read: Mapping[type, Sequence[Reader]]
-    replace: Mapping[Site, Replacement]
-    pre_rope: bool = False
-
-
-class _Installed:
-    """The taps that are active on one model, and its hooks."""
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-        self.taps: list[Tap] = []
-        self.replacing: list[Tap] = []
-        self.readers: dict[type, list[Reader]] = {}
-        self.uses = Uses(lm)
-        self.hooks = Journal()
-
-    def drop(self, tap: Tap) -> None:
-        self.taps.remove(tap)
-        if not self.taps:
-            _ACTIVE.pop(self.lm.model, None)
-        self.reinstall()
-
-    def reinstall(self) -> None:
-        for problem in self.hooks.close():
-            raise problem
-        self.replacing = [tap for tap in self.taps if tap.replace]
-        self.readers = {}
-        for tap in self.taps:
-            for event, readers in tap.read.items():
-                self.readers.setdefault(event, []).extend(readers)
-        if self.taps:
-            for install in (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks):
-                install(self.lm, self, self.hooks)
-
-    # What hooks ask.
-
-    def wants(self, event: type) -> bool:
-        return event in self.readers
-
-    @property
-    def pre_rope(self) -> bool:
-        kinds = {site.kind for tap in self.taps for site in tap.replace}
-        return any(tap.pre_rope for tap in self.taps) or bool(kinds & {"query.pre_rope", "key.pre_rope"})
-
-    def replaces(self, *kinds: str) -> bool:
-        return any(site.kind in kinds for tap in self.taps for site in tap.replace)
-
-    def replaced(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
-        for tap in self.replacing:
-            if site in tap.replace:
-                tensor = tap.replace[site](tensor)
-        return tensor
-
-    def show(self, event: object) -> None:
-        with torch.no_grad():
-            for reader in self.readers.get(type(event), ()):
-                reader(event)
-
-
-_ACTIVE: WeakKeyDictionary[nn.Module, _Installed] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -123,7 +52,7 @@ def tapped(
     tap = Tap(read or {}, replace or {}, pre_rope)
     with _uncompiled(), Journal(lm.model) as journal:
         with held:
-            installed = _ACTIVE.setdefault(lm.model, _Installed(lm))
+            installed = ACTIVE.setdefault(lm.model, Active(lm, _HOOKS))
             installed.taps.append(tap)
             journal.then(partial(installed.drop, tap))
             installed.reinstall()
@@ -141,21 +70,11 @@ def _uncompiled() -> Iterator[None]:
         yield
 
 
-def replacing(lm: LM) -> bool:
-    """Whether anything is being replaced in this model right now.
-
-    Who shares work between texts (a common prefix through the KV cache, say) must not while it is: token statistics
-    would differ.
-    """
-    installed = _ACTIVE.get(lm.model)
-    return installed is not None and bool(installed.replacing)
-
-
-def _use_hooks(_lm: LM, active: _Installed, journal: Journal) -> None:
+def _use_hooks(_lm: LM, active: Active, journal: Journal) -> None:
     active.uses.watch(journal)
 
 
-def _block_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+def _block_hooks(lm: LM, active: Active, journal: Journal) -> None:
     if active.wants(BlockOutput) or active.replaces("embedding"):
         first = lm.model.get_submodule(lm.anatomy.layers[0].block)
         journal.hook(first, _entry_hook(active), before=True, with_kwargs=True)
@@ -164,7 +83,7 @@ def _block_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
             journal.hook(block, _exit_hook([(layer, None) for layer in layers], active))
 
 
-def _entry_hook(active: _Installed) -> Any:
+def _entry_hook(active: Active) -> Any:
     def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if active.uses.layer:  # the block serves a later layer too
             return args, kwargs
@@ -178,7 +97,7 @@ def _entry_hook(active: _Installed) -> Any:
     return before
 
 
-def _exit_hook(owners: Sequence[tuple[int, None]], active: _Installed) -> Any:
+def _exit_hook(owners: Sequence[tuple[int, None]], active: Active) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
         layer, _ = active.uses.owner(owners)
         hidden = output if isinstance(output, torch.Tensor) else output[0]
@@ -191,4 +110,4 @@ def _exit_hook(owners: Sequence[tuple[int, None]], active: _Installed) -> Any:
     return after
 
 
-__all__ = ["AttentionCall", "BlockOutput", "ModelCall", "Replacement", "Tap", "WriterCall", "replacing", "tapped"]
+_HOOKS = (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
+from studfinder.sites.active import Active
 from studfinder.sites.events import WriterCall
 from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
-if TYPE_CHECKING:
-    from studfinder.sites.tap import _Installed
 
-
-def writer_hooks(lm: LM, active: _Installed, journal: Journal) -> None:
+def writer_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install hooks on every writer of every layer."""
     if not active.wants(WriterCall) and not active.replaces("down_proj.input", "down_proj.output"):
         return
@@ -45,7 +43,7 @@ _Owner = tuple[int, tuple[int, MatrixRef]]
 """(layer, (writer, matrix)) that a module serves; more than one where layers share it."""
 
 
-def _linear_hooks(owners: list[_Owner], active: _Installed) -> tuple[Any, Any]:
+def _linear_hooks(owners: list[_Owner], active: Active) -> tuple[Any, Any]:
     def before(_module: nn.Module, args: tuple) -> tuple | None:
         layer, (writer, _) = active.uses.owner(owners)
         new = active.replaced(Site("down_proj.input", layer, writer), args[0])
@@ -63,7 +61,7 @@ def _linear_hooks(owners: list[_Owner], active: _Installed) -> tuple[Any, Any]:
     return before, after
 
 
-def _experts_hook(groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: _Installed) -> Any:
+def _experts_hook(groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: Active) -> Any:
     """Read fused experts by computing, beside the model, what each expert saw and gave.
 
     The model's own experts implementation (grouped, batched, eager or a kernel) does not show these tensors, so they

@@ -8,10 +8,10 @@ import torch
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 
-Entry = tuple[float, tuple[int, ...]]
+_Entry = tuple[float, tuple[int, ...]]
 
 
-def _order(entry: Entry) -> tuple[float, tuple[int, ...]]:
+def _order(entry: _Entry) -> tuple[float, tuple[int, ...]]:
     return -abs(entry[0]), entry[1]
 
 
@@ -21,7 +21,7 @@ class TopK:
     does not depend on how the stream was cut."""
 
     k: int
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[_Entry] = field(default_factory=list)
 
     def add(self, values_NC: torch.Tensor, rows_Nd: torch.Tensor, bits_NC: torch.Tensor | None = None) -> None:
         """Look at a matrix.
@@ -58,5 +58,5 @@ class TopK:
         finite = finite.where(finite < INF, 0)
         return int(finite.topk(min(self.k, finite.numel())).values[-1])
 
-    def _keep(self, more: list[Entry]) -> None:
+    def _keep(self, more: list[_Entry]) -> None:
         self.entries = sorted([*self.entries, *more], key=_order)[: self.k]

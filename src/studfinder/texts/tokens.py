@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from functools import cache
+from importlib.resources import files
+from typing import Any, Protocol
+
+from studfinder.records.findings import TokenClass
 
 
 class Tokenized(Protocol):
@@ -18,139 +22,11 @@ class Tokenized(Protocol):
     def source(self) -> Any: ...
 
 
-TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
-
-# Function words and bare digits: tokens that carry little meaning of their own (Sun et al. 2024, section 2.3, name
-# "and", "from", "of" and "2" as carriers of massive activations).
-_LOW_SEMANTIC = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "nor",
-        "so",
-        "yet",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "with",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "as",
-        "if",
-        "than",
-        "then",
-        "that",
-        "this",
-        "these",
-        "those",
-        "it",
-        "its",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "do",
-        "does",
-        "did",
-        "has",
-        "have",
-        "had",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "can",
-        "could",
-        "may",
-        "might",
-        "must",
-        "not",
-        "no",
-        "he",
-        "she",
-        "they",
-        "we",
-        "you",
-        "i",
-        "him",
-        "her",
-        "them",
-        "us",
-        "me",
-        "his",
-        "their",
-        "our",
-        "your",
-        "my",
-        "who",
-        "whom",
-        "which",
-        "what",
-        "when",
-        "where",
-        "why",
-        "how",
-        "there",
-        "here",
-        "all",
-        "any",
-        "some",
-        "each",
-        "s",
-        "t",
-        "de",
-        "la",
-        "le",
-        "les",
-        "des",
-        "du",
-        "un",
-        "une",
-        "et",
-        "en",
-        "que",
-        "qui",
-        "dans",
-        "pour",
-        "sur",
-        "au",
-        "aux",
-        "ce",
-        "il",
-        "elle",
-        "der",
-        "die",
-        "das",
-        "den",
-        "dem",
-        "des",
-        "ein",
-        "eine",
-        "und",
-        "in",
-        "zu",
-        "von",
-        "mit",
-        "auf",
-        "im",
-        "ist",
-    ]
-)
+@cache
+def _low_semantic() -> frozenset[str]:
+    """Function words: tokens that carry little meaning of their own, as bare digits do (Sun et al. 2024, section 2.3,
+    name "and", "from", "of" and "2" as carriers of massive activations)."""
+    return frozenset(files("studfinder.texts").joinpath("data/low_semantic.txt").read_text("utf-8").split())
 
 
 def token_text(lm: Tokenized, token_id: int) -> str:
@@ -167,6 +43,6 @@ def token_class(text: str, position: int) -> TokenClass:
     bare = text.strip()
     if not bare or not any(character.isalnum() for character in bare):
         return "delimiter"
-    if bare.lower() in _LOW_SEMANTIC or (bare.isdigit() and len(bare) == 1):
+    if bare.lower() in _low_semantic() or (bare.isdigit() and len(bare) == 1):
         return "low-semantic"
     return "other"

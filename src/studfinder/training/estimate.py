@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.attention import Variant
-from studfinder.training.models import Shape, build
-from studfinder.training.recipe import Recipe
+from studfinder.training.models import ModelShape, build_model
+from studfinder.training.recipe import TrainingRecipe
 
 _STATE = 16
 """Bytes a parameter: fp32 weights, gradients and AdamW's two averages."""
@@ -44,9 +44,9 @@ class Estimate:
 
 
 def estimate(
-    shape: Shape,
+    shape: ModelShape,
     variants: Sequence[Variant],
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     vocabulary: int,
     length: int,
@@ -59,7 +59,7 @@ def estimate(
         kept: tokens of a text that are kept on disk, at most.
     """
     with torch.device("meta"):
-        model = build(shape, variants, vocabulary=vocabulary, length=length, seed=recipe.seed)
+        model = build_model(shape, variants, vocabulary=vocabulary, length=length, seed=recipe.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return estimate_of(parameters, shape.layers, shape.hidden, recipe, vocabulary, length, devices, kept)
 
@@ -68,7 +68,7 @@ def estimate_of(
     parameters: int,
     layers: int,
     hidden: int,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     vocabulary: int,
     length: int,
     devices: int = 1,

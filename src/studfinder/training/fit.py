@@ -22,8 +22,8 @@ from studfinder.stats import ratio_interval
 from studfinder.training.checkpoints import Checkpoints, latest, remove_half
 from studfinder.training.disk import writing
 from studfinder.training.interrupt import StopAtStep
-from studfinder.training.recipe import Recipe
-from studfinder.training.streams import Rows, Source, collate
+from studfinder.training.recipe import TrainingRecipe
+from studfinder.training.streams import SequenceRows, SequenceSource, collate
 from studfinder.training.tasks.task import IGNORED
 
 _TIMES = ("_runtime", "_per_second")
@@ -74,8 +74,8 @@ class Fitted:
 
 def fit(
     model: Any,
-    source: Source,
-    recipe: Recipe,
+    source: SequenceSource,
+    recipe: TrainingRecipe,
     *,
     folder: Path | None = None,
     key: str = "",
@@ -106,8 +106,8 @@ def fit(
             args=arguments,
             decay_norms=recipe.decay_norms,
             data_collator=collate,
-            train_dataset=Rows(source, "train", recipe.seed, recipe.steps * recipe.batch),
-            eval_dataset=Rows(source, "test", recipe.seed, recipe.test),
+            train_dataset=SequenceRows(source, "train", recipe.seed, recipe.steps * recipe.batch),
+            eval_dataset=SequenceRows(source, "test", recipe.seed, recipe.test),
             preprocess_logits_for_metrics=_score,
             callbacks=[checkpoints, stop, *callbacks],
         )
@@ -153,7 +153,7 @@ def _place(folder: Path | None) -> AbstractContextManager[Any]:
     return nullcontext(str(folder)) if folder is not None else tempfile.TemporaryDirectory(prefix="studfinder-")
 
 
-def _arguments(recipe: Recipe, place: Path, *, save: bool, report_to: Sequence[str]) -> TrainingArguments:
+def _arguments(recipe: TrainingRecipe, place: Path, *, save: bool, report_to: Sequence[str]) -> TrainingArguments:
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(place),
@@ -189,7 +189,7 @@ def _arguments(recipe: Recipe, place: Path, *, save: bool, report_to: Sequence[s
     return arguments
 
 
-def _precision(recipe: Recipe) -> str:
+def _precision(recipe: TrainingRecipe) -> str:
     if recipe.precision == "auto":
         raise ValueError("the precision is settled before training, so that a run is the same wherever it resumes")
     return recipe.precision

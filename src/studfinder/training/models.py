@@ -18,7 +18,7 @@ _FRESH_FIRST = frozenset({"gated"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
     """The sizes of a model from scratch.
 
     Attributes:
@@ -64,7 +64,7 @@ class Shape:
         return asdict(self)
 
 
-def build(shape: Shape, variants: Sequence[Variant], *, vocabulary: int, length: int, seed: int) -> Any:
+def build_model(shape: ModelShape, variants: Sequence[Variant], *, vocabulary: int, length: int, seed: int) -> Any:
     """A model from scratch, fp32, the same for the same seed.
 
     Args:
@@ -129,7 +129,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _config(shape: Shape, vocabulary: int, length: int) -> Any:
+def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

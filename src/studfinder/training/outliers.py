@@ -20,7 +20,7 @@ from studfinder.models import LM, load
 from studfinder.records.outside import json_lines
 from studfinder.runs import write_text
 from studfinder.training.moments import Moments
-from studfinder.training.streams import Rows, Source
+from studfinder.training.streams import SequenceRows, SequenceSource
 
 PREFIX = "outliers/"
 SEQUENCES = 8
@@ -102,8 +102,8 @@ class Outliers(TrainerCallback):
         sequences: how many.
     """
 
-    def __init__(self, source: Source, *, file: Path | None = None, sequences: int = SEQUENCES) -> None:
-        rows = Rows(source, "test", 0, sequences)
+    def __init__(self, source: SequenceSource, *, file: Path | None = None, sequences: int = SEQUENCES) -> None:
+        rows = SequenceRows(source, "test", 0, sequences)
         self.encoded = [rows[index]["input_ids"].tolist() for index in range(len(rows))]
         self.file = file
         self.looks: dict[int, Look] = {}

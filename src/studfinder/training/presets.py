@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from studfinder.errors import StudfinderError
-from studfinder.training.models import Shape
-from studfinder.training.recipe import Recipe
+from studfinder.training.models import ModelShape
+from studfinder.training.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Preset:
         source: where the numbers come from.
     """
 
-    shape: Shape
-    recipe: Recipe
+    shape: ModelShape
+    recipe: TrainingRecipe
     length: int
     vocabulary: int | None
     attention: tuple[str, ...] = ()
@@ -37,25 +37,25 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "toy": Preset(
-        shape=Shape(layers=2, hidden=64, heads=4, tied=True),
-        recipe=Recipe(steps=1000, batch=32, lr=2e-3, schedule="cosine"),
+        shape=ModelShape(layers=2, hidden=64, heads=4, tied=True),
+        recipe=TrainingRecipe(steps=1000, batch=32, lr=2e-3, schedule="cosine"),
         length=128,
         vocabulary=None,
     ),
     "1m": Preset(
-        shape=Shape(layers=4, hidden=128, heads=4, tied=True),
-        recipe=Recipe(steps=2500, batch=32, lr=1e-3, schedule="cosine", warmup=200),
+        shape=ModelShape(layers=4, hidden=128, heads=4, tied=True),
+        recipe=TrainingRecipe(steps=2500, batch=32, lr=1e-3, schedule="cosine", warmup=200),
         length=256,
         vocabulary=2048,
     ),
     "10m": Preset(
-        shape=Shape(layers=6, hidden=320, heads=5, tied=True),
-        recipe=Recipe(steps=12_000, batch=32, micro=8, lr=1e-3, schedule="cosine", warmup=500),
+        shape=ModelShape(layers=6, hidden=320, heads=5, tied=True),
+        recipe=TrainingRecipe(steps=12_000, batch=32, micro=8, lr=1e-3, schedule="cosine", warmup=500),
         length=512,
         vocabulary=8192,
     ),
     "opt-125m": Preset(
-        shape=Shape(
+        shape=ModelShape(
             architecture="opt",
             layers=12,
             hidden=768,
@@ -65,7 +65,7 @@ PRESETS: dict[str, Preset] = {
             init_std=0.006,
             dropout=0.1,
         ),
-        recipe=Recipe(
+        recipe=TrainingRecipe(
             steps=125_000,
             batch=192,
             micro=16,
@@ -80,8 +80,10 @@ PRESETS: dict[str, Preset] = {
         source="Quantizable Transformers (arXiv 2306.12929), appendix C and its code; the tokenizer is ours",
     ),
     "kv-shift-1.5b": Preset(
-        shape=Shape(layers=28, hidden=2048, heads=16, intermediate=5504),
-        recipe=Recipe(steps=9536, batch=512, micro=4, lr=2e-4, schedule="constant", warmup=1000, look_every=500),
+        shape=ModelShape(layers=28, hidden=2048, heads=16, intermediate=5504),
+        recipe=TrainingRecipe(
+            steps=9536, batch=512, micro=4, lr=2e-4, schedule="constant", warmup=1000, look_every=500
+        ),
         length=2048,
         vocabulary=36_000,
         attention=("kv_shift",),

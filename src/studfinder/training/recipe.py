@@ -10,7 +10,7 @@ from studfinder.errors import StudfinderError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """Optimisation, with AdamW.
 
     Attributes:

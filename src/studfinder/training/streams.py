@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from studfinder.training.tasks import Task
+from studfinder.training.tasks import ToyTask
 from studfinder.training.tasks.task import IGNORED
 
-Split = Literal["train", "test"]
+_Split = Literal["train", "test"]
 _SPLITS = {"train": 0, "test": 1}
 
 
-class Source(Protocol):
+class SequenceSource(Protocol):
     """Where sequences come from: a task or a text."""
 
     @property
@@ -27,7 +27,7 @@ class Source(Protocol):
         """How many different test rows there are; None if they never end."""
         ...
 
-    def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
+    def row(self, split: _Split, seed: int, index: int) -> dict[str, np.ndarray]:
         """input_ids (T,) and labels (T,), and position_ids where documents are kept apart."""
         ...
 
@@ -40,7 +40,7 @@ class Source(Protocol):
 class TaskSource:
     """Sequences of a toy task. Test rows have only the scored labels, and never depend on the seed."""
 
-    task: Task
+    task: ToyTask
 
     @property
     def length(self) -> int:
@@ -50,7 +50,7 @@ class TaskSource:
     def test_rows(self) -> int | None:
         return None
 
-    def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
+    def row(self, split: _Split, seed: int, index: int) -> dict[str, np.ndarray]:
         example = self.task.example(_generator(split, seed, index))
         scored_only = split == "test" or self.task.train_on == "scored"
         labels_T = np.where(example.scored_T, example.labels_T, IGNORED) if scored_only else example.labels_T
@@ -60,16 +60,16 @@ class TaskSource:
         return self.task.to_dict()
 
 
-def _generator(split: Split, seed: int, index: int) -> np.random.Generator:
+def _generator(split: _Split, seed: int, index: int) -> np.random.Generator:
     # A counter-based generator: making one costs microseconds, and the streams of two indices never meet.
     key = np.array([0 if split == "test" else seed, _SPLITS[split]], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], dtype=np.uint64)))
 
 
-class Rows(Dataset):
+class SequenceRows(Dataset):
     """The first `count` rows of a stream, as a dataset for Trainer: read in order, made when asked for."""
 
-    def __init__(self, source: Source, split: Split, seed: int, count: int) -> None:
+    def __init__(self, source: SequenceSource, split: _Split, seed: int, count: int) -> None:
         self.source, self.split, self.seed, self.count = source, split, seed, count
 
         if split == "test" and source.test_rows is not None:  # twice the same row would make intervals too narrow

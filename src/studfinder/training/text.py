@@ -16,7 +16,7 @@ from studfinder.models import LM
 from studfinder.runs import write_bytes, write_text
 from studfinder.texts import check_ids, token_ids
 from studfinder.training.documents import documents
-from studfinder.training.streams import Split
+from studfinder.training.streams import _Split
 
 END = "<|endoftext|>"
 """Between documents, and the first token of a text."""
@@ -91,7 +91,7 @@ class TextSource:
         """Windows of an epoch."""
         return self.windows - self.test_rows
 
-    def row(self, split: Split, seed: int, index: int) -> dict[str, np.ndarray]:
+    def row(self, split: _Split, seed: int, index: int) -> dict[str, np.ndarray]:
         place = self._place(split, seed, index) * self.length
         tokens_T = np.array(self.tokens_N[place : place + self.length], dtype=np.int64)
         if not self.apart:
@@ -102,7 +102,7 @@ class TextSource:
         labels_T = np.where(begins_T, -100, tokens_T)  # nobody can know that a document is over
         return {"input_ids": tokens_T, "labels": labels_T, "position_ids": counts_T - since_T}
 
-    def _place(self, split: Split, seed: int, index: int) -> int:
+    def _place(self, split: _Split, seed: int, index: int) -> int:
         if split == "test":
             return self.train_windows + index % self.test_rows
         epoch, within = divmod(index, self.train_windows)

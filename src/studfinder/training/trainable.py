@@ -52,7 +52,7 @@ def trainable_note(lm: LM) -> str:
     return text
 
 
-def dequantized(lm: LM) -> LM:
+def dequantized_model(lm: LM) -> LM:
     """The model with its matrices as numbers again, by transformers: as they are read from the checkpoint where the
     format has a way to, else in place.
 

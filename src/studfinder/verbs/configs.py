@@ -5,7 +5,7 @@ What a field is stands in its help, once. No torch here: `studfinder --help` rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from studfinder.records.config import Config, option
 from studfinder.records.loading import LoadConfig, ReadConfig, SourceConfig
 from studfinder.records.outside import whole_number
+from studfinder.runs import Progress
 
 if TYPE_CHECKING:
     import os
@@ -22,12 +23,9 @@ if TYPE_CHECKING:
     from studfinder.quantizers.transforms import Transform
     from studfinder.records import Thresholds
     from studfinder.texts import Text
-    from studfinder.training import Task
+    from studfinder.training import ToyTask
 
     Given = str | os.PathLike[str]
-
-Progress = Callable[[str, int, int], Any]
-"""Told (what is being done, how many are done, of how many)."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -180,7 +178,7 @@ class QuantizeConfig(LoadConfig):
 class TrainConfig(OutConfig, SourceConfig):
     """What `train` trains, on what, and how. Sizes and the recipe are the preset's where they are None."""
 
-    task: Task | str | None = option(
+    task: ToyTask | str | None = option(
         None, line=str, help="Toy task: induction, n-gram, hop-k, recall, backcopy; settings after a colon."
     )
     text: str | None = option(None, help="A file, a folder, a name below STUDFINDER_DATA, or a hub data set.")

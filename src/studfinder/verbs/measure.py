@@ -15,13 +15,13 @@ from typing import Any
 from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.edits.spec import edits_of
 from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures import REGISTRY, Scores, batch_size, compare, measure_named
+from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
 from studfinder.records.config import identity, takes
 from studfinder.report.result import Chart, Sheet
-from studfinder.report.scorecard import draw, tables
+from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
@@ -43,11 +43,11 @@ DEFAULT = (
 )
 """Fluency, context, memory and reasoning, from texts and items of our own: they need nothing but the model."""
 
-RESULT = "scorecard.json"
+SCORECARD_FILE = "scorecard.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurePlan:
     """Everything that determines a scorecard, worked out before it starts."""
 
     lm: LM
@@ -59,7 +59,7 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_measure(model: Any, config: MeasureConfig) -> Plan:
+def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
     """Load what is a name, and fix what is measured.
 
     Raises:
@@ -70,7 +70,7 @@ def plan_measure(model: Any, config: MeasureConfig) -> Plan:
     if config.measures is None and not measures:
         measures = DEFAULT
     if not measures:
-        raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(REGISTRY))
+        raise StudfinderError("there is nothing to measure", expected="at least one of " + ", ".join(MEASURES))
     if config.edits and config.against is not None:
         raise StudfinderError(
             "both edits and another model as the baseline",
@@ -104,7 +104,7 @@ def plan_measure(model: Any, config: MeasureConfig) -> Plan:
     for one in config.edits:
         words += [one] if isinstance(one, str) else map(to_json, edits_of(lm, one))
     words += tied_notes(lm, edits)
-    return Plan(lm, tuple(dict.fromkeys(measures)), edits, tuple(words), against, config, settings)
+    return MeasurePlan(lm, tuple(dict.fromkeys(measures)), edits, tuple(words), against, config, settings)
 
 
 def _hash(given: Any, lm: LM) -> str:
@@ -131,7 +131,7 @@ def measure(model: LM | str | os.PathLike[str], config: MeasureConfig) -> Scorec
     return run_measure(plan_measure(model, config), command="sf.measure(lm)")[0]
 
 
-def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[Scorecard, Path | None]:
+def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") -> tuple[Scorecard, Path | None]:
     """Carry out a planned measurement; returns the scorecard and its folder, if one was written (`write` writes one
     at its default place)."""
     config = plan.config
@@ -143,19 +143,21 @@ def run_measure(plan: Plan, *, write: bool = False, command: str = "") -> tuple[
             for name, value in plan.settings.items()
             if name not in ("config", "against_config", "device", "scoring")
         }
-        run = run_of("measure", plan.lm.source.id, plan.settings, result=RESULT, out=config.folder, before=before)
+        run = run_of(
+            "measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=config.folder, before=before
+        )
         found = None if config.overwrite else run.finished()
         if found is not None:
             return read_card(found), found
         sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
         with run.work(overwrite=config.overwrite, sources=sources) as work:
             card = _measured(plan, work.steps, command)
-            write_text(work.path / RESULT, to_json(card, indent=1))
+            write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
             write_cards(work.path, [card])
         return card, run.path
 
 
-def _measured(plan: Plan, steps: Steps, command: str) -> Scorecard:
+def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
     lines = []
     for number, name in enumerate(plan.measures):
@@ -180,13 +182,13 @@ def _measured(plan: Plan, steps: Steps, command: str) -> Scorecard:
     )
 
 
-def _against(plan: Plan) -> str:
+def _against(plan: MeasurePlan) -> str:
     if plan.edits:
         return "the same model without the edits"
     return plan.against.source.id if plan.against is not None else ""
 
 
-def _line(plan: Plan, name: str, steps: Steps) -> Measured:
+def _line(plan: MeasurePlan, name: str, steps: Steps) -> Measured:
     """One measure: the score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
     clock = time.monotonic()
@@ -230,7 +232,7 @@ def _kind(name: str) -> Kind:
         from studfinder.measures.tasks import TASKS
 
         return TASKS[argument.partition(":")[0].partition("@")[0]].kind
-    return REGISTRY[plain].kind
+    return MEASURES[plain].kind
 
 
 def _headroom(scores: Scores) -> bool | None:
@@ -240,7 +242,7 @@ def _headroom(scores: Scores) -> bool | None:
     return None if scores.chance is None else scores.interval.low > scores.chance
 
 
-def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
+def _scores(plan: MeasurePlan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps, state: str) -> Scores:
     name = _with_argument(plan, name, steps)
     options: Mapping[str, Any] = {"limit": plan.config.limit, "seed": plan.config.seed}
     call = partial(measure_named(name), lm, **options)
@@ -254,10 +256,10 @@ def _scores(plan: Plan, name: str, lm: LM, edits: tuple[Edit, ...], steps: Steps
     return from_json(Scores, json.dumps(steps.once(f"{name}/{state}", run)), name=f"the remembered {name}")
 
 
-def _with_argument(plan: Plan, name: str, steps: Steps) -> str:
+def _with_argument(plan: MeasurePlan, name: str, steps: Steps) -> str:
     """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
     choosing share the choice."""
-    way = REGISTRY[name.partition(":")[0]].calibrate
+    way = MEASURES[name.partition(":")[0]].calibrate
     if not way or ":" in name:
         return name
     baseline = plan.against or plan.lm
@@ -284,10 +286,10 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
 
 def _chart(cards: Sequence[Scorecard]) -> Chart:
     with styled():
-        wide, narrow = draw(cards, WIDE), draw(cards, NARROW)
+        wide, narrow = draw_scorecard(cards, WIDE), draw_scorecard(cards, NARROW)
     return Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")
 
 
 def read_card(path: Path) -> Scorecard:
     """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    return read_record(Scorecard, record_file(path, RESULT))
+    return read_record(Scorecard, record_file(path, SCORECARD_FILE))

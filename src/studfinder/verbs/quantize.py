@@ -16,7 +16,7 @@ import torch
 from studfinder.edits import Selection, selected
 from studfinder.errors import StudfinderError, unknown
 from studfinder.models import BUILTINS, LM, config_hash, content_hash, load
-from studfinder.models.beside import beside, carry, own_code
+from studfinder.models.beside import carry, files_beside, own_code
 from studfinder.models.builtin import ensure
 from studfinder.quantizers import (
     RTN,
@@ -36,7 +36,7 @@ from studfinder.quantizers import (
     skip,
 )
 from studfinder.quantizers.apply import bench_for, check_fits, prepared, running
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
@@ -52,7 +52,7 @@ from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
 from studfinder.verbs.quantize_scores import scores_of
 from studfinder.verbs.quantize_write import (
-    RESULT,
+    QUANTIZATION_FILE,
     acts_of,
     rest_of,
     verified,
@@ -287,8 +287,8 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
     run = _run(config, done, files=files.signature(), config=config_hash(lm))
     there = None if config.overwrite else run.finished()
     if there is not None:
-        return read_record(Quantization, there / RESULT)
-    beside(lm.source)
+        return read_record(Quantization, there / QUANTIZATION_FILE)
+    files_beside(lm.source)
     meant = meant_of_files(lm) if config.verify else None
     with run.work(overwrite=config.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
@@ -318,7 +318,7 @@ def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
     came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
     settings = {name: value for name, value in to_plain(done).items() if name not in came}
     identity = {**settings, **model, "score": asked.score, "verify": asked.verify, "scoring": SCORING}
-    return run_of("quantize", done.model, identity, result=RESULT, out=Path(asked.out))
+    return run_of("quantize", done.model, identity, result=QUANTIZATION_FILE, out=Path(asked.out))
 
 
 @contextmanager
@@ -341,7 +341,7 @@ class _Laid:
     plan: QuantizePlan
     method: Method
     format: str
-    bench: Bench
+    bench: Workbench
     keep: tuple[Any, ...]
     text: str | None
     notes: tuple[str, ...]
@@ -392,8 +392,8 @@ def _from_memory(laid: _Laid) -> Quantization:
     )
     there = None if config.overwrite else run.finished()
     if there is not None:
-        return read_record(Quantization, there / RESULT)
-    beside(lm.source)
+        return read_record(Quantization, there / QUANTIZATION_FILE)
+    files_beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=config.overwrite, sources=[lm.source.folder], fresh=True) as work:
         with running(bench, method):
@@ -419,7 +419,7 @@ def _from_memory(laid: _Laid) -> Quantization:
     return done
 
 
-def _kept(bench: Bench, keep: Sequence[Any]) -> tuple[str, ...]:
+def _kept(bench: Workbench, keep: Sequence[Any]) -> tuple[str, ...]:
     """What was asked for, and how many numbers that came to."""
     held = [made.kept.index_N.numel() for made in bench.done.values() if made.kept is not None]
     came = f"in all {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')} are held out"

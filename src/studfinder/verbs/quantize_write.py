@@ -13,19 +13,18 @@ from studfinder.models import LM
 from studfinder.models.beside import carry
 from studfinder.models.inside import outward
 from studfinder.quantizers import RTN, Method, Target
-from studfinder.quantizers.bench import Bench
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.card import card
-from studfinder.quantizers.checkpoint import Entry, shards, write_index, write_shard
+from studfinder.quantizers.checkpoint import TensorGroup, shards, write_index, write_shard
 from studfinder.quantizers.entries import bench_entries, file_entry
 from studfinder.quantizers.export import quantization_config
 from studfinder.quantizers.source import Files
-from studfinder.quantizers.targets import others
+from studfinder.quantizers.targets import other_matrices
 from studfinder.quantizers.verify import Meant, verify
 from studfinder.records import Quantization, to_json
-from studfinder.runs import write_text
-from studfinder.verbs.configs import Progress
+from studfinder.runs import Progress, write_text
 
-RESULT = "studfinder.json"
+QUANTIZATION_FILE = "studfinder.json"
 _UNVERIFIED = "not verified: the files were not looked at again (--no-verify)"
 
 
@@ -40,7 +39,7 @@ def write_files(
 ) -> None:
     total, count = len(files.stored), 0
 
-    def step(_entry: Entry) -> None:
+    def step(_entry: TensorGroup) -> None:
         nonlocal count
         count += 1
         progress("quantise", count, total)
@@ -60,7 +59,7 @@ def write_files(
     write_index(stage, written)
 
 
-def write_bench(bench: Bench, stage: Path, format: str) -> None:
+def write_bench(bench: Workbench, stage: Path, format: str) -> None:
     """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
     lm = bench.lm
     parts = shards(bench_entries(bench, format))
@@ -79,7 +78,7 @@ def write_bench(bench: Bench, stage: Path, format: str) -> None:
 def rest_of(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
     """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
     modules = [target.ref.module for target in chosen]
-    found = others([lm.model], modules)
+    found = other_matrices([lm.model], modules)
     if files is None:
         return found
     known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
@@ -122,7 +121,7 @@ def write_config(
 
 
 def write_card(stage: Path, done: Quantization) -> None:
-    write_text(stage / RESULT, to_json(done, indent=1))
+    write_text(stage / QUANTIZATION_FILE, to_json(done, indent=1))
     write_text(stage / "README.md", card(done))
 
 

@@ -16,7 +16,7 @@ from studfinder.report.style import attempted, rendered
 from studfinder.runs import drawn, record_file, write_bytes, write_text
 
 
-class Run(NamedTuple):
+class ScanRun(NamedTuple):
     """A finished scan: its folder, findings and arrays."""
 
     folder: Path
@@ -24,7 +24,9 @@ class Run(NamedTuple):
     profile: Profile
 
 
-def report(paths: Sequence[str | Path] | str | Path, *, out: str | Path | None = None) -> tuple[list[Run], Path | None]:
+def report(
+    paths: Sequence[str | Path] | str | Path, *, out: str | Path | None = None
+) -> tuple[list[ScanRun], Path | None]:
     """Draw one report again, or several scans side by side.
 
     Args:
@@ -54,7 +56,7 @@ def report(paths: Sequence[str | Path] | str | Path, *, out: str | Path | None =
     return runs, folder / "report.html"
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> ScanRun:
     """A finished scan from its folder or its findings.json."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -68,10 +70,10 @@ def read_run(path: Path) -> Run:
         raise StudfinderError(
             f"{arrays} is missing or not readable", expected="the arrays that the scan wrote", do="Scan again"
         ) from None
-    return Run(file.parent, findings, profile)
+    return ScanRun(file.parent, findings, profile)
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[ScanRun]) -> list[str]:
     """A name a column: the model, with the folder where models repeat."""
     ids = [run.findings.model.id for run in runs]
     return [name if ids.count(name) == 1 else f"{name} ({run.folder})" for name, run in zip(ids, runs, strict=True)]

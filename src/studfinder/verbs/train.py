@@ -23,10 +23,10 @@ from studfinder.records import RunCard, Training, read_record, to_json
 from studfinder.records.config import makes
 from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
-from studfinder.training import Fitted, Outliers, TaskSource, build, fit, put_in, tokenized
+from studfinder.training import Fitted, Outliers, TaskSource, build_model, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
-from studfinder.training.streams import Source
+from studfinder.training.streams import SequenceSource
 from studfinder.training.tasks import word_tokenizer
 from studfinder.verbs.configs import TrainConfig
 from studfinder.verbs.results import write_sheet
@@ -65,7 +65,7 @@ def run_train(plan: TrainPlan, command: str = "") -> tuple[Training, Path]:
         if model is None:
             assert plan.shape is not None
             size = {"vocabulary": len(tokenizer), "length": source.length}
-            model = build(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
+            model = build_model(plan.shape, plan.variants, **size, seed=plan.recipe.seed)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         fitted = _fitted(plan, run, work, model, source, reports)
         record = _record(plan, run, fitted, parameters, command=command, started=started, begun=begun)
@@ -88,7 +88,7 @@ def _run(plan: TrainPlan, base: LM | None) -> Run:
     return run_of("train", plan.name, identity, result="result.json", out=plan.config.folder, before=plan.settings)
 
 
-def _fitted(plan: TrainPlan, run: Run, work: Work, model: Any, source: Source, reports: list[str]) -> Fitted:
+def _fitted(plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceSource, reports: list[str]) -> Fitted:
     place = work.path / "checkpoints"
     outliers = Outliers(source, file=work.path / "outliers.jsonl")
     try:
@@ -177,7 +177,7 @@ def _tensorboard(wanted: bool | None) -> bool:
     return installed if wanted is None else wanted
 
 
-def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[Source, Any]:
+def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[SequenceSource, Any]:
     if plan.task is not None:
         return TaskSource(plan.task), word_tokenizer(plan.task.vocabulary)
     text, progress = plan.config.text, plan.config.progress
@@ -226,7 +226,7 @@ def _varied(plan: TrainPlan, base: LM) -> Any:
     return put_in(base.model, plan.variants, trained=True)
 
 
-def _export(fitted: Fitted, source: Source, tokenizer: Any, folder: Path, base: str | None) -> None:
+def _export(fitted: Fitted, source: SequenceSource, tokenizer: Any, folder: Path, base: str | None) -> None:
     """The trained model, its tokenizer and what lay beside its base, under a temporary name first."""
     half, whole = folder / ".model", folder / "model"
     fitted.model.config.use_cache = True

@@ -12,18 +12,31 @@ from studfinder.models import LM
 from studfinder.records.config import makes
 from studfinder.runs import process_count
 from studfinder.texts import check_ids, token_ids, tokenizer_of
-from studfinder.training import Preset, Recipe, Shape, Task, build, preset, put_in, task_from, variants_from
+from studfinder.training import (
+    ModelShape,
+    Preset,
+    ToyTask,
+    TrainingRecipe,
+    build_model,
+    preset,
+    put_in,
+    task_from,
+    variants_from,
+)
 from studfinder.training.apart import keeps_apart
 from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
-from studfinder.training.trainable import check_trainable, dequantized, trainable_note
+from studfinder.training.trainable import check_trainable, dequantized_model, trainable_note
 from studfinder.verbs.configs import TrainConfig
 from studfinder.verbs.load import load_as
 
-TASK_PRESET = Preset(shape=Shape(), recipe=Recipe(), length=0, vocabulary=None)
+TASK_PRESET = Preset(shape=ModelShape(), recipe=TrainingRecipe(), length=0, vocabulary=None)
 """A small model for toy tasks: two layers of width 64."""
 GO_ON = Preset(
-    shape=Shape(), recipe=Recipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"), length=512, vocabulary=None
+    shape=ModelShape(),
+    recipe=TrainingRecipe(steps=2000, batch=8, lr=5e-5, schedule="cosine"),
+    length=512,
+    vocabulary=None,
 )
 """The recipe for a trained model, whose shape is its own."""
 
@@ -49,11 +62,11 @@ class TrainPlan:
 
     name: str
     config: TrainConfig
-    recipe: Recipe
+    recipe: TrainingRecipe
     variants: tuple[Variant, ...]
     length: int
-    shape: Shape | None = None
-    task: Task | None = None
+    shape: ModelShape | None = None
+    task: ToyTask | None = None
     vocabulary: int | None = None
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
@@ -86,7 +99,7 @@ def plan_train(config: TrainConfig) -> TrainPlan:
     if config.dequantize and not base:
         raise StudfinderError("nothing to dequantise", expected="a trained model", do="Say --from MODEL")
     lm = base_model(config) if base else None
-    shape, recipe = (_given(config, kind) for kind in (Shape, Recipe))
+    shape, recipe = (_given(config, kind) for kind in (ModelShape, TrainingRecipe))
     sizes = replace(chosen.shape, **shape)
     course, notes = _warmed_up(replace(chosen.recipe, **recipe), "warmup" in recipe)
     if course.precision == "auto":
@@ -120,10 +133,10 @@ def _given(config: TrainConfig, kind: type) -> dict[str, Any]:
 def base_model(config: TrainConfig, dtype: str = "auto") -> LM:
     """The trained model to go on with. Raises StudfinderError if it cannot be loaded, or dequantised as asked."""
     lm = load_as(config.base, config, dtype=dtype)
-    return dequantized(lm) if config.dequantize else lm
+    return dequantized_model(lm) if config.dequantize else lm
 
 
-def _warmed_up(course: Recipe, asked: bool) -> tuple[Recipe, tuple[str, ...]]:
+def _warmed_up(course: TrainingRecipe, asked: bool) -> tuple[TrainingRecipe, tuple[str, ...]]:
     """The recipe with a warm-up that leaves something to train: a preset's is at most half of the run."""
     most = course.steps // 2
     if course.warmup <= most:
@@ -179,8 +192,8 @@ def _check_apart(plan: TrainPlan) -> None:
     else:
         assert plan.shape is not None
         what = f"a model of architecture {plan.shape.architecture}"
-        tiny = Shape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
-        model = build(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
+        tiny = ModelShape(architecture=plan.shape.architecture, layers=2, hidden=16, heads=2)
+        model = build_model(tiny, plan.variants, vocabulary=257, length=plan.length, seed=0)
     if not keeps_apart(model):
         raise StudfinderError(
             f"{what} does not keep packed documents apart: its attention does not see where one begins",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class AttentionBias(Variant):
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
 
-    def part(self, shape: Shape, layer: int) -> AttentionBiasPart:
+    def part(self, shape: AttentionShape, layer: int) -> AttentionBiasPart:
         return AttentionBiasPart(shape)
 
 
 class AttentionBiasPart(Part):
     """`key` and `value`, (G, D) each."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.key = parameter(shape.kv_heads, shape.head_dim)
         self.value = parameter(shape.kv_heads, shape.head_dim)

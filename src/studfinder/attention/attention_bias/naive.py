@@ -22,4 +22,4 @@ def attend(
     key = torch.cat([key_bias_GD[None, :, None].expand(batch, -1, 1, -1), key_BGSD], dim=2)
     value = torch.cat([value_bias_GD[None, :, None].expand(batch, -1, 1, -1), value_BGSD], dim=2)
     mask = None if mask_BHTS is None else F.pad(mask_BHTS, (1, 0), value=True)
-    return dense.attend(query_BHTD, key, value, mask, scale)
+    return dense.softmax_attention(query_BHTD, key, value, mask, scale)

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 from studfinder.errors import StudfinderError
 
 
-def attend(
+def clipped_flex_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

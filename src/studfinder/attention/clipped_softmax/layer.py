@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from studfinder.attention.blocks import Rows, attend
-from studfinder.attention.variant import Part, Role, Shape, Variant
+from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 from studfinder.errors import StudfinderError
 
 
@@ -75,7 +75,7 @@ class ClippedSoftmax(Variant):
         assert self.alpha is not None
         return -self.alpha if self.per_row else -self.alpha / (self.length or 1)
 
-    def part(self, shape: Shape, layer: int) -> ClippedPart:
+    def part(self, shape: AttentionShape, layer: int) -> ClippedPart:
         return ClippedPart(self)
 
 
@@ -91,9 +91,9 @@ class ClippedPart(Part):
         if self.settings.kernel == "flex":
             from studfinder.attention.clipped_softmax import flex
 
-            return flex.attend(query, key, value, mask, causal, scale, self.settings.offset)
+            return flex.clipped_flex_attention(query, key, value, mask, causal, scale, self.settings.offset)
         numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
-        return attend(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
+        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Clipped:
     zeta: float
     per_row: float
 
-    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
+    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: RowRange) -> tuple[Any, Any, Any]:
         p = torch.softmax(scores, dim=-1)
         if blocked is not None:
             p.masked_fill_(blocked, 0)  # a row that sees nothing is NaN until here
@@ -134,3 +134,6 @@ class Clipped:
             kept.masked_fill_(weights >= cap, 0)
         row = torch.linalg.vecdot(kept, p).unsqueeze(-1)
         return kept.sub_(row).mul_(p)
+
+
+WEIGHT_FUNCTIONS["clipped_softmax"] = Clipped

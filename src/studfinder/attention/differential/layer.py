@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
 from studfinder.errors import StudfinderError
 
 
@@ -31,7 +31,7 @@ class Differential(Variant):
     role: ClassVar[Role] = "queries"
     inits: ClassVar[tuple[str, ...]] = ("fresh", "copy")
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: AttentionShape) -> None:
         if shape.head_dim % 2:
             raise StudfinderError(
                 f"differential attention cannot pair heads of {shape.head_dim} dims",
@@ -42,7 +42,7 @@ class Differential(Variant):
     def output_factor(self) -> float:
         return 2.0 if self.init == "copy" else 1.0
 
-    def part(self, shape: Shape, layer: int) -> DifferentialPart:
+    def part(self, shape: AttentionShape, layer: int) -> DifferentialPart:
         return DifferentialPart(self, shape)
 
 
@@ -51,7 +51,7 @@ class DifferentialPart(Part):
 
     decays = frozenset({"query_weight", "strength_weight"})
 
-    def __init__(self, settings: Differential, shape: Shape) -> None:
+    def __init__(self, settings: Differential, shape: AttentionShape) -> None:
         super().__init__()
         self.settings = settings
         self.query_weight = parameter(shape.heads * shape.head_dim, shape.hidden)

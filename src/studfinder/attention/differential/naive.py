@@ -18,6 +18,6 @@ def attend(
     scale: float | None = None,
 ) -> torch.Tensor:
     """attend(q) - sigmoid(strength) attend(second q), over the same keys and values."""
-    first = dense.attend(query_BHTD, key_BGSD, value_BGSD, mask_BHTS, scale)
-    second = dense.attend(second_BHTD, key_BGSD, value_BGSD, mask_BHTS, scale)
+    first = dense.softmax_attention(query_BHTD, key_BGSD, value_BGSD, mask_BHTS, scale)
+    second = dense.softmax_attention(second_BHTD, key_BGSD, value_BGSD, mask_BHTS, scale)
     return first - torch.sigmoid(strength_BHT)[..., None] * second

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
 from studfinder.errors import StudfinderError
 
 _WITH_BIAS = ("linear", "mlp", "all-heads")
@@ -67,7 +67,7 @@ class Gated(Variant):
             )
         return super().started(init)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: AttentionShape) -> None:
         if self.kind in ("linear", "mlp") and shape.hidden % shape.heads:
             raise StudfinderError(
                 f"{shape.hidden} input dims cannot be cut into {shape.heads} equal slices",
@@ -78,7 +78,7 @@ class Gated(Variant):
     def output_factor(self) -> float:
         return {"identity": 2.0, "paper": 1 / self.pi_init}.get(self.init or "", 1.0)
 
-    def part(self, shape: Shape, layer: int) -> GatedPart:
+    def part(self, shape: AttentionShape, layer: int) -> GatedPart:
         return GatedPart(self, shape)
 
 
@@ -88,7 +88,7 @@ class GatedPart(Part):
 
     decays = frozenset({"weight", "weight_in"})
 
-    def __init__(self, settings: Gated, shape: Shape) -> None:
+    def __init__(self, settings: Gated, shape: AttentionShape) -> None:
         super().__init__()
         self.settings = settings
         self.heads = shape.heads

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
 from studfinder.errors import StudfinderError
 
 
@@ -49,7 +49,7 @@ class KVShift(Variant):
     def identity(self) -> str | None:  # type: ignore[override]
         return None if self.gated else "identity"
 
-    def part(self, shape: Shape, layer: int) -> KVShiftPart:
+    def part(self, shape: AttentionShape, layer: int) -> KVShiftPart:
         return KVShiftPart(self, shape)
 
 
@@ -60,7 +60,7 @@ class KVShiftPart(Part):
     With `gated` there are key_logit and value_logit instead.
     """
 
-    def __init__(self, settings: KVShift, shape: Shape) -> None:
+    def __init__(self, settings: KVShift, shape: AttentionShape) -> None:
         super().__init__()
         self.settings = settings
         self.sides = [side for side in ("key", "value") if getattr(settings, f"{side}s")]
@@ -104,13 +104,13 @@ class KVShiftPart(Part):
         """
         key_row, value_row = row if row is not None else (None, None)
         if self.settings.keys:
-            key_BTGD = mix(key_BTGD, *self.scalars("key"), key_row, visible_BT)
+            key_BTGD = mix_with_previous(key_BTGD, *self.scalars("key"), key_row, visible_BT)
         if self.settings.values:
-            value_BTGD = mix(value_BTGD, *self.scalars("value"), value_row, visible_BT)
+            value_BTGD = mix_with_previous(value_BTGD, *self.scalars("value"), value_row, visible_BT)
         return key_BTGD, value_BTGD
 
 
-def mix(
+def mix_with_previous(
     x_BTGD: torch.Tensor,
     current_G: torch.Tensor,
     previous_G: torch.Tensor,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from studfinder.attention.positions.naive import slopes
-from studfinder.attention.variant import Part, Role, Shape, Variant
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 from studfinder.errors import StudfinderError
 
 Embeddings = tuple[torch.Tensor, torch.Tensor]
@@ -47,12 +47,12 @@ class RoPE(Variant):
                 f"partial RoPE of fraction {self.fraction} is not supported", expected="1, 1/2, 1/4, ..."
             )
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: AttentionShape) -> None:
         pairs = shape.head_dim // 2
         if self.kind == "partial" and pairs % round(1 / self.fraction):
             raise StudfinderError(f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor")
 
-    def part(self, shape: Shape, layer: int) -> RoPEPart:
+    def part(self, shape: AttentionShape, layer: int) -> RoPEPart:
         return RoPEPart(self)
 
 
@@ -86,7 +86,7 @@ class NoPE(Variant):
     role: ClassVar[Role] = "positions"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
 
-    def part(self, shape: Shape, layer: int) -> NoPEPart:
+    def part(self, shape: AttentionShape, layer: int) -> NoPEPart:
         return NoPEPart()
 
 
@@ -114,7 +114,7 @@ class ALiBi(Variant):
 
     slope: float | None = None
 
-    def part(self, shape: Shape, layer: int) -> ALiBiPart:
+    def part(self, shape: AttentionShape, layer: int) -> ALiBiPart:
         return ALiBiPart([self.slope] * shape.heads if self.slope is not None else slopes(shape.heads))
 
 

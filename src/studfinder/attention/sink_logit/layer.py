@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import Part, Role, Shape, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class SinkLogit(Variant):
     inits: ClassVar[tuple[str, ...]] = ("fresh", "zero")
     own_function: ClassVar[bool] = True
 
-    def part(self, shape: Shape, layer: int) -> SinkLogitPart:
+    def part(self, shape: AttentionShape, layer: int) -> SinkLogitPart:
         return SinkLogitPart(self, shape)
 
 
 class SinkLogitPart(Part):
     """`logit` (H,)."""
 
-    def __init__(self, settings: SinkLogit, shape: Shape) -> None:
+    def __init__(self, settings: SinkLogit, shape: AttentionShape) -> None:
         super().__init__()
         self.settings = settings
         self.logit = parameter(shape.heads)

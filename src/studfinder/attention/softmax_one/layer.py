@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import Part, Role, Shape, Variant
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class SoftmaxOne(Variant):
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
 
-    def part(self, shape: Shape, layer: int) -> SoftmaxOnePart:
+    def part(self, shape: AttentionShape, layer: int) -> SoftmaxOnePart:
         return SoftmaxOnePart()
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from studfinder.attention.blocks import Rows, attend
+from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
 from studfinder.attention.softpick.naive import EPSILON
-from studfinder.attention.variant import Part, Role, Shape, Variant
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Softpick(Variant):
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
 
-    def part(self, shape: Shape, layer: int) -> SoftpickPart:
+    def part(self, shape: AttentionShape, layer: int) -> SoftpickPart:
         return SoftpickPart()
 
 
@@ -33,7 +33,7 @@ class SoftpickPart(Part):
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
         """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        return attend(query, key, value, mask, causal, scale, "softpick", [])
+        return attend_in_blocks(query, key, value, mask, causal, scale, "softpick", [])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Picked:
     """The weight function of the block loop: u = e^(s - top) - e^(-top), weights relu(u), factor 1 / sum
     |u|."""
 
-    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: Rows) -> tuple[Any, Any, Any]:
+    def forward(self, scores: torch.Tensor, blocked: torch.Tensor | None, rows: RowRange) -> tuple[Any, Any, Any]:
         top = scores.amax(dim=-1, keepdim=True).clamp_(min=0)
         e = scores.sub_(top).exp_()
         u = e - torch.exp(-top)
@@ -59,3 +59,6 @@ class Picked:
         row = torch.linalg.vecdot(grad, weights).unsqueeze(-1) * factor
         kept = torch.ops.aten.threshold_backward(grad, weights, 0.0)
         return kept.sub_(u.sign_().mul_(row)).mul_(e)
+
+
+WEIGHT_FUNCTIONS["softpick"] = Picked

@@ -18,7 +18,7 @@ from studfinder.models import LM
 BOUNDS = (10, 12, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
 """Difficulties that tuning tries."""
 
-EXAMPLES = 5
+_EXAMPLES = 5
 DEFAULT_ITEMS = 200
 _ENOUGH = 0.6
 _TUNED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -40,12 +40,12 @@ def sums(bound: int, count: int, seed: int, *, for_tuning: bool = False) -> list
         raise StudfinderError(f"arithmetic:{bound}", expected=f"a bound of at least {BOUNDS[0]}")
     random = np.random.default_rng([seed, bound, int(for_tuning)])
     pairs: dict[tuple[int, int], None] = {}
-    wanted = min(count + EXAMPLES, (bound * bound - 1) // 2)
+    wanted = min(count + _EXAMPLES, (bound * bound - 1) // 2)
     while len(pairs) < wanted:
         first, second = (int(number) for number in random.integers(0, bound, 2))
         if (first * bound + second) % 2 == int(for_tuning):
             pairs[first, second] = None
-    examples, scored = list(pairs)[:EXAMPLES], list(pairs)[EXAMPLES:]
+    examples, scored = list(pairs)[:_EXAMPLES], list(pairs)[_EXAMPLES:]
     shown = "\n\n".join(_question(pair) + f" {sum(pair)}" for pair in examples)
     return [{"context": f"{shown}\n\n{_question(pair)}", "completion": f" {sum(pair)}"} for pair in scored]
 

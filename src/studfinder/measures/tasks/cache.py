@@ -22,7 +22,7 @@ from studfinder.measures.scores import Scores
 from studfinder.models import LM, content_hash, keep_private, private_folder
 from studfinder.records import from_json, to_plain
 from studfinder.runs import SCORING, Steps, scored_with
-from studfinder.sites.tap import _ACTIVE
+from studfinder.sites.active import ACTIVE
 
 
 def remembered(key: str | None, measure: Callable[[], Scores]) -> Scores:
@@ -89,7 +89,7 @@ def model_state(lm: LM) -> str | None:
 
 def _hooked(lm: LM) -> bool:
     """Whether anything runs inside the model's forward pass that is not its own code."""
-    if lm.model in _ACTIVE:  # those of attention are no hooks of modules
+    if lm.model in ACTIVE:  # those of attention are no hooks of modules
         return True
     for module in lm.model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):

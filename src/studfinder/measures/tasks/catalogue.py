@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from studfinder.measures.registry import Kind
 from studfinder.measures.tasks import documents
-
-Row = dict[str, Any]
+from studfinder.measures.tasks.documents import Row
 
 
 @dataclass(frozen=True, kw_only=True)

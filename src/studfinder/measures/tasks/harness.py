@@ -39,7 +39,9 @@ class Built:
     size: int
 
 
-def build(name: str, task: Task, generated: Sequence[dict[str, Any]] = (), *, revision: str | None = None) -> Built:
+def build_task(
+    name: str, task: Task, generated: Sequence[dict[str, Any]] = (), *, revision: str | None = None
+) -> Built:
     """The task with its documents: generated ones if given, else those of STUDFINDER_DATA, else the hub's.
 
     Args:

@@ -18,7 +18,7 @@ from studfinder.measures.scores import Scores, scored
 from studfinder.measures.tasks import arithmetic
 from studfinder.measures.tasks.cache import model_state, remembered, score_key
 from studfinder.measures.tasks.catalogue import TASKS, Task
-from studfinder.measures.tasks.harness import Built, build, evaluated, requests_hash, version
+from studfinder.measures.tasks.harness import Built, build_task, evaluated, requests_hash, version
 from studfinder.models import LM
 from studfinder.records.outside import whole_number
 from studfinder.texts import split_revision
@@ -69,8 +69,8 @@ def tasks(
             bound = _tuned(lm, seed)
         name = f"arithmetic:{bound}"
         rows = arithmetic.sums(bound, limit or arithmetic.DEFAULT_ITEMS, seed)
-        return _run(lm, name, task, build("arithmetic", task, rows), None, seed, edits, progress)
-    return _run(lm, name, task, build(name, task, revision=revision), limit, seed, edits, progress)
+        return _run(lm, name, task, build_task("arithmetic", task, rows), None, seed, edits, progress)
+    return _run(lm, name, task, build_task(name, task, revision=revision), limit, seed, edits, progress)
 
 
 def headroom_note(scores: Scores) -> str:
@@ -99,7 +99,7 @@ def _tuned(lm: LM, seed: int) -> int:
 
     def accuracy(bound: int) -> float:
         rows = arithmetic.sums(bound, _TUNING, seed, for_tuning=True)
-        return _run(lm, f"arithmetic:{bound} (tuning)", task, build("arithmetic", task, rows), None, seed).value
+        return _run(lm, f"arithmetic:{bound} (tuning)", task, build_task("arithmetic", task, rows), None, seed).value
 
     return arithmetic.tuned_bound(lm, accuracy, lambda: model_state(lm) is not None)
 

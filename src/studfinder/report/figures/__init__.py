@@ -12,7 +12,7 @@ from studfinder.records import Findings
 from studfinder.report.profile import Profile
 from studfinder.report.style import WIDE, styled
 
-REGISTRY = {
+FIGURES = {
     "effects": "studfinder.report.figures.effects",
     "scores": "studfinder.report.figures.scores",
     "depth": "studfinder.report.figures.depth",
@@ -24,7 +24,7 @@ REGISTRY = {
 
 def available(findings: Findings, profile: Profile) -> tuple[str, ...]:
     """The figures that these results have something for, in the order of the page."""
-    return tuple(name for name in REGISTRY if _module(name).applies(findings, profile))
+    return tuple(name for name in FIGURES if _module(name).applies(findings, profile))
 
 
 def draw(name: str, findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure:
@@ -39,4 +39,4 @@ def describe(name: str, findings: Findings, profile: Profile) -> str:
 
 
 def _module(name: str) -> ModuleType:
-    return import_module(REGISTRY[name])
+    return import_module(FIGURES[name])

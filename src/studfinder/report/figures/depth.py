@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from studfinder.records import Findings
 from studfinder.report.profile import Profile, magnitude
 from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MARKERS, MUTED, ORANGE, WIDE, log_ticks, new_figure
-from studfinder.report.words import dims
+from studfinder.report.words import dims_in_words
 
 _TOP = 32
 """Entries of a layer that are drawn."""
@@ -99,6 +99,6 @@ def describe(findings: Findings, profile: Profile) -> str:
     largest = max(found, key=lambda entry: abs(entry.value))
     return (
         f"Largest |a| of the residual stream by layer on a log axis. Massive activations in dims "
-        f"{dims(entry.dim for entry in found)} enter at layer {summary.enters} and are last seen after layer "
+        f"{dims_in_words(entry.dim for entry in found)} enter at layer {summary.enters} and are last seen after layer "
         f"{(summary.leaves or 0) - 1}; the largest is {largest.value:,.0f}, {largest.ratio:,.0f} times the median."
     )

@@ -13,7 +13,7 @@ from studfinder.report.profile import Profile
 from studfinder.report.style import BLUE, GREY, INK, MUTED, VERMILLION, WIDE, log_ticks, new_figure
 from studfinder.report.words import brief, count
 
-ROWS = 16
+MOST_ROWS = 16
 
 
 def applies(findings: Findings, profile: Profile) -> bool:
@@ -29,7 +29,7 @@ def tested(findings: Findings) -> list[SuperWeight]:
 
 def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure:
     """A row a weight: its KL with its interval, and the KL of every control, on one log axis."""
-    weights = tested(findings)[:ROWS]
+    weights = tested(findings)[:MOST_ROWS]
     joint = findings.proof.joint if findings.proof else None
     rows: list[tuple[str, Effect, str]] = [(brief(w), w.effect, w.verdict) for w in weights if w.effect is not None]
     if joint is not None and len(rows) > 1:
@@ -94,7 +94,7 @@ def _key(rows: list[tuple[str, Effect, str]], floor: float) -> list[Line2D]:
 def describe(findings: Findings, profile: Profile) -> str:
     """In words."""
     parts = []
-    for weight in tested(findings)[:ROWS]:
+    for weight in tested(findings)[:MOST_ROWS]:
         effect = weight.effect
         assert effect is not None
         largest = max(effect.control_kls, default=None)

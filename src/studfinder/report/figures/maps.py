@@ -9,24 +9,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studfinder.records import Findings
-from studfinder.report.profile import TENSORS, Profile, layers_of, ratios
+from studfinder.records.findings import QKV
+from studfinder.report.profile import Profile, head_ratios, layers_of
 from studfinder.report.style import BLUE, INK, RAMP, RULE, WIDE, new_figure
 from studfinder.report.words import count
 
 
 def applies(findings: Findings, profile: Profile) -> bool:
     """Whether attention could be read."""
-    return any(f"norm.{tensor}" in profile for tensor in TENSORS)
+    return any(f"norm.{tensor}" in profile for tensor in QKV)
 
 
 def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure:
     """A panel a tensor: the largest M / mean over the heads of each layer, with the dims that never turn marked."""
-    present = [tensor for tensor in TENSORS if f"norm.{tensor}" in profile]
+    present = [tensor for tensor in QKV if f"norm.{tensor}" in profile]
     wide = width > 600
     shape = (1, len(present)) if wide else (len(present), 1)
     figure = new_figure(width, 400 if wide else 300 * len(present))
     lam = findings.summary.thresholds.get("lam", 5.0)
-    largest = {tensor: ratios(profile[f"norm.{tensor}"]).max(axis=1) for tensor in present}
+    largest = {tensor: head_ratios(profile[f"norm.{tensor}"]).max(axis=1) for tensor in present}
     top = max(2 * lam, *(float(ratio.max()) for ratio in largest.values()))
     norm = TwoSlopeNorm(vmin=0, vcenter=lam, vmax=top)
     panels = figure.subplots(*shape, squeeze=False).flat

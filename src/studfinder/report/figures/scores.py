@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from studfinder.records import Findings, SuperWeight
-from studfinder.report.figures.effects import ROWS, tested
+from studfinder.report.figures.effects import MOST_ROWS, tested
 from studfinder.report.profile import Profile
 from studfinder.report.style import BLUE, GREY, INK, MUTED, WIDE, log_ticks, new_figure
 from studfinder.report.words import brief
@@ -21,7 +21,7 @@ def applies(findings: Findings, profile: Profile) -> bool:
 
 def _shown(findings: Findings) -> list[SuperWeight]:
     nearest = findings.summary.nearest_super_weight
-    found = sorted(findings.super_weights, key=lambda weight: -weight.score)[:ROWS]
+    found = sorted(findings.super_weights, key=lambda weight: -weight.score)[:MOST_ROWS]
     return found or ([nearest] if nearest is not None else [])
 
 

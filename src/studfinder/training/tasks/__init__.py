@@ -5,17 +5,17 @@ from studfinder.training.tasks.hop import HopK
 from studfinder.training.tasks.induction import Induction
 from studfinder.training.tasks.n_gram import NGram
 from studfinder.training.tasks.recall import Recall
-from studfinder.training.tasks.task import TASKS, Example, Task, task_from, word_tokenizer
+from studfinder.training.tasks.task import TOY_TASKS, Example, ToyTask, task_from, word_tokenizer
 
 __all__ = [
-    "TASKS",
+    "TOY_TASKS",
     "Backcopy",
     "Example",
     "HopK",
     "Induction",
     "NGram",
     "Recall",
-    "Task",
+    "ToyTask",
     "task_from",
     "word_tokenizer",
 ]

@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.training.tasks.task import Example, Task
+from studfinder.training.tasks.task import Example, ToyTask
 
 BOS = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backcopy(Task):
+class Backcopy(ToyTask):
     """A Markov chain, but after a trigger token comes the token that stood before it (Guo et al. 2024, section 2).
 
     Every sequence begins with BOS (id 0); ids 1 to `triggers` are the triggers. A head that copies is needed after

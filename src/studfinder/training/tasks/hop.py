@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.training.tasks.task import IGNORED, Example, Task
+from studfinder.training.tasks.task import IGNORED, Example, ToyTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class HopK(Task):
+class HopK(ToyTask):
     """hop_k of Sanford, Hsu and Telgarsky (2024, arXiv 2402.09268, section 4): find(i) is the place after the latest
     earlier occurrence of token i, and the answer at i is the token at find applied k times.
 

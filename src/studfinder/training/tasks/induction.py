@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.training.tasks.task import Example, Task
+from studfinder.training.tasks.task import Example, ToyTask
 
 RESERVED = 11
 """Ids that the paper keeps for special tokens; words are drawn from 11 upwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Induction(Task):
+class Induction(ToyTask):
     """The paper's generator. For each sequence `length` ids are kept of all; ids are drawn uniformly from them, never
     the last token again. An id without a recorded successor is appended and recorded as the successor of the token
     before it. One with a recorded successor is appended together with that successor: this is a repeat.

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.training.tasks.task import Example, Task
+from studfinder.training.tasks.task import Example, ToyTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class NGram(Task):
+class NGram(ToyTask):
     """3-gram by default, as arXiv 2411.19574, section 3.3: about 200 pairs (x1, x2) -> x3 to be learned by heart.
 
     Tokens are drawn uniformly; with probability `share` the first tokens of a random rule are put in instead. Where the

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.training.tasks.task import Example, Task
+from studfinder.training.tasks.task import Example, ToyTask
 
 MARK, ASK = 0, 1
 """Ids that come before a key: here is its value, and what was its value?"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall(Task):
+class Recall(ToyTask):
     """MARK key value, `pairs` times at random places in filler; then ASK key, and its value is the answer.
 
     Keys are drawn without replacement from the ids after the two marks, values uniformly from the next quarter, filler

@@ -11,7 +11,7 @@ import numpy as np
 
 from studfinder.errors import StudfinderError
 
-TASKS = {
+TOY_TASKS = {
     "induction": "studfinder.training.tasks.induction:Induction",
     "n-gram": "studfinder.training.tasks.n_gram:NGram",
     "hop-k": "studfinder.training.tasks.hop:HopK",
@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ToyTask:
     """Base of all tasks.
 
     Attributes:
@@ -71,16 +71,16 @@ class Task:
         return {"task": self.name, **dataclasses.asdict(self)}
 
 
-def task_from(text: str) -> Task:
+def task_from(text: str) -> ToyTask:
     """A task from its name and settings, e.g. "induction" or "induction:length=64,vocabulary=256".
 
     Raises:
         StudfinderError: there is no such task or setting.
     """
     name, _, rest = text.partition(":")
-    if name not in TASKS:
-        raise StudfinderError(f"there is no task {name!r}", expected=", ".join(TASKS))
-    module, _, attribute = TASKS[name].partition(":")
+    if name not in TOY_TASKS:
+        raise StudfinderError(f"there is no task {name!r}", expected=", ".join(TOY_TASKS))
+    module, _, attribute = TOY_TASKS[name].partition(":")
     kind = getattr(import_module(module), attribute)
     known = {field.name: field.default for field in dataclasses.fields(kind)}
     settings: dict[str, Any] = {}

@@ -1,7 +1,5 @@
 """The paper's Theorem 2 by hand: one layer of KV shift is an induction head (arXiv 2411.19574, section 3.3).
 
-    python -m studfinder.attention.kv_shift.theory --out docs/results/kv-shift-theory.md
-
 With a = (0, 1), b = (1, 0), identity matrices and ALiBi of slope m, token L attends to the successor of every
 earlier copy of itself and reads it:
 
@@ -14,16 +12,23 @@ prints b1 = 1 / sigma; with b1 = 1 the sum comes out as defined, and 1 / sigma b
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from studfinder.attention import ALiBi, KVShift, convert
+from studfinder.experiments.experiment import Bench, Experiment, Outcome, Settings
+from studfinder.records import Result, Table
+from studfinder.records.config import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class TheoremCase:
     """One row of the table: length L, vocabulary V, width d, sharpness 1 / sigma, slope m."""
 
     length: int
@@ -34,29 +39,70 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(length=64, vocabulary=64, width=64, sharpness=10, slope=0.01),
-    Setting(length=64, vocabulary=64, width=64, sharpness=20, slope=0.01),
-    Setting(length=64, vocabulary=64, width=64, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=10, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=20, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=512, sharpness=40, slope=0.1),
-    Setting(length=512, vocabulary=512, width=64, sharpness=40, slope=0.01),
-    Setting(length=512, vocabulary=512, width=16, sharpness=40, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=10, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=20, slope=0.01),
+    TheoremCase(length=64, vocabulary=64, width=64, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=10, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=20, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=512, sharpness=40, slope=0.1),
+    TheoremCase(length=512, vocabulary=512, width=64, sharpness=40, slope=0.01),
+    TheoremCase(length=512, vocabulary=512, width=16, sharpness=40, slope=0.01),
 )
 
 
-def induction_head(setting: Setting, shifted: bool = True) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class TheorySettings(Settings):
+    """How much is drawn; nothing is trained."""
+
+    sequences: int = option(200, help="Random sequences a row.")
+
+
+EXPERIMENT = Experiment(
+    trains=True,
+    name="kv-shift/theory",
+    paper="2411.19574",
+    shows="theorem 2",
+    summary="Is one layer of KV shift, with the theorem's weights, the induction head that it is said to be?",
+    needs="a minute on two cores (no model is loaded or trained: the weights are written by hand)",
+    presets={"cpu": TheorySettings()},
+)
+
+
+def run(bench: Bench) -> Outcome:
+    """The settings of `SETTINGS`, one after the other."""
+    rows, found = [], []
+    for place, setting in enumerate(SETTINGS):
+        step = partial(compared, setting, bench.settings["sequences"], bench.settings["seed"])
+        found.append(bench.once("-".join(map(str, dataclasses.astuple(setting))), step))
+        rows.append((*dataclasses.astuple(setting), *found[-1].values()))
+        bench.progress("settings", place + 1, len(SETTINGS))
+    table = Table(
+        title="Attention beside the sum of the theorem",
+        columns=(
+            *("L", "V", "d", "1/sigma", "m", "largest difference to IH", "typical difference"),
+            *("weight on s = 1", "weight on s = L", "copied: KV shift", "copied: IH", "copied: plain attention"),
+        ),
+        rows=tuple(rows),
+        note=f"fp64, {bench.settings['sequences']} random sequences a row. The last token occurred before, and the "
+        "head has to copy what followed its latest copy. Where d = V tokens are orthogonal, otherwise random unit "
+        "vectors. The module is the one that `convert` installs; IH is computed literally.",
+    )
+    return Outcome([table], [], {"settings": found})
+
+
+def draw(result: Result, width: float) -> dict[str, Figure]:
+    """The table says it all."""
+    return {}
+
+
+def induction_head(setting: TheoremCase, shifted: bool = True) -> Any:
     """One attention module with the theorem's weights, made of the parts that `convert` installs.
 
     Args:
         setting: the sizes.
         shifted: False gives the same module with a = (1, 0): plain attention.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from studfinder.attention import ALiBi, KVShift, convert
-
     config = LlamaConfig(
         hidden_size=setting.width,
         intermediate_size=1,
@@ -79,7 +125,7 @@ def induction_head(setting: Setting, shifted: bool = True) -> Any:
     return attention
 
 
-def definition(x_BTD: torch.Tensor, setting: Setting) -> torch.Tensor:
+def definition(x_BTD: torch.Tensor, setting: TheoremCase) -> torch.Tensor:
     """IH(x), literally: the sum over s = 2 .. L-1, (B, D)."""
     length = x_BTD.shape[1]
     s = torch.arange(2, length)  # 1-based, as printed
@@ -89,7 +135,7 @@ def definition(x_BTD: torch.Tensor, setting: Setting) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(setting: Setting, sequences: int = 200, seed: int = 0) -> dict[str, float]:
+def compared(setting: TheoremCase, sequences: int = 200, seed: int = 0) -> dict[str, float]:
     """How far attention is from IH, and how often each copies what followed the last earlier copy of token
     L."""
     draw = torch.Generator().manual_seed(seed)
@@ -135,69 +181,3 @@ def _last(attention: Any, x_BTD: torch.Tensor) -> torch.Tensor:
 
 def _accuracy(out_BD: torch.Tensor, table_VD: torch.Tensor, answer_B: torch.Tensor) -> float:
     return float(((out_BD @ table_VD.T).argmax(dim=-1) == answer_B).double().mean())
-
-
-_HEAD = """\
-# KV shift: Theorem 2 by hand
-
-Written by `python -m studfinder.attention.kv_shift.theory --out docs/results/kv-shift-theory.md`;
-fp64, {sequences} random sequences a row, seed 0.
-
-One layer, one head, identity matrices, ALiBi of slope m, a = (0, 1), b = (1, 0). The last token occurred
-before, and the head has to copy what followed its latest copy. Where d = V tokens are orthogonal,
-otherwise random unit vectors. The module is the one that `convert` installs; the definition IH is
-computed literally.
-
-| L | V | d | 1/sigma | m | difference to IH, largest / typical | weight on s = 1 / s = L \
-| copied: KV shift | IH | plain attention |
-|-|-|-|-|-|-|-|-|-|-|
-"""
-_TAIL = """
-The theorem's "exactly" holds up to the two terms that its sum leaves out. Their scores are about 0 (the
-first key is the zero vector, the last one nearly orthogonal to the query) against 1/sigma - m * distance
-for the right key, so the difference falls like exp(-1/sigma) as the head gets sharper, and is large
-again where m * distance comes near 1/sigma (the row with m = 0.1: then the head does not reach back that
-far, nor does IH). With several earlier copies of the last token both average over their successors with
-weights exp(-m * distance): that, and vectors that are not orthogonal, is what else fails to copy.
-
-Plain attention with the same weights, in the last column, finds the earlier copy of the token but reads
-that copy, not its successor. That is what these weights do, not the best that plain attention could do.
-
-A published lower bound, theirs and not measured here: a single plain layer of h heads of m dims in p bits
-that solves the induction-heads task on n tokens needs h * m * p = Omega(n), where two layers get by with h
-and m constant and p = O(log n) for an alphabet of at most n (Sanford, Hsu and Telgarsky 2024, arXiv
-2408.14332). It is about growing n: no row above is small enough to show it (d = 16 in 64 bits is 1024 bits
-for 512 tokens).
-The KV-shift paper's Theorems 1 and 2 are constructions: they say what suffices, not what is needed.
-"""
-
-
-def page(sequences: int = 200) -> str:
-    """The table as Markdown."""
-    rows = []
-    for setting in SETTINGS:
-        found = measure(setting, sequences)
-        rows.append(
-            f"| {setting.length} | {setting.vocabulary} | {setting.width} | {setting.sharpness:g} "
-            f"| {setting.slope:g} | {found['largest']:.1e} / {found['typical']:.1e} "
-            f"| {found['first']:.1e} / {found['last']:.1e} "
-            f"| {found['shift']:.1%} | {found['definition']:.1%} | {found['plain']:.1%} |\n"
-        )
-    return _HEAD.format(sequences=sequences) + "".join(rows) + _TAIL
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the page here instead of printing it")
-    parser.add_argument("--sequences", type=int, default=200)
-    options = parser.parse_args()
-    text = page(options.sequences)
-    if options.out is None:
-        print(text, end="")
-    else:
-        options.out.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
