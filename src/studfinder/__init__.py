@@ -21,8 +21,8 @@ _PUBLIC = {
 """Name -> the module that has it."""
 
 _MOVED = {
-    "attention": "ALiBi AttentionBias ClippedSoftmax Differential Gated KVShift NoPE RoPE SinkLogit SoftmaxOne Softpick "
-    "import_kernels parameter_groups shift_cache",
+    "attention": "ALiBi AttentionBias ClippedSoftmax Differential Gated KVShift NoPE RoPE SinkLogit SoftmaxOne "
+    "Softpick import_kernels parameter_groups shift_cache",
     "edits": "AboveLambda Activations Coordinates EditList Everything LargestEntry MatchedDims RandomDims TopDims "
     "constant_only deviation_only dims massive_value_disruption mean noise parse_edits restore restore_output scale "
     "set_to shuffle zero",
@@ -36,7 +36,7 @@ _MOVED = {
 }
 """Where names of version 0.1.0 are now. They go with version 0.3."""
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - the names are texts
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> object:
@@ -55,4 +55,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted(__all__)

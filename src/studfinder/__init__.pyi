@@ -8,7 +8,7 @@ from studfinder import training as training
 from studfinder.attention import convert as convert
 from studfinder.edits import edited as edited
 from studfinder.errors import StudfinderError as StudfinderError
-from studfinder.experiments import experiment as experiment
+from studfinder.experiments.run import experiment as experiment
 from studfinder.measures import Scores as Scores
 from studfinder.models import LM as LM
 from studfinder.quantizers import keep as keep

@@ -47,8 +47,8 @@ from studfinder.edits.selections import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
-from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight, read_record
-from studfinder.runs import record_file
+from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
+from studfinder.runs import read
 from studfinder.sites import KINDS, Site
 
 _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
@@ -247,7 +247,7 @@ def _layers(text: str, count: int) -> list[int]:
 
 
 def _from_scan(lm: LM, path: Path, part: str) -> Editable:
-    findings = read_record(Findings, record_file(path, "findings.json"))
+    findings = read(path, Findings)
     check_findings(lm, findings)
     which: Any = {"super_weights": "proven", "candidates": "all"}.get(part, part)
     if which in WHICH:

@@ -16,6 +16,8 @@ from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, targets_by_name
 from studfinder.records import Findings, SuperWeight
 
+__all__ = ["HoldOut", "Keep", "Skip", "hold_out", "skip"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut:

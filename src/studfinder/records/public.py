@@ -26,12 +26,12 @@ def public(room: dict[str, Any]) -> None:
         if isinstance(one, types.FunctionType):
             room[name] = checked(one)
         elif isinstance(one, type) and dataclasses.is_dataclass(one):
-            one.__init__ = checked(one.__init__, name)  # type: ignore[misc]
+            setattr(one, "__init__", checked(one.__init__, name))  # noqa: B010 - mypy has no word for it
             if one.__dataclass_params__.repr:  # type: ignore[attr-defined]
-                one.__repr__ = brief  # type: ignore[assignment]
+                one.__repr__ = one_line  # type: ignore[method-assign]
 
 
-def brief(record: Any) -> str:
+def one_line(record: Any) -> str:
     """A record in one line: what differs from the defaults, and of what is long only its size and a hash, so that
     different records never look alike."""
     said = []
@@ -63,7 +63,7 @@ def checked(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
             kind = signature.parameters[parameter].kind
             several = value if kind is inspect.Parameter.VAR_POSITIONAL else (value,)
             for one in () if kind is inspect.Parameter.VAR_KEYWORD else several:
-                if not takes(hints[parameter], one):
+                if not _fits(hints[parameter], one):
                     raise _refused(name or function.__name__, parameter, one, hints[parameter])
         return function(*given, **named)
 
@@ -72,25 +72,27 @@ def checked(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
 
 def _hint(function: Callable[..., Any], annotation: Any) -> Any:
     place = types.SimpleNamespace(__annotations__={"it": annotation})
+    if annotation is inspect.Parameter.empty:
+        return Any
     try:
         return get_type_hints(place, vars(sys.modules[function.__module__]))["it"]
     except (NameError, TypeError, KeyError):  # what is imported for type checkers only
         return Any
 
 
-def takes(hint: Any, value: Any) -> bool:
+def _fits(hint: Any, value: Any) -> bool:
     """Whether a value is of the type, as far as that can be seen without going through all of it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(takes(one, value) for one in inner)
+        return any(_fits(one, value) for one in inner)
     if hint is None or hint is types.NoneType:
         return value is None
     if origin is Literal:
         return any(type(value) is type(one) for one in inner)  # which of them is the function's own to say
     if hint in (int, float):
         method = "__index__" if hint is int else "__float__"
-        return hasattr(value, method) and not isinstance(value, bool) or hint is float and takes(int, value)
-    if origin is not None and isinstance(value, str | bytes) and origin is not type and issubclass(origin, Iterable):
+        return (hasattr(value, method) and not isinstance(value, bool)) or (hint is float and _fits(int, value))
+    if isinstance(value, str | bytes) and isinstance(origin, type) and issubclass(origin, Iterable):
         return False  # one where several are meant
     if origin is Sequence or origin is tuple:
         return isinstance(value, Sized) and hasattr(value, "__getitem__") and not isinstance(value, Mapping)
@@ -116,6 +118,5 @@ def _words(hint: Any) -> list[str]:
     if get_origin(hint) is Literal:
         return list(map(repr, inner))
     if get_origin(hint) is not None:
-        several = f" of {_words(inner[0])[0]}s" if False else ""
-        return [f"a {get_origin(hint).__name__.lower()}{several}"]
+        return [f"a {get_origin(hint).__name__.lower()}"]
     return ["None" if hint is types.NoneType else _WORDS.get(hint, getattr(hint, "__name__", str(hint)))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from studfinder.errors import StudfinderError
 from studfinder.records import Findings, Quantization, Result, Scorecard, Training, read_record
+from studfinder.records.json import Record
 from studfinder.records.outside import read_json
 
 _FILES: dict[type, str] = {
@@ -21,8 +22,6 @@ _FILES: dict[type, str] = {
 
 RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignore[attr-defined]
 """The records by their formats."""
-
-Record = TypeVar("Record")
 
 
 @overload
@@ -43,14 +42,13 @@ def read(path: str | os.PathLike[str], kind: type | None = None) -> Any:
         raise StudfinderError(f"cannot read a {type(path).__name__}", expected="the path of a run folder or a record")
     place = Path(path)
     if kind is not None:
-        return read_record(kind, record_file(place, kind))
+        return read_record(kind, record_file(place, _FILES[kind]))
     name, file = kind_of(place)
     return read_record(RECORDS[name], file)
 
 
-def record_file(path: Path, kind: type) -> Path:
-    """The file of this kind of record in a run folder, or the file itself. Raises StudfinderError if there is none."""
-    name = _FILES[kind]
+def record_file(path: Path, name: str) -> Path:
+    """The file `name` of a run folder, or the file itself. Raises StudfinderError if there is none."""
     found = path / name if path.is_dir() else path
     if not found.is_file():
         raise StudfinderError(_missing(path, name), expected=f"the folder of a finished run, or its {name}")

@@ -14,6 +14,7 @@ from studfinder.records.config import Config, option
 from studfinder.records.loading import LoadConfig, ReadConfig, SourceConfig
 from studfinder.records.outside import whole_number
 from studfinder.runs import Progress
+from studfinder.runs.progress import in_notebook
 
 if TYPE_CHECKING:
     import os
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     Given = str | os.PathLike[str]
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class OutConfig(Config):
     """Where a run goes."""
@@ -40,7 +37,9 @@ class OutConfig(Config):
         None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
-    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+    progress: Progress = option(
+        in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
+    )
 
     @property
     def folder(self) -> Path | None:
@@ -171,7 +170,9 @@ class QuantizeConfig(LoadConfig):
     verify: bool = option(
         True, help="Load what was written in a fresh process and compare it with what was meant before it appears."
     )
-    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+    progress: Progress = option(
+        in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
-from studfinder.records import Measured, RunCard, Scorecard, from_json, read_record, to_json, to_plain
+from studfinder.records import Measured, RunCard, Scorecard, from_json, to_json, to_plain
 from studfinder.records.config import identity, takes
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
-from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Steps, key_of, now, read, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
@@ -148,7 +148,7 @@ def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") ->
         )
         found = None if config.overwrite else run.finished()
         if found is not None:
-            return read_card(found), found
+            return read(found, Scorecard), found
         sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
         with run.work(overwrite=config.overwrite, sources=sources) as work:
             card = _measured(plan, work.steps, command)
@@ -163,6 +163,7 @@ def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
     for number, name in enumerate(plan.measures):
         plan.config.progress(name, number, len(plan.measures))
         lines.append(_line(plan, name, steps))
+    plan.config.progress("measured", len(lines), len(lines))
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
         edits=plan.words,
@@ -288,8 +289,3 @@ def _chart(cards: Sequence[Scorecard]) -> Chart:
     with styled():
         wide, narrow = draw_scorecard(cards, WIDE), draw_scorecard(cards, NARROW)
     return Chart(wide=wide, narrow=narrow, description="The scores with their intervals and chance.")
-
-
-def read_card(path: Path) -> Scorecard:
-    """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    return read_record(Scorecard, record_file(path, SCORECARD_FILE))
