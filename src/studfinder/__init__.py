@@ -47,8 +47,10 @@ def __getattr__(name: str) -> object:
         if name in names.split():
             import warnings
 
+            from studfinder.visible import visible
+
             said = f"studfinder.{name} is now studfinder.{place}.{name}"
-            warnings.warn(said, DeprecationWarning, stacklevel=2)
+            warnings.warn(visible(said), DeprecationWarning, stacklevel=2)
             home = import_module(_PUBLIC.get(place, __name__) + f".{place}")
             return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.records import Result, RunCard, to_json
 from studfinder.records.config import identity, replaced
+from studfinder.records.presented import Presented
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Run, Work, first_process, now, read, run_of, versions, write_text
@@ -29,7 +30,7 @@ _RESULT = "result.json"
 
 
 @dataclass(frozen=True)
-class ExperimentPlan:
+class ExperimentPlan(Presented):
     """Everything that determines an experiment's result, worked out before it starts."""
 
     module: ModuleType

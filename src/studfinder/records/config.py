@@ -39,6 +39,7 @@ from typing import (
 )
 
 from studfinder.errors import StudfinderError, unknown
+from studfinder.records.public import OneLine
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -169,7 +170,7 @@ class Setting:
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
-class Config:
+class Config(OneLine):
     """Base of all configs. Values are checked when one is made: choices, ranges and kinds of numbers, in one place."""
 
     def __post_init__(self) -> None:

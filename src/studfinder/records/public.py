@@ -31,6 +31,15 @@ def public(room: dict[str, Any]) -> None:
                 one.__repr__ = one_line  # type: ignore[method-assign]
 
 
+class OneLine:
+    """Base of records that print as `one_line`, unless they say it in their own words."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = one_line  # type: ignore[method-assign]
+
+
 def one_line(record: Any) -> str:
     """A record in one line: what differs from the defaults, and of what is long only its size and a hash, so that
     different records never look alike."""

@@ -20,6 +20,7 @@ from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, from_json, to_json, to_plain
 from studfinder.records.config import identity, takes
+from studfinder.records.presented import Presented
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.report.style import NARROW, WIDE, attempted, styled
@@ -47,7 +48,7 @@ SCORECARD_FILE = "scorecard.json"
 
 
 @dataclass(frozen=True)
-class MeasurePlan:
+class MeasurePlan(Presented):
     """Everything that determines a scorecard, worked out before it starts."""
 
     lm: LM

@@ -29,6 +29,7 @@ from studfinder.records import (
 )
 from studfinder.records.config import identity, takes
 from studfinder.records.findings import LISTS
+from studfinder.records.presented import Presented
 from studfinder.runs import SCORING, Run, key_of, now, read, run_of, versions, write_bytes, write_text
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
@@ -39,7 +40,7 @@ from studfinder.verbs.load import load_as
 
 
 @dataclass(frozen=True)
-class ScanPlan:
+class ScanPlan(Presented):
     """Everything that determines a scan's result, worked out before it starts."""
 
     lm: LM
