@@ -19,6 +19,7 @@ from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.records import Result, RunCard, to_json
 from studfinder.records.config import identity, replaced
 from studfinder.records.presented import Presented
+from studfinder.records.public import checked
 from studfinder.report.result import Chart, Sheet
 from studfinder.report.style import NARROW, WIDE, attempted, styled
 from studfinder.runs import SCORING, Run, Work, first_process, now, read, run_of, versions, write_text
@@ -114,6 +115,7 @@ def run_experiment(
     return result, run.path
 
 
+@checked
 def experiment(
     name: str,
     models: str | Sequence[str] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 import hashlib
@@ -11,12 +12,17 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from studfinder.errors import StudfinderError
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
-_FROM = {"LM": "sf.load(...) gives an LM", "Findings": "sf.scan(...) gives findings, and sf.read(path) reads them"}
+_FROM = {
+    "LM": "sf.load(...) gives an LM",
+    "Method": "sf.quantizers has RTN(...), GPTQ(...) and others",
+    "Findings": "sf.scan(...) gives findings, and sf.read(path) reads them",
+}
 
 
 def public(room: dict[str, Any]) -> None:
@@ -25,9 +31,10 @@ def public(room: dict[str, Any]) -> None:
         one = room[name]
         if isinstance(one, types.FunctionType):
             room[name] = checked(one)
-        elif isinstance(one, type) and dataclasses.is_dataclass(one):
-            setattr(one, "__init__", checked(one.__init__, name))  # noqa: B010 - mypy has no word for it
-            if one.__dataclass_params__.repr:  # type: ignore[attr-defined]
+        elif isinstance(one, type):
+            if isinstance(vars(one).get("__init__"), types.FunctionType):
+                setattr(one, "__init__", checked(one.__init__, name))  # type: ignore[misc]  # noqa: B010
+            if dataclasses.is_dataclass(one) and one.__dataclass_params__.repr:  # type: ignore[attr-defined]
                 one.__repr__ = one_line  # type: ignore[method-assign]
 
 
@@ -56,7 +63,7 @@ def one_line(record: Any) -> str:
     return f"{type(record).__name__}({', '.join(said)})"
 
 
-def checked(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+def checked(function: _Function, name: str = "") -> _Function:
     """The function, which refuses what its annotations do not take.
 
     Python itself says which arguments are missing or too many.
@@ -67,40 +74,56 @@ def checked(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*given: Any, **named: Any) -> Any:
         if not hints:
-            hints.update({one.name: _hint(function, one.annotation) for one in signature.parameters.values()})
+            module = function.__module__
+            hints.update({one.name: hint_of(one.annotation, module) for one in signature.parameters.values()})
         for parameter, value in signature.bind(*given, **named).arguments.items():
             kind = signature.parameters[parameter].kind
             several = value if kind is inspect.Parameter.VAR_POSITIONAL else (value,)
             for one in () if kind is inspect.Parameter.VAR_KEYWORD else several:
-                if not _fits(hints[parameter], one):
-                    raise _refused(name or function.__name__, parameter, one, hints[parameter])
+                if not fits_hint(hints[parameter], one):
+                    raise wrong(name or function.__name__, parameter, one, hints[parameter])
         return function(*given, **named)
 
-    return called
+    return called  # type: ignore[return-value]
 
 
-def _hint(function: Callable[..., Any], annotation: Any) -> Any:
-    place = types.SimpleNamespace(__annotations__={"it": annotation})
+class _Names(dict):
+    """What annotations name and their module imports for type checkers only: a public name has one meaning, and what
+    no room has loaded has no instances either."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__()
+        self.known = {**vars(builtins), **vars(sys.modules[module])}
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.known:
+            return self.known[name]
+        rooms = [module for place, module in list(sys.modules.items()) if place.startswith("studfinder.")]
+        return next((vars(room)[name] for room in rooms if name in vars(room)), Any)
+
+
+def hint_of(annotation: Any, module: str) -> Any:
+    """The type that a module's annotation stands for, as far as it is known by now."""
     if annotation is inspect.Parameter.empty:
         return Any
-    try:
-        return get_type_hints(place, vars(sys.modules[function.__module__]))["it"]
-    except (NameError, TypeError, KeyError):  # what is imported for type checkers only
-        return Any
+    return eval(annotation, {}, _Names(module)) if isinstance(annotation, str) else annotation
 
 
-def _fits(hint: Any, value: Any) -> bool:
+def fits_hint(hint: Any, value: Any) -> bool:
     """Whether a value is of the type, as far as that can be seen without going through all of it."""
+    hint = _bound(hint)
+    if hint is Any:
+        return True
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(one, value) for one in inner)
+        return any(fits_hint(one, value) for one in inner)
     if hint is None or hint is types.NoneType:
         return value is None
     if origin is Literal:
         return any(type(value) is type(one) for one in inner)  # which of them is the function's own to say
     if hint in (int, float):
         method = "__index__" if hint is int else "__float__"
-        return (hasattr(value, method) and not isinstance(value, bool)) or (hint is float and _fits(int, value))
+        return (hasattr(value, method) and not isinstance(value, bool)) or (hint is float and fits_hint(int, value))
     if isinstance(value, str | bytes) and isinstance(origin, type) and issubclass(origin, Iterable):
         return False  # one where several are meant
     if origin is Sequence or origin is tuple:
@@ -112,15 +135,21 @@ def _fits(hint: Any, value: Any) -> bool:
         return True
 
 
-def _refused(function: str, parameter: str, value: Any, hint: Any) -> StudfinderError:
+def wrong(function: str, parameter: str, value: Any, hint: Any) -> StudfinderError:
+    """What was given, and what is taken."""
     plain = value is None or isinstance(value, bool | int | float | str | os.PathLike)
-    shown = repr(value)[:60] if plain else f"of type {type(value).__name__}"
+    shown = repr(value)[:60] if plain else f"of the type {type(value).__name__}"
     words = _words(hint)
     do = next((said for name, said in _FROM.items() if name in words), None)
     return StudfinderError(f"{function}: {parameter} is {shown}", expected=" or ".join(words), do=do)
 
 
+def _bound(hint: Any) -> Any:
+    return (hint.__bound__ or Any) if isinstance(hint, TypeVar) else hint
+
+
 def _words(hint: Any) -> list[str]:
+    hint = _bound(hint)
     inner = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return list(dict.fromkeys(word for one in inner for word in _words(one)))
@@ -128,4 +157,8 @@ def _words(hint: Any) -> list[str]:
         return list(map(repr, inner))
     if get_origin(hint) is not None:
         return [f"a {get_origin(hint).__name__.lower()}"]
-    return ["None" if hint is types.NoneType else _WORDS.get(hint, getattr(hint, "__name__", str(hint)))]
+    if hint is None or hint is types.NoneType:
+        return ["None"]
+    if str(getattr(hint, "__module__", "")).startswith("studfinder.") and (kinds := hint.__subclasses__()):
+        return [f"{one.__name__}(...)" for one in kinds]
+    return [_WORDS.get(hint, getattr(hint, "__name__", str(hint)))]

@@ -458,7 +458,7 @@ def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
 
 def folder_of(source: Any) -> Path | None:
     """The folder that a name stands for, where it is here; None for a live model or a hub id."""
-    if isinstance(source, LM):
+    if not isinstance(source, str | os.PathLike):
         return None
     if str(source) in BUILTINS:
         return ensure(BUILTINS[str(source)])
