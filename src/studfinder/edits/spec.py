@@ -113,7 +113,7 @@ def edits_of(lm: LM, given: Any) -> tuple[Edit, ...]:
     """
     found = tuple(_each(lm, given))
     if not found:
-        raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
+        raise StudfinderError("there are no edits", expected="at least one, e.g. sf.edits.zero(finding)")
     return found
 
 

@@ -144,7 +144,7 @@ class Setting:
         if self.option.line is not True:
             taken = hint_of(self.given, self.module)
             if not self.many and not fits_hint(taken, value):
-                raise wrong("the settings", self.name, value, taken)
+                raise wrong(f"{self.name}=", value, taken)
             return value
         if self.choices:
             if value not in self.choices:
@@ -219,9 +219,8 @@ def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     if get_origin(hint) in (list, tuple, Sequence):
         many, hint = True, get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return Setting(
-        one.name, one.default, said, str if choices else hint, choices, many, optional, given, base.__module__
-    )
+    kind = str if choices else hint
+    return Setting(one.name, one.default, said, kind, choices, many, optional, given, base.__module__)
 
 
 def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapping[str, Any]) -> Any:

@@ -17,7 +17,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from studfinder.errors import StudfinderError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    **dict.fromkeys((Path, os.PathLike), "a path"),
+    **dict.fromkeys((Sequence, Iterable, tuple), "a list"),
+    Callable: "a function",
+}
 _FROM = {
     "LM": "sf.load(...) gives an LM",
     "Method": "sf.quantizers has RTN(...), GPTQ(...) and others",
@@ -81,7 +89,7 @@ def checked(function: _Function, name: str = "") -> _Function:
             several = value if kind is inspect.Parameter.VAR_POSITIONAL else (value,)
             for one in () if kind is inspect.Parameter.VAR_KEYWORD else several:
                 if not fits_hint(hints[parameter], one):
-                    raise wrong(name or function.__name__, parameter, one, hints[parameter])
+                    raise wrong(f"{name or function.__name__}: {parameter}", one, hints[parameter])
         return function(*given, **named)
 
     return called  # type: ignore[return-value]
@@ -126,8 +134,11 @@ def fits_hint(hint: Any, value: Any) -> bool:
         return (hasattr(value, method) and not isinstance(value, bool)) or (hint is float and fits_hint(int, value))
     if isinstance(value, str | bytes) and isinstance(origin, type) and issubclass(origin, Iterable):
         return False  # one where several are meant
-    if origin is Sequence or origin is tuple:
-        return isinstance(value, Sized) and hasattr(value, "__getitem__") and not isinstance(value, Mapping)
+    if origin in (Sequence, Iterable, tuple):
+        if isinstance(value, Mapping) or not hasattr(value, "__iter__" if origin is Iterable else "__getitem__"):
+            return False
+        alike = isinstance(value, list | tuple) and (origin is not tuple or inner[-1] is ...)
+        return not alike or all(fits_hint(inner[0], one) for one in value[:20])
     kind = origin or hint
     try:
         return not isinstance(kind, type) or isinstance(value, kind)
@@ -135,13 +146,13 @@ def fits_hint(hint: Any, value: Any) -> bool:
         return True
 
 
-def wrong(function: str, parameter: str, value: Any, hint: Any) -> StudfinderError:
+def wrong(what: str, value: Any, hint: Any) -> StudfinderError:
     """What was given, and what is taken."""
     plain = value is None or isinstance(value, bool | int | float | str | os.PathLike)
     shown = repr(value)[:60] if plain else f"of the type {type(value).__name__}"
     words = _words(hint)
     do = next((said for name, said in _FROM.items() if name in words), None)
-    return StudfinderError(f"{function}: {parameter} is {shown}", expected=" or ".join(words), do=do)
+    return StudfinderError(f"{what} is {shown}", expected=" or ".join(words), do=do)
 
 
 def _bound(hint: Any) -> Any:
@@ -155,8 +166,9 @@ def _words(hint: Any) -> list[str]:
         return list(dict.fromkeys(word for one in inner for word in _words(one)))
     if get_origin(hint) is Literal:
         return list(map(repr, inner))
-    if get_origin(hint) is not None:
-        return [f"a {get_origin(hint).__name__.lower()}"]
+    if (origin := get_origin(hint)) is not None:
+        of = f" of {' or '.join(_words(inner[0]))}" if origin in (Sequence, Iterable, tuple) and inner else ""
+        return [_WORDS.get(origin, f"a {origin.__name__.lower()}") + of]
     if hint is None or hint is types.NoneType:
         return ["None"]
     if str(getattr(hint, "__module__", "")).startswith("studfinder.") and (kinds := hint.__subclasses__()):
