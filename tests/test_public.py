@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -28,7 +29,7 @@ HOME = Path(sf.__file__).parent
 
 @pytest.fixture(scope="module")
 def lm():
-    return provable("llama", planted=True)
+    return provable("llama", planted=True)[0]
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,10 @@ def test_only_the_new_names_are_used():
     """In the package, the docs, the tests and the benchmarks."""
     root = HOME.parent.parent
     old = {name for names in sf._MOVED.values() for name in names.split()}
-    files = [
-        *root.glob("*.md"),
-        *root.glob("docs/*.md"),
-        *root.rglob("tests/**/*.py"),
-        *root.rglob("benchmarks/**/*.py"),
-    ]
-    files += HOME.rglob("*.py")
-    for path in files:
+    files = [file for kind in ("*.md", "docs/*.md", "tests/**/*.py", "benchmarks/**/*.py") for file in root.glob(kind)]
+    for path in [*files, *HOME.rglob("*.py")]:
         if path.name not in ("CHANGELOG.md", "LOG.md"):
-            text = path.read_text(encoding="utf-8")
-            used = {
-                word.split("(")[0]
-                for word in text.split("sf.")[1:]
-                for word in [word.split()[0] if word.split() else ""]
-            }
-            assert not {one.rstrip("`.,:)") for one in used} & old, path
+            assert not set(re.findall(r"\bsf\.(\w+)", path.read_text(encoding="utf-8"))) & old, path
 
 
 def test_the_list_is_of_plain_imports():
@@ -105,7 +94,7 @@ def test_the_list_is_of_plain_imports():
 
 
 def test_records_print_as_one_line(lm, findings, tmp_path):
-    scores = sf.measures.perplexity(lm, "proof", limit=2)
+    scores = sf.measures.perplexity(lm, "proof", window=64, limit=2)
     card = sf.measure(lm, "perplexity", edits=sf.edits.zero(findings), limit=2, out=tmp_path / "m")
     edits = sf.edits.zero(sf.edits.Weights(parameter="x", entries=tuple((n, n) for n in range(1000))))
     shown = {
@@ -141,7 +130,7 @@ def test_records_that_differ_never_look_alike():
 
 def test_html_in_notebooks_is_escaped(lm, findings):
     evil = "<img src=x>\u202e"
-    scores = sf.measures.perplexity(lm, "proof", limit=2)
+    scores = sf.measures.perplexity(lm, "proof", window=64, limit=2)
     records = [
         dataclasses.replace(findings, model=dataclasses.replace(findings.model, id=evil), others={evil: ()}),
         dataclasses.replace(scores, text=evil),
@@ -205,9 +194,8 @@ def test_progress_is_shown_in_notebooks_only(lm, monkeypatch, capsys, shell):
     sf.measure(lm, "perplexity", limit=2)
     assert capsys.readouterr().err == ""
     said = [words for bar in bars for words in bar.said]
-    assert said == (
-        [1, "observing", "closed", 1, "perplexity", 1, "measured", "closed"] if hasattr(shell, "kernel") else []
-    )
+    shown = [1, "observing", "closed", 1, "perplexity", 1, "measured", "closed"]
+    assert said == (shown if hasattr(shell, "kernel") else [])
     asked = []
     sf.scan(lm, prompts=[PROMPT], prove=False, progress=lambda *told: asked.append(told))
     assert asked == [("observing", 1, 1)]
@@ -215,7 +203,7 @@ def test_progress_is_shown_in_notebooks_only(lm, monkeypatch, capsys, shell):
 
 # --- wrong arguments ----------------------------------------------------------------------------------------------
 
-WRONG = [None, 5, 2.5, True, "./nowhere", Path("nowhere"), [1], {}, b"x", object()]
+WRONG = [None, 5, 2.5, True, "./nowhere", Path("/no/where/at/all"), [1], {}, b"x", object()]
 SHOWN = [str(value)[:20] for value in WRONG[:-1]] + ["object"]
 
 
@@ -236,7 +224,8 @@ def _calls():
     for room in ROOMS:
         for name in getattr(sf, room).__all__:
             one = getattr(getattr(sf, room), name)
-            if not isinstance(one, types.FunctionType | type) or getattr(one, "_is_protocol", False):
+            made = vars(one).get("__init__") if isinstance(one, type) else one
+            if not isinstance(made, types.FunctionType) or getattr(one, "_is_protocol", False):
                 continue
             signature = inspect.signature(one)
             for parameter in signature.parameters.values():
@@ -270,8 +259,7 @@ def test_every_public_function_refuses_what_it_does_not_take(one, parameter):
 @pytest.mark.parametrize(
     "verb", ["load", "scan", "measure", "quantize", "read", "capture", "convert", "edited", "quantized"]
 )
-def test_no_model(tmp_path, monkeypatch, verb, value):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_no_model(tmp_path, verb, value):
     more = {
         "capture": (torch.tensor([[1, 2]]), ["embedding"]),
         "convert": (sf.attention.KVShift(),),
@@ -295,7 +283,6 @@ VERBS = {
         "group",
         "skip",
         "samples",
-        "calibration",
         "progress",
     ),
 }
@@ -303,7 +290,7 @@ VERBS = {
 
 @pytest.mark.parametrize("value", WRONG[:-1], ids=SHOWN[:-1])
 @pytest.mark.parametrize(("verb", "keyword"), [(verb, word) for verb, words in VERBS.items() for word in words])
-def test_wrong_settings(lm, verb, keyword, value, tmp_path, monkeypatch):
+def test_wrong_settings(lm, verb, keyword, value, tmp_path):
     """Only the config and the plan: what they take is the verb's business."""
     from studfinder.verbs import configs, measure, quantize, scan
 
@@ -313,7 +300,6 @@ def test_wrong_settings(lm, verb, keyword, value, tmp_path, monkeypatch):
         plans = {"scan": scan.plan_scan, "measure": measure.plan_measure, "quantize": quantize.plan_quantize}
         return plans[verb](lm, config(**settings))
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _refused(plan)
 
 
@@ -337,13 +323,9 @@ def test_no_findings_no_edits_no_variant_no_method(lm, value):
 def test_the_messages(lm, findings):
     with pytest.raises(StudfinderError, match=r"convert: variant is 'kv'; expected .*KVShift\(\.\.\.\).*Softpick"):
         sf.convert(lm, "kv")
-    with pytest.raises(
-        StudfinderError, match=r"perplexity: lm is 'smollm2'; expected LM\. sf\.load\(\.\.\.\) gives an LM"
-    ):
+    with pytest.raises(StudfinderError, match=r"perplexity: lm is 'smollm2'; expected LM\. sf\.load"):
         sf.measures.perplexity("smollm2", "proof")
-    with pytest.raises(
-        StudfinderError, match=r"zero: target is 'runs/a'; expected .*Findings.* sf\.read\(path\) reads them"
-    ):
+    with pytest.raises(StudfinderError, match=r"zero: target is 'runs/a'; expected .*Findings.* sf\.read"):
         sf.edits.zero("runs/a")
     with pytest.raises(StudfinderError, match="thresholds= is 5; expected Thresholds or None"):
         sf.scan(lm, thresholds=5)
@@ -358,5 +340,7 @@ def test_the_readme_runs(lm, monkeypatch):
     """The block of Python in the README, on a tiny model in place of the built-in one."""
     text = (HOME.parent.parent / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0].replace('sf.load("smollm2")', "lm")
-    code = code.replace('"proof")', '"proof", limit=2)').replace("sf.scan(lm)", "sf.scan(lm, prompts=PROMPTS)")
-    exec(code, {"lm": provable("llama", planted=True), "PROMPTS": [PROMPT]})
+    code = code.replace('"proof")', '"proof", window=64, limit=2)').replace(
+        "sf.scan(lm)", "sf.scan(lm, prompts=PROMPTS)"
+    )
+    exec(code, {"lm": provable("llama", planted=True)[0], "PROMPTS": [PROMPT]})
