@@ -102,9 +102,9 @@ def test_records_print_as_one_line(lm, findings, tmp_path):
         "Findings('live': 1 super-weight candidates (1 proven)": findings,
         "Scores('perplexity": scores,
         "Scorecard('live': 1 measures, 1 edits)": card,
-        "RTN(scheme=Scheme(zero='integer'))": sf.quantizers.RTN(),
+        "RTN(scheme=Scheme(block=64))": sf.quantizers.RTN(scheme=sf.quantizers.Scheme(block=64)),
         "KVCache(element='int4')": sf.quantizers.KVCache(element="int4"),
-        "Gated(kind='headwise')": sf.attention.Gated(kind="headwise"),
+        "Gated(kind='linear')": sf.attention.Gated(kind="linear"),
         "WeightEdit(target=": edits[0],
         "HoldOut(": sf.keep.hold_out(fraction=0.01),
         "ScanConfig(prove=False)": ScanConfig(prove=False),
@@ -325,7 +325,7 @@ def test_the_messages(lm, findings):
         sf.convert(lm, "kv")
     with pytest.raises(StudfinderError, match=r"perplexity: lm is 'smollm2'; expected LM\. sf\.load"):
         sf.measures.perplexity("smollm2", "proof")
-    with pytest.raises(StudfinderError, match=r"zero: target is 'runs/a'; expected .*Findings.* sf\.read"):
+    with pytest.raises(StudfinderError, match=r"cannot edit a str; expected findings.* sf\.read"):
         sf.edits.zero("runs/a")
     with pytest.raises(StudfinderError, match="thresholds= is 5; expected Thresholds or None"):
         sf.scan(lm, thresholds=5)

@@ -41,11 +41,6 @@ class HoldOut:
         if not 0 <= self.fraction < 1:
             raise StudfinderError(f"fraction {self.fraction}", expected="0 or more, and below 1")
 
-    def __repr__(self) -> str:
-        # Steps of experiments are remembered by it: an option that is not used must not make old ones be done again.
-        used = "".join(f", {name}={getattr(self, name)!r}" for name in ("columns", "model") if getattr(self, name))
-        return f"HoldOut(entries={self.entries!r}, fraction={self.fraction!r}{used})"
-
     def __str__(self) -> str:
         places: dict[str, list[str]] = {}
         for one in self.entries:

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from studfinder.errors import StudfinderError
 
@@ -42,7 +42,7 @@ def public(room: dict[str, Any]) -> None:
         elif isinstance(one, type):
             if isinstance(vars(one).get("__init__"), types.FunctionType):
                 setattr(one, "__init__", checked(one.__init__, name))  # type: ignore[misc]  # noqa: B010
-            if dataclasses.is_dataclass(one) and one.__dataclass_params__.repr:  # type: ignore[attr-defined]
+            if dataclasses.is_dataclass(one) and not issubclass(one, OneLine):
                 one.__repr__ = one_line  # type: ignore[method-assign]
 
 
@@ -124,7 +124,8 @@ def fits_hint(hint: Any, value: Any) -> bool:
         return True
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(fits_hint(one, value) for one in inner)
+        nested = any(isinstance(one, str) for part in inner for one in get_args(part))
+        return nested or any(fits_hint(one, value) for one in inner)  # what holds its like the function itself walks
     if hint is None or hint is types.NoneType:
         return value is None
     if origin is Literal:
@@ -156,7 +157,8 @@ def wrong(what: str, value: Any, hint: Any) -> StudfinderError:
 
 
 def _bound(hint: Any) -> Any:
-    return (hint.__bound__ or Any) if isinstance(hint, TypeVar) else hint
+    hint = (hint.__bound__ or Any) if isinstance(hint, TypeVar) else hint
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _words(hint: Any) -> list[str]:
