@@ -18,7 +18,7 @@ from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
 from studfinder.records.outside import whole_number
 from studfinder.sites import AttentionCall, check_causal, tapped
-from studfinder.texts import WHOLE, Text, corpus, digest, encode, proof_text
+from studfinder.texts import ONE_DOCUMENT, WHOLE, Text, corpus, digest, encode, proof_text
 
 LENGTH = 64
 _SEQUENCES = 32
@@ -99,7 +99,8 @@ def in_context_learning(
 
     Args:
         text: "proof" (our own), or what `perplexity` takes.
-        limit: at most so many documents; those of fewer than 208 tokens are passed over.
+        limit: at most so many documents; those of fewer than 208 tokens are passed over. A plain file is one document;
+            .jsonl holds several.
         seed: changes nothing, as nothing is drawn.
 
     Raises:
@@ -112,7 +113,7 @@ def in_context_learning(
     encoded = (encode(lm, [Text(name, document)], limit=WHOLE)[0][0] for document in documents)
     windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:
-        raise NotApplicable(f"{name} has no document of {_LATE[1]} tokens")
+        raise NotApplicable(f"{name} has no document of {_LATE[1]} tokens", do=ONE_DOCUMENT)
     check_causal(lm, "losses")
     score, early, late = [], [], []
     for piece in windows:
