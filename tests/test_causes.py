@@ -195,6 +195,9 @@ VERBS = {
     "hub.py": ("scan", "measure", "quantize", "train", "experiment"),
     "quantizers/": ("quantize",),
     "verbs/quantize.py": ("quantize",),
+    "verbs/configs.py": ("measure", "experiment"),
+    "records/findings.py": ("scan",),
+    "studies/": ("experiment",),
     "verbs/train_plan.py": ("train",),
     "verbs/train.py": ("train",),
     "verbs/measure.py": ("measure",),
@@ -235,7 +238,7 @@ def _mentions() -> list[tuple[str, int, str, str]]:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith("typer.Option"):
+            if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith(("typer.Option", "option")):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         found += [(name, part.lineno, option, part.value) for option in OPTION.findall(part.value)]

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from rerun import interrupted
 from studfinder.errors import StudfinderError
-from studfinder.experiments import outlier_free_pretrain, plan_experiment, run_experiment, trained
+from studfinder.experiments import outlier_free_pretrain, plan_experiment, run_experiment
 from studfinder.experiments.kv_shift_ablations import Clamp
 from studfinder.experiments.kv_shift_hop import HopConfig, accuracy, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
@@ -24,6 +24,7 @@ from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Chart, Interval
 from studfinder.report.charts import draw_chart
 from studfinder.report.style import WIDE
+from studfinder.studies import trained
 from studfinder.studies.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
 from studfinder.studies.trained import shift_scalars
 from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from

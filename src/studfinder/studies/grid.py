@@ -103,7 +103,6 @@ class Grid:
         found = GridScores()
         total = len(self.variants) * len(self.measures)
         for number, variant in enumerate(self.variants):
-            self.progress(variant.label, number * len(self.measures), total)
             cells = [cell for cell in self._cells(variant) if cell.measure not in found.missing]
             found.add(variant, self._values(variant, cells, found.missing, number))
             if not number and not found.measures:
@@ -124,16 +123,13 @@ class Grid:
         self, variant: ModelVariant, cells: Sequence[GridCell], missing: dict[str, str], number: int
     ) -> dict[str, dict[str, Any]]:
         """The values of one variant by measure; what is passed over goes to `missing`."""
-        every, lenient = len(self.measures), self.lenient and number > 0
+        lenient = self.lenient and number > 0
         refused = f"{cells[-1].step}, refused"
 
         def put(cell: GridCell, value: Any) -> None:
             if not isinstance(value, StudfinderError):
                 self.run.once(cell.step, lambda: value)
-                if cell.measure != MADE:
-                    done = number * every + cells.index(cell) + 1
-                    self.progress(f"{cell.measure}, {variant.label}", done, len(self.variants) * every)
-            elif lenient or every == 1 or not isinstance(value, self.passes):
+            elif lenient or len(self.measures) == 1 or not isinstance(value, self.passes):
                 raise value
             else:
                 missing[cell.measure] = str(value)
@@ -168,6 +164,9 @@ class Grid:
             StudfinderError: it cannot be taken.
         """
         measure, began = next(one for one in self.measures if name_of(one) == cell.measure), time.monotonic()
+        done = [variant.label for variant in self.variants].index(cell.variant) * len(self.measures)
+        done += list(self.measures).index(measure)
+        self.progress(f"{cell.measure}, {cell.variant}", done, len(self.variants) * len(self.measures))
         if isinstance(measure, str):
             scores: Mapping[str, Scores] = {measure: measure_named(measure)(lm, limit=cell.limit, seed=cell.seed)}
         else:

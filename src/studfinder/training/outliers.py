@@ -140,6 +140,6 @@ def looks_in(file: Path) -> dict[int, Look]:
     for number, kept in json_lines(file):
         try:
             looks[int(kept["step"])] = Look(dict(kept["summary"]), kept["layers"])
-        except (KeyError, ValueError, TypeError, OverflowError):
+        except (KeyError, ValueError, TypeError, OverflowError, StudfinderError):
             raise StudfinderError(f"{file} line {number} is damaged", do="Begin again with --overwrite") from None
     return looks
