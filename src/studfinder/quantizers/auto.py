@@ -12,6 +12,7 @@ from studfinder.quantizers.ffn import ffn_of
 from studfinder.quantizers.grid import Quantized, quantize_weight
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
+from studfinder.records.config import Config, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ class _Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auto:
+class Auto(Config):
     """Decide for each fused group, on calibration text: as it is; for a down projection, an exact change that costs
     nothing (neurons sorted, or those of kept weights rebalanced); hold out what is asked to be kept; hold out a share
     besides (the largest weights, or the columns that meet the largest inputs); or skip it. The cheapest in bits whose
@@ -58,14 +59,8 @@ class Auto:
         fractions: shares to try to hold out.
     """
 
-    budget: float = 0.02
-    fractions: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01)
-
-    def __post_init__(self) -> None:
-        if self.budget <= 0 or any(not 0 < fraction < 1 for fraction in self.fractions):
-            raise StudfinderError(
-                f"budget {self.budget}, fractions {self.fractions}", expected="a budget above 0, fractions in (0, 1)"
-            )
+    budget: float = option(0.02, above=0)
+    fractions: tuple[float, ...] = option((0.001, 0.002, 0.005, 0.01), above=0, below=1)
 
     def __str__(self) -> str:
         return f"what of this is needed, chosen for each fused group: error within {self.budget:g} of the output"

@@ -18,11 +18,12 @@ from studfinder.quantizers.grid import quantize_weight, ranges
 from studfinder.quantizers.massive import row_weights
 from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.walk import Block, second_moments, walk
+from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
-class AWQ:
+class AWQ(Config):
     """Multiply column j by s_j and divide what makes the channel by it; s = x^alpha, x the mean |input| of the channel,
     alpha with the smallest error of the module's output after rounding (arXiv 2306.00978, §3.2).
 
@@ -43,17 +44,16 @@ class AWQ:
     """
 
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
-    candidates: int = 20
-    duo: bool | Literal["both"] = True
+    candidates: int = option(20, least=4)
+    duo: bool | Literal["both"] = option(True, line=False)
     clip: Clip | None = None
     shared_values: bool = False
     massive_values: str | None = None
 
     def __post_init__(self) -> None:
-        if self.candidates < 4 or self.duo not in (True, False, "both"):
-            raise StudfinderError(
-                f"{self.candidates} candidates, duo {self.duo!r}", expected="at least 4; True, False or 'both'"
-            )
+        super().__post_init__()
+        if self.duo not in (True, False, "both"):
+            raise StudfinderError(f"duo={self.duo!r}", expected="True, False or 'both'")
         if self.duo and self.scheme.block == "tensor":
             raise StudfinderError("duo scaling with one range a matrix", do="Use duo=False, or smaller blocks")
         if self.clip is not None and not isinstance(self.scheme.block, int) and self.scheme.block != "channel":

@@ -13,10 +13,11 @@ from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import output_error, second_moments, walk
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipRestore:
+class ClipRestore(Config):
     """Clamp the entries of each block to mean|w| + z std|w|, round to nearest, and restore what is held out.
 
     The paper's CLIP is a clamp by a "z-score" of the magnitudes; z minimises the reconstruction error on training
@@ -31,11 +32,12 @@ class ClipRestore:
     """
 
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
-    candidates: tuple[float, ...] = (inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0)
+    candidates: tuple[float, ...] = option((inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0), above=0)
 
     def __post_init__(self) -> None:
-        if not self.candidates or min(self.candidates) <= 0:
-            raise StudfinderError(f"candidates {self.candidates} for z", expected="numbers above 0, at least one")
+        super().__post_init__()
+        if not self.candidates:
+            raise StudfinderError("no candidates for z", expected="at least one")
 
     @property
     def calibrated(self) -> bool:

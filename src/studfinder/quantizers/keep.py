@@ -15,10 +15,11 @@ from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, targets_by_name
 from studfinder.records import Findings, SuperWeight
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldOut:
+class HoldOut(Config):
     """Entries that are taken out of their block before its range is computed, and keep their value.
 
     Attributes:
@@ -29,15 +30,14 @@ class HoldOut:
     """
 
     entries: tuple[Weights, ...] = ()
-    fraction: float = 0.0
+    fraction: float = option(0.0, least=0, below=1)
     columns: bool = False
     model: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.entries and not self.fraction:
             raise StudfinderError("there is nothing to hold out", expected="entries, or a fraction")
-        if not 0 <= self.fraction < 1:
-            raise StudfinderError(f"fraction {self.fraction}", expected="0 or more, and below 1")
 
     def __repr__(self) -> str:
         # Steps of experiments are remembered by it: an option that is not used must not make old ones be done again.

@@ -15,6 +15,7 @@ from studfinder.quantizers.activations import on_grid
 from studfinder.quantizers.grid import grid_of
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
+from studfinder.records.config import Config, option
 from studfinder.sites import AttentionCall, ModelCall, Site, tapped
 from studfinder.texts import batches
 
@@ -25,7 +26,7 @@ _SHIFTED = ("clipped_softmax", "alibi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVCache:
+class KVCache(Config):
     """How keys and values are stored. What is computed is what a cache in this format would give back; the tensors
     themselves stay in the model's dtype.
 
@@ -46,31 +47,19 @@ class KVCache:
     element: Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8"] = "int8"
     keys: Literal["token", "channel"] = "token"
     values: Literal["token", "channel"] = "token"
-    run: int = 32
+    run: int = option(32, least=1)
     zero: Literal["none", "integer", "float"] = "float"
     rope: Literal["pre", "post"] = "post"
-    first: int = 0
+    first: int = option(0, least=0)
     centre: Literal["none", "added", "dropped"] = "none"
 
     def __post_init__(self) -> None:
-        known = {
-            "keys": ("token", "channel"),
-            "values": ("token", "channel"),
-            "rope": ("pre", "post"),
-            "centre": ("none", "added", "dropped"),
-        }
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise StudfinderError(f"{name} {getattr(self, name)!r}", expected=" or ".join(allowed))
-        if self.run < 1 or self.first < 0:
-            raise StudfinderError(f"run {self.run}, first {self.first}", expected="a run above 0, first 0 or more")
+        super().__post_init__()
         if self.centre == "dropped" and self.rope == "pre":
             raise StudfinderError(
                 "a constant dropped before rotation: rotated, it is not the same for all keys",
                 expected="centre='added', or rope='post'",
             )
-        if self.element == "fp4":
-            raise StudfinderError("a cache in fp4", expected="an integer or fp8")
         _ = self.scheme
 
     @property

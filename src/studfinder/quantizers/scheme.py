@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import Config, option
 
 Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4"]
 Zero = Literal["none", "integer", "float"]
@@ -19,7 +20,7 @@ _SCALE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "e8m0": 8, "e4m3": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class Scheme(Config):
     """How a weight matrix (out, in) is quantised.
 
     Attributes:
@@ -37,15 +38,26 @@ class Scheme:
     """
 
     element: Element = "int4"
-    block: Granularity = 128
+    block: Granularity = option(128, line=False)
     zero: Zero = "none"
     scale: ScaleType = "bfloat16"
     narrow: bool = False
     remainder: Literal["error", "block"] = "error"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "block", tuple(self.block) if isinstance(self.block, list) else self.block)
-        _check(self)
+        super().__post_init__()
+        block = tuple(self.block) if isinstance(self.block, list) else self.block
+        object.__setattr__(self, "block", block)
+        sizes = block if isinstance(block, tuple) else (block,)
+        whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+        if block not in ("tensor", "channel") and not (whole and (isinstance(block, int) or len(sizes) == 2)):
+            raise StudfinderError(f"block {block!r}", expected="tensor, channel, a size above 0, or (rows, cols)")
+        if not self.integer and self.zero != "none":
+            raise StudfinderError(f"{self.element} with a zero point", expected="a symmetric scheme: zero='none'")
+        if self.narrow and (not self.integer or self.zero != "none"):
+            raise StudfinderError("narrow codes", expected="symmetric integers")
+        if self.scale in ("e8m0", "e4m3") and self.zero == "float":
+            raise StudfinderError(f"{self.scale} scales with a float minimum", expected="float32, bfloat16 or float16")
 
     @property
     def bits(self) -> int:
@@ -72,29 +84,6 @@ class Scheme:
         block = "x".join(map(str, self.block)) if isinstance(self.block, tuple) else self.block
         zero = {"none": "symmetric", "integer": "integer zero", "float": "float minimum"}[self.zero]
         return f"{self.element} {'group ' if isinstance(block, int) else 'per '}{block}, {zero}, {self.scale} scales"
-
-
-def _check(scheme: Scheme) -> None:
-    known = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4")
-    if scheme.element not in known:
-        raise StudfinderError(f"there is no element type {scheme.element!r}", expected=", ".join(known))
-    if scheme.scale not in _SCALE_BITS:
-        raise StudfinderError(f"there is no scale type {scheme.scale!r}", expected=", ".join(_SCALE_BITS))
-    if scheme.zero not in ("none", "integer", "float"):
-        raise StudfinderError(f"there is no zero point {scheme.zero!r}", expected="none, integer or float")
-    if scheme.remainder not in ("error", "block"):
-        raise StudfinderError(f"remainder {scheme.remainder!r}", expected="error or block")
-    block = scheme.block
-    sizes = block if isinstance(block, tuple) else (block,)
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
-    if block not in ("tensor", "channel") and not (whole and (isinstance(block, int) or len(sizes) == 2)):
-        raise StudfinderError(f"block {block!r}", expected="tensor, channel, a size above 0, or (rows, cols)")
-    if not scheme.integer and scheme.zero != "none":
-        raise StudfinderError(f"{scheme.element} with a zero point", expected="a symmetric scheme: zero='none'")
-    if scheme.narrow and (not scheme.integer or scheme.zero != "none"):
-        raise StudfinderError("narrow codes", expected="symmetric integers")
-    if scheme.scale in ("e8m0", "e4m3") and scheme.zero == "float":
-        raise StudfinderError(f"{scheme.scale} scales with a float minimum", expected="float32, bfloat16 or float16")
 
 
 SCHEMES: dict[str, Scheme] = {

@@ -16,10 +16,11 @@ from studfinder.quantizers.folds import Fold, check_exact, norm_folds, up_fold, 
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import Block, walk
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothQuant:
+class SmoothQuant(Config):
     """Divide each input channel by s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), multiply the columns that read it, and
     round both (arXiv 2211.10438, eq. 4).
 
@@ -37,16 +38,10 @@ class SmoothQuant:
 
     scheme: Scheme = field(default_factory=lambda: Scheme(element="int8", block="channel", narrow=True))
     activations: ActivationScheme | None = field(default_factory=ActivationScheme)
-    alpha: float = 0.5
+    alpha: float = option(0.5, least=0, most=1)
     size: Literal["absmax", "range"] = "absmax"
     values: bool = False
     neurons: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1 or self.size not in ("absmax", "range"):
-            raise StudfinderError(
-                f"alpha {self.alpha}, size {self.size!r}", expected="alpha from 0 to 1, size absmax or range"
-            )
 
     @property
     def calibrated(self) -> bool:

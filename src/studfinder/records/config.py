@@ -51,7 +51,7 @@ class Option:
         help: what it is, in a line.
         flag: its option, where that is not --its-name.
         otherwise: the default in words, where the value says nothing.
-        least, most: of a number.
+        least, most: of a number; above, below: the same without the end itself.
         commas: several in one text, with commas between.
         line: its type on the command line, where Python takes more; False: it is not there.
         identity: whether it is part of what a run is.
@@ -64,10 +64,29 @@ class Option:
     otherwise: str = ""
     least: float | None = None
     most: float | None = None
+    above: float | None = None
+    below: float | None = None
     commas: bool = False
     line: Any = True
     identity: bool = True
     late: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """Between which numbers it lies, in words; empty for any."""
+        if self.most is not None:
+            return f"{self.least or 0:g} to {self.most:g}"
+        ends = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.below, "below {:g}"))
+        return " and ".join(words.format(end) for end, words in ends if end is not None)
+
+    def holds(self, number: float) -> bool:
+        """Whether it lies between them; NaN lies nowhere."""
+        return (
+            (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
 
 
 def option(default: Any = dataclasses.MISSING, **said: Any) -> Any:
@@ -101,7 +120,7 @@ class Setting:
     @property
     def said(self) -> str:
         """What it is called in an error."""
-        return f"{self.name}=" if self.option.line is False else f"{self.flag} "
+        return f"{self.flag} " if self.option.help and self.option.line is not False else f"{self.name}="
 
     def checked(self, value: Any) -> Any:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
@@ -150,22 +169,17 @@ class Setting:
                 number = operator.index(value) if self.kind is int or isinstance(value, int) else float(value)
             except (TypeError, ValueError):
                 raise self._refused(value) from None
-            if isinstance(value, bool | str) or not self._within(number):
+            if isinstance(value, bool | str) or not self.option.holds(number):
                 raise self._refused(value)
             return number
         if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
 
-    def _within(self, number: float) -> bool:
-        low, high = self.option.least, self.option.most
-        return (low is None or number >= low) and (high is None or number <= high)
-
     def _refused(self, value: Any) -> StudfinderError:
         expected = _WORDS.get(self.kind, "another value")
-        low, high = self.option.least, self.option.most
-        if isinstance(value, int | float) and not isinstance(value, bool) and not (low is None and high is None):
-            expected = f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            expected = self.option.bounds or expected
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
@@ -235,15 +249,23 @@ def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the con
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    settings = {setting.name: setting for setting in settings_of(config)}
-    values = {}
-    for one, value in changes.items():
-        if value is None:
-            continue
+    kept = {one: value for one, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **read(type(config), kept, name))  # type: ignore[type-var]
+
+
+def named(text: str) -> tuple[str, dict[str, str]]:
+    """The name and the settings that a text such as "induction:length=64,vocabulary=256" says."""
+    name, _, rest = text.partition(":")
+    return name, {key: value for key, _, value in (pair.partition("=") for pair in rest.split(",") if pair)}
+
+
+def read(kind: Any, given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fields of a config; text is read by the field's type. Raises as `replaced`."""
+    settings = {setting.name: setting for setting in described(kind)}
+    for one in given:
         if one not in settings:
             raise unknown(f"{name} has no setting", one, settings)
-        values[one] = settings[one].parsed(value) if isinstance(value, str) else value
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    return {one: settings[one].parsed(value) if isinstance(value, str) else value for one, value in given.items()}
 
 
 def identity(config: Config) -> dict[str, Any]:

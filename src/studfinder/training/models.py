@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_from
 from studfinder.errors import StudfinderError
+from studfinder.records.config import Config, named, option
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -18,7 +19,7 @@ _FRESH_FIRST = frozenset({"gated"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class ModelShape(Config):
     """The sizes of a model from scratch.
 
     Attributes:
@@ -33,9 +34,9 @@ class ModelShape:
     """
 
     architecture: Literal["llama", "opt"] = "llama"
-    layers: int = 2
-    hidden: int = 64
-    heads: int = 4
+    layers: int = option(2, least=1)
+    hidden: int = option(64, least=1)
+    heads: int = option(4, least=1)
     kv_heads: int | None = None
     intermediate: int | None = None
     tied: bool = False
@@ -44,13 +45,9 @@ class ModelShape:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ("llama", "opt"):
-            raise StudfinderError(f"cannot build architecture {self.architecture!r}", expected="llama or opt")
-        if min(self.layers, self.hidden, self.heads) < 1 or self.hidden % self.heads:
-            raise StudfinderError(
-                f"{self.layers} layers of width {self.hidden} with {self.heads} heads is no model",
-                expected="at least one of each, and a width that the heads divide",
-            )
+        super().__post_init__()
+        if self.hidden % self.heads:
+            raise StudfinderError(f"width {self.hidden} with {self.heads} heads", expected="a width that they divide")
         if self.architecture == "llama" and self.hidden // self.heads % 2:
             raise StudfinderError(
                 f"{self.hidden} dims in {self.heads} heads leave {self.hidden // self.heads} a head",
@@ -58,10 +55,6 @@ class ModelShape:
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise StudfinderError(f"{self.kv_heads} key/value heads do not divide {self.heads} heads")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes, by name."""
-        return asdict(self)
 
 
 def build_model(shape: ModelShape, variants: Sequence[Variant], *, vocabulary: int, length: int, seed: int) -> Any:
@@ -103,16 +96,12 @@ def variants_from(texts: Sequence[str]) -> list[Variant]:
 
 
 def _variant(text: str) -> Variant:
-    name, _, rest = text.partition(":")
+    name, given = named(text)
     name = name.replace("-", "_")
     if name not in VARIANTS:
         raise StudfinderError(f"there is no attention {text!r}", expected="vanilla, " + ", ".join(VARIANTS))
-    entry: dict[str, Any] = {"name": name}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        entry[key] = _value(value)
     try:
-        return variant_from(entry)
+        return variant_from({"name": name, **{key: _value(value) for key, value in given.items()}})
     except TypeError as error:
         raise StudfinderError(f"attention {text!r} is not understood ({error})") from None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
+class TrainingRecipe(Config):
     """Optimisation, with AdamW.
 
     Attributes:
@@ -30,10 +31,10 @@ class TrainingRecipe:
         precision: "fp32", or "bf16" for autocast; "auto" is bf16 where that is faster (`faster_precision`).
     """
 
-    steps: int = 1000
-    batch: int = 64
+    steps: int = option(1000, least=1)
+    batch: int = option(64, least=1)
     micro: int | None = None
-    lr: float = 1e-3
+    lr: float = option(1e-3, above=0, below=inf)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 100
     beta1: float = 0.9
@@ -44,19 +45,8 @@ class TrainingRecipe:
     seed: int = 0
     look_every: int | None = None
     keep_every: int | None = None
-    test: int = 256
+    test: int = option(256, least=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "test"):
-            if getattr(self, name) < 1:
-                raise StudfinderError(f"{name}={getattr(self, name)}", expected="1 or more")
-        if not 0 < self.lr < inf:
-            raise StudfinderError(f"lr={self.lr}", expected="a number above 0")
-        if self.schedule not in ("constant", "cosine", "linear"):
-            raise StudfinderError(f"schedule {self.schedule!r} is unknown", expected="constant, cosine or linear")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise StudfinderError(f"precision {self.precision!r} is unknown", expected="auto, fp32 or bf16")
 
     @property
     def look(self) -> int:
@@ -67,10 +57,6 @@ class TrainingRecipe:
     def keep(self) -> int:
         """Steps between checkpoints."""
         return self.keep_every or self.look
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings, by name."""
-        return asdict(self)
 
     def micro_batch(self, processes: int) -> int:
         """Sequences a forward pass on one device.
