@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -59,15 +59,13 @@ class Auto(Config):
         fractions: shares to try to hold out.
     """
 
+    calibrated: ClassVar[bool] = True
+
     budget: float = option(0.02, above=0)
     fractions: tuple[float, ...] = option((0.001, 0.002, 0.005, 0.01), above=0, below=1)
 
     def __str__(self) -> str:
         return f"what of this is needed, chosen for each fused group: error within {self.budget:g} of the output"
-
-    @property
-    def calibrated(self) -> bool:
-        return True
 
     def apply(self, bench: Workbench) -> None:
         chosen: dict[str, int] = {}

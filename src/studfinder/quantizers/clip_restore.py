@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class ClipRestore(Config):
         candidates: values of z; infinity is no clip.
     """
 
+    calibrated: ClassVar[bool] = True
+
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
     candidates: tuple[float, ...] = option((inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0), above=0)
 
@@ -38,10 +41,6 @@ class ClipRestore(Config):
         super().__post_init__()
         if not self.candidates:
             raise StudfinderError("no candidates for z", expected="at least one")
-
-    @property
-    def calibrated(self) -> bool:
-        return True
 
     def run(self, bench: Workbench) -> None:
         clipped: dict[float, int] = {}

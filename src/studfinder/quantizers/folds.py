@@ -13,6 +13,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.quantizers.ffn import ffn_of
+from studfinder.quantizers.finite import finite_weight
 from studfinder.sites import Journal
 
 if TYPE_CHECKING:
@@ -144,6 +145,28 @@ def up_fold(lm: LM, layer: int) -> Fold | None:
     ref = MatrixRef(ffn.down)
     row_C = torch.arange(cols) + ffn.up_first
     return Fold("up", ffn.up.removesuffix(".weight"), row_C, (ref,), 0.0, ref.module)
+
+
+def exact_folds(lm: LM, block: Block, *more: Fold | None) -> list[Fold]:
+    """The folds of a block's norms, and `more`, that scale a matrix to quantise and leave the block what it computes.
+
+    Raises:
+        StudfinderError: a weight is not finite.
+    """
+    for target in block.targets:
+        finite_weight(target, lm)
+    chosen = {target.name for target in block.targets}
+    found = [fold for fold in (*norm_folds(lm, block), *more) if fold is not None]
+    found = [fold for fold in found if any(ref.parameter in chosen for ref in fold.reads)]
+    return [fold for fold in found if check_exact(lm, block, fold)]
+
+
+def no_fold(lm: LM) -> StudfinderError:
+    """That a model has no fold at all."""
+    return StudfinderError(
+        f"nothing in this {lm.anatomy.architecture} model can take a factor",
+        expected="norms with weights of their own, read by matrices only",
+    )
 
 
 @torch.no_grad()

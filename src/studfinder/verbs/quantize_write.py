@@ -127,7 +127,8 @@ def write_card(stage: Path, done: Quantization) -> None:
 
 def acts_of(method: Method, format: str) -> dict[str, Any] | None:
     """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
-    return None if format == "dense" else getattr(method, "activation_arguments", None)
+    activations = getattr(method, "activations", None)
+    return None if format == "dense" or activations is None else activations.arguments()
 
 
 def _shard_names(count: int) -> list[str]:
