@@ -210,9 +210,9 @@ def test_what_needs_calibration_says_so():
         quantized(lm, ClipRestore(scheme=CHANNEL))
     with pytest.raises(StudfinderError, match="Auto needs calibration text"):
         quantized(lm, RTN(scheme=CHANNEL), transforms=Auto())
-    with pytest.raises(StudfinderError, match="candidates=0.0; expected above 0"):
+    with pytest.raises(StudfinderError, match=r"candidates=0.0; expected above 0"):
         ClipRestore(candidates=(0.0,))
-    with pytest.raises(StudfinderError, match="budget=.*expected above 0"):
+    with pytest.raises(StudfinderError, match=r"budget=.*expected above 0"):
         Auto(budget=0)
 
 

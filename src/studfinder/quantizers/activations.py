@@ -254,7 +254,8 @@ def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, 
     places = {} if restore is None else {name: torch.tensor(channels) for name, channels in restore.places}
 
     def extrema(name: str, x_NC: torch.Tensor) -> Ends:
-        return tuple(_replaced(x_NC.float(), places.get(name), restore)[0].aminmax())
+        low, high = _replaced(x_NC.float(), places.get(name), restore)[0].aminmax()
+        return low, high
 
     found: dict[str, Ends] = {}
     for block in walk(bench):

@@ -21,7 +21,6 @@ FORMATS = (
     "mxfp4-pack-quantized",
     "dense",
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def chosen_format(
@@ -46,13 +45,10 @@ def chosen_format(
     if acts and "int-quantized" in possible:
         possible = ("int-quantized", "pack-quantized")
     problem = _problem(scheme, dtype, found) or (None if possible else f"{scheme} has no place in compressed-tensors")
-    if problem is None and asked not in ("auto", *possible):
-        problem = f"{asked} does not hold {scheme}"
     if problem:
-        do = (
-            f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
-        )
-        raise StudfinderError(problem, do=do)
+        raise StudfinderError(problem, do="Use --format dense")
+    if asked not in ("auto", *possible):
+        raise StudfinderError(f"{asked} does not hold {scheme}", do=f"Use --format {possible[0]}, or dense")
     return possible[0] if asked == "auto" else asked
 
 
@@ -71,7 +67,7 @@ def _formats(scheme: Scheme) -> tuple[str, ...]:
 
 
 def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str | None:
-    own = _DTYPES.get(scheme.scale)
+    own = getattr(torch, scheme.scale, None)  # "e8m0" and "e4m3" are none of torch's names
     model = str(dtype).removeprefix("torch.")
     if own is not None and own is not dtype and dtype is not torch.float32:
         return f"scales in {scheme.scale} cannot be read by a model in {model}"
@@ -92,16 +88,9 @@ def weight_arguments(scheme: Scheme) -> dict[str, Any]:
         "dynamic": False,
     }
     if scheme.element == "fp4":
-        two = scheme.scale == "e4m3"
-        stored = torch.float8_e4m3fn if two else torch.uint8
-        kind = "tensor_group" if two else "group"
-        return {
-            **arguments,
-            "strategy": kind,
-            "group_size": scheme.block,
-            "scale_dtype": stored,
-            "zp_dtype": stored,
-        }
+        kind, stored = ("tensor_group", torch.float8_e4m3fn) if scheme.scale == "e4m3" else ("group", torch.uint8)
+        fp4 = {"strategy": kind, "group_size": scheme.block, "scale_dtype": stored, "zp_dtype": stored}
+        return {**arguments, **fp4}
     if isinstance(scheme.block, tuple):
         return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
     if isinstance(scheme.block, int):
@@ -178,8 +167,7 @@ def described_tensors(shape: Sequence[int], scheme: Scheme, format: str, dtype: 
         entries["weight"] = (torch.int8 if scheme.integer else torch.float8_e4m3fn, (rows, cols))
     entries["weight_scale"] = (dtype, scale_shape)
     if scheme.zero == "integer":
-        packed = format == "pack-quantized" and not isinstance(scheme.block, str)
-        packed = packed or (format == "pack-quantized" and scheme.block == "channel")
+        packed = format == "pack-quantized" and scheme.block != "tensor"
         entries["weight_zero_point"] = (
             (torch.int32, (_words(blocks[0], scheme.bits), blocks[1])) if packed else (torch.int8, scale_shape)
         )

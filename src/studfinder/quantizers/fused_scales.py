@@ -44,11 +44,10 @@ def shared_of_files(files: Files, chosen: Iterable[str], method: RTN) -> tuple[d
     """
     if method.scheme.scale != "e4m3":
         return {}, []
-    places = {name: shard for shard, tensors in files.shards.items() for name in tensors}
     wholes: dict[str, torch.Tensor] = {}
     notes = []
     for fused, group in _groups([files.targets[name] for name in chosen]):
-        whole = _common([rounded_from_file(files, places[t.name], t.name, method).grid for t in group])
+        whole = _common([rounded_from_file(files, t.name, method).grid for t in group])
         if whole is None:
             notes.append(note(fused))
         else:

@@ -46,9 +46,7 @@ def write_files(
 
     written = {}
     for shard, names in files.shards.items():
-        written[shard] = [
-            file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
-        ]
+        written[shard] = [file_entry(files, name, methods.get(name), format, wholes.get(name), meant) for name in names]
         place = outward(stage, shard, files.folder)
         if not place.is_file():
             write_shard(place, written[shard], step)
