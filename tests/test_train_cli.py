@@ -212,7 +212,7 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
         (["--text", "empty.txt"], "is empty"),
         (["--task", "nothing"], "there is no task 'nothing'"),
         (["--task", "recall", "--attention", "magic"], "there is no attention 'magic'"),
-        (["--task", "recall", "--attention", "kv_shift:strength=2"], "is not understood"),
+        (["--task", "recall", "--attention", "kv_shift:strength=2"], "attention 'kv_shift' has no setting 'strength'"),
         (["--task", "recall", "--attention", "kv_shift", "--attention", "kv_shift"], "both change"),
         (["--task", "recall", "--preset", "huge"], "there is no preset"),
         (["--task", "recall", "--hidden", "30"], "a width that they divide"),

@@ -136,7 +136,7 @@ class Setting:
 
     def parsed(self, text: str) -> Any:
         """What a text says. Raises StudfinderError for what it does not take."""
-        if self.optional and text == "none":
+        if self.optional and text.lower() == "none":
             return None
         parts = [part.strip() for part in text.split(",") if part.strip()] if self.many else [text]
         values = tuple(self._read(part) for part in parts)
@@ -148,7 +148,7 @@ class Setting:
     def _read(self, text: str) -> Any:
         try:
             if self.kind is bool:
-                return {"true": True, "false": False}[text]
+                return {"true": True, "false": False}[text.lower()]
             if self.kind is float and self.many and text.lstrip("-").isdecimal():
                 return int(text)
             return self.kind(text) if self.kind in (int, float, Path) else text

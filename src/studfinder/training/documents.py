@@ -26,9 +26,7 @@ def documents(name: str) -> Iterator[str]:
     Raises:
         StudfinderError: it is in none of these places, or holds no text.
     """
-    data = os.environ.get("STUDFINDER_DATA")
-    places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
-    path = next((place for place in places if place.exists() or place.is_symlink()), None)
+    path = _here(name)
     if path is not None:
         return _checked(name, _files(path))
     if "/" in name and not name.startswith((".", "/", "~")) and not name.endswith(_SUFFIXES):
@@ -40,6 +38,13 @@ def documents(name: str) -> Iterator[str]:
             + ", ".join(CORPORA),
         )
     return _checked(name, iter(corpus(name)[1]))
+
+
+def _here(name: str) -> Path | None:
+    """The file or folder of a name, if it is one."""
+    data = os.environ.get("STUDFINDER_DATA")
+    places = [Path(name).expanduser()] + ([Path(data) / name] if data else [])
+    return next((place for place in places if place.exists() or place.is_symlink()), None)
 
 
 def _checked(name: str, found: Iterator[str]) -> Iterator[str]:
@@ -109,10 +114,8 @@ def _hub(name: str) -> Iterator[str]:
 def fingerprint(name: str | None) -> str:
     """A short hash of a local text's size and beginning, or its name: whether it is still the same text."""
     digest = hashlib.sha256(str(name).encode())
-    data = os.environ.get("STUDFINDER_DATA")
-    places = [Path(str(name)).expanduser()] + ([Path(data) / str(name)] if data else [])
-    path = next((place for place in places if place.exists()), None)
-    if path is not None:
+    path = _here(str(name))
+    if path is not None and path.exists():
         for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
             digest.update(str(file.stat().st_size).encode())
             with file.open("rb") as content:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from studfinder.attention import VARIANTS, Variant, convert
-from studfinder.attention.variant import variant_from
+from studfinder.attention import Variant, convert
+from studfinder.attention.variant import variant_class
 from studfinder.errors import StudfinderError
-from studfinder.records.config import Config, named, option
+from studfinder.records.config import Config, named, option, read
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -92,30 +92,9 @@ def variants_from(texts: Sequence[str]) -> list[Variant]:
     Raises:
         StudfinderError: an unknown variant or setting.
     """
-    return [_variant(text) for text in texts if text != "vanilla"]
-
-
-def _variant(text: str) -> Variant:
-    name, given = named(text)
-    name = name.replace("-", "_")
-    if name not in VARIANTS:
-        raise StudfinderError(f"there is no attention {text!r}", expected="vanilla, " + ", ".join(VARIANTS))
-    try:
-        return variant_from({"name": name, **{key: _value(value) for key, value in given.items()}})
-    except TypeError as error:
-        raise StudfinderError(f"attention {text!r} is not understood ({error})") from None
-
-
-def _value(text: str) -> Any:
-    constants = {"true": True, "false": False, "none": None}
-    if text.lower() in constants:
-        return constants[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    said = [named(text) for text in texts if text != "vanilla"]
+    kinds = [(variant_class(name.replace("-", "_")), given) for name, given in said]
+    return [kind(**read(kind, given, f"attention {kind.name!r}")) for kind, given in kinds]
 
 
 def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:
