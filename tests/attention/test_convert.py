@@ -98,7 +98,7 @@ def test_every_variant_round_trips_through_json() -> None:
         for variant, init in entries:
             variant = variant.started(init)
             assert variant_from(json.loads(json.dumps(variant.to_dict()))) == variant
-    with pytest.raises(StudfinderError, match="there is no attention .other."):
+    with pytest.raises(StudfinderError, match=r"there is no attention .other."):
         variant_from({"name": "other"})
 
 

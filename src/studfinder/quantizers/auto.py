@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import ffn_of
-from studfinder.quantizers.grid import Quantized, quantize_weight
+from studfinder.quantizers.grid import largest, quantize_weight
+from studfinder.quantizers.targets import Target
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records.config import Config, option
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from studfinder.quantizers.bench import Workbench
-    from studfinder.quantizers.targets import Target
 
 _POWERS = (1, 2, 3, -1, -2, -3)
 _FEW = 8
@@ -101,10 +98,11 @@ class Auto(Config):
         weights = {target.name: target.weight(bench.lm).float() for target in group}
         size = sum(output_error(weight, moments[name]) for name, weight in weights.items())
         for way in self._ways(bench, group, weights, moments):
-            error = sum(
-                output_error(_rounded(bench, w, way.masks[name]).dequantized() - w, way.moments[name])
-                for name, w in way.weights.items()
-            )
+            error = 0.0
+            for name, w in way.weights.items():
+                held_RC = way.masks[name] if way.masks[name].any() else None
+                made = quantize_weight(w, bench.scheme, held_RC=held_RC)
+                error += output_error(made.dequantized() - w, way.moments[name])
             if error <= self.budget * size:
                 return way
         return None
@@ -129,8 +127,8 @@ class Auto(Config):
         self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], asked: dict[str, torch.Tensor]
     ) -> Iterator[_Way]:
         for fraction in self.fractions:
-            largest = {name: asked[name] | _largest(w, fraction) for name, w in weights.items()}
-            yield _Way(f"{fraction:.1%} held out", weights, moments, largest)
+            share = {n: asked[n] | largest(w, max(1, int(fraction * w.numel()))) for n, w in weights.items()}
+            yield _Way(f"{fraction:.1%} held out", weights, moments, share)
             columns = {name: asked[name] | _loudest(w, moments[name], fraction) for name, w in weights.items()}
             yield _Way(f"{fraction:.1%} held out, by columns", weights, moments, columns)
 
@@ -175,17 +173,6 @@ def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalanc
     layers = tuple(layer for change in changes if isinstance(change, Permute) for layer in change.layers or ())
     if layers:
         yield Permute(layers=layers)
-
-
-def _rounded(bench: Workbench, weight_RC: torch.Tensor, held_RC: torch.Tensor) -> Quantized:
-    return quantize_weight(weight_RC, bench.scheme, held_RC=held_RC if held_RC.any() else None)
-
-
-def _largest(weight_RC: torch.Tensor, fraction: float) -> torch.Tensor:
-    mask = torch.zeros_like(weight_RC, dtype=torch.bool)
-    places = weight_RC.abs().reshape(-1).topk(max(1, int(fraction * weight_RC.numel()))).indices
-    mask.view(-1)[places] = True
-    return mask
 
 
 def _loudest(weight_RC: torch.Tensor, moment_CC: torch.Tensor, fraction: float) -> torch.Tensor:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import ffn_of
 from studfinder.quantizers.finite import finite_weight
+from studfinder.quantizers.walk import Block
 from studfinder.sites import Journal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from studfinder.quantizers.bench import Workbench
-    from studfinder.quantizers.walk import Block
 
 _NORMS = (
     "input_layernorm",

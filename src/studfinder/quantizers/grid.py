@@ -271,6 +271,13 @@ def _values(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, 
     return out_of_steps(tiles.float(), step, zero, scheme)
 
 
+def largest(weight_RC: torch.Tensor, count: int) -> torch.Tensor:
+    """A mask of the largest entries by magnitude, so many of them."""
+    mask = torch.zeros(weight_RC.shape, dtype=torch.bool, device=weight_RC.device)
+    mask.view(-1)[weight_RC.abs().reshape(-1).topk(count).indices] = True
+    return mask
+
+
 def kept_entries(weight_RC: torch.Tensor, held_RC: torch.Tensor | None) -> Kept | None:
     """The entries that are held out; None if there are none."""
     if held_RC is None or not held_RC.any():

@@ -13,7 +13,8 @@ from studfinder.edits import Selection, Weights, meant, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.targets import Target, targets_by_name
+from studfinder.quantizers.grid import largest
+from studfinder.quantizers.targets import Target
 from studfinder.records import Findings, SuperWeight
 from studfinder.records.config import Config, option
 
@@ -173,7 +174,7 @@ def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
 
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
-    by_name = targets_by_name(found)
+    by_name = {target.name: target for target in found}
     for weights in one.entries:
         target = by_name.get(weights.parameter)
         if target is None:
@@ -193,10 +194,8 @@ def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.T
     if one.fraction:
         for target in found:
             weight = finite_weight(target, lm)  # NaN would count as the largest
-            count = int(one.fraction * weight.numel())
-            if count:
-                places = weight.abs().reshape(-1).topk(count).indices
-                held.setdefault(target.name, _empty(lm, target)).view(-1)[places] = True
+            if count := int(one.fraction * weight.numel()):
+                held[target.name] = held.get(target.name, _empty(lm, target)) | largest(weight, count)
 
 
 def _empty(lm: LM, target: Target) -> torch.Tensor:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import scale_rows
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)

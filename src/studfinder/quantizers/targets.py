@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,20 +92,14 @@ def other_matrices(models: Iterable[nn.Module], chosen: Collection[str]) -> list
         chosen: names of the modules that are quantised.
     """
     found: dict[str, None] = {}
+    quantised = set(chosen)
     for model in models:
-        same = {id(model.get_submodule(name)) for name in chosen if _has(model, name)}
-        for name, module in model.named_modules(remove_duplicate=False):  # a module may be used twice
+        modules = list(model.named_modules(remove_duplicate=False))  # a module may be used twice
+        same = {id(module) for name, module in modules if name in quantised}
+        for name, module in modules:
             if id(module) not in same and _matrix(module):
                 found[name] = None
     return list(found)
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _matrix(module: nn.Module) -> bool:
@@ -113,11 +107,6 @@ def _matrix(module: nn.Module) -> bool:
         return False
     weight = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
-
-
-def targets_by_name(found: Sequence[Target]) -> dict[str, Target]:
-    """Targets by parameter name."""
-    return {target.name: target for target in found}
 
 
 def _refuse(lm: LM, name: str, module: nn.Module, offloaded: bool) -> None:
