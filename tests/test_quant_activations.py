@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from patching import rounded_inputs
 from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import RTN, Scheme, quantized, targets
@@ -16,7 +17,6 @@ from studfinder.quantizers.activations import (
     WithActivations,
     fake_quantized,
     input_ranges,
-    rounded_inputs,
     super_activations,
     super_channels,
 )

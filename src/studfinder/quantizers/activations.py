@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,20 +133,20 @@ def enter_rounding(bench: Workbench, config: ActivationScheme) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
-    _round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
+    round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"
     bench.notes.append(f"inputs of the quantised matrices rounded: {what}{held}")
 
 
-@contextmanager
-def rounded_inputs(
+def round_inputs(
+    journal: Journal,
     lm: LM,
     config: ActivationScheme,
     chosen: Sequence[Target],
     ranges: Mapping[str, Ends] | None = None,
-) -> Iterator[None]:
-    """Round what enters matrices while the context lasts; no trace is left after it.
+) -> None:
+    """Round what enters matrices until the journal is closed.
 
     Args:
         chosen: the matrices.
@@ -156,18 +155,6 @@ def rounded_inputs(
     Raises:
         StudfinderError: static ranges are wanted and missing for a matrix, or a place to restore is not among them.
     """
-    with Journal(lm.model) as journal:
-        _round_inputs(journal, lm, config, chosen, ranges)
-        yield
-
-
-def _round_inputs(
-    journal: Journal,
-    lm: LM,
-    config: ActivationScheme,
-    chosen: Sequence[Target],
-    ranges: Mapping[str, Ends] | None,
-) -> None:
     names = {target.name for target in chosen}
     places = dict(config.restore.places) if config.restore is not None else {}
     unknown = sorted(places.keys() - names)

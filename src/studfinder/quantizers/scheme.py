@@ -153,11 +153,7 @@ def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
         return None
     if acts is not None:
         whole = scheme.block in ("channel", "tensor") and scheme.zero == "none"
-        return (
-            {"int8": "CUTLASS W8A8 int8", "fp8": "CUTLASS W8A8 fp8"}.get(acts)
-            if (whole and scheme.element == acts)
-            else None
-        )
+        return f"CUTLASS W8A8 {acts}" if whole and scheme.element == acts and acts in ("int8", "fp8") else None
     if scheme.integer:
         if scheme.bits not in (4, 8) or scheme.scale not in ("bfloat16", "float16"):
             return None
@@ -166,8 +162,5 @@ def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
         return f"Marlin W{scheme.bits}A16" if scheme.block in ("channel", 32, 64, 128) else None
     if scheme.element == "fp8" and scheme.block in ("tensor", "channel", (128, 128)) and scheme.scale != "e8m0":
         return "Marlin W8A16 fp8"
-    return {"nvfp4": "Marlin W4A16 nvfp4", "mxfp4": "Marlin W4A16 mxfp4"}.get(_name_of(scheme) or "")
-
-
-def _name_of(scheme: Scheme) -> str | None:
-    return next((name for name, known in SCHEMES.items() if known == scheme), None)
+    name = next((name for name in ("nvfp4", "mxfp4") if SCHEMES[name] == scheme), None)
+    return None if name is None else f"Marlin W4A16 {name}"

@@ -61,5 +61,9 @@ def failed_write(error: Exception, place: Path) -> str | None:
         return said if "I/O error" in said else None
     if not any(words in said for words in _TORCH_WRITER):
         return None
+    return _FULL if _free(place) < _SPENT else said
+
+
+def _free(place: Path) -> int:
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    return _FULL if shutil.disk_usage(there).free < _SPENT else said
+    return shutil.disk_usage(there).free
