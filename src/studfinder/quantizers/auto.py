@@ -12,7 +12,7 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import ffn_of
 from studfinder.quantizers.grid import largest, quantize_weight
-from studfinder.quantizers.targets import Target
+from studfinder.quantizers.targets import Target, by_fused
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records.config import Config, option
@@ -70,8 +70,7 @@ class Auto(Config):
         changes: list[Permute | Rebalance] = []
         for block in walk(bench):
             moments = second_moments(block)
-            for fused in dict.fromkeys(target.fused for target in block.targets):
-                group = [target for target in block.targets if target.fused == fused]
+            for fused, group in by_fused(block.targets).items():
                 way = self._way(bench, group, moments)
                 label = "skipped" if way is None else way.label
                 chosen[label] = chosen.get(label, 0) + 1

@@ -12,6 +12,7 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.checkpoint import TensorGroup
 from studfinder.quantizers.export import described_tensors, tensors
+from studfinder.quantizers.finite import finite
 from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
@@ -40,7 +41,7 @@ def file_entry(
         return dense
 
     if method is None:
-        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(_finite(name, files.read(name)))})
+        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(finite(name, files.read(name)))})
 
     def rounded(chosen: RTN = method) -> Quantized:
         made = rounded_from_file(files, name, chosen)
@@ -94,11 +95,3 @@ def _quantized_entry(
     module = name.rpartition(".")[0]
     what = {f"{module}.{suffix}": value for suffix, value in described_tensors(shape, scheme, format, dtype).items()}
     return TensorGroup(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
-
-
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    # The smallest and the largest are one fast pass, and NaN is both.
-    plain = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, plain.aminmax())):
-        raise StudfinderError(f"{name}: a weight is NaN or infinite", expected="finite weights")
-    return tensor

@@ -15,6 +15,7 @@ from studfinder.models import LM, MatrixRef
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import ffn_of
 from studfinder.quantizers.finite import finite_weight
+from studfinder.quantizers.targets import matrix_of
 from studfinder.quantizers.walk import Block
 from studfinder.sites import Journal
 
@@ -102,12 +103,9 @@ def norm_folds(lm: LM, block: Block) -> list[Fold]:
         block.run(first=1)
     found = []
     for name, norm in norms.items():
-        modules = [lm.model.get_submodule(reader) for reader in readers[name]]
-        if modules and all(isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" for module in modules):
-            refs = tuple(
-                MatrixRef(f"{reader}.weight", None, type(module).__name__ == "Conv1D")
-                for reader, module in zip(readers[name], modules, strict=True)
-            )
+        seen = [matrix_of(reader, lm.model.get_submodule(reader)) for reader in readers[name]]
+        refs = tuple(ref for ref in seen if ref is not None)
+        if refs and len(refs) == len(seen):
             row_C = torch.arange(norm.weight.shape[0])
             found.append(Fold("norm", name, row_C, refs, _offset(norm), _common(readers[name], path)))
     return found

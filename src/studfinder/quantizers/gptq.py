@@ -15,6 +15,7 @@ from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
 from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, kept_entries, nearest
 from studfinder.quantizers.scheme import Scheme, tile
+from studfinder.quantizers.targets import by_fused
 from studfinder.quantizers.walk import second_moments, walk
 from studfinder.records.config import Config, option
 
@@ -59,8 +60,7 @@ class GPTQ(Config):
     def run(self, bench: Workbench) -> None:
         for block in walk(bench):
             moments = second_moments(block)
-            for number, fused in enumerate(dict.fromkeys(target.fused for target in block.targets)):
-                group = [target for target in block.targets if target.fused == fused]
+            for number, (fused, group) in enumerate(by_fused(block.targets).items()):
                 names = [target.name for target in group]
                 if self.sequential and number:
                     moments.update(second_moments(block, names))

@@ -66,12 +66,23 @@ def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
     for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
         _refuse(lm, name, module, offloaded)
         leaf = name.rpartition(".")[2]
-        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-            continue
-        if leaf in _ROUTERS:
-            continue
-        ref = MatrixRef(f"{name}.weight", None, type(module).__name__ == "Conv1D")
-        yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
+        ref = matrix_of(name, module)
+        if ref is not None and leaf not in _ROUTERS:
+            yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
+
+
+def matrix_of(name: str, module: nn.Module) -> MatrixRef | None:
+    """Where the matrix of a Linear or a Conv1D is; None for any other module."""
+    transposed = type(module).__name__ == "Conv1D"
+    return MatrixRef(f"{name}.weight", None, transposed) if transposed or isinstance(module, nn.Linear) else None
+
+
+def by_fused(found: Iterable[Target]) -> dict[str, list[Target]]:
+    """Matrices by the name that they share with those that they are fused with."""
+    groups: dict[str, list[Target]] = {}
+    for target in found:
+        groups.setdefault(target.fused, []).append(target)
+    return groups
 
 
 def fused_name(module: str) -> str:

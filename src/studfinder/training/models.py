@@ -100,33 +100,28 @@ def variants_from(texts: Sequence[str]) -> list[Variant]:
 def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": length,
+        "tie_word_embeddings": shape.tied,
+        "use_cache": False,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    }
     if shape.architecture == "opt":
         return OPTConfig(
-            vocab_size=vocabulary,
-            hidden_size=shape.hidden,
             word_embed_proj_dim=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             ffn_dim=shape.intermediate or 4 * shape.hidden,
-            max_position_embeddings=length,
             init_std=shape.init_std,
             dropout=shape.dropout,
-            tie_word_embeddings=shape.tied,
-            use_cache=False,
-            **special,
+            **sizes,
         )
     return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads or shape.heads,
         intermediate_size=shape.intermediate or -(-8 * shape.hidden // 3 // 8) * 8,
-        max_position_embeddings=length,
         initializer_range=shape.init_std,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
-        tie_word_embeddings=shape.tied,
-        use_cache=False,
-        **special,
+        **sizes,
     )
