@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
 from studfinder.records.config import Config
 
 Role = Literal["keys and values", "queries", "weights", "positions", "output"]
@@ -120,10 +120,10 @@ def variant_from(entry: dict[str, Any]) -> Variant:
     return variant_class(fields.pop("name", None))(**fields)
 
 
-def variant_class(name: str | None) -> type[Variant]:
-    """The settings of a variant by its name. Raises StudfinderError if there is none."""
+def variant_class(name: Any) -> type[Variant]:
+    """The class of a variant's settings. Raises StudfinderError for an unknown one."""
     if name not in VARIANTS:
-        raise StudfinderError(f"there is no attention {name!r}", expected="vanilla, " + ", ".join(VARIANTS))
+        raise unknown("there is no attention variant", name, VARIANTS)
     module, _, attribute = VARIANTS[name].partition(":")
     return getattr(import_module(module), attribute)
 

@@ -47,7 +47,7 @@ class AWQ(Config):
 
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
     candidates: int = option(20, least=4)
-    duo: bool | Literal["both"] = option(True, line=False)
+    duo: bool | Literal["both"] = True
     clip: Clip | None = None
     shared_values: bool = False
     massive_values: str | None = None

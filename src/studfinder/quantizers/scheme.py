@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.records.config import Config, option
+from studfinder.records.config import Config
 
 Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4"]
 Zero = Literal["none", "integer", "float"]
@@ -38,7 +38,7 @@ class Scheme(Config):
     """
 
     element: Element = "int4"
-    block: Granularity = option(128, line=False)
+    block: Granularity = 128
     zero: Zero = "none"
     scale: ScaleType = "bfloat16"
     narrow: bool = False

@@ -38,7 +38,7 @@ from typing import (
     overload,
 )
 
-from studfinder.errors import StudfinderError, unknown
+from studfinder.errors import StudfinderError, near, unknown
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -73,7 +73,7 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """Between which numbers it lies, in words; empty for any."""
+        """Between which numbers it lies, in words."""
         if self.most is not None:
             return f"{self.least or 0:g} to {self.most:g}"
         ends = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.below, "below {:g}"))
@@ -160,7 +160,8 @@ class Setting:
             return value
         if self.choices:
             if value not in self.choices:
-                raise unknown(f"there is no {self.name.replace('_', ' ')}", value, self.choices)
+                expected = near(value, self.choices)
+                raise StudfinderError(f"{self.name} {str(value)[:40]!r} is unknown", expected=expected)
             return value
         if self.kind is Path and isinstance(value, str | Path):
             return Path(value)
@@ -169,17 +170,17 @@ class Setting:
                 number = operator.index(value) if self.kind is int or isinstance(value, int) else float(value)
             except (TypeError, ValueError):
                 raise self._refused(value) from None
-            if isinstance(value, bool | str) or not self.option.holds(number):
+            if isinstance(value, bool | str):
                 raise self._refused(value)
+            if not self.option.holds(number):
+                raise self._refused(number, self.option.bounds)
             return number
         if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
 
-    def _refused(self, value: Any) -> StudfinderError:
-        expected = _WORDS.get(self.kind, "another value")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            expected = self.option.bounds or expected
+    def _refused(self, value: Any, expected: str = "") -> StudfinderError:
+        expected = expected or _WORDS.get(self.kind, "another value")
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
@@ -221,7 +222,7 @@ def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     optional = many = False
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        optional, hint = len(parts) < len(get_args(hint)), parts[0]
+        optional, hint = len(parts) < len(get_args(hint)), parts[0] if len(parts) == 1 else Any
     if get_origin(hint) in (list, tuple, Sequence):
         many, hint = True, get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
@@ -241,6 +242,7 @@ def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapp
 
 
 _Settings = TypeVar("_Settings", bound=Config)
+_Record = TypeVar("_Record")
 
 
 def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the config") -> _Settings:
@@ -249,23 +251,22 @@ def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the con
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    kept = {one: value for one, value in changes.items() if value is not None}
-    return dataclasses.replace(config, **read(type(config), kept, name))  # type: ignore[type-var]
+    given = {one: value for one, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **_read(settings_of(config), given, name))  # type: ignore[type-var]
 
 
-def named(text: str) -> tuple[str, dict[str, str]]:
-    """The name and the settings that a text such as "induction:length=64,vocabulary=256" says."""
-    name, _, rest = text.partition(":")
-    return name, {key: value for key, _, value in (pair.partition("=") for pair in rest.split(",") if pair)}
+def worded(kind: Callable[..., _Record], text: str, name: str) -> _Record:
+    """A record of a line such as "kind=linear,pi_init=0.25". Raises as `replaced`, and what the record refuses."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    return kind(**_read(described(kind), {one: value for one, _, value in pairs}, name))
 
 
-def read(kind: Any, given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fields of a config; text is read by the field's type. Raises as `replaced`."""
-    settings = {setting.name: setting for setting in described(kind)}
+def _read(settings: Sequence[Setting], given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    known = {setting.name: setting for setting in settings}
     for one in given:
-        if one not in settings:
-            raise unknown(f"{name} has no setting", one, settings)
-    return {one: settings[one].parsed(value) if isinstance(value, str) else value for one, value in given.items()}
+        if one not in known:
+            raise unknown(f"{name} has no setting", one, known)
+    return {one: known[one].parsed(v) if isinstance(v, str) else v for one, v in given.items()}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -296,9 +297,6 @@ class Maker(Protocol, Generic[_Kind, _Fields, _Made]):
     def __call__(self, config: _Kind, /) -> _Made: ...
     @overload
     def __call__(self, *args: _Fields.args, **fields: _Fields.kwargs) -> _Made: ...
-
-
-_Record = TypeVar("_Record")
 
 
 def takes(

@@ -22,9 +22,9 @@ from studfinder.runs import Progress, silent
 from studfinder.studies.scored import MADE, GridScores, ModelVariant
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> ModelVariant:
-    """A variant made by edits."""
-    return ModelVariant(label, partial(edited, lm, edits), edits_hash(edits)[:12])
+def with_edits(lm: LM, label: str, edits: Sequence[Edit], family: str = "") -> ModelVariant:
+    """A variant made by edits, which are its `detail`."""
+    return ModelVariant(label, partial(edited, lm, edits), edits_hash(edits)[:12], family or label, detail=edits)
 
 
 class Watch(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from studfinder.measures import Scores, compare
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, from_json, point
-from studfinder.stats import averaged
+from studfinder.stats import averaged, crossed
 
 MADE = "made"
 """The cell that holds what entering a variant gave: true bits, notes, or why it was refused."""
@@ -113,6 +113,21 @@ class GridScores:
     def items(self, label: str, measure: str, name: str = "score") -> np.ndarray:
         """One number an item, of one variant."""
         return np.array(self.scores[label][measure].items[name])
+
+    def drawn(self, family: str, measure: str, name: str = "score") -> np.ndarray:
+        """(draws, items) of a family, or of the one variant of this label: what `stats.crossed` takes."""
+        own = [variant.label for variant in self.variants if family in (variant.family, variant.label)]
+        return np.stack([self.items(label, measure, name) for label in own])
+
+    def mean(self, family: str, measure: str, name: str = "score", what: str = "items") -> Interval:
+        """Over the items and draws of a family; `what` items are."""
+        clusters = self.scores[self.original][measure].clusters or None
+        return crossed(lambda mean: mean["x"], {"x": self.drawn(family, measure, name)}, clusters, what=what)
+
+    @property
+    def families(self) -> list[str]:
+        """Of all variants but the first, in order."""
+        return list(dict.fromkeys(variant.family or variant.label for variant in self.variants[1:]))
 
     def change(self, measure: str, label: str, against: str = "", level: float = 0.95) -> Comparison | None:
         """What a measure changed by, paired: perplexity as a factor, the rest as a difference; None where one of the

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from studfinder.attention import Variant, convert
+from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_class
-from studfinder.errors import StudfinderError
-from studfinder.records.config import Config, named, option, read
+from studfinder.errors import StudfinderError, unknown
+from studfinder.records.config import Config, option, worded
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -92,9 +92,15 @@ def variants_from(texts: Sequence[str]) -> list[Variant]:
     Raises:
         StudfinderError: an unknown variant or setting.
     """
-    said = [named(text) for text in texts if text != "vanilla"]
-    kinds = [(variant_class(name.replace("-", "_")), given) for name, given in said]
-    return [kind(**read(kind, given, f"attention {kind.name!r}")) for kind, given in kinds]
+    return [_variant(text) for text in texts if text != "vanilla"]
+
+
+def _variant(text: str) -> Variant:
+    name, _, rest = text.partition(":")
+    name = name.replace("-", "_")
+    if name not in VARIANTS:
+        raise unknown("there is no attention", text, ("vanilla", *VARIANTS))
+    return worded(variant_class(name), rest, f"attention {name}")
 
 
 def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from studfinder.errors import StudfinderError, unknown
-from studfinder.records.config import Config, named, read
+from studfinder.records.config import Config, worded
 
 TOY_TASKS = {
     "induction": "studfinder.training.tasks.induction:Induction",
@@ -77,12 +77,11 @@ def task_from(text: str) -> ToyTask:
     Raises:
         StudfinderError: there is no such task or setting.
     """
-    name, given = named(text)
+    name, _, rest = text.partition(":")
     if name not in TOY_TASKS:
         raise unknown("there is no task", name, TOY_TASKS)
     module, _, attribute = TOY_TASKS[name].partition(":")
-    kind = getattr(import_module(module), attribute)
-    return kind(**read(kind, given, f"task {name!r}"))
+    return worded(getattr(import_module(module), attribute), rest, f"task {name}")
 
 
 def word_tokenizer(vocabulary: int) -> Any:
