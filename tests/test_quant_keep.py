@@ -14,7 +14,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
 from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized, targets
 from studfinder.quantizers.apply import bench_for, running
-from studfinder.quantizers.auto import Auto
+from studfinder.quantizers.auto import Auto, as_it_is
 from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.keep import resolve
@@ -126,7 +126,7 @@ def errors_of_ways(lm, scheme, keep):
     weight = lm.model.get_parameter(DOWN).detach()
     size = output_error(weight, moments[DOWN])
     found = {}
-    for way in Auto(fractions=())._ways(bench, [target], {DOWN: weight.float()}, moments):
+    for way in Auto(fractions=())._ways(bench, [target], as_it_is(bench, [target], moments)):
         held = way.masks[DOWN] if way.masks[DOWN].any() else None
         rounded = quantize_weight(way.weights[DOWN], scheme, held_RC=held).dequantized()
         found[way.label] = output_error(rounded - way.weights[DOWN], way.moments[DOWN]) / size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -173,7 +174,9 @@ def round_inputs(
                 raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
             low, high = ranges[target.name]
             grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
-        journal.hook(lm.model.get_submodule(target.ref.module), _hook(config, channels, grid), before=True)
+        journal.hook(
+            lm.model.get_submodule(target.ref.module), partial(_round_input, config, channels, grid), before=True
+        )
 
 
 def fake_quantized(
@@ -251,12 +254,11 @@ def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, 
     return found
 
 
-def _hook(config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None) -> Any:
-    def before(_module: nn.Module, args: tuple) -> tuple:
-        x = args[0]
-        if not x.numel():  # an expert without a token
-            return args
-        made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
-        return (made.view(x.shape), *args[1:])
-
-    return before
+def _round_input(
+    config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None, _module: nn.Module, args: tuple
+) -> tuple:
+    x = args[0]
+    if not x.numel():  # an expert without a token
+        return args
+    made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
+    return (made.view(x.shape), *args[1:])

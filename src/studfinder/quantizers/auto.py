@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.ffn import ffn_of
+from studfinder.quantizers.ffn import find_ffn
 from studfinder.quantizers.grid import largest, quantize_weight
 from studfinder.quantizers.targets import Target, by_fused
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
@@ -38,6 +38,13 @@ class _Way:
     moments: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
     change: Permute | Rebalance | None = None
+
+
+def as_it_is(bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way:
+    """Nothing changed and nothing held out."""
+    weights = {target.name: target.weight(bench.lm).float() for target in group}
+    none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    return _Way("as it is", weights, moments, none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +101,9 @@ class Auto(Config):
 
     def _way(self, bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
         """What is cheapest within the budget; None to skip the group."""
-        weights = {target.name: target.weight(bench.lm).float() for target in group}
-        size = sum(output_error(weight, moments[name]) for name, weight in weights.items())
-        for way in self._ways(bench, group, weights, moments):
+        plain = as_it_is(bench, group, moments)
+        size = sum(output_error(weight, moments[name]) for name, weight in plain.weights.items())
+        for way in self._ways(bench, group, plain):
             error = 0.0
             for name, w in way.weights.items():
                 held_RC = way.masks[name] if way.masks[name].any() else None
@@ -106,52 +113,39 @@ class Auto(Config):
                 return way
         return None
 
-    def _ways(
-        self, bench: Workbench, group: list[Target], weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
-    ) -> Iterator[_Way]:
-        """The cheapest in bits first."""
-        asked = {name: bench.held.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in weights.items()}
-        none = {name: torch.zeros_like(mask) for name, mask in asked.items()}
-        yield _Way("as it is", weights, moments, none)
+    def _ways(self, bench: Workbench, group: list[Target], plain: _Way) -> Iterator[_Way]:
+        """The cheapest in bits first, `plain` before all."""
+        asked = {name: bench.held.get(name, none) for name, none in plain.masks.items()}
+        yield plain
         if len(group) == 1:
-            yield from _changed(bench, group[0], weights, moments, asked, none)
+            yield from _changed(bench, group[0], plain, asked)
         if bench.numbers:
             if any(mask.any() for mask in asked.values()):
-                yield _Way("held out as asked", weights, moments, asked)
-            yield from sorted(
-                self._held(weights, moments, asked), key=lambda way: sum(int(mask.sum()) for mask in way.masks.values())
-            )
+                yield replace(plain, label="held out as asked", masks=asked)
+            held = self._held(plain, asked)
+            yield from sorted(held, key=lambda way: sum(int(mask.sum()) for mask in way.masks.values()))
 
-    def _held(
-        self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], asked: dict[str, torch.Tensor]
-    ) -> Iterator[_Way]:
+    def _held(self, plain: _Way, asked: dict[str, torch.Tensor]) -> Iterator[_Way]:
         for fraction in self.fractions:
-            share = {n: asked[n] | largest(w, max(1, int(fraction * w.numel()))) for n, w in weights.items()}
-            yield _Way(f"{fraction:.1%} held out", weights, moments, share)
-            columns = {name: asked[name] | _loudest(w, moments[name], fraction) for name, w in weights.items()}
-            yield _Way(f"{fraction:.1%} held out, by columns", weights, moments, columns)
+            share, columns = {}, {}
+            for name, w in plain.weights.items():
+                share[name] = asked[name] | largest(w, max(1, int(fraction * w.numel())))
+                columns[name] = asked[name] | _loudest(w, plain.moments[name], fraction)
+            yield replace(plain, label=f"{fraction:.1%} held out", masks=share)
+            yield replace(plain, label=f"{fraction:.1%} held out, by columns", masks=columns)
 
 
-def _changed(
-    bench: Workbench,
-    target: Target,
-    weights: dict[str, torch.Tensor],
-    moments: dict[str, torch.Tensor],
-    asked: dict[str, torch.Tensor],
-    none: dict[str, torch.Tensor],
-) -> Iterator[_Way]:
+def _changed(bench: Workbench, target: Target, plain: _Way, asked: dict[str, torch.Tensor]) -> Iterator[_Way]:
     """A down projection with the columns of its neurons sorted, or with those of kept weights rebalanced: the neurons'
     own rows, in the matrix before, are rounded as before (a power of two changes no code)."""
-    try:
-        if ffn_of(bench.lm, target.layer).down != target.name:
-            return
-    except StudfinderError:
+    ffn = find_ffn(bench.lm, target.layer)
+    if ffn is None or ffn.down != target.name:
         return
-    name, down_RC, moment_CC = target.name, weights[target.name], moments[target.name]
+    name, down_RC, moment_CC = target.name, plain.weights[target.name], plain.moments[target.name]
     order = by_size(down_RC)
     sorted_moment_CC = moment_CC[order][:, order]
     label = "neurons sorted"
-    yield _Way(label, {name: down_RC[:, order]}, {name: sorted_moment_CC}, none, Permute(layers=(target.layer,)))
+    yield _Way(label, {name: down_RC[:, order]}, {name: sorted_moment_CC}, plain.masks, Permute(layers=(target.layer,)))
     cols = asked[name].any(dim=0).nonzero()[:, 0].tolist()
     if not 0 < len(cols) <= _FEW or bench.scheme.block == "tensor":
         return
@@ -160,7 +154,7 @@ def _changed(
         factor_C[cols] = 2.0**power
         scaled_CC = moment_CC / factor_C / factor_C[:, None]
         change = Rebalance(neurons=tuple((target.layer, col) for col in cols), power=power)
-        yield _Way(f"rebalanced by 2^{power}", {name: down_RC * factor_C}, {name: scaled_CC}, none, change)
+        yield _Way(f"rebalanced by 2^{power}", {name: down_RC * factor_C}, {name: scaled_CC}, plain.masks, change)
 
 
 def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalance]:

@@ -32,12 +32,9 @@ class FFN:
     gate_first: int
 
 
-def ffn_of(lm: LM, layer: int) -> FFN:
-    """The feed-forward network of a block.
-
-    Raises:
-        StudfinderError: it is not gated (what lies before the activation cannot be scaled), or it is a mixture.
-    """
+def find_ffn(lm: LM, layer: int) -> FFN | None:
+    """The feed-forward network of a block; None if it is not gated (what lies before the activation cannot be scaled),
+    or a mixture."""
     writers = lm.anatomy.layers[layer].writers
     if len(writers) == 1 and writers[0].expert is None and not writers[0].transposed:
         parent, _, leaf = writers[0].module.rpartition(".")
@@ -49,6 +46,14 @@ def ffn_of(lm: LM, layer: int) -> FFN:
         if isinstance(getattr(block, "gate_up_proj", None), nn.Linear):
             both = f"{parent}.gate_up_proj.weight"
             return FFN(down, both, lm.model.get_parameter(down).shape[1], both, 0)
+    return None
+
+
+def ffn_of(lm: LM, layer: int) -> FFN:
+    """The same. Raises StudfinderError if there is none."""
+    found = find_ffn(lm, layer)
+    if found is not None:
+        return found
     raise StudfinderError(
         f"layer {layer} of this {lm.anatomy.architecture} model has no gated feed-forward network of its own",
         expected="down(act(gate(x)) * up(x))",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.ffn import ffn_of
+from studfinder.quantizers.ffn import find_ffn
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import matrix_of
 from studfinder.quantizers.walk import Block
@@ -98,9 +98,7 @@ def norm_folds(lm: LM, block: Block) -> list[Fold]:
     owner = lm.model.get_submodule(path)
     norms = {f"{path}.{name}": getattr(owner, name) for name in _NORMS if hasattr(owner, name)}
     norms = {name: norm for name, norm in norms.items() if getattr(norm, "weight", None) is not None}
-    readers: dict[str, list[str]] = {name: [] for name in norms}
-    with _watching(lm, path, norms, readers):
-        block.run(first=1)
+    readers = _readers(lm, block, path, norms)
     found = []
     for name, norm in norms.items():
         seen = [matrix_of(reader, lm.model.get_submodule(reader)) for reader in readers[name]]
@@ -131,9 +129,8 @@ def value_fold(lm: LM, layer: int, *, shared: bool = False) -> Fold | None:
 
 def up_fold(lm: LM, layer: int) -> Fold | None:
     """up_proj and down_proj of a gated feed-forward network; None if there is none."""
-    try:
-        ffn = ffn_of(lm, layer)
-    except StudfinderError:
+    ffn = find_ffn(lm, layer)
+    if ffn is None:
         return None
     cols = lm.model.get_parameter(ffn.down).shape[1]
     ref = MatrixRef(ffn.down)
@@ -186,33 +183,29 @@ def swapped(lm: LM, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _watching(lm: LM, path: str, norms: Mapping[str, nn.Module], readers: dict[str, list[str]]) -> Iterator[None]:
+def _readers(lm: LM, block: Block, path: str, norms: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Which modules of a block are given the output of each norm, seen by running it over one window."""
+    readers: dict[str, list[str]] = {name: [] for name in norms}
     made: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no other tensor takes its address
 
-    def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
-            made[id(output)] = name
-            kept.append(output)
+    def after(name: str, _module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+        made[id(output)] = name
+        kept.append(output)
 
-        return hook
-
-    def before(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            for value in (*args, *kwargs.values()):
-                if id(value) in made:
-                    readers[made[id(value)]].append(name)
-
-        return hook
+    def before(name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        for value in (*args, *kwargs.values()):
+            if id(value) in made:
+                readers[made[id(value)]].append(name)
 
     with Journal(lm.model) as journal:
         for name, norm in norms.items():
-            journal.hook(norm, after(name))
+            journal.hook(norm, partial(after, name))
         for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
             if not list(module.children()):
-                journal.hook(module, before(name), before=True, with_kwargs=True)
-        yield
+                journal.hook(module, partial(before, name), before=True, with_kwargs=True)
+        block.run(first=1)
+    return readers
 
 
 @torch.no_grad()

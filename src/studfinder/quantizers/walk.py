@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,29 +20,30 @@ InputReader = Callable[[torch.Tensor], Any]
 """Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
 
 
+@dataclass(frozen=True)
 class Block:
     """One block on the walk.
 
     Attributes:
         layer: which.
         targets: its matrices that are on the bench, in order.
+        lm: the model.
+        windows: calibration windows in batches, and what enters the block of each.
     """
 
-    def __init__(self, layer: int, targets: tuple[Target, ...], lm: LM, windows: Sequence[Batch], inputs: list) -> None:
-        self.layer = layer
-        self.targets = targets
-        self._lm = lm
-        self._batches = windows
-        self._inputs = inputs
+    layer: int
+    targets: tuple[Target, ...]
+    lm: LM
+    windows: Sequence[tuple[Batch, Any]]
 
     def run(self, readers: Mapping[str, InputReader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
         """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C).
         `readers` by parameter name see what enters. See also `gathered`."""
         outputs = []
-        for batch, entering in list(zip(self._batches, self._inputs, strict=True))[:first]:
-            with _reading(self._lm, readers or {}, batch):
-                outputs.append(_one_block(self._lm, batch, self.layer, entering))
-        return [hidden(output) for output in outputs]
+        for batch, entering in self.windows[:first]:
+            with _reading(self.lm, readers or {}, batch):
+                outputs.append(hidden(_one_block(self.lm, batch, self.layer, entering)))
+        return outputs
 
 
 def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
@@ -52,18 +54,15 @@ def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
     layer. Positions and masks are made by the model's own forward pass.
     """
     lm = bench.lm
-    found = list(batches(bench.windows, batch_size))
-    inputs: list[Any] = [None] * len(found)
+    windows: list[tuple[Batch, Any]] = [(batch, None) for batch in batches(bench.windows, batch_size)]
     for layer in range(len(lm.anatomy.layers)):
         own = tuple(target for target in bench.targets if target.layer == layer)
-        block = Block(layer, own, lm, found, inputs)
         if own:
-            yield block
-        if any(target.layer > layer for target in bench.targets):
-            for number, batch in enumerate(found):
-                inputs[number] = _one_block(lm, batch, layer, inputs[number])
-        else:
+            yield Block(layer, own, lm, windows)
+        if not any(target.layer > layer for target in bench.targets):
             return
+        for number, (batch, entering) in enumerate(windows):
+            windows[number] = batch, _one_block(lm, batch, layer, entering)
 
 
 def gathered(
