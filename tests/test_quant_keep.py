@@ -15,7 +15,7 @@ from studfinder.models import content_hash
 from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized, targets
 from studfinder.quantizers.apply import bench_for, running
 from studfinder.quantizers.auto import Auto, as_it_is
-from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
+from studfinder.quantizers.clip_restore import ClipRestore
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.keep import resolve
 from studfinder.quantizers.walk import output_error, second_moments, walk
@@ -36,16 +36,19 @@ def test_clip_and_round_clamps_each_block_by_its_own_magnitudes():
     w = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     w[2, 5] = 50
     scheme = Scheme(element="int8", block=16, scale="float32")
-    found = clip_and_round(w, scheme, 2.0).dequantized()
+    found = ClipRestore(scheme=scheme).rounded(w, 2.0).dequantized()
     block = w[2, :16].abs()
     limit = block.mean() + 2 * block.std(unbiased=False)
     assert found[2, 5] == pytest.approx(limit.item(), rel=0.01)
-    assert torch.equal(clip_and_round(w, scheme, inf).dequantized()[3], clip_and_round(w, scheme, 1e6).dequantized()[3])
+    assert torch.equal(
+        ClipRestore(scheme=scheme).rounded(w, inf).dequantized()[3],
+        ClipRestore(scheme=scheme).rounded(w, 1e6).dequantized()[3],
+    )
     held = w == 50
-    restored = clip_and_round(w, scheme, 2.0, held).dequantized()
+    restored = ClipRestore(scheme=scheme).rounded(w, 2.0, held).dequantized()
     assert restored[2, 5] == 50
     two = Scheme(element="int8", block=(3, 20), remainder="block", scale="float32")
-    assert clip_and_round(w, two, 3.0).dequantized().shape == w.shape
+    assert ClipRestore(scheme=two).rounded(w, 3.0).dequantized().shape == w.shape
 
 
 def test_the_chosen_clip_is_the_best_of_the_candidates_and_no_clip_is_one():
@@ -59,7 +62,7 @@ def test_the_chosen_clip_is_the_best_of_the_candidates_and_no_clip_is_one():
     for name, moment in second_moments(first).items():
         weight = dict(lm.model.named_parameters())[name].detach()
         errors = [
-            output_error(clip_and_round(weight, CHANNEL, z).dequantized() - weight, moment)
+            output_error(ClipRestore(scheme=CHANNEL).rounded(weight, z).dequantized() - weight, moment)
             for z in ClipRestore().candidates
         ]
         assert output_error(found[name] - weight, moment) == pytest.approx(min(errors), rel=1e-5)

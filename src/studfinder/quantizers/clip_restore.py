@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
+from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight, untiled
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from studfinder.records.config import Config, option
@@ -66,20 +66,14 @@ class ClipRestore(Config):
         return -minus_z, found
 
     def rounded(self, weight_RC: torch.Tensor, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
-        """A matrix (out, in) clamped by z, rounded and restored."""
-        return clip_and_round(weight_RC, self.scheme, z, held_RC)
-
-
-def clip_and_round(weight_RC: torch.Tensor, scheme: Scheme, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
-    """Clamp each block to mean|w| + z std|w| of its entries, held-out ones included, and round; then restore."""
-    if z == inf:
-        return quantize_weight(weight_RC, scheme, held_RC=held_RC)
-    limit_RC = torch.empty_like(weight_RC)
-    for part, tiles, _ in pieces_of(weight_RC.abs(), (), scheme):
-        limit = tiles.mean(dim=(1, 3), keepdim=True) + z * tiles.std(dim=(1, 3), keepdim=True, unbiased=False)
-        rows = slice(part.start * tiles.shape[1], (part.start + len(tiles)) * tiles.shape[1])
-        limit_RC[rows] = limit.expand_as(tiles).reshape(-1, tiles.shape[2] * tiles.shape[3])[
-            : limit_RC[rows].shape[0], : limit_RC.shape[1]
-        ]
-    found = quantize_weight(weight_RC.clamp(-limit_RC, limit_RC), scheme, held_RC=held_RC)
-    return Quantized(found.codes_RC, found.grid, scheme, kept_entries(weight_RC, held_RC))
+        """Each block of a matrix (out, in) clamped to mean|w| + z std|w| of its entries, held-out ones included, and
+        rounded; then restored."""
+        if z == inf:
+            return quantize_weight(weight_RC, self.scheme, held_RC=held_RC)
+        limits = []
+        for _, tiles, _ in pieces_of(weight_RC.abs(), (), self.scheme):
+            limit = tiles.mean(dim=(1, 3), keepdim=True) + z * tiles.std(dim=(1, 3), keepdim=True, unbiased=False)
+            limits.append(limit.expand_as(tiles))
+        limit_RC = untiled(torch.cat(limits), weight_RC.shape)
+        found = quantize_weight(weight_RC.clamp(-limit_RC, limit_RC), self.scheme, held_RC=held_RC)
+        return replace(found, kept=kept_entries(weight_RC, held_RC))

@@ -182,7 +182,7 @@ def codes(
 ) -> torch.Tensor:
     """The nearest code of every entry, (out, in); see `Quantized.codes_RC` for the dtypes."""
     made = [_codes(*piece, scheme) for piece in _pieces(weight_RC, grid, scheme, group_C)]
-    return _untiled(torch.cat(made), weight_RC.shape)
+    return untiled(torch.cat(made), weight_RC.shape)
 
 
 def dequantized(
@@ -190,7 +190,7 @@ def dequantized(
 ) -> torch.Tensor:
     """What codes stand for, (out, in) fp32."""
     made = [_values(*piece, scheme) for piece in _pieces(codes_RC, grid, scheme, group_C)]
-    return _untiled(torch.cat(made), codes_RC.shape)
+    return untiled(torch.cat(made), codes_RC.shape)
 
 
 def rounded(scaled: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -286,7 +286,8 @@ def kept_entries(weight_RC: torch.Tensor, held_RC: torch.Tensor | None) -> Kept 
     return Kept(index_N, weight_RC.reshape(-1)[index_N].clone())
 
 
-def _untiled(tiles: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def untiled(tiles: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Tiles, see `pieces_of`, as the matrix that they were taken from."""
     rows, cols = shape
     matrix = tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
     return matrix if matrix.shape == shape else matrix[:rows, :cols].contiguous()
