@@ -55,13 +55,11 @@ def failed_write(error: Exception, place: Path) -> str | None:
     said = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if isinstance(error, OSError):
         return error.strerror or said
-    if _FULL in said:
-        return _FULL
     if isinstance(error, SafetensorError):
-        return said if "I/O error" in said else None
-    if not any(words in said for words in _TORCH_WRITER):
-        return None
-    return _FULL if _free(place) < _SPENT else said
+        return _FULL if _FULL in said else said if "I/O error" in said else None
+    if any(words in said for words in _TORCH_WRITER):
+        return _FULL if _free(place) < _SPENT else said
+    return _FULL if _FULL in said else None
 
 
 def _free(place: Path) -> int:
