@@ -45,7 +45,7 @@ class DisruptConfig(StudyConfig):
 
     limit: int = option(48, help="Items of a measure (ten of passkey and 24 of tasks at most).", least=1)
     k: tuple[int, ...] = option((1, 2), help="Largest dims of every head.", least=1, commas=True)
-    lambdas: tuple[float, ...] = option((5.0,), help="All dims above so many times the head's mean.", commas=True)
+    lambdas: tuple[float, ...] = option((5,), help="All dims above so many times the head's mean.", commas=True)
     noise: tuple[float, ...] = option((0.5,), help="Noise in the massive dims, in units of their size.", commas=True)
     draws: int = option(2, help="Draws of what is random.", least=1)
     measures: str = option("passkey:128,256 tasks:sentiment facts", help="What else is measured, with spaces between.")

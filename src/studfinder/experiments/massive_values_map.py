@@ -49,7 +49,7 @@ class MapConfig(MapsConfig):
     """Which layers are drawn, and what is counted in all of them."""
 
     layers: tuple[int, ...] = option((), help="Layers that are drawn; an early, a middle, a late one.", commas=True)
-    lambdas: tuple[float, ...] = option((3.0, 5.0, 10.0), help="Massive is above so many times a mean.", commas=True)
+    lambdas: tuple[float, ...] = option((3, 5, 10), help="Massive is above so many times a mean.", commas=True)
 
 
 EXPERIMENT = Experiment(

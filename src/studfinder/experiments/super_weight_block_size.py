@@ -117,7 +117,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rows = [(one.label, one.label, plain.label) for one, plain in pairs]
     tables = [
         scored.scores_table("scores", f"{held} {CAVEAT} {_PAPER}", bits="bits per weight", first="recipe"),
-        scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows, first="pair"),
+        scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows),
     ]
     notes = []
     for kept in (_HELD, _CLIPPED, _OTHERS, _BARE, _LARGE):

@@ -194,13 +194,13 @@ class GridScores:
         note: str = PAIRED,
         *,
         pairs: Iterable[tuple[str, str, str]] | None = None,
-        first: str = "model",
+        first: str = "",
     ) -> Table:
         """What changed, paired within items.
 
         Args:
             pairs: (what the row is called, changed, plain); by default every other variant against the original.
-            first: the heading of what rows are called.
+            first: the heading of what rows are called; "model", or "pair" of pairs, unless told.
         """
         own = pairs is None
         rows = list(pairs) if pairs is not None else [(v.label, v.label, self.original) for v in self.tried()]
@@ -212,7 +212,7 @@ class GridScores:
             )
             for called, label, plain in rows
         ]
-        heads = (first, *map(head, self.measures), *(self._average() if own else []))
+        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *(self._average() if own else []))
         return Table(title=title, columns=heads, rows=tuple(cells), note=note)
 
     # --- sentences ---
