@@ -230,3 +230,10 @@ def test_auto_holds_out_the_columns_of_loud_inputs_where_that_is_cheapest():
         held = bench.held[DOWN]
         assert held[:, 4].all()
         assert held.sum() == held.shape[0]
+
+
+def test_auto_holds_out_of_transposed_matrices_too():
+    lm = tiny("gpt2")
+    with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.006), windows=prompts()) as bench:
+        assert bench.held
+        assert "held out" in bench.notes[0]
