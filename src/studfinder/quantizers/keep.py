@@ -18,6 +18,8 @@ from studfinder.quantizers.targets import Target
 from studfinder.records import Findings, SuperWeight
 from studfinder.records.config import Config, option
 
+__all__ = ["HoldOut", "Keep", "Skip", "hold_out", "skip"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut(Config):
@@ -39,11 +41,6 @@ class HoldOut(Config):
         super().__post_init__()
         if not self.entries and not self.fraction:
             raise StudfinderError("there is nothing to hold out", expected="entries, or a fraction")
-
-    def __repr__(self) -> str:
-        # Steps of experiments are remembered by it: an option that is not used must not make old ones be done again.
-        used = "".join(f", {name}={getattr(self, name)!r}" for name in ("columns", "model") if getattr(self, name))
-        return f"HoldOut(entries={self.entries!r}, fraction={self.fraction!r}{used})"
 
     def __str__(self) -> str:
         places: dict[str, list[str]] = {}
