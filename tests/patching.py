@@ -35,10 +35,20 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers import RTN, KVCache, RotaryPairs, Rotate, Scheme, Split, quantized, quantized_cache
 from studfinder.quantizers.activations import ActivationScheme as Rounded
-from studfinder.quantizers.activations import rounded_inputs
+from studfinder.quantizers.activations import round_inputs
 from studfinder.quantizers.folds import swapped
 from studfinder.quantizers.targets import targets
-from studfinder.sites import AttentionCall, BlockOutput, Site, WriterCall, kept_outputs, module_inputs, resumed, tapped
+from studfinder.sites import (
+    AttentionCall,
+    BlockOutput,
+    Journal,
+    Site,
+    WriterCall,
+    kept_outputs,
+    module_inputs,
+    resumed,
+    tapped,
+)
 from tiny import tiny, token_ids
 
 IDS = token_ids(1, 6)
@@ -143,6 +153,13 @@ def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
 def head_name(lm: LM) -> str:
     head = lm.model.get_output_embeddings()
     return next(name for name, module in lm.model.named_modules() if module is head) + ".weight"
+
+
+@contextmanager
+def rounded_inputs(lm: LM, config: Rounded, chosen: Any) -> Iterator[None]:
+    with Journal(lm.model) as journal:
+        round_inputs(journal, lm, config, chosen)
+        yield
 
 
 @contextmanager

@@ -233,11 +233,7 @@ def _(folder: Path) -> Any:
     from studfinder.quantizers.source import stored_files
 
     files = stored_files(folder)
-    return [
-        int(files.read(shard, name).view(torch.uint8).long().sum())
-        for shard, names in files.shards.items()
-        for name in names
-    ]
+    return [int(files.read(name).view(torch.uint8).long().sum()) for name in files.stored]
 
 
 @reader(

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from patching import rounded_inputs
 from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import RTN, Scheme, quantized, targets
@@ -16,12 +17,12 @@ from studfinder.quantizers.activations import (
     WithActivations,
     fake_quantized,
     input_ranges,
-    rounded_inputs,
     super_activations,
     super_channels,
 )
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.smoothquant import SmoothQuant
+from studfinder.verbs.quantize_write import acts_of
 from tiny import C, prompts, tiny, token_ids
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -152,12 +153,12 @@ def test_where_super_activations_enter_matrices():
 
 def test_what_can_be_exported_says_so():
     arguments = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
-    assert WithActivations().activation_arguments == arguments
-    assert SmoothQuant().activation_arguments == arguments
-    assert SmoothQuant(activations=None).activation_arguments is None
+    assert acts_of(WithActivations(), "auto") == arguments
+    assert acts_of(SmoothQuant(), "auto") == arguments
+    assert acts_of(SmoothQuant(activations=None), "auto") is None
     for config in (ActivationScheme(zero="float"), ActivationScheme(scope="tensor", range="static")):
         with pytest.raises(StudfinderError, match="dense"):
-            WithActivations(activations=config).activation_arguments  # noqa: B018
+            acts_of(WithActivations(activations=config), "auto")
 
 
 def test_bad_input():

@@ -14,8 +14,8 @@ from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
 from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized, targets
 from studfinder.quantizers.apply import bench_for, running
-from studfinder.quantizers.auto import Auto
-from studfinder.quantizers.clip_restore import ClipRestore, clip_and_round
+from studfinder.quantizers.auto import Auto, as_it_is
+from studfinder.quantizers.clip_restore import ClipRestore
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.keep import resolve
 from studfinder.quantizers.walk import output_error, second_moments, walk
@@ -36,16 +36,19 @@ def test_clip_and_round_clamps_each_block_by_its_own_magnitudes():
     w = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     w[2, 5] = 50
     scheme = Scheme(element="int8", block=16, scale="float32")
-    found = clip_and_round(w, scheme, 2.0).dequantized()
+    found = ClipRestore(scheme=scheme).rounded(w, 2.0).dequantized()
     block = w[2, :16].abs()
     limit = block.mean() + 2 * block.std(unbiased=False)
     assert found[2, 5] == pytest.approx(limit.item(), rel=0.01)
-    assert torch.equal(clip_and_round(w, scheme, inf).dequantized()[3], clip_and_round(w, scheme, 1e6).dequantized()[3])
+    assert torch.equal(
+        ClipRestore(scheme=scheme).rounded(w, inf).dequantized()[3],
+        ClipRestore(scheme=scheme).rounded(w, 1e6).dequantized()[3],
+    )
     held = w == 50
-    restored = clip_and_round(w, scheme, 2.0, held).dequantized()
+    restored = ClipRestore(scheme=scheme).rounded(w, 2.0, held).dequantized()
     assert restored[2, 5] == 50
     two = Scheme(element="int8", block=(3, 20), remainder="block", scale="float32")
-    assert clip_and_round(w, two, 3.0).dequantized().shape == w.shape
+    assert ClipRestore(scheme=two).rounded(w, 3.0).dequantized().shape == w.shape
 
 
 def test_the_chosen_clip_is_the_best_of_the_candidates_and_no_clip_is_one():
@@ -59,7 +62,7 @@ def test_the_chosen_clip_is_the_best_of_the_candidates_and_no_clip_is_one():
     for name, moment in second_moments(first).items():
         weight = dict(lm.model.named_parameters())[name].detach()
         errors = [
-            output_error(clip_and_round(weight, CHANNEL, z).dequantized() - weight, moment)
+            output_error(ClipRestore(scheme=CHANNEL).rounded(weight, z).dequantized() - weight, moment)
             for z in ClipRestore().candidates
         ]
         assert output_error(found[name] - weight, moment) == pytest.approx(min(errors), rel=1e-5)
@@ -126,7 +129,7 @@ def errors_of_ways(lm, scheme, keep):
     weight = lm.model.get_parameter(DOWN).detach()
     size = output_error(weight, moments[DOWN])
     found = {}
-    for way in Auto(fractions=())._ways(bench, [target], {DOWN: weight.float()}, moments):
+    for way in Auto(fractions=())._ways(bench, [target], as_it_is(bench, [target], moments)):
         held = way.masks[DOWN] if way.masks[DOWN].any() else None
         rounded = quantize_weight(way.weights[DOWN], scheme, held_RC=held).dequantized()
         found[way.label] = output_error(rounded - way.weights[DOWN], way.moments[DOWN]) / size
@@ -210,9 +213,9 @@ def test_what_needs_calibration_says_so():
         quantized(lm, ClipRestore(scheme=CHANNEL))
     with pytest.raises(StudfinderError, match="Auto needs calibration text"):
         quantized(lm, RTN(scheme=CHANNEL), transforms=Auto())
-    with pytest.raises(StudfinderError, match="for z"):
+    with pytest.raises(StudfinderError, match=r"candidates=0.0; expected above 0"):
         ClipRestore(candidates=(0.0,))
-    with pytest.raises(StudfinderError, match="budget"):
+    with pytest.raises(StudfinderError, match=r"budget=.*expected above 0"):
         Auto(budget=0)
 
 
@@ -227,3 +230,10 @@ def test_auto_holds_out_the_columns_of_loud_inputs_where_that_is_cheapest():
         held = bench.held[DOWN]
         assert held[:, 4].all()
         assert held.sum() == held.shape[0]
+
+
+def test_auto_holds_out_of_transposed_matrices_too():
+    lm = tiny("gpt2")
+    with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.006), windows=prompts()) as bench:
+        assert bench.held
+        assert "held out" in bench.notes[0]

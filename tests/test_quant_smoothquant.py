@@ -150,7 +150,7 @@ def test_bad_input():
     with pytest.raises(StudfinderError, match="can take a factor"):
         with quantized(tiny("olmo"), SmoothQuant(), windows=prompts()):
             pass
-    with pytest.raises(StudfinderError, match="alpha 2"):
+    with pytest.raises(StudfinderError, match=r"alpha=2.0; expected 0 to 1"):
         SmoothQuant(alpha=2.0)
     lm = tiny("llama")
     with torch.no_grad():

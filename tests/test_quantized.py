@@ -182,7 +182,7 @@ def test_the_walk_sees_what_the_quantised_model_would():
     bench = bench_for(lm, W4, windows=windows)
     seen: dict[str, list] = {}
     for block in walk(bench, batch_size=2):
-        block.read({t.name: seen.setdefault(t.name, []).append for t in block.targets})
+        block.run({t.name: seen.setdefault(t.name, []).append for t in block.targets})
         for target in block.targets:
             from studfinder.quantizers.rtn import round_to_nearest
 

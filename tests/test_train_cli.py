@@ -216,11 +216,11 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
         (["--task", "recall", "--attention", "kv_shift:strength=2"], "attention kv_shift has no setting 'strength'"),
         (["--task", "recall", "--attention", "kv_shift", "--attention", "kv_shift"], "both change"),
         (["--task", "recall", "--preset", "huge"], "there is no preset"),
-        (["--task", "recall", "--hidden", "30"], "is no model"),
+        (["--task", "recall", "--hidden", "30"], "a width that they divide"),
         (["--task", "recall", "--length", "32"], "a task has its own length"),
         (["--task", "recall", "--schedule", "wavy"], "schedule 'wavy' is unknown"),
         (["--task", "recall", "--micro", "3"], "does not divide"),
-        (["--task", "recall", "--lr", "-1"], "a number above 0"),
+        (["--task", "recall", "--lr", "-1"], "lr=-1.0; expected above 0"),
         (["--task", "recall", "--precision", "fp8"], "precision 'fp8' is unknown"),
     ],
 )

@@ -70,7 +70,7 @@ class Runs(ClipRestore):
     candidates: tuple[float, ...] = (inf,)
 
     @property
-    def calibrated(self) -> bool:
+    def calibrated(self) -> bool:  # type: ignore[override]
         return len(self.candidates) > 1
 
     def run(self, bench: Workbench) -> None:

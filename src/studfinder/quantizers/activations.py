@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,14 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_inputs
-from studfinder.quantizers.grid import RoundingGrid, grid_of, in_steps, rounded
+from studfinder.quantizers.grid import RoundingGrid, grid_of, nearest
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target, targets
-from studfinder.quantizers.walk import walk
+from studfinder.quantizers.walk import Ends, gathered, walk, wider
 from studfinder.records import Findings, SuperWeight
-from studfinder.records.config import Config
+from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
 _READ_RESIDUAL = {
@@ -47,15 +47,13 @@ class Restore(Config):
     """
 
     places: tuple[tuple[str, tuple[int, ...]], ...]
-    ratio: float = 20.0
+    ratio: float = option(20.0, above=0)
     median: Literal["token", "tensor", "channel"] = "token"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.places:
             raise StudfinderError("there are no super activations to restore", expected="at least one place")
-        if self.ratio <= 0:
-            raise StudfinderError(f"ratio {self.ratio}", expected="a ratio above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +121,6 @@ class WithActivations:
         return self.weights.calibrated or self.activations.range == "static"
 
     @property
-    def activation_arguments(self) -> dict[str, Any]:
-        """For config.json of an exported checkpoint."""
-        return self.activations.arguments()
-
-    @property
     def weights_only(self) -> Method:
         """The same without rounding inputs, for a checkpoint that cannot say so."""
         return self.weights
@@ -141,20 +134,20 @@ def enter_rounding(bench: Workbench, config: ActivationScheme) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
-    _round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
+    round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"
     bench.notes.append(f"inputs of the quantised matrices rounded: {what}{held}")
 
 
-@contextmanager
-def rounded_inputs(
+def round_inputs(
+    journal: Journal,
     lm: LM,
     config: ActivationScheme,
     chosen: Sequence[Target],
-    ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
-) -> Iterator[None]:
-    """Round what enters matrices while the context lasts; no trace is left after it.
+    ranges: Mapping[str, Ends] | None = None,
+) -> None:
+    """Round what enters matrices until the journal is closed.
 
     Args:
         chosen: the matrices.
@@ -163,33 +156,27 @@ def rounded_inputs(
     Raises:
         StudfinderError: static ranges are wanted and missing for a matrix, or a place to restore is not among them.
     """
-    with Journal(lm.model) as journal:
-        _round_inputs(journal, lm, config, chosen, ranges)
-        yield
-
-
-def _round_inputs(
-    journal: Journal,
-    lm: LM,
-    config: ActivationScheme,
-    chosen: Sequence[Target],
-    ranges: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None,
-) -> None:
     names = {target.name for target in chosen}
     places = dict(config.restore.places) if config.restore is not None else {}
     unknown = sorted(places.keys() - names)
     if unknown:
         raise StudfinderError(f"the input of {unknown[0]} is not rounded", expected="places among the chosen matrices")
     for target in chosen:
-        channels = torch.tensor(places[target.name]) if target.name in places else None
-        _check_channels(target, channels, target.weight(lm).shape[1])
+        channels, size = None, target.weight(lm).shape[1]
+        if target.name in places:
+            channels = torch.tensor(places[target.name])
+            if not 0 <= int(channels.min()) <= int(channels.max()) < size:
+                wrong = f"{target.name} has no input channel {int(channels.max())}"
+                raise StudfinderError(wrong, expected=f"0 to {size - 1}")
         grid = None
         if config.range == "static":
             if ranges is None or target.name not in ranges:
                 raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
             low, high = ranges[target.name]
             grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
-        journal.hook(lm.model.get_submodule(target.ref.module), _hook(config, channels, grid), before=True)
+        journal.hook(
+            lm.model.get_submodule(target.ref.module), partial(_round_input, config, channels, grid), before=True
+        )
 
 
 def fake_quantized(
@@ -203,9 +190,9 @@ def fake_quantized(
     """
     x, held_NC = _replaced(x_NC.float(), channels, config.restore)
     if grid is None:
-        low, high = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if config.scope == "token" else _extrema(x)
-        grid = grid_of(low, high, config.scheme)
-    made = on_grid(x, grid, config.scheme).to(x_NC.dtype)
+        by_token = x if config.scope == "token" else x.reshape(1, -1)
+        grid = grid_of(by_token.amin(1, keepdim=True), by_token.amax(1, keepdim=True), config.scheme)
+    made = nearest(x, grid.step, grid.zero, config.scheme).to(x_NC.dtype)
     return made if held_NC is None else torch.where(held_NC, x_NC, made)
 
 
@@ -216,15 +203,11 @@ def _replaced(
     if channels is None or restore is None:
         return x_NC, None
     held_NC = super_activations(x_NC, channels, restore.ratio)
-    return torch.where(held_NC, _median(x_NC, restore.median), x_NC), held_NC
-
-
-def on_grid(x: torch.Tensor, grid: RoundingGrid, scheme: Scheme) -> torch.Tensor:
-    """Numbers rounded to a grid that broadcasts to them, and back; fp32. Integer zero points are codes."""
-    code = rounded(in_steps(x, grid.step, grid.zero, scheme), scheme)
-    if grid.zero is None:
-        return code.mul_(grid.step)
-    return code.mul_(grid.step).add_(grid.zero) if scheme.zero == "float" else code.sub_(grid.zero).mul_(grid.step)
+    if restore.median == "tensor":
+        middle = x_NC.median()
+    else:
+        middle = x_NC.median(dim=1 if restore.median == "token" else 0, keepdim=True).values
+    return torch.where(held_NC, middle, x_NC), held_NC
 
 
 def super_activations(x_NC: torch.Tensor, channels: torch.Tensor, ratio: float) -> torch.Tensor:
@@ -253,53 +236,29 @@ def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[
     return tuple((name, tuple(sorted(channels))) for name, channels in places.items())
 
 
-def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, Ends]:
     """The smallest and the largest number that enters each matrix on the calibration text, by parameter name.
 
     Super activations that will be held out do not count.
     """
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    places = {} if restore is None else dict(restore.places)
+    places = {} if restore is None else {name: torch.tensor(channels) for name, channels in restore.places}
 
-    def reader(name: str) -> Any:
-        channels = torch.tensor(places[name]) if name in places else None
+    def extrema(name: str, x_NC: torch.Tensor) -> Ends:
+        low, high = _replaced(x_NC.float(), places.get(name), restore)[0].aminmax()
+        return low, high
 
-        def read(x_NC: torch.Tensor) -> None:
-            low, high = (end.flatten()[0] for end in _extrema(_replaced(x_NC.float(), channels, restore)[0]))
-            if name in found:
-                low, high = torch.minimum(low, found[name][0]), torch.maximum(high, found[name][1])
-            found[name] = low, high
-
-        return read
-
+    found: dict[str, Ends] = {}
     for block in walk(bench):
-        block.read({target.name: reader(target.name) for target in block.targets})
+        found |= gathered(block, [target.name for target in block.targets], extrema, wider)
     finite_inputs({name: torch.stack(ends) for name, ends in found.items()})
     return found
 
 
-def _extrema(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    low, high = x.aminmax()
-    return low.reshape(1, 1), high.reshape(1, 1)
-
-
-def _median(x_NC: torch.Tensor, scope: str) -> torch.Tensor:
-    if scope == "tensor":
-        return x_NC.median()
-    return x_NC.median(dim=1 if scope == "token" else 0, keepdim=True).values
-
-
-def _check_channels(target: Target, channels: torch.Tensor | None, size: int) -> None:
-    if channels is not None and (int(channels.min()) < 0 or int(channels.max()) >= size):
-        raise StudfinderError(f"{target.name} has no input channel {int(channels.max())}", expected=f"0 to {size - 1}")
-
-
-def _hook(config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None) -> Any:
-    def before(_module: nn.Module, args: tuple) -> tuple:
-        x = args[0]
-        if not x.numel():  # an expert without a token
-            return args
-        made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
-        return (made.view(x.shape), *args[1:])
-
-    return before
+def _round_input(
+    config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None, _module: nn.Module, args: tuple
+) -> tuple:
+    x = args[0]
+    if not x.numel():  # an expert without a token
+        return args
+    made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
+    return (made.view(x.shape), *args[1:])

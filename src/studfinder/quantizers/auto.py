@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.ffn import ffn_of
-from studfinder.quantizers.grid import Quantized, quantize_weight
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.ffn import find_ffn
+from studfinder.quantizers.grid import largest, quantize_weight
+from studfinder.quantizers.targets import Target, by_fused
 from studfinder.quantizers.transforms import Permute, Rebalance, by_size
 from studfinder.quantizers.walk import output_error, second_moments, walk
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from studfinder.quantizers.bench import Workbench
-    from studfinder.quantizers.targets import Target
+from studfinder.records.config import Config, option
 
 _POWERS = (1, 2, 3, -1, -2, -3)
 _FEW = 8
@@ -42,8 +40,15 @@ class _Way:
     change: Permute | Rebalance | None = None
 
 
+def as_it_is(bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way:
+    """Nothing changed and nothing held out."""
+    weights = {target.name: target.weight(bench.lm).float() for target in group}
+    none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    return _Way("as it is", weights, moments, none)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Auto:
+class Auto(Config):
     """Decide for each fused group, on calibration text: as it is; for a down projection, an exact change that costs
     nothing (neurons sorted, or those of kept weights rebalanced); hold out what is asked to be kept; hold out a share
     besides (the largest weights, or the columns that meet the largest inputs); or skip it. The cheapest in bits whose
@@ -58,21 +63,13 @@ class Auto:
         fractions: shares to try to hold out.
     """
 
-    budget: float = 0.02
-    fractions: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01)
+    calibrated: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if self.budget <= 0 or any(not 0 < fraction < 1 for fraction in self.fractions):
-            raise StudfinderError(
-                f"budget {self.budget}, fractions {self.fractions}", expected="a budget above 0, fractions in (0, 1)"
-            )
+    budget: float = option(0.02, above=0)
+    fractions: tuple[float, ...] = option((0.001, 0.002, 0.005, 0.01), above=0, below=1)
 
     def __str__(self) -> str:
         return f"what of this is needed, chosen for each fused group: error within {self.budget:g} of the output"
-
-    @property
-    def calibrated(self) -> bool:
-        return True
 
     def apply(self, bench: Workbench) -> None:
         chosen: dict[str, int] = {}
@@ -80,8 +77,7 @@ class Auto:
         changes: list[Permute | Rebalance] = []
         for block in walk(bench):
             moments = second_moments(block)
-            for fused in dict.fromkeys(target.fused for target in block.targets):
-                group = [target for target in block.targets if target.fused == fused]
+            for fused, group in by_fused(block.targets).items():
                 way = self._way(bench, group, moments)
                 label = "skipped" if way is None else way.label
                 chosen[label] = chosen.get(label, 0) + 1
@@ -105,63 +101,51 @@ class Auto:
 
     def _way(self, bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
         """What is cheapest within the budget; None to skip the group."""
-        weights = {target.name: target.weight(bench.lm).float() for target in group}
-        size = sum(output_error(weight, moments[name]) for name, weight in weights.items())
-        for way in self._ways(bench, group, weights, moments):
-            error = sum(
-                output_error(_rounded(bench, w, way.masks[name]).dequantized() - w, way.moments[name])
-                for name, w in way.weights.items()
-            )
+        plain = as_it_is(bench, group, moments)
+        size = sum(output_error(weight, moments[name]) for name, weight in plain.weights.items())
+        for way in self._ways(bench, group, plain):
+            error = 0.0
+            for name, w in way.weights.items():
+                held_RC = way.masks[name] if way.masks[name].any() else None
+                made = quantize_weight(w, bench.scheme, held_RC=held_RC)
+                error += output_error(made.dequantized() - w, way.moments[name])
             if error <= self.budget * size:
                 return way
         return None
 
-    def _ways(
-        self, bench: Workbench, group: list[Target], weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
-    ) -> Iterator[_Way]:
-        """The cheapest in bits first."""
-        asked = {name: bench.held.get(name, torch.zeros_like(w, dtype=torch.bool)) for name, w in weights.items()}
-        none = {name: torch.zeros_like(mask) for name, mask in asked.items()}
-        yield _Way("as it is", weights, moments, none)
+    def _ways(self, bench: Workbench, group: list[Target], plain: _Way) -> Iterator[_Way]:
+        """The cheapest in bits first, `plain` before all."""
+        asked = {name: bench.held.get(name, none) for name, none in plain.masks.items()}
+        yield plain
         if len(group) == 1:
-            yield from _changed(bench, group[0], weights, moments, asked, none)
+            yield from _changed(bench, group[0], plain, asked)
         if bench.numbers:
             if any(mask.any() for mask in asked.values()):
-                yield _Way("held out as asked", weights, moments, asked)
-            yield from sorted(
-                self._held(weights, moments, asked), key=lambda way: sum(int(mask.sum()) for mask in way.masks.values())
-            )
+                yield replace(plain, label="held out as asked", masks=asked)
+            held = self._held(plain, asked)
+            yield from sorted(held, key=lambda way: sum(int(mask.sum()) for mask in way.masks.values()))
 
-    def _held(
-        self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], asked: dict[str, torch.Tensor]
-    ) -> Iterator[_Way]:
+    def _held(self, plain: _Way, asked: dict[str, torch.Tensor]) -> Iterator[_Way]:
         for fraction in self.fractions:
-            largest = {name: asked[name] | _largest(w, fraction) for name, w in weights.items()}
-            yield _Way(f"{fraction:.1%} held out", weights, moments, largest)
-            columns = {name: asked[name] | _loudest(w, moments[name], fraction) for name, w in weights.items()}
-            yield _Way(f"{fraction:.1%} held out, by columns", weights, moments, columns)
+            share, columns = {}, {}
+            for name, w in plain.weights.items():
+                share[name] = asked[name] | largest(w, max(1, int(fraction * w.numel())))
+                columns[name] = asked[name] | _loudest(w, plain.moments[name], fraction)
+            yield replace(plain, label=f"{fraction:.1%} held out", masks=share)
+            yield replace(plain, label=f"{fraction:.1%} held out, by columns", masks=columns)
 
 
-def _changed(
-    bench: Workbench,
-    target: Target,
-    weights: dict[str, torch.Tensor],
-    moments: dict[str, torch.Tensor],
-    asked: dict[str, torch.Tensor],
-    none: dict[str, torch.Tensor],
-) -> Iterator[_Way]:
+def _changed(bench: Workbench, target: Target, plain: _Way, asked: dict[str, torch.Tensor]) -> Iterator[_Way]:
     """A down projection with the columns of its neurons sorted, or with those of kept weights rebalanced: the neurons'
     own rows, in the matrix before, are rounded as before (a power of two changes no code)."""
-    try:
-        if ffn_of(bench.lm, target.layer).down != target.name:
-            return
-    except StudfinderError:
+    ffn = find_ffn(bench.lm, target.layer)
+    if ffn is None or ffn.down != target.name:
         return
-    name, down_RC, moment_CC = target.name, weights[target.name], moments[target.name]
+    name, down_RC, moment_CC = target.name, plain.weights[target.name], plain.moments[target.name]
     order = by_size(down_RC)
     sorted_moment_CC = moment_CC[order][:, order]
     label = "neurons sorted"
-    yield _Way(label, {name: down_RC[:, order]}, {name: sorted_moment_CC}, none, Permute(layers=(target.layer,)))
+    yield _Way(label, {name: down_RC[:, order]}, {name: sorted_moment_CC}, plain.masks, Permute(layers=(target.layer,)))
     cols = asked[name].any(dim=0).nonzero()[:, 0].tolist()
     if not 0 < len(cols) <= _FEW or bench.scheme.block == "tensor":
         return
@@ -170,7 +154,7 @@ def _changed(
         factor_C[cols] = 2.0**power
         scaled_CC = moment_CC / factor_C / factor_C[:, None]
         change = Rebalance(neurons=tuple((target.layer, col) for col in cols), power=power)
-        yield _Way(f"rebalanced by 2^{power}", {name: down_RC * factor_C}, {name: scaled_CC}, none, change)
+        yield _Way(f"rebalanced by 2^{power}", {name: down_RC * factor_C}, {name: scaled_CC}, plain.masks, change)
 
 
 def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalance]:
@@ -182,17 +166,6 @@ def _together(changes: list[Permute | Rebalance]) -> Iterator[Permute | Rebalanc
     layers = tuple(layer for change in changes if isinstance(change, Permute) for layer in change.layers or ())
     if layers:
         yield Permute(layers=layers)
-
-
-def _rounded(bench: Workbench, weight_RC: torch.Tensor, held_RC: torch.Tensor) -> Quantized:
-    return quantize_weight(weight_RC, bench.scheme, held_RC=held_RC if held_RC.any() else None)
-
-
-def _largest(weight_RC: torch.Tensor, fraction: float) -> torch.Tensor:
-    mask = torch.zeros_like(weight_RC, dtype=torch.bool)
-    places = weight_RC.abs().reshape(-1).topk(max(1, int(fraction * weight_RC.numel()))).indices
-    mask.view(-1)[places] = True
-    return mask
 
 
 def _loudest(weight_RC: torch.Tensor, moment_CC: torch.Tensor, fraction: float) -> torch.Tensor:

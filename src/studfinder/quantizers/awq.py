@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -13,16 +13,17 @@ from studfinder.models import LM
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip
 from studfinder.quantizers.finite import finite_inputs, finite_weight, of_range
-from studfinder.quantizers.folds import Fold, check_exact, norm_folds, swapped, up_fold, value_fold
+from studfinder.quantizers.folds import Fold, exact_folds, no_fold, swapped, up_fold, value_fold
 from studfinder.quantizers.grid import quantize_weight, ranges
 from studfinder.quantizers.massive import row_weights
 from studfinder.quantizers.scheme import Scheme, tile
-from studfinder.quantizers.walk import Block, second_moments, walk
+from studfinder.quantizers.walk import Block, gathered, hidden, second_moments, squared, walk
+from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
-class AWQ:
+class AWQ(Config):
     """Multiply column j by s_j and divide what makes the channel by it; s = x^alpha, x the mean |input| of the channel,
     alpha with the smallest error of the module's output after rounding (arXiv 2306.00978, §3.2).
 
@@ -42,45 +43,38 @@ class AWQ:
             keys it meets, and the other way round, in place of the output of attention. See `row_weights`.
     """
 
+    calibrated: ClassVar[bool] = True
+
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
-    candidates: int = 20
+    candidates: int = option(20, least=4)
     duo: bool | Literal["both"] = True
     clip: Clip | None = None
     shared_values: bool = False
     massive_values: str | None = None
 
     def __post_init__(self) -> None:
-        if self.candidates < 4 or self.duo not in (True, False, "both"):
-            raise StudfinderError(
-                f"{self.candidates} candidates, duo {self.duo!r}", expected="at least 4; True, False or 'both'"
-            )
+        super().__post_init__()
+        if self.duo not in (True, False, "both"):
+            raise StudfinderError(f"duo={self.duo!r}", expected="True, False or 'both'")
         if self.duo and self.scheme.block == "tensor":
             raise StudfinderError("duo scaling with one range a matrix", do="Use duo=False, or smaller blocks")
         if self.clip is not None and not isinstance(self.scheme.block, int) and self.scheme.block != "channel":
             raise StudfinderError("a clip search in blocks of several rows", expected="groups or channels")
-
-    @property
-    def calibrated(self) -> bool:
-        return True
 
     def run(self, bench: Workbench) -> None:
         weights = {} if self.massive_values is None else row_weights(bench.lm, self.massive_values)
         clips: dict[str, torch.Tensor] = {}
         chosen: list[float] = []
         for block in walk(bench):
-            for target in block.targets:
-                finite_weight(target, bench.lm)
-            for fold in self._folds(bench.lm, block):
+            values = value_fold(bench.lm, block.layer, shared=self.shared_values)
+            for fold in exact_folds(bench.lm, block, values, up_fold(bench.lm, block.layer)):
                 alpha, scale_C = self.search(bench, block, fold, weights)
                 fold.apply(bench, scale_C)
                 chosen.append(alpha)
             if self.clip is not None:
                 clips.update(self._clips(bench, block, self.clip))
         if not chosen:
-            raise StudfinderError(
-                f"nothing in this {bench.lm.anatomy.architecture} model can take a factor",
-                expected="norms with weights of their own, read by matrices only",
-            )
+            raise no_fold(bench.lm)
         for target in bench.targets:
             weight_RC = finite_weight(target, bench.lm)
             held, clip = bench.held.get(target.name), clips.get(target.name)
@@ -124,19 +118,6 @@ class AWQ:
             return [(0.0, False), *((i / (self.candidates - 2), True) for i in range(self.candidates - 1))]
         return [(i / (self.candidates - 1), False) for i in range(self.candidates)]
 
-    def _folds(self, lm: LM, block: Block) -> list[Fold]:
-        chosen = {target.name for target in block.targets}
-        found = [
-            *norm_folds(lm, block),
-            value_fold(lm, block.layer, shared=self.shared_values),
-            up_fold(lm, block.layer),
-        ]
-        return [
-            fold
-            for fold in found
-            if fold is not None and any(ref.parameter in chosen for ref in fold.reads) and check_exact(lm, block, fold)
-        ]
-
     def _shares(self, bench: Workbench, fold: Fold) -> torch.Tensor:
         """Mean over all rows that are to be quantised of |w| relative to the largest of its block, (in,)."""
         sums, rows = [], 0
@@ -178,15 +159,13 @@ class AWQ:
 
 def _mean_size(block: Block, name: str) -> torch.Tensor:
     """Mean |input| of each channel, (in,)."""
-    sums: list[torch.Tensor] = []
-    tokens = 0
-
-    def read(x_NC: torch.Tensor) -> None:
-        nonlocal tokens
-        sums.append(x_NC.abs().float().sum(dim=0))
-        tokens += len(x_NC)
-
-    block.read({name: read})
+    found = gathered(
+        block,
+        [name],
+        lambda _, x_NC: ([x_NC.abs().float().sum(dim=0)], len(x_NC)),
+        lambda one, other: (one[0] + other[0], one[1] + other[1]),
+    )
+    sums, tokens = found.get(name, ([], 0))
     if not tokens:
         raise StudfinderError(f"no calibration token enters {name}", do="Use more calibration windows")
     mean_C = torch.stack(sums).sum(dim=0) / tokens
@@ -211,15 +190,7 @@ def _by_rows(lm: LM, block: Block, fold: Fold, weights: Mapping[str, torch.Tenso
     """By the output of the matrices themselves: sum over rows of weight * mean (delta_r x)^2; a matrix without weights
     counts with 1 / (mean square of its output)."""
     name = fold.reads[0].parameter
-    total: list[torch.Tensor] = []
-
-    def read(x_NC: torch.Tensor) -> None:
-        total.append(x_NC.float().T @ x_NC.float())
-        if len(total) > 1:
-            total[:] = [total[0].add_(total[1])]
-
-    block.read({name: read})
-    moment_CC = total[0]
+    moment_CC = gathered(block, [name], lambda _, x_NC: squared(x_NC), torch.Tensor.add_)[name]
     old = {ref.parameter: ref.view(lm.model.get_parameter(ref.parameter)).detach().float() for ref in fold.reads}
 
     def squares(matrix_RC: torch.Tensor) -> torch.Tensor:
@@ -260,8 +231,7 @@ def _by_output(lm: LM, block: Block, fold: Fold) -> Error:
 
 @torch.no_grad()
 def _first(module: torch.nn.Module, call: tuple[tuple, dict[str, Any]]) -> torch.Tensor:
-    output = module(*call[0], **call[1])
-    return output if isinstance(output, torch.Tensor) else output[0]
+    return hidden(module(*call[0], **call[1]))
 
 
 def _best_clip(

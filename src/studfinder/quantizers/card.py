@@ -10,6 +10,7 @@ from studfinder.visible import visible
 def card(done: Quantization) -> str:
     """The README.md of the checkpoint."""
     served = done.kernel or ("none needed: the weights are dense" if done.stored_as == "dense" else "none known")
+    stored = "dense: dequantised weights" if done.stored_as == "dense" else f"compressed-tensors, {done.stored_as}"
     calibration = done.calibration or "none: the method looks at the weights only"
     lines = [
         "---",
@@ -27,7 +28,7 @@ def card(done: Quantization) -> str:
         f"| scheme | {for_markdown(done.scheme)} |",
         f"| bits per weight | {done.bits:.3f} over the matrices of the blocks, scales and zero points included |",
         f"| matrices quantised | {done.quantized} |",
-        f"| format | {for_markdown(_format(done.stored_as))} |",
+        f"| format | {for_markdown(stored)} |",
         f"| kernel in vLLM | {for_markdown(served)} |",
         f"| verified | {for_markdown(done.verified)} |",
         f"| calibration text | {for_markdown(calibration)} |",
@@ -47,10 +48,6 @@ def card(done: Quantization) -> str:
     lines += _section("Notes", [*map(for_markdown, done.notes), *_caution(done.origin)])
     settings = "\n".join(f"    {visible(name)}: {visible(value)}" for name, value in done.settings.items())
     return "\n".join([*lines, "## Recipe", "", settings, "", f"Made {for_markdown(done.made)}.", ""])
-
-
-def _format(format: str) -> str:
-    return "dense: dequantised weights" if format == "dense" else f"compressed-tensors, {format}"
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from studfinder.errors import StudfinderError
 from studfinder.quantizers.grid import RoundingGrid, fits, grid_of, in_steps, pieces_of, ranges, rounded
 from studfinder.quantizers.scheme import Scheme
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class Clip(Config):
     """The candidates and the error of a clip search; no clip is always among them.
 
     Attributes:
@@ -22,16 +22,9 @@ class Clip:
             80 factors down to 0.2. A smaller one clips more of what stands out.
     """
 
-    steps: int = 16
-    lowest: float = 0.6
-    norm: float = 2.4
-
-    def __post_init__(self) -> None:
-        if self.steps < 2 or not 0 < self.lowest < 1 or self.norm <= 0:
-            raise StudfinderError(
-                f"clip search with {self.steps} steps down to {self.lowest}, norm {self.norm}",
-                expected="at least 2 steps, a lowest factor between 0 and 1, a norm above 0",
-            )
+    steps: int = option(16, least=2)
+    lowest: float = option(0.6, above=0, below=1)
+    norm: float = option(2.4, above=0)
 
 
 def search(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
+from typing import ClassVar
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight
+from studfinder.quantizers.grid import Quantized, kept_entries, pieces_of, quantize_weight, untiled
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import output_error, second_moments, walk
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipRestore:
+class ClipRestore(Config):
     """Clamp the entries of each block to mean|w| + z std|w|, round to nearest, and restore what is held out.
 
     The paper's CLIP is a clamp by a "z-score" of the magnitudes; z minimises the reconstruction error on training
@@ -30,16 +32,15 @@ class ClipRestore:
         candidates: values of z; infinity is no clip.
     """
 
+    calibrated: ClassVar[bool] = True
+
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
-    candidates: tuple[float, ...] = (inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0)
+    candidates: tuple[float, ...] = option((inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0), above=0)
 
     def __post_init__(self) -> None:
-        if not self.candidates or min(self.candidates) <= 0:
-            raise StudfinderError(f"candidates {self.candidates} for z", expected="numbers above 0, at least one")
-
-    @property
-    def calibrated(self) -> bool:
-        return True
+        super().__post_init__()
+        if not self.candidates:
+            raise StudfinderError("no candidates for z", expected="at least one")
 
     def run(self, bench: Workbench) -> None:
         clipped: dict[float, int] = {}
@@ -65,20 +66,14 @@ class ClipRestore:
         return -minus_z, found
 
     def rounded(self, weight_RC: torch.Tensor, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
-        """A matrix (out, in) clamped by z, rounded and restored."""
-        return clip_and_round(weight_RC, self.scheme, z, held_RC)
-
-
-def clip_and_round(weight_RC: torch.Tensor, scheme: Scheme, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
-    """Clamp each block to mean|w| + z std|w| of its entries, held-out ones included, and round; then restore."""
-    if z == inf:
-        return quantize_weight(weight_RC, scheme, held_RC=held_RC)
-    limit_RC = torch.empty_like(weight_RC)
-    for part, tiles, _ in pieces_of(weight_RC.abs(), (), scheme):
-        limit = tiles.mean(dim=(1, 3), keepdim=True) + z * tiles.std(dim=(1, 3), keepdim=True, unbiased=False)
-        rows = slice(part.start * tiles.shape[1], (part.start + len(tiles)) * tiles.shape[1])
-        limit_RC[rows] = limit.expand_as(tiles).reshape(-1, tiles.shape[2] * tiles.shape[3])[
-            : limit_RC[rows].shape[0], : limit_RC.shape[1]
-        ]
-    found = quantize_weight(weight_RC.clamp(-limit_RC, limit_RC), scheme, held_RC=held_RC)
-    return Quantized(found.codes_RC, found.grid, scheme, kept_entries(weight_RC, held_RC))
+        """Each block of a matrix (out, in) clamped to mean|w| + z std|w| of its entries, held-out ones included, and
+        rounded; then restored."""
+        if z == inf:
+            return quantize_weight(weight_RC, self.scheme, held_RC=held_RC)
+        limits = []
+        for _, tiles, _ in pieces_of(weight_RC.abs(), (), self.scheme):
+            limit = tiles.mean(dim=(1, 3), keepdim=True) + z * tiles.std(dim=(1, 3), keepdim=True, unbiased=False)
+            limits.append(limit.expand_as(tiles))
+        limit_RC = untiled(torch.cat(limits), weight_RC.shape)
+        found = quantize_weight(weight_RC.clamp(-limit_RC, limit_RC), self.scheme, held_RC=held_RC)
+        return replace(found, kept=kept_entries(weight_RC, held_RC))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.source import Files, stored_files
+from studfinder.quantizers.source import stored_files
 from studfinder.quantizers.targets import other_matrices
 from studfinder.records.outside import read_json
+
+_PARTS = ("", "_packed", "_shape", "_scale", "_zero_point", "_global_scale")
+"""What may follow "weight" in the names of a compressed module's tensors."""
 
 
 def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -24,21 +26,20 @@ def decoded(folder: Path, quantised: Collection[str]) -> Iterator[tuple[str, tor
     files = stored_files(folder)
     by_module: dict[str, dict[str, torch.Tensor]] = {}
     parts = set(quantised)
-    for shard, names in files.shards.items():
-        for name in names:
-            module, _, leaf = name.rpartition(".")
-            if module not in parts or not (leaf == "weight" or _packed(name)):
-                yield name, files.read(shard, name)
-                continue
-            held = by_module.setdefault(module, {})
-            held[leaf] = files.read(shard, name)
-            if len(held) == _count(files, module):
-                yield f"{module}.weight", _decompressed(folder, module, by_module.pop(module))
+    for name in files.stored:
+        module, _, leaf = name.rpartition(".")
+        if module not in parts or not (leaf == "weight" or leaf.startswith("weight_")):
+            yield name, files.read(name)
+            continue
+        held = by_module.setdefault(module, {})
+        held[leaf] = files.read(name)
+        if len(held) == sum(f"{module}.weight{part}" in files.places for part in _PARTS):
+            yield f"{module}.weight", _decompressed(folder, module, by_module.pop(module))
 
 
 def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str | None:
     """What the checkpoint's config says wrongly of the model's modules, if anything."""
-    settings = _settings(folder)
+    settings = read_json(folder / "config.json").get("quantization_config")
     if settings is None:
         return None if not quantised else "its config.json says nothing of compressed tensors"
     targets = {name for group in settings["config_groups"].values() for name in group["targets"]}
@@ -52,25 +53,13 @@ def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str
     return None
 
 
-def _packed(name: str) -> bool:
-    return name.rpartition(".")[2].startswith("weight_")
-
-
-def _count(files: Files, module: str) -> int:
-    names = (f"{module}.weight", *(f"{module}.weight_{one}" for one in _PARTS))
-    return sum(name in files.places for name in names)
-
-
-_PARTS = ("packed", "shape", "scale", "zero_point", "global_scale")
-
-
 def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> torch.Tensor:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
     if set(held) == {"weight"}:  # a dense checkpoint
         return held["weight"]
-    config = QuantizationConfig.model_validate(_settings(folder))
+    config = QuantizationConfig.model_validate(read_json(folder / "config.json").get("quantization_config"))
     scheme = next((group for group in config.config_groups.values() if module in group.targets), None)
     if scheme is None:
         raise StudfinderError(f"{module} is compressed in {folder}, and its config.json does not say how")
@@ -80,9 +69,3 @@ def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> t
     except Exception as error:  # whatever damaged numbers lead to
         raise StudfinderError(f"{module} cannot be decompressed ({type(error).__name__}: {error})") from None
     return dense
-
-
-def _settings(folder: Path) -> dict[str, Any] | None:
-    config = read_json(folder / "config.json")
-    found: dict[str, Any] | None = config.get("quantization_config")
-    return found

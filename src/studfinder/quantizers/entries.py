@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.checkpoint import TensorGroup
 from studfinder.quantizers.export import described_tensors, tensors
+from studfinder.quantizers.finite import finite
 from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
@@ -20,7 +22,6 @@ from studfinder.quantizers.verify import Meant
 
 def file_entry(
     files: Files,
-    shard: str,
     name: str,
     method: RTN | None,
     format: str,
@@ -32,7 +33,7 @@ def file_entry(
     Made when it is written, and what it stands for is then added to `meant`. `whole` is the tensor scale that it is to
     have (see `fused_scales`); None is its own. Raises StudfinderError, naming the tensor, for one that is not finite.
     """
-    dtype, shape = files.shards[shard][name]
+    dtype, shape = files.stored[name]
 
     def told(dense: torch.Tensor) -> torch.Tensor:
         if meant is not None:
@@ -40,11 +41,10 @@ def file_entry(
         return dense
 
     if method is None:
-        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(_finite(name, files.read(shard, name)))})
-    chosen = method
+        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(finite(name, files.read(name)))})
 
-    def rounded() -> Quantized:
-        made = rounded_from_file(files, shard, name, chosen)
+    def rounded(chosen: RTN = method) -> Quantized:
+        made = rounded_from_file(files, name, chosen)
         grid = None if whole is None else with_tensor_scale(made.grid, whole)
         made = made if grid is None else replace(made, grid=grid)
         if meant is not None and format != "dense":
@@ -56,10 +56,10 @@ def file_entry(
     return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
 
 
-def rounded_from_file(files: Files, shard: str, name: str, method: RTN) -> Quantized:
+def rounded_from_file(files: Files, name: str, method: RTN) -> Quantized:
     """A matrix of a checkpoint file, rounded to nearest. Raises StudfinderError, naming it, if it is not finite."""
     try:
-        return round_to_nearest(files.read(shard, name), method)
+        return round_to_nearest(files.read(name), method)
     except StudfinderError as error:
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
@@ -78,18 +78,15 @@ def bench_entries(bench: Workbench, format: str) -> list[TensorGroup]:
         seen.add(_place(tensor))
         shape = tuple(tensor.shape)
         if quantized is None or format == "dense":
-            entries.append(_plain_entry(name, tensor))
+            entries.append(TensorGroup({name: (tensor.dtype, shape)}, partial(dict, {name: tensor})))
         else:
-            entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, _given(quantized)))
+            make = partial(replace, quantized)  # as it is
+            entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, make))
     return entries
 
 
 def _place(tensor: torch.Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
-
-
-def _plain_entry(name: str, tensor: torch.Tensor) -> TensorGroup:
-    return TensorGroup({name: (tensor.dtype, tuple(tensor.shape))}, lambda: {name: tensor})
 
 
 def _quantized_entry(
@@ -98,15 +95,3 @@ def _quantized_entry(
     module = name.rpartition(".")[0]
     what = {f"{module}.{suffix}": value for suffix, value in described_tensors(shape, scheme, format, dtype).items()}
     return TensorGroup(what, lambda: {f"{module}.{s}": t for s, t in tensors(make(), format, dtype).items()})
-
-
-def _given(quantized: Quantized) -> Callable[[], Quantized]:
-    return lambda: quantized
-
-
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    # The smallest and the largest are one fast pass, and NaN is both.
-    plain = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, plain.aminmax())):
-        raise StudfinderError(f"{name}: a weight is NaN or infinite", expected="finite weights")
-    return tensor

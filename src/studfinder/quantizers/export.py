@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, unknown
-from studfinder.quantizers.grid import Quantized
+from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
 from studfinder.quantizers.targets import Target
 
@@ -21,7 +21,6 @@ FORMATS = (
     "mxfp4-pack-quantized",
     "dense",
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def chosen_format(
@@ -46,13 +45,10 @@ def chosen_format(
     if acts and "int-quantized" in possible:
         possible = ("int-quantized", "pack-quantized")
     problem = _problem(scheme, dtype, found) or (None if possible else f"{scheme} has no place in compressed-tensors")
-    if problem is None and asked not in ("auto", *possible):
-        problem = f"{asked} does not hold {scheme}"
     if problem:
-        do = (
-            f"Use --format {possible[0]}, or dense" if possible and "does not hold" in problem else "Use --format dense"
-        )
-        raise StudfinderError(problem, do=do)
+        raise StudfinderError(problem, do="Use --format dense")
+    if asked not in ("auto", *possible):
+        raise StudfinderError(f"{asked} does not hold {scheme}", do=f"Use --format {possible[0]}, or dense")
     return possible[0] if asked == "auto" else asked
 
 
@@ -71,7 +67,7 @@ def _formats(scheme: Scheme) -> tuple[str, ...]:
 
 
 def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str | None:
-    own = _DTYPES.get(scheme.scale)
+    own = getattr(torch, scheme.scale, None)  # "e8m0" and "e4m3" are none of torch's names
     model = str(dtype).removeprefix("torch.")
     if own is not None and own is not dtype and dtype is not torch.float32:
         return f"scales in {scheme.scale} cannot be read by a model in {model}"
@@ -92,16 +88,9 @@ def weight_arguments(scheme: Scheme) -> dict[str, Any]:
         "dynamic": False,
     }
     if scheme.element == "fp4":
-        two = scheme.scale == "e4m3"
-        stored = torch.float8_e4m3fn if two else torch.uint8
-        kind = "tensor_group" if two else "group"
-        return {
-            **arguments,
-            "strategy": kind,
-            "group_size": scheme.block,
-            "scale_dtype": stored,
-            "zp_dtype": stored,
-        }
+        kind, stored = ("tensor_group", torch.float8_e4m3fn) if scheme.scale == "e4m3" else ("group", torch.uint8)
+        fp4 = {"strategy": kind, "group_size": scheme.block, "scale_dtype": stored, "zp_dtype": stored}
+        return {**arguments, **fp4}
     if isinstance(scheme.block, tuple):
         return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
     if isinstance(scheme.block, int):
@@ -160,30 +149,15 @@ def quantization_config(
 
 
 def described_tensors(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:
-    """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape, without making it."""
-    rows, cols = shape
+    """Suffix, dtype and shape of each tensor that `tensors` gives for a matrix of this shape: made without numbers."""
     height, width = tile(torch.Size(shape), scheme)
-    blocks = (-(-rows // height), -(-cols // width))
-    scale_shape = (1,) if scheme.block == "tensor" else blocks
-    entries: dict[str, tuple] = {}
-    if scheme.element == "fp4":
-        two = scheme.scale == "e4m3"
-        entries["weight_packed"] = (torch.uint8, (rows, cols // 2))
-        entries["weight_scale"] = (torch.float8_e4m3fn if two else torch.uint8, blocks)
-        return {**entries, "weight_global_scale": (torch.float32, (1,))} if two else entries
-    if format == "pack-quantized":
-        entries["weight_packed"] = (torch.int32, (rows, _words(cols, scheme.bits)))
-        entries["weight_shape"] = (torch.int64, (2,))
-    else:
-        entries["weight"] = (torch.int8 if scheme.integer else torch.float8_e4m3fn, (rows, cols))
-    entries["weight_scale"] = (dtype, scale_shape)
-    if scheme.zero == "integer":
-        packed = format == "pack-quantized" and not isinstance(scheme.block, str)
-        packed = packed or (format == "pack-quantized" and scheme.block == "channel")
-        entries["weight_zero_point"] = (
-            (torch.int32, (_words(blocks[0], scheme.bits), blocks[1])) if packed else (torch.int8, scale_shape)
-        )
-    return entries
+    blocks = (-(-shape[0] // height), -(-shape[1] // width))
+    code = torch.uint8 if scheme.element == "fp4" else torch.int8 if scheme.integer else torch.float8_e4m3fn
+    with torch.device("meta"):
+        zero = torch.empty(blocks) if scheme.zero == "integer" else None
+        grid = RoundingGrid(torch.empty(blocks), zero, torch.empty(()) if scheme.scale == "e4m3" else None)
+        made = tensors(Quantized(torch.empty(*shape, dtype=code), grid, scheme), format, dtype)
+    return {suffix: (tensor.dtype, tuple(tensor.shape)) for suffix, tensor in made.items()}
 
 
 def tensors(quantized: Quantized, format: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -229,6 +203,8 @@ def pack_codes(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
 
     4 and 8 bits are done here, by shifts of whole tensors; the others by compressed-tensors' own packer.
     """
+    if codes_RC.is_meta:
+        return codes_RC.new_empty((len(codes_RC), -(-codes_RC.shape[1] * bits // 32)), dtype=torch.int32)
     if bits not in (4, 8) or codes_RC.shape[1] % (32 // bits):
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
@@ -242,7 +218,3 @@ def pack_codes(codes_RC: torch.Tensor, bits: int) -> torch.Tensor:
         pairs |= pairs >> 4
         unsigned = pairs.view(torch.uint8)[::2].contiguous()
     return unsigned.view(torch.int32).reshape(codes_RC.shape[0], -1)
-
-
-def _words(size: int, bits: int) -> int:
-    return -(-size * bits // 32)

@@ -32,12 +32,9 @@ class FFN:
     gate_first: int
 
 
-def ffn_of(lm: LM, layer: int) -> FFN:
-    """The feed-forward network of a block.
-
-    Raises:
-        StudfinderError: it is not gated (what lies before the activation cannot be scaled), or it is a mixture.
-    """
+def find_ffn(lm: LM, layer: int) -> FFN | None:
+    """The feed-forward network of a block; None if it is not gated (what lies before the activation cannot be scaled),
+    or a mixture."""
     writers = lm.anatomy.layers[layer].writers
     if len(writers) == 1 and writers[0].expert is None and not writers[0].transposed:
         parent, _, leaf = writers[0].module.rpartition(".")
@@ -49,6 +46,14 @@ def ffn_of(lm: LM, layer: int) -> FFN:
         if isinstance(getattr(block, "gate_up_proj", None), nn.Linear):
             both = f"{parent}.gate_up_proj.weight"
             return FFN(down, both, lm.model.get_parameter(down).shape[1], both, 0)
+    return None
+
+
+def ffn_of(lm: LM, layer: int) -> FFN:
+    """The same. Raises StudfinderError if there is none."""
+    found = find_ffn(lm, layer)
+    if found is not None:
+        return found
     raise StudfinderError(
         f"layer {layer} of this {lm.anatomy.architecture} model has no gated feed-forward network of its own",
         expected="down(act(gate(x)) * up(x))",
@@ -61,11 +66,9 @@ def scale_rows(bench: Workbench, name: str, rows: list[int], factors: torch.Tens
     Raises:
         StudfinderError: a number under- or overflows, so that the factor could not be taken back.
     """
-    for parameter in (name, name.removesuffix("weight") + "bias"):
-        value = _parameter(bench.lm, parameter)
-        if value is not None:
-            column = factors.to(value).reshape(-1, *[1] * (value.dim() - 1))
-            bench.journal.write(parameter, _scaled(value, rows, column, 0, parameter))
+    for parameter, value in with_bias(bench.lm, name).items():
+        column = factors.to(value).reshape(-1, *[1] * (value.dim() - 1))
+        bench.journal.write(parameter, _scaled(value, rows, column, 0, parameter))
 
 
 def scale_columns(bench: Workbench, name: str, cols: list[int], factors: torch.Tensor) -> None:
@@ -74,10 +77,11 @@ def scale_columns(bench: Workbench, name: str, cols: list[int], factors: torch.T
     bench.journal.write(name, _scaled(value, cols, factors.to(value)[None, :], 1, name))
 
 
-def _parameter(lm: LM, name: str) -> torch.Tensor | None:
-    owner = lm.model.get_submodule(name.rpartition(".")[0])
-    found = getattr(owner, name.rpartition(".")[2], None)
-    return None if found is None else found.detach()
+def with_bias(lm: LM, name: str) -> dict[str, torch.Tensor]:
+    """A weight by its parameter's name, and its bias if it has one."""
+    module = name.rpartition(".")[0]
+    found = lm.model.get_submodule(module).named_parameters(recurse=False, remove_duplicate=False)
+    return {f"{module}.{leaf}": value.detach() for leaf, value in found if leaf in ("weight", "bias")}
 
 
 def _scaled(value: torch.Tensor, places: list[int], factors: torch.Tensor, axis: int, name: str) -> torch.Tensor:

@@ -13,10 +13,16 @@ from studfinder.quantizers.targets import Target
 
 def finite_weight(target: Target, lm: LM) -> torch.Tensor:
     """The matrix (out, in) in fp32. Raises StudfinderError, naming it, if a weight is NaN or infinite."""
-    weight_RC = target.weight(lm).float()
-    if not torch.isfinite(weight_RC).all():
-        raise StudfinderError(f"{target.name}: a weight is NaN or infinite", expected="finite weights")
-    return weight_RC
+    return finite(target.name, target.weight(lm).float())
+
+
+def finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself. Raises StudfinderError, naming it, if a number of it is NaN or infinite."""
+    # The smallest and the largest are one fast pass, and NaN is both.
+    plain = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, plain.aminmax())):
+        raise StudfinderError(f"{name}: a weight is NaN or infinite", expected="finite weights")
+    return tensor
 
 
 def finite_inputs(seen: Mapping[str, torch.Tensor]) -> None:

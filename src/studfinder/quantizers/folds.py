@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
-from studfinder.quantizers.ffn import ffn_of
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.ffn import find_ffn
+from studfinder.quantizers.finite import finite_weight
+from studfinder.quantizers.targets import matrix_of
+from studfinder.quantizers.walk import Block
 from studfinder.sites import Journal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from studfinder.quantizers.bench import Workbench
-    from studfinder.quantizers.walk import Block
 
 _NORMS = (
     "input_layernorm",
@@ -100,17 +98,12 @@ def norm_folds(lm: LM, block: Block) -> list[Fold]:
     owner = lm.model.get_submodule(path)
     norms = {f"{path}.{name}": getattr(owner, name) for name in _NORMS if hasattr(owner, name)}
     norms = {name: norm for name, norm in norms.items() if getattr(norm, "weight", None) is not None}
-    readers: dict[str, list[str]] = {name: [] for name in norms}
-    with _watching(lm, path, norms, readers):
-        block.run(first=1)
+    readers = _readers(lm, block, path, norms)
     found = []
     for name, norm in norms.items():
-        modules = [lm.model.get_submodule(reader) for reader in readers[name]]
-        if modules and all(isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" for module in modules):
-            refs = tuple(
-                MatrixRef(f"{reader}.weight", None, type(module).__name__ == "Conv1D")
-                for reader, module in zip(readers[name], modules, strict=True)
-            )
+        seen = [matrix_of(reader, lm.model.get_submodule(reader)) for reader in readers[name]]
+        refs = tuple(ref for ref in seen if ref is not None)
+        if refs and len(refs) == len(seen):
             row_C = torch.arange(norm.weight.shape[0])
             found.append(Fold("norm", name, row_C, refs, _offset(norm), _common(readers[name], path)))
     return found
@@ -136,14 +129,35 @@ def value_fold(lm: LM, layer: int, *, shared: bool = False) -> Fold | None:
 
 def up_fold(lm: LM, layer: int) -> Fold | None:
     """up_proj and down_proj of a gated feed-forward network; None if there is none."""
-    try:
-        ffn = ffn_of(lm, layer)
-    except StudfinderError:
+    ffn = find_ffn(lm, layer)
+    if ffn is None:
         return None
     cols = lm.model.get_parameter(ffn.down).shape[1]
     ref = MatrixRef(ffn.down)
     row_C = torch.arange(cols) + ffn.up_first
     return Fold("up", ffn.up.removesuffix(".weight"), row_C, (ref,), 0.0, ref.module)
+
+
+def exact_folds(lm: LM, block: Block, *more: Fold | None) -> list[Fold]:
+    """The folds of a block's norms, and `more`, that scale a matrix to quantise and leave the block what it computes.
+
+    Raises:
+        StudfinderError: a weight is not finite.
+    """
+    for target in block.targets:
+        finite_weight(target, lm)
+    chosen = {target.name for target in block.targets}
+    found = [fold for fold in (*norm_folds(lm, block), *more) if fold is not None]
+    found = [fold for fold in found if any(ref.parameter in chosen for ref in fold.reads)]
+    return [fold for fold in found if check_exact(lm, block, fold)]
+
+
+def no_fold(lm: LM) -> StudfinderError:
+    """That a model has no fold at all."""
+    return StudfinderError(
+        f"nothing in this {lm.anatomy.architecture} model can take a factor",
+        expected="norms with weights of their own, read by matrices only",
+    )
 
 
 @torch.no_grad()
@@ -169,33 +183,29 @@ def swapped(lm: LM, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _watching(lm: LM, path: str, norms: Mapping[str, nn.Module], readers: dict[str, list[str]]) -> Iterator[None]:
+def _readers(lm: LM, block: Block, path: str, norms: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Which modules of a block are given the output of each norm, seen by running it over one window."""
+    readers: dict[str, list[str]] = {name: [] for name in norms}
     made: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no other tensor takes its address
 
-    def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
-            made[id(output)] = name
-            kept.append(output)
+    def after(name: str, _module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+        made[id(output)] = name
+        kept.append(output)
 
-        return hook
-
-    def before(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            for value in (*args, *kwargs.values()):
-                if id(value) in made:
-                    readers[made[id(value)]].append(name)
-
-        return hook
+    def before(name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        for value in (*args, *kwargs.values()):
+            if id(value) in made:
+                readers[made[id(value)]].append(name)
 
     with Journal(lm.model) as journal:
         for name, norm in norms.items():
-            journal.hook(norm, after(name))
+            journal.hook(norm, partial(after, name))
         for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
             if not list(module.children()):
-                journal.hook(module, before(name), before=True, with_kwargs=True)
-        yield
+                journal.hook(module, partial(before, name), before=True, with_kwargs=True)
+        block.run(first=1)
+    return readers
 
 
 @torch.no_grad()

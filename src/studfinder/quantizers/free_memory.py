@@ -8,18 +8,12 @@ from pathlib import Path
 
 def free_memory() -> int:
     """Bytes: what the system has free, and no more than a container's limit leaves."""
-    return min(_system(), _container())
-
-
-def _system() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    # Where free memory cannot be asked for, half of all of it.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(found["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):  # where it cannot be asked for, half of all of it
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min(free, _container())
 
 
 def _container() -> int:

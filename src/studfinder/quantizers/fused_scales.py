@@ -7,7 +7,6 @@ there.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -18,14 +17,14 @@ from studfinder.quantizers.entries import rounded_from_file
 from studfinder.quantizers.grid import RoundingGrid, with_tensor_scale
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.source import Files
-from studfinder.quantizers.targets import Target
+from studfinder.quantizers.targets import by_fused
 
 
 def share(bench: Workbench) -> None:
     """Give what is fused one tensor scale, after a method has run. No value changes by it."""
-    for fused, group in _groups(bench.targets):
+    for fused, group in by_fused(bench.targets).items():
         made = [bench.done[target.name] for target in group if target.name in bench.done]
-        if len(made) < len(group) or any(one.grid.tensor_scale is None for one in made):
+        if len(group) == 1 or len(made) < len(group) or any(one.grid.tensor_scale is None for one in made):
             continue
         whole = _common([one.grid for one in made])
         if whole is None:
@@ -44,11 +43,12 @@ def shared_of_files(files: Files, chosen: Iterable[str], method: RTN) -> tuple[d
     """
     if method.scheme.scale != "e4m3":
         return {}, []
-    places = {name: shard for shard, tensors in files.shards.items() for name in tensors}
     wholes: dict[str, torch.Tensor] = {}
     notes = []
-    for fused, group in _groups([files.targets[name] for name in chosen]):
-        whole = _common([rounded_from_file(files, places[t.name], t.name, method).grid for t in group])
+    for fused, group in by_fused(files.targets[name] for name in chosen).items():
+        if len(group) == 1:
+            continue
+        whole = _common([rounded_from_file(files, t.name, method).grid for t in group])
         if whole is None:
             notes.append(note(fused))
         else:
@@ -59,13 +59,6 @@ def shared_of_files(files: Files, chosen: Iterable[str], method: RTN) -> tuple[d
 def note(fused: str) -> str:
     """What the card says of matrices that cannot share a scale."""
     return f"{fused}: tensor scales differ, which vLLM cannot serve (it takes the largest for all); transformers can"
-
-
-def _groups(found: Iterable[Target]) -> list[tuple[str, list[Target]]]:
-    groups: dict[str, list[Target]] = defaultdict(list)
-    for target in found:
-        groups[target.fused].append(target)
-    return [(fused, group) for fused, group in groups.items() if len(group) > 1]
 
 
 def _common(grids: Sequence[RoundingGrid]) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -13,10 +13,11 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
-from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, in_steps, kept_entries, rounded
+from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, kept_entries, nearest
 from studfinder.quantizers.scheme import Scheme, tile
+from studfinder.quantizers.targets import by_fused
 from studfinder.quantizers.walk import second_moments, walk
-from studfinder.records.config import Config
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class GPTQ(Config):
         sequential: measure a matrix's inputs anew after those before it in its block are rounded.
     """
 
+    calibrated: ClassVar[bool] = True
+
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
-    damping: float = 0.01
+    damping: float = option(0.01, above=0)  # without any the Hessian may have no inverse
     order: Literal["activation", "stored"] = "activation"
     groups: Literal["static", "dynamic"] = "static"
     clip: Clip | None = None
@@ -47,8 +50,6 @@ class GPTQ(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.damping <= 0:
-            raise StudfinderError(f"damping {self.damping}", expected="above 0: the Hessian may have no inverse")
         if self.groups == "dynamic" and self.scheme.scale == "e4m3":
             raise StudfinderError("dynamic groups with one scale for the whole tensor", do="Use static groups")
         if self.groups == "dynamic" and self.order == "activation" and isinstance(self.scheme.block, tuple):
@@ -56,15 +57,10 @@ class GPTQ(Config):
                 "dynamic 2-D blocks in the order of activations", do="Use static groups, or order='stored'"
             )
 
-    @property
-    def calibrated(self) -> bool:
-        return True
-
     def run(self, bench: Workbench) -> None:
         for block in walk(bench):
             moments = second_moments(block)
-            for number, fused in enumerate(dict.fromkeys(target.fused for target in block.targets)):
-                group = [target for target in block.targets if target.fused == fused]
+            for number, (fused, group) in enumerate(by_fused(block.targets).items()):
                 names = [target.name for target in group]
                 if self.sequential and number:
                     moments.update(second_moments(block, names))
@@ -188,19 +184,13 @@ class _Solver:
 
     def _column(self, place: int) -> None:
         column_R = self.work_CR[place]
-        value_R = self._rounded(column_R, self.block_P[place])
+        block = self.block_P[place]
+        zero_R = self.zero_GR[block] if self.zero_GR else None
+        value_R = nearest(column_R, self.step_GR[block], zero_R, self.config.scheme)
         if self.held_CR is not None:
             value_R = torch.where(self.held_CR[place], self.whole_CR[place], value_R)
         torch.sub(column_R, value_R, out=self.error_CR[place]).div_(self.diagonal[place])
         column_R.copy_(value_R)
-
-    def _rounded(self, column_R: torch.Tensor, block: int) -> torch.Tensor:
-        scheme, step_R = self.config.scheme, self.step_GR[block]
-        if not self.zero_GR:
-            return rounded(in_steps(column_R, step_R, None, scheme), scheme).mul_(step_R)
-        zero_R = self.zero_GR[block]
-        code_R = rounded(in_steps(column_R, step_R, zero_R, scheme), scheme)
-        return code_R.mul_(step_R).add_(zero_R) if scheme.zero == "float" else code_R.sub_(zero_R).mul_(step_R)
 
     def _fit_run(self, run: slice) -> None:
         """Fit the blocks of a run of columns as they are now."""

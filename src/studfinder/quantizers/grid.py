@@ -78,7 +78,10 @@ class Quantized:
     def dequantized(self) -> torch.Tensor:
         """The matrix that the codes stand for, kept entries put back, (out, in) fp32."""
         weight_RC = dequantized(self.codes_RC, self.grid, self.scheme, group_C=self.group_C)
-        return weight_RC if self.kept is None else restored(weight_RC, self.kept)
+        if self.kept is not None:
+            rows, cols = self.kept.index_N // weight_RC.shape[1], self.kept.index_N % weight_RC.shape[1]
+            weight_RC[rows, cols] = self.kept.value_N.to(weight_RC.dtype)
+        return weight_RC
 
 
 def quantize_weight(
@@ -179,7 +182,7 @@ def codes(
 ) -> torch.Tensor:
     """The nearest code of every entry, (out, in); see `Quantized.codes_RC` for the dtypes."""
     made = [_codes(*piece, scheme) for piece in _pieces(weight_RC, grid, scheme, group_C)]
-    return _untiled(torch.cat(made), weight_RC.shape)
+    return untiled(torch.cat(made), weight_RC.shape)
 
 
 def dequantized(
@@ -187,7 +190,7 @@ def dequantized(
 ) -> torch.Tensor:
     """What codes stand for, (out, in) fp32."""
     made = [_values(*piece, scheme) for piece in _pieces(codes_RC, grid, scheme, group_C)]
-    return _untiled(torch.cat(made), codes_RC.shape)
+    return untiled(torch.cat(made), codes_RC.shape)
 
 
 def rounded(scaled: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -209,6 +212,18 @@ def in_steps(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None,
     if scheme.zero == "float":
         return own.sub_(zero).div_(step)
     return own.div_(step).add_(zero)
+
+
+def out_of_steps(own: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
+    """The other way round: what values of codes stand for; fp32, in place."""
+    if zero is None:
+        return own.mul_(step)
+    return own.mul_(step).add_(zero) if scheme.zero == "float" else own.sub_(zero).mul_(step)
+
+
+def nearest(x: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
+    """Numbers rounded to a grid that broadcasts to them, and back; fp32. Integer zero points are codes."""
+    return out_of_steps(rounded(in_steps(x, step, zero, scheme), scheme), step, zero, scheme)
 
 
 def pieces_of(
@@ -253,10 +268,14 @@ def _values(tiles: torch.Tensor, step: torch.Tensor, zero: torch.Tensor | None, 
     if scheme.element == "fp4":
         value = _FP4.to(tiles.device)[(tiles & 7).long()]
         return torch.where(tiles > 7, -value, value) * step
-    value = tiles.float()
-    if zero is None:
-        return value.mul_(step)
-    return value.mul_(step).add_(zero) if scheme.zero == "float" else value.sub_(zero).mul_(step)
+    return out_of_steps(tiles.float(), step, zero, scheme)
+
+
+def largest(weight_RC: torch.Tensor, count: int) -> torch.Tensor:
+    """A mask of the largest entries by magnitude, so many of them."""
+    mask = torch.zeros(weight_RC.shape, dtype=torch.bool, device=weight_RC.device)
+    mask.view(-1)[weight_RC.abs().reshape(-1).topk(count).indices] = True
+    return mask
 
 
 def kept_entries(weight_RC: torch.Tensor, held_RC: torch.Tensor | None) -> Kept | None:
@@ -267,14 +286,8 @@ def kept_entries(weight_RC: torch.Tensor, held_RC: torch.Tensor | None) -> Kept 
     return Kept(index_N, weight_RC.reshape(-1)[index_N].clone())
 
 
-def restored(weight_RC: torch.Tensor, kept: Kept) -> torch.Tensor:
-    """The matrix with kept entries put back, in place."""
-    cols = weight_RC.shape[1]
-    weight_RC[kept.index_N // cols, kept.index_N % cols] = kept.value_N.to(weight_RC.dtype)
-    return weight_RC
-
-
-def _untiled(tiles: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def untiled(tiles: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Tiles, see `pieces_of`, as the matrix that they were taken from."""
     rows, cols = shape
     matrix = tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)
     return matrix if matrix.shape == shape else matrix[:rows, :cols].contiguous()

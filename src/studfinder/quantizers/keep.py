@@ -13,14 +13,16 @@ from studfinder.edits import Selection, Weights, meant, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.targets import Target, targets_by_name
+from studfinder.quantizers.grid import largest
+from studfinder.quantizers.targets import Target
 from studfinder.records import Findings, SuperWeight
+from studfinder.records.config import Config, option
 
 __all__ = ["HoldOut", "Keep", "Skip", "hold_out", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldOut:
+class HoldOut(Config):
     """Entries that are taken out of their block before its range is computed, and keep their value.
 
     Attributes:
@@ -31,15 +33,14 @@ class HoldOut:
     """
 
     entries: tuple[Weights, ...] = ()
-    fraction: float = 0.0
+    fraction: float = option(0.0, least=0, below=1)
     columns: bool = False
     model: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.entries and not self.fraction:
             raise StudfinderError("there is nothing to hold out", expected="entries, or a fraction")
-        if not 0 <= self.fraction < 1:
-            raise StudfinderError(f"fraction {self.fraction}", expected="0 or more, and below 1")
 
     def __str__(self) -> str:
         places: dict[str, list[str]] = {}
@@ -170,7 +171,7 @@ def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
 
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
-    by_name = targets_by_name(found)
+    by_name = {target.name: target for target in found}
     for weights in one.entries:
         target = by_name.get(weights.parameter)
         if target is None:
@@ -190,10 +191,8 @@ def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.T
     if one.fraction:
         for target in found:
             weight = finite_weight(target, lm)  # NaN would count as the largest
-            count = int(one.fraction * weight.numel())
-            if count:
-                places = weight.abs().reshape(-1).topk(count).indices
-                held.setdefault(target.name, _empty(lm, target)).view(-1)[places] = True
+            if count := int(one.fraction * weight.numel()):
+                held[target.name] = held.get(target.name, _empty(lm, target)) | largest(weight, count)
 
 
 def _empty(lm: LM, target: Target) -> torch.Tensor:

@@ -11,11 +11,10 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
-from studfinder.quantizers.activations import on_grid
-from studfinder.quantizers.grid import grid_of
+from studfinder.quantizers.grid import grid_of, nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
-from studfinder.records.config import Config
+from studfinder.records.config import Config, option
 from studfinder.sites import AttentionCall, ModelCall, Site, tapped
 from studfinder.texts import batches
 
@@ -47,16 +46,14 @@ class KVCache(Config):
     element: Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8"] = "int8"
     keys: Literal["token", "channel"] = "token"
     values: Literal["token", "channel"] = "token"
-    run: int = 32
+    run: int = option(32, least=1)
     zero: Literal["none", "integer", "float"] = "float"
     rope: Literal["pre", "post"] = "post"
-    first: int = 0
+    first: int = option(0, least=0)
     centre: Literal["none", "added", "dropped"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.run < 1 or self.first < 0:
-            raise StudfinderError(f"run {self.run}, first {self.first}", expected="a run above 0, first 0 or more")
         if self.centre == "dropped" and self.rope == "pre":
             raise StudfinderError(
                 "a constant dropped before rotation: rotated, it is not the same for all keys",
@@ -67,8 +64,6 @@ class KVCache(Config):
     @property
     def scheme(self) -> Scheme:
         """The same as a scheme for a matrix whose rows share a scale."""
-        if self.element == "fp8" and self.zero != "none":
-            raise StudfinderError("fp8 with a zero point", expected="zero='none'")
         narrow = self.zero == "none" and self.element != "fp8"
         return Scheme(element=self.element, block="channel", zero=self.zero, scale="float16", narrow=narrow)
 
@@ -117,16 +112,20 @@ def quantized_cache(
         raise StudfinderError("keys are centred by calibration text", do="Give windows from calibration_windows(lm)")
     centres = {} if config.centre == "none" else key_means(lm, windows, rope=config.rope)
     held = {} if keep is None else held_dims(lm, keep)
-    position = _Position()
+    past = [0]  # how many tokens the model's cache holds when a forward pass begins
+
+    def begun(call: ModelCall) -> None:
+        past[0] = call.past
+
     replace: dict[Site, Callable[[torch.Tensor], torch.Tensor]] = {}
     for layer, part in enumerate(lm.anatomy.layers):
         if part.attention is None:
             continue
         key = Site("key.pre_rope" if config.rope == "pre" else "key", layer)
-        replace[key] = _keys(config, position, centres.get(layer), held.get(layer))
-        replace[Site("value", layer)] = _values(config)
+        replace[key] = _keys(config, past, centres.get(layer), held.get(layer))
+        replace[Site("value", layer)] = lambda value: cached(value, config, config.values)
     # Keys before RoPE are reached only where a reader asks for them.
-    read: dict[type, Sequence[Callable[[Any], None]]] = {ModelCall: (position.see,), AttentionCall: (_ignore,)}
+    read: dict[type, Sequence[Callable[[Any], None]]] = {ModelCall: (begun,), AttentionCall: (lambda call: None,)}
     with tapped(lm, replace=replace, read=read, pre_rope=config.rope == "pre"):
         yield config
 
@@ -217,33 +216,34 @@ def cached(
     x = x_BGSD[:, :, kept:].float()
     held = None if held_GD is None else held_GD[None, :, None, :].to(x.device)
     if scope == "token":
-        made = _rounded(x, config.scheme, 3, held)
+        made = _rounded(x, config.scheme, held)
     else:
         whole = x.shape[2] // config.run * config.run
         runs = x[:, :, :whole].unflatten(2, (-1, config.run)) if whole else x[:, :, :0, None]
-        made = torch.cat([_rounded(runs, config.scheme, 3, None).flatten(2, 3), x[:, :, whole:]], dim=2)
+        made = torch.cat([_rounded(runs, config.scheme, None).flatten(2, 3), x[:, :, whole:]], dim=2)
     if held is not None:
         made = torch.where(held, x, made)
     return torch.cat([x_BGSD[:, :, :kept], made.to(x_BGSD.dtype)], dim=2)
 
 
-def _rounded(x: torch.Tensor, scheme: Scheme, dim: int, held: torch.Tensor | None) -> torch.Tensor:
-    """Rounded and back, fp32; one range along `dim`, held entries left out of it."""
+def _rounded(x: torch.Tensor, scheme: Scheme, held: torch.Tensor | None) -> torch.Tensor:
+    """Rounded and back, fp32; one range along axis 3, held entries left out of it."""
     if not x.numel():
         return x
-    low = (x if held is None else x.masked_fill(held, float("inf"))).amin(dim, keepdim=True)
-    high = (x if held is None else x.masked_fill(held, -float("inf"))).amax(dim, keepdim=True)
+    low = (x if held is None else x.masked_fill(held, float("inf"))).amin(3, keepdim=True)
+    high = (x if held is None else x.masked_fill(held, -float("inf"))).amax(3, keepdim=True)
     empty = low > high  # all of them are held
-    return on_grid(x, grid_of(low.masked_fill(empty, 0), high.masked_fill(empty, 0), scheme), scheme)
+    grid = grid_of(low.masked_fill(empty, 0), high.masked_fill(empty, 0), scheme)
+    return nearest(x, grid.step, grid.zero, scheme)
 
 
 def _keys(
-    config: KVCache, position: _Position, centre_GD: torch.Tensor | None, held_GD: torch.Tensor | None
+    config: KVCache, past: list[int], centre_GD: torch.Tensor | None, held_GD: torch.Tensor | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def replaced(key: torch.Tensor) -> torch.Tensor:
         start = 0
         if config.rope == "pre":  # only the new tokens come by; after RoPE it is the whole cache
-            start = position.seen
+            start = past[0]
             if start and config.keys == "channel":
                 raise StudfinderError(
                     "runs of keys before RoPE that reach over several calls", do="Use keys='token', or one full pass"
@@ -255,23 +255,6 @@ def _keys(
         return made + centre if config.centre == "added" else made
 
     return replaced
-
-
-def _values(config: KVCache) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda value: cached(value, config, config.values)
-
-
-class _Position:
-    """How many tokens the model's cache holds when a forward pass begins."""
-
-    seen = 0
-
-    def see(self, call: ModelCall) -> None:
-        self.seen = call.past
-
-
-def _ignore(_call: AttentionCall) -> None:
-    pass
 
 
 def _sees_constants(lm: LM, module: Any) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, rotary_of
+from studfinder.models import LM
+from studfinder.quantizers.rotary_pairs import mean_by_pair, pairs_of
 
 
 def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
@@ -42,21 +43,10 @@ def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
         attention = lm.model.get_submodule(str(lm.anatomy.layers[layer].attention))
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj")):
             raise StudfinderError(f"{lm.anatomy.layers[layer].attention} makes Q and K in one matrix")
-        query_HD, key_GD = (_by_pair(lm, layer, maps[f"norm.{name}"][place].square()) for name in ("query", "key"))
+        pair_D = pairs_of(lm, layer)
+        squares = (maps[f"norm.{name}"][place].square() for name in ("query", "key"))
+        query_HD, key_GD = (mean_by_pair(square, pair_D)[:, pair_D] for square in squares)
         path_of = f"{lm.anatomy.layers[layer].attention}.{{}}_proj.weight"
         weights[path_of.format("q")] = key_GD.repeat_interleave(heads // groups, dim=0).flatten()
         weights[path_of.format("k")] = query_HD.view(groups, heads // groups, dim).sum(dim=1).flatten()
     return weights
-
-
-def _by_pair(lm: LM, layer: int, square_HD: torch.Tensor) -> torch.Tensor:
-    """Each dim's value, averaged over the dims that rotate together."""
-    rotary = rotary_of(lm, layer)
-    if rotary is None:
-        return square_HD
-    pairs = [rotary.pair_of(dim) for dim in range(square_HD.shape[1])]
-    made = square_HD.clone()
-    for pair in {pair for pair in pairs if pair is not None}:
-        dims = [dim for dim, own in enumerate(pairs) if own == pair]
-        made[:, dims] = square_HD[:, dims].mean(dim=1, keepdim=True)
-    return made

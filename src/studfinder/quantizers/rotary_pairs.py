@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, rotary_of
+from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import scale_rows
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,8 @@ class RotaryPairs:
         heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
         weight = lm.model.get_parameter(f"{key}.weight").detach().float().reshape(groups, dim, -1)
         size_GD = weight.norm(dim=-1)
-        pair_D = _pairs(lm, layer).to(weight.device)
-        of_pair = size_GD.new_zeros(groups, int(pair_D.max()) + 1).index_add_(1, pair_D, size_GD.square())
-        size_GP = (of_pair / torch.bincount(pair_D)).sqrt()
+        pair_D = pairs_of(lm, layer).to(weight.device)
+        size_GP = mean_by_pair(size_GD.square(), pair_D).sqrt()
         power_GP = (size_GP.mean(dim=1, keepdim=True) / size_GP).log2().round().nan_to_num(0, 0, 0)
         factor_GD = torch.exp2(power_GP.clamp(-self.most, self.most))[:, pair_D]
         scale_rows(bench, f"{key}.weight", list(range(groups * dim)), factor_GD.flatten())
@@ -64,7 +60,13 @@ def _projections(lm: LM, attention: str) -> tuple[str, str]:
     return f"{attention}.q_proj", f"{attention}.k_proj"
 
 
-def _pairs(lm: LM, layer: int) -> torch.Tensor:
+def mean_by_pair(value_HD: torch.Tensor, pair_D: torch.Tensor) -> torch.Tensor:
+    """The mean over the dims of each pair, (heads, pairs)."""
+    sum_HP = value_HD.new_zeros(len(value_HD), int(pair_D.max()) + 1).index_add_(1, pair_D, value_HD)
+    return sum_HP / torch.bincount(pair_D)
+
+
+def pairs_of(lm: LM, layer: int) -> torch.Tensor:
     """Which pair each dim of a head belongs to, (D,); a dim that is not rotated is a pair of its own."""
     rotary = rotary_of(lm, layer)
     found, alone = [], 0 if rotary is None else len(rotary.inv_freq)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from studfinder.errors import StudfinderError
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.ffn import with_bias
 
 _KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures whose residual stream is read through a plain RMSNorm and nothing else."""
@@ -41,7 +39,6 @@ class Rotate:
                 "numbers to hold out do not survive a rotation", do="Keep them by skip(), or rotate not"
             )
         rotation_CC = hadamard(lm.anatomy.hidden, self.seed).to(lm.device)
-        decoder = lm.anatomy.decoder
         for part in lm.anatomy.layers:
             reads = {
                 "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -54,11 +51,10 @@ class Rotate:
                     _write(bench, weight, (_value(bench, weight) * gain_C) @ rotation_CC)
                 _write(bench, f"{part.block}.{norm}.weight", torch.ones_like(gain_C))
             for name in ("self_attn.o_proj", "mlp.down_proj"):
-                weight, bias = f"{part.block}.{name}.weight", f"{part.block}.{name}.bias"
-                _write(bench, weight, rotation_CC.T @ _value(bench, weight))
-                if getattr(lm.model.get_submodule(f"{part.block}.{name}"), "bias", None) is not None:
-                    _write(bench, bias, _value(bench, bias) @ rotation_CC)
-        self._ends(bench, decoder, rotation_CC)
+                for parameter, value in with_bias(lm, f"{part.block}.{name}.weight").items():
+                    matrix = value.dim() == 2
+                    _write(bench, parameter, rotation_CC.T @ value.double() if matrix else value.double() @ rotation_CC)
+        self._ends(bench, lm.anatomy.decoder, rotation_CC)
         bench.notes.append(
             f"residual stream rotated by a random Hadamard matrix, seed {self.seed} (exact up to rounding)"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -22,12 +23,10 @@ class RTN:
         clip: search the range of each block by reconstruction error of the weights; None takes min and max.
     """
 
+    calibrated: ClassVar[bool] = False
+
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
     clip: Clip | None = None
-
-    @property
-    def calibrated(self) -> bool:
-        return False
 
     def run(self, bench: Workbench) -> None:
         for target in bench.targets:

@@ -46,8 +46,18 @@ class Scheme(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "block", tuple(self.block) if isinstance(self.block, list) else self.block)
-        _check(self)
+        block = tuple(self.block) if isinstance(self.block, list) else self.block
+        object.__setattr__(self, "block", block)
+        sizes = block if isinstance(block, tuple) else (block,)
+        whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+        if block not in ("tensor", "channel") and not (whole and (isinstance(block, int) or len(sizes) == 2)):
+            raise StudfinderError(f"block {block!r}", expected="tensor, channel, a size above 0, or (rows, cols)")
+        if not self.integer and self.zero != "none":
+            raise StudfinderError(f"{self.element} with a zero point", expected="a symmetric scheme: zero='none'")
+        if self.narrow and (not self.integer or self.zero != "none"):
+            raise StudfinderError("narrow codes", expected="symmetric integers")
+        if self.scale in ("e8m0", "e4m3") and self.zero == "float":
+            raise StudfinderError(f"{self.scale} scales with a float minimum", expected="float32, bfloat16 or float16")
 
     @property
     def bits(self) -> int:
@@ -74,20 +84,6 @@ class Scheme(Config):
         block = "x".join(map(str, self.block)) if isinstance(self.block, tuple) else self.block
         zero = {"none": "symmetric", "integer": "integer zero", "float": "float minimum"}[self.zero]
         return f"{self.element} {'group ' if isinstance(block, int) else 'per '}{block}, {zero}, {self.scale} scales"
-
-
-def _check(scheme: Scheme) -> None:
-    block = scheme.block
-    sizes = block if isinstance(block, tuple) else (block,)
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
-    if block not in ("tensor", "channel") and not (whole and (isinstance(block, int) or len(sizes) == 2)):
-        raise StudfinderError(f"block {block!r}", expected="tensor, channel, a size above 0, or (rows, cols)")
-    if not scheme.integer and scheme.zero != "none":
-        raise StudfinderError(f"{scheme.element} with a zero point", expected="a symmetric scheme: zero='none'")
-    if scheme.narrow and (not scheme.integer or scheme.zero != "none"):
-        raise StudfinderError("narrow codes", expected="symmetric integers")
-    if scheme.scale in ("e8m0", "e4m3") and scheme.zero == "float":
-        raise StudfinderError(f"{scheme.scale} scales with a float minimum", expected="float32, bfloat16 or float16")
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -157,11 +153,7 @@ def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
         return None
     if acts is not None:
         whole = scheme.block in ("channel", "tensor") and scheme.zero == "none"
-        return (
-            {"int8": "CUTLASS W8A8 int8", "fp8": "CUTLASS W8A8 fp8"}.get(acts)
-            if (whole and scheme.element == acts)
-            else None
-        )
+        return f"CUTLASS W8A8 {acts}" if whole and scheme.element == acts and acts in ("int8", "fp8") else None
     if scheme.integer:
         if scheme.bits not in (4, 8) or scheme.scale not in ("bfloat16", "float16"):
             return None
@@ -170,8 +162,5 @@ def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
         return f"Marlin W{scheme.bits}A16" if scheme.block in ("channel", 32, 64, 128) else None
     if scheme.element == "fp8" and scheme.block in ("tensor", "channel", (128, 128)) and scheme.scale != "e8m0":
         return "Marlin W8A16 fp8"
-    return {"nvfp4": "Marlin W4A16 nvfp4", "mxfp4": "Marlin W4A16 mxfp4"}.get(_name_of(scheme) or "")
-
-
-def _name_of(scheme: Scheme) -> str | None:
-    return next((name for name, known in SCHEMES.items() if known == scheme), None)
+    name = next((name for name in ("nvfp4", "mxfp4") if SCHEMES[name] == scheme), None)
+    return None if name is None else f"Marlin W4A16 {name}"

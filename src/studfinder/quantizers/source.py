@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from studfinder.errors import StudfinderError, known
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
 from studfinder.models.files import check_folder, weights_of
 from studfinder.models.fingerprint import marks
-from studfinder.models.headers import DTYPES, read_header
+from studfinder.models.headers import DTYPES, Stored, read_header
 from studfinder.models.sizes import check_sizes
 from studfinder.quantizers.targets import Target, targets
 from studfinder.records.outside import read_json
@@ -26,42 +26,40 @@ class Files:
 
     Attributes:
         folder: the checkpoint.
-        shards: file names, each with its tensors in the order they are stored: name to (dtype, shape).
+        shards: file names, each with its tensors in the order they are stored.
         targets: the matrices to quantise, by parameter name.
-        begins: by file, at which byte each tensor begins.
     """
 
     folder: Path
-    shards: Mapping[str, Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
-    targets: Mapping[str, Target]
-    begins: Mapping[str, Mapping[str, int]]
+    shards: Mapping[str, Mapping[str, Stored]]
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of every tensor."""
-        return {name: what for tensors in self.shards.values() for name, what in tensors.items()}
+        held = {name: one for tensors in self.shards.values() for name, one in tensors.items()}
+        return {name: (DTYPES[one.dtype], one.shape) for name, one in held.items()}
 
     @cached_property
     def places(self) -> dict[str, str]:
         """In which file each tensor is."""
         return {name: file for file, tensors in self.shards.items() for name in tensors}
 
-    def read(self, shard: str, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """One tensor, read from its place: opening a file with safetensors reads its whole header each time, and a
         mapping that stays open counts as memory.
 
         Raises:
             StudfinderError: the file ends before the tensor does.
         """
-        dtype, shape = self.shards[shard][name]
+        shard, (dtype, shape) = self.places[name], self.stored[name]
+        path = self.folder / shard
         held = torch.empty(torch.Size(shape).numel(), dtype=dtype)
-        with (self.folder / shard).open("rb", buffering=0) as file:
-            file.seek(self.begins[shard][name])
+        with path.open("rb", buffering=0) as file:
+            file.seek(self.shards[shard][name].begin)
             found = file.readinto(held.view(torch.uint8).numpy().data) if held.numel() else 0
         if found != held.numel() * dtype.itemsize:
-            raise StudfinderError(
-                f"{self.folder / shard} ends within {name}", expected="a whole file", do="Copy it again"
-            )
+            raise StudfinderError(f"{path} ends within {name}", expected="a whole file", do="Copy it again")
         return held.view(shape)
 
     def signature(self) -> dict[str, Any]:
@@ -87,11 +85,9 @@ def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None
     stored, loaded = files.stored, getattr(lm.model.config, "dtype", None)
     if not set(found) <= set(stored) or any(target.ref.transposed for target in found.values()):
         return None
-    if loaded is not None and any(
-        stored[name][0] is not loaded for name in found
-    ):  # cast as it is loaded: what is rounded is what is cast
-        return None
-    return files
+    # What is cast as it is loaded is rounded as it is cast.
+    cast = loaded is not None and any(stored[name][0] is not loaded for name in found)
+    return None if cast else files
 
 
 def stored_files(folder: Path) -> Files:
@@ -103,16 +99,12 @@ def stored_files(folder: Path) -> Files:
     weights = weights_of(folder)
     if weights.pickles:
         raise StudfinderError(f"{folder / weights.pickles[0]} is a pickle", expected="safetensors", do="Convert it")
-    read = {name: read_header(folder / name) for name in weights.files}
-    for file, tensors in read.items():
+    shards = {name: read_header(folder / name) for name in weights.files}
+    for file, tensors in shards.items():
         for name, one in tensors.items():
             if one.dtype not in DTYPES:
                 raise StudfinderError(f"{name} in {folder / file} is stored as {one.dtype}, which torch lacks")
-    shards = {
-        file: {name: (DTYPES[one.dtype], one.shape) for name, one in tensors.items()} for file, tensors in read.items()
-    }
-    begins = {file: {name: one.begin for name, one in tensors.items()} for file, tensors in read.items()}
-    return Files(folder, shards, {}, begins)
+    return Files(folder, shards)
 
 
 def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,12 +66,23 @@ def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
     for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
         _refuse(lm, name, module, offloaded)
         leaf = name.rpartition(".")[2]
-        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-            continue
-        if leaf in _ROUTERS:
-            continue
-        ref = MatrixRef(f"{name}.weight", None, type(module).__name__ == "Conv1D")
-        yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
+        ref = matrix_of(name, module)
+        if ref is not None and leaf not in _ROUTERS:
+            yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
+
+
+def matrix_of(name: str, module: nn.Module) -> MatrixRef | None:
+    """Where the matrix of a Linear or a Conv1D is; None for any other module."""
+    transposed = type(module).__name__ == "Conv1D"
+    return MatrixRef(f"{name}.weight", None, transposed) if transposed or isinstance(module, nn.Linear) else None
+
+
+def by_fused(found: Iterable[Target]) -> dict[str, list[Target]]:
+    """Matrices by the name that they share with those that they are fused with."""
+    groups: dict[str, list[Target]] = {}
+    for target in found:
+        groups.setdefault(target.fused, []).append(target)
+    return groups
 
 
 def fused_name(module: str) -> str:
@@ -92,20 +103,14 @@ def other_matrices(models: Iterable[nn.Module], chosen: Collection[str]) -> list
         chosen: names of the modules that are quantised.
     """
     found: dict[str, None] = {}
+    quantised = set(chosen)
     for model in models:
-        same = {id(model.get_submodule(name)) for name in chosen if _has(model, name)}
-        for name, module in model.named_modules(remove_duplicate=False):  # a module may be used twice
+        modules = list(model.named_modules(remove_duplicate=False))  # a module may be used twice
+        same = {id(module) for name, module in modules if name in quantised}
+        for name, module in modules:
             if id(module) not in same and _matrix(module):
                 found[name] = None
     return list(found)
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _matrix(module: nn.Module) -> bool:
@@ -113,11 +118,6 @@ def _matrix(module: nn.Module) -> bool:
         return False
     weight = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
-
-
-def targets_by_name(found: Sequence[Target]) -> dict[str, Target]:
-    """Targets by parameter name."""
-    return {target.name: target for target in found}
 
 
 def _refuse(lm: LM, name: str, module: nn.Module, offloaded: bool) -> None:

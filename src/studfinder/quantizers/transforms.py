@@ -7,17 +7,15 @@ order of a sum; a rotation is exact up to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from studfinder.edits import meant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_same_weights
-from studfinder.quantizers.ffn import FFN, ffn_of, scale_columns, scale_rows
-
-if TYPE_CHECKING:
-    from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.ffn import FFN, ffn_of, scale_columns, scale_rows, with_bias
 
 
 class Transform(Protocol):
@@ -91,8 +89,14 @@ class Permute:
             bench.journal.write(ffn.down, down[:, order])
             if ffn.down in bench.held:
                 bench.held[ffn.down] = bench.held[ffn.down][:, order]
-            for name, rows in _inner_rows(ffn, order).items():
-                _reorder_rows(bench, name, rows)
+            inner = {ffn.gate: order, ffn.up: order}  # which row comes where
+            if ffn.up == ffn.gate:
+                inner = {ffn.up: torch.cat([order, order + ffn.up_first])}
+            for name, rows in inner.items():
+                for parameter, value in with_bias(lm, name).items():
+                    bench.journal.write(parameter, value[rows])
+                if name in bench.held:
+                    bench.held[name] = bench.held[name][rows]
         bench.notes.append("neurons sorted by the largest weight they write (exact but for the order of a sum)")
 
 
@@ -143,11 +147,9 @@ class Split:
         _replace(bench, ffn.down, new, "in_features")
         _widen_mask(bench, ffn.down, added, dim=1)
         for name in (ffn.gate, ffn.up):
-            for parameter in (name, name.removesuffix("weight") + "bias"):
-                if parameter in dict(lm.model.named_parameters(remove_duplicate=False)):
-                    value = lm.model.get_parameter(parameter).detach()
-                    zeros = value.new_zeros(added - len(copies), *value.shape[1:])
-                    _replace(bench, parameter, torch.cat([value, value[copies], zeros]), "out_features")
+            for parameter, value in with_bias(lm, name).items():
+                zeros = value.new_zeros(added - len(copies), *value.shape[1:])
+                _replace(bench, parameter, torch.cat([value, value[copies], zeros]), "out_features")
             _widen_mask(bench, name, added, dim=0)
 
 
@@ -179,22 +181,6 @@ def _check_neurons(bench: Workbench, ffn: FFN, layer: int, cols: list[int]) -> N
     for col in cols:
         if not 0 <= col < width:
             raise StudfinderError(f"layer {layer} has no neuron {col}", expected=f"0 to {width - 1}")
-
-
-def _inner_rows(ffn: FFN, order: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By parameter, which row comes where."""
-    if ffn.up == ffn.gate:
-        return {ffn.up: torch.cat([order, order + ffn.up_first])}
-    return {ffn.gate: order, ffn.up: order}
-
-
-def _reorder_rows(bench: Workbench, name: str, rows: torch.Tensor) -> None:
-    parameters = dict(bench.lm.model.named_parameters(remove_duplicate=False))
-    for parameter in (name, name.removesuffix("weight") + "bias"):
-        if parameter in parameters:
-            bench.journal.write(parameter, parameters[parameter].detach()[rows])
-    if name in bench.held:
-        bench.held[name] = bench.held[name][rows]
 
 
 def _replace(bench: Workbench, name: str, value: torch.Tensor, size: str) -> None:

@@ -56,6 +56,13 @@ class Meant:
         self.digests[name] = {str(kind): plain.tensor_digest(tensor.to(kind)) for kind in kinds}
         self.size += tensor.numel() * tensor.element_size()
 
+    def check(self, name: str, dtype: str, digest: str) -> None:
+        """Raise StudfinderError if a tensor that was read is not the one that was meant."""
+        kinds = self.digests.get(name, {})
+        if kinds.get(dtype) != digest:
+            cast = f" (loaded as {dtype.removeprefix('torch.')})" if kinds and dtype not in kinds else ""
+            raise _refused(f"{name} reads back as other numbers than were meant{cast}")
+
 
 def meant_of(lm: LM) -> Meant:
     """What a live model holds now."""
@@ -85,11 +92,6 @@ def probe(lm: LM) -> list[list[int]]:
 
 
 @torch.no_grad()
-def logits_of(lm: LM, windows: list[list[int]]) -> torch.Tensor:
-    """Of a live model, (windows, tokens, vocabulary)."""
-    return lm.model(input_ids=torch.tensor(windows, device=lm.device), use_cache=False).logits.cpu()
-
-
 def verify(
     folder: Path,
     lm: LM,
@@ -137,8 +139,11 @@ def verify(
             f"every tensor decoded and compared, {compared} of them bit-equal; the model does not fit into memory "
             "twice, so that only its first block was loaded and run"
         )
-    wanted = logits_of(lm, windows) if live else None
-    said = compare_logits(logits, wanted, _NEAR_ROUNDED_INPUTS if rounded_inputs else _near(lm))
+    wanted = None
+    if live:
+        wanted = lm.model(input_ids=torch.tensor(windows, device=lm.device), use_cache=False).logits.cpu()
+    near = _NEAR["cpu" if lm.device.type == "cpu" else "elsewhere"][lm.dtype.itemsize < 4]
+    said = compare_logits(logits, wanted, _NEAR_ROUNDED_INPUTS if rounded_inputs else near)
     return f"loaded by plain transformers in a process of its own: {tensors} tensors bit-equal, {said}"
 
 
@@ -152,10 +157,8 @@ def fresh(folder: Path, ask: Mapping[str, Any]) -> Answer:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            reason = (
-                f"signal {-done.returncode}" if done.returncode < 0 else said[-1][:300] if said else "no word of why"
-            )
-            raise cannot_run(reason)
+            last = said[-1][:300] if said else "no word of why"
+            raise cannot_run(f"signal {-done.returncode}" if done.returncode < 0 else last)
         answer = json.loads(answered.with_suffix(".json").read_text(encoding="utf-8"))
         return answer, torch.load(answered.with_suffix(".pt"), weights_only=True)
 
@@ -183,16 +186,13 @@ def compare_tensors(found: Mapping[str, tuple[str, str]], meant: Meant, *, whole
     """
     equal, anywhere = 0, {one for kinds in meant.digests.values() for one in kinds.values()}
     for name, (dtype, digest) in found.items():
-        kinds = meant.digests.get(name)
-        if kinds is None:
-            if meant.exact and not name.rpartition(".")[2].startswith(("weight_", "input_", "output_")):
-                raise _refused(f"it has a tensor {name} that the model in memory has not")
+        if name in meant.digests:
+            meant.check(name, dtype, digest)
+            equal += 1
+        elif meant.exact and not name.rpartition(".")[2].startswith(("weight_", "input_", "output_")):
+            raise _refused(f"it has a tensor {name} that the model in memory has not")
+        else:
             equal += digest in anywhere
-            continue
-        if kinds.get(dtype) != digest:
-            kept = "" if dtype in kinds else f" (loaded as {dtype.removeprefix('torch.')})"
-            raise _refused(f"{name} reads back as other numbers than were meant{kept}")
-        equal += 1
     lost = [name for name in meant.digests if name not in found] if whole and meant.exact else []
     if lost:
         raise _refused(f"{lost[0]} is not in what plain transformers loads")
@@ -218,9 +218,7 @@ def compare_logits(found: torch.Tensor, wanted: torch.Tensor | None, near: float
 def _compare_decoded(folder: Path, meant: Meant, quantised: Collection[str]) -> int:
     seen: set[str] = set()
     for name, tensor in decoded(folder, quantised):
-        kinds = meant.digests.get(name)
-        if kinds is None or kinds.get(str(tensor.dtype)) != plain.tensor_digest(tensor):
-            raise _refused(f"{name} reads back as other numbers than were meant")
+        meant.check(name, str(tensor.dtype), plain.tensor_digest(tensor))
         seen.add(name)
     wanted = {name: next(iter(kinds.values())) for name, kinds in meant.digests.items()}
     there = {wanted[name] for name in seen}
@@ -228,11 +226,6 @@ def _compare_decoded(folder: Path, meant: Meant, quantised: Collection[str]) -> 
     if lost:
         raise _refused(f"{lost[0]} is not in it")
     return len(seen)
-
-
-def _near(lm: LM) -> float:
-    long, short = _NEAR["cpu" if lm.device.type == "cpu" else "elsewhere"]
-    return short if lm.dtype.itemsize < 4 else long
 
 
 def fits_again(size: int) -> bool:

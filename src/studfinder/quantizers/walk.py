@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,36 +15,35 @@ from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal, kept_outputs, resumed
 from studfinder.texts import Batch, batches
 
+Ends = tuple[torch.Tensor, torch.Tensor]
 InputReader = Callable[[torch.Tensor], Any]
 """Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
 
 
+@dataclass(frozen=True)
 class Block:
     """One block on the walk.
 
     Attributes:
         layer: which.
         targets: its matrices that are on the bench, in order.
+        lm: the model.
+        windows: calibration windows in batches, and what enters the block of each.
     """
 
-    def __init__(self, layer: int, targets: tuple[Target, ...], lm: LM, windows: Sequence[Batch], inputs: list) -> None:
-        self.layer = layer
-        self.targets = targets
-        self._lm = lm
-        self._batches = windows
-        self._inputs = inputs
-
-    def read(self, readers: Mapping[str, InputReader]) -> None:
-        """Run the block as it is now over the calibration windows; `readers` by parameter name see what enters."""
-        self.run(readers)
+    layer: int
+    targets: tuple[Target, ...]
+    lm: LM
+    windows: Sequence[tuple[Batch, Any]]
 
     def run(self, readers: Mapping[str, InputReader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
-        """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C)."""
+        """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C).
+        `readers` by parameter name see what enters. See also `gathered`."""
         outputs = []
-        for batch, entering in list(zip(self._batches, self._inputs, strict=True))[:first]:
-            with _reading(self._lm, readers or {}, batch):
-                outputs.append(_one_block(self._lm, batch, self.layer, entering))
-        return [_hidden(output) for output in outputs]
+        for batch, entering in self.windows[:first]:
+            with _reading(self.lm, readers or {}, batch):
+                outputs.append(hidden(_one_block(self.lm, batch, self.layer, entering)))
+        return outputs
 
 
 def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
@@ -54,18 +54,38 @@ def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
     layer. Positions and masks are made by the model's own forward pass.
     """
     lm = bench.lm
-    found = list(batches(bench.windows, batch_size))
-    inputs: list[Any] = [None] * len(found)
+    windows: list[tuple[Batch, Any]] = [(batch, None) for batch in batches(bench.windows, batch_size)]
     for layer in range(len(lm.anatomy.layers)):
         own = tuple(target for target in bench.targets if target.layer == layer)
-        block = Block(layer, own, lm, found, inputs)
         if own:
-            yield block
-        if any(target.layer > layer for target in bench.targets):
-            for number, batch in enumerate(found):
-                inputs[number] = _one_block(lm, batch, layer, inputs[number])
-        else:
+            yield Block(layer, own, lm, windows)
+        if not any(target.layer > layer for target in bench.targets):
             return
+        for number, (batch, entering) in enumerate(windows):
+            windows[number] = batch, _one_block(lm, batch, layer, entering)
+
+
+def gathered(
+    block: Block, names: Iterable[str], statistic: Callable[[str, torch.Tensor], Any], join: Callable[[Any, Any], Any]
+) -> dict[str, Any]:
+    """What `statistic` makes of all that enters each matrix, by parameter name: (name, (tokens, in)) of one batch, and
+    `join` of what it made of two. A matrix that no token enters is left out."""
+    found: dict[str, Any] = {}
+
+    def reader(name: str) -> InputReader:
+        def read(x_NC: torch.Tensor) -> None:
+            made = statistic(name, x_NC)
+            found[name] = join(found[name], made) if name in found else made
+
+        return read
+
+    block.run({name: reader(name) for name in names})
+    return found
+
+
+def wider(one: Ends, other: Ends) -> Ends:
+    """The smaller of two smallest numbers and the larger of two largest."""
+    return torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])
 
 
 def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
@@ -74,22 +94,18 @@ def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str
     Matrices that see the same input (q/k/v) share one tensor.
     """
     wanted = [t for t in block.targets if names is None or t.name in names]
-    sums: dict[str, torch.Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def reader(name: str) -> InputReader:
-        def read(x_NC: torch.Tensor) -> None:
-            x_NC = x_NC.float()
-            product = x_NC.T @ x_NC
-            sums[name] = sums[name].add_(product) if name in sums else product
-            counts[name] = counts.get(name, 0) + x_NC.shape[0]
-
-        return read
-
     first = {target.fused: target.name for target in reversed(wanted)}
-    block.read({name: reader(name) for name in first.values()})
-    means = {name: total / counts[name] for name, total in sums.items()}
+    sums = gathered(
+        block, first.values(), lambda _, x_NC: (squared(x_NC), len(x_NC)), lambda a, b: (a[0].add_(b[0]), a[1] + b[1])
+    )
+    means = {name: total / count for name, (total, count) in sums.items()}
     return {target.name: means[first[target.fused]] for target in wanted if first[target.fused] in means}
+
+
+def squared(x_NC: torch.Tensor) -> torch.Tensor:
+    """Sum of x x^T, (in, in) fp32."""
+    x_NC = x_NC.float()
+    return x_NC.T @ x_NC
 
 
 def output_error(delta_RC: torch.Tensor, moment_CC: torch.Tensor) -> float:
@@ -143,5 +159,6 @@ def _reading(lm: LM, readers: Mapping[str, InputReader], batch: Batch) -> Iterat
         yield
 
 
-def _hidden(output: Any) -> torch.Tensor:
+def hidden(output: Any) -> torch.Tensor:
+    """The hidden states among what a module gives."""
     return output if isinstance(output, torch.Tensor) else output[0]

@@ -52,7 +52,7 @@ class Option:
         help: what it is, in a line.
         flag: its option, where that is not --its-name.
         otherwise: the default in words, where the value says nothing.
-        least, most: of a number.
+        least, most: of a number; above, below: the same without the end itself.
         commas: several in one text, with commas between.
         line: its type on the command line, where Python takes more; False: it is not there.
         identity: whether it is part of what a run is.
@@ -65,10 +65,29 @@ class Option:
     otherwise: str = ""
     least: float | None = None
     most: float | None = None
+    above: float | None = None
+    below: float | None = None
     commas: bool = False
     line: Any = True
     identity: bool = True
     late: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """Between which numbers it lies, in words."""
+        if self.most is not None:
+            return f"{self.least or 0:g} to {self.most:g}"
+        ends = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.below, "below {:g}"))
+        return " and ".join(words.format(end) for end, words in ends if end is not None)
+
+    def holds(self, number: float) -> bool:
+        """Whether it lies between them; NaN lies nowhere."""
+        return (
+            (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
 
 
 def option(default: Any = dataclasses.MISSING, **said: Any) -> Any:
@@ -160,16 +179,12 @@ class Setting:
                 raise self._refused(value) from None
             if isinstance(value, bool | str):
                 raise self._refused(value)
-            return self._within(number)
+            if not self.option.holds(number):
+                raise self._refused(number, self.option.bounds)
+            return number
         if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
-
-    def _within(self, number: float) -> float:
-        low, high = self.option.least, self.option.most
-        if (low is None or number >= low) and (high is None or number <= high):
-            return number
-        raise self._refused(number, f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}")
 
     def _refused(self, value: Any, expected: str = "") -> StudfinderError:
         expected = expected or _WORDS.get(self.kind, "another value")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,10 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
     """
     remove_half(folder)
     for path in reversed(_checkpoints(folder)):
-        try:
+        kept, files, trained_on = None, dict[str, Any](), None
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
-            kept, files, trained_on = mark["key"], mark["files"], mark["data"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            kept, files, trained_on = None, {}, None
+            kept, files, trained_on = mark["key"], {**mark["files"]}, mark["data"]
         if kept is not None and kept != key:
             raise StudfinderError(
                 f"checkpoint {path} is of another run (key {kept}, now {key})",
@@ -82,8 +82,6 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
                 expected=f"what it was trained on, {trained_on}",
                 do="Use another folder, or the data it was made with",
             )
-        if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
-            kept, files = None, {}
         found = _hashes(path)
         differing = sorted(name for name in {*files, *found} if files.get(name) != found.get(name))
         if kept is None or differing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,9 +96,10 @@ def fit(
         StudfinderError: checkpoints of another run, a full disk, a batch that does not divide.
     """
     # Before the Trainer, whose TrainingArguments create the process group if there are several processes.
-    with _place(folder) as place:
-        start = latest(Path(place), key, source.settings()) if folder is not None else None
-        arguments = _arguments(recipe, Path(place), save=folder is not None, report_to=report_to)
+    with nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory(prefix="studfinder-") as named:
+        place = Path(named)
+        start = latest(place, key, source.settings()) if folder is not None else None
+        arguments = _arguments(recipe, place, save=folder is not None, report_to=report_to)
         stop = StopAtStep(save=folder is not None)
         checkpoints = Checkpoints(key, source.settings())
         trainer = _Trainer(
@@ -116,7 +117,7 @@ def fit(
             if hasattr(callback, "attach"):
                 callback.attach(trainer)
         with stop.listening():
-            with writing("a checkpoint", Path(place), clean=partial(remove_half, Path(place))):
+            with writing("a checkpoint", place, clean=partial(remove_half, place)):
                 trainer.train(resume_from_checkpoint=None if start is None else str(start))
         if stop.asked is None and not len(trainer.items_N3):
             _last_evaluation(trainer, recipe.steps)
@@ -149,11 +150,9 @@ def _last_evaluation(trainer: Any, steps: int) -> None:
         trainer.state.log_history = kept
 
 
-def _place(folder: Path | None) -> AbstractContextManager[Any]:
-    return nullcontext(str(folder)) if folder is not None else tempfile.TemporaryDirectory(prefix="studfinder-")
-
-
 def _arguments(recipe: TrainingRecipe, place: Path, *, save: bool, report_to: Sequence[str]) -> TrainingArguments:
+    if recipe.precision == "auto":
+        raise ValueError("the precision is settled before training, so that a run is the same wherever it resumes")
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(place),
@@ -165,7 +164,7 @@ def _arguments(recipe: TrainingRecipe, place: Path, *, save: bool, report_to: Se
         adam_beta2=recipe.beta2,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        bf16=_precision(recipe) == "bf16",
+        bf16=recipe.precision == "bf16",
         logging_strategy="steps",
         logging_steps=max(1, recipe.look // 4),
         logging_nan_inf_filter=False,  # it would show an average in place of a loss that is not finite
@@ -187,12 +186,6 @@ def _arguments(recipe: TrainingRecipe, place: Path, *, save: bool, report_to: Se
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = micro
     arguments.gradient_accumulation_steps = recipe.batch // (micro * arguments.world_size)
     return arguments
-
-
-def _precision(recipe: TrainingRecipe) -> str:
-    if recipe.precision == "auto":
-        raise ValueError("the precision is settled before training, so that a run is the same wherever it resumes")
-    return recipe.precision
 
 
 def _quiet(trainer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_class
 from studfinder.errors import StudfinderError, unknown
-from studfinder.records.config import Config, worded
+from studfinder.records.config import Config, option, worded
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -34,9 +34,9 @@ class ModelShape(Config):
     """
 
     architecture: Literal["llama", "opt"] = "llama"
-    layers: int = 2
-    hidden: int = 64
-    heads: int = 4
+    layers: int = option(2, least=1)
+    hidden: int = option(64, least=1)
+    heads: int = option(4, least=1)
     kv_heads: int | None = None
     intermediate: int | None = None
     tied: bool = False
@@ -46,11 +46,8 @@ class ModelShape(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.layers, self.hidden, self.heads) < 1 or self.hidden % self.heads:
-            raise StudfinderError(
-                f"{self.layers} layers of width {self.hidden} with {self.heads} heads is no model",
-                expected="at least one of each, and a width that the heads divide",
-            )
+        if self.hidden % self.heads:
+            raise StudfinderError(f"width {self.hidden} with {self.heads} heads", expected="a width that they divide")
         if self.architecture == "llama" and self.hidden // self.heads % 2:
             raise StudfinderError(
                 f"{self.hidden} dims in {self.heads} heads leave {self.hidden // self.heads} a head",
@@ -58,10 +55,6 @@ class ModelShape(Config):
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise StudfinderError(f"{self.kv_heads} key/value heads do not divide {self.heads} heads")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes, by name."""
-        return asdict(self)
 
 
 def build_model(shape: ModelShape, variants: Sequence[Variant], *, vocabulary: int, length: int, seed: int) -> Any:
@@ -113,33 +106,28 @@ def _variant(text: str) -> Variant:
 def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:
     from transformers import LlamaConfig, OPTConfig
 
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": length,
+        "tie_word_embeddings": shape.tied,
+        "use_cache": False,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    }
     if shape.architecture == "opt":
         return OPTConfig(
-            vocab_size=vocabulary,
-            hidden_size=shape.hidden,
             word_embed_proj_dim=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             ffn_dim=shape.intermediate or 4 * shape.hidden,
-            max_position_embeddings=length,
             init_std=shape.init_std,
             dropout=shape.dropout,
-            tie_word_embeddings=shape.tied,
-            use_cache=False,
-            **special,
+            **sizes,
         )
     return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads or shape.heads,
         intermediate_size=shape.intermediate or -(-8 * shape.hidden // 3 // 8) * 8,
-        max_position_embeddings=length,
         initializer_range=shape.init_std,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
-        tie_word_embeddings=shape.tied,
-        use_cache=False,
-        **special,
+        **sizes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,10 +43,10 @@ class Moments(Detector):
     the unbiased std, averaged over rows and then over tensors.
     """
 
-    norms: dict[int, _Mean] = field(default_factory=dict)
-    tails: dict[int, _Mean] = field(default_factory=dict)
-    paper_norms: dict[str, _Mean] = field(default_factory=dict)
-    paper_tails: dict[str, _Mean] = field(default_factory=dict)
+    norms: dict[int, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
+    tails: dict[int, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
+    paper_norms: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
+    paper_tails: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
 
     def begin(self, batch: Batch) -> None:
         """Told the batch that is about to run."""
@@ -59,11 +60,11 @@ class Moments(Detector):
             if event.layer < 0:
                 continue
             hidden_BTC = event.hidden_BTC.float()
-            self.norms.setdefault(event.layer, _Mean()).add(hidden_BTC.abs().amax(dim=(1, 2)))
+            self.norms[event.layer].add(hidden_BTC.abs().amax(dim=(1, 2)))
             centred = hidden_BTC - hidden_BTC.mean(dim=-1, keepdim=True)
             squares = centred.square()
             spread = squares.mean(dim=-1).square().clamp_min(torch.finfo(torch.float32).tiny)
-            self.tails.setdefault(event.layer, _Mean()).add(squares.square().mean(dim=-1) / spread)
+            self.tails[event.layer].add(squares.square().mean(dim=-1) / spread)
             self._paper(f"block {event.layer}", hidden_BTC)
 
     def _parts(self, events: list[PartOutput]) -> None:
@@ -72,21 +73,15 @@ class Moments(Detector):
 
     def _paper(self, name: str, tensor: torch.Tensor) -> None:
         rows = tensor.reshape(tensor.shape[0], -1)
-        self.paper_norms.setdefault(name, _Mean()).add(rows.abs().amax(dim=1))
+        self.paper_norms[name].add(rows.abs().amax(dim=1))
         squares = (rows - rows.mean(dim=1, keepdim=True)).square()
         variance = squares.sum(dim=1) / (rows.shape[1] - 1)
-        self.paper_tails.setdefault(name, _Mean()).add(squares.square().mean(dim=1) / (variance.square() + 1e-6))
+        self.paper_tails[name].add(squares.square().mean(dim=1) / (variance.square() + 1e-6))
 
     def merge(self, other: Moments) -> None:
-        pairs: tuple[tuple[dict[Any, _Mean], dict[Any, _Mean]], ...] = (
-            (self.norms, other.norms),
-            (self.tails, other.tails),
-            (self.paper_norms, other.paper_norms),
-            (self.paper_tails, other.paper_tails),
-        )
-        for mine, theirs in pairs:
-            for name, mean in theirs.items():
-                kept = mine.setdefault(name, _Mean())
+        for kind in ("norms", "tails", "paper_norms", "paper_tails"):
+            for name, mean in getattr(other, kind).items():
+                kept = getattr(self, kind)[name]
                 kept.total, kept.n = kept.total + mean.total, kept.n + mean.n
 
     @property

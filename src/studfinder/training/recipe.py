@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 from studfinder.errors import StudfinderError
 from studfinder.records.config import Config, option
@@ -34,7 +34,7 @@ class TrainingRecipe(Config):
     steps: int = option(1000, least=1)
     batch: int = option(64, least=1)
     micro: int | None = None
-    lr: float = 1e-3
+    lr: float = option(1e-3, above=0, below=inf)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 100
     beta1: float = 0.9
@@ -48,11 +48,6 @@ class TrainingRecipe(Config):
     test: int = option(256, least=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.lr < inf:
-            raise StudfinderError(f"lr={self.lr}", expected="a number above 0")
-
     @property
     def look(self) -> int:
         """Steps between evaluations."""
@@ -62,10 +57,6 @@ class TrainingRecipe(Config):
     def keep(self) -> int:
         """Steps between checkpoints."""
         return self.keep_every or self.look
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings, by name."""
-        return asdict(self)
 
     def micro_batch(self, processes: int) -> int:
         """Sequences a forward pass on one device.

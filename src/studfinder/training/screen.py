@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -59,7 +60,7 @@ class LiveLine(TrainerCallback):
 
     def _paint(self, state: Any) -> None:
         self.painted = time.monotonic()
-        width = self.width or _columns()
+        width = self.width or shutil.get_terminal_size().columns
         print("\r" + self._line(state)[: width - 1].ljust(width - 1), end="", file=self.stream, flush=True)
 
     def _line(self, state: Any) -> str:
@@ -70,12 +71,6 @@ class LiveLine(TrainerCallback):
             each = (time.monotonic() - self.started) / done
             words += [f"{each:.2g} s/step", f"{_clock(each * (state.max_steps - state.global_step))} left"]
         return "  ".join(words)
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns
 
 
 def _clock(seconds: float) -> str:

@@ -46,9 +46,7 @@ def write_files(
 
     written = {}
     for shard, names in files.shards.items():
-        written[shard] = [
-            file_entry(files, shard, name, methods.get(name), format, wholes.get(name), meant) for name in names
-        ]
+        written[shard] = [file_entry(files, name, methods.get(name), format, wholes.get(name), meant) for name in names]
         place = outward(stage, shard, files.folder)
         if not place.is_file():
             write_shard(place, written[shard], step)
@@ -127,7 +125,8 @@ def write_card(stage: Path, done: Quantization) -> None:
 
 def acts_of(method: Method, format: str) -> dict[str, Any] | None:
     """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
-    return None if format == "dense" else getattr(method, "activation_arguments", None)
+    activations = getattr(method, "activations", None)
+    return None if format == "dense" or activations is None else activations.arguments()
 
 
 def _shard_names(count: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from studfinder.attention import Variant
@@ -233,7 +233,7 @@ def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
         if plan.task is not None
         else {"text": plan.config.text, "text_print": fingerprint(plan.config.text or "")}
     )
-    model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else plan.shape.to_dict()
+    model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else asdict(plan.shape)
     if plan.config.dequantize:
         model["dequantize"] = True
     return {
@@ -243,5 +243,5 @@ def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
         "apart": plan.config.apart,
         **{f"model_{name}": value for name, value in model.items()},
         "attention": " ".join(attention),
-        **plan.recipe.to_dict(),
+        **asdict(plan.recipe),
     }

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import option
 from studfinder.training.tasks.task import Example, ToyTask
 
 BOS = 0
@@ -34,17 +35,15 @@ class Backcopy(ToyTask):
 
     vocabulary: int = 64
     length: int = 64
-    triggers: int = 3
-    trigger_share: float = 0.25
-    spread: float = 0.1
+    triggers: int = option(3, least=1)
+    trigger_share: float = option(0.25, above=0, below=1)
+    spread: float = option(0.1, above=0)
     table: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.triggers < self.vocabulary - 2:
+        if self.triggers > self.vocabulary - 3:
             raise StudfinderError(f"{self.triggers} triggers", expected=f"1 to {self.vocabulary - 3}")
-        if not 0 < self.trigger_share < 1 or self.spread <= 0:
-            raise StudfinderError("trigger_share and spread are out of range", expected="0 to 1, and above 0")
 
     @cached_property
     def chain_VV(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import option
 from studfinder.training.tasks.task import IGNORED, Example, ToyTask
 
 
@@ -29,17 +30,13 @@ class HopK(ToyTask):
 
     vocabulary: int = 0
     length: int = 101
-    symbols: int = 4
-    hops: int = 16
+    symbols: int = option(4, least=2)
+    hops: int = option(16, least=1)
     exact: int = 0
     train_on: Literal["all", "scored"] = "scored"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.symbols < 2 or self.hops < 1:
-            raise StudfinderError(
-                f"symbols={self.symbols}, hops={self.hops} is no task", expected="2 symbols and 1 hop or more"
-            )
         if self.vocabulary not in (0, self.symbols + self.hops):
             raise StudfinderError("the vocabulary of hop-k follows from symbols and hops", do="Do not set it")
         object.__setattr__(self, "vocabulary", self.symbols + self.hops)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import option
 from studfinder.training.tasks.task import Example, ToyTask
 
 
@@ -33,7 +34,7 @@ class NGram(ToyTask):
     length: int = 64
     n: int = 3
     rules: int = 200
-    share: float = 0.5
+    share: float = option(0.5, above=0, below=1)
     table: int = 0
 
     def __post_init__(self) -> None:
@@ -44,8 +45,6 @@ class NGram(ToyTask):
             raise StudfinderError(
                 f"{self.rules} rules do not fit", expected=f"1 to {self.vocabulary ** (self.n - 1) // 2}"
             )
-        if not 0 < self.share < 1:
-            raise StudfinderError(f"share={self.share} is out of range", expected="between 0 and 1")
 
     @cached_property
     def answers(self) -> dict[tuple[int, ...], int]:
