@@ -437,7 +437,7 @@ def _(folder: Path) -> Any:
 
 
 def _looks(folder: Path) -> Files:
-    lines = [json.dumps({"step": n, "summary": {"a": 1.0}, "layers": [[1.0]]}) for n in range(3)]
+    lines = [json.dumps({"step": n, "summary": {"a": 1.0}, "layers": {"sink": [1.0]}}) for n in range(3)]
     return _text("outliers.jsonl", *lines)(folder)
 
 
