@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 from studfinder.models.headers import DTYPE_NAMES, DTYPES, read_header
 from studfinder.models.inside import check_distinct, check_links, inside, plain_name
 from studfinder.records.outside import irregular, read_json
@@ -72,10 +72,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
     weights = weights_of(folder)
     if weights.pickles and not allow_pickle:
         only = "only pickle weights" if weights.pickles == list(weights.files) else "pickle weights"
-        raise StudfinderError(
-            f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load",
-            expected="safetensors",
-            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
+        raise pickle_refused(
+            f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load", "safetensors"
         )
     return held_in(folder)
 
@@ -182,16 +180,29 @@ def held_in(folder: Path) -> dict[str, Held]:
 def _held(path: Path) -> dict[str, Held]:
     if path.name.endswith(SAFE):
         return {name: Held(one.dtype, one.shape, path.name) for name, one in read_header(path).items()}
-    try:
-        read = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise StudfinderError(f"{path} holds no weights that can be read without running code ({reason})") from None
+    read = read_pickle(path, "meta")
     return {
         name: Held(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
         for name, tensor in (read.items() if isinstance(read, dict) else ())
         if isinstance(tensor, torch.Tensor)
     }
+
+
+def read_pickle(path: Path, device: str | None = None) -> Any:
+    """What a pickle of torch holds, if that can be read without running code."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
+        raise StudfinderError(f"{path} cannot be read without running code ({in_a_line(error)})") from None
+
+
+def pickle_refused(what: str, expected: str) -> StudfinderError:
+    """Pickles are there, and nobody allowed them."""
+    return StudfinderError(
+        what,
+        expected=expected,
+        do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
+    )
 
 
 def _check_no_second_copy(folder: Path, index: Path) -> None:

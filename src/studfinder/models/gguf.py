@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from studfinder.errors import StudfinderError, known
+from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models.files import some
 from studfinder.models.gguf_metadata import check_kind, honoured
 from studfinder.models.gguf_rope import FACTORS, check_rope
@@ -120,8 +120,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, error: BaseException) -> StudfinderError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return StudfinderError(f"transformers cannot read {path} ({reason})")
+    return StudfinderError(f"transformers cannot read {path} ({in_a_line(error)})")
 
 
 def _check_tensors(path: Path, shell: Any, architecture: str, tensors: Mapping[str, Any]) -> None:

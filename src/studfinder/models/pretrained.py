@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable, known
+from studfinder.errors import StudfinderError, Unavailable, in_a_line, known
 from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
@@ -111,7 +111,7 @@ def from_pretrained(
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
         kind = Unavailable if isinstance(error, ImportError) else StudfinderError
-        raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
+        raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=_advice(source)) from error
     report = report_of(
         model,
         info,
@@ -158,11 +158,6 @@ def commit_in(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache is of; None for any other folder."""
     kept = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if kept else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _advice(source: Source) -> str | None:

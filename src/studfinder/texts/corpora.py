@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.hub import hub_failure
 from studfinder.records.outside import irregular, json_lines, read_text
 from studfinder.texts.pinned import commit_of, said, split_revision
@@ -81,9 +81,7 @@ def _hub(key: str, revision: str | None) -> list[str]:
     except Exception as error:
         if (failed := hub_failure(repository, error)) is not None:
             raise type(failed)(f"text {key!r}: {failed.what}", expected=failed.expected, do=failed.do) from error
-        raise Unavailable(
-            f"text {key!r} cannot be fetched ({(str(error).splitlines() or [''])[0][:200]})", do=advice
-        ) from None
+        raise Unavailable(f"text {key!r} cannot be fetched ({in_a_line(error)})", do=advice) from None
     return [text for text in found if text.strip()]
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 from studfinder.records.outside import irregular, read_json
 from studfinder.texts import CORPORA, corpus, split_revision
 
@@ -101,7 +101,7 @@ def _hub(name: str) -> Iterator[str]:
             yield str(row["text"])
     except Exception as error:
         raise StudfinderError(
-            f"text {name!r} cannot be fetched ({str(error).splitlines()[0][:200]})",
+            f"text {name!r} cannot be fetched ({in_a_line(error)})",
             expected='a data set with a split "train" and a column "text"',
         ) from None
 
