@@ -16,6 +16,7 @@ from studfinder.models.files import ADAPTER, check_names, pickle_refused, read_p
 from studfinder.models.headers import read_header
 from studfinder.models.inside import inside, leads_in, linked
 from studfinder.models.lm import Source
+from studfinder.models.places import hub_folder
 from studfinder.records.outside import read_json
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -46,7 +47,8 @@ def adapter_at(source: Source) -> Adapter | None:
     Raises:
         StudfinderError: its config cannot be read, or names no base model.
     """
-    folder = source.folder or _on_the_hub(source)
+    # What else is asked for comes into the same folder of the hub's cache.
+    folder = source.folder or hub_folder(source, ADAPTER, "config.json", *_WEIGHTS)
     if folder is None or not (folder / ADAPTER).is_file():
         return None
     check_names(folder)
@@ -73,23 +75,6 @@ def refuse_adapter(source: Source) -> None:
             expected="a whole model",
             do=f"Merge it with --merge-adapter (merge_adapter=True){other}",
         )
-
-
-def _on_the_hub(source: Source) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    def file(name: str) -> str | None:
-        try:
-            return cached_file(source.id, name, revision=source.revision)
-        except (OSError, ValueError):  # there is none, or no repository, which loading says better
-            return None
-
-    found = file(ADAPTER)
-    if found is None:
-        return None
-    for name in ("config.json", *_WEIGHTS):  # into the same folder of the hub's cache
-        file(name)
-    return Path(found).parent
 
 
 @contextmanager

@@ -17,8 +17,8 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
 from studfinder.models.anatomy import anatomy_of
-from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
+from studfinder.models.places import repository, resolve
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
 from studfinder.visible import say
@@ -68,7 +68,7 @@ def load(
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
     asked = os.fspath(model)
-    source = _resolve(asked, revision)
+    source = resolve(asked, revision)
     wanted = _dtype(dtype)
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
@@ -134,14 +134,14 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
     if adapter.base is None:
         base = source
     elif source.folder is None:  # what a stranger's file names is not looked for on this disk
-        base = _on_hub(adapter.base, adapter.revision)
+        base = repository(adapter.base, adapter.revision)
         if Path(adapter.base).exists():
             raise StudfinderError(
                 f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
                 do="Run it from another folder",
             )
     else:
-        base = _resolve(adapter.base, adapter.revision)
+        base = resolve(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)
@@ -211,30 +211,6 @@ def _named(tokenizer: Any) -> Any:
 
         return AutoTokenizer.from_pretrained(tokenizer)
     return tokenizer
-
-
-def _resolve(asked: str, revision: str | None) -> Source:
-    if asked in BUILTINS:
-        builtin = BUILTINS[asked]
-        return Source(asked, builtin.origin, ensure(builtin))
-    path = Path(asked).expanduser()
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return Source(asked, "a GGUF file, dequantised", path)
-        raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
-    if asked and path.is_dir():  # an empty name is not the current folder
-        return Source(asked, "a local folder", path)
-    return _on_hub(asked, revision)
-
-
-def _on_hub(asked: str, revision: str | None) -> Source:
-    # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
-    if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
-        raise StudfinderError(
-            f"there is no folder or file {asked!r}",
-            expected="a folder, a .gguf file, a hub id, or a built-in name: " + ", ".join(BUILTINS),
-        )
-    return Source(asked, "the Hugging Face hub", None, revision)
 
 
 def _dtype(dtype: str | torch.dtype) -> Any:

@@ -21,6 +21,7 @@ from studfinder.models.files import check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
+from studfinder.models.places import hub_folder
 from studfinder.models.sizes import check_sizes
 from studfinder.records.outside import read_json
 
@@ -72,7 +73,7 @@ def from_pretrained(
     if source.folder is not None:
         held = check_folder(source.folder, allow_pickle)
         check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
-    snapshot = _snapshot(source) if source.folder is None else None
+    snapshot = hub_folder(source, "config.json") if source.folder is None else None
     if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
         source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
     common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
@@ -111,7 +112,9 @@ def from_pretrained(
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
         kind = Unavailable if isinstance(error, ImportError) else StudfinderError
-        raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=_advice(source)) from error
+        why = "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
+        advice = None if source.folder is not None else why + ", ".join(BUILTINS)
+        raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
     report = report_of(
         model,
         info,
@@ -123,14 +126,9 @@ def from_pretrained(
     found = judge(source.id, report)
     for refused in found.refused if allow_missing else (*found.absent, *found.refused):
         raise refused
-    allowed = tuple(f"allowed: {_done(absent.what)}" for absent in found.absent)
-    source = dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
-    return model, source
-
-
-def _done(what: str) -> str:
-    """What would be, as what is."""
-    return what.replace("and would be random", "but random").replace("would be", "are")
+    done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
+    allowed = tuple(f"allowed: {what}" for what in done)
+    return model, dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
 
 
 def _quantiser(config: Any) -> tuple[str | None, bool]:
@@ -143,29 +141,10 @@ def _quantiser(config: Any) -> tuple[str | None, bool]:
     return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
 
 
-def _snapshot(source: Source) -> Path | None:
-    """Where the hub's files of a model are on this disk: a folder that is named by their commit. Fetches its config."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = cached_file(source.id, "config.json", revision=source.revision)
-    except (OSError, ValueError):  # no such repository, no network: loading says it better
-        return None
-    return None if found is None else Path(found).parent
-
-
 def commit_in(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache is of; None for any other folder."""
     kept = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if kept else None
-
-
-def _advice(source: Source) -> str | None:
-    if source.folder is not None:
-        return None
-    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
-        BUILTINS
-    )
 
 
 @contextmanager
