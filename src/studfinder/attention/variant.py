@@ -41,9 +41,24 @@ class AttentionShape:
 
 
 class Part(nn.Module):
-    """The learned numbers of a variant in one layer. `reset` draws them as the settings' `init` says."""
+    """The learned numbers of a variant in one layer: the parameters that `sizes` names, drawn by `reset` as the
+    settings' `init` says. A variant with `own_function` has a method
+
+        attend(query (B, H, T, D), key (B, G, S, D), value (B, G, S, D), mask, causal, scale) -> (B, H, T, D).
+    """
 
     decays: ClassVar[frozenset[str]] = frozenset()  # parameters that take weight decay: the matrix products
+
+    def __init__(self, settings: Any, shape: AttentionShape) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        for name, axes in self.sizes().items():  # in torch's default dtype and device, as from_pretrained wants it
+            self.register_parameter(name, nn.Parameter(torch.empty(axes)))
+        self.reset()
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, by name."""
+        return {}
 
     def reset(self) -> None:
         """Set every parameter to its start."""
@@ -63,6 +78,7 @@ class Variant:
             default, because no start leaves the model's outputs as they are.
         identity: the start that is bit-exact and trainable, if there is one.
         own_function: whether it needs the attention function for itself (its part then has `attend`).
+        part_type: the class of its parts.
     """
 
     name: ClassVar[str]
@@ -70,6 +86,7 @@ class Variant:
     inits: ClassVar[tuple[str, ...]]
     identity: ClassVar[str | None] = None
     own_function: ClassVar[bool] = False
+    part_type: ClassVar[type[Part]]
 
     init: str | None = None
 
@@ -100,7 +117,7 @@ class Variant:
 
     def part(self, shape: AttentionShape, layer: int) -> Part:
         """A fresh part for one layer."""
-        raise NotImplementedError
+        return self.part_type(self, shape)
 
     @property
     def output_factor(self) -> float:
@@ -120,8 +137,3 @@ def variant_from(entry: dict[str, Any]) -> Variant:
         raise StudfinderError(f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS))
     module, _, attribute = VARIANTS[name].partition(":")
     return getattr(import_module(module), attribute)(**fields)
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    """An unset parameter in torch's default dtype and device, as from_pretrained wants it."""
-    return nn.Parameter(torch.empty(*shape))

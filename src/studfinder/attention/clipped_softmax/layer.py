@@ -9,8 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant
+from studfinder.attention.variant import Part, Role, Variant
 from studfinder.errors import StudfinderError
+
+
+class ClippedPart(Part):
+    """Without parameters."""
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        if self.settings.kernel == "flex":
+            from studfinder.attention.clipped_softmax import flex
+
+            return flex.clipped_flex_attention(query, key, value, mask, causal, scale, self.settings.offset)
+        numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
+        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,7 @@ class ClippedSoftmax(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
+    part_type: ClassVar[type[Part]] = ClippedPart
 
     gamma: float | None = None
     zeta: float = 1.0
@@ -74,26 +87,6 @@ class ClippedSoftmax(Variant):
             return self.gamma
         assert self.alpha is not None
         return -self.alpha if self.per_row else -self.alpha / (self.length or 1)
-
-    def part(self, shape: AttentionShape, layer: int) -> ClippedPart:
-        return ClippedPart(self)
-
-
-class ClippedPart(Part):
-    """Without parameters."""
-
-    def __init__(self, settings: ClippedSoftmax) -> None:
-        super().__init__()
-        self.settings = settings
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        if self.settings.kernel == "flex":
-            from studfinder.attention.clipped_softmax import flex
-
-            return flex.clipped_flex_attention(query, key, value, mask, causal, scale, self.settings.offset)
-        numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
-        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True)
