@@ -18,6 +18,8 @@ from studfinder.visible import visible
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
 _BANDS = 3
 """Lines of a plot whose bands can be told apart."""
+_BESIDE = 3
+"""Plots that stand in one line; more stand in pairs."""
 _FEW = 25
 """Points of a line that are marked."""
 _LABEL = 24
@@ -31,27 +33,30 @@ def draw_chart(chart: Chart, width: float) -> Figure:
         width: in CSS pixels; below 600 plots stand one below the other.
     """
     wide = width > 600
-    heights = [_height(plot, wide) for plot in chart.plots]
     names = list(dict.fromkeys(series.name for plot in chart.plots for series in plot.series))
     columns = 3 if wide else 1
     above = 40 + 20 * -(-len(names) // columns)
-    figure = new_figure(width, above + (max(heights) if wide else sum(heights)))
     count = len(chart.plots)
-    grid = {"width_ratios": [1] * count} if wide else {"height_ratios": heights}
+    across = 1 if not wide else count if count <= _BESIDE else 2
+    each = [_height(plot, wide) * (1 if across == count or not wide else 0.65) for plot in chart.plots]
+    heights = [max(each[first : first + across]) for first in range(0, count, across)]
+    figure = new_figure(width, above + sum(heights))
     # One scale of rows for all, if all have the same rows.
     alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
-    panels = figure.subplots(*((1, count) if wide else (count, 1)), squeeze=False, gridspec_kw=grid, sharey=alike).flat
+    grid = {"height_ratios": heights}
+    panels = figure.subplots(len(heights), across, squeeze=False, gridspec_kw=grid, sharey=alike).flatten()
     colours = _colours(chart, names)
-    for axes, plot in zip(panels, chart.plots, strict=True):
+    for axes, plot in zip(panels, chart.plots, strict=False):
         _draw(axes, plot, colours, wide)
+    for axes in panels[count:]:
+        axes.remove()
     seen = dict(
         entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True)
     )
     if len(seen) > 1 or chart.model:
-        figure.legend(
-            seen.values(), seen.keys(), loc="outside upper left", ncols=columns, title=visible(chart.model) or None,
-            alignment="left",
-        )  # fmt: skip
+        title = visible(chart.model) or None
+        labels = [visible(name) for name in seen]
+        figure.legend(seen.values(), labels, loc="outside upper left", ncols=columns, title=title, alignment="left")
     return figure
 
 
@@ -133,6 +138,8 @@ def _cut(axes: Axes, plot: Plot) -> None:
         low, high = np.exp(ends) if plot.log else ends
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, low), min(top, high))
+    elif len(values) and not values.any():  # nothing was seen: no axis of negative numbers
+        axes.set_ylim(0, 1)
 
 
 def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]]) -> None:
