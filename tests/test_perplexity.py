@@ -66,5 +66,5 @@ def test_word_perplexity_is_that_of_the_harness():
 
 
 def test_a_window_beyond_the_context_is_refused():
-    with pytest.raises(StudfinderError, match="longer than the model's context"):
+    with pytest.raises(StudfinderError, match="the model's window of"):
         perplexity(worded(), [words(np.random.default_rng(0), 600)], window=512)

@@ -63,7 +63,9 @@ def perplexity(
     if not spans:
         raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a longer text")
     check_window(lm, "perplexity", window)
-    nll, tokens = (np.bincount(owners, weights=sums) for sums in _score(lm, spans, progress))
+    found = log_likelihoods(lm, [(ids[:first], ids[first:]) for ids, first in spans], progress=progress)
+    nll = np.bincount(owners, weights=[-one.logprob for one in found])
+    tokens = np.bincount(owners, weights=[one.tokens for one in found])
     weights = np.array([len(re.split(r"\s+", text)) for text in texts], float) if protocol == "word" else tokens
     interval = ratio_interval(nll, weights, level=level, exponential=True)
     digest = hashlib.sha256(repr([ids for ids, _ in spans]).encode()).hexdigest()[:12]
@@ -150,9 +152,3 @@ def _rolling(ids: list[int], window: int, first: int = 1) -> list[_Span]:
         piece = ids[max(0, scored - window) : scored + 1]
         spans.append((piece, len(piece) - count))
     return spans
-
-
-def _score(lm: LM, spans: list[_Span], progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of each span in nats, and its scored tokens, both of shape (spans,)."""
-    found = log_likelihoods(lm, [(ids[:first], ids[first:]) for ids, first in spans], progress=progress)
-    return np.array([-one.logprob for one in found]), np.array([float(one.tokens) for one in found])

@@ -39,7 +39,8 @@ def repetition(
     """
     count = number_asked(new, "repetition", 4, "tokens")
     check_window(lm, "repetition", _PROMPT + count)
-    encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0]
+    bodies = [Text(piece.name, piece.text.split("\n", 1)[-1]) for piece in proof_text()]  # without their titles
+    encoded = encode(lm, [*default_prompts(), *bodies], limit=_PROMPT)[0]
     encoded = [ids for ids in encoded if len(ids) == _PROMPT][:limit]
     check_items("repetition", encoded)
     # An edit of activations may depend on all tokens of a pass, so then each prompt has its own.
@@ -71,8 +72,3 @@ def loops(ids: Sequence[int]) -> bool:
     """Whether a text ends in one sequence of tokens three times over, or more."""
     ids = list(ids)
     return any(ids[-period * _TIMES :] == ids[-period:] * _TIMES for period in range(1, len(ids) // _TIMES + 1))
-
-
-def _body(piece: Text) -> Text:
-    """A piece of the proof text without its title."""
-    return Text(piece.name, piece.text.split("\n", 1)[-1])

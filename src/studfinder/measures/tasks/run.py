@@ -145,7 +145,10 @@ def _scores(name: str, task: Task, built: Built, samples: list[dict[str, Any]], 
     if built.harness.OUTPUT_TYPE == "multiple_choice":
         answers = [_answer(built, sample["doc"]) for sample in samples]
         logprobs = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
-        items["margin"] = [_margin(found, answer) for found, answer in zip(logprobs, answers, strict=True)]
+        items["margin"] = [
+            found[answer] - max(found[:answer] + found[answer + 1 :])
+            for found, answer in zip(logprobs, answers, strict=True)
+        ]
         chance = float(np.mean([1 / len(found) for found in logprobs]))
         if task.labels:
             details["majority"] = max(Counter(answers).values()) / len(answers)
@@ -162,7 +165,3 @@ def _answer(built: Built, doc: dict[str, Any]) -> int:
     found = harness.doc_to_text(doc) if harness.multiple_input else harness.doc_to_target(doc)
     found = found[0] if isinstance(found, list) else found
     return int(found) if isinstance(found, int | np.integer) else harness.doc_to_choice(doc).index(found)
-
-
-def _margin(logprobs: Sequence[float], answer: int) -> float:
-    return logprobs[answer] - max(value for i, value in enumerate(logprobs) if i != answer)
