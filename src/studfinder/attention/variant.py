@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal
@@ -91,11 +92,14 @@ class Variant:
     init: str | None = None
 
     def __post_init__(self) -> None:
-        if self.init is not None and self.init not in self.inits:
-            raise StudfinderError(
-                f"{type(self).__name__}(init={self.init!r}) is unknown",
-                expected=" or ".join(map(repr, self.inits)),
-            )
+        for wrong, what, expected in self.rules():
+            if wrong:
+                raise StudfinderError(what, expected=expected)
+
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        """Whether a setting is wrong, what is said then, and what was expected; each in the light of those before."""
+        known = self.init is None or self.init in self.inits
+        yield not known, f"{type(self).__name__}(init={self.init!r}) is unknown", " or ".join(map(repr, self.inits))
 
     def started(self, init: str | None) -> Variant:
         """These settings with the start made explicit.

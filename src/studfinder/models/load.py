@@ -21,6 +21,7 @@ from studfinder.models.lm import LM, Source
 from studfinder.models.places import repository, resolve
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
+from studfinder.records.loading import ReadConfig
 from studfinder.visible import say
 
 if TYPE_CHECKING:
@@ -69,25 +70,24 @@ def load(
         return _wrap(model, tokenizer)
     asked = os.fspath(model)
     source = resolve(asked, revision)
-    wanted = _dtype(dtype)
+    how = ReadConfig(
+        dtype=_dtype(dtype),
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        allow_missing=allow_missing,
+        merge_adapter=merge_adapter,
+    )
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
 
-        kind = torch.bfloat16 if wanted == "auto" else wanted
-        live, own, notes = read_gguf(source.folder, kind)
+        live, own, notes = read_gguf(source.folder, torch.bfloat16 if how.dtype == "auto" else how.dtype)
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        options = {
-            "dtype": wanted,
-            "device_map": device_map,
-            "attention": attention,
-            "trust_remote_code": trust_remote_code,
-            "allow_pickle": allow_pickle,
-            "allow_missing": allow_missing,
-        }
-        live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
+        live, tokenizer, source = _open(source, tokenizer, how)
     if device is not None:
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
@@ -122,14 +122,14 @@ def _say(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
+def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    trusted = options["trust_remote_code"]
-    if not merge:
+    trusted = how.trust_remote_code
+    if not how.merge_adapter:
         refuse_adapter(source)
-    adapter = adapter_at(source) if merge else None
+    adapter = adapter_at(source) if how.merge_adapter else None
     if adapter is None:
-        live, opened = from_pretrained(source, **options)
+        live, opened = from_pretrained(source, how)
         return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
     if adapter.base is None:
         base = source
@@ -146,12 +146,12 @@ def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) 
         if adapter.base is not None:
             refuse_adapter(base)
         base = dataclasses.replace(base, folder=folder)
-        live, opened = from_pretrained(base, **options)
+        live, opened = from_pretrained(base, how)
         if tokenizer is None:  # the adapter's own, or its base model's
             tokenizer = tokenizer_at(adapter.folder, trusted)
             if tokenizer is None or isinstance(tokenizer, StudfinderError):
                 tokenizer = tokenizer_at(folder or base.id, trusted, opened.revision)
-    live = merged(live, adapter, options["allow_pickle"])
+    live = merged(live, adapter, how.allow_pickle)
     of_base = f" (commit {opened.revision})" if adapter.base is not None and opened.revision else ""
     source = dataclasses.replace(
         source,

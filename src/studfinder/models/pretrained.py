@@ -17,12 +17,13 @@ from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
 from studfinder.models.builtin import BUILTINS
 from studfinder.models.causes import expert_gap, partner_gap
-from studfinder.models.files import check_folder, held_in
+from studfinder.models.files import Held, check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
 from studfinder.models.places import hub_folder
 from studfinder.models.sizes import check_sizes
+from studfinder.records.loading import ReadConfig
 from studfinder.records.outside import read_json
 
 
@@ -37,28 +38,11 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[
     source = Source(str(folder), "a local folder", folder)
     refuse_adapter(source)
     quiet_when_no_terminal()
-    _, checked = from_pretrained(
-        source,
-        dtype="auto",
-        device_map={"": "meta"},
-        attention=None,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=False,
-        allow_missing=False,
-    )
-    return checked.notes
+    how = ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code)
+    return from_pretrained(source, how)[1].notes
 
 
-def from_pretrained(
-    source: Source,
-    *,
-    dtype: Any,
-    device_map: Any,
-    attention: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    allow_missing: bool,
-) -> tuple[Any, Source]:
+def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
     """The model of a folder or hub repository, held against its files.
 
     Returns:
@@ -70,18 +54,19 @@ def from_pretrained(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = str(source.folder or source.id)
+    held: dict[str, Held] = {}
     if source.folder is not None:
-        held = check_folder(source.folder, allow_pickle)
+        held = check_folder(source.folder, how.allow_pickle)
         check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
     snapshot = hub_folder(source, "config.json") if source.folder is None else None
     if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
         source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": how.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
         if source.folder is None:
             check_sizes(source.id, config.to_dict(), {})
-        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
+        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not how.trust_remote_code:
             raise StudfinderError(
                 f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
                 expected="one of " + ", ".join(sorted(FAMILIES)),
@@ -89,16 +74,16 @@ def from_pretrained(
             )
         method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
-            "dtype": dtype,
-            "use_safetensors": None if allow_pickle else True,
+            "dtype": how.dtype,
+            "use_safetensors": None if how.allow_pickle else True,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,  # they are refused by name, below
             **common,
         }
-        if device_map is not None:
-            options["device_map"] = device_map
-        if attention is not None:
-            options["attn_implementation"] = attention
+        if how.device_map is not None:
+            options["device_map"] = how.device_map
+        if how.attention is not None:
+            options["attn_implementation"] = how.attention
         with _without_its_report():
             model, info = AutoModelForCausalLM.from_pretrained(where, **options)
     except StudfinderError:
@@ -108,23 +93,17 @@ def from_pretrained(
             raise failed from error
         if (said := known(error)) is not None and getattr(error, "filename", None) is None:
             raise said from error
-        held = held_in(source.folder) if source.folder is not None else {}
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
         kind = Unavailable if isinstance(error, ImportError) else StudfinderError
         why = "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
         advice = None if source.folder is not None else why + ", ".join(BUILTINS)
         raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
-    report = report_of(
-        model,
-        info,
-        held_in(folder) if (folder := source.folder or snapshot) else {},
-        quantiser=method,
-        decoded=decoded,
-        asked=dtype != "auto",
-    )
+    if snapshot is not None:
+        held = held_in(snapshot)
+    report = report_of(model, info, held, quantiser=method, decoded=decoded, asked=how.dtype != "auto")
     found = judge(source.id, report)
-    for refused in found.refused if allow_missing else (*found.absent, *found.refused):
+    for refused in found.refused if how.allow_missing else (*found.absent, *found.refused):
         raise refused
     done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
     allowed = tuple(f"allowed: {what}" for what in done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 
 from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
 from studfinder.attention.variant import Part, Role, Variant
-from studfinder.errors import StudfinderError
 
 
 class ClippedPart(Part):
@@ -55,30 +55,22 @@ class ClippedSoftmax(Variant):
     per_row: bool = False
     kernel: Literal["blocks", "flex"] = "blocks"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.gamma is None) == (self.alpha is None):
-            raise StudfinderError(
-                "ClippedSoftmax needs gamma or alpha, and not both", expected="e.g. alpha=4, length=T"
-            )
-        if self.gamma is not None and not -1e6 < self.gamma <= 0:
-            raise StudfinderError(f"gamma={self.gamma} is out of range", expected="a finite gamma of at most 0")
-        if not 1 <= self.zeta < 1e6:
-            raise StudfinderError(f"zeta={self.zeta} is out of range", expected="a finite zeta of at least 1")
-        if self.alpha is not None and not 0 <= self.alpha < 1e6:
-            raise StudfinderError(f"alpha={self.alpha} is out of range", expected="a finite alpha of at least 0")
-        if self.alpha is not None and (self.length is None) != self.per_row:
-            raise StudfinderError(
-                "alpha needs the training length or per_row, and not both", expected="alpha=4, length=T"
-            )
-        if self.length is not None and (self.alpha is None or self.length < 1):
-            raise StudfinderError(f"length={self.length} does not fit", expected="a training length beside alpha")
-        if self.per_row and self.alpha is None:
-            raise StudfinderError("per_row needs alpha", expected="ClippedSoftmax(alpha=4, per_row=True)")
-        if self.kernel not in ("blocks", "flex"):
-            raise StudfinderError(f"kernel {self.kernel!r} is unknown", expected="'blocks' or 'flex'")
-        if self.kernel == "flex" and (self.per_row or self.zeta != 1):
-            raise StudfinderError("the flex kernel knows one gamma and zeta = 1", expected="kernel='blocks'")
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        gamma, zeta, alpha, length = self.gamma, self.zeta, self.alpha, self.length
+        by_alpha, both = alpha is not None, (gamma is None) == (alpha is None)
+        yield both, "ClippedSoftmax needs gamma or alpha, and not both", "e.g. alpha=4, length=T"
+        yield not (gamma is None or -1e6 < gamma <= 0), f"gamma={gamma} is out of range", "a finite gamma of at most 0"
+        yield not 1 <= zeta < 1e6, f"zeta={zeta} is out of range", "a finite zeta of at least 1"
+        yield not (alpha is None or 0 <= alpha < 1e6), f"alpha={alpha} is out of range", "a finite alpha of at least 0"
+        twice = by_alpha and (length is None) != self.per_row
+        yield twice, "alpha needs the training length or per_row, and not both", "alpha=4, length=T"
+        short = length is not None and (not by_alpha or length < 1)
+        yield short, f"length={length} does not fit", "a training length beside alpha"
+        yield self.per_row and not by_alpha, "per_row needs alpha", "ClippedSoftmax(alpha=4, per_row=True)"
+        yield self.kernel not in ("blocks", "flex"), f"kernel {self.kernel!r} is unknown", "'blocks' or 'flex'"
+        flex = self.kernel == "flex" and (self.per_row or zeta != 1)
+        yield flex, "the flex kernel knows one gamma and zeta = 1", "kernel='blocks'"
 
     @property
     def offset(self) -> float:

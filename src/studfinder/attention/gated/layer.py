@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -98,22 +99,21 @@ class Gated(Variant):
     hidden: int | None = None
     pi_init: float = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in (*_WITH_BIAS, "headwise", "elementwise"):
-            raise StudfinderError(
-                f"gate {self.kind!r} is unknown", expected="linear, mlp, all-heads, headwise or elementwise"
-            )
-        if not 0 < self.pi_init < 1:
-            raise StudfinderError(f"pi_init={self.pi_init} is no gate", expected="a number between 0 and 1")
-        if self.pi_init != 0.5 and self.kind not in _WITH_BIAS:
-            raise StudfinderError(f"a {self.kind} gate has no bias to set pi_init with", expected="pi_init=0.5")
-        if self.pi_init != 0.5 and self.init == "identity":
-            raise StudfinderError(
-                "the identity start has its gates at 1/2", expected="pi_init=0.5, or init='paper' or 'fresh'"
-            )
-        if self.hidden is not None and (self.kind != "mlp" or self.hidden < 1):
-            raise StudfinderError(f"hidden={self.hidden} does not fit", expected="kind='mlp' and hidden >= 1")
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        kinds, moved = (*_WITH_BIAS, "headwise", "elementwise"), self.pi_init != 0.5
+        yield (
+            self.kind not in kinds,
+            f"gate {self.kind!r} is unknown",
+            "linear, mlp, all-heads, headwise or elementwise",
+        )
+        yield not 0 < self.pi_init < 1, f"pi_init={self.pi_init} is no gate", "a number between 0 and 1"
+        no_bias = moved and self.kind not in _WITH_BIAS
+        yield no_bias, f"a {self.kind} gate has no bias to set pi_init with", "pi_init=0.5"
+        exact = moved and self.init == "identity"
+        yield exact, "the identity start has its gates at 1/2", "pi_init=0.5, or init='paper' or 'fresh'"
+        units = self.hidden is not None and (self.kind != "mlp" or self.hidden < 1)
+        yield units, f"hidden={self.hidden} does not fit", "kind='mlp' and hidden >= 1"
 
     def started(self, init: str | None) -> Variant:
         if self.pi_init != 0.5 and (init or self.init) is None:

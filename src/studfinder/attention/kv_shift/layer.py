@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from studfinder.attention.variant import Part, Role, Variant
-from studfinder.errors import StudfinderError
 
 
 class KVShiftPart(Part):
@@ -93,15 +93,11 @@ class KVShift(Variant):
     values: bool = True
     gated: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.keys or self.values):
-            raise StudfinderError("KVShift(keys=False, values=False) shifts nothing", expected="keys or values")
-        if self.gated and self.init == "identity":
-            raise StudfinderError(
-                "KVShift(gated=True) has no identity start: a gate of exactly 1 has no gradient",
-                expected="init='paper'",
-            )
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        yield not (self.keys or self.values), "KVShift(keys=False, values=False) shifts nothing", "keys or values"
+        no_start = "KVShift(gated=True) has no identity start: a gate of exactly 1 has no gradient"
+        yield self.gated and self.init == "identity", no_start, "init='paper'"
 
     @property
     def identity(self) -> str | None:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -52,19 +53,14 @@ class RoPE(Variant):
     kind: Literal["partial", "p-rope"] = "p-rope"
     fraction: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in ("partial", "p-rope"):
-            raise StudfinderError(f"RoPE kind {self.kind!r} is unknown", expected="'partial' or 'p-rope'")
-        if not 0 < self.fraction <= 1:
-            raise StudfinderError(
-                f"fraction={self.fraction} is out of range",
-                expected="above 0 and at most 1; NoPE() has none at all",
-            )
-        if self.kind == "partial" and (1 / self.fraction) % 1:
-            raise StudfinderError(
-                f"partial RoPE of fraction {self.fraction} is not supported", expected="1, 1/2, 1/4, ..."
-            )
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        kind, fraction = self.kind, self.fraction
+        yield kind not in ("partial", "p-rope"), f"RoPE kind {kind!r} is unknown", "'partial' or 'p-rope'"
+        within = "above 0 and at most 1; NoPE() has none at all"
+        yield not 0 < fraction <= 1, f"fraction={fraction} is out of range", within
+        uneven = kind == "partial" and bool((1 / fraction) % 1)
+        yield uneven, f"partial RoPE of fraction {fraction} is not supported", "1, 1/2, 1/4, ..."
 
     def check(self, shape: AttentionShape) -> None:
         pairs = shape.head_dim // 2
