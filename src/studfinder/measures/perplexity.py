@@ -16,6 +16,7 @@ from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.stats import ratio_interval
 from studfinder.texts import WHOLE, Text, added_before, corpus, encode, proof_text, tokenizer_of
+from studfinder.texts.encoding import first_token
 
 Protocol = Literal["windows", "gptq", "word"]
 
@@ -135,8 +136,7 @@ def _prefixed(lm: LM, document: str) -> tuple[list[int], int]:
     puts there, or else BOS, or EOS where there is no BOS."""
     ids = encode(lm, [Text("document", document)], limit=WHOLE)[0][0]
     tokenizer = tokenizer_of(lm)
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    before = added_before(tokenizer)
+    prefix, before = first_token(tokenizer), added_before(tokenizer)
     if before or prefix is None or ids[0] == prefix:
         return ids, max(1, before)
     return [prefix, *ids], 1

@@ -85,6 +85,12 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
     return digest.digest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def config_hash(lm: LM) -> str:
     """A short hash of what a model computes with beside its weights: its config, without what only says how it was
     loaded. Two models with the same weights and another rotary base or norm epsilon differ in it."""

@@ -26,7 +26,7 @@ from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
 from studfinder.texts import check_ids, encode_pairs, token_ids
-from studfinder.texts.encoding import tokenizer_of
+from studfinder.texts.encoding import first_token, tokenizer_of
 
 _GENERATED_TOKENS = 8192
 """Tokens of prompt and answer together in one batch of greedy generation."""
@@ -54,10 +54,9 @@ class LiveLM(TemplateLM):
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self) -> int:
-        """What the first token of a text is conditioned on: BOS, or EOS where there is no BOS."""
-        first = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if first is None else first
+    def prefix_token_id(self) -> int | None:
+        """What the first token of a text is conditioned on."""
+        return first_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; BOS as the tokenizer adds it, unless the text begins with it already, and nothing at the end."""

@@ -152,8 +152,8 @@ def _loader(task: Task) -> Any:
         raise Unavailable(
             "tasks are scored by lm-eval, which is not installed", do="pip install 'studfinder[evaluate]'"
         ) from None
-    folder = Path(lm_eval.__file__).parent / "tasks" / task.folder
-    manager = TaskManager(include_path=str(folder) if task.folder else None, include_defaults=False)
+    folder = Path(lm_eval.__file__).parent / "tasks" / (task.folder or task.harness)
+    manager = TaskManager(include_path=str(folder) if task.harness else None, include_defaults=False)
 
     def load(spec: str | dict[str, Any]) -> Any:
         if isinstance(spec, dict) and task.harness:
