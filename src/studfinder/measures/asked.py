@@ -9,7 +9,7 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.models import LM
 from studfinder.records.outside import whole_number
 
-Progress = Callable[[int], Any]
+Advance = Callable[[int], Any]
 """Called with the number of items that were done."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studfinder.measures.asked import Progress, check_items
+from studfinder.measures.asked import Advance, check_items
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -31,7 +31,7 @@ class Question:
     group: str = ""
 
 
-def per_token(lm: LM, questions: Sequence[Question], progress: Progress | None = None) -> tuple[list[np.ndarray], str]:
+def per_token(lm: LM, questions: Sequence[Question], progress: Advance | None = None) -> tuple[list[np.ndarray], str]:
     """Mean log-probability a token, in nats, of each answer to each question; and the digest of all token ids.
 
     The mean, not the sum, because answers differ in length and a sum prefers short ones.
@@ -46,7 +46,7 @@ def per_token(lm: LM, questions: Sequence[Question], progress: Progress | None =
 
 
 def multiple_choice(
-    lm: LM, measure: str, questions: Sequence[Question], source: str, progress: Progress | None = None
+    lm: LM, measure: str, questions: Sequence[Question], source: str, progress: Advance | None = None
 ) -> Scores:
     """Accuracy: the answer with the highest mean log-probability a token is the model's.
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from studfinder.measures.asked import Progress
+from studfinder.measures.asked import Advance
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -32,7 +32,7 @@ class Fact:
 
 
 def facts(
-    lm: LM, source: str = "built-in", *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, source: str = "built-in", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Accuracy over facts: the right answer against seven others of the same relation ("The capital of France is").
 

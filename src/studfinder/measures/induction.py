@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from studfinder.errors import NotApplicable
-from studfinder.measures.asked import Progress, check_items, check_window, number_asked
+from studfinder.measures.asked import Advance, check_items, check_window, number_asked
 from studfinder.measures.perplexity import documents_of
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -25,7 +25,7 @@ _EARLY, _LATE = (16, 48), (144, 208)
 
 
 def induction(
-    lm: LM, length: str = str(LENGTH), *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, length: str = str(LENGTH), *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Next-token accuracy on the second half of random token sequences that are repeated once.
 
@@ -70,7 +70,7 @@ def induction(
 
 
 def in_context_learning(
-    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """How much less a model loses late in a window than early: mean loss of tokens 144 to 207 minus tokens 16 to 47 of
     each document, nats a token. Lower is better; a model that does not use its context stays at 0.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studfinder.measures.asked import Progress, check_items
+from studfinder.measures.asked import Advance, check_items
 from studfinder.measures.choices import by_group, per_token
 from studfinder.measures.facts import draw_facts, wrong_answers
 from studfinder.measures.scores import Scores, scored
@@ -20,7 +20,7 @@ def knowledge_conflict(
     between: int = BETWEEN,
     limit: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Share of items answered as the prompt says where it contradicts a known fact.
 

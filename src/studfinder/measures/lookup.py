@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.asked import Progress, sizes_asked
+from studfinder.measures.asked import Advance, sizes_asked
 from studfinder.measures.recall import Prompt, places, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -22,7 +22,7 @@ _QUESTION = "Once more, the code of one of them:"
 
 
 def lookup(
-    lm: LM, pairs: str = PAIRS, *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, pairs: str = PAIRS, *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Key-value recall: share of codes of three digits that greedy generation gives back exactly, over the number of
     pairs in the prompt and the place of the one that is asked for.

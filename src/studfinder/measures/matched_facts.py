@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures.asked import Progress, number_asked
+from studfinder.measures.asked import Advance, number_asked
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.facts import ANSWERS, Fact, draw_facts, wrong_answers
 from studfinder.measures.scores import Scores
@@ -40,7 +40,7 @@ def facts_in_context(
     source: str = "built-in",
     limit: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Accuracy on facts about invented subjects that stand in the prompt: answered from context.
 
@@ -66,7 +66,7 @@ def facts_parametric_matched(
     source: str = "built-in",
     limit: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Accuracy on real facts after the very prompts of `facts_in_context`, which do not help: answered from the
     weights. Arguments and errors are the same."""
@@ -81,7 +81,7 @@ def calibrate_facts(
     seed: int = 0,
     low: float = 0.6,
     high: float = 0.9,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> int:
     """How many facts in the prompt leave the (clean) model between `low` and `high`, as near the middle as there is.
 
@@ -154,7 +154,7 @@ def contrast(
 
 
 def _matched(
-    lm: LM, measure: str, count: int | str, source: str, limit: int | None, seed: int | str, progress: Progress | None
+    lm: LM, measure: str, count: int | str, source: str, limit: int | None, seed: int | str, progress: Advance | None
 ) -> Scores:
     size = number_asked(count, measure, 1, "facts")
     name, items = _items(size, source, _ITEMS if limit is None else limit, seed)

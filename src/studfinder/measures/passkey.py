@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.asked import Progress, sizes_asked
+from studfinder.measures.asked import Advance, sizes_asked
 from studfinder.measures.recall import Prompt, places, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -21,7 +21,7 @@ _QUESTION = "What is the pass key? The pass key is"
 
 
 def passkey(
-    lm: LM, lengths: str = LENGTHS, *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, lengths: str = LENGTHS, *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Share of pass keys of five digits that greedy generation gives back exactly, over lengths and depths.
 

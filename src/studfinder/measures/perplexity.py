@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures.asked import Progress, check_window
+from studfinder.measures.asked import Advance, check_window
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -30,7 +30,7 @@ def perplexity(
     stride: int | None = None,
     limit: int | None = None,
     level: float = 0.95,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Perplexity of a text.
 
@@ -81,7 +81,7 @@ def perplexity(
 
 
 def perplexity_of(
-    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Perplexity as a scorecard takes it: windows of 512 tokens (256 for our proof text, which is short; no longer than
     the model's context), at most `limit` of them; nothing is drawn at random, so `seed` changes nothing."""

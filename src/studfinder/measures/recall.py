@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studfinder.measures.asked import Progress, check_items, check_window
+from studfinder.measures.asked import Advance, check_items, check_window
 from studfinder.measures.choices import by_group
 from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import log_likelihoods
@@ -46,7 +46,7 @@ def places(sizes: Sequence[int], seed: int, limit: int | None) -> list[tuple[int
 
 
 def recall(
-    lm: LM, measure: str, prompts: Sequence[Prompt], source: str, chance: float, progress: Progress | None = None
+    lm: LM, measure: str, prompts: Sequence[Prompt], source: str, chance: float, progress: Advance | None = None
 ) -> Scores:
     """Share of prompts whose greedy continuation is the answer, exactly.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from studfinder.measures.asked import Progress, check_items, check_window, number_asked
+from studfinder.measures.asked import Advance, check_items, check_window, number_asked
 from studfinder.measures.greedy import greedy
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -19,7 +19,7 @@ _TIMES = 3
 
 
 def repetition(
-    lm: LM, new: str = str(NEW), *, limit: int | None = None, seed: int = 0, progress: Progress | None = None
+    lm: LM, new: str = str(NEW), *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Distinct-2 of greedy continuations: different pairs of neighbouring tokens over all pairs (Li et al. 2016), the
     mean over prompts. 1 is no repetition; a model stuck on one token has about 0.

@@ -14,7 +14,7 @@ import torch
 
 from studfinder.edits import Edit, edited, edits_of, layer_of
 from studfinder.errors import NotApplicable
-from studfinder.measures.asked import Progress
+from studfinder.measures.asked import Advance
 from studfinder.measures.divergence import Clean
 from studfinder.models import LM
 from studfinder.records import Interval
@@ -64,7 +64,7 @@ def next_token(lm: LM, encoded: Sequence[Sequence[int]], edits: Sequence[Edit]) 
 
 
 def sweep(
-    lm: LM, encoded: Sequence[Sequence[int]], variants: Sequence[Sequence[Edit]], *, progress: Progress | None = None
+    lm: LM, encoded: Sequence[Sequence[int]], variants: Sequence[Sequence[Edit]], *, progress: Advance | None = None
 ) -> Effects:
     """Measure several sets of edits against the clean model, each on its own.
 
@@ -112,7 +112,7 @@ def _effects(
     encoded: Sequence[Sequence[int]],
     variants: int,
     passes: Callable[[Batch], Iterator[torch.Tensor]],
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Effects:
     """What variants differ in, given the logits of a batch: the clean model's, then each variant's."""
     if not encoded or min(len(ids) for ids in encoded) < 2:

@@ -11,7 +11,7 @@ from typing import Any
 
 from studfinder.models.inside import check_distinct, inside, outward
 from studfinder.models.lm import Source
-from studfinder.models.places import folder_of, resolve
+from studfinder.models.places import model_folder, source_named
 
 _WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
 """Tokenizers of every kind, processors, chat templates, generation settings."""
@@ -90,8 +90,8 @@ def files_beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, P
     Raises:
         StudfinderError: as `carry`.
     """
-    source = resolve(source) if isinstance(source, str) else source
-    folder = folder_of(source, *_ON_HUB, fetch="hub" in source.origin)
+    source = source_named(source) if isinstance(source, str) else source
+    folder = model_folder(source, *_ON_HUB, fetch="hub" in source.origin)
     if folder is None:
         return {}
     found = [

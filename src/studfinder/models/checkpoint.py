@@ -19,7 +19,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef
 from studfinder.models.files import SAFE, held_in
 from studfinder.models.lm import LM
-from studfinder.models.places import folder_of
+from studfinder.models.places import model_folder
 from studfinder.models.weights import matrix
 
 
@@ -84,7 +84,7 @@ class CheckpointFiles:
     @cached_property
     def files(self) -> dict[str, Path]:
         """The file of each tensor; empty where there are none."""
-        folder = folder_of(self.lm.source)
+        folder = model_folder(self.lm.source)
         if folder is None:
             return {}
         try:

@@ -18,7 +18,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
 from studfinder.models.anatomy import anatomy_of
 from studfinder.models.lm import LM, Source
-from studfinder.models.places import repository, resolve
+from studfinder.models.places import hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
 from studfinder.records.loading import ReadConfig
@@ -69,7 +69,7 @@ def load(
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
     asked = os.fspath(model)
-    source = resolve(asked, revision)
+    source = source_named(asked, revision)
     how = ReadConfig(
         dtype=_dtype(dtype),
         device_map=device_map,
@@ -134,14 +134,14 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, So
     if adapter.base is None:
         base = source
     elif source.folder is None:  # what a stranger's file names is not looked for on this disk
-        base = repository(adapter.base, adapter.revision)
+        base = hub_source(adapter.base, adapter.revision)
         if Path(adapter.base).exists():
             raise StudfinderError(
                 f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
                 do="Run it from another folder",
             )
     else:
-        base = resolve(adapter.base, adapter.revision)
+        base = source_named(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)

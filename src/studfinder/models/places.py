@@ -9,7 +9,7 @@ from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import Source
 
 
-def resolve(asked: str, revision: str | None = None) -> Source:
+def source_named(asked: str, revision: str | None = None) -> Source:
     """What a name stands for: a built-in model, a GGUF file, a folder, or a repository of the hub.
 
     Raises:
@@ -24,10 +24,10 @@ def resolve(asked: str, revision: str | None = None) -> Source:
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
-    return repository(asked, revision)
+    return hub_source(asked, revision)
 
 
-def repository(asked: str, revision: str | None = None) -> Source:
+def hub_source(asked: str, revision: str | None = None) -> Source:
     """A repository of the hub by its id, whatever lies on this disk. Raises StudfinderError if it cannot be one."""
     # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
     if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
@@ -57,7 +57,7 @@ def hub_folder(source: Source, name: str, *more: str, fetch: bool = True) -> Pat
     return Path(found).parent
 
 
-def folder_of(source: Source, *more: str, fetch: bool = False) -> Path | None:
+def model_folder(source: Source, *more: str, fetch: bool = False) -> Path | None:
     """Where a model's files lie; a live model is looked for under the name that it was loaded by. Of the hub's those of
     `more` that loading did not need are fetched if that is allowed."""
     if source.folder is not None:

@@ -49,7 +49,7 @@ def draw_chart(chart: Chart, width: float) -> Figure:
     for axes, plot in zip(panels, chart.plots, strict=False):
         _draw(axes, plot, colours, wide)
     for axes in panels[count:]:
-        axes.remove()
+        axes.set_axis_off()
     seen = dict(
         entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True)
     )

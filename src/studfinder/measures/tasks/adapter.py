@@ -21,7 +21,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.asked import Progress
+from studfinder.measures.asked import Advance
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
@@ -43,7 +43,7 @@ class LiveLM(TemplateLM):
         StudfinderError: no tokenizer.
     """
 
-    def __init__(self, lm: LM, progress: Progress | None = None) -> None:
+    def __init__(self, lm: LM, progress: Advance | None = None) -> None:
         super().__init__()
         self.lm, self.tokenizer, self.progress = lm, tokenizer_of(lm), progress
         self._device = lm.device

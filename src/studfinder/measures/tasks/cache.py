@@ -20,7 +20,7 @@ from studfinder.edits import Edit, edits_hash
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.scores import Scores
 from studfinder.models import LM, content_hash, keep_private, private_folder
-from studfinder.models.fingerprint import tensor_digest
+from studfinder.models.fingerprint import tensor_hash
 from studfinder.records import from_json, to_plain
 from studfinder.runs import SCORING, Steps, scored_with
 from studfinder.sites.active import ACTIVE
@@ -78,7 +78,7 @@ def model_state(lm: LM) -> str | None:
     parts = {
         "weights": weights,
         "buffers": {
-            name: f"{buffer.dtype} {tuple(buffer.shape)} {tensor_digest(buffer).hex()}"
+            name: f"{buffer.dtype} {tuple(buffer.shape)} {tensor_hash(buffer).hex()}"
             for name, buffer in lm.model.named_buffers()
         },
         "config": lm.model.config.to_dict(),

@@ -14,7 +14,7 @@ import numpy as np
 
 from studfinder.edits import Edit, edited, edits_of
 from studfinder.errors import StudfinderError
-from studfinder.measures.asked import Progress
+from studfinder.measures.asked import Advance
 from studfinder.measures.scores import Scores, scored
 from studfinder.measures.tasks import arithmetic
 from studfinder.measures.tasks.cache import model_state, remembered, score_key
@@ -35,7 +35,7 @@ def tasks(
     limit: int | None = None,
     seed: int = 0,
     edits: Sequence[Edit] = (),
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """A public task, with lm-eval's own prompt, choices and metric, on the model as it is now.
 
@@ -113,7 +113,7 @@ def _run(
     limit: int | None,
     seed: int,
     edits: Sequence[Edit] = (),
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     indices = list(range(built.size))
     if limit is not None and limit < built.size:
