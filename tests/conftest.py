@@ -13,6 +13,9 @@ import pytest
 import torch
 import transformers
 
+import axes
+
+axes.install()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell; some tests interrupt themselves
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -16,6 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.headers import DTYPES, read_header
 
 HUGE = (-1, -0.0, 0, 1, 7, 8, 1 << 31, 1 << 32, (1 << 53) + 1, (1 << 62) + 1, (1 << 63), (1 << 64) - 1, 1 << 64, 10**40)
+ODD_TYPES = ("F4", "F6_E2M3", "F6_E3M2", "f32", "F128", "I128", "F32 ")
 ODD = (None, True, False, 1.0, 1e3, "", "F32", [], {}, [[]], "0", [0, 0, 0], float("nan"))
 
 
@@ -83,7 +84,7 @@ def _shapes(draw: random.Random, header: dict, data: bytes) -> bytes:
 def _types(draw: random.Random, header: dict, data: bytes) -> bytes:
     for name in header:
         if name != "__metadata__" and draw.random() < 0.5:
-            header[name]["dtype"] = draw.choice([*sorted(DTYPES), "F4", "F6_E2M3", "F6_E3M2", "f32", "F128", "I128", "F32 ", *ODD])
+            header[name]["dtype"] = draw.choice([*sorted(DTYPES), *ODD_TYPES, *ODD])
     return packed(json.dumps(header).encode(), data)
 
 

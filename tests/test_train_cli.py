@@ -212,15 +212,15 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
         (["--text", "empty.txt"], "is empty"),
         (["--task", "nothing"], "there is no task 'nothing'"),
         (["--task", "recall", "--attention", "magic"], "there is no attention 'magic'"),
-        (["--task", "recall", "--attention", "kv_shift:strength=2"], "is not understood"),
+        (["--task", "recall", "--attention", "kv_shift:strength=2"], "attention kv_shift has no setting 'strength'"),
         (["--task", "recall", "--attention", "kv_shift", "--attention", "kv_shift"], "both change"),
         (["--task", "recall", "--preset", "huge"], "there is no preset"),
         (["--task", "recall", "--hidden", "30"], "is no model"),
         (["--task", "recall", "--length", "32"], "a task has its own length"),
-        (["--task", "recall", "--schedule", "wavy"], "there is no schedule 'wavy'"),
+        (["--task", "recall", "--schedule", "wavy"], "schedule 'wavy' is unknown"),
         (["--task", "recall", "--micro", "3"], "does not divide"),
         (["--task", "recall", "--lr", "-1"], "a number above 0"),
-        (["--task", "recall", "--precision", "fp8"], "there is no precision 'fp8'"),
+        (["--task", "recall", "--precision", "fp8"], "precision 'fp8' is unknown"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):

@@ -98,7 +98,7 @@ def test_every_variant_round_trips_through_json() -> None:
         for variant, init in entries:
             variant = variant.started(init)
             assert variant_from(json.loads(json.dumps(variant.to_dict()))) == variant
-    with pytest.raises(StudfinderError, match="unknown"):
+    with pytest.raises(StudfinderError, match="no attention variant"):
         variant_from({"name": "other"})
 
 

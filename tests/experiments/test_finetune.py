@@ -17,13 +17,11 @@ import studfinder.experiments.outlier_free_finetune as finetune
 from proving import COL, LAYER, ROW, provable
 from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment
-from studfinder.experiments.finetune_draw import draw
 from studfinder.experiments.finetune_tables import _said, _won_back, window_change
 from studfinder.experiments.held_weights import Hold, values_of, without
 from studfinder.experiments.w8a8 import STATIC, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
 from studfinder.records import Comparison, Interval
-from studfinder.report.style import WIDE
 from studfinder.training import TextSource, TrainingRecipe, fit
 from tiny import tiny
 
@@ -73,7 +71,7 @@ def result(planted, folder):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures: drawing is most of a small run."""
-    monkeypatch.setattr(finetune, "draw", lambda result, width: {})
+    monkeypatch.setattr("studfinder.experiments.run.draw_into", lambda *_: None)
 
 
 def cells(table, label):
@@ -97,11 +95,11 @@ def test_every_arm(result, planted, folder):
     assert isinstance(cells(bits, "KV shift")[f"W8A8 {STATIC}"], Interval)
     assert values_of(planted.model, [PLACE]) == [500]  # the user's own model is as it was
     assert planted.model.config.model_type == "llama"
-    assert not any((folder / NAME / "checkpoints").iterdir())
+    assert not (folder / NAME / "checkpoints").exists()
 
 
 def test_curves_of_every_arm(result):
-    (seen,) = result.data["models"].values()
+    (seen,) = result.data.values()
     for arm in seen["arms"].values():
         for curve in ("test loss", "top activation", "need", "value"):
             assert [step for step, _ in arm["curves"][curve]] == [2, 4]
@@ -124,9 +122,9 @@ def test_notes_follow_their_intervals(result):
     assert _said(window_change([2.0], [1.0])).startswith("not shown")  # one window is no evidence
     untrained = {"loss": [1.0, 1.2], "super": {"loss": [3.0, 3.2]}}
     states = {"untrained": untrained, "plain": {"loss": [1.0, 1.0]}, "super weight decayed": {"loss": [1.5, 1.5]}}
-    assert "25.0% [25.0%, 25.0%] of that" in _won_back("m", states)
+    assert "25.0% [25.0%, 25.0%] of that" in _won_back(states)
     untrained["super"]["loss"] = [1.0, 1.2]  # nothing lost: no share of it
-    assert "% [" not in _won_back("m", states)
+    assert "% [" not in _won_back(states)
 
 
 def test_an_interrupted_arm_goes_on(planted, folder, result, undrawn, monkeypatch):
@@ -138,23 +136,23 @@ def test_an_interrupted_arm_goes_on(planted, folder, result, undrawn, monkeypatc
                 os.kill(os.getpid(), signal.SIGINT)
 
     plan = plan_experiment(NAME, ["tiny"], settings={"text": str(folder / "t.txt"), **SMALL})
-    real, made = finetune.Needs, []
+    real, made = finetune.Watcher, []
 
-    def needs(*args):
+    def watcher(*args):
         made.append(1)
         return real(*args) if len(made) != 3 else Press()
 
-    monkeypatch.setattr(finetune, "Needs", needs)
+    monkeypatch.setattr(finetune, "Watcher", watcher)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(plan, out=folder / "again", loader=lambda _: planted)
     (kept,) = (folder / "again.partial" / "checkpoints").iterdir()
-    assert kept.name == "0-KV-shift"
+    assert kept.name == "arm-KV-shift"
     steps = [json.loads(line)["step"] for line in (folder / "again.partial" / "steps.jsonl").read_text().splitlines()]
     assert [step.partition("/")[2] for step in steps][-2:] == ["arm plain", "arm half-gates"]
     made.clear()
-    monkeypatch.setattr(finetune, "Needs", lambda *args: made.append(1) or real(*args))
+    monkeypatch.setattr(finetune, "Watcher", lambda *args: made.append(1) or real(*args))
     second, _ = run_experiment(plan, out=folder / "again", loader=lambda _: planted)
-    first, again = (next(iter(data["models"].values()))["arms"]["KV shift"] for data in (result.data, second.data))
+    first, again = (next(iter(data.values()))["arms"]["KV shift"] for data in (result.data, second.data))
     assert len(made) == len(finetune.ARMS) - 2  # the first two arms were not trained again
     assert again["loss"] == first["loss"]
     assert again["curves"]["test loss"] == first["curves"]["test loss"]
@@ -167,7 +165,7 @@ def test_without_a_proven_super_weight(folder, undrawn):
     assert len(result.tables) == 3
     assert [row[0] for row in result.tables[0].rows] == ["untrained", "plain", "half-gates", "KV shift"]
     assert any("no super weight is proven" in note for note in result.notes)
-    assert set(draw(result, WIDE)) == {"steps", "eight-bits"}
+    assert [chart.name for chart in result.charts] == ["steps", "eight-bits"]
 
 
 def test_an_architecture_that_takes_no_variant(folder, undrawn):
@@ -185,13 +183,13 @@ def test_an_architecture_that_takes_no_variant(folder, undrawn):
         ({"text": "nowhere.txt"}, "there is no text"),
         ({"lr": -1.0}, "a number above 0"),
         ({"steps": 0}, "1 or more"),
-        ({"watched": 0}, "watched=0"),
+        ({"watched": 0}, "--watched 0; expected 1 or more"),
         ({"precision": "fp8"}, "fp8"),
     ],
 )
 def test_what_cannot_be(planted, folder, settings, said):
-    plan = plan_experiment(NAME, ["tiny"], settings={"text": str(folder / "t.txt"), **SMALL, **settings})
     with pytest.raises(StudfinderError, match=said):
+        plan = plan_experiment(NAME, ["tiny"], settings={"text": str(folder / "t.txt"), **SMALL, **settings})
         run_experiment(plan, out=folder / f"bad-{next(iter(settings))}", loader=lambda _: planted)
 
 

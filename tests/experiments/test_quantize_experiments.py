@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,21 +18,20 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
-from studfinder.experiments.experiment import StudyConfig
-from studfinder.experiments.quantize_frontier import Member, steps, verdict
 from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
-from studfinder.experiments.rounding import Rounding
-
-in_runs = None  # PORT
+from studfinder.experiments.super_weight_block_size import Runs
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.studies import Original
+from studfinder.studies.experiment import StudyConfig
+from studfinder.studies.frontier import Member, steps, verdict
+from studfinder.studies.rounding import Rounding
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
@@ -153,7 +153,7 @@ def test_block_size(planted):
 def test_runs_go_on_where_rows_end():
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     scheme = Scheme(element="int4", block=25, zero="float", scale="float32", remainder="block")
-    found = in_runs(weight, scheme)
+    found = Runs(scheme=scheme).rounded(weight, inf)
     for start in (0, 25, 50):
         run_ = weight.flatten()[start : start + 25]
         step = (run_.max() - run_.min()) / 15

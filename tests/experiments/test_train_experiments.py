@@ -10,22 +10,22 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from studfinder.experiments.seeds_draw import curves
 from transformers import TrainerCallback
 
 from rerun import interrupted
 from studfinder.errors import StudfinderError
-from studfinder.experiments import plan_experiment, run_experiment, trained
+from studfinder.experiments import outlier_free_pretrain, plan_experiment, run_experiment, trained
 from studfinder.experiments.kv_shift_ablations import Clamp
-from studfinder.experiments.kv_shift_hop import accuracy, exact_tasks, without_a_model
+from studfinder.experiments.kv_shift_hop import HopConfig, accuracy, without_a_model
 from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
-from studfinder.experiments.seeds import about, against, ends_table, last, lines, over_seeds, steps_to
-from studfinder.experiments.trained import recipe_of, shift_scalars
 from studfinder.experiments.w8a8 import STATIC
-from studfinder.records import Interval
+from studfinder.records import Chart, Interval
+from studfinder.report.charts import draw_chart
+from studfinder.report.style import WIDE
+from studfinder.studies.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
+from studfinder.studies.trained import shift_scalars
 from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny
@@ -73,25 +73,45 @@ def test_a_language_experiment_from_end_to_end(tmp_path, name):
 
 
 def test_pretraining_is_measured_in_eight_bits(tmp_path, monkeypatch):
-    import studfinder.experiments.outlier_free_pretrain as module
-
     text = tmp_path / "t.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
     settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 1, "hidden": 16, "heads": 2, "warmup": 1}
-    monkeypatch.setattr(module, "draw", lambda result, width: {})
-    monkeypatch.setattr(module, "models", lambda length: {"vanilla": [], "both": ["kv_shift", "gated"]})
+    monkeypatch.setattr("studfinder.experiments.run.draw_into", lambda *_: None)
+    models = {"vanilla": [], "both": ["kv_shift", "gated"]}
+    monkeypatch.setattr(outlier_free_pretrain, "models", lambda length: models)
     result, _ = ran("outlier-free/pretrain", tmp_path / "run", **settings)
     _, bits = result.tables
     for row in bits.rows:
         cells = dict(zip(bits.columns, row, strict=True))
-        full, eight, gap = (cells[name].value for name in ("test loss", f"W8A8 {STATIC}", module._COST))
+        full, eight, gap = (cells[name].value for name in ("test loss", f"W8A8 {STATIC}", outlier_free_pretrain._COST))
         assert gap == pytest.approx(eight - full)
         assert 0 < abs(gap) < 0.1
         assert cells["test loss"].n == 2  # seeds
     for seeds in result.data.values():
         for cell in seeds:
             assert last(cell, "full") == pytest.approx(last(cell, "test"), rel=1e-5)
-    assert "costs vanilla" in result.notes[-2] or "not shown to cost" in result.notes[-2]
+    gap = bits.rows[0][bits.columns.index(outlier_free_pretrain._COST)]
+    assert gap.low < 0 < gap.high, "two seeds of two steps can show nothing"
+    assert result.notes[-2].startswith(f"W8A8 {STATIC} is not shown to cost vanilla attention anything")
+    assert f"({gap} nats a token)" in result.notes[-2]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ([1.0, 1.1], f"W8A8 {STATIC} costs vanilla attention 1.05 [0.415, 1.69] nats a token."),
+        (
+            [1.0, -1.1],
+            "is not shown to cost vanilla attention anything at this size (-0.05 [-13.4, 13.3] nats a token)",
+        ),
+        ([-1.0, -1.1], "is not shown to cost"),
+        ([None, None], "is not known: it diverged at every seed"),
+    ],
+)
+def test_what_eight_bits_cost_is_said_as_the_interval_has_it(gaps, said):
+    seeds = [cell_of(stopped="diverged") if gap is None else {"gap": {STATIC: [[0, gap]]}} for gap in gaps]
+    note = outlier_free_pretrain._cost({"vanilla": seeds, "gated": [{"gap": {STATIC: [[0, 9.0]]}}] * 2})
+    assert said in note
 
 
 def test_eight_bits_of_an_outlier_cost_something():
@@ -115,13 +135,10 @@ def test_an_interrupted_experiment_trains_nothing_twice(tmp_path, monkeypatch):
     first, folder = ran(name, tmp_path / "run", **TOY[name])
     assert len((folder / "steps.jsonl").read_text().splitlines()) == 2 * 7
     interrupted(folder, lost=1)
-    trained = []
-    import studfinder.experiments.kv_shift_ablations as module
-
-    real = module.run_cell
-    monkeypatch.setattr(module, "run_cell", lambda *a, **k: trained.append(1) or real(*a, **k))
+    done, real = [], trained.run_cell
+    monkeypatch.setattr(trained, "run_cell", lambda *a, **k: done.append(1) or real(*a, **k))
     second, _ = ran(name, tmp_path / "run", **TOY[name])
-    assert len(trained) == 1
+    assert len(done) == 1
 
     def clockless(data):
         return json.dumps({n: [{**c, "seconds": 0} for c in cells] for n, cells in data.items()})
@@ -140,7 +157,7 @@ def test_means_over_seeds():
 
 def cell_of(*accuracies, stopped=None):
     points = [[10 * (number + 1), value] for number, value in enumerate(accuracies)]
-    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped}
+    return {"accuracy": points, "test": points, "loss": points, "parameters": 7, "stopped": stopped, "seconds": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +185,9 @@ def test_a_diverged_seed_is_in_no_mean():
     assert (other[0], other[2].value, other[2].n) == ("other (1 of 2 seeds diverged)", 0.6, 1)
     assert against(cells, "plain", {"accuracy": "right"}) == ["other minus plain: right 0.4 [nan, nan]."]
     assert about(cells)[0].endswith("other in 1 of 2 seeds (its loss was not finite at step 10).")
-    assert lines(cells, "accuracy")["other (1 of 2 seeds diverged)"] == [[[10, 0.5], [20, 0.6]]]
+    (plot,) = curves(cells, {"accuracy": "right"}).plots
+    (line,) = [series for series in plot.series if series.name == "other (1 of 2 seeds diverged)"]
+    assert (line.x, [value for value, *_ in line.points]) == ((10, 20), [0.5, 0.6])
     lost = {**cells, "other": [cell_of(stopped="diverged")] * 2}
     assert ends_table("t", lost, {"accuracy": "accuracy"}).rows[1][2] == "diverged"
     assert against(lost, "plain", {"accuracy": "right"}) == ["other minus plain: at no seed did both end."]
@@ -178,7 +197,7 @@ def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
     import studfinder.experiments.outlier_free_backcopy as module
 
     monkeypatch.setattr(module, "_MODELS", {"vanilla": []})
-    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    monkeypatch.setattr("studfinder.experiments.run.draw_into", lambda *_: None)
     settings = {**TOY["outlier-free/backcopy"], "steps": 6, "seeds": 1, "look_every": 2}
     whole, _ = ran("outlier-free/backcopy", tmp_path / "whole", **settings)
 
@@ -196,7 +215,7 @@ def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ran("outlier-free/backcopy", tmp_path / "run", **settings)
     assert Stop.steps == [1, 2, 3, 4]
-    assert (tmp_path / "run.partial" / "checkpoints" / "vanilla-0").is_dir()
+    assert (tmp_path / "run.partial" / "checkpoints" / "vanilla-seed-0").is_dir()
     Stop.ends = False
     result, folder = ran("outlier-free/backcopy", tmp_path / "run", **settings)
     assert Stop.steps == [1, 2, 3, 4, 5, 6]
@@ -207,16 +226,15 @@ def test_an_interrupted_model_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [step for step, _ in cell["sink"]] == [2, 4, 6]
 
 
-def test_micro_batches_and_precision_are_settings_of_every_training_experiment(tmp_path, monkeypatch):
+def test_micro_batches_and_precision_are_settings_of_every_training_experiment():
     plan = plan_experiment("kv-shift/n-gram", settings={"micro": "8", "precision": "bf16"})
-    recipe = recipe_of(plan.settings, 3)
+    recipe = plan.config.recipe(seed=3)
     assert (recipe.micro, recipe.precision, recipe.seed) == (8, "bf16", 3)
-    plain = plan_experiment("kv-shift/n-gram")
-    assert (recipe_of(plain.settings, 0).micro, recipe_of(plain.settings, 0).precision) == (None, "fp32")
-    assert not {"micro", "precision"} & set(plain.settled), "runs from before would not be found again"
-    with pytest.raises(StudfinderError, match="fp32 or bf16"):
-        recipe_of({"precision": "auto", "steps": 1}, 0)
-    with pytest.raises(StudfinderError, match="no setting 'micro'"):
+    plain = plan_experiment("kv-shift/n-gram").config.recipe()
+    assert (plain.micro, plain.precision) == (None, "fp32")
+    with pytest.raises(StudfinderError, match="there is no precision 'auto'; expected fp32, bf16"):
+        plan_experiment("kv-shift/n-gram", settings={"precision": "auto"})
+    with pytest.raises(StudfinderError, match="super-weight/ablation has no setting 'micro'"):
         plan_experiment("super-weight/ablation", settings={"micro": "8"})
 
 
@@ -231,21 +249,29 @@ def test_of_several_processes_one_writes(tmp_path, monkeypatch):
 
 
 def test_the_time_is_that_of_training():
-    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}], "old": [cell_of(0.3)]}
-    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (not known of 1)."]
+    cells = {"plain": [{**cell_of(0.1), "seconds": 100.0}, {**cell_of(0.2), "seconds": 80.5}]}
+    assert about(cells) == ["Training took 3.0 minutes in all, of 2 models."]
+    cells["other"] = [{**cell_of(0.1), "resumed": True}]
+    assert about(cells) == ["Training took 3.0 minutes in all, of 3 models (of 1 that were interrupted, since then)."]
+
+
+def axes_of(plot):
+    (axes,) = draw_chart(Chart(name="steps", plots=(plot,)), WIDE).axes
+    return axes
 
 
 def test_curves_of_unequal_length_share_a_grid():
     seeds = [[(10, 1.0), (20, 3.0)], [(10, 2.0), (20, math.inf), (30, 5.0)]]
-    axes = curves(Figure(), 111, {"kind": seeds, "nothing": []}, "loss", log=True)
-    mean = next(line for line in axes.get_lines() if line.get_label() == "kind")
+    axes = axes_of(over({"kind": seeds, "nothing": []}, log=True))
+    (mean,) = (line for line in axes.get_lines() if line.get_label() == "kind")
     assert mean.get_xydata().tolist() == [[10, 1.5], [20, 3.0], [30, 5.0]]
+    assert axes.get_yscale() == "log"
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_curves_show_the_interval_over_seeds(log):
     seeds = [[(10, 1.0), (20, 2.0)], [(10, 2.0), (20, 30.0)], [(10, 3.0), (20, 4.0)]]
-    axes = curves(Figure(), 111, {"kind": seeds}, "loss", log=log)
+    axes = axes_of(over({"kind": seeds}, log=log))
     (band,) = axes.collections
     corners = band.get_paths()[0].vertices
     for step, values in ((10, [1.0, 2.0, 3.0]), (20, [2.0, 30.0, 4.0])):
@@ -253,7 +279,34 @@ def test_curves_show_the_interval_over_seeds(log):
         found = corners[corners[:, 0] == step, 1]
         assert (found.min(), found.max()) == (pytest.approx(interval.low), pytest.approx(interval.high))
     bottom, top = axes.get_ylim()
-    assert (bottom > -4, top < 52) == (True, True), "a wide band hides what the seeds do"
+    reach = (0.3, 84) if log else (-8, 39)
+    assert (bottom > reach[0], top < reach[1]) == (True, True), "a wide band hides what the seeds do"
+    own = [line.get_ydata().tolist() for line in axes.get_lines() if line.get_linewidth() < 1]
+    assert own == [[value for _, value in curve] for curve in seeds]
+
+
+def test_of_many_kinds_the_interval_stands_at_the_end():
+    kinds = {f"kind {n}": [[(10, n), (20, n + 1.0)], [(10, n), (20, n + 2.0)]] for n in range(1, 7)}
+    axes = axes_of(over(kinds))
+    assert not axes.collections
+    bars = [line.get_ydata().tolist() for line in axes.get_lines() if not line.get_label().startswith("kind")]
+    assert bars == [pytest.approx([(i := over_seeds([n + 1.0, n + 2.0])).low, i.high]) for n in range(1, 7)]
+
+
+def test_four_plots_stand_two_by_two_and_axes_begin_where_they_are_told():
+    cells = {"kind": [{name: [(0, 0.5), (1, 0.9)] for name in "abcd"}] * 2}
+    axes = draw_chart(curves(cells, {name: name for name in "abcd"}, low=0), WIDE).axes
+    assert [(one.get_title(loc="left") or one.get_title(), one.get_ylim()[0]) for one in axes] == [
+        (name, 0) for name in "abcd"
+    ]
+    assert {(one.get_subplotspec().rowspan.start, one.get_subplotspec().colspan.start) for one in axes} == {
+        (row, column) for row in (0, 1) for column in (0, 1)
+    }
+
+
+def test_a_log_axis_is_for_values_that_span_something():
+    assert not over({"kind": [[(0, 2.0), (1, 5.0)]]}, log=True).log
+    assert over({"kind": [[(0, 2.0), (1, 7.0)]]}, log=True).log
 
 
 def test_curves_are_read_as_said():
@@ -266,7 +319,7 @@ def test_curves_are_read_as_said():
 
 
 def test_every_kind_gets_a_line_of_its_own():
-    axes = curves(Figure(), 111, {f"kind {number}": [[(0, 1.0), (1, 2.0)]] for number in range(8)}, "loss")
+    axes = axes_of(over({f"kind {number}": [[(0, 1.0), (1, 2.0)]] for number in range(8)}))
     shown = [line for line in axes.get_lines() if line.get_label().startswith("kind")]
     assert len({(line.get_color(), line.get_linestyle()) for line in shown}) == 8
 
@@ -286,24 +339,20 @@ def test_half_of_the_way():
 
 
 def test_quadrants_count_heads():
-    cells = [
-        {"shift": [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1]]},
-        {"shift": [[0.1, 0.9, 0.1, 0.9], [0.2, 0.1, 0, 1]]},
-    ]
     starts = [[[0.9, 0.1, 0.9, 0.1]] * 2, [[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.9]]]
-    table = quadrants(cells, starts)
+    ends = [[[0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1]], [[0.1, 0.9, 0.1, 0.9], [0.2, 0.1, 0, 1]]]
+    cells = [{"shift at the start": start, "shift": end} for start, end in zip(starts, ends, strict=True)]
+    table = quadrants([*cells, {**cells[0], "stopped": "diverged"}])
     assert [row[1] for row in table.rows] == [0.75, 0, 0, 0.25]
     assert [row[2] for row in table.rows] == [0.25] * 4
     assert [row[3] for row in table.rows] == [50 / 128, 17 / 128, 9 / 128, 52 / 128]
 
 
 def test_pretraining_says_its_start_and_its_text(tmp_path, monkeypatch):
-    import studfinder.experiments.kv_shift_pretrain as module
-
     text = tmp_path / "t.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
     settings = {"text": str(text), "vocabulary": 270, "length": 16, "layers": 3, "hidden": 16, "heads": 4, "warmup": 1}
-    monkeypatch.setattr(module, "draw", lambda result, width: {})
+    monkeypatch.setattr("studfinder.experiments.run.draw_into", lambda *_: None)
     result, _ = ran("kv-shift/pretrain", tmp_path / "run", **settings, lr=0.5)
     loss, shares = result.tables
     starts = [head for cell in result.data["KV shift"] for head in cell["shift at the start"]]
@@ -345,7 +394,7 @@ def test_clamping_keeps_the_scalars_in_range():
 
 def test_what_hops_score_without_a_model():
     """A constant model is no better; answering with the current token is never right at one hop, often at two."""
-    tasks = exact_tasks({"length": 65, "symbols": 4, "hops": 4})
+    tasks = HopConfig(length=65, symbols=4, hops=4).tasks()
 
     class Same(torch.nn.Module):
         device = torch.device("cpu")

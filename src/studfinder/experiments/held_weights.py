@@ -15,12 +15,10 @@ from transformers import TrainerCallback
 from studfinder.edits import Weights, zero
 from studfinder.experiments.w8a8 import Windows
 from studfinder.measures import sweep
-from studfinder.models import LM, load
+from studfinder.models import LM
 
 WeightPlaces = Sequence[tuple[str, Sequence[int]]]
 """(parameter, index into it), one a weight."""
-
-LOG_PREFIX = "weights/"
 
 
 def values_of(model: Any, places: WeightPlaces) -> list[float]:
@@ -65,33 +63,12 @@ def _without(index: tuple[int, ...]) -> Any:
     return hook
 
 
-class Needs(TrainerCallback):
-    """At each evaluation, what the model would lose without some weights, into Trainer's log.
-
-    Args:
-        windows: to lose it on.
-        places: weights that are taken away together.
-    """
-
-    def __init__(self, windows: Windows, places: WeightPlaces) -> None:
-        self.windows, self.places = windows, places
-        self.lm: LM | None = None
-        self.trainer: Any = None
-
-    def attach(self, trainer: Any) -> None:
-        """Told by `fit`."""
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.lm = load(model)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        assert self.lm is not None
-        model.eval()
-        found = without(self.lm, self.windows, {"need": self.places})["need"]
-        self.trainer.log(
-            {LOG_PREFIX + "need": float(np.mean(found["kl"])), LOG_PREFIX + "value": values_of(model, self.places)[0]}
-        )
+def needs(windows: Windows, places: WeightPlaces, lm: LM) -> dict[str, float]:
+    """What the model would lose on windows without some weights, and the value of the first."""
+    return {
+        "need": float(np.mean(without(lm, windows, {"need": places})["need"]["kl"])),
+        "value": values_of(lm.model, places)[0],
+    }
 
 
 def without(lm: LM, windows: Windows, groups: Mapping[str, WeightPlaces]) -> dict[str, Any]:

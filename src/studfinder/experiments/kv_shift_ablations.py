@@ -7,20 +7,16 @@ says which of them can do induction, not which is best for language.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from studfinder.attention.kv_shift.layer import KVShiftPart
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, against, ends_table, lines
-from studfinder.experiments.seeds_draw import one_panel
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.records import Result
-from studfinder.training import ModelShape, TaskSource
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import about, against, curves, ends_table
+from studfinder.studies.trained import ModelKind, SizedConfig, every_cell
+from studfinder.training import TaskSource
 from studfinder.training.tasks import Induction
 
 _MODELS: dict[str, list[str]] = {
@@ -34,6 +30,7 @@ _MODELS: dict[str, list[str]] = {
 }
 _SCORES = {"accuracy": "accuracy on repeats", "test": "nats an answer"}
 
+
 EXPERIMENT = Experiment(
     trains=True,
     name="kv-shift/ablations",
@@ -41,21 +38,7 @@ EXPERIMENT = Experiment(
     shows="section 5.3 (there: 1.5 B language models)",
     summary="Which parts of KV shift does one layer need to learn induction?",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
-    presets={
-        "cpu": {
-            "vocabulary": 128,
-            "length": 64,
-            "hidden": 64,
-            "heads": 4,
-            "steps": 400,
-            "batch": 32,
-            "lr": 2e-3,
-            "warmup": 50,
-            "look_every": 50,
-            "test": 128,
-            "seeds": 3,
-        },
-    },
+    presets={"cpu": SizedConfig(vocabulary=128, steps=400)},
 )
 
 
@@ -72,23 +55,13 @@ class Clamp(TrainerCallback):
 
 def run(bench: Bench) -> Outcome:
     """Accuracy over steps of one layer with each form."""
-    s = bench.settings
-    source = TaskSource(Induction(vocabulary=s["vocabulary"], length=s["length"], train_on="scored"))
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        shape = ModelShape(layers=1, hidden=s["hidden"], heads=s["heads"])
-        callbacks = [Clamp()] if name.startswith("clamped") else []
-        return run_cell(
-            source, s["vocabulary"], shape, _MODELS[name], recipe_of(s, seed), callbacks=callbacks, folder=folder
-        )
-
-    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
-    title = f"One layer after {s['steps']} steps of induction"
-    return Outcome(
-        [ends_table(title, cells, _SCORES, first="shift")], [*against(cells, "K and V", _SCORES), *about(cells)], cells
-    )
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Accuracy over steps."""
-    return {"steps": one_panel(width, lines(result.data, "accuracy"), "accuracy on repeats", low=0)}
+    own = bench.config
+    source = TaskSource(Induction(vocabulary=own.vocabulary, length=own.length, train_on="scored"))
+    kinds = {
+        name: ModelKind(own.shape(1), attention, [Clamp()] if name.startswith("clamped") else [])
+        for name, attention in _MODELS.items()
+    }
+    cells = every_cell(bench, source, kinds)
+    table = ends_table(f"One layer after {own.steps} steps of induction", cells, _SCORES, first="shift")
+    charts = [curves(cells, {"accuracy": _SCORES["accuracy"]}, low=0)]
+    return Outcome([table], [*against(cells, "K and V", _SCORES), *about(cells)], charts, cells)

@@ -6,25 +6,38 @@ The paper: five vanilla layers degrade past 8 hops, with KV shift they still mak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, ended, label_of, seed_change, seed_mean
-from studfinder.experiments.seeds_draw import COLOURS, mean_and_interval, on_one_grid
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.records import Result, Table
-from studfinder.report.style import MUTED, new_figure
+from studfinder.records import Chart, Series, Table, point
+from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import Cells, about, ended, label_of, over, seed_change, seed_mean
+from studfinder.studies.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.training import ModelShape, TaskSource
 from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.tasks import HopK
 
 _MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopConfig(TrainedConfig):
+    """Sizes of task and model."""
+
+    length: int = option(65, help="Tokens of a sequence, the first of which says how many hops.", least=2)
+    symbols: int = option(4, help="The alphabet.", least=2)
+    hops: int = option(8, help="The most.", least=1)
+    layers: int = option(5, help="Blocks.", least=1)
+    hidden: int = option(64, help="Width.", least=1)
+
+    def tasks(self) -> list[HopK]:
+        """The task at each number of hops alone."""
+        return [HopK(length=self.length, symbols=self.symbols, hops=k, exact=1) for k in range(1, self.hops + 1)]
+
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -34,106 +47,64 @@ EXPERIMENT = Experiment(
     summary="How many hops of induction does a model of five layers learn, with and without KV shift?",
     needs="half an hour on two cores (no model is loaded: small ones are trained)",
     presets={
-        "cpu": {
-            "length": 65,
-            "symbols": 4,
-            "hops": 8,
-            "layers": 5,
-            "hidden": 64,
-            "heads": 4,
-            "steps": 800,
-            "batch": 32,
-            "lr": 1e-3,
-            "warmup": 100,
-            "look_every": 100,
-            "test": 128,
-            "seeds": 3,
-        },
-        "paper": {
-            "length": 101,
-            "symbols": 4,
-            "hops": 16,
-            "layers": 5,
-            "hidden": 128,
-            "heads": 4,
-            "steps": 100_000,
-            "batch": 32,
-            "lr": 1e-4,
-            "warmup": 1000,
-            "look_every": 5000,
-            "test": 512,
-            "seeds": 3,
-        },
+        "cpu": HopConfig(steps=800, lr=1e-3, warmup=100, look_every=100),
+        "paper": HopConfig(
+            length=101, hops=16, hidden=128, steps=100_000, lr=1e-4, warmup=1000, look_every=5000, test=512
+        ),
     },
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Accuracy by number of hops at the end of training."""
-    s = bench.settings
-    task = HopK(length=s["length"], symbols=s["symbols"], hops=s["hops"])
-    shape = ModelShape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
+    own = bench.config
+    source = TaskSource(HopK(length=own.length, symbols=own.symbols, hops=own.hops))
+    shape = ModelShape(layers=own.layers, hidden=own.hidden, heads=own.heads)
 
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        by_hops = exact_tasks(s)
-        return run_cell(
-            TaskSource(task),
-            task.vocabulary,
-            shape,
-            _MODELS[name],
-            recipe_of(s, seed),
-            folder=folder,
-            finish=lambda model: {"by_hops": [accuracy(model, exact, s["test"]) for exact in by_hops]},
-        )
+    def by_hops(model: Any) -> dict[str, Any]:
+        return {"by_hops": [accuracy(model, exact, own.test) for exact in own.tasks()]}
 
-    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
+    kinds = {name: ModelKind(shape, attention) for name, attention in _MODELS.items()}
+    cells = every_cell(bench, source, kinds, finish=by_hops)
+    floor = [without_a_model(exact, own.test) for exact in own.tasks()]
     rows = tuple(
         (
             k + 1,
-            without_a_model(exact, s["test"]),
+            score,
             *(seed_mean(seeds, partial(_at, k)) for seeds in cells.values()),
             seed_change(cells["KV shift"], cells["vanilla"], partial(_at, k)),
         )
-        for k, exact in enumerate(exact_tasks(s))
+        for k, score in enumerate(floor)
     )
+    labels = (label_of(name, seeds) for name, seeds in cells.items())
     table = Table(
-        title=f"Accuracy by hops after {s['steps']} steps",
-        columns=(
-            "hops",
-            "without a hop",
-            *(label_of(name, seeds) for name, seeds in cells.items()),
-            "KV shift minus vanilla",
-        ),
+        title=f"Accuracy by hops after {own.steps} steps",
+        columns=("hops", "without a hop", *labels, "KV shift minus vanilla"),
         rows=rows,
         note="Without a hop: the best score on the same sequences of always answering this token, any other token, or "
         "the commonest answer. The same token never stands twice in a row, so that two hops often end on the same one.",
     )
-    return Outcome([table], about(cells), cells)
-
-
-def exact_tasks(settings: Mapping[str, Any]) -> list[HopK]:
-    """The task at each number of hops alone."""
-    length, symbols = int(settings["length"]), int(settings["symbols"])
-    return [HopK(length=length, symbols=symbols, hops=k, exact=1) for k in range(1, int(settings["hops"]) + 1)]
+    return Outcome([table], about(cells), [_chart(cells, floor)], cells)
 
 
 def without_a_model(task: HopK, count: int) -> float:
     """The best score on the test sequences of an answer that needs no hop: this token, any other token (in the mean),
     or the one that is right most often."""
-    batch = _test_batch(task, count)
-    tokens_BT, labels_BT = batch["input_ids"][:, :-1], batch["labels"][:, 1:]
+    tokens_BT, labels_BT = _test_batch(task, count)
     asked_BT = labels_BT >= 0
     if not bool(asked_BT.any()):
         return float("nan")
-    this = float((tokens_BT == labels_BT)[asked_BT].double().mean())
+    this = float((tokens_BT[:, :-1] == labels_BT)[asked_BT].double().mean())
     other = (1 - this) / (task.symbols - 1)
     commonest = float(labels_BT[asked_BT].bincount().max() / asked_BT.sum())
     return max(this, other, commonest)
 
 
-def _test_batch(task: HopK, count: int) -> dict[str, torch.Tensor]:
+def _test_batch(task: HopK, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, and what should be said at all but the last."""
     rows = SequenceRows(TaskSource(task), "test", 0, count)
-    return collate([rows[index] for index in range(count)])
+    batch = collate([rows[index] for index in range(count)])
+    return batch["input_ids"], batch["labels"][:, 1:]
 
 
 def _at(k: int, cell: dict[str, Any]) -> float:
@@ -143,26 +114,21 @@ def _at(k: int, cell: dict[str, Any]) -> float:
 
 @torch.no_grad()
 def accuracy(model: Any, task: HopK, count: int) -> float:
-    """Share of right answers on test sequences of one number of hops."""
-    batch = _test_batch(task, count)
-    said_BT = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1].argmax(dim=-1).cpu()
-    labels_BT = batch["labels"][:, 1:]
+    """Share of right answers on test sequences of one number of hops. Our own forward pass: no measure scores the
+    answers of a toy task, and `fit` evaluates on the task that it trains on."""
+    tokens_BT, labels_BT = _test_batch(task, count)
+    said_BT = model(input_ids=tokens_BT.to(model.device), use_cache=False).logits[:, :-1].argmax(dim=-1).cpu()
     asked_BT = labels_BT >= 0
     return float((said_BT == labels_BT)[asked_BT].double().mean()) if bool(asked_BT.any()) else float("nan")
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Accuracy over hops."""
-    figure = new_figure(width, 330)
-    axes = figure.add_subplot()
-    for colour, (name, seeds) in zip(COLOURS, result.data.items(), strict=False):
-        by_hops = [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
-        mean_and_interval(axes, *on_one_grid(by_hops), label_of(name, seeds), color=colour, marker="o")
-    settings = result.run.settings
-    floor = [without_a_model(task, int(settings["test"] or 0)) for task in exact_tasks(settings)]
-    axes.plot(range(1, len(floor) + 1), floor, color=MUTED, linestyle=":", label="without a hop")
-    axes.set_xlabel("hops")
-    axes.set_ylabel("accuracy")
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
-    return {"hops": figure}
+def _chart(cells: Cells, floor: list[float]) -> Chart:
+    """Accuracy over hops, and what needs no model."""
+    found = {
+        label_of(name, seeds): [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
+        for name, seeds in cells.items()
+    }
+    plot = over(found, x="hops", y="accuracy", low=0)
+    hops = tuple(range(1, len(floor) + 1))
+    line = Series(name="without a hop", x=hops, points=tuple(map(point, floor)), dotted=True, quiet=True)
+    return Chart(name="hops", plots=(replace(plot, series=(*plot.series, line)),))

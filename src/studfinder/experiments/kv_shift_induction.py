@@ -9,13 +9,16 @@ every token is predicted, most of which nobody can, and learning takes several t
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import (
+from studfinder.records import Chart, Table
+from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import (
     DIVERGED,
     Cells,
+    Trained,
     about,
     curves,
     ended,
@@ -27,8 +30,7 @@ from studfinder.experiments.seeds import (
     seed_mean,
     steps_to,
 )
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.records import Chart, Table
+from studfinder.studies.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 
@@ -41,6 +43,17 @@ _MODELS: dict[str, tuple[int, list[str]]] = {
 LEVEL = 0.8
 """Accuracy that counts as solved."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class InductionConfig(TrainedConfig):
+    """Sizes of task and models."""
+
+    vocabulary: int = option(256, help="Token ids.", least=1)
+    train_on: Literal["scored", "all"] = option("scored", help="Which tokens are learned.")
+    score: Literal["all", "first"] = option("all", help="Which repeats are scored.")
+    widths: tuple[int, ...] = option((64, 32), help="Widths of the models.", commas=True)
+
+
 EXPERIMENT = Experiment(
     trains=True,
     name="kv-shift/induction",
@@ -49,86 +62,66 @@ EXPERIMENT = Experiment(
     summary="Does one layer with KV shift learn induction where one vanilla layer cannot, and sooner than two?",
     needs="up to ten minutes on two quiet cores (no model is loaded: small ones are trained)",
     presets={
-        "cpu": {
-            "vocabulary": 256,
-            "length": 64,
-            "train_on": "scored",
-            "score": "all",
-            "widths": [64, 32],
-            "heads": 4,
-            "steps": 500,
-            "batch": 64,
-            "lr": 1e-3,
-            "warmup": 100,
-            "look_every": 100,
-            "test": 256,
-            "seeds": 3,
-        },
-        "paper": {
-            "vocabulary": 8000,
-            "length": 512,
-            "train_on": "scored",
-            "score": "first",
-            "widths": [1024, 512, 256, 128, 64, 32, 16, 8],
-            "heads": 4,
-            "steps": 10_000,
-            "batch": 4096,
-            "lr": 2e-4,
-            "warmup": 1000,
-            "look_every": 100,
-            "test": 1024,
-            "seeds": 3,
-        },
+        "cpu": InductionConfig(batch=64, lr=1e-3, warmup=100, look_every=100, test=256),
+        "paper": InductionConfig(
+            vocabulary=8000,
+            length=512,
+            score="first",
+            widths=(1024, 512, 256, 128, 64, 32, 16, 8),
+            steps=10_000,
+            batch=4096,
+            lr=2e-4,
+            warmup=1000,
+            look_every=100,
+            test=1024,
+        ),
     },
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Accuracy over steps of the three models, at each width and seed."""
-    s = bench.settings
-    source = TaskSource(
-        Induction(vocabulary=s["vocabulary"], length=s["length"], train_on=s["train_on"], score=s["score"])
-    )
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        model, _, width = name.partition(", width ")
-        layers, attention = _MODELS[model]
-        shape = ModelShape(layers=layers, hidden=int(width), heads=s["heads"])
-        return run_cell(source, s["vocabulary"], shape, attention, recipe_of(s, seed), folder=folder)
-
-    names = [f"{model}, width {width}" for width in s["widths"] for model in _MODELS]
-    cells = every_cell(bench, names, s["seeds"], cell)
-    return Outcome([_table(cells, s)], [*_notes(cells, s), *about(cells)], _charts(cells, s["widths"]), cells)
+    own = bench.config
+    task = Induction(vocabulary=own.vocabulary, length=own.length, train_on=own.train_on, score=own.score)
+    kinds = {
+        f"{model}, width {width}": ModelKind(ModelShape(layers=layers, hidden=width, heads=own.heads), attention)
+        for width in own.widths
+        for model, (layers, attention) in _MODELS.items()
+    }
+    cells = every_cell(bench, TaskSource(task), kinds)
+    return Outcome([_table(cells, own)], [*_notes(cells, own), *about(cells)], _charts(cells, own.widths), cells)
 
 
-def _table(cells: Cells, settings: dict[str, Any]) -> Table:
+def _table(cells: Cells, own: InductionConfig) -> Table:
     rows = tuple(
         (
             label_of(name, seeds),
             seeds[0]["parameters"],
             seed_mean(seeds, last),
-            " / ".join(DIVERGED if cell.get("stopped") else _steps(cell, settings) for cell in seeds),
+            " / ".join(_steps(cell, own) for cell in seeds),
         )
         for name, seeds in cells.items()
     )
     return Table(
-        title=f"Accuracy on repeats after {settings['steps']} steps",
+        title=f"Accuracy on repeats after {own.steps} steps",
         columns=("model", "parameters", "accuracy", f"steps to {LEVEL:.0%}, by seed"),
         rows=rows,
-        note=f"Guessing among the ids of a sequence scores {1 / settings['length']:.1%}. The paper (width 1,024): one "
+        note=f"Guessing among the ids of a sequence scores {1 / own.length:.1%}. The paper (width 1,024): one "
         "vanilla layer fails, two vanilla layers and one with KV shift come near 100 %, the latter much sooner.",
     )
 
 
-def _steps(cell: dict[str, Any], settings: dict[str, Any]) -> str:
+def _steps(cell: Trained, own: InductionConfig) -> str:
+    if cell.get("stopped"):
+        return DIVERGED
     steps = steps_to(cell, LEVEL)
-    return f"not in {settings['steps']}" if steps == float("inf") else f"{steps:.0f}"
+    return f"not in {own.steps}" if steps == float("inf") else f"{steps:.0f}"
 
 
-def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
+def _notes(cells: Cells, own: InductionConfig) -> list[str]:
     """The paper's three claims, each with what was seen: paired over seeds, which share their data."""
     notes = []
-    for width in settings["widths"]:
+    for width in own.widths:
         shift, two, one = (cells[f"{model}, width {width}"] for model in _MODELS)
         compared = [(steps_to(a, LEVEL), steps_to(b, LEVEL)) for a, b in pairs(shift, two)]
         if not compared or not pairs(shift, one):
@@ -136,29 +129,28 @@ def _notes(cells: Cells, settings: dict[str, Any]) -> list[str]:
             continue
         sooner = sum(a < b for a, b in compared)
         notes.append(
-            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {seed_change(shift, two, last)} and "
-            f"of one by {seed_change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in {sooner} "
-            f"of {len(compared)} seeds."
+            f"Width {width}: one layer with KV shift is ahead of two vanilla layers by {seed_change(shift, two, last)} "
+            f"and of one by {seed_change(shift, one, last)}; it reached {LEVEL:.0%} sooner than two vanilla layers in "
+            f"{sooner} of {len(compared)} seeds."
         )
         if all(b == float("inf") for _, b in compared):
             notes.append(
-                f"Width {width}: two vanilla layers did not get to {LEVEL:.0%} in {settings['steps']} steps "
-                f"at learning rate {settings['lr']:g}. Whether they do in more is not asked here."
+                f"Width {width}: two vanilla layers did not get to {LEVEL:.0%} in {own.steps} steps "
+                f"at learning rate {own.lr:g}. Whether they do in more is not asked here."
             )
     return notes
 
 
-def _charts(cells: Cells, widths: list[int]) -> list[Chart]:
+def _charts(cells: Cells, widths: tuple[int, ...]) -> list[Chart]:
     """Accuracy over steps at the largest width, and over widths at the end."""
+    title = "accuracy on repeats"
     widest = {model: cells[f"{model}, width {max(widths)}"] for model in _MODELS}
-    charts = [
-        Chart(name="steps", plots=(curves(widest, "accuracy", f"accuracy on repeats, width {max(widths)}"),)),
-    ]
+    charts = [curves(widest, {"accuracy": f"{title}, width {max(widths)}"}, low=0)]
     if len(widths) > 1:
         at_end = {
             model: [[(w, last(cell))] for w in sorted(widths) for cell in ended(cells[f"{model}, width {w}"])]
             for model in _MODELS
         }
-        title = "accuracy on repeats at the end"
-        charts.append(Chart(name="width", plots=(over(at_end, title=title, x="width", log_x=True),)))
+        plot = over(at_end, title=f"{title} at the end", x="width", log_x=True, low=0)
+        charts.append(Chart(name="width", plots=(plot,)))
     return charts

@@ -7,19 +7,14 @@ few million tokens can show whether the loss is lower *there*, with how much spr
 
 from __future__ import annotations
 
-from typing import Any
-
-from matplotlib.figure import Figure
-
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
-from studfinder.experiments.seeds import about, against, ended, ends_table, lines
-from studfinder.experiments.seeds_draw import one_panel
-from studfinder.records import Result, Table
+from studfinder.records import Table
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import Trained, about, against, curves, ended
 
 _MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}
-QUADRANTS = {
+_QUADRANTS = {
     "a1 > a2, b1 > b2": (True, True),
     "a1 <= a2, b1 > b2 (induction)": (False, True),
     "a1 > a2, b1 <= b2": (True, False),
@@ -41,28 +36,21 @@ EXPERIMENT = Experiment(
 
 def run(bench: Bench) -> Outcome:
     """Loss over steps and the final scalars, over seeds."""
-    s = bench.settings
     source = source_of(bench)
-    cells = language_cells(bench, source, _MODELS, watch=False)
-    starts = [cell["shift at the start"] for cell in cells["KV shift"]]
-    tables = [
-        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
-        quadrants(cells["KV shift"], starts),
-    ]
-    return Outcome(tables, [*against(cells, "vanilla", _SCORES), *about(cells)], cells)
+    cells = language_cells(bench, source, _MODELS)
+    tables = [language_table(bench, source, cells, _SCORES), quadrants(cells["KV shift"])]
+    return Outcome(
+        tables, [*against(cells, "vanilla", _SCORES), *about(cells)], [curves(cells, _SCORES, name="loss")], cells
+    )
 
 
-def quadrants(seeds: list[dict[str, Any]], starts: list[list[list[float]]]) -> Table:
-    """The share of head pairs in each quadrant, before and after training, beside the paper's count.
-
-    Args:
-        starts: of each seed, the scalars of every head before training.
-    """
-    begun = [head for cell, start in zip(seeds, starts, strict=True) if ended([cell]) for head in start]
+def quadrants(seeds: list[Trained]) -> Table:
+    """The share of head pairs in each quadrant, before and after training, beside the paper's count."""
+    begun = [head for cell in ended(seeds) for head in cell["shift at the start"]]
     scalars = [head for cell in ended(seeds) for head in cell["shift"]]
     rows = tuple(
         (name, _share(begun, signs), _share(scalars, signs), paper / sum(_PAPER))
-        for (name, signs), paper in zip(QUADRANTS.items(), _PAPER, strict=True)
+        for (name, signs), paper in zip(_QUADRANTS.items(), _PAPER, strict=True)
     )
     return Table(
         title="Learned scalars by quadrant, share of heads",
@@ -76,8 +64,3 @@ def quadrants(seeds: list[dict[str, Any]], starts: list[list[list[float]]]) -> T
 def _share(scalars: list[list[float]], signs: tuple[bool, bool]) -> float | None:
     found = [(a1 > a2, b1 > b2) == signs for a1, a2, b1, b2 in scalars]
     return sum(found) / len(found) if found else None
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Test loss over steps."""
-    return {"loss": one_panel(width, lines(result.data, "test"), "test loss, nats a token")}

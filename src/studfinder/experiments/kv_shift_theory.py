@@ -18,13 +18,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studfinder.attention import ALiBi, KVShift, convert
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, Settings
-from studfinder.records import Result, Table
+from studfinder.records import Table
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,10 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheorySettings(Settings):
+class TheoryConfig(StudyConfig):
     """How much is drawn; nothing is trained."""
 
-    sequences: int = option(200, help="Random sequences a row.")
+    sequences: int = option(200, help="Random sequences a row.", least=1)
 
 
 EXPERIMENT = Experiment(
@@ -65,7 +64,7 @@ EXPERIMENT = Experiment(
     shows="theorem 2",
     summary="Is one layer of KV shift, with the theorem's weights, the induction head that it is said to be?",
     needs="a minute on two cores (no model is loaded or trained: the weights are written by hand)",
-    presets={"cpu": TheorySettings()},
+    presets={"cpu": TheoryConfig()},
 )
 
 
@@ -73,7 +72,7 @@ def run(bench: Bench) -> Outcome:
     """The settings of `SETTINGS`, one after the other."""
     rows, found = [], []
     for place, setting in enumerate(SETTINGS):
-        step = partial(compared, setting, bench.settings["sequences"], bench.settings["seed"])
+        step = partial(compared, setting, bench.config.sequences, bench.config.seed)
         found.append(bench.once("-".join(map(str, dataclasses.astuple(setting))), step))
         rows.append((*dataclasses.astuple(setting), *found[-1].values()))
         bench.progress("settings", place + 1, len(SETTINGS))
@@ -84,16 +83,11 @@ def run(bench: Bench) -> Outcome:
             *("weight on s = 1", "weight on s = L", "copied: KV shift", "copied: IH", "copied: plain attention"),
         ),
         rows=tuple(rows),
-        note=f"fp64, {bench.settings['sequences']} random sequences a row. The last token occurred before, and the "
+        note=f"fp64, {bench.config.sequences} random sequences a row. The last token occurred before, and the "
         "head has to copy what followed its latest copy. Where d = V tokens are orthogonal, otherwise random unit "
         "vectors. The module is the one that `convert` installs; IH is computed literally.",
     )
-    return Outcome([table], [], {"settings": found})
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """The table says it all."""
-    return {}
+    return Outcome([table], data={"settings": found})
 
 
 def induction_head(setting: TheoremCase, shifted: bool = True) -> Any:

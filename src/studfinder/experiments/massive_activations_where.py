@@ -14,22 +14,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.models import LM
-from studfinder.records import Cell, Interval, Result, Table
-from studfinder.report.style import BLUE, GREEN, GREY, INK, ORANGE, VERMILLION, log_ticks, new_figure
+from studfinder.records import Cell, Chart, Plot, Table, line
+from studfinder.records.config import option
 from studfinder.report.words import count, number
 from studfinder.sites import BlockOutput, tapped
 from studfinder.stats import AbsHistogram, mean_interval, ratio_interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import WHOLE, Text, corpus, default_prompts, encode, token_class, token_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereConfig(StudyConfig):
+    """Which windows, beside our prompts."""
+
+    limit: int = option(10, help="Windows of the text.", least=1)
+    window: int = option(512, help="Tokens of a window.", least=1)
+    text: str = option("c4", help="The text.")
+
 
 EXPERIMENT = Experiment(
     name="massive-activations/where",
@@ -37,33 +46,32 @@ EXPERIMENT = Experiment(
     shows="figures 1 to 4 and table 1",
     summary="Where are massive activations: which layers, dims and tokens, with and without BOS?",
     needs="about 1 minute and 1 GB with smollm2 on two cores",
-    presets={
-        "cpu": {"limit": 10, "window": 512, "text": "c4"},
-        "paper": {"limit": 10, "window": 4096, "text": "c4"},
-    },
+    presets={"cpu": WhereConfig(), "paper": WhereConfig(window=4096)},
 )
 _TOP = 5
 _CLASSES = ("first", "delimiter", "low-semantic", "other")
+_Windows = Sequence[dict[str, Any]]
+"""What `_read` gives, by window."""
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Read the residual stream of every window with and without BOS."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            source, windows = _windows(bench, lm)
-            conditions = _conditions(lm)
-            total = len(conditions) * len(windows)
-            seen: dict[str, list[dict[str, Any]]] = {}
-            for label, bos in conditions.items():
-                seen[label] = []
-                for place, (title, ids) in enumerate(windows):
-                    bench.progress(f"reading, {label}", len(seen) * len(windows) - len(windows) + place, total)
-                    step = f"{label} {title}"
-                    seen[label].append(bench.once(step, partial(_read, lm, _with_bos(lm, ids, bos))))
-            bench.progress("read", total, total)
-        _report(outcome, name, seen, source, next(iter(conditions)))
-    return outcome
+    source, windows = _windows(bench, lm)
+    conditions = _conditions(lm)
+    seen: dict[str, _Windows] = {}
+    for label, bos in conditions.items():
+        done, found = len(seen) * len(windows), []
+        for place, (title, ids) in enumerate(windows):
+            bench.progress(f"reading, {label}", done + place, len(conditions) * len(windows))
+            given = [lm.tokenizer.bos_token_id, *ids] if bos and lm.tokenizer is not None else ids
+            found.append(bench.once(f"{label} {title}", partial(_read, lm, given)))
+        seen[label] = found
+    own = next(iter(seen))
+    return Outcome(
+        [_size_table(seen, source), _class_table(seen), _dim_table(seen), _layer_table(own, seen[own])],
+        [_note(label, found) for label, found in seen.items()],
+        [Chart(name="layers", plots=tuple(_plot(label, found) for label, found in seen.items()))],
+    )
 
 
 def _windows(bench: Bench, lm: LM) -> tuple[str, list[tuple[str, list[int]]]]:
@@ -71,11 +79,10 @@ def _windows(bench: Bench, lm: LM) -> tuple[str, list[tuple[str, list[int]]]]:
     bos = None if lm.tokenizer is None or lm.tokenizer.bos_token_id is None else False
     prompts = default_prompts()
     windows = list(zip([p.name for p in prompts], encode(lm, prompts, bos=bos)[0], strict=True))
-    source, documents = corpus(bench.settings["text"])
-    joined = "\n\n".join(documents)
-    ids = encode(lm, [Text(source, joined)], bos=bos, limit=WHOLE)[0][0]
-    size = min(bench.settings["window"], (lm.anatomy.max_positions or 4096) - 1)
-    cut = [ids[start : start + size] for start in range(0, len(ids), size)][: bench.settings["limit"]]
+    source, documents = corpus(bench.config.text)
+    ids = encode(lm, [Text(source, "\n\n".join(documents))], bos=bos, limit=WHOLE)[0][0]
+    size = min(bench.config.window, (lm.anatomy.max_positions or 4096) - 1)
+    cut = [ids[start : start + size] for start in range(0, len(ids), size)][: bench.config.limit]
     windows += [(f"{source} {place}", window) for place, window in enumerate(cut)]
     return source, [(title, window[:size]) for title, window in windows]
 
@@ -89,12 +96,9 @@ def _conditions(lm: LM) -> dict[str, bool]:
     return {f"{names[own]} (the tokenizer's habit)": own, names[not own]: not own}
 
 
-def _with_bos(lm: LM, ids: list[int], bos: bool) -> list[int]:
-    return [lm.tokenizer.bos_token_id, *ids] if bos and lm.tokenizer is not None else ids
-
-
 def _read(lm: LM, ids: list[int]) -> dict[str, Any]:
-    """One window: the largest magnitudes and the median after each layer, and every massive entry."""
+    """One window: the largest magnitudes and the median after each layer, and every massive entry. Read here, because
+    the detector keeps the extremes of all windows together."""
     top: dict[int, list[float]] = {}
     medians: dict[int, float] = {}
     massive: list[list[Any]] = []
@@ -119,44 +123,25 @@ def _read(lm: LM, ids: list[int]) -> dict[str, Any]:
         "median": [medians[layer] for layer in layers],
         "massive": massive,
         "tokens": dict(Counter(classes)),
-        "holders": {str(position): [classes[position], tokens[position]] for position in {m[2] for m in massive}},
+        "holders": [[classes[position], tokens[position]] for position in {m[2] for m in massive}],
     }
 
 
-def _report(outcome: Outcome, name: str, seen: dict[str, list[dict[str, Any]]], source: str, own: str) -> None:
-    outcome.tables.append(_size_table(name, seen, source))
-    outcome.tables.append(_class_table(name, seen))
-    outcome.tables.append(_dim_table(name, seen))
-    outcome.tables.append(_layer_table(name, own, seen[own]))
-    outcome.notes += [_note(name, label, windows) for label, windows in seen.items()]
-    outcome.data[name] = {
-        label: {
-            "top": np.mean([window["top"] for window in windows], axis=0).tolist(),
-            "median": np.mean([window["median"] for window in windows], axis=0).tolist(),
-            "span": _span(windows),
-        }
-        for label, windows in seen.items()
-    }
+def _stacked(windows: _Windows, what: str) -> np.ndarray:
+    """ "top" (windows, layers, ranks) or "median" (windows, layers); the embedding comes first."""
+    return np.array([window[what] for window in windows])
 
 
-def _span(windows: Sequence[dict[str, Any]]) -> list[int] | None:
-    """The first and the last layer after which some window has a massive activation."""
-    layers = [entry[0] for window in windows for entry in window["massive"]]
-    return [min(layers), max(layers)] if layers else None
-
-
-def _size_table(name: str, seen: dict[str, list[dict[str, Any]]], source: str) -> Table:
+def _size_table(seen: dict[str, _Windows], source: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
-        top = np.array([window["top"] for window in windows])  # (windows, layers, top)
-        layer = int(top[:, :, 0].mean(axis=0).argmax())
-        median = mean_interval([window["median"][layer] for window in windows], what="windows")
-        sizes = [mean_interval(top[:, layer, rank], what="windows") for rank in range(top.shape[2])]
-        rows.append((label, layer - 1, *sizes, median))
-    columns = ("prompts", "layer", *(f"top {rank + 1}" for rank in range(len(rows[0]) - 3)), "median")
+        top_WLK = _stacked(windows, "top")
+        layer = int(top_WLK[:, :, 0].mean(axis=0).argmax())
+        sizes = [*top_WLK[:, layer].T, _stacked(windows, "median")[:, layer]]
+        rows.append((label, layer - 1, *(mean_interval(size, what="windows") for size in sizes)))
     return Table(
-        title=f"{name}: largest |a| after the layer where they are largest",
-        columns=columns,
+        title="largest |a| after the layer where they are largest",
+        columns=("prompts", "layer", *(f"top {rank + 1}" for rank in range(len(rows[0]) - 3)), "median"),
         rows=tuple(rows),
         note=f"Mean over {count(len(next(iter(seen.values()))), 'window')}: our prompts and {source}. The paper, "
         "without BOS: LLaMA2-7B 2622, 1547, 802, 477.3, 156.9, median 0.2; "
@@ -164,122 +149,106 @@ def _size_table(name: str, seen: dict[str, list[dict[str, Any]]], source: str) -
     )
 
 
-def _class_table(name: str, seen: dict[str, list[dict[str, Any]]]) -> Table:
-    rows = []
+def _class_table(seen: dict[str, _Windows]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for kind in _CLASSES:
+            texts = [[text for own, text in window["holders"] if own == kind] for window in windows]
             total = np.array([window["tokens"].get(kind, 0) for window in windows], dtype=float)
-            held = np.array([sum(h[0] == kind for h in window["holders"].values()) for window in windows], dtype=float)
-            share = _share(held, total)
-            texts = Counter(h[1] for window in windows for h in window["holders"].values() if h[0] == kind)
-            often = ", ".join(repr(text) for text, _ in texts.most_common(5))
-            rows.append((label, kind, int(total.sum()), int(held.sum()), share, often))
+            held, some = np.array([len(own) for own in texts], dtype=float), total > 0
+            share = ratio_interval(held[some], total[some], what="windows") if some.any() else None
+            often = Counter(text for own in texts for text in own).most_common(5)
+            said = ", ".join(repr(text) for text, _ in often)
+            rows.append((label, kind, int(total.sum()), int(held.sum()), share, said))
     return Table(
-        title=f"{name}: tokens that hold a massive activation, by class",
+        title="tokens that hold a massive activation, by class",
         columns=("prompts", "class", "tokens", "that hold one", "share", "most often"),
         rows=tuple(rows),
         note="In any layer. Shares are of the class, over windows. Windows of the corpus begin in mid-text.",
     )
 
 
-def _share(held: np.ndarray, total: np.ndarray) -> Interval | None:
-    some = total > 0
-    return ratio_interval(held[some], total[some], what="windows") if some.any() else None
+def _dims(windows: _Windows) -> Counter[int]:
+    """In how many windows each dim is massive."""
+    return Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
 
 
-def _dim_table(name: str, seen: dict[str, list[dict[str, Any]]]) -> Table:
-    rows = []
+def _dim_table(seen: dict[str, _Windows]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
-        by_dim = Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
-        for dim, having in by_dim.most_common(6):
-            entries = [entry for window in windows for entry in window["massive"] if entry[1] == dim]
-            layers = [entry[0] for entry in entries]
-            # One value a token: its largest over the layers.
-            largest: dict[tuple[int, int], float] = {}
-            for number_, window in enumerate(windows):
-                for _, own, position, value in window["massive"]:
-                    if own == dim and abs(value) > abs(largest.get((number_, position), 0.0)):
-                        largest[number_, position] = value
+        for dim, having in _dims(windows).most_common(6):
+            layers: list[int] = []
+            largest: dict[tuple[int, int], float] = {}  # one value a token: its largest over the layers
+            for place, window in enumerate(windows):
+                for layer, _, position, value in (entry for entry in window["massive"] if entry[1] == dim):
+                    layers.append(layer)
+                    if abs(value) > abs(largest.get((place, position), 0.0)):
+                        largest[place, position] = value
             values = np.array(list(largest.values()))
-            spread = float(values.std() / abs(values.mean())) if len(values) > 1 and values.mean() else None
-            rows.append((label, dim, having / len(windows), min(layers), max(layers), float(values.mean()), spread))
+            mean = float(values.mean())
+            spread = float(values.std() / abs(values.mean())) if len(values) > 1 and mean else None
+            rows.append((label, dim, having / len(windows), min(layers), max(layers), mean, spread))
+    columns = ("prompts", "dim", "share of windows", "first after layer", "last after layer", "mean", "spread / |mean|")
     return Table(
-        title=f"{name}: the dims",
-        columns=(
-            "prompts",
-            "dim",
-            "share of windows",
-            "first after layer",
-            "last after layer",
-            "mean",
-            "spread / |mean|",
-        ),
+        title="the dims",
+        columns=columns,
         rows=tuple(rows),
         note="The six dims found in most windows. Mean and spread (standard deviation) over tokens, each at the layer "
         "where it is largest. The paper: the same dims everywhere, e.g. 1415 and 2533 in LLaMA2-7B.",
     )
 
 
-def _layer_table(name: str, label: str, windows: list[dict[str, Any]]) -> Table:
-    top = np.array([window["top"] for window in windows])
-    rows = []
-    for place in range(top.shape[1]):
+def _layer_table(label: str, windows: _Windows) -> Table:
+    top_WLK, median_WL = _stacked(windows, "top"), _stacked(windows, "median")
+    rows: list[tuple[Cell, ...]] = []
+    for place in range(top_WLK.shape[1]):
         having = float(np.mean([any(entry[0] == place - 1 for entry in window["massive"]) for window in windows]))
-        largest = mean_interval(top[:, place, 0], what="windows")
-        rest = top[:, place, 1:3].mean(axis=0).tolist()
-        median = float(np.mean([window["median"][place] for window in windows]))
-        rows.append(("embedding" if place == 0 else str(place - 1), largest, *rest, median, having))
-    heads = ("after layer", "largest", "second", "third")[: 2 + min(2, top.shape[2] - 1)]
+        largest = mean_interval(top_WLK[:, place, 0], what="windows")
+        rest = top_WLK[:, place, 1:3].mean(axis=0).tolist()
+        called = str(place - 1) if place else "embedding"
+        rows.append((called, largest, *rest, float(median_WL[:, place].mean()), having))
+    heads = ("after layer", "largest", "second", "third")[: len(rows[0]) - 2]
     return Table(
-        title=f"{name}: by layer, {label}",
+        title=f"by layer, {label}",
         columns=(*heads, "median", "share of windows with a massive activation"),
         rows=tuple(rows),
         note="Means over windows of |a| in the residual stream.",
     )
 
 
-def _note(name: str, label: str, windows: list[dict[str, Any]]) -> str:
+def _span(windows: _Windows) -> tuple[int, int] | None:
+    """The first and the last layer after which some window has a massive activation."""
+    layers = [entry[0] for window in windows for entry in window["massive"]]
+    return (min(layers), max(layers)) if layers else None
+
+
+def _note(label: str, windows: _Windows) -> str:
     span = _span(windows)
     if span is None:
         ratio = max(t[0] / m for w in windows for t, m in zip(w["top"], w["median"], strict=True) if m)
-        return f"{name}, {label}: no activation is massive; the largest is {number(ratio)} times its layer's median."
+        return f"{label}: no activation is massive; the largest is {number(ratio)} times its layer's median."
     having = sum(bool(window["massive"]) for window in windows)
-    dims = Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
-    kinds = Counter(holder[0] for window in windows for holder in window["holders"].values())
+    kinds = Counter(kind for window in windows for kind, _ in window["holders"])
     classes = ", ".join(f"{number(n)} {kind}" for kind, n in kinds.most_common())
-    always = [str(dim) for dim, n in dims.items() if n == having]
-    top = np.mean([window["top"] for window in windows], axis=0)[:, 0]
-    grows = f"; there the largest |a| goes from {number(top[span[0]])} to {number(top[span[0] + 1])}"
+    always = [str(dim) for dim, n in _dims(windows).items() if n == having]
+    top_L = _stacked(windows, "top").mean(axis=0)[:, 0]
+    grows = f"; there the largest |a| goes from {number(top_L[span[0]])} to {number(top_L[span[0] + 1])}"
     return (
-        f"{name}, {label}: {having} of {count(len(windows), 'window')} hold massive activations, first after layer "
-        f"{span[0]} and last after layer {span[1]} of {len(top) - 2}"
-        f"{grows if span[0] >= 0 else ''}. In all of those windows: dim "
-        f"{', '.join(always) or 'none'}. Tokens that hold one, by class: {classes}."
+        f"{label}: {having} of {count(len(windows), 'window')} hold massive activations, first after layer {span[0]} "
+        f"and last after layer {span[1]} of {len(top_L) - 2}{grows if span[0] >= 0 else ''}. In all of those windows: "
+        f"dim {', '.join(always) or 'none'}. Tokens that hold one, by class: {classes}."
     )
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """The three largest magnitudes and the median by layer; a panel with BOS and one without."""
-    figures = {}
-    wide = width > 600
-    for place, (name, seen) in enumerate(result.data.items()):
-        figure = new_figure(width, 380 if wide else 330 * len(seen))
-        panels = figure.subplots(*((1, len(seen)) if wide else (len(seen), 1)), squeeze=False, sharey=True).flat
-        for axes, (label, found) in zip(panels, seen.items(), strict=True):
-            top, x = np.array(found["top"]), np.arange(len(found["top"])) - 1
-            for rank, colour, text in ((0, VERMILLION, "largest |a|"), (1, BLUE, "second"), (2, GREEN, "third")):
-                if rank < top.shape[1]:
-                    axes.plot(x, top[:, rank], color=colour, linewidth=2, label=text)
-            axes.plot(x, found["median"], color=GREY, linewidth=2, label="median |a|")
-            rule = np.maximum(100, 1000 * np.array(found["median"]))
-            axes.step(x, rule, where="mid", color=INK, linewidth=1, linestyle=(0, (4, 3)), label="massive above this")
-            if found["span"]:
-                axes.axvspan(found["span"][0] - 0.5, found["span"][1] + 0.5, color=ORANGE, alpha=0.13, linewidth=0)
-            axes.set(yscale="log", title=label, xlabel=f"after layer ({name})")
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            axes.grid(axis="y")
-        log_ticks(figure.axes[0].yaxis)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=5 if wide else 2)
-        figures["layers" if not place else f"layers-{place + 1}"] = figure
-    return figures
+def _plot(label: str, windows: _Windows) -> Plot:
+    """The three largest magnitudes and the median by layer, and what is massive."""
+    ranks_KL, median_L = _stacked(windows, "top").mean(axis=0).T, _stacked(windows, "median").mean(axis=0)
+    x, span = range(-1, len(median_L) - 1), _span(windows)
+    series = (
+        *(line(name, x, sizes) for name, sizes in zip(("largest |a|", "second", "third"), ranks_KL, strict=False)),
+        line("median |a|", x, median_L, quiet=True),
+        line("massive above this", x, np.maximum(100, 1000 * median_L), quiet=True, dotted=True),
+    )
+    shaded = None if span is None else (span[0] - 0.5, span[1] + 0.5)
+    below = "after layer; shaded: massive ones are there"
+    return Plot(kind="lines", series=series, title=label, x=below, log=True, shaded=shaded)

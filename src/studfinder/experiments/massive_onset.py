@@ -64,8 +64,12 @@ def onset_of(lm: LM) -> Onset:
     here = [entry for entry in found if entry.layer == layer]
     means = {}
     for dim in sorted({entry.dim for entry in here}):
-        values = [(entry.position == 0, entry.value) for entry in here if entry.dim == dim]
-        means[dim] = (_mean(values, True), _mean(values, False))
+        firsts, others = (
+            [entry.value for entry in here if entry.dim == dim and (entry.position == 0) is at_first]
+            for at_first in (True, False)
+        )
+        first, other = (sum(values) / len(values) for values in (firsts or others, others or firsts))
+        means[dim] = (first, other)
     return Onset(
         layer=layer,
         last=max(entry.layer for entry in found),
@@ -74,11 +78,6 @@ def onset_of(lm: LM) -> Onset:
         means=means,
         found=found,
     )
-
-
-def _mean(values: list[tuple[bool, float]], first: bool) -> float:
-    chosen = [value for is_first, value in values if is_first is first] or [value for _, value in values]
-    return sum(chosen) / len(chosen)
 
 
 def control_dims(lm: LM, onset: Onset, seed: int) -> dict[str, tuple[int, ...]]:
@@ -93,16 +92,10 @@ def control_dims(lm: LM, onset: Onset, seed: int) -> dict[str, tuple[int, ...]]:
     size_C = torch.cat(rows).mean(dim=0)
     if 2 * len(onset.dims) > len(size_C):
         raise StudfinderError(f"{len(onset.dims)} of {len(size_C)} dims are massive", expected="at most half of them")
-    free = torch.ones(len(size_C), dtype=torch.bool)
-    free[list(onset.dims)] = False
-    count = len(onset.dims)
-    order = torch.rand(len(size_C), generator=torch.Generator().manual_seed(seed))
-    return {
-        "the next largest": _top(size_C, free, count),
-        "median-like": _top(-(size_C - onset.median).abs(), free, count),
-        "random": _top(order, free, count),
+    scores = {
+        "the next largest": size_C,
+        "median-like": -(size_C - onset.median).abs(),
+        "random": torch.rand(len(size_C), generator=torch.Generator().manual_seed(seed)),
     }
-
-
-def _top(score_C: torch.Tensor, free_C: torch.Tensor, count: int) -> tuple[int, ...]:
-    return tuple(score_C.masked_fill(~free_C, float("-inf")).topk(count).indices.tolist())
+    free = {kind: score_C.index_fill(0, torch.tensor(onset.dims), float("-inf")) for kind, score_C in scores.items()}
+    return {kind: tuple(score_C.topk(len(onset.dims)).indices.tolist()) for kind, score_C in free.items()}

@@ -8,37 +8,31 @@ grows first, and what becomes of the rest when one is blocked by a variant of at
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from transformers import TrainerCallback
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import (
+from studfinder.models import LM
+from studfinder.records import Table
+from studfinder.records.config import option
+from studfinder.sites import capture
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import (
     DIVERGED,
     Cells,
     Curve,
+    Trained,
     about,
     against,
+    curves,
     ended,
     label_of,
     last,
-    lines,
     seed_mean,
 )
-from studfinder.experiments.seeds_draw import curves
-from studfinder.experiments.trained import every_cell, recipe_of, run_cell
-from studfinder.models import LM, load
-from studfinder.records import Result, Table
-from studfinder.records.result import Cell
-from studfinder.report.style import new_figure
-from studfinder.sites import capture
-from studfinder.training import ModelShape, TaskSource
+from studfinder.studies.trained import ModelKind, SizedConfig, Watcher, every_cell
+from studfinder.training import TaskSource
 from studfinder.training.tasks import Backcopy
 
 _MODELS = {
@@ -55,7 +49,15 @@ _SEEN = {
     "drain": "value norm of BOS over the median token's",
     "key": "key norm of BOS over the median token's",
 }
-LOGGED = "first token/"
+_LOGGED = "first token/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackcopyConfig(SizedConfig):
+    """And how deep."""
+
+    layers: int = option(1, help="Blocks.", least=1)
+
 
 EXPERIMENT = Experiment(
     trains=True,
@@ -65,96 +67,42 @@ EXPERIMENT = Experiment(
     summary="On the task that grows sinks and residual peaks: what comes first, and what do other attentions do?",
     needs="minutes on two cores (no model is loaded: small ones are trained)",
     presets={
-        "cpu": {
-            "vocabulary": 64,
-            "length": 64,
-            "layers": 1,
-            "hidden": 64,
-            "heads": 1,
-            "steps": 1000,
-            "batch": 32,
-            "lr": 0.03,  # at 0.001 no head parks on BOS within thousands of steps
-            "warmup": 50,
-            "look_every": 50,
-            "test": 64,
-            "seeds": 3,
-        },
-        "paper": {
-            "vocabulary": 64,
-            "length": 256,
-            "layers": 3,
-            "hidden": 64,
-            "heads": 1,
-            "steps": 10_000,
-            "batch": 512,
-            "lr": 3e-4,
-            "warmup": 0,
-            "look_every": 100,
-            "test": 256,
-            "seeds": 5,
-        },
+        # At a learning rate of 0.001 no head parks on BOS within thousands of steps.
+        "cpu": BackcopyConfig(heads=1, steps=1000, lr=0.03, test=64),
+        "paper": BackcopyConfig(
+            length=256, layers=3, heads=1, steps=10_000, batch=512, lr=3e-4, warmup=0, look_every=100, test=256, seeds=5
+        ),
     },
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Every kind of attention at every seed, with BOS watched."""
-    s = bench.settings
-    task = Backcopy(vocabulary=s["vocabulary"], length=s["length"])
+    own = bench.config
+    task = Backcopy(vocabulary=own.vocabulary, length=own.length)
     source = TaskSource(task)
-    shape = ModelShape(layers=s["layers"], hidden=s["hidden"], heads=s["heads"])
-
-    def cell(name: str, seed: int, folder: Path | None) -> dict[str, Any]:
-        watch = WatchFirst(source, task.triggers)
-        recipe = dataclasses.replace(recipe_of(s, seed), weight_decay=0.0)
-        return run_cell(
-            source,
-            s["vocabulary"],
-            shape,
-            _MODELS[name],
-            recipe,
-            watch=True,
-            callbacks=[watch],
-            logged=LOGGED,
-            folder=folder,
-        )
-
-    cells = every_cell(bench, list(_MODELS), s["seeds"], cell)
-    return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], cells)
+    ids_BT = torch.stack([torch.from_numpy(source.row("test", 0, index)["input_ids"]) for index in range(8)])
+    idle_BT = ids_BT > task.triggers  # after these there is nothing to copy
+    watch = Watcher(_LOGGED, partial(_first_token, ids_BT, idle_BT))
+    kinds = {name: ModelKind(own.shape(own.layers), attention, [watch]) for name, attention in _MODELS.items()}
+    cells = every_cell(bench, source, kinds, watch=True, logged=_LOGGED, weight_decay=0.0)
+    charts = [curves(cells, _SEEN, name="first-token", log=("peak",))]
+    return Outcome([_table(cells, task), _order(cells)], [*_notes(cells), *about(cells)], charts, cells)
 
 
-class WatchFirst(TrainerCallback):
-    """At each evaluation, what sets the first token apart: the largest over layers (the smallest, for values)."""
-
-    def __init__(self, source: TaskSource, triggers: int) -> None:
-        rows = [source.row("test", 0, index)["input_ids"] for index in range(8)]
-        self.ids_BT = torch.stack([torch.from_numpy(row) for row in rows])
-        self.idle_BT = self.ids_BT > triggers  # after these there is nothing to copy
-        self.lm: LM | None = None
-        self.log: Callable[[dict[str, float]], None] = lambda logs: None
-
-    def attach(self, trainer: Any) -> None:
-        """Told by `fit`."""
-        self.log = trainer.log
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.lm = load(model)  # once, and now: weights that are no longer finite are refused
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        assert self.lm is not None, "training has begun"
-        lm = self.lm
-        layers = range(len(lm.anatomy.layers))
-        kinds = ("residual", "query", "key", "value")
-        tensors = capture(lm, self.ids_BT, [f"{kind}[{layer}]" for kind in kinds for layer in layers])
-        norms = {kind: [_ratio(tensors[f"{kind}[{layer}]"]) for layer in layers] for kind in kinds}
+def _first_token(ids_BT: torch.Tensor, idle_BT: torch.Tensor, lm: LM) -> dict[str, float]:
+    """What sets the first token apart: the largest over layers (the smallest, for values)."""
+    layers = range(len(lm.anatomy.layers))
+    kinds = ("residual", "query", "key", "value")
+    tensors = capture(lm, ids_BT, [f"{kind}[{layer}]" for kind in kinds for layer in layers])
+    norms = {kind: [_ratio(tensors[f"{kind}[{layer}]"]) for layer in layers] for kind in kinds}
+    return {
+        "sink": max(_sink(tensors[f"query[{layer}]"], tensors[f"key[{layer}]"], idle_BT) for layer in layers),
         # The last of several blocks is read by the head alone, which norms it.
-        seen = {
-            "sink": max(_sink(tensors[f"query[{layer}]"], tensors[f"key[{layer}]"], self.idle_BT) for layer in layers),
-            "peak": max(norms["residual"][:-1] or norms["residual"]),
-            "drain": min(norms["value"]),
-            "key": max(norms["key"]),
-        }
-        self.log({LOGGED + name: value for name, value in seen.items()})
+        "peak": max(norms["residual"][:-1] or norms["residual"]),
+        "drain": min(norms["value"]),
+        "key": max(norms["key"]),
+    }
 
 
 def _ratio(tensor: torch.Tensor) -> float:
@@ -181,7 +129,7 @@ def to_the_first(query_BHTD: torch.Tensor, key_BGTD: torch.Tensor) -> torch.Tens
 
 
 def _table(cells: Cells, task: Backcopy) -> Table:
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
+    rows = tuple(
         (
             label_of(name, seeds),
             *(seed_mean(seeds, partial(last, curve=curve)) for curve in ("accuracy", "loss", *_SEEN)),
@@ -196,9 +144,6 @@ def _table(cells: Cells, task: Backcopy) -> Table:
     )
 
 
-HALF = 0.5
-
-
 def half_way(curve: Curve) -> float:
     """The first step at which a curve has gone half of its way from its first value to its extreme."""
     if not curve:
@@ -207,10 +152,10 @@ def half_way(curve: Curve) -> float:
     extreme = max((value for _, value in curve), key=lambda value: abs(value - begin))
     if extreme == begin:
         return float("inf")
-    return float(next((step for step, value in curve if (value - begin) / (extreme - begin) >= HALF), float("inf")))
+    return float(next((step for step, value in curve if (value - begin) / (extreme - begin) >= 0.5), float("inf")))
 
 
-def _half_way(cell: dict[str, Any], curve: str) -> str:
+def _half_way(cell: Trained, curve: str) -> str:
     return DIVERGED if cell.get("stopped") else f"{half_way(cell[curve]):.0f}"
 
 
@@ -230,25 +175,9 @@ def _order(cells: Cells) -> Table:
 def _notes(cells: Cells) -> list[str]:
     """What each kind of attention changes against vanilla, paired over seeds."""
     notes = against(cells, "vanilla", _SEEN)
-    grown = [last(cell, "peak") for cell in ended(cells["vanilla"])]
-    if not grown:
-        return notes
-    notes.append(
-        f"The residual norm of BOS ends at {min(grown):.3g} to {max(grown):.3g} times the median token's in vanilla "
-        "attention. In the paper three layers reach some hundred after 10,000 steps."
-    )
+    if grown := [last(cell, "peak") for cell in ended(cells["vanilla"])]:
+        notes.append(
+            f"The residual norm of BOS ends at {min(grown):.3g} to {max(grown):.3g} times the median token's in "
+            "vanilla attention. In the paper three layers reach some hundred after 10,000 steps."
+        )
     return notes
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """One panel for each thing that sets BOS apart."""
-    figure = new_figure(width, 560 if width > 600 else 1200)
-    across = 2 if width > 600 else 1
-    grid = figure.add_gridspec(-(-len(_SEEN) // across), across)
-    for number, (curve, label) in enumerate(_SEEN.items()):
-        panel = lines(result.data, curve)
-        axes = curves(figure, grid[divmod(number, across)], panel, label, log=curve == "peak")
-        if not number:
-            handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper left", ncols=len(result.data) if width > 600 else 2)
-    return {"first-token": figure}

@@ -21,39 +21,45 @@ when its super weight is zeroed untrained is won back when it is decayed in trai
 from __future__ import annotations
 
 import copy
-import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from studfinder.edits import matched_controls
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.finetune_draw import draw
-from studfinder.experiments.finetune_tables import finetune_notes, tables_of
-from studfinder.experiments.held_weights import LOG_PREFIX, Hold, Needs, WeightPlaces, values_of, without
-from studfinder.experiments.trained import recipe_of
+from studfinder.experiments.finetune_tables import DECAYED, OTHER, PLAIN, charts_of, finetune_notes, tables_of
+from studfinder.experiments.held_weights import Hold, WeightPlaces, needs, values_of, without
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
 from studfinder.experiments.weights import load_findings
-from studfinder.models import LM, load
+from studfinder.models import LM, cached_content_hash, load
+from studfinder.records.config import option
 from studfinder.runs import key_of
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.trained import CourseConfig, Watcher, all_trained
 from studfinder.training import Outliers, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable
 
-__all__ = ["ARMS", "EXPERIMENT", "Arm", "draw", "run"]
 
-_COURSE = {
-    "text": "wikipedia",
-    "length": 512,
-    "batch": 1,
-    "lr": 5e-5,
-    "schedule": "cosine",
-    "precision": "auto",
-    "weights": 1,
-}
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(CourseConfig):
+    """On which text, and what is looked at."""
+
+    text: str = option("wikipedia", help="What is read: a data set or a file.")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", help="Of matrix products in training; auto is faster.")
+    keep_every: int = option(75, help="Steps between checkpoints, which are 12 bytes a parameter each.", least=1)
+    weights: int = option(
+        1,
+        help="How many of the proven super weights, the largest effect first, are held and taken away as one.",
+        least=1,
+    )
+    limit: int = option(16, help="Test windows.", least=1)
+    watched: int = option(4, help="How many of them are looked at on the way.", least=1)
+
+
+_CPU = FinetuneConfig(length=512, batch=1, lr=5e-5, schedule="cosine", steps=150, warmup=10, look_every=30)
 EXPERIMENT = Experiment(
     name="outlier-free/finetune",
     paper="2411.07191",
@@ -64,21 +70,10 @@ EXPERIMENT = Experiment(
         "(estimated from 3 CPU seconds a step of 512 tokens; plus the scan that finds the super weight)"
     ),
     presets={
-        "cpu": {**_COURSE, "steps": 150, "warmup": 10, "look_every": 30, "keep_every": 75, "limit": 16, "watched": 4},
-        "paper": {
-            **_COURSE,
-            "steps": 2000,
-            "warmup": 100,
-            "look_every": 100,
-            "keep_every": 500,
-            "limit": 48,
-            "watched": 8,
-        },
+        "cpu": _CPU,
+        "paper": replace(_CPU, steps=2000, warmup=100, look_every=100, keep_every=500, limit=48, watched=8),
     },
 )
-"""`weights`: how many of the proven super weights, the largest effect first, are held and taken away together; `limit`:
-test windows; `watched`: how many of them are looked at on the way; `keep_every`: steps between checkpoints, which are
-12 bytes a parameter each."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +91,13 @@ class Arm:
     decayed: bool = False
 
 
-_PLAIN = "plain"
 ARMS = {
-    _PLAIN: Arm(),
+    PLAIN: Arm(),
     "half-gates": Arm(attention=("gated",)),
     "KV shift": Arm(attention=("kv_shift",)),
     "super weight frozen": Arm(held="super"),
-    "super weight decayed": Arm(held="super", decayed=True),
-    "other weight decayed": Arm(held="control", decayed=True),
+    DECAYED: Arm(held="super", decayed=True),
+    OTHER: Arm(held="control", decayed=True),
 }
 
 
@@ -126,60 +120,52 @@ class Course:
     watched: int
 
 
-def run(bench: Bench) -> Outcome:
-    """Every arm on every model."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = _arms(bench, name, lm)
-        outcome.tables += tables_of(name, seen)
-        outcome.notes += finetune_notes(name, seen, bench.settings)
-        outcome.data.setdefault("models", {})[name] = seen
-    return outcome
-
-
-def _arms(bench: Bench, name: str, lm: LM) -> dict[str, Any]:
-    """What was measured of the untrained model and of each arm."""
-    _check(bench, lm)
+def run(bench: Bench, lm: LM) -> Outcome:
+    """The untrained model, and every arm."""
+    own = bench.config
+    check_trainable(lm, own.length)
     found = bench.once("super weights", partial(_weights, bench, lm))
     groups = {kind: found[kind] for kind in ("super", "control") if found[kind]}
-    precision = bench.settings["precision"]
+    precision = own.precision
     if precision == "auto":  # settled once, so that a run is the same wherever it resumes
         precision = bench.once("precision", partial(faster_precision, lm.anatomy.hidden))
     course = _course(bench, lm, groups, precision)
+    bench.progress("untrained", 0, 1)
+    untrained = bench.once("untrained", lambda: measured(load(_own(lm)), course))
+    key = {"config": own, "weights of": cached_content_hash(lm)}
     arms = {label: arm for label, arm in ARMS.items() if not arm.held or arm.held in groups}
-    bench.progress(f"{name}, untrained", 0, len(arms) + 1)
-    seen: dict[str, Any] = {
+    trainings = {
+        f"arm {label}": partial(_trained, lm, arm, course, key_of({**key, "arm": label})) for label, arm in arms.items()
+    }
+    trained = all_trained(bench, trainings)
+    seen = {
         "weights": found["names"],
         "precision": precision,
         "windows": course.source.train_windows,
         "watched": course.watched,
-        "untrained": bench.once("untrained", lambda: measured(load(_own(lm)), course)),
-        "arms": {},
+        "untrained": untrained,
+        "arms": {label: trained[f"arm {label}"] for label in arms},
     }
-    for number, (label, arm) in enumerate(arms.items(), 1):
-        bench.progress(f"{name}, {label}", number, len(arms) + 1)
-        folder = _checkpoints(bench, name, label)
-        key = key_of({**bench.settings, "arm": label, "weights of": bench.cards[-1].content_hash})
-        seen["arms"][label] = bench.once(f"arm {label}", partial(trained, lm, arm, course, folder, key))
-        shutil.rmtree(folder, ignore_errors=True)  # only now: the step is remembered
-    bench.progress(f"{name}, trained", len(arms) + 1, len(arms) + 1)
-    return seen
+    return Outcome(tables_of(seen), [_size(seen, own), *finetune_notes(seen)], charts_of(seen), seen)
 
 
-def _check(bench: Bench, lm: LM) -> None:
-    s = bench.settings
-    check_trainable(lm, s["length"])
-    for setting in ("watched", "weights"):
-        if s[setting] < 1:
-            raise StudfinderError(f"setting {setting}={s[setting]}", expected="1 or more")
+def _size(seen: dict[str, Any], own: FinetuneConfig) -> str:
+    step = own.batch * own.length
+    passes = own.steps * own.batch / seen["windows"]
+    often = f", {passes:.2g} times over its training windows" if passes > 1 else ""
+    return (
+        f"{own.steps:,} steps of {step:,} tokens ({own.steps * step:,} in all{often}) on {own.text}, one run an arm, "
+        f"learning rate {own.lr:g}, {seen['precision']}. This shows what so short a training does at this rate; an "
+        "outlier that stays may go with more tokens, and one seed says nothing of another. Test windows are of the "
+        "same text, so a lower loss is in part the text's."
+    )
 
 
 def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     """The proven super weights, the largest effect first, and for each the weight of its matrix nearest in size."""
     findings = load_findings(bench, lm)
     proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
-    chosen = proven[: bench.settings["weights"]]
+    chosen = proven[: bench.config.weights]
     taken = [(weight.parameter, weight.index) for weight in findings.super_weights]
     controls: list[tuple[str, list[int]]] = []
     for weight in chosen:
@@ -196,22 +182,17 @@ def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
 
 
 def _course(bench: Bench, lm: LM, groups: dict[str, WeightPlaces], precision: str) -> Course:
-    s = bench.settings
+    own = bench.config
     # As much text as the steps and the test windows take; the last twentieth of the windows is for testing.
-    windows = max(s["steps"] * s["batch"] * 20 // 19, s["limit"] * 20) + 20
-    source, _ = tokenized(s["text"], s["length"], None, lm=lm, limit=windows * s["length"])
+    windows = max(own.steps * own.batch * 20 // 19, own.limit * 20) + 20
+    source, _ = tokenized(own.text, own.length, None, lm=lm, limit=windows * own.length)
 
     def rows(split: Any, count: int) -> list[list[int]]:
-        return [source.row(split, s["seed"], index)["input_ids"].tolist() for index in range(count)]
+        return [source.row(split, own.seed, index)["input_ids"].tolist() for index in range(count)]
 
-    test = rows("test", min(s["limit"], source.test_rows))
-    course = recipe_of({**s, "test": len(test)}, s["seed"], precision)
-    return Course(source, course, test, rows("train", 8), groups, min(s["watched"], len(test)))
-
-
-def _checkpoints(bench: Bench, name: str, label: str) -> Path:
-    bench.work.keep()
-    return bench.folder / "checkpoints" / f"{bench.models.index(name)}-{label.replace(' ', '-')}"
+    test = rows("test", min(own.limit, source.test_rows))
+    recipe = own.recipe(test=len(test), precision=precision)
+    return Course(source, recipe, test, rows("train", 8), groups, min(own.watched, len(test)))
 
 
 def _own(lm: LM) -> Any:
@@ -219,7 +200,7 @@ def _own(lm: LM) -> Any:
     return copy.deepcopy(lm.model).float()
 
 
-def trained(lm: LM, arm: Arm, course: Course, folder: Path | None, key: str) -> dict[str, Any]:
+def _trained(lm: LM, arm: Arm, course: Course, key: str, folder: Path) -> dict[str, Any]:
     """Train a copy of the model one way; what came of it. "skipped" says why there is nothing.
 
     Raises:
@@ -235,23 +216,25 @@ def trained(lm: LM, arm: Arm, course: Course, folder: Path | None, key: str) -> 
         until = max(1, course.recipe.steps // 2) if arm.decayed else None
         watches.insert(0, Hold(model, course.groups[arm.held], until))
     if "super" in course.groups:
-        watches.append(Needs(course.windows[: course.watched], course.groups["super"]))
+        see = partial(needs, course.windows[: course.watched], course.groups["super"])
+        watches.append(Watcher("weights/", see))
     fitted = fit(model, course.source, course.recipe, folder=folder, key=key, callbacks=watches)
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
     if fitted.stopped:
         return {"skipped": f"training {fitted.stopped} after step {fitted.log[-1]['step']}"}
+    logged = {
+        "training loss": "loss",
+        "test loss": "eval_loss",
+        "top activation": "outliers/top_activation",
+        "kurtosis": "outliers/kurtosis",
+        "top sink": "outliers/top_sink",
+        "need": "weights/need",
+        "value": "weights/value",
+    }
     return {
         **measured(load(fitted.model), course),
-        "curves": {
-            "training loss": fitted.curve("loss"),
-            "test loss": fitted.curve("eval_loss"),
-            "top activation": fitted.curve("outliers/top_activation"),
-            "kurtosis": fitted.curve("outliers/kurtosis"),
-            "top sink": fitted.curve("outliers/top_sink"),
-            "need": fitted.curve(LOG_PREFIX + "need"),
-            "value": fitted.curve(LOG_PREFIX + "value"),
-        },
+        "curves": {name: fitted.curve(entry) for name, entry in logged.items()},
         "seconds": round(time.monotonic() - begun, 1),
     }
 

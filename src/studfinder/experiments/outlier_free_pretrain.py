@@ -15,16 +15,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
-from studfinder.experiments.seeds import Cells, about, against, ends_table, last, lines, seed_mean
-from studfinder.experiments.seeds_draw import curves, one_panel
 from studfinder.experiments.w8a8 import STATIC, W8A8_CAVEAT, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
-from studfinder.records import Interval, Result
-from studfinder.report.style import new_figure
+from studfinder.records import Interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import Cells, about, against, curves, ends_table, last, seed_mean
 from studfinder.training import TextSource
 
 _SCORES = {
@@ -74,16 +71,21 @@ def models(length: int) -> dict[str, list[str]]:
 
 def run(bench: Bench) -> Outcome:
     """Loss, outliers and eight bits of each attention, over seeds."""
-    s = bench.settings
+    own = bench.config
     source = source_of(bench)
-    cells = language_cells(bench, source, models(s["length"]), finish=partial(in_eight_bits, s["test"], source))
+    finish = partial(in_eight_bits, own.test, source)
+    cells = language_cells(bench, source, models(own.length), watch=True, finish=finish)
     tables = [
-        ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, note=about_text(source, s)),
+        language_table(bench, source, cells, _SCORES),
         ends_table("Loss in eight bits, nats a token", cells, _BITS, note=f"{W8A8_CAVEAT} {_PAPER}"),
     ]
-    compared = {name: _SCORES[name] for name in ("test", "outliers/inf_norm", "outliers/kurtosis")}
-    notes = against(cells, "vanilla", {**compared, f"gap/{STATIC}": _COST})
-    return Outcome(tables, [*notes, _cost(cells), *about(cells)], cells)
+    outliers = {name: _SCORES[name] for name in ("outliers/inf_norm", "outliers/kurtosis")}
+    notes = against(cells, "vanilla", {"test": _SCORES["test"], **outliers, f"gap/{STATIC}": _COST})
+    charts = [
+        curves(cells, {"test": "test loss, nats a token"}, name="loss"),
+        curves(cells, outliers, name="outliers", log=tuple(outliers)),
+    ]
+    return Outcome(tables, [*notes, _cost(cells), *about(cells)], charts, cells)
 
 
 def in_eight_bits(test: int, source: TextSource, model: Any) -> dict[str, Any]:
@@ -112,16 +114,3 @@ def _cost(cells: Cells) -> str:
         f"W8A8 {STATIC} is not shown to cost vanilla attention anything at this size ({gap} nats a token), so no other "
         "attention can be shown to save it."
     )
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Loss, inf norm and kurtosis over steps."""
-    figures = {"loss": one_panel(width, lines(result.data, "test"), "test loss, nats a token")}
-    wide = width > 600
-    figure = new_figure(width, 360 if wide else 700)
-    grid = figure.add_gridspec(*((1, 2) if wide else (2, 1)))
-    for place, (curve, label) in enumerate((("inf_norm", "inf norm"), ("kurtosis", "kurtosis"))):
-        panel = grid[(0, place) if wide else (place, 0)]
-        axes = curves(figure, panel, lines(result.data, f"outliers/{curve}"), label, log=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4 if wide else 2)
-    return {**figures, "outliers": figure}

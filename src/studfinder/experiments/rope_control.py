@@ -8,15 +8,12 @@ they come from; the largest ratio to the head's mean is kept for that reason.
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from dataclasses import replace
 
 from studfinder.detectors.massive_values import ratio_null
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, about_text, language_cells, source_of
-from studfinder.experiments.seeds import about, against, ended, ends_table, last, lines
-from studfinder.experiments.seeds_draw import curves
-from studfinder.records import Result
-from studfinder.report.style import new_figure
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import about, against, curves, ended, last
 
 _MODELS: dict[str, list[str]] = {
     "RoPE": [],
@@ -39,39 +36,25 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="The same small model with RoPE, p-RoPE, NoPE and ALiBi: do massive values of Q and K appear?",
     needs="about an hour on two cores (no model is loaded: small ones are trained on wikitext2)",
-    presets={"cpu": {**SMALL, "hidden": 128, "heads": 2, "steps": 1500}},
+    presets={"cpu": replace(SMALL, hidden=128, heads=2, steps=1500)},
 )
 
 
 def run(bench: Bench) -> Outcome:
     """Massive values with each kind of positions, over seeds. Heads are 64 wide, so that a ratio of 5 is possible."""
-    s = bench.settings
+    own = bench.config
     source = source_of(bench)
-    cells = language_cells(bench, source, _MODELS)
+    cells = language_cells(bench, source, _MODELS, watch=True)
     notes = against(cells, "RoPE", _SCORES)
     if not any(last(cell, "outliers/massive_keys") for cell in ended(cells["RoPE"])):
         notes.append("With RoPE no entry of K is massive at this size: where they come from is not shown by this run.")
-    heads = s["layers"] * s["heads"]
-    mean, low, high = ratio_null(s["hidden"] // s["heads"], heads)
+    heads = own.layers * own.heads
+    mean, low, high = ratio_null(own.hidden // own.heads, heads)
     notes.append(
         f"One vector of random direction in each of the {heads} heads would give a largest ratio of {mean:.2f} "
         f"[{low:.2f}, {high:.2f}]: what lies below it is no concentration."
     )
-    return Outcome(
-        [ends_table(f"After {s['steps']} steps on {s['text']}", cells, _SCORES, "positions", about_text(source, s))],
-        [*notes, *about(cells)],
-        cells,
-    )
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """The largest ratios in Q and K over steps."""
-    wide = width > 600
-    figure = new_figure(width, 360 if wide else 700)
-    grid = figure.add_gridspec(*((1, 2) if wide else (2, 1)))
-    for place, (curve, label) in enumerate((("top_query", "largest Q over mean"), ("top_key", "largest K over mean"))):
-        panel = grid[(0, place) if wide else (place, 0)]
-        axes = curves(figure, panel, lines(result.data, f"outliers/{curve}"), label, low=0)
-        axes.axhline(5, color="#9a9fa8", linewidth=1, linestyle=":")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4 if wide else 2)
-    return {"ratios": figure}
+    titles = {f"outliers/{name}": _SCORES[f"outliers/{name}"] for name in ("top_query", "top_key")}
+    charts = [curves(cells, titles, name="ratios", none=5.0, low=0)]
+    tables = [language_table(bench, source, cells, _SCORES, first="positions")]
+    return Outcome(tables, [*notes, *about(cells)], charts, cells)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.registry import experiment_named
 from studfinder.models import LM, cached_content_hash, config_hash, load
 from studfinder.records import Result, RunCard, read_record, to_json
@@ -22,6 +21,7 @@ from studfinder.records.config import identity, replaced
 from studfinder.report.charts import draw_chart
 from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, record_file, run_of, versions, write_text
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.verbs.results import write_sheet
 
 _RESULT = "result.json"

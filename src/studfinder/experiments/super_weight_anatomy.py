@@ -17,23 +17,31 @@ Look at: the products' rank against that of gate and up alone, and the residual 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from torch import nn
 
-from studfinder.edits import Weights, edited, matched_controls, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.gated_ffn import GatedFFN, gated_ffn
-from studfinder.experiments.weights import super_weights_of
+from studfinder.edits import Weights, edited, zero
+from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
-from studfinder.records import Findings, Result, SuperWeight, Table
-from studfinder.report.style import GREY, INK, VERMILLION, log_ticks, new_figure
+from studfinder.records import Chart, Plot, SuperWeight, Table, line
+from studfinder.records.config import option
 from studfinder.report.words import brief, number
 from studfinder.sites import capture, module_inputs
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikeConfig(StudyConfig):
+    """How much is shown."""
+
+    channels: int = option(3, help="Channels that are named behind gate and up.", least=1)
+
 
 EXPERIMENT = Experiment(
     name="super-weight/anatomy",
@@ -41,78 +49,98 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="What makes the super weight's input spike, and what becomes of its output?",
     needs="about 30 seconds with smollm2 on two cores (plus the scan that finds the weights)",
-    presets={"cpu": {"channels": 3}},
+    presets={"cpu": SpikeConfig()},
 )
+_Gated = tuple[torch.Tensor, torch.Tensor, nn.Module]
+"""W_gate (F,C), W_up (F,C) and the activation."""
+_STATES = {"clean": "as it is", "without": "without the weight", "control": "without a control"}
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Take each proven super weight apart at the token where it was found."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            weights, findings = super_weights_of(bench, lm)
-            taken = [weight.index for weight in weights]
-            seen = []
-            for place, weight in enumerate(weights):
-                bench.progress("taking apart", place, len(weights))
-                control = matched_controls(lm, weight, findings, count=1, exclude=taken)[0]
-                seen.append(bench.once(str(weight), partial(_apart, bench, lm, weight, control, findings)))
-            bench.progress("taken apart", len(weights), len(weights))
-        _report(outcome, name, seen)
-    return outcome
+    weights, findings = super_weights_of(bench, lm)
+    seen = []
+    for place, (weight, control) in enumerate(zip(weights, controls_of(lm, weights, findings), strict=True)):
+        bench.progress("taking apart", place, len(weights))
+        apart = partial(_apart, lm, weight, control, findings.ids_of(weight), bench.config.channels)
+        seen.append(bench.once(str(weight), apart))
+    tables = [_output_table(seen)]
+    rows = [(one["weight"], repr(one["token"]), *part.values()) for one in seen for part in one.get("parts", [])]
+    if rows:
+        spike = Table(
+            title="the input spike taken apart",
+            columns=("weight", "token", "part", "value", "rank in layer", "x median neuron", "largest elsewhere"),
+            rows=tuple(rows),
+            note="At the weight's input neuron and the token where it was found. Rank 1: no neuron of the layer is "
+            "larger there. Elsewhere: at the other tokens of the same text.",
+        )
+        tables.insert(0, spike)
+    chart = Chart(name="residual", plots=tuple(map(_plot, seen)))
+    return Outcome(tables, list(map(_note, seen)), [chart])
 
 
-def _apart(bench: Bench, lm: LM, weight: SuperWeight, control: Weights, findings: Findings) -> dict[str, Any]:
-    ids = torch.tensor([findings.ids_of(weight)], device=lm.device)
+def _apart(lm: LM, weight: SuperWeight, control: Weights, text: Sequence[int], channels: int) -> dict[str, Any]:
+    """Everything about one weight. Read here, because no measure reads the stream and the neurons at one token."""
+    ids = torch.tensor([list(text)], device=lm.device)
     sites = [f"residual[{layer}]" for layer in range(len(lm.anatomy.layers))]
-    traces, medians = {}, []
-    for state, target in (("clean", None), ("without", weight), ("control", control)):
-        if target is None:
-            found = capture(lm, ids, sites)
-            medians = [float(found[site].float().abs().median()) for site in sites]
-        else:
-            with edited(lm, zero(target)):
-                found = capture(lm, ids, sites)
-        traces[state] = [float(found[site][0, weight.position, weight.row]) for site in sites]
     seen: dict[str, Any] = {
         "weight": brief(weight),
-        "value": weight.value,
         "token": weight.token,
-        "position": weight.position,
         "layer": weight.layer,
         "control_index": list(control.entries[0]),
-        "spike": weight.input_spike,
-        "medians": medians,
-        **traces,
+        "gains": _gains(lm, weight),
     }
-    seen.update(_meets(lm, weight))
-    parts = gated_ffn(lm, weight.layer, _writer(lm, weight)) if weight.expert is None else None
-    if parts is not None:
-        with module_inputs(lm, [parts.module]) as kept, torch.no_grad():
-            lm.model(input_ids=ids, use_cache=False)
-        normed_TC = kept[parts.module][0].float()
-        seen.update(_spike(bench, weight, parts, normed_TC))
-        seen.update(_score(lm, weight, parts))
-    return seen
+    for state, target in (("clean", None), ("without", weight), ("control", control)):
+        with nullcontext() if target is None else edited(lm, zero(target)):
+            found = capture(lm, ids, sites)
+        seen[state] = [float(found[site][0, weight.position, weight.row]) for site in sites]
+        if target is None:
+            seen["medians"] = [float(found[site].float().abs().median()) for site in sites]
+    writers = lm.anatomy.layers[weight.layer].writers
+    ref = writers[[ref.parameter for ref in writers].index(weight.parameter)]
+    path = ref.module.rpartition(".")[0]
+    parts = None if weight.expert is not None else _gated(lm.model.get_submodule(path))
+    if parts is None:
+        return seen
+    with module_inputs(lm, [path]) as kept, torch.no_grad():
+        lm.model(input_ids=ids, use_cache=False)
+    down_CF = ref.view(lm.model.get_parameter(ref.parameter)).detach().float()
+    gate_FC, up_FC, _ = parts
+    score_C = (down_CF.square() @ (gate_FC.norm(dim=1) * up_FC.norm(dim=1)) ** 2).sqrt()
+    own = score_C[weight.row]
+    return {
+        **seen,
+        **_spike(weight, parts, kept[path][0].float(), channels),
+        "score": float(own / score_C.median()),
+        "score_rank": int((score_C > own).sum()) + 1,
+    }
 
 
-def _writer(lm: LM, weight: SuperWeight) -> int:
-    return [ref.parameter for ref in lm.anatomy.layers[weight.layer].writers].index(weight.parameter)
+def _gated(ffn: nn.Module) -> _Gated | None:
+    """The parts of an FFN; None if it has no gate that we know of."""
+    act = getattr(ffn, "act_fn", None) or getattr(ffn, "activation_fn", None)
+    if isinstance(both := getattr(ffn, "gate_up_proj", None), nn.Linear):
+        gate, up = both.weight.detach().float().chunk(2)
+    elif isinstance(getattr(ffn, "gate_proj", None), nn.Linear):
+        gate, up = (getattr(ffn, name).weight.detach().float() for name in ("gate_proj", "up_proj"))
+    else:
+        return None
+    return None if act is None else (gate, up, act)
 
 
-def _spike(bench: Bench, weight: SuperWeight, parts: GatedFFN, normed_TC: torch.Tensor) -> dict[str, Any]:
-    """The neuron's gate and up at its token, among the layer's neurons and the text's other tokens."""
-    gate_TF, up_TF = normed_TC @ parts.gate_FC.T, normed_TC @ parts.up_FC.T
+def _spike(weight: SuperWeight, parts: _Gated, normed_TC: torch.Tensor, channels: int) -> dict[str, Any]:
+    """The neuron's gate and up at its token, among the layer's neurons and the text's other tokens, and the channels
+    that make each of them up, with their shares, the largest first."""
+    gate_FC, up_FC, act = parts
+    gate_TF, up_TF = normed_TC @ gate_FC.T, normed_TC @ up_FC.T
     with torch.no_grad():
-        act_TF = parts.act(gate_TF)
-    product_TF = act_TF * up_TF
+        act_TF = act(gate_TF)
+    named = {"gate": gate_TF, "act(gate)": act_TF, "up": up_TF, "act(gate) x up": act_TF * up_TF}
     at, k = weight.position, weight.col
-    named = {"gate": gate_TF, "act(gate)": act_TF, "up": up_TF, "act(gate) x up": product_TF}
     others = torch.arange(len(normed_TC)) != at
     rows = []
     for name, values_TF in named.items():
-        size_F = values_TF[at].abs()
-        elsewhere = values_TF[others, k].abs()
+        size_F, elsewhere = values_TF[at].abs(), values_TF[others, k].abs()
         rows.append(
             {
                 "part": name,
@@ -122,32 +150,17 @@ def _spike(bench: Bench, weight: SuperWeight, parts: GatedFFN, normed_TC: torch.
                 "elsewhere": float(elsewhere.max()) if len(elsewhere) else None,
             }
         )
-    channels = {
-        name: _shares(normed_TC[at] * matrix[k], bench.settings["channels"])
-        for name, matrix in (("gate", parts.gate_FC), ("up", parts.up_FC))
-    }
-    return {"parts": rows, "channels": channels, "neurons": gate_TF.shape[1]}
+    behind = []
+    for matrix_FC in (gate_FC, up_FC):
+        terms_C = normed_TC[at] * matrix_FC[k]
+        top = terms_C.abs().topk(min(channels, len(terms_C))).indices.tolist()
+        behind.append("; ".join(f"{channel} ({float(terms_C[channel] / terms_C.sum()):.0%})" for channel in top))
+    return {"parts": rows, "behind": behind, "neurons": gate_TF.shape[1]}
 
 
-def _shares(terms_C: torch.Tensor, count: int) -> list[list[float]]:
-    """The channels that make up a sum: [channel, share], the largest first."""
-    top = terms_C.abs().topk(min(count, len(terms_C))).indices.tolist()
-    return [[channel, float(terms_C[channel] / terms_C.sum())] for channel in top]
-
-
-def _score(lm: LM, weight: SuperWeight, parts: GatedFFN) -> dict[str, Any]:
-    """The weight-only score of the row over the median row of its layer, and its rank."""
-    ref = lm.anatomy.layers[weight.layer].writers[_writer(lm, weight)]
-    down_CF = ref.view(lm.model.get_parameter(ref.parameter)).detach().float()
-    scale_F = (parts.gate_FC.norm(dim=1) * parts.up_FC.norm(dim=1)) ** 2
-    score_C = (down_CF.square() @ scale_F).sqrt()
-    own = score_C[weight.row]
-    return {"score": float(own / score_C.median()), "score_rank": int((score_C > own).sum()) + 1}
-
-
-def _meets(lm: LM, weight: SuperWeight) -> dict[str, Any]:
-    """The gain, at the weight's output channel, of the norms that read the residual stream after its layer; relative to
-    the norm's median gain, the least and the median over those norms."""
+def _gains(lm: LM, weight: SuperWeight) -> list[float]:
+    """The gain, at the weight's output channel, of the norms that read the residual stream after its layer, each over
+    its median gain."""
     ratios = []
     for layer in lm.anatomy.layers[weight.layer + 1 :]:
         for name, module in lm.model.get_submodule(layer.block).named_children():
@@ -156,90 +169,50 @@ def _meets(lm: LM, weight: SuperWeight) -> dict[str, Any]:
                 # Gemma multiplies by 1 + weight; what its parameter is called does not tell, its class does.
                 size_C = (gain_C.detach().float() + (1.0 if "Gemma" in type(module).__name__ else 0.0)).abs()
                 ratios.append(float(size_C[weight.row] / size_C.median()))
-    return {"gains": ratios}
+    return ratios
 
 
-def _report(outcome: Outcome, name: str, seen: Sequence[dict[str, Any]]) -> None:
-    names = ("part", "value", "rank", "ratio", "elsewhere")
-    rows = [
-        (one["weight"], repr(one["token"]), *(part[key] for key in names))
-        for one in seen
-        for part in one.get("parts", [])
-    ]
-    if rows:
-        outcome.tables.append(
-            Table(
-                title=f"{name}: the input spike taken apart",
-                columns=("weight", "token", "part", "value", "rank in layer", "x median neuron", "largest elsewhere"),
-                rows=tuple(rows),
-                note="At the weight's input neuron and the token where it was found. Rank 1: no neuron of the layer is "
-                "larger there. Elsewhere: at the other tokens of the same text.",
-            )
-        )
-    outcome.tables.append(_output_table(name, seen))
-    for one in seen:
-        outcome.notes.append(_note(name, one))
-    outcome.data[name] = [
-        {key: one[key] for key in ("weight", "layer", "clean", "without", "control", "medians")} for one in seen
-    ]
-
-
-def _output_table(name: str, seen: Sequence[dict[str, Any]]) -> Table:
+def _output_table(seen: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for one in seen:
-        channels = [_listed(one["channels"][part]) if "parts" in one else None for part in ("gate", "up")]
-        gain = float(np.median(one["gains"])) if one["gains"] else None
+        gate, up = one.get("behind", (None, None))
+        whole, rest, other = (abs(one[state][one["layer"]]) for state in _STATES)
         rows.append(
-            (
-                one["weight"],
-                *channels,
-                one.get("score"),
-                one.get("score_rank"),
-                _starts(one),
-                *(abs(one[state][one["layer"]]) for state in ("clean", "without", "control")),
-                gain,
-            )
+            {
+                "weight": one["weight"],
+                "channels behind gate": gate,
+                "channels behind up": up,
+                "row score / median row": one.get("score"),
+                "rank of the row": one.get("score_rank"),
+                "its channel is outlying from layer": _starts(one),
+                "|a| there after its layer": whole,
+                "without the weight": rest,
+                "without a control": other,
+                "later norms' gain / median": float(np.median(one["gains"])) if one["gains"] else None,
+            }
         )
     return Table(
-        title=f"{name}: what drives it, and what it writes to",
-        columns=(
-            "weight",
-            "channels behind gate",
-            "channels behind up",
-            "row score / median row",
-            "rank of the row",
-            "its channel is outlying from layer",
-            "|a| there after its layer",
-            "without the weight",
-            "without a control",
-            "later norms' gain / median",
-        ),
-        rows=tuple(rows),
+        title="what drives it, and what it writes to",
+        columns=tuple(rows[0]),
+        rows=tuple(tuple(row.values()) for row in rows),
         note="Channels of the normed residual stream, with their share of the sum (above 100 % where others work "
         "against it). Row score: the weight-only score. Outlying: over 100 and over 1,000 times the median |a| after "
         "the layer, at the weight's token and output channel.",
     )
 
 
-def _listed(channels: Sequence[Sequence[float]]) -> str:
-    return "; ".join(f"{int(channel)} ({share:.0%})" for channel, share in channels)
-
-
 def _starts(one: dict[str, Any]) -> int | str:
-    for layer, (value, median) in enumerate(zip(one["clean"], one["medians"], strict=True)):
-        if abs(value) > 100 and abs(value) > 1000 * median:
-            return layer
-    return "never"
+    large = (abs(value) > max(100, 1000 * median) for value, median in zip(one["clean"], one["medians"], strict=True))
+    return next((layer for layer, there in enumerate(large) if there), "never")
 
 
-def _note(name: str, one: dict[str, Any]) -> str:
-    whole, rest, other = (abs(one[state][one["layer"]]) for state in ("clean", "without", "control"))
-    later = max(map(abs, one["without"][one["layer"] :]))
+def _note(one: dict[str, Any]) -> str:
+    whole, rest, other = (number(abs(one[state][one["layer"]])) for state in _STATES)
     start = _starts(one)
     text = (
-        f"{name}, {one['weight']} at {one['token']!r}: after its layer the residual channel stands at {number(whole)}; "
-        f"without the weight at {number(rest)}, which becomes at most {number(later)} in later layers; without the "
-        f"control {one['control_index']} at {number(other)}. The channel is outlying "
+        f"{one['weight']} at {one['token']!r}: after its layer the residual channel stands at {whole}; without the "
+        f"weight at {rest}, which becomes at most {number(max(map(abs, one['without'][one['layer'] :])))} in later "
+        f"layers; without the control {one['control_index']} at {other}. The channel is outlying "
         f"{'nowhere' if start == 'never' else f'from layer {start} on'}."
     )
     if "parts" not in one:
@@ -253,33 +226,11 @@ def _note(name: str, one: dict[str, Any]) -> str:
     )
 
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """The residual channel by layer with the weight, without it and without a control; a panel a weight."""
-    figures = {}
-    wide = width > 600
-    for place, (name, seen) in enumerate(result.data.items()):
-        columns = min(len(seen), 2) if wide else 1
-        rows = -(-len(seen) // columns)
-        figure = new_figure(width, 70 + 220 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
-        for axes in panels[len(seen) :]:
-            axes.set_visible(False)
-        for axes, one in zip(panels, seen, strict=False):
-            x = np.arange(len(one["clean"]))
-            for state, colour, style, label in (
-                ("clean", INK, "-", "as it is"),
-                ("control", GREY, "--", "without a control"),
-                ("without", VERMILLION, "-", "without the weight"),
-            ):
-                axes.plot(x, np.abs(one[state]), style, color=colour, linewidth=2, label=label)
-            axes.plot(x, one["medians"], color=GREY, linewidth=1, linestyle=":", label="median |a| of the layer")
-            axes.axvline(one["layer"], color=GREY, linewidth=1)
-            axes.set(yscale="log", title=one["weight"])
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            log_ticks(axes.yaxis, most=6)
-        figure.supxlabel(f"after layer ({name})", fontsize=12)
-        figure.supylabel("|a| in its output channel", fontsize=12)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4 if wide else 2)
-        figures["residual" if not place else f"residual-{place + 1}"] = figure
-    return figures
+def _plot(one: dict[str, Any]) -> Plot:
+    """The residual channel by layer with the weight, without it and without a control."""
+    layer, x = one["layer"], range(len(one["medians"]))
+    series = [line(label, x, map(abs, one[state]), dotted=state == "control") for state, label in _STATES.items()]
+    series.append(line("median |a| of the layer", x, one["medians"], quiet=True, dotted=True))
+    title, below = f"{one['weight']}, |a| in its channel", "after layer (shaded: its own)"
+    shaded = (layer - 0.5, layer + 0.5)
+    return Plot(kind="lines", series=tuple(series), title=title, x=below, log=True, shaded=shaded)

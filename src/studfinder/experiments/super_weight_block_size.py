@@ -14,26 +14,30 @@ the range, restoring alone changes nothing if the super weight is its block's ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
-from studfinder.edits import matched_controls
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_recipes import CAVEAT, KL, Made, Recipe, RecipeWork, limits_of, listed
-from studfinder.experiments.quantize_tables import changes_table, refusals, scores_table, tally
-from studfinder.experiments.weights import super_weights_of
+from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
-from studfinder.quantizers import ClipRestore, Quantized, Scheme, hold_out
-from studfinder.quantizers import Workbench as Workbench
-from studfinder.quantizers.clip_restore import clip_and_round
-from studfinder.quantizers.walk import output_error, second_moments, walk
-from studfinder.records import Result
-from studfinder.report.style import CATEGORIES, GREY, MARKERS, log_ticks, new_figure
+from studfinder.quantizers import ClipRestore, Quantized, Scheme, Workbench, hold_out
+from studfinder.records.config import option
+from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSizeConfig(CalibratedConfig):
+    """Which blocks of what."""
+
+    text: str = option("wikitext2", help="The text of the perplexity.")
+    sides: tuple[int, ...] = option("64,128,256,512", help="n, of blocks of n x n entries.", commas=True, least=1)
+    element: str = option("int4", help="What numbers are rounded to.")
+
 
 EXPERIMENT = Experiment(
     name="super-weight/block-size",
@@ -41,21 +45,9 @@ EXPERIMENT = Experiment(
     shows="figure 7",
     summary="Does keeping the super weights let blocks of 4-bit weights grow?",
     needs="about 30 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
-    presets={
-        "cpu": {
-            "limit": 16,
-            "pieces": 16,
-            "text": "wikitext2",
-            "sides": "64,128,256,512",
-            "element": "int4",
-            "calibration": "wikipedia",
-            "calibration_windows": 16,
-            "length": 512,
-        }
-    },
+    presets={"cpu": BlockSizeConfig()},
 )
-_CANDIDATES = ClipRestore().candidates
-_PLAIN, HELD, CLIPPED, BARE, _OTHERS, LARGE = (
+_PLAIN, _HELD, _CLIPPED, _BARE, _OTHERS, _LARGE = (
     "RTN",
     "hold out the super weights",
     "CLIP, restore the super weights",
@@ -63,19 +55,18 @@ _PLAIN, HELD, CLIPPED, BARE, _OTHERS, LARGE = (
     "hold out others instead",
     "hold out the largest 0.1 %",
 )
+_PAPER = (
+    "The paper (average of seven tasks, INT4, blocks of 128^2, 256^2, 512^2 and 1024^2 entries): Llama-7B RTN 66.21, "
+    "63.41, 50.51, 27.55, theirs 66.21, 63.41, 57.85, 45.40; Mistral-7B RTN 70.29, 64.46, 36.88, 28.13, theirs 72.26, "
+    "65.37, 45.28, 33.82; uncompressed Llama-7B 70.1."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """Round to nearest in 1-D runs of the flattened matrix, as the super-weight paper's code; clipped first by the z
-    with the smallest output error on calibration text, if there are several candidates.
+class Runs(ClipRestore):
+    """Round to nearest in 1-D runs of the flattened matrix, as the super-weight paper's code: `block` entries share a
+    range, wherever rows end. Clipped first, as `ClipRestore`, if there are several candidates."""
 
-    Attributes:
-        scheme: how weights are stored; `block` entries share a range, wherever rows end.
-        candidates: values of z; infinity is no clip.
-    """
-
-    scheme: Scheme = field(default_factory=Scheme)
     candidates: tuple[float, ...] = (inf,)
 
     @property
@@ -83,18 +74,18 @@ class Runs:
         return len(self.candidates) > 1
 
     def run(self, bench: Workbench) -> None:
-        if not self.calibrated:
-            for target in bench.targets:
-                weight_RC = target.weight(bench.lm)
-                bench.put(target, in_runs(weight_RC, self.scheme, self.candidates[0], bench.held.get(target.name)))
+        if self.calibrated:
+            super().run(bench)
             return
-        for block in walk(bench):
-            moments = second_moments(block)
-            for target in block.targets:
-                weight_RC = target.weight(bench.lm).float()
-                tried = [in_runs(weight_RC, self.scheme, z, bench.held.get(target.name)) for z in self.candidates]
-                errors = [output_error(one.dequantized() - weight_RC, moments[target.name]) for one in tried]
-                bench.put(target, tried[errors.index(min(errors))])
+        for target in bench.targets:
+            held_RC = bench.held.get(target.name)
+            bench.put(target, self.rounded(target.weight(bench.lm), self.candidates[0], held_RC))
+
+    def rounded(self, weight_RC: torch.Tensor, z: float, held_RC: torch.Tensor | None = None) -> InRuns:
+        """A matrix (out, in), clamped to mean|w| + z std|w| of each run."""
+        held = None if held_RC is None else held_RC.reshape(1, -1)
+        flat = super().rounded(weight_RC.reshape(1, -1), z, held)
+        return InRuns(flat.codes_RC.reshape(weight_RC.shape), flat.grid, self.scheme, flat.kept, None, flat)
 
 
 @dataclass(frozen=True)
@@ -113,158 +104,62 @@ class InRuns(Quantized):
         return self.flat.dequantized().reshape(self.codes_RC.shape)
 
 
-def in_runs(weight_RC: torch.Tensor, scheme: Scheme, z: float = inf, held_RC: torch.Tensor | None = None) -> InRuns:
-    """A matrix (out, in) in runs of `scheme.block` entries, clamped to mean|w| + z std|w| of each run."""
-    held = None if held_RC is None else held_RC.reshape(1, -1)
-    flat = clip_and_round(weight_RC.reshape(1, -1), scheme, z, held)
-    return InRuns(flat.codes_RC.reshape(weight_RC.shape), flat.grid, scheme, flat.kept, None, flat)
-
-
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Every layout with and without keep."""
-    outcome = Outcome([])
-    measures = [f"perplexity:{bench.settings['text']}", KL]
-    for name in bench.models:
-        with bench.model(name) as lm:
-            weights, findings = super_weights_of(bench, lm)
-            taken = {weight.index for weight in weights}
-            controls = [matched_controls(lm, weight, findings, count=2, exclude=taken)[0] for weight in weights]
-            keeps = {HELD: hold_out(weights), _OTHERS: hold_out(controls), LARGE: hold_out(fraction=0.001)}
-            work = RecipeWork(bench=bench, lm=lm, measures=measures, limits=limits_of(bench))
-            _add(outcome, name, work.carried_out(list(_recipes(bench, lm, keeps))), measures)
-    outcome.notes.append(CAVEAT)
-    return outcome
-
-
-def _recipes(bench: Bench, lm: LM, keeps: dict[str, Any]) -> Iterator[Recipe]:
-    element = bench.settings["element"]
-    for layout, side, scheme in _layouts(bench, element):
-        runs = layout == "runs"
-        place = "per tensor" if layout == "tensor" else f"{layout} of {side}" + (f" x {side}" if runs else "")
-        plain, clipped = (
-            Runs(scheme=scheme, candidates=c) if runs else ClipRestore(scheme=scheme, candidates=c)
-            for c in ((inf,), _CANDIDATES)
-        )
-        methods = {
-            _PLAIN: (plain, None),
-            HELD: (plain, keeps[HELD]),
-            _OTHERS: (plain, keeps[_OTHERS]),
-            LARGE: (plain, keeps[LARGE]),
-            BARE: (clipped, None),
-            CLIPPED: (clipped, keeps[HELD]),
-        }
-        for label, (method, keep) in methods.items():
-            yield Recipe(label=f"{place}: {label}", method=method, keep=keep, kept=label, family=f"{layout} {side}")
-    printed = _printed(element)
-    if printed is not None:
-        first = listed(bench.settings["sides"])[0]
-        method = Runs(scheme=Scheme(element=printed, block=int(first) ** 2, zero="float", scale="float32", **_LOOSE))
-        yield Recipe(label=f"runs of {first} x {first}: RTN with the printed step", method=method, family="printed")
-
-
-_LOOSE: dict[str, Any] = {"remainder": "block"}
-
-
-def _layouts(bench: Bench, element: str) -> Iterator[tuple[str, int, Scheme]]:
-    """Float minimum and fp32 scales, as the paper's code has them but for their type."""
-    own: dict[str, Any] = {"element": element, "zero": "float", "scale": "float32"}
-    sides = [int(side) for side in listed(bench.settings["sides"])]
-    for side in sides:
-        yield "runs", side, Scheme(block=side * side, **own, **_LOOSE)
-    for side in sides:
-        yield "tiles", side, Scheme(block=(side, side), **own, **_LOOSE)
-    yield "tensor", 0, Scheme(block="tensor", **own)
-
-
-def _printed(element: str) -> Any:
-    """The element whose full range has as many steps as the printed formula gives this one: 2^(N-1) - 1."""
-    bits = int(element.removeprefix("int"))
-    return f"int{bits - 1}" if bits > 2 else None
-
-
-def _add(outcome: Outcome, name: str, made: Sequence[Made], measures: Sequence[str]) -> None:
-    paper = (
-        "The paper (average of seven tasks, INT4, blocks of 128^2, 256^2, 512^2 and 1024^2 entries): Llama-7B RTN "
-        "66.21, 63.41, 50.51, 27.55, theirs 66.21, 63.41, 57.85, 45.40; Mistral-7B RTN 70.29, 64.46, 36.88, 28.13, "
-        "theirs 72.26, 65.37, 45.28, 33.82; uncompressed Llama-7B 70.1."
-    )
+    weights, findings = super_weights_of(bench, lm)
+    controls = controls_of(lm, weights, findings)
+    keeps = {_HELD: hold_out(weights), _OTHERS: hold_out(controls), _LARGE: hold_out(fraction=0.001)}
+    rounding = Rounding(bench, lm)
+    measure = f"perplexity:{bench.config.text}"
+    scored = rounding.scored(list(_variants(rounding, keeps)), [measure])
     held = "What is held out sets no range and keeps its value; CLIP has no clip among its candidates."
-    outcome.tables.append(scores_table(name, made, measures, f"{held} {paper}", "bits per weight"))
-    plain = {one.recipe.family: one for one in made if one.recipe.kept == _PLAIN and not one.refused}
-    pairs = [
-        (one, plain[one.recipe.family])
-        for one in made
-        if one.recipe.family in plain and one.recipe.kept not in ("", _PLAIN) and not one.refused
+    pairs = kept_pairs(scored)
+    rows = [(one.label, one.label, plain.label) for one, plain in pairs]
+    tables = [
+        scored.scores_table("scores", f"{held} {CAVEAT} {_PAPER}", bits="bits per weight", first="recipe"),
+        scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows),
     ]
-    rows = [(one.recipe.label, one, other) for one, other in pairs]
-    outcome.tables.append(changes_table(f"{name}: against plain RTN of the same blocks", rows, measures, "Paired."))
-    perplexity = measures[0]
-    for label in (HELD, CLIPPED, _OTHERS, BARE, LARGE):
-        says = tally([pair for pair in pairs if pair[0].recipe.kept == label], perplexity)
-        if says:
-            outcome.notes.append(f'{name}: "{label}" {says}, over layouts of blocks.')
-    outcome.notes += _useful(name, made, pairs, perplexity) + refusals(name, made)
-    outcome.data.setdefault("models", {})[name] = {
-        "original": made[0].scores[perplexity].value,
-        "points": [
-            [
-                one.recipe.family.split()[0],
-                int(one.recipe.family.split()[1]),
-                one.recipe.kept,
-                one.scores[perplexity].value,
-            ]
-            for one in made
-            if one.recipe.kept and not one.refused
-        ],
+    notes = []
+    for kept in (_HELD, _CLIPPED, _OTHERS, _BARE, _LARGE):
+        says = scored.tally([(one.label, plain.label) for one, plain in pairs if one.kept == kept], measure)
+        notes += [f'"{kept}" {says}, over layouts of blocks.'] if says else []
+    notes += _useful(scored, [pair for pair in pairs if pair[0].kept == _CLIPPED], measure)
+    return Outcome(tables, notes + scored.notes(), [families_chart(scored, "block-size")], remarks=[CAVEAT])
+
+
+def _variants(rounding: Rounding, keeps: Mapping[str, Any]) -> Iterator[ModelVariant]:
+    """Every layout with a float minimum and fp32 scales, as the paper's code has them but for their type."""
+    sides, element = rounding.bench.config.sides, rounding.bench.config.element
+    own: dict[str, Any] = {"element": element, "zero": "float", "scale": "float32"}
+    loose: dict[str, Any] = {**own, "remainder": "block"}
+    layouts: dict[str, tuple[type[ClipRestore], Scheme]] = {
+        **{f"runs of {n} x {n}": (Runs, Scheme(block=n * n, **loose)) for n in sides},
+        **{f"tiles of {n}": (ClipRestore, Scheme(block=(n, n), **loose)) for n in sides},
+        "per tensor": (ClipRestore, Scheme(block="tensor", **own)),
     }
+    for place, (kind, scheme) in layouts.items():
+        plain, clipped = (kind(scheme=scheme, candidates=zs) for zs in ((inf,), ClipRestore().candidates))
+        yield rounding.variant(f"{place}: {_PLAIN}", plain, family=place)
+        for kept, method in ((_HELD, plain), (_OTHERS, plain), (_LARGE, plain), (_BARE, clipped), (_CLIPPED, clipped)):
+            keep = keeps.get(_HELD if kept == _CLIPPED else kept)
+            yield rounding.variant(f"{place}: {kept}", method, keep=keep, kept=kept, family=place)
+    bits = element.removeprefix("int")
+    if bits.isdigit() and int(bits) > 2:  # whose full range has the printed formula's steps: 2^(N-1) - 1
+        printed = Scheme(block=sides[0] ** 2, **{**loose, "element": f"int{int(bits) - 1}"})
+        place = f"runs of {sides[0]} x {sides[0]}"
+        yield rounding.variant(f"{place}: RTN with the printed step", Runs(scheme=printed))
 
 
-def _useful(name: str, made: Sequence[Made], pairs: Sequence[tuple[Made, Made]], measure: str) -> list[str]:
-    """What keeping gains in the layout where plain rounding is best: where anyone would use it."""
-    ours = [pair for pair in pairs if pair[0].recipe.kept == CLIPPED]
-    if not ours:
+def _useful(scored: GridScores, pairs: list[tuple[ModelVariant, ModelVariant]], measure: str) -> list[str]:
+    """What the paper's method gains in the layout where plain rounding is best: where anyone would use it."""
+    if not pairs:
         return []
-    kept, plain = min(ours, key=lambda pair: pair[1].scores[measure].value)
-    base = made[0].scores[measure].value
-    says = tally([(kept, plain)], measure)
+
+    def value(label: str) -> float:
+        return scored.scores[label][measure].value
+
+    kept, plain = min(pairs, key=lambda pair: value(pair[1].label))
     return [
-        f"{name}: in the layout where RTN is best ({plain.recipe.family}, {plain.scores[measure].value / base:.3g} "
-        f"times the original's perplexity), the paper's method {says}."
+        f"in the layout where RTN is best ({plain.family}, {value(plain.label) / value(scored.original):.3g} times "
+        f"the original's perplexity), the paper's method {scored.tally([(kept.label, plain.label)], measure)}."
     ]
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity over the side of a block, runs and tiles apart; the whole tensor on the right."""
-    return {
-        "block-size" + (f"-{place + 1}" if place else ""): _lines(name, seen, width)
-        for place, (name, seen) in enumerate(result.data["models"].items())
-    }
-
-
-def _lines(name: str, seen: dict[str, Any], width: float) -> Figure:
-    wide = width > 600
-    figure = new_figure(width, 420 if wide else 700)
-    panels = figure.subplots(1, 2, sharey=True) if wide else figure.subplots(2, 1)
-    shown = {_PLAIN: GREY, HELD: CATEGORIES[0], CLIPPED: CATEGORIES[1], _OTHERS: CATEGORIES[2], LARGE: CATEGORIES[3]}
-    markers = dict(zip(shown, ("x", *MARKERS), strict=True))
-    sides = sorted({side for _, side, *_ in seen["points"] if side})
-    places = {side: place for place, side in enumerate([*sides, 0])}
-    for axes, layout in zip(panels, ("runs", "tiles"), strict=True):
-        for kept, colour in shown.items():
-            own = [
-                (places[side], value)
-                for of, side, label, value in seen["points"]
-                if label == kept and of in (layout, "tensor")
-            ]
-            axes.plot(*zip(*sorted(own), strict=True), f"{markers[kept]}-", color=colour, markersize=5, label=kept)
-        axes.axhline(seen["original"], color=GREY, linestyle=":", linewidth=1)
-        axes.annotate("original", (0, seen["original"]), va="bottom", fontsize=11, color=GREY)
-        axes.set_xticks(list(places.values()), [*(f"{side}²" for side in sides), "tensor"])
-        axes.set_yscale("log")
-        log_ticks(axes.yaxis)
-        axes.set_title(f"1-D runs ({name})" if layout == "runs" else "2-D tiles")
-        axes.set_xlabel("entries that share a range")
-        axes.grid(axis="y")
-    panels[0].set_ylabel("perplexity")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 1)
-    return figure

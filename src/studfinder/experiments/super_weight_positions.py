@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from studfinder.edits import matched_controls, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
-from studfinder.experiments.weights import super_weights_of
+from studfinder.edits import zero
+from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.studies import ModelVariant, Original, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,7 @@ WITH, WITHOUT = "as it is", "without the first token"
 def run(bench: Bench, lm: LM) -> Outcome:
     """KL by position of two edits, on two texts."""
     (weights, findings), own = super_weights_of(bench, lm), bench.config
-    taken = [weight.index for weight in weights]
-    others = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
+    others = controls_of(lm, weights, findings)
     variants = [
         ModelVariant("original"),
         with_edits(lm, "super weights", zero(weights)),

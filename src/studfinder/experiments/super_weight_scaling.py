@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studfinder.edits import matched_controls, scale
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
-from studfinder.experiments.weights import super_weights_of
+from studfinder.edits import scale
+from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.report.words import brief
 from studfinder.stats import averaged
 from studfinder.studies import ModelVariant, ratio, swept, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"
@@ -68,8 +68,7 @@ SW, _CONTROLS = "super weights", "controls"
 def run(bench: Bench, lm: LM) -> Outcome:
     """Score every factor on the same items; choose on one half, judge on the other."""
     weights, findings = super_weights_of(bench, lm)
-    taken = [weight.index for weight in weights]
-    controls = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
+    controls = controls_of(lm, weights, findings)
     factors = sorted({*bench.config.factors} - {1.0})
     source, windows = _windows(lm, bench.config.text, bench.config.windows)
     curves = {}

@@ -15,27 +15,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from studfinder.edits import Edit, edited, matched_controls, zero
+from studfinder.edits import zero
 from studfinder.errors import StudfinderError
-from studfinder.experiments.dots import dots, point
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.weights import super_weights_of
+from studfinder.experiments.weights import controls_of, super_weights_of
+from studfinder.measures import Scores, scored
 from studfinder.measures.tasks import TASKS
 from studfinder.measures.tasks.harness import build_task
 from studfinder.models import LM
-from studfinder.records import Comparison, Interval, Result, Table
-from studfinder.report.style import BLUE, GREY, VERMILLION, log_ticks, new_figure
+from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point
+from studfinder.records.config import option
 from studfinder.report.words import brief, count
 from studfinder.stats import mean_interval, ratio_interval
+from studfinder.studies import GridScores, ModelVariant, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import Text, corpus, encode, token_class, token_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopwordsConfig(StudyConfig):
+    """Which prompts, and how many tokens are shown."""
+
+    limit: int = option(300, help="Prompts: half of them rank, half judge.", least=4)
+    top: int = option(12, help="Likeliest tokens that are shown.", least=1)
+    text: str = option("lambada", help="lambada, or a file of passages.")
+
 
 EXPERIMENT = Experiment(
     name="super-weight/stopwords",
@@ -43,30 +54,50 @@ EXPERIMENT = Experiment(
     shows="figure 5",
     summary="Does the model fall back on stopwords without its super weight?",
     needs="about 4 minutes and 1 GB with smollm2 on two cores (plus the scan that finds the weights)",
-    presets={
-        "cpu": {"limit": 300, "top": 12, "text": "lambada"},
-        "paper": {"limit": 500, "top": 40, "text": "lambada"},
-    },
+    presets={"cpu": StopwordsConfig(), "paper": StopwordsConfig(limit=500, top=40)},
 )
-_CHUNK = 50
-_STATES = ("clean", "without", "control")
+_CLEAN, _WITHOUT, _CONTROL = _STATES = ("as it is", "without SW", "without a control")
 _CLASSES = ("delimiter", "low-semantic", "other")
+_NEXT, _STOPWORDS = "next token", "all stopwords"
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Rank tokens on one half of the prompts, judge them on the other."""
-    outcome = Outcome([])
-    for name in bench.models:
-        with bench.model(name) as lm:
-            weights, findings = super_weights_of(bench, lm)
-            taken = [weight.index for weight in weights]
-            controls = [matched_controls(lm, w, findings, count=1, exclude=taken)[0] for w in weights]
-            source, prompts = _prompts(lm, bench.settings["text"], bench.settings["limit"], bench.settings["seed"])
-            edits = {"clean": (), "without": zero(weights), "control": zero(controls)}
-            seen = _seen(bench, lm, prompts, edits)
-        title = " and ".join(brief(weight) for weight in weights)
-        _report(outcome, name, seen, source, title, len(weights))
-    return outcome
+    weights, findings = super_weights_of(bench, lm)
+    source, prompts = _prompts(lm, bench.config.text, bench.config.limit, bench.config.seed)
+    half = len(prompts) // 2
+    bench.progress("ranking tokens", 0, half)
+    top = bench.once("rank", partial(_ranked, lm, prompts[:half], bench.config.top))
+    classes_V = _classes(lm)
+    controls = controls_of(lm, weights, findings)
+    variants = [ModelVariant(_CLEAN), with_edits(lm, _WITHOUT, zero(weights)), with_edits(lm, _CONTROL, zero(controls))]
+    found = bench.grid(lm, variants, [_NextToken(prompts[half:], top, classes_V, source)])
+    judged = f"{count(len(prompts) - half, 'prompt')} of {source} that did not choose the tokens"
+    columns = (*_STATES, "without SW / as it is", "control / as it is")
+    cells = {what: _cells(found, what) for what in (_STOPWORDS, *_CLASSES, *map(str, top))}
+    by_class = Table(
+        title="probability of the next token by class",
+        columns=("tokens", *columns),
+        rows=((_STOPWORDS, *cells[_STOPWORDS]), *((f"{kind} tokens", *cells[kind]) for kind in _CLASSES)),
+        note=f"Mean over {judged}; the whole vocabulary counts. SW: {' and '.join(map(brief, weights))}. Stopwords are "
+        "delimiters and low-semantic tokens.",
+    )
+    tokens = {token: (repr(token_text(lm, token)), _CLASSES[int(classes_V[token])]) for token in top}
+    by_token = Table(
+        title="the likeliest next tokens",
+        columns=("token", "class", *columns),
+        rows=tuple((*said, *cells[str(token)]) for token, said in tokens.items()),
+        note=f"Ranked on the other half of the prompts. Mean over {judged}. The paper, Llama-7B: the .0349 to "
+        '.0739, "." .0110 to .0537, "," .0048 to .0505, and .0055 to .0335, her .0144 to .0058.',
+    )
+    means = [cells[what] for what in (_STOPWORDS, *map(str, top))]
+    series = tuple(
+        Series(name=state, points=tuple(point(row[place]) for row in means), quiet=state == _CONTROL)
+        for place, state in enumerate(_STATES)
+    )
+    rows = (_STOPWORDS, *(f"{token} *" if kind != "other" else token for token, kind in tokens.values()))
+    plot = Plot(kind="dots", rows=rows, series=series, x="mean probability; *: stopword", log=True)
+    return Outcome([by_class, by_token], [_note(found, len(weights))], [Chart(name="stopwords", plots=(plot,))])
 
 
 def _prompts(lm: LM, text: str, limit: int, seed: int) -> tuple[str, list[list[int]]]:
@@ -81,45 +112,16 @@ def _prompts(lm: LM, text: str, limit: int, seed: int) -> tuple[str, list[list[i
     if len(cut) < 4:
         raise StudfinderError(f"{source} has {count(len(cut), 'passage')}", expected="at least four of two words")
     order = np.random.default_rng(seed).permutation(len(cut))[:limit]
-    if len(order) < 4:
-        raise StudfinderError(f"--limit {limit}", expected="4 or more prompts: half of them rank, half judge")
     return source, encode(lm, [Text(f"passage {i}", cut[i]) for i in sorted(order)])[0]
-
-
-def _seen(bench: Bench, lm: LM, prompts: Sequence[list[int]], edits: dict[str, tuple[Edit, ...]]) -> dict[str, Any]:
-    """The top tokens by one half; their probabilities, and those of each class, for each prompt of the other."""
-    half = len(prompts) // 2
-    ranking, judging = prompts[:half], prompts[half:]
-    classes = _classes(lm)
-    chunks = [judging[start : start + _CHUNK] for start in range(0, len(judging), _CHUNK)]
-    total, done = half + len(_STATES) * len(judging), 0
-    bench.progress("ranking tokens", 0, total)
-    top = bench.once("rank", partial(_ranked, lm, ranking, bench.settings["top"]))
-    done += half
-    seen: dict[str, Any] = {"tokens": [token_text(lm, token) for token in top], "prompts": len(judging)}
-    seen["classes"] = [_CLASSES[int(classes[token])] for token in top]
-    for state in _STATES:
-        seen[state] = {"top": [], "mass": []}
-        for place, chunk in enumerate(chunks):
-            bench.progress(f"judging, {state}", done, total)
-            found = bench.once(f"{state} {place}", partial(_judged, lm, chunk, edits[state], top, classes))
-            seen[state]["top"] += found["top"]
-            seen[state]["mass"] += found["mass"]
-            done += len(chunk)
-    bench.progress("judged", total, total)
-    return seen
 
 
 def _classes(lm: LM) -> torch.Tensor:
     """The class of every token of the vocabulary, shape (V,)."""
-    names = {name: number for number, name in enumerate(_CLASSES)}
     special = set(lm.tokenizer.all_special_ids) if lm.tokenizer is not None else set()
-    return torch.tensor(
-        [
-            names["other"] if token in special else names[token_class(token_text(lm, token), 1)]
-            for token in range(lm.anatomy.vocabulary)
-        ]
+    kinds = (
+        "other" if token in special else token_class(token_text(lm, token), 1) for token in range(lm.anatomy.vocabulary)
     )
+    return torch.tensor([_CLASSES.index(kind) for kind in kinds])
 
 
 def _ranked(lm: LM, prompts: Sequence[list[int]], top: int) -> list[int]:
@@ -129,22 +131,8 @@ def _ranked(lm: LM, prompts: Sequence[list[int]], top: int) -> list[int]:
     return total_V.topk(min(top, len(total_V))).indices.tolist()
 
 
-def _judged(
-    lm: LM, prompts: Sequence[list[int]], edits: tuple[Edit, ...], top: list[int], classes_V: torch.Tensor
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"top": [], "mass": []}
-    if edits:
-        with edited(lm, edits):
-            return _judged(lm, prompts, (), top, classes_V)
-    for ids in prompts:
-        p_V = _next(lm, ids)
-        found["top"].append(p_V[top].tolist())
-        found["mass"].append(torch.zeros(len(_CLASSES), dtype=p_V.dtype).index_add(0, classes_V, p_V).tolist())
-    return found
-
-
 def _next(lm: LM, ids: list[int]) -> torch.Tensor:
-    """Probabilities of the next token, shape (V,), in double precision."""
+    """Probabilities of the next token, shape (V,), in double precision. No measure has them: a forward pass."""
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
         options["logits_to_keep"] = 1
@@ -153,89 +141,47 @@ def _next(lm: LM, ids: list[int]) -> torch.Tensor:
     return logits_V.double().softmax(dim=-1).cpu()[: lm.anatomy.vocabulary]
 
 
-def _report(outcome: Outcome, name: str, seen: dict[str, Any], source: str, weights: str, many: int) -> None:
-    mass = {state: np.array(seen[state]["mass"]) for state in _STATES}
-    stop = {state: values[:, :2].sum(axis=1) for state, values in mass.items()}
-    columns = ("tokens", "as it is", "without SW", "without a control", "without SW / as it is", "control / as it is")
-    rows = [_mass_row("all stopwords", stop)]
-    rows += [_mass_row(f"{kind} tokens", {s: m[:, i] for s, m in mass.items()}) for i, kind in enumerate(_CLASSES)]
-    judged = f"{count(seen['prompts'], 'prompt')} of {source} that did not choose the tokens"
-    outcome.tables.append(
-        Table(
-            title=f"{name}: probability of the next token by class",
-            columns=columns,
-            rows=tuple(rows),
-            note=f"Mean over {judged}; the whole vocabulary counts. SW: {weights}. Stopwords are delimiters and "
-            "low-semantic tokens.",
-        )
-    )
-    top = {state: np.array(seen[state]["top"]) for state in _STATES}
-    rows = [
-        (repr(token), kind, *_mass_row("", {s: p[:, i] for s, p in top.items()})[1:])
-        for i, (token, kind) in enumerate(zip(seen["tokens"], seen["classes"], strict=True))
-    ]
-    outcome.tables.append(
-        Table(
-            title=f"{name}: the likeliest next tokens",
-            columns=("token", "class", *columns[1:]),
-            rows=tuple(rows),
-            note=f"Ranked on the other half of the prompts. Mean over {judged}. The paper, Llama-7B: the .0349 to "
-            '.0739, "." .0110 to .0537, "," .0048 to .0505, and .0055 to .0335, her .0144 to .0058.',
-        )
-    )
-    outcome.notes.append(_note(name, stop, many))
-    outcome.data[name] = {
-        "tokens": seen["tokens"],
-        "classes": seen["classes"],
-        **{state: [point(mean_interval(top[state][:, i])) for i in range(top[state].shape[1])] for state in _STATES},
-        "stopwords": {state: point(mean_interval(stop[state])) for state in _STATES},
-    }
+@dataclass
+class _NextToken:
+    """How probable it is, after each prompt, that a stopword, a token of each class, or each of some tokens is next."""
+
+    prompts: Sequence[list[int]]
+    tokens: Sequence[int]
+    classes_V: torch.Tensor
+    text: str
+    name: str = _NEXT
+
+    def see(self, lm: LM) -> None:
+        """The tokens were ranked before."""
+
+    def scores(self, lm: LM) -> dict[str, Scores]:
+        """One probability a prompt, by what comes."""
+        rows = []
+        for ids in self.prompts:
+            p_V = _next(lm, ids)
+            mass = torch.zeros(len(_CLASSES), dtype=p_V.dtype).index_add(0, self.classes_V, p_V)
+            rows.append([*mass.tolist(), *p_V[list(self.tokens)].tolist()])
+        items = dict(zip((*_CLASSES, *map(str, self.tokens)), np.array(rows).T, strict=True))
+        items[_STOPWORDS] = items[_CLASSES[0]] + items[_CLASSES[1]]
+        return {_NEXT: scored(_NEXT, items[_STOPWORDS], text=self.text, **items)}
 
 
-def _mass_row(label: str, of: dict[str, np.ndarray]) -> tuple[Any, ...]:
-    ratios = [
-        Comparison(kind="ratio", interval=ratio_interval(of[state], of["clean"], what="prompts"))
-        for state in ("without", "control")
-    ]
-    return (label, *(mean_interval(of[state], what="prompts") for state in _STATES), *ratios)
+def _cells(found: GridScores, what: str) -> tuple[Interval | Comparison, ...]:
+    """Its mean probability in each state, and what that is over what it was."""
+    of = {state: found.items(state, _NEXT, what) for state in _STATES}
+    ratios = (ratio_interval(of[state], of[_CLEAN], what="prompts") for state in (_WITHOUT, _CONTROL))
+    means = (mean_interval(of[state], what="prompts") for state in _STATES)
+    return (*means, *(Comparison(kind="ratio", interval=ratio) for ratio in ratios))
 
 
-def _note(name: str, stop: dict[str, np.ndarray], many: int) -> str:
-    change = mean_interval(stop["without"] - stop["clean"], what="prompts")
-    control = mean_interval(stop["control"] - stop["clean"], what="prompts")
-    which = "its super weight" if many == 1 else f"its {many} super weights"
+def _note(found: GridScores, many: int) -> str:
+    clean, without, control = (found.items(state, _NEXT, _STOPWORDS) for state in _STATES)
+    change, other = (mean_interval(values - clean, what="prompts") for values in (without, control))
     went = "rises" if change.low > 0 else "falls" if change.high < 0 else "does not clearly change"
-    also = "moves it too" if control.low > 0 or control.high < 0 else "does not move it"
     return (
-        f"{name}: the probability that a stopword comes next {went} without {which}, "
-        f"from {stop['clean'].mean():.1%} to {stop['without'].mean():.1%} "
-        f"(difference {_points(change)}); setting as many control weights to "
-        f"zero {also} ({_points(control)}). The paper says that it rises."
+        f"the probability that a stopword comes next {went} without "
+        f"{'its super weight' if many == 1 else f'its {many} super weights'}, from {clean.mean():.1%} to "
+        f"{without.mean():.1%} (difference {change:+.1%}); setting as many control weights to zero "
+        f"{'moves it too' if other.low > 0 or other.high < 0 else 'does not move it'} ({other:+.1%}). The paper says "
+        "that it rises."
     )
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.value:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]"
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """The top tokens' mean probabilities, and those of all stopwords, for each model."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        labels = ["all stopwords", *(repr(token) for token in seen["tokens"])]
-        figure = new_figure(width, 80 + 30 * len(labels))
-        axes = figure.add_subplot()
-        series = {
-            label: [seen["stopwords"][state], *seen[state]]
-            for state, label in zip(_STATES, ("as it is", "without the super weights", "without controls"), strict=True)
-        }
-        dots(axes, labels, series, log=True, colours=(BLUE, VERMILLION, GREY))
-        for tick, kind in zip(axes.get_yticklabels()[1:], seen["classes"], strict=True):
-            tick.set_fontweight("bold" if kind != "other" else "normal")
-        axes.set_xlabel(
-            f"mean probability ({name}); bold: stopwords" if width > 600 else "probability; bold: stopwords"
-        )
-        log_ticks(axes.xaxis, most=6)
-        figure.legend(loc="outside upper left", ncols=3 if width > 600 else 1)
-        figures["stopwords" if not place else f"stopwords-{place + 1}"] = figure
-    return figures

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from studfinder.edits import Weights, matched_controls
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench
 from studfinder.models import LM, cached_content_hash, check_findings
 from studfinder.records import Findings, SuperWeight
+from studfinder.studies.experiment import Bench
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
@@ -47,3 +49,9 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], Fin
             do="See studfinder scan for its candidates, or choose another model",
         )
     return tuple(found), findings
+
+
+def controls_of(lm: LM, weights: Sequence[SuperWeight], findings: Findings) -> list[Weights]:
+    """For each weight another one, the nearest in size in the same matrix."""
+    taken = [weight.index for weight in weights]
+    return [matched_controls(lm, weight, findings, count=1, exclude=taken)[0] for weight in weights]

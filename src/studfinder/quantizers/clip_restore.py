@@ -59,10 +59,14 @@ class ClipRestore:
         """The candidate with the smallest output error, and the matrix quantised with it."""
         tried = []
         for z in self.candidates:
-            found = clip_and_round(weight_RC, self.scheme, z, held_RC)
+            found = self.rounded(weight_RC, z, held_RC)
             tried.append((output_error(found.dequantized() - weight_RC, moment_CC), -z, found))
         _, minus_z, found = min(tried, key=lambda one: one[:2])
         return -minus_z, found
+
+    def rounded(self, weight_RC: torch.Tensor, z: float, held_RC: torch.Tensor | None = None) -> Quantized:
+        """A matrix (out, in) clamped by z, rounded and restored."""
+        return clip_and_round(weight_RC, self.scheme, z, held_RC)
 
 
 def clip_and_round(weight_RC: torch.Tensor, scheme: Scheme, z: float, held_RC: torch.Tensor | None = None) -> Quantized:

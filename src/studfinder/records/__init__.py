@@ -1,6 +1,6 @@
 """Plain data, JSON in and out; no torch."""
 
-from studfinder.records.chart import Chart, Plot, Point, Series, point
+from studfinder.records.chart import Chart, Plot, Point, Series, line, point
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -52,6 +52,7 @@ __all__ = [
     "Thresholds",
     "Training",
     "from_json",
+    "line",
     "point",
     "read_record",
     "schema",

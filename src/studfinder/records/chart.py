@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from studfinder.records.interval import Comparison, Interval
 
@@ -22,6 +23,7 @@ class Series:
         dotted: whether the line is dotted.
         quiet: whether it is drawn in grey: a control.
         like: the name of the one whose colour it has; "" for a colour of its own.
+        thin: one of several lines that another of this name is the mean of.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Series:
     dotted: bool = False
     quiet: bool = False
     like: str = ""
+    thin: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +43,11 @@ class Plot:
         kind: "dots", points with intervals in rows; "bars", the same from a common start; "lines", points over x.
         rows: labels of the rows, the first on top.
         title, x, y: in words, with units.
+        shaded: of lines, from which x to which something holds.
         none: the value at which nothing changed; a line is drawn there.
         log: whether the values' axis is logarithmic; `log_x` that of x.
         percent: whether values are shares.
+        low: where the values' axis begins, of lines; None is where values do.
     """
 
     kind: Literal["dots", "bars", "lines"]
@@ -51,10 +56,12 @@ class Plot:
     title: str = ""
     x: str = ""
     y: str = ""
+    shaded: tuple[float, float] | None = None
     none: float | None = None
     log: bool = False
     log_x: bool = False
     percent: bool = False
+    low: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +87,8 @@ def point(of: Interval | Comparison | float | None) -> Point:
         return (of.value, of.low, of.high)
     value = float("nan") if of is None else float(of)
     return (value, value, value)
+
+
+def line(name: str, x: Iterable[float], values: Iterable[Interval | Comparison | float | None], **more: Any) -> Series:
+    """What has one colour, over x; `more` as in `Series`."""
+    return Series(name=name, x=tuple(x), points=tuple(map(point, values)), **more)

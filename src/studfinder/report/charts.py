@@ -18,12 +18,10 @@ from studfinder.visible import visible
 COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
 _BANDS = 3
 """Lines of a plot whose bands can be told apart."""
-_BESIDE = 3
-"""Plots that stand in one line; more stand in pairs."""
 _FEW = 25
 """Points of a line that are marked."""
-_LABEL = 24
-"""Letters of a row's label on a phone."""
+_LABEL, _TITLE = 24, 36
+"""Letters of a line of a row's label and of a title on a phone."""
 
 
 def draw_chart(chart: Chart, width: float) -> Figure:
@@ -33,18 +31,17 @@ def draw_chart(chart: Chart, width: float) -> Figure:
         width: in CSS pixels; below 600 plots stand one below the other.
     """
     wide = width > 600
+    heights = [_height(plot, wide) for plot in chart.plots]
     names = list(dict.fromkeys(series.name for plot in chart.plots for series in plot.series))
     columns = 3 if wide else 1
     above = 40 + 20 * -(-len(names) // columns)
     count = len(chart.plots)
-    across = 1 if not wide else count if count <= _BESIDE else 2
-    each = [_height(plot, wide) * (1 if across == count or not wide else 0.65) for plot in chart.plots]
-    heights = [max(each[first : first + across]) for first in range(0, count, across)]
-    figure = new_figure(width, above + sum(heights))
+    across = 1 if not wide else count if count < 4 else 2
+    rows = [max(heights[first : first + across]) for first in range(0, count, across)]
+    figure = new_figure(width, above + sum(rows))
     # One scale of rows for all, if all have the same rows.
     alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
-    grid = {"height_ratios": heights}
-    panels = figure.subplots(len(heights), across, squeeze=False, gridspec_kw=grid, sharey=alike).flatten()
+    panels = figure.subplots(len(rows), across, squeeze=False, gridspec_kw={"height_ratios": rows}, sharey=alike).flat
     colours = _colours(chart, names)
     for axes, plot in zip(panels, chart.plots, strict=False):
         _draw(axes, plot, colours, wide)
@@ -67,20 +64,27 @@ def _height(plot: Plot, wide: bool) -> float:
     return 70 + (24 if wide else 30) * each * max(2, len(plot.rows))
 
 
-def _colours(chart: Chart, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name, the same in all plots of a chart."""
+def _colours(chart: Chart, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and style of line by name, the same in all plots of a chart."""
     every = {series.name: series for plot in chart.plots for series in plot.series}
     own = [name for name in names if not every[name].quiet and every[name].like in ("", name)]
-    looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(own)}
-    return {name: looks.get(name) or looks.get(every[name].like) or (GREY, MARKERS[-1]) for name in names}
+    looks = {
+        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], ("-", "--")[i // len(COLOURS) % 2])
+        for i, name in enumerate(own)
+    }
+    return {name: looks.get(name) or looks.get(every[name].like) or (GREY, MARKERS[-1], "-") for name in names}
 
 
-def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: bool) -> None:
+def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]], wide: bool) -> None:
     if plot.kind == "lines":
-        for number, series in enumerate(plot.series, 1):
-            _line(axes, series, *colours[series.name], beside=number if len(plot.series) > _BANDS else 0)
+        whole = [series for series in plot.series if not series.thin]
+        for series in plot.series:
+            beside = whole.index(series) + 1 if len(whole) > _BANDS and not series.thin else 0
+            _line(axes, series, *colours[series.name], beside=beside)
         values: Any = axes.yaxis
         across, along = "axhline", "y"
+        if plot.shaded is not None:
+            axes.axvspan(*plot.shaded, color=ORANGE, alpha=0.13, linewidth=0)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for s in plot.series for x in s.x)))
     else:
         _rows(axes, plot, colours)
@@ -93,15 +97,19 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: boo
     axes.set_xlabel(visible(plot.x))
     axes.set_ylabel(visible(plot.y))
     if plot.title:
-        axes.set_title(visible(plot.title))
+        axes.set_title(visible(plot.title) if wide else fill(visible(plot.title), _TITLE))
     axes.grid(axis="y" if along == "y" else "x")
     if plot.log_x:
         axes.set_xscale("log")
         log_ticks(axes.xaxis, most=6)
+        places = sorted({x for series in plot.series for x in series.x})
+        if len(places) < 9:
+            axes.set_xticks(places, [f"{x:,g}" for x in places])
     if plot.log:
         (axes.set_yscale if along == "y" else axes.set_xscale)("log")
     if plot.kind == "lines":
         _cut(axes, plot)
+        axes.set_ylim(bottom=plot.low)
     if plot.log:
         log_ticks(values, most=5)
     elif plot.percent:
@@ -110,15 +118,19 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]], wide: boo
         values.set_major_locator(MaxNLocator(6 if wide else 4))
 
 
-def _line(axes: Axes, series: Series, colour: str, marker: str, beside: int) -> None:
+def _line(axes: Axes, series: Series, colour: str, marker: str, line: str, beside: int) -> None:
     """A line with a band from low to high; where there are too many bands, the last interval as a bar."""
     found = np.array(series.points, dtype=float).reshape(-1, 3)
     good = np.isfinite(found[:, 0])
     if not good.any():
         return
     x, (value, low, high) = np.array(series.x)[good], found[good].T
+    style: Any = {"color": colour, "linestyle": ":" if series.dotted else line}
+    if series.thin:
+        axes.plot(x, value, linewidth=0.8, alpha=0.5, **style)
+        return
     small: Any = {"marker": marker, "markersize": 4} if len(x) < _FEW else {}
-    axes.plot(x, value, color=colour, linestyle=":" if series.dotted else "-", label=series.name, **small)
+    axes.plot(x, value, label=series.name, **style, **small)
     if not (high > low).any():
         return
     if beside:
@@ -142,7 +154,7 @@ def _cut(axes: Axes, plot: Plot) -> None:
         axes.set_ylim(0, 1)
 
 
-def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]]) -> None:
+def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]]) -> None:
     """Points with intervals, or bars; infinite ends end at the axis. Series stand side by side only where they would
     meet."""
     points = [np.array(series.points, dtype=float).reshape(-1, 3) for series in plot.series]
@@ -150,7 +162,7 @@ def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str]]) -> None:
     for place, (series, found) in enumerate(zip(plot.series, points, strict=True)):
         value, low, high = found.T
         y = np.arange(len(value)) + (place - (len(points) - 1) / 2) * step
-        colour, marker = colours[series.name]
+        colour, marker, _ = colours[series.name]
         good = np.isfinite(value)
         if plot.kind == "bars":
             axes.barh(y[good], value[good], height=step or 0.6, color=colour, label=series.name)

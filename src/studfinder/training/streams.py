@@ -23,6 +23,9 @@ class SequenceSource(Protocol):
     def length(self) -> int: ...
 
     @property
+    def vocabulary(self) -> int: ...
+
+    @property
     def test_rows(self) -> int | None:
         """How many different test rows there are; None if they never end."""
         ...
@@ -45,6 +48,10 @@ class TaskSource:
     @property
     def length(self) -> int:
         return self.task.length
+
+    @property
+    def vocabulary(self) -> int:
+        return self.task.vocabulary
 
     @property
     def test_rows(self) -> int | None:

@@ -81,7 +81,7 @@ class ScanConfig(OutConfig, ReadConfig):
     bos: bool | None = option(None, help="Force BOS on or off.", otherwise="as the tokenizer does")
     batch_size: int = option(1, least=1, help="Prompts a forward pass.", identity=False)
     lam: float | None = option(
-        None, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
+        None, least=0, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
     )
     thresholds: Thresholds | None = option(
         None, line=False, identity=False, help="All thresholds from which a number stands out."

@@ -21,7 +21,7 @@ from studfinder.records import Measured, RunCard, Scorecard, read_record, to_jso
 from studfinder.records.config import identity, takes
 from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw_scorecard, tables
-from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Steps, key_of, now, record_file, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import WHOLE, encode, proof_text
@@ -79,7 +79,9 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
         measure_named(name)
     lm = load_as(model, config)
     edits = edits_of(lm, config.edits) if config.edits else ()
-    against = None if config.against is None else load_as(config.against, config)
+    against = config.against
+    if against is not None and not isinstance(against, LM):
+        against = load_as(against, config)
     for one in (lm, against):
         if one is not None:
             check_causal(one, "measures")
@@ -137,14 +139,7 @@ def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") ->
     with nullcontext() if config.tokens is None else batch_size(config.tokens):
         if config.out is None and not write:
             return _measured(plan, Steps(None), command), None
-        before = {
-            name: value
-            for name, value in plan.settings.items()
-            if name not in ("config", "against_config", "device", "scoring")
-        }
-        run = run_of(
-            "measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=config.folder, before=before
-        )
+        run = measure_run(plan)
         found = None if config.overwrite else run.finished()
         if found is not None:
             return read_card(found), found
@@ -154,6 +149,14 @@ def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") ->
             write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
             write_cards(work.path, [card])
         return card, run.path
+
+
+def measure_run(plan: MeasurePlan) -> Run:
+    """The run of a planned measurement; nothing is written."""
+    later = ("config", "against_config", "device", "scoring")
+    before = {name: value for name, value in plan.settings.items() if name not in later}
+    out = plan.config.folder
+    return run_of("measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=out, before=before)
 
 
 def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:

@@ -427,8 +427,9 @@ def _kept(bench: Workbench, keep: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
-    # As JSON has them, so that the record reads back as it was.
-    settings = json.loads(json.dumps(dataclasses.asdict(method), default=str))  # type: ignore[call-overload]
+    # As JSON has them, so that the record reads back as it was; infinity as a text, as records write it.
+    plain = json.dumps(dataclasses.asdict(method), default=str)  # type: ignore[call-overload]
+    settings = json.loads(plain, parse_constant=str)
     rounded = acts_of(method, format)
     acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
     return Quantization(

@@ -68,7 +68,6 @@ class ClippedSoftmax(Variant):
         short = length is not None and (not by_alpha or length < 1)
         yield short, f"length={length} does not fit", "a training length beside alpha"
         yield self.per_row and not by_alpha, "per_row needs alpha", "ClippedSoftmax(alpha=4, per_row=True)"
-        yield self.kernel not in ("blocks", "flex"), f"kernel {self.kernel!r} is unknown", "'blocks' or 'flex'"
         flex = self.kernel == "flex" and (self.per_row or zeta != 1)
         yield flex, "the flex kernel knows one gamma and zeta = 1", "kernel='blocks'"
 

@@ -101,12 +101,7 @@ class Gated(Variant):
 
     def rules(self) -> Iterator[tuple[bool, str, str]]:
         yield from super().rules()
-        kinds, moved = (*_WITH_BIAS, "headwise", "elementwise"), self.pi_init != 0.5
-        yield (
-            self.kind not in kinds,
-            f"gate {self.kind!r} is unknown",
-            "linear, mlp, all-heads, headwise or elementwise",
-        )
+        moved = self.pi_init != 0.5
         yield not 0 < self.pi_init < 1, f"pi_init={self.pi_init} is no gate", "a number between 0 and 1"
         no_bias = moved and self.kind not in _WITH_BIAS
         yield no_bias, f"a {self.kind} gate has no bias to set pi_init with", "pi_init=0.5"

@@ -55,11 +55,10 @@ class RoPE(Variant):
 
     def rules(self) -> Iterator[tuple[bool, str, str]]:
         yield from super().rules()
-        kind, fraction = self.kind, self.fraction
-        yield kind not in ("partial", "p-rope"), f"RoPE kind {kind!r} is unknown", "'partial' or 'p-rope'"
+        fraction = self.fraction
         within = "above 0 and at most 1; NoPE() has none at all"
         yield not 0 < fraction <= 1, f"fraction={fraction} is out of range", within
-        uneven = kind == "partial" and bool((1 / fraction) % 1)
+        uneven = self.kind == "partial" and bool((1 / fraction) % 1)
         yield uneven, f"partial RoPE of fraction {fraction} is not supported", "1, 1/2, 1/4, ..."
 
     def check(self, shape: AttentionShape) -> None:

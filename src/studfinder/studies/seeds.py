@@ -8,28 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.records import Interval, Plot, Series, Table, point
+from studfinder.records import Chart, Interval, Plot, Series, Table, point
 from studfinder.records.result import Cell
 
 Trained = dict[str, Any]
 """What came of one model at one seed; see `trained.run_cell`."""
 Cells = dict[str, list[Trained]]
 """By kind of model, one a seed."""
-Curve = list[tuple[int, float]]
+Curve = Sequence[tuple[float, float]]
 Read = Callable[[Trained], float]
 DIVERGED = "diverged"
+FEW = 5
+"""Kinds in a plot whose seeds' own curves can be told apart."""
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """Mean over seeds with Student's interval; a single seed has none (its ends are NaN)."""
     from scipy.stats import t  # slow to load
 
-    n = len(values)
-    mean = float(np.mean(values))
-    if n == 1:
-        return Interval(value=mean, low=float("nan"), high=float("nan"), level=0.95, n=1, method="one seed")
-    half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
-    return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method="Student's t over seeds")
+    n, mean, half = len(values), float(np.mean(values)), float("nan")
+    if n > 1:
+        half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
+    method = "Student's t over seeds" if n > 1 else "one seed"
+    return Interval(value=mean, low=mean - half, high=mean + half, level=0.95, n=n, method=method)
 
 
 def ended(seeds: Sequence[Trained]) -> list[Trained]:
@@ -45,18 +46,16 @@ def label_of(name: str, seeds: Sequence[Trained]) -> str:
 
 def seed_mean(seeds: Sequence[Trained], read: Read) -> Interval | str | None:
     """Over the seeds that did not diverge; None where this kind of model has no such thing."""
-    values = [read(cell) for cell in ended(seeds)]
-    if not values:
-        return DIVERGED
-    return None if all(np.isnan(value) for value in values) else over_seeds(values)
+    return _mean([read(cell) for cell in ended(seeds)])
 
 
 def seed_change(after: Sequence[Trained], before: Sequence[Trained], read: Read) -> Interval | str | None:
     """Mean difference, paired over the seeds at which neither diverged."""
-    differences = [read(a) - read(b) for a, b in pairs(after, before)]
-    if not differences:
-        return DIVERGED
-    return None if all(np.isnan(value) for value in differences) else over_seeds(differences)
+    return _mean([read(a) - read(b) for a, b in pairs(after, before)])
+
+
+def _mean(values: list[float]) -> Interval | str | None:
+    return DIVERGED if not values else None if np.isnan(values).all() else over_seeds(values)
 
 
 def pairs(one: Sequence[Trained], other: Sequence[Trained]) -> list[tuple[Trained, Trained]]:
@@ -66,9 +65,13 @@ def pairs(one: Sequence[Trained], other: Sequence[Trained]) -> list[tuple[Traine
 
 def last(cell: Trained, curve: str = "accuracy") -> float:
     """Where a curve ends; those within another name are named "outliers/...". NaN where nothing was read."""
-    kind, _, name = curve.rpartition("/")
-    points = cell.get(kind, {}).get(name) if kind else cell.get(curve)
+    points = _points(cell, curve)
     return float(points[-1][1]) if points else float("nan")
+
+
+def _points(cell: Trained, curve: str) -> Curve:
+    kind, _, name = curve.rpartition("/")
+    return (cell.get(kind, {}) if kind else cell).get(name, [])
 
 
 def steps_to(cell: Trained, level: float, curve: str = "accuracy") -> float:
@@ -76,22 +79,26 @@ def steps_to(cell: Trained, level: float, curve: str = "accuracy") -> float:
     return float(next((step for step, value in cell[curve] if value >= level), float("inf")))
 
 
-def curves(cells: Cells, curve: str, title: str, *, log: bool = False) -> Plot:
-    """Means over seeds of a curve ("outliers/..." of those within it), with their intervals, over steps."""
-    kind, _, name = curve.rpartition("/")
-    return over(
-        {
-            label_of(model, seeds): [(cell.get(kind, {}) if kind else cell).get(name, []) for cell in ended(seeds)]
-            for model, seeds in cells.items()
-        },
-        title=title,
-        x="steps",
-        log=log,
-    )
+def curves(
+    cells: Cells, titles: Mapping[str, str], *, name: str = "steps", log: Sequence[str] = (), **more: Any
+) -> Chart:
+    """A plot for each curve ("outliers/..." of those within it): what it is over steps.
+
+    Args:
+        titles: of the plots, by curve.
+        log: the curves whose axis is logarithmic.
+        more: of every plot.
+    """
+    plots = []
+    for curve, title in titles.items():
+        found = {label_of(one, seeds): [_points(cell, curve) for cell in ended(seeds)] for one, seeds in cells.items()}
+        plots.append(over(found, title=title, x="steps", log=curve in log, **more))
+    return Chart(name=name, plots=tuple(plots))
 
 
-def over(found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], **more: Any) -> Plot:
-    """Lines through the means over seeds, by name one curve of (x, value) a seed."""
+def over(found: Mapping[str, Sequence[Curve]], *, log: bool = False, **more: Any) -> Plot:
+    """Lines through the means over seeds, by name one curve of (x, value) a seed, and, where there are few names, each
+    seed's own curve."""
     series = []
     for name, seeds in found.items():
         values: dict[float, list[float]] = {}
@@ -99,7 +106,12 @@ def over(found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], **more: A
             values.setdefault(x, []).extend([value] if np.isfinite(value) else [])
         means = {x: over_seeds(own) for x, own in sorted(values.items()) if own}
         series.append(Series(name=name, x=tuple(means), points=tuple(map(point, means.values()))))
-    return Plot(kind="lines", series=tuple(series), **more)
+        if len(found) <= FEW and len(seeds) > 1:
+            own = [tuple(zip(*curve, strict=True)) for curve in seeds if len(curve) > 1]
+            series += [Series(name=name, x=x, points=tuple(map(point, y)), thin=True) for x, y in own]
+    seen = [value for one in series for value, *_ in one.points if value > 0]
+    # Within a factor of three a log axis has no round number to show.
+    return Plot(kind="lines", series=tuple(series), log=log and bool(seen) and max(seen) > 3 * min(seen), **more)
 
 
 def ends_table(title: str, cells: Cells, columns: dict[str, str], first: str = "attention", note: str = "") -> Table:
@@ -140,22 +152,11 @@ def about(cells: Cells) -> list[str]:
         if (steps := [_end(cell) for cell in seeds if cell.get("stopped")])
     ]
     said = [f"Diverged, and left out of every mean, difference and line: {'; '.join(lost)}."] if lost else []
-    return [*said, _time(cells)]
-
-
-def _time(cells: Cells) -> str:
-    """Of all models together: a run that was drawn again knows its own seconds alone."""
-    known = [cell["seconds"] for seeds in cells.values() for cell in seeds if "seconds" in cell]
-    models = sum(map(len, cells.values()))
-    seconds = sum(known)
+    every = [cell for seeds in cells.values() for cell in seeds]
+    seconds, resumed = sum(cell["seconds"] for cell in every), sum("resumed" in cell for cell in every)
     took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-    missing = {
-        "not known of {}": models - len(known),
-        "of {} that were interrupted, since then": sum("resumed" in cell for seeds in cells.values() for cell in seeds),
-    }
-    said = "; ".join(words.format(count) for words, count in missing.items() if count)
-    of = f" ({said})" if said else ""
-    return f"Training took {took} in all, of {models} models{of}."
+    of = f" (of {resumed} that were interrupted, since then)" if resumed else ""
+    return [*said, f"Training took {took} in all, of {len(every)} models{of}."]
 
 
 def _end(cell: Trained) -> int:
