@@ -147,8 +147,12 @@ def _signature(lm: LM) -> str | None:
 def marks(path: Path) -> list[int | str]:
     """What stands for a file's content where reading all of it would take too long: size, times, inode, and a sample of
     its bytes. Other bytes under the same name have another ctime, which nobody can set."""
+    return [*_stat(path), _sample(path)]
+
+
+def _stat(path: Path) -> tuple[int, int, int, int]:
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, _sample(path)]
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _sample(path: Path) -> str:
