@@ -16,7 +16,6 @@ from studfinder.errors import StudfinderError
 from studfinder.records import Training, read_record
 from studfinder.training import ModelShape, build_model
 from studfinder.training.text import train_tokenizer
-from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -108,14 +107,14 @@ def test_an_exported_language_model_can_be_measured(here, capsys, attention):
     folder = train(**options, **sizes, **recipe, out=here / "r", quiet=True)[1]
     names = "perplexity,repetition,induction:16"
     assert run_cli(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
-    found = {line.measure: line for line in read_card(here / "m").measured}
+    found = {line.measure: line for line in sf.read(here / "m").measured}
     assert found["perplexity"].score.value == pytest.approx(280, rel=0.2)  # it has learnt next to nothing
     assert found["induction:16"].score.value < 0.5
     assert found["repetition"].score is not None
     assert (
         run_cli(["measure", str(folder / "model"), "--measures", "perplexity,in-context-learning", "--out", "n"]) == 0
     )
-    refused = read_card(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
+    refused = sf.read(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
     assert refused.score is None
     assert "windows of 208 tokens" in refused.why_not
 

@@ -39,6 +39,7 @@ from typing import (
 )
 
 from studfinder.errors import StudfinderError, near, unknown
+from studfinder.records.public import OneLine, fits_hint, hint_of, wrong
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -83,6 +84,7 @@ class Setting:
         kind: of one value: bool, int, float, str or Path.
         choices: all that it can be, if not anything.
         many, optional: whether it takes several, or None.
+        given, module: its annotation, and where that stands.
     """
 
     name: str
@@ -92,6 +94,8 @@ class Setting:
     choices: tuple[Any, ...]
     many: bool
     optional: bool
+    given: Any
+    module: str
 
     @property
     def flag(self) -> str:
@@ -138,6 +142,9 @@ class Setting:
 
     def _one(self, value: Any) -> Any:
         if self.option.line is not True:
+            taken = hint_of(self.given, self.module)
+            if not self.many and not fits_hint(taken, value):
+                raise wrong(f"{self.name}=", value, taken)
             return value
         if self.choices:
             if value not in self.choices:
@@ -169,7 +176,7 @@ class Setting:
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
-class Config:
+class Config(OneLine):
     """Base of all configs. Values are checked when one is made: choices, ranges and kinds of numbers, in one place."""
 
     def __post_init__(self) -> None:
@@ -197,6 +204,7 @@ def settings_of(config: Config) -> tuple[Setting, ...]:
 
 def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     said: Option = one.metadata.get("option", Option())
+    given = hint
     if said.line is False:
         hint = Any
     elif said.line is not True:
@@ -211,7 +219,8 @@ def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     if get_origin(hint) in (list, tuple, Sequence):
         many, hint = True, get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return Setting(one.name, one.default, said, str if choices else hint, choices, many, optional)
+    kind = str if choices else hint
+    return Setting(one.name, one.default, said, kind, choices, many, optional, given, base.__module__)
 
 
 def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapping[str, Any]) -> Any:

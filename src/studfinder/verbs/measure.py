@@ -17,11 +17,12 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
-from studfinder.records import Measured, RunCard, Scorecard, read_record, to_json
+from studfinder.records import Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
+from studfinder.records.presented import Presented
 from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw_scorecard, tables
-from studfinder.runs import SCORING, Run, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import WHOLE, encode, proof_text
@@ -46,7 +47,7 @@ SCORECARD_FILE = "scorecard.json"
 
 
 @dataclass(frozen=True)
-class MeasurePlan:
+class MeasurePlan(Presented):
     """Everything that determines a scorecard, worked out before it starts."""
 
     lm: LM
@@ -142,7 +143,7 @@ def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") ->
         run = measure_run(plan)
         found = None if config.overwrite else run.finished()
         if found is not None:
-            return read_card(found), found
+            return read(found, Scorecard), found
         sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
         with run.work(overwrite=config.overwrite, sources=sources) as work:
             card = _measured(plan, work.steps, command)
@@ -281,8 +282,3 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
     models = [card.model for card in cards]
     sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
     return write_sheet(folder, sheet)
-
-
-def read_card(path: Path) -> Scorecard:
-    """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    return read_record(Scorecard, record_file(path, SCORECARD_FILE))
