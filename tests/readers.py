@@ -369,31 +369,27 @@ READERS["prompts.jsonl"] = Reader(
 )
 
 
-def _corpus(folder: Path) -> Any:
-    from studfinder.texts.corpora import corpus
+def _documents(folder: Path) -> Any:
+    from studfinder.texts import corpus
 
     return [corpus(path) for path in sorted(folder.iterdir())]
 
 
-READERS["corpus.txt"] = Reader("corpus.txt", _text("c.txt", "one", "zwei", "三"), _corpus, ("texts/corpora.py:_file",))
-READERS["corpus.jsonl"] = Reader("corpus.jsonl", _text("c.jsonl", *_LINES), _corpus, ("texts/corpora.py:_file",))
-
-
-def _documents(folder: Path) -> Any:
-    from studfinder.training.documents import documents
-
-    return list(documents(str(next(path for path in folder.iterdir()))))
-
-
 for _suffix, _content in (
-    (".txt", ["one", "two"]),
+    (".txt", ["one", "zwei", "三"]),
     (".jsonl", _LINES),
     (".json", [json.dumps(["a", {"text": "b"}, {"story": "c"}])]),
 ):
-    READERS[f"training text {_suffix}"] = Reader(
-        f"training text {_suffix}", _text(f"d{_suffix}", *_content), _documents,
-        ("training/documents.py:_documents_of", "training/documents.py:fingerprint"),
-    )  # fmt: skip
+    READERS[f"text {_suffix}"] = Reader(
+        f"text {_suffix}", _text(f"d{_suffix}", *_content), _documents, ("texts/corpora.py:_documents_of",)
+    )
+
+
+@reader("text by name", _text("c4.txt", "one", "<doc id>", "三"), "texts/corpora.py:_lines")
+def _(folder: Path) -> Any:
+    from studfinder.texts.corpora import _lines
+
+    return list(_lines(folder / "c4.txt"))
 
 
 @reader(

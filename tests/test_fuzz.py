@@ -200,7 +200,7 @@ NOT_A_USERS_FILE = {
     "models/builtin.py": "a wheel, checked against its SHA-256",
     "models/fingerprint.py": "bytes, to be hashed",
     "verbs/train.py": "bytes, to be hashed",
-    "training/documents.py:fingerprint": "bytes, to be hashed",
+    "texts/corpora.py:fingerprint": "bytes, to be hashed",
 }
 
 

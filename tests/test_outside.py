@@ -135,8 +135,8 @@ def test_json_lines_of_texts(model, tmp_path, monkeypatch, ends, document):
 
 @pytest.mark.parametrize("document", quick_and_deep(DOCUMENTS, "list", "deep object", "latin-1"))
 def test_json_lines_of_facts_and_lists_of_texts(tmp_path, monkeypatch, document):
+    from studfinder.texts import documents
     from studfinder.texts.relations import relations
-    from studfinder.training.documents import documents
 
     monkeypatch.setenv("STUDFINDER_DATA", str(tmp_path))
     (tmp_path / "facts").mkdir()
@@ -146,7 +146,7 @@ def test_json_lines_of_facts_and_lists_of_texts(tmp_path, monkeypatch, document)
             relations("trex")
     (tmp_path / "texts.json").write_bytes(DOCUMENTS[document])
     with pytest.raises(StudfinderError):
-        list(documents(str(tmp_path / "texts.json")))
+        list(documents(tmp_path / "texts.json")[1])
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))

@@ -65,6 +65,18 @@ def test_word_perplexity_is_that_of_the_harness():
     assert scores.items["tokens"] == (4, 128, 200, 300)
 
 
+def test_a_plain_file_is_one_document_and_a_folder_its_files(tmp_path):
+    lm, random = worded(), np.random.default_rng(3)
+    texts = ["\n".join(words(random, 30) for _ in range(4)) for _ in range(3)]
+    for place, text in enumerate(texts):
+        (tmp_path / f"{place}.txt").write_text(text)
+    for text, found in ((tmp_path / "0.txt", texts[:1]), (tmp_path, texts)):
+        for protocol in ("windows", "word"):
+            scores = perplexity(lm, text, protocol=protocol, window=50)
+            assert scores.items == perplexity(lm, found, protocol=protocol, window=50).items
+            assert protocol == "windows" or scores.interval.n == len(found)
+
+
 def test_a_window_beyond_the_context_is_refused():
     with pytest.raises(StudfinderError, match="the model's window of"):
         perplexity(worded(), [words(np.random.default_rng(0), 600)], window=512)

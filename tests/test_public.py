@@ -194,7 +194,7 @@ def test_progress_is_shown_in_notebooks_only(lm, monkeypatch, capsys, shell):
     sf.measure(lm, "perplexity", limit=2)
     assert capsys.readouterr().err == ""
     said = [words for bar in bars for words in bar.said]
-    shown = [1, "observing", "closed", 1, "perplexity", 1, "measured", "closed"]
+    shown = [1, "observing", "closed", 1, "model", 1, "perplexity, model", 1, "measured", "closed"]
     assert said == (shown if hasattr(shell, "kernel") else [])
     asked = []
     sf.scan(lm, prompts=[PROMPT], prove=False, progress=lambda *told: asked.append(told))

@@ -15,7 +15,6 @@ from studfinder.attention import VARIANTS
 from studfinder.attention.variant import variant_from
 from studfinder.edits import EditList, parse_edits
 from studfinder.experiments import EXPERIMENTS, experiment_named, plan_experiment
-from studfinder.experiments.run import recorded
 from studfinder.measures import MEASURES
 from studfinder.measures.tasks import TASKS
 from studfinder.quantizers import METHODS, SCHEMES, method_class
@@ -120,7 +119,7 @@ def experiment(name: str) -> None:
     entry = experiment_named(name).EXPERIMENT
     for preset in entry.presets:
         wanted = plan_experiment(name, preset=preset)
-        run = RunCard(verb="experiment", key="k", settings=recorded(wanted.settings))
+        run = RunCard(verb="experiment", key="k", settings=wanted.settings)
         words = [word for one, value in run.settings.items() for word in ("--set", f"{one}={text(value)}")]
         changes = dict(pair.split("=", 1) for pair in parsed(ExperimentConfig, words).change)
         assert plan_experiment(name, settings=changes).settings == wanted.settings

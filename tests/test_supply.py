@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import types
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,7 @@ from studfinder.models import (
     model_card,
     private_folder,
 )
-from studfinder.texts import commit_of, corpus, pinned, split_revision
-from studfinder.training.documents import documents
+from studfinder.texts import commit_of, corpus, documents, pinned, split_revision
 from test_inside import cached
 
 SMOLLM2 = BUILTINS["smollm2"]
@@ -233,10 +233,30 @@ def test_a_text_whose_commit_is_not_known_says_what_was_asked(hub, monkeypatch):
     assert commit_of("offline", None) is None
 
 
+def test_a_data_set_is_streamed_or_held_up_to_five_thousand_documents(hub, monkeypatch):
+    taken = []
+
+    def rows(*_, **__):
+        for number in range(20_000):
+            taken.append(number)
+            yield {"text": str(number)}
+
+    monkeypatch.setattr("datasets.load_dataset", rows)
+    assert list(islice(documents("owner/name")[1], 3)) == ["0", "1", "2"]
+    assert taken == [0, 1, 2]
+    assert corpus("owner/name")[1] == [str(number) for number in range(5000)]
+    assert len(list(documents("c4")[1])) == 5000
+    assert sum(1 for _ in documents("owner/name")[1]) == 20_000
+
+
 @pytest.mark.parametrize("revision", [None, "v1.0", "f" * 40])
-def test_a_text_to_train_on_can_be_pinned(hub, revision):
-    assert list(documents(f"owner/name@{revision}" if revision else "owner/name")) == ["some text"] * 2
-    assert hub[-1] == ("owner/name", revision)
+def test_a_data_set_is_read_at_a_commit_in_every_room(hub, revision):
+    commit = revision if revision == "f" * 40 else COMMIT
+    for read in (documents, corpus):
+        source, found = read(f"owner/name:config@{revision}" if revision else "owner/name:config")
+        assert source == f"owner/name:config (hub, commit {commit[:12]})"
+        assert list(found) == ["some text"] * 2
+        assert hub[-1] == ("owner/name", commit)
 
 
 @pytest.mark.parametrize("name", ["boolq-nopassage"])

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
-from studfinder.texts import Text, batches, default_prompts, encode, proof_text, read_prompts, token_class, token_text
+from studfinder.texts import (
+    Text,
+    batches,
+    corpus,
+    default_prompts,
+    documents,
+    encode,
+    fingerprint,
+    proof_text,
+    read_prompts,
+    token_class,
+    token_text,
+)
 from tiny import V, prompts, tiny, tokenizer
 
 
@@ -73,6 +85,82 @@ def test_prompt_files(tmp_path):
         read_prompts(plain)
     with pytest.raises(StudfinderError, match="cannot be read"):
         read_prompts(tmp_path / "missing.txt")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder STUDFINDER_DATA with texts of every kind."""
+    files = {
+        "books/a.txt": "A whole\n\nbook.\n",
+        "books/b.json": json.dumps(["one", {"text": "two"}, {"story": "three"}, " "]),
+        "books/c.jsonl": '{"text": "four"}\n\n{"text": "five\\nsix"}\n{"text": ""}\n',
+        "books/d.png": "no text",
+        "wikitext2/wiki.test.raw": "= Title =\n \nSome words.\nMore.\n",
+        "wikitext2/wiki.train.raw": "other text",
+        "calibration/wikipedia.txt": '<doc id="1">\nTitle\n\nText.\n</doc>\n',
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv("STUDFINDER_DATA", str(tmp_path))
+    return tmp_path
+
+
+BOOKS = {"a.txt": ["A whole\n\nbook.\n"], "b.json": ["one", "two", "three"], "c.jsonl": ["four", "five\nsix"]}
+
+
+def test_one_rule_for_what_a_document_is(data, monkeypatch):
+    every = [document for found in BOOKS.values() for document in found]
+    rules = {
+        "books": ("books (STUDFINDER_DATA), 3 files", every),
+        data / "books": ("books, 3 files", every),
+        **{f"books/{name}": (f"books/{name} (STUDFINDER_DATA)", found) for name, found in BOOKS.items()},
+        **{str(data / "books" / name): (name, found) for name, found in BOOKS.items()},
+        "wikitext2": ("wikitext2 (STUDFINDER_DATA)", ["= Title =", "Some words.", "More."]),
+        "wikipedia": ("wikipedia (STUDFINDER_DATA)", ["Title", "Text."]),
+        data / "wikitext2/wiki.test.raw": ("wiki.test.raw", ["= Title =\n \nSome words.\nMore.\n"]),
+    }
+    (data / "here/wikitext2").mkdir(parents=True)  # a folder that has the name of a text
+    monkeypatch.chdir(data / "here")
+    for name, (source, found) in rules.items():
+        assert corpus(name) == (source, found)
+        streamed = documents(name)
+        assert (streamed[0], list(streamed[1])) == (source, found)
+    monkeypatch.chdir(data)
+    monkeypatch.delenv("STUDFINDER_DATA")
+    assert corpus("books")[0] == "books, 3 files"
+    assert corpus("./wikitext2")[1] == ["= Title =\n \nSome words.\nMore.\n", "other text"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nothing", "nothing@v1", "a/b/c", "books/none.txt", "./owner/name", "x" * 300, "a\0"]
+)
+def test_a_text_that_is_nowhere(data, name):
+    with pytest.raises(StudfinderError, match=r"there is no text .*; expected a file, a folder, .* wikitext2, c4"):
+        corpus(name)
+
+
+def test_texts_that_cannot_be_read_say_where(data):
+    bad = data / "books" / "a.jsonl"
+    for content, said in (
+        ('{"text": "x"}\n{"txt": 1}', r"a\.jsonl cannot be read \(line 2 has no text"),
+        ("", "is empty"),
+    ):
+        bad.write_text(content)
+        with pytest.raises(StudfinderError, match=said):
+            corpus(bad)
+    bad.write_bytes(b'{"text": "x"}\n' * 2000 + b"\xff")
+    with pytest.raises(StudfinderError, match=r"not UTF-8 \(byte 28,000\)"):
+        corpus("books")
+
+
+def test_a_changed_text_is_told(data):
+    names = ("books", "wikitext2", str(data / "books/a.txt"))
+    before = [fingerprint(name) for name in names]
+    assert before == [fingerprint(name) for name in names]
+    (data / "books/a.txt").write_text("Another book.")
+    (data / "wikitext2/wiki.test.raw").write_text("Another text.")
+    assert all(fingerprint(name) != was for name, was in zip(names, before, strict=True))
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=9), st.integers(1, 5))

@@ -94,6 +94,7 @@ def test_a_text_and_its_tokenizer_are_exported(here):
     lm = sf.load(folder / "model")
     assert lm.tokenizer.decode(lm.tokenizer("The quick fox")["input_ids"]) == "The quick fox"
     assert record.run.settings["vocabulary"] == 280
+    assert record.run.settings["data_source"] == "t.txt"
     assert sf.scan(lm, prove=False).model.vocabulary == 280
 
 
@@ -165,6 +166,7 @@ def test_dry_run_writes_nothing(here, capsys):
     assert run_cli(["train", "--preset", "kv-shift-1.5b", "--text", "t.txt", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "1.56e+03 M parameters, 10 B tokens" in printed
+    assert "; text: t.txt\n" in printed
     assert "up to 84 GB of disk" in printed  # 40 bytes a parameter, and two for each of 10.6 B tokens
     assert "kv_shift" in printed
     assert not (here / "runs").exists()
@@ -344,7 +346,7 @@ def test_bad_input_leaves_the_folder_to_the_corrected_command(base, here, capsys
     assert "RoPE" in said("--from", _untrained(here, "opt"), *options[:2], *options[-6:], "--attention", "rope")
     assert not (here / "r").exists()
     (here / "b.jsonl").write_text('{"text": "' + "a fox " * 1000 + '"}\n{broken')
-    assert "cannot be read" in said(*options, "--text", "b.jsonl")
+    assert "line 2 is not valid JSON" in said(*options, "--text", "b.jsonl")
     assert not (here / "r").exists()
     (here / "r").mkdir()  # an empty folder was somebody's before
     assert "shorter than a batch" in said(*options, "--batch", "4000")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.texts import documents
 from studfinder.training import PRESETS, ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.apart import keeps_apart
-from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import estimate, estimate_of
 from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.text import END, train_tokenizer
@@ -40,7 +40,7 @@ def test_tokenizers_are_made_in_place_and_lose_nothing(vocabulary):
 
 def test_rows_hold_the_documents_in_order(file):
     source, tokenizer = tokenized(str(file), 16, None)
-    assert tokenizer.decode(source.tokens_N) == "".join(END + document for document in documents(str(file)))
+    assert tokenizer.decode(source.tokens_N) == "".join(END + document for document in documents(file)[1])
     row = source.row("test", 0, 0)["input_ids"]
     start = source.train_windows * 16
     assert row.tolist() == source.tokens_N[start : start + 16].tolist()
@@ -145,28 +145,16 @@ def test_a_text_that_breaks_off_leaves_no_tokens(file, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     file.write_text(file.read_text() + "\n{broken")
-    with pytest.raises(StudfinderError, match="cannot be read"):
+    with pytest.raises(StudfinderError, match="line 11 is not valid JSON"):
         tokenized(str(file), 16, None, folder=folder, sample=10)
     assert not list(folder.iterdir())
-
-
-def test_text_by_name(tmp_path, monkeypatch):
-    data = tmp_path / "data"
-    (data / "books").mkdir(parents=True)
-    (data / "books" / "a.txt").write_text("A whole\n\nbook.")
-    (data / "books" / "b.json").write_text(json.dumps(["one", {"text": "two"}]))
-    monkeypatch.setenv("STUDFINDER_DATA", str(data))
-    assert list(documents("books")) == ["A whole\n\nbook.", "one", "two"]
-    before = fingerprint("books")
-    (data / "books" / "a.txt").write_text("Another book.")
-    assert fingerprint("books") != before
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("empty.txt", "  \n", "is empty"),
-        ("broken.jsonl", '{"text": ', "cannot be read"),
+        ("broken.jsonl", '{"text": ', "line 1 is not valid JSON"),
         ("other.jsonl", '{"words": "a"}', "cannot be read"),
         ("latin.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("short.txt", "a few words", "too few for windows of 64"),

@@ -11,7 +11,9 @@ from experimented import run
 
 from proving import COL, LAYER, ROW, provable
 from rerun import put
+from studfinder.errors import StudfinderError
 from studfinder.experiments.super_weight_scaling import held_out_gain
+from studfinder.experiments.super_weight_stopwords import _prompts
 from studfinder.models import cached_content_hash, load
 from studfinder.records import Comparison, Findings, Interval, read_record, to_json
 from studfinder.verbs.configs import ScanConfig
@@ -80,6 +82,14 @@ def test_stopwords(planted, folder):
     assert classes[0]["as it is"].n == 6  # half of the prompts judge
     assert len(by_token.rows) == 5
     assert cells(by_class, "all stopwords")["control / as it is"].interval.value == pytest.approx(1, abs=0.3)
+
+
+def test_stopwords_of_a_plain_file_say_that_it_is_one_passage(planted, tmp_path):
+    (tmp_path / "passages.txt").write_text("w3 w4\nw5 w6\n" * 9)
+    with pytest.raises(
+        StudfinderError, match=r"txt has 1 passage; .* A plain file is one document; .jsonl holds several"
+    ):
+        _prompts(planted, str(tmp_path / "passages.txt"), limit=4, seed=0)
 
 
 def test_scaling(planted, folder):

@@ -42,6 +42,7 @@ def command(
     plan = plan_train(replace(config, quiet=as_json))
     attended = " + ".join(variant.name for variant in plan.variants) or "vanilla"
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
+    what += f"; text: {plan.source}" if plan.source else ""
     notes = [f"note: {note}" for note in plan.notes]
     if dry_run:
         if config.folder is not None:

@@ -47,7 +47,9 @@ from studfinder.training.trainable import check_trainable
 class FinetuneConfig(CourseConfig):
     """On which text, and what is looked at."""
 
-    text: str = option("wikipedia", help="What is read: a data set or a file.")
+    text: str = option(
+        "wikipedia", help="What is read: wikitext2, c4, wikipedia, a file, a folder or a data set of the hub."
+    )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", help="Of matrix products in training; auto is faster.")
     keep_every: int = option(75, help="Steps between checkpoints, which are 12 bytes a parameter each.", least=1)
     weights: int = option(

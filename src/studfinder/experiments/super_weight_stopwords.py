@@ -17,7 +17,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from studfinder.report.words import brief, count
 from studfinder.stats import mean_interval, ratio_interval
 from studfinder.studies import GridScores, ModelVariant, with_edits
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
-from studfinder.texts import Text, corpus, encode, token_class, token_text
+from studfinder.texts import ONE_DOCUMENT, Text, corpus, encode, token_class, token_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class StopwordsConfig(StudyConfig):
 
     limit: int = option(300, help="Prompts: half of them rank, half judge.", least=4)
     top: int = option(12, help="Likeliest tokens that are shown.", least=1)
-    text: str = option("lambada", help="lambada, or a file of passages.")
+    text: str = option("lambada", help="lambada, or passages: .jsonl holds several; a plain file is one.")
 
 
 EXPERIMENT = Experiment(
@@ -106,11 +105,12 @@ def _prompts(lm: LM, text: str, limit: int, seed: int) -> tuple[str, list[list[i
         built = build_task("lambada", TASKS["lambada"])
         source, passages = f"lambada ({built.source})", [str(doc["text"]) for doc in built.harness.eval_docs]
     else:
-        source, passages = corpus(Path(text))
+        source, passages = corpus(text)
     cut = [passage.rstrip().rpartition(" ")[0] for passage in passages]
     cut = [passage for passage in cut if passage.strip()]
     if len(cut) < 4:
-        raise StudfinderError(f"{source} has {count(len(cut), 'passage')}", expected="at least four of two words")
+        few = f"{source} has {count(len(cut), 'passage')}"
+        raise StudfinderError(few, expected="at least four of two words", do=ONE_DOCUMENT)
     order = np.random.default_rng(seed).permutation(len(cut))[:limit]
     return source, encode(lm, [Text(f"passage {i}", cut[i]) for i in sorted(order)])[0]
 

@@ -17,7 +17,7 @@ from studfinder.measures.perplexity import documents_of
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
 from studfinder.sites import AttentionCall, check_causal, tapped
-from studfinder.texts import WHOLE, Text, digest, encode
+from studfinder.texts import ONE_DOCUMENT, WHOLE, Text, digest, encode
 
 LENGTH = 64
 _SEQUENCES = 32
@@ -81,7 +81,8 @@ def in_context_learning(
 
     Args:
         text: "proof" (our own), or what `perplexity` takes.
-        limit: at most so many documents; those of fewer than 208 tokens are passed over.
+        limit: at most so many documents; those of fewer than 208 tokens are passed over. A plain file is one document;
+            .jsonl holds several.
         seed: changes nothing, as nothing is drawn.
 
     Raises:
@@ -92,7 +93,7 @@ def in_context_learning(
     encoded = (encode(lm, [Text(name, document)], limit=WHOLE)[0][0] for document in documents)
     windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:
-        raise NotApplicable(f"{name} has no document of {_LATE[1]} tokens")
+        raise NotApplicable(f"{name} has no document of {_LATE[1]} tokens", do=ONE_DOCUMENT)
     check_causal(lm, "losses")
     score, early, late = [], [], []
     for piece in windows:

@@ -35,12 +35,14 @@ def perplexity(
     """Perplexity of a text.
 
     Args:
-        text: "proof" (our own), "wikitext2", "c4", the path of a text file, or a list of texts.
+        text: "proof" (our own), what `texts.documents` takes ("wikitext2", "c4", a file, a folder, a data set of the
+            hub), or a list of texts.
         protocol: "windows" cuts the token stream into windows of `window` tokens, `stride` apart (the default is
             `window`; a smaller one scores only the tokens that are new to each window); "gptq" is GPTQ's: documents
             joined by blank lines, whole windows of 2,048 tokens only; "word" is lm-evaluation-harness's word
             perplexity: the likelihood of each document, conditioned on BOS (EOS where there is none) and read `window`
-            tokens at a time (there it is the model's whole context), spread over white-space separated words.
+            tokens at a time (there it is the model's whole context), spread over white-space separated words. A plain
+            file is one document; .jsonl holds several.
         limit: at most so many windows (documents, for "word").
         level: of the interval, a bootstrap over windows (documents, for "word").
 

@@ -38,7 +38,7 @@ MEASURES: dict[str, Measure] = {
         "fluency",
         "studfinder.measures.perplexity:perplexity_of",
         "perplexity on windows of 512 tokens",
-        "proof (default), wikitext2, c4 or a text file",
+        "proof (default), wikitext2, c4, a file, a folder or a data set of the hub",
     ),
     "repetition": Measure(
         "fluency",
@@ -81,7 +81,7 @@ MEASURES: dict[str, Measure] = {
         "context",
         "studfinder.measures.induction:in_context_learning",
         "loss late in a window minus early",
-        "proof (default), wikitext2, c4 or a text file",
+        "proof (default), wikitext2, c4, .jsonl (a plain file is one document), a folder or a data set of the hub",
     ),
     "facts": Measure(
         "memory",

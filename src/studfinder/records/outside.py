@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,9 +94,13 @@ def json_lines(path: Path, *, name: str = "") -> Iterator[tuple[int, dict[str, A
     Raises:
         StudfinderError: as `read_text`; or a line is not a JSON object, with its number.
     """
-    for number, line in enumerate(read_text(path, name=name).split("\n"), 1):
-        if line.strip():
-            yield number, parse_json(line, name=f"{path} line {number}")
+    if irregular(path) is None:
+        with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as lines:  # it may be a large text
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, parse_json(line, name=f"{path} line {number}")
+            return
+    read_text(path, name=name)  # says what is wrong with it
 
 
 def whole_number(text: object) -> int | None:

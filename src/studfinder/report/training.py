@@ -30,7 +30,7 @@ _LOG_FROM = 30
 def training_sheet(record: Training) -> Sheet:
     """What a person reads of a training run."""
     of = record.run.settings
-    what = of.get("data_text") or of.get("data_task") or "a task"
+    what = of.get("data_source") or of.get("data_text") or of.get("data_task") or "a task"
     attended = of.get("attention") or "vanilla"
     lead = f"{record.parameters:,} parameters, {record.tokens:,} tokens of {what}, attention: {attended}."
     notes = ["The loss stopped being finite, and the run ended there."] if record.diverged else []

@@ -101,9 +101,9 @@ class Grid:
             StudfinderError: no measure can be taken, or what is not passed over.
         """
         found = GridScores()
-        total = len(self.variants) * (len(self.measures) + 1)
+        total = len(self.variants) * len(self.measures)
         for number, variant in enumerate(self.variants):
-            self.progress(variant.label, number * (len(self.measures) + 1), total)
+            self.progress(variant.label, number * len(self.measures), total)
             cells = [cell for cell in self._cells(variant) if cell.measure not in found.missing]
             found.add(variant, self._values(variant, cells, found.missing, number))
             if not number and not found.measures:
@@ -117,22 +117,23 @@ class Grid:
     def _cells(self, variant: ModelVariant) -> list[GridCell]:
         return [
             GridCell(variant.label, variant.key, name, self.limits.get(name.partition(":")[0]), self.seed)
-            for name in (MADE, *map(name_of, self.measures))
+            for name in (*map(name_of, self.measures), MADE)
         ]
 
     def _values(
         self, variant: ModelVariant, cells: Sequence[GridCell], missing: dict[str, str], number: int
     ) -> dict[str, dict[str, Any]]:
         """The values of one variant by measure; what is passed over goes to `missing`."""
-        every, lenient = len(self.measures) + 1, self.lenient and number > 0
-        refused = f"{cells[0].step}, refused"
+        every, lenient = len(self.measures), self.lenient and number > 0
+        refused = f"{cells[-1].step}, refused"
 
         def put(cell: GridCell, value: Any) -> None:
             if not isinstance(value, StudfinderError):
                 self.run.once(cell.step, lambda: value)
-                done = number * every + cells.index(cell) + 1
-                self.progress(f"{cell.measure}, {variant.label}", done, len(self.variants) * every)
-            elif lenient or len(self.measures) == 1 or not isinstance(value, self.passes):
+                if cell.measure != MADE:
+                    done = number * every + cells.index(cell) + 1
+                    self.progress(f"{cell.measure}, {variant.label}", done, len(self.variants) * every)
+            elif lenient or every == 1 or not isinstance(value, self.passes):
                 raise value
             else:
                 missing[cell.measure] = str(value)
@@ -184,16 +185,16 @@ def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Pu
     """Here, one after the other."""
     grid.see()
     with variant.change() as made:
+        given = {"bits": getattr(made, "bits", None), "notes": list(getattr(made, "notes", ()))}
         for cell in cells:
-            if cell.measure == MADE:
-                put(cell, {"bits": getattr(made, "bits", None), "notes": list(getattr(made, "notes", ()))})
-                continue
             try:
-                value: Any = grid.take(cell, variant.lm or grid.lm)
+                value: Any = given if cell.measure == MADE else grid.take(cell, variant.lm or grid.lm)
             except WriteFailed:
                 raise
             except StudfinderError as error:
                 value = error
+                if grid.lenient:  # what could be entered has its bits, even if it cannot be measured
+                    put(cells[-1], given)
             put(cell, value)
 
 

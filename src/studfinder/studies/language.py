@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from studfinder.records import Table
@@ -13,6 +11,7 @@ from studfinder.records.config import option
 from studfinder.studies.experiment import Bench
 from studfinder.studies.seeds import Cells, ends_table
 from studfinder.studies.trained import ModelKind, SizedConfig, every_cell
+from studfinder.texts import documents
 from studfinder.training import TextSource, tokenized
 
 
@@ -20,7 +19,9 @@ from studfinder.training import TextSource, tokenized
 class LanguageConfig(SizedConfig):
     """And which text is read."""
 
-    text: str = option("wikitext2", help="What is read: a data set or a file.")
+    text: str = option(
+        "wikitext2", help="What is read: wikitext2, c4, wikipedia, a file, a folder or a data set of the hub."
+    )
     vocabulary: int = option(1024, help="Ids of the tokenizer that is trained on it; 0 is bytes.", least=0)
     layers: int = option(4, help="Blocks.", least=1)
 
@@ -53,16 +54,10 @@ def language_table(
     own = bench.config
     read = own.steps * own.batch * source.length
     here = source.train_windows * source.length
+    split = " (its test split)" if source.name.partition("@")[0] == "wikitext2" else ""
     note = (
-        f"The text {source.name}{_files(source.name)} has {len(source.tokens_N):,} tokens (its own tokenizer's). "
+        f"The text {documents(source.name)[0]}{split} has {len(source.tokens_N):,} tokens (its own tokenizer's). "
         f"Training read {read:,} tokens: it saw its {here:,} {read / here:.1f} times. The last {source.test_rows:,} "
         f"windows of {source.length} are kept for testing."
     )
     return ends_table(f"After {own.steps} steps on {own.text}", cells, columns, first, note)
-
-
-def _files(name: str) -> str:
-    """Which files a text below STUDFINDER_DATA is: a name does not say which split of a data set it stands for."""
-    folder = Path(os.environ.get("STUDFINDER_DATA", "")) / name
-    found = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    return f" ({', '.join(found)})" if 0 < len(found) <= 3 else ""

@@ -39,7 +39,9 @@ class RoundingConfig(StudyConfig):
 class CalibratedConfig(RoundingConfig):
     """And by which text methods are calibrated."""
 
-    calibration: str = option("wikipedia", help="Calibration text: wikipedia, c4 or a file.")
+    calibration: str = option(
+        "wikipedia", help="Calibration text: wikipedia, c4, a file, a folder or a data set of the hub."
+    )
     calibration_windows: int = option(16, help="Windows of it.", least=1)
     length: int = option(512, help="Tokens of a window of it.", least=2)
 

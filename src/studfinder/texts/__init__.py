@@ -1,7 +1,7 @@
 """Corpora, our own prompts and proof text, BOS, windows: every text comes from here."""
 
 from studfinder.texts.batches import Batch, batches
-from studfinder.texts.corpora import CORPORA, corpus
+from studfinder.texts.corpora import ONE_DOCUMENT, corpus, documents, fingerprint
 from studfinder.texts.digest import digest
 from studfinder.texts.encoding import WHOLE, added_before, check_ids, token_ids, tokenizer_of
 from studfinder.texts.nonce import filler, nonce_names
@@ -12,7 +12,7 @@ from studfinder.texts.relations import Relation, relations
 from studfinder.texts.tokens import token_class, token_text
 
 __all__ = [
-    "CORPORA",
+    "ONE_DOCUMENT",
     "WHOLE",
     "Batch",
     "Relation",
@@ -24,9 +24,11 @@ __all__ = [
     "corpus",
     "default_prompts",
     "digest",
+    "documents",
     "encode",
     "encode_pairs",
     "filler",
+    "fingerprint",
     "nonce_names",
     "proof_text",
     "read_prompts",

@@ -14,8 +14,7 @@ import numpy as np
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.runs import write_bytes, write_text
-from studfinder.texts import check_ids, token_ids
-from studfinder.training.documents import documents
+from studfinder.texts import check_ids, documents, token_ids
 from studfinder.training.streams import _Split
 
 END = "<|endoftext|>"
@@ -146,7 +145,7 @@ def tokenized(
     """Train a tokenizer on a text and tokenize it; both are kept in `folder` and found there again.
 
     Args:
-        name: see `documents`.
+        name: see `texts.documents`.
         vocabulary: of the BPE; None is plain bytes.
         lm: a trained model whose tokenizer is used instead.
         limit: stop after so many tokens: what the run will see.
@@ -164,9 +163,9 @@ def tokenized(
         if tokenizer is not None:
             return _packed(np.load(ids, mmap_mode="r"), tokenizer, name, length, apart), tokenizer
     trained = tokenizer is None
-    tokenizer = tokenizer or train_tokenizer(_sample(documents(name), sample), vocabulary)
+    tokenizer = tokenizer or train_tokenizer(_sample(documents(name)[1], sample), vocabulary)
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    chunks = _chunks(documents(name), tokenizer, kind, limit, progress)
+    chunks = _chunks(documents(name)[1], tokenizer, kind, limit, progress)
     if lm is not None:
         chunks = _in_embedding(lm, chunks, name)
     if ids is None:

@@ -159,7 +159,9 @@ class QuantizeConfig(LoadConfig):
     )
     skip: Sequence[str] = option((), help="A matrix to leave alone; * matches (repeatable).")
     format: str = option("auto", help="auto, dense, or the name of a compressed-tensors format.")
-    calibration: str | Path = option("wikipedia", line=str, help="Calibration text: wikipedia, c4 or a file.")
+    calibration: str | Path = option(
+        "wikipedia", line=str, help="Calibration text: wikipedia, c4, a file, a folder or a data set of the hub."
+    )
     samples: int = option(128, least=1, help="Calibration windows.")
     length: int = option(512, least=2, help="Tokens of a calibration window.")
     score: bool = option(

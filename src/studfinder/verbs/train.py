@@ -113,11 +113,12 @@ def _fitted(plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceS
 def _record(
     plan: TrainPlan, run: Run, fitted: Fitted, parameters: int, *, command: str, started: str, begun: float
 ) -> Training:
+    source = {"data_source": plan.source} if plan.source else {}
     return Training(
         run=RunCard(
             verb="train",
             key=run.key,
-            settings=json.loads(json.dumps(plan.settings, default=str)),
+            settings=json.loads(json.dumps(plan.settings | source, default=str)),
             command=command,
             started=started,
             seconds=time.monotonic() - begun,

@@ -12,7 +12,7 @@ from studfinder.models import LM
 from studfinder.records.config import makes
 from studfinder.records.presented import Presented
 from studfinder.runs import process_count
-from studfinder.texts import check_ids, token_ids, tokenizer_of
+from studfinder.texts import check_ids, documents, fingerprint, token_ids, tokenizer_of
 from studfinder.training import (
     ModelShape,
     Preset,
@@ -25,7 +25,6 @@ from studfinder.training import (
     variants_from,
 )
 from studfinder.training.apart import keeps_apart
-from studfinder.training.documents import documents, fingerprint
 from studfinder.training.estimate import Estimate, estimate, estimate_of, faster_precision
 from studfinder.training.trainable import check_trainable, dequantized_model, trainable_note
 from studfinder.verbs.configs import TrainConfig
@@ -55,6 +54,7 @@ class TrainPlan(Presented):
         shape: of a model from scratch; None of a trained one.
         variants: of attention, put in one after the other.
         task: what it is trained on, if not a text.
+        source: what the text is called, with where it comes from.
         length, vocabulary: of a sequence, and of the tokenizer made in place (None: bytes).
         estimate: what it will take.
         notes: what was settled otherwise than the preset says, in sentences.
@@ -68,6 +68,7 @@ class TrainPlan(Presented):
     length: int
     shape: ModelShape | None = None
     task: ToyTask | None = None
+    source: str = ""
     vocabulary: int | None = None
     estimate: Estimate | None = None
     notes: tuple[str, ...] = ()
@@ -118,7 +119,7 @@ def plan_train(config: TrainConfig) -> TrainPlan:
         vocabulary=None if base else vocabulary or chosen.vocabulary,
         notes=notes,
     )
-    _check(plan, lm, shape)
+    plan = replace(plan, source=_checked(plan, lm, shape))
     if lm is not None:
         kept = (f"{base} is dequantised: a full model is trained and written",) if config.dequantize else ()
         plan = replace(plan, notes=(*notes, *kept, trainable_note(lm)))
@@ -160,7 +161,8 @@ def _window(chosen: Preset, lm: LM | None) -> int:
     return chosen.length
 
 
-def _check(plan: TrainPlan, lm: LM | None, shape: Any) -> None:
+def _checked(plan: TrainPlan, lm: LM | None, shape: Any) -> str:
+    """What the text is called. Raises StudfinderError for what does not fit, and where there is no text."""
     asked = plan.config
     if asked.base and (shape or asked.vocabulary):
         raise StudfinderError(
@@ -177,11 +179,14 @@ def _check(plan: TrainPlan, lm: LM | None, shape: Any) -> None:
     if plan.config.apart:
         _check_apart(plan)
     plan.recipe.micro_batch(process_count())
-    if plan.config.text is not None:
-        first = next(documents(plan.config.text))  # said before anything is made for nothing
-        if lm is not None:
-            ids = token_ids(tokenizer_of(lm), [first[:_LOOKED_AT]], special=False)
-            check_ids(lm, ids, f"the tokens of {plan.config.text!r}")
+    if asked.text is None:
+        return ""
+    source, found = documents(asked.text)
+    first = next(found)  # said before anything is made for nothing
+    if lm is not None:
+        ids = token_ids(tokenizer_of(lm), [first[:_LOOKED_AT]], special=False)
+        check_ids(lm, ids, f"the tokens of {asked.text!r}")
+    return source
 
 
 def _check_apart(plan: TrainPlan) -> None:
@@ -226,7 +231,7 @@ def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
     data = (
         plan.task.to_dict()
         if plan.task is not None
-        else {"text": plan.config.text, "text_print": fingerprint(plan.config.text)}
+        else {"text": plan.config.text, "text_print": fingerprint(plan.config.text or "")}
     )
     model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else plan.shape.to_dict()
     if plan.config.dequantize:
