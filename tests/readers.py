@@ -211,8 +211,10 @@ for _kind, _files, _shards in (
         _model(*_files, shards=_shards),
         _loaded,
         (
-            "models/files.py:read_header",
-            "models/files.py:_json",
+            "models/files.py:check_folder",
+            "models/files.py:check_names",
+            "models/files.py:weights_of",
+            "models/files.py:_check_no_second_copy",
             "models/files.py:held_in",
             "models/files.py:_held",
             "models/pretrained.py:from_pretrained",

@@ -357,7 +357,7 @@ def test_the_hub_s_files_come_from_its_cache(tmp_path, monkeypatch):
         asked.append((repository, name, options["revision"], options["local_files_only"]))
         return str(snapshot / name) if (snapshot / name).is_file() else None
 
-    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached)
     hub = Source("some/model", "the Hugging Face hub", None, "v2")
     assert set(carry(hub, tmp_path / "out")) == set(BESIDE)
     assert ("some/model", "preprocessor_config.json", "v2", False) in asked

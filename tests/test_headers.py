@@ -13,9 +13,10 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
 from studfinder.errors import StudfinderError
-from studfinder.models.headers import _BITS, DTYPES, read_header
+from studfinder.models.headers import DTYPES, read_header
 
 HUGE = (-1, -0.0, 0, 1, 7, 8, 1 << 31, 1 << 32, (1 << 53) + 1, (1 << 62) + 1, (1 << 63), (1 << 64) - 1, 1 << 64, 10**40)
+ODD_TYPES = ("F4", "F6_E2M3", "F6_E3M2", "f32", "F128", "I128", "F32 ")
 ODD = (None, True, False, 1.0, 1e3, "", "F32", [], {}, [[]], "0", [0, 0, 0], float("nan"))
 
 
@@ -26,7 +27,7 @@ def good(draw: random.Random) -> tuple[dict, bytes]:
     for number in range(draw.randrange(0, 5)):
         kind = draw.choice(sorted(DTYPES))
         shape = [draw.randrange(0, 4) for _ in range(draw.randrange(0, 4))]
-        size = _BITS[kind] // 8
+        size = DTYPES[kind].itemsize
         for axis in shape:
             size *= axis
         tensors[f"layer.{number}.weight"] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
@@ -83,7 +84,7 @@ def _shapes(draw: random.Random, header: dict, data: bytes) -> bytes:
 def _types(draw: random.Random, header: dict, data: bytes) -> bytes:
     for name in header:
         if name != "__metadata__" and draw.random() < 0.5:
-            header[name]["dtype"] = draw.choice([*sorted(_BITS), "f32", "F128", "I128", "F32 ", *ODD])
+            header[name]["dtype"] = draw.choice([*sorted(DTYPES), *ODD_TYPES, *ODD])
     return packed(json.dumps(header).encode(), data)
 
 

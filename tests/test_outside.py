@@ -201,16 +201,16 @@ def test_what_is_regular_and_what_is_not(tmp_path):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_numbers_in_names_of_measures(number):
     from studfinder.measures import measure_named
+    from studfinder.measures.asked import sizes_asked
     from studfinder.measures.induction import induction
     from studfinder.measures.matched_facts import facts_in_context
-    from studfinder.measures.recall import parse_sizes
     from studfinder.measures.repetition import repetition
     from tiny import tiny
 
     assert whole_number(number) is None
     lm = tiny("llama")
     with pytest.raises(StudfinderError):
-        parse_sizes(number, "passkey")
+        sizes_asked(number, "passkey")
     for measure in (induction, repetition):
         with pytest.raises(StudfinderError):
             measure(lm, number)

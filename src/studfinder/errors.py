@@ -88,6 +88,11 @@ def known(error: BaseException) -> StudfinderError | None:
     return None
 
 
+def in_a_line(error: BaseException) -> str:
+    """The first line of what another library says: its exceptions are of many types and lengths."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: str | None) -> StudfinderError:
     return kind(what, expected=expected, do=do)
 

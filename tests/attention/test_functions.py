@@ -234,7 +234,7 @@ def test_blocks_need_linear_memory() -> None:
                 return out
 
         with Largest() as largest:
-            blocks.forward(blocks._weights("clipped_softmax", [-0.01, 1.0, 0.0]), q, q, q, None, True, 1.0)
+            blocks._attend(q, q, q, None, True, 1.0, "clipped_softmax", [-0.01, 1.0, 0.0])
         return largest.found
 
     assert peak(4096) <= 2 * peak(2048) < 2048 * 2048 / 4

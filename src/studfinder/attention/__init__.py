@@ -3,17 +3,17 @@
 Importing this room registers the saved variants ("studfinder-llama", ...) with transformers' Auto classes.
 """
 
-from studfinder.attention.attention_bias import AttentionBias
-from studfinder.attention.clipped_softmax import ClippedSoftmax
+from studfinder.attention.attention_bias.layer import AttentionBias
+from studfinder.attention.clipped_softmax.layer import ClippedSoftmax
 from studfinder.attention.convert import convert, parameter_groups, shift_cache
-from studfinder.attention.differential import Differential
-from studfinder.attention.gated import Gated
-from studfinder.attention.kv_shift import KVShift
+from studfinder.attention.differential.layer import Differential
+from studfinder.attention.gated.layer import Gated
 from studfinder.attention.kv_shift.baichuan import import_kernels
-from studfinder.attention.positions import ALiBi, NoPE, RoPE
-from studfinder.attention.sink_logit import SinkLogit
-from studfinder.attention.softmax_one import SoftmaxOne
-from studfinder.attention.softpick import Softpick
+from studfinder.attention.kv_shift.layer import KVShift
+from studfinder.attention.positions.layer import ALiBi, NoPE, RoPE
+from studfinder.attention.sink_logit.layer import SinkLogit
+from studfinder.attention.softmax_one.layer import SoftmaxOne
+from studfinder.attention.softpick.layer import Softpick
 from studfinder.attention.variant import VARIANTS, Part, Variant
 from studfinder.records.public import public
 

@@ -130,42 +130,59 @@ def _problem(
     return _Problem(query.unflatten(1, (groups, -1)), key, value, mask, causal, scale)
 
 
-def forward(weights: WeightFunction, *args: Any) -> torch.Tensor:
-    """query (B, H, T, D), key and value (B, G, S, D), mask, causal, scale -> (B, H, T, D)."""
-    problem = _problem(*args)
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    kind: str,
+    numbers: list[float],
+) -> torch.Tensor:
+    weights, problem = _weights(kind, numbers), _problem(query, key, value, mask, causal, scale)
     out = problem.query.new_empty(*problem.query.shape[:-1], problem.value.shape[-1])
     for b, g, t, keys in problem.blocks():
         scores, _, _, blocked = problem.scores(b, g, t, keys)
         rows = RowRange(t.start, t.stop, keys, problem.causal)
         w, factor, _ = weights.forward(scores, blocked, rows)
-        value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
-        mixed = torch.bmm(w.reshape(value.shape[0], -1, keys), value)
+        values = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
+        mixed = torch.bmm(w.reshape(values.shape[0], -1, keys), values)
         out[b, g, :, t] = (mixed.view(*w.shape[:-1], -1) * factor).to(out.dtype)
     return out.flatten(1, 2)
 
 
-def backward(
-    weights: WeightFunction, grad: torch.Tensor, *args: Any
+@torch.library.custom_op("studfinder::attend_in_blocks_backward", mutates_args=())
+def _gradients(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    kind: str,
+    numbers: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value."""
-    problem = _problem(*args)
+    """Of query, key and value."""
+    weights, problem = _weights(kind, numbers), _problem(query, key, value, mask, causal, scale)
     grad = grad.unflatten(1, (problem.key.shape[1], -1))
     d_query = torch.empty_like(problem.query, memory_format=torch.contiguous_format)
     d_key = torch.zeros(problem.key.shape, dtype=problem.dtype, device=grad.device)
     d_value = torch.zeros(problem.value.shape, dtype=problem.dtype, device=grad.device)
     for b, g, t, keys in problem.blocks():
-        scores, query, key, blocked = problem.scores(b, g, t, keys)
+        scores, queries, part, blocked = problem.scores(b, g, t, keys)
         shape = scores.shape
         w, factor, state = weights.forward(scores, blocked, RowRange(t.start, t.stop, keys, problem.causal))
-        value = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
-        n = value.shape[0]
+        values = problem.value[b, g, :keys].flatten(0, 1).to(problem.dtype)
+        n = values.shape[0]
         d_out = (grad[b, g, :, t].to(problem.dtype) * factor).reshape(n, -1, grad.shape[-1])
         _add(d_value, b, g, keys, w.reshape(n, -1, keys).transpose(1, 2), d_out)
-        d_weights = torch.bmm(d_out, value.transpose(1, 2)).view(shape)
+        d_weights = torch.bmm(d_out, values.transpose(1, 2)).view(shape)
         d_scores = weights.backward(d_weights, state).reshape(n, -1, keys)
-        _add(d_key, b, g, keys, d_scores.transpose(1, 2), query)
-        d_query[b, g, :, t] = (torch.bmm(d_scores, key) * problem.scale).view(*shape[:-1], -1).to(d_query.dtype)
-    return d_query.flatten(1, 2), d_key.to(args[1].dtype), d_value.to(args[2].dtype)
+        _add(d_key, b, g, keys, d_scores.transpose(1, 2), queries)
+        d_query[b, g, :, t] = (torch.bmm(d_scores, part) * problem.scale).view(*shape[:-1], -1).to(d_query.dtype)
+    return d_query.flatten(1, 2), d_key.to(key.dtype), d_value.to(value.dtype)
 
 
 def _add(total: torch.Tensor, b: slice, g: slice, keys: int, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -177,19 +194,6 @@ def _weights(kind: str, numbers: list[float]) -> WeightFunction:
     if kind not in WEIGHT_FUNCTIONS:
         raise StudfinderError(f"weight function {kind!r} is unknown", expected=" or ".join(WEIGHT_FUNCTIONS))
     return WEIGHT_FUNCTIONS[kind](*numbers)
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    kind: str,
-    numbers: list[float],
-) -> torch.Tensor:
-    return forward(_weights(kind, numbers), query, key, value, mask, causal, scale)
 
 
 # Custom operators rather than an autograd.Function: torch.compile then keeps the loop as one opaque step.
@@ -212,27 +216,12 @@ def attend_in_blocks(query: torch.Tensor, *rest: Any) -> torch.Tensor:
     return _attend(query, *rest)  # past the dispatcher: in decoding its cost would show
 
 
-@torch.library.custom_op("studfinder::attend_in_blocks_backward", mutates_args=())
-def _attend_in_blocks_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    kind: str,
-    numbers: list[float],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return backward(_weights(kind, numbers), grad, query, key, value, mask, causal, scale)
-
-
 @_operator.register_fake
 def _(query, key, value, mask, causal, scale, kind, numbers):
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-@_attend_in_blocks_backward.register_fake
+@_gradients.register_fake
 def _(grad, query, key, value, mask, causal, scale, kind, numbers):
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
@@ -244,8 +233,7 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> Any:
-    gradients = _attend_in_blocks_backward(grad, *ctx.saved_tensors, *ctx.rest)
-    return *gradients, None, None, None, None, None
+    return *_gradients(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_keep)

@@ -19,14 +19,7 @@ from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
 
 KIND_PREFIX = "studfinder-"
-_OWN_SOFTMAX = (
-    "eager",
-    "sdpa",
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-    "flex_attention",
-)
+_OWN_SOFTMAX = ("eager", "sdpa", *(f"flash_attention_{version}" for version in (2, 3, 4)), "flex_attention")
 
 
 def variants_of(config: Any) -> list[Variant]:
@@ -71,22 +64,15 @@ class SavedVariant:
         return given
 
 
-def _config_class(base: Base) -> type[Any]:
-    contents = {"model_type": KIND_PREFIX + base.kind, "__module__": __name__}
-    return type(f"Studfinder{base.config_class.__name__}", (base.config_class,), contents)
+CONFIGS: dict[str, type[Any]] = {}
+MODEL_CLASSES: dict[str, type[Any]] = {}
 
-
-def _model_class(base: Base, config: type[Any]) -> type[Any]:
-    name = f"Studfinder{base.model_class.__name__}"
-    contents = {"base": base, "config_class": config, "__module__": __name__}
-    return type(name, (SavedVariant, base.model_class), contents)
-
-
-CONFIGS = {kind: _config_class(base) for kind, base in BASES.items()}
-MODEL_CLASSES = {kind: _model_class(base, CONFIGS[kind]) for kind, base in BASES.items()}
-
-for _kind, _config in CONFIGS.items():
-    globals()[_config.__name__] = _config  # so that they pickle
-    globals()[MODEL_CLASSES[_kind].__name__] = MODEL_CLASSES[_kind]
+for _kind, _base in BASES.items():
+    _settings: dict[str, Any] = {"model_type": KIND_PREFIX + _kind, "__module__": __name__}
+    _config = type(f"Studfinder{_base.config_class.__name__}", (_base.config_class,), _settings)
+    _own: dict[str, Any] = {"base": _base, "config_class": _config, "__module__": __name__}
+    _model = type(f"Studfinder{_base.model_class.__name__}", (SavedVariant, _base.model_class), _own)
+    CONFIGS[_kind], MODEL_CLASSES[_kind] = _config, _model
+    globals().update({_config.__name__: _config, _model.__name__: _model})  # so that they pickle
     AutoConfig.register(KIND_PREFIX + _kind, _config, exist_ok=True)
-    AutoModelForCausalLM.register(_config, MODEL_CLASSES[_kind], exist_ok=True)
+    AutoModelForCausalLM.register(_config, _model, exist_ok=True)

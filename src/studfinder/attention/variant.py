@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal
@@ -42,9 +43,24 @@ class AttentionShape:
 
 
 class Part(nn.Module):
-    """The learned numbers of a variant in one layer. `reset` draws them as the settings' `init` says."""
+    """The learned numbers of a variant in one layer: the parameters that `sizes` names, drawn by `reset` as the
+    settings' `init` says. A variant with `own_function` has a method
+
+        attend(query (B, H, T, D), key (B, G, S, D), value (B, G, S, D), mask, causal, scale) -> (B, H, T, D).
+    """
 
     decays: ClassVar[frozenset[str]] = frozenset()  # parameters that take weight decay: the matrix products
+
+    def __init__(self, settings: Any, shape: AttentionShape) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        for name, axes in self.sizes().items():  # in torch's default dtype and device, as from_pretrained wants it
+            self.register_parameter(name, nn.Parameter(torch.empty(axes)))
+        self.reset()
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, by name."""
+        return {}
 
     def reset(self) -> None:
         """Set every parameter to its start."""
@@ -64,6 +80,7 @@ class Variant(Config):
             default, because no start leaves the model's outputs as they are.
         identity: the start that is bit-exact and trainable, if there is one.
         own_function: whether it needs the attention function for itself (its part then has `attend`).
+        part_type: the class of its parts.
     """
 
     name: ClassVar[str]
@@ -71,16 +88,20 @@ class Variant(Config):
     inits: ClassVar[tuple[str, ...]]
     identity: ClassVar[str | None] = None
     own_function: ClassVar[bool] = False
+    part_type: ClassVar[type[Part]]
 
     init: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init is not None and self.init not in self.inits:
-            raise StudfinderError(
-                f"{type(self).__name__}(init={self.init!r}) is unknown",
-                expected=" or ".join(map(repr, self.inits)),
-            )
+        for wrong, what, expected in self.rules():
+            if wrong:
+                raise StudfinderError(what, expected=expected)
+
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        """Whether a setting is wrong, what is said then, and what was expected; each in the light of those before."""
+        known = self.init is None or self.init in self.inits
+        yield not known, f"{type(self).__name__}(init={self.init!r}) is unknown", " or ".join(map(repr, self.inits))
 
     def started(self, init: str | None) -> Variant:
         """These settings with the start made explicit.
@@ -102,7 +123,7 @@ class Variant(Config):
 
     def part(self, shape: AttentionShape, layer: int) -> Part:
         """A fresh part for one layer."""
-        raise NotImplementedError
+        return self.part_type(self, shape)
 
     @property
     def output_factor(self) -> float:
@@ -126,8 +147,3 @@ def variant_class(name: Any) -> type[Variant]:
         raise unknown("there is no attention variant", name, VARIANTS)
     module, _, attribute = VARIANTS[name].partition(":")
     return getattr(import_module(module), attribute)
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    """An unset parameter in torch's default dtype and device, as from_pretrained wants it."""
-    return nn.Parameter(torch.empty(*shape))

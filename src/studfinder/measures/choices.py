@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from studfinder.errors import NotApplicable
+from studfinder.measures.asked import Advance, check_items
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -32,9 +31,7 @@ class Question:
     group: str = ""
 
 
-def per_token(
-    lm: LM, questions: Sequence[Question], progress: Callable[[int], Any] | None = None
-) -> tuple[list[np.ndarray], str]:
+def per_token(lm: LM, questions: Sequence[Question], progress: Advance | None = None) -> tuple[list[np.ndarray], str]:
     """Mean log-probability a token, in nats, of each answer to each question; and the digest of all token ids.
 
     The mean, not the sum, because answers differ in length and a sum prefers short ones.
@@ -49,11 +46,7 @@ def per_token(
 
 
 def multiple_choice(
-    lm: LM,
-    measure: str,
-    questions: Sequence[Question],
-    source: str,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, measure: str, questions: Sequence[Question], source: str, progress: Advance | None = None
 ) -> Scores:
     """Accuracy: the answer with the highest mean log-probability a token is the model's.
 
@@ -63,8 +56,7 @@ def multiple_choice(
     Raises:
         StudfinderError: there are no questions, or one does not fit into the model's window.
     """
-    if not questions:
-        raise NotApplicable(f"{measure} has no items", expected="at least one")
+    check_items(measure, questions)
     answers, ids = per_token(lm, questions, progress)
     margin = [float(of[0] - of[1:].max()) for of in answers]
     correct = [float(value > 0) for value in margin]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from studfinder.measures.asked import Advance
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
@@ -25,14 +25,14 @@ class Fact:
     subject: str
     answer: str
 
+    def asked(self, answers: Sequence[str], told: Sequence[str] = (), subject: str = "") -> Question:
+        """The question for its answer, or for another subject's in the same words, after sentences of a context."""
+        context = " ".join([*told, self.template.format(s=subject or self.subject)])
+        return Question(context, tuple(answers), f"{self.relation.name}: {self.subject}", self.relation.name)
+
 
 def facts(
-    lm: LM,
-    source: str = "built-in",
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, source: str = "built-in", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Accuracy over facts: the right answer against seven others of the same relation ("The capital of France is").
 
@@ -50,12 +50,7 @@ def facts(
     """
     name, found = relations(source)
     questions = [
-        Question(
-            fact.template.format(s=fact.subject),
-            (fact.answer, *wrong_answers(fact, ANSWERS - 1, generator)),
-            f"{fact.relation.name}: {fact.subject}",
-            fact.relation.name,
-        )
+        fact.asked([fact.answer, *wrong_answers(fact, ANSWERS - 1, generator)])
         for fact, generator in draw_facts(found, _ITEMS if limit is None else limit, seed)
     ]
     return multiple_choice(lm, "facts", questions, name, progress)

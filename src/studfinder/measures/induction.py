@@ -6,19 +6,18 @@ a repeated random sequence, so loss there is a pure reading of the context.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
-from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.errors import NotApplicable
+from studfinder.measures.asked import Advance, check_items, check_window, number_asked
+from studfinder.measures.perplexity import documents_of
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
-from studfinder.records.outside import whole_number
 from studfinder.sites import AttentionCall, check_causal, tapped
-from studfinder.texts import ONE_DOCUMENT, WHOLE, Text, corpus, digest, encode, proof_text
+from studfinder.texts import ONE_DOCUMENT, WHOLE, Text, digest, encode
 
 LENGTH = 64
 _SEQUENCES = 32
@@ -26,12 +25,7 @@ _EARLY, _LATE = (16, 48), (144, 208)
 
 
 def induction(
-    lm: LM,
-    length: str = str(LENGTH),
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, length: str = str(LENGTH), *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Next-token accuracy on the second half of random token sequences that are repeated once.
 
@@ -48,17 +42,10 @@ def induction(
     Raises:
         StudfinderError: `length` is not a number from 2 up, or twice as much does not fit into the window.
     """
-    size = whole_number(length) or 0
-    if size < 2:
-        raise StudfinderError(f"induction:{length}", expected="a number of tokens from 2 up")
+    size = number_asked(length, "induction", 2, "tokens")
     sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
-    if not sequences:
-        raise NotApplicable("induction has no items", expected="at least one")
-    window, longest = lm.anatomy.max_positions, len(sequences[0])
-    if window is not None and longest > window:
-        raise NotApplicable(
-            f"induction: sequences of {longest} tokens", expected=f"no more than the model's window of {window}"
-        )
+    check_items("induction", sequences)
+    check_window(lm, "induction", len(sequences[0]))
     check_causal(lm, "induction")
     attention = _PrefixMatching(size)
     score, loss, first_loss = [], [], []
@@ -83,12 +70,7 @@ def induction(
 
 
 def in_context_learning(
-    lm: LM,
-    text: str = "proof",
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """How much less a model loses late in a window than early: mean loss of tokens 144 to 207 minus tokens 16 to 47 of
     each document, nats a token. Lower is better; a model that does not use its context stays at 0.
@@ -106,10 +88,8 @@ def in_context_learning(
     Raises:
         StudfinderError: the text is not there or has no such document, or the model's window is shorter.
     """
-    window = lm.anatomy.max_positions
-    if window is not None and window < _LATE[1]:
-        raise NotApplicable("in-context-learning needs windows of 208 tokens", expected=f"no more than {window}")
-    name, documents = ("studfinder-proof-1", [p.text for p in proof_text()]) if text == "proof" else corpus(text)
+    check_window(lm, "in-context-learning", _LATE[1])
+    name, documents = documents_of(text)
     encoded = (encode(lm, [Text(name, document)], limit=WHOLE)[0][0] for document in documents)
     windows = list(islice((ids[: _LATE[1]] for ids in encoded if len(ids) >= _LATE[1]), limit))
     if not windows:

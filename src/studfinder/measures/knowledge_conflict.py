@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from studfinder.errors import NotApplicable
-from studfinder.measures.choices import Question, by_group, per_token
+from studfinder.measures.asked import Advance, check_items
+from studfinder.measures.choices import by_group, per_token
 from studfinder.measures.facts import draw_facts, wrong_answers
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
@@ -23,7 +20,7 @@ def knowledge_conflict(
     between: int = BETWEEN,
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Share of items answered as the prompt says where it contradicts a known fact.
 
@@ -45,13 +42,9 @@ def knowledge_conflict(
         false = wrong_answers(fact, 1, generator)[0]
         wordings = [template for template in fact.relation.templates if template != fact.template]
         statement = f"{generator.choice(wordings).format(s=fact.subject)} {false}."
-        question = fact.template.format(s=fact.subject)
-        cluster, group = f"{fact.relation.name}: {fact.subject}", fact.relation.name
-        prompt = " ".join([statement, *generator.sample(filler(), between), question])
-        told.append(Question(prompt, (false, fact.answer), cluster, group))
-        untold.append(Question(question, (false, fact.answer), cluster, group))
-    if not told:
-        raise NotApplicable("knowledge-conflict has no items", expected="at least one")
+        told.append(fact.asked([false, fact.answer], [statement, *generator.sample(filler(), between)]))
+        untold.append(fact.asked([false, fact.answer]))
+    check_items("knowledge-conflict", told)
     answers, ids = per_token(lm, told, progress)
     margin = [float(stated - true) for stated, true in answers]
     score = [float(value > 0) for value in margin]

@@ -18,6 +18,7 @@ import torch
 
 from studfinder import sites
 from studfinder.errors import StudfinderError
+from studfinder.measures.asked import Advance
 from studfinder.measures.packs import packed
 from studfinder.measures.passes import Engine, Likelihood, Scored, ScoredRow
 from studfinder.models import LM
@@ -65,7 +66,7 @@ def log_likelihoods(
     *,
     batch_tokens: int | None = None,
     truncate: bool = False,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> list[Likelihood]:
     """Log-probability of each continuation after its context, in the order of the requests.
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.recall import DEPTHS, Prompt, parse_sizes, recall
+from studfinder.measures.asked import Advance, sizes_asked
+from studfinder.measures.recall import Prompt, places, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import nonce_names
 
 PAIRS = "2,4,8,16"
 _DIGITS = 3
-_REPEATS = 2
 _WRONG = 7
 
 _HEAD = "Each name has a code."
@@ -24,12 +22,7 @@ _QUESTION = "Once more, the code of one of them:"
 
 
 def lookup(
-    lm: LM,
-    pairs: str = PAIRS,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, pairs: str = PAIRS, *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Key-value recall: share of codes of three digits that greedy generation gives back exactly, over the number of
     pairs in the prompt and the place of the one that is asked for.
@@ -45,17 +38,12 @@ def lookup(
     Raises:
         StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
     """
-    sizes = parse_sizes(pairs, "lookup")
+    sizes = sizes_asked(pairs, "lookup")
     if max(sizes) > (most := 9 * 10 ** (_DIGITS - 1)):
         raise StudfinderError(f"lookup: {max(sizes)} pairs", expected=f"at most {most}, for each has its own code")
-    prompts = [
-        (size, _prompt(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")))
-        for repeat in range(_REPEATS)
-        for depth in DEPTHS
-        for size in sizes
-    ][:limit]
-    chance = float(np.mean([1 / size for size, _ in prompts])) if prompts else 0.0
-    return recall(lm, "lookup", [prompt for _, prompt in prompts], f"pairs {pairs}", chance, progress)
+    chosen = places(sizes, seed, limit)
+    chance = float(np.mean([1 / size for size, *_ in chosen])) if chosen else 0.0
+    return recall(lm, "lookup", [_prompt(*place) for place in chosen], f"pairs {pairs}", chance, progress)
 
 
 def _prompt(size: int, depth: float, generator: random.Random) -> Prompt:

@@ -10,19 +10,18 @@ also changes length, output format and chance level; this one does not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.measures.asked import Advance, number_asked
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.facts import ANSWERS, Fact, draw_facts, wrong_answers
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.records import Interval
-from studfinder.records.outside import whole_number
 from studfinder.stats import mean_interval
 from studfinder.texts import Relation, nonce_names, relations
 
@@ -41,7 +40,7 @@ def facts_in_context(
     source: str = "built-in",
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Accuracy on facts about invented subjects that stand in the prompt: answered from context.
 
@@ -67,7 +66,7 @@ def facts_parametric_matched(
     source: str = "built-in",
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Accuracy on real facts after the very prompts of `facts_in_context`, which do not help: answered from the
     weights. Arguments and errors are the same."""
@@ -82,7 +81,7 @@ def calibrate_facts(
     seed: int = 0,
     low: float = 0.6,
     high: float = 0.9,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> int:
     """How many facts in the prompt leave the (clean) model between `low` and `high`, as near the middle as there is.
 
@@ -155,17 +154,9 @@ def contrast(
 
 
 def _matched(
-    lm: LM,
-    measure: str,
-    count: int | str,
-    source: str,
-    limit: int | None,
-    seed: int | str,
-    progress: Callable[[int], Any] | None,
+    lm: LM, measure: str, count: int | str, source: str, limit: int | None, seed: int | str, progress: Advance | None
 ) -> Scores:
-    size = whole_number(count)
-    if not size:
-        raise StudfinderError(f"{measure} with {count!r} facts", expected="a number from 1 up")
+    size = number_asked(count, measure, 1, "facts")
     name, items = _items(size, source, _ITEMS if limit is None else limit, seed)
     version = 0 if measure == "facts-in-context" else 1
     questions = [versions[version] for versions in items]
@@ -206,14 +197,8 @@ def _versions(
     answer, spare, rest = stated[0], beside[0], [*stated[1:], *beside[1:]]
     generator.shuffle(rest)
     place = generator.randrange(len(rest) + 1)
-    answers = (fact.answer, *wrong[: ANSWERS - 1])
     contextual, parametric = (
-        Question(
-            " ".join([*rest[:place], sentence, *rest[place:], fact.template.format(s=subject)]),
-            answers,
-            f"{fact.relation.name}: {fact.subject}",
-            fact.relation.name,
-        )
+        fact.asked([fact.answer, *wrong[: ANSWERS - 1]], [*rest[:place], sentence, *rest[place:]], subject)
         for sentence, subject in ((answer, names[0]), (spare, fact.subject))
     )
     return contextual, parametric

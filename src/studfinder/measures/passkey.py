@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from studfinder.errors import StudfinderError
-from studfinder.measures.recall import DEPTHS, Prompt, parse_sizes, recall
+from studfinder.measures.asked import Advance, sizes_asked
+from studfinder.measures.recall import Prompt, places, recall
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import WHOLE, Text, encode, filler
 
 LENGTHS = "128,256,512,1024"
 _DIGITS = 5
-_REPEATS = 2
 
 _HEAD = "There is a pass key hidden in the text below. Find it and remember it."
 _KEY = "The pass key is {key}. Remember it. {key} is the pass key."
@@ -22,12 +21,7 @@ _QUESTION = "What is the pass key? The pass key is"
 
 
 def passkey(
-    lm: LM,
-    lengths: str = LENGTHS,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, lengths: str = LENGTHS, *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Share of pass keys of five digits that greedy generation gives back exactly, over lengths and depths.
 
@@ -42,13 +36,7 @@ def passkey(
     Raises:
         StudfinderError: a length that is too short for the question or too long for the model's window.
     """
-    sizes = parse_sizes(lengths, "passkey")
-    prompts = [
-        _prompt(lm, length, depth, random.Random(f"{seed} {length} {depth} {repeat}"))
-        for repeat in range(_REPEATS)
-        for depth in DEPTHS
-        for length in sizes
-    ][:limit]
+    prompts = [_prompt(lm, *place) for place in places(sizes_asked(lengths, "passkey"), seed, limit)]
     return recall(lm, "passkey", prompts, f"lengths {lengths}", 10.0**-_DIGITS, progress)
 
 

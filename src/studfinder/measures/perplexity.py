@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.measures.asked import Advance, check_window
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.stats import ratio_interval
 from studfinder.texts import WHOLE, Text, added_before, corpus, encode, proof_text, tokenizer_of
+from studfinder.texts.encoding import first_token
 
 Protocol = Literal["windows", "gptq", "word"]
 
@@ -29,7 +30,7 @@ def perplexity(
     stride: int | None = None,
     limit: int | None = None,
     level: float = 0.95,
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """Perplexity of a text.
 
@@ -48,7 +49,7 @@ def perplexity(
     Raises:
         StudfinderError: the text is not there, or shorter than one window, or the window is longer than the context.
     """
-    name, documents = _documents(text)
+    name, documents = documents_of(text)
     if protocol == "gptq":
         window, stride = 2048, None
     stride = stride or window
@@ -64,11 +65,10 @@ def perplexity(
         owners = np.arange(len(spans))
     if not spans:
         raise NotApplicable(f"{name} is shorter than one window of {window} tokens", do="Use a longer text")
-    if lm.anatomy.max_positions is not None and window > lm.anatomy.max_positions:
-        raise NotApplicable(
-            f"window {window} is longer than the model's context", expected=f"at most {lm.anatomy.max_positions}"
-        )
-    nll, tokens = (np.bincount(owners, weights=sums) for sums in _score(lm, spans, progress))
+    check_window(lm, "perplexity", window)
+    found = log_likelihoods(lm, [(ids[:first], ids[first:]) for ids, first in spans], progress=progress)
+    nll = np.bincount(owners, weights=[-one.logprob for one in found])
+    tokens = np.bincount(owners, weights=[one.tokens for one in found])
     weights = np.array([len(re.split(r"\s+", text)) for text in texts], float) if protocol == "word" else tokens
     interval = ratio_interval(nll, weights, level=level, exponential=True)
     digest = hashlib.sha256(repr([ids for ids, _ in spans]).encode()).hexdigest()[:12]
@@ -83,12 +83,7 @@ def perplexity(
 
 
 def perplexity_of(
-    lm: LM,
-    text: str = "proof",
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, text: str = "proof", *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Perplexity as a scorecard takes it: windows of 512 tokens (256 for our proof text, which is short; no longer than
     the model's context), at most `limit` of them; nothing is drawn at random, so `seed` changes nothing."""
@@ -100,7 +95,7 @@ def windows_of(
     lm: LM, text: str | Path | list[str] = "proof", *, window: int = 512, limit: int | None = None
 ) -> tuple[str, list[list[int]]]:
     """A text's name and its windows of token ids, as `perplexity` takes them. Raises as that."""
-    name, documents = _documents(text)
+    name, documents = documents_of(text)
     return name, [ids for ids, _ in _joined(lm, name, documents, window, window, whole=False)][:limit]
 
 
@@ -110,7 +105,8 @@ def _joined(lm: LM, name: str, documents: list[str], window: int, stride: int, *
     return _spans(ids, window, stride, max(1, added_before(tokenizer_of(lm))), whole=whole)
 
 
-def _documents(text: str | Path | list[str]) -> tuple[str, list[str]]:
+def documents_of(text: str | Path | list[str]) -> tuple[str, list[str]]:
+    """A text's name and its documents: "proof" (our own), a corpus, a file, or texts that are given."""
     if isinstance(text, list):
         return "given", text
     if str(text) == "proof":
@@ -142,8 +138,7 @@ def _prefixed(lm: LM, document: str) -> tuple[list[int], int]:
     puts there, or else BOS, or EOS where there is no BOS."""
     ids = encode(lm, [Text("document", document)], limit=WHOLE)[0][0]
     tokenizer = tokenizer_of(lm)
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    before = added_before(tokenizer)
+    prefix, before = first_token(tokenizer), added_before(tokenizer)
     if before or prefix is None or ids[0] == prefix:
         return ids, max(1, before)
     return [prefix, *ids], 1
@@ -159,9 +154,3 @@ def _rolling(ids: list[int], window: int, first: int = 1) -> list[_Span]:
         piece = ids[max(0, scored - window) : scored + 1]
         spans.append((piece, len(piece) - count))
     return spans
-
-
-def _score(lm: LM, spans: list[_Span], progress: Callable[[int], Any] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihood of each span in nats, and its scored tokens, both of shape (spans,)."""
-    found = log_likelihoods(lm, [(ids[:first], ids[first:]) for ids, first in spans], progress=progress)
-    return np.array([-one.logprob for one in found]), np.array([float(one.tokens) for one in found])

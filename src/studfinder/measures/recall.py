@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.measures.asked import Advance, check_items, check_window
 from studfinder.measures.choices import by_group
 from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
-from studfinder.records.outside import whole_number
 from studfinder.texts import digest, encode_pairs
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the digits stand: at the prompt's start (0) to its end."""
+_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Prompt:
     groups: tuple[str, ...]
 
 
+def places(sizes: Sequence[int], seed: int, limit: int | None) -> list[tuple[int, float, random.Random]]:
+    """At most `limit` sizes and depths, all of which take their turn, each with a generator of its own."""
+    every = [(size, depth, repeat) for repeat in range(_REPEATS) for depth in DEPTHS for size in sizes][:limit]
+    return [(size, depth, random.Random(f"{seed} {size} {depth} {repeat}")) for size, depth, repeat in every]
+
+
 def recall(
-    lm: LM,
-    measure: str,
-    prompts: Sequence[Prompt],
-    source: str,
-    chance: float,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, measure: str, prompts: Sequence[Prompt], source: str, chance: float, progress: Advance | None = None
 ) -> Scores:
     """Share of prompts whose greedy continuation is the answer, exactly.
 
@@ -55,15 +56,10 @@ def recall(
     Raises:
         StudfinderError: no prompts, or a prompt with its answer is longer than the model's window.
     """
-    if not prompts:
-        raise NotApplicable(f"{measure} has no items", expected="at least one")
+    check_items(measure, prompts)
     asked = [(prompt.text, " " + digits) for prompt in prompts for digits in (prompt.answer, *prompt.wrong)]
     pairs = encode_pairs(lm, asked)
-    window, longest = lm.anatomy.max_positions, max(len(context) + len(digits) for context, digits in pairs)
-    if window is not None and longest > window:
-        raise NotApplicable(
-            f"{measure}: a prompt of {longest} tokens", expected=f"no more than the model's window of {window}"
-        )
+    check_window(lm, measure, max(len(context) + len(digits) for context, digits in pairs))
     found = log_likelihoods(lm, pairs)
     each = np.array([likelihood.logprob / likelihood.tokens for likelihood in found])
     correct, logprob, margin, at = [], [], [], 0
@@ -90,18 +86,6 @@ def recall(
         logprob=logprob,
         **against,  # type: ignore[arg-type]
     )
-
-
-def parse_sizes(given: str, measure: str) -> tuple[int, ...]:
-    """Sizes as they are written after a measure's name: "128,256".
-
-    Raises:
-        StudfinderError: something else is written there.
-    """
-    sizes = [whole_number(part) for part in given.split(",")]
-    if not all(sizes):
-        raise StudfinderError(f"{measure}:{given}", expected=f"numbers, e.g. {measure}:128,256")
-    return tuple(size for size in sizes if size)
 
 
 def _said(lm: LM, context: Sequence[int], tokens: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from studfinder.errors import NotApplicable, StudfinderError
+from studfinder.measures.asked import Advance, check_items, check_window, number_asked
 from studfinder.measures.greedy import greedy
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
-from studfinder.records.outside import whole_number
 from studfinder.sites import replacing
 from studfinder.texts import Text, default_prompts, digest, encode, proof_text
 
@@ -21,12 +19,7 @@ _TIMES = 3
 
 
 def repetition(
-    lm: LM,
-    new: str = str(NEW),
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, new: str = str(NEW), *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
     """Distinct-2 of greedy continuations: different pairs of neighbouring tokens over all pairs (Li et al. 2016), the
     mean over prompts. 1 is no repetition; a model stuck on one token has about 0.
@@ -44,16 +37,12 @@ def repetition(
     Raises:
         StudfinderError: `new` is not a number from 4 up, or does not fit into the model's window.
     """
-    count = whole_number(new) or 0
-    if count < 4:
-        raise StudfinderError(f"repetition:{new}", expected="a number of tokens from 4 up")
-    window = lm.anatomy.max_positions
-    if window is not None and _PROMPT + count > window:
-        raise NotApplicable(f"repetition: {_PROMPT} + {count} tokens", expected=f"no more than {window}")
-    encoded = encode(lm, [*default_prompts(), *map(_body, proof_text())], limit=_PROMPT)[0]
+    count = number_asked(new, "repetition", 4, "tokens")
+    check_window(lm, "repetition", _PROMPT + count)
+    bodies = [Text(piece.name, piece.text.split("\n", 1)[-1]) for piece in proof_text()]  # without their titles
+    encoded = encode(lm, [*default_prompts(), *bodies], limit=_PROMPT)[0]
     encoded = [ids for ids in encoded if len(ids) == _PROMPT][:limit]
-    if not encoded:
-        raise NotApplicable("repetition has no items", expected="at least one prompt")
+    check_items("repetition", encoded)
     # An edit of activations may depend on all tokens of a pass, so then each prompt has its own.
     size = 1 if replacing(lm) else len(encoded)
     written = []
@@ -64,15 +53,12 @@ def repetition(
     items = {f"distinct{n}": [distinct_share(ids, n) for ids in written] for n in (1, 2, 3)}
     items["loop"] = [float(loops(ids)) for ids in written]
     score = items.pop("distinct2")
-    details = {name: float(np.mean(values)) for name, values in items.items()}
     return scored(
         f"repetition ({count} tokens)",
         score,
         text=f"studfinder-prompts-1 and studfinder-proof-1 {digest(encoded)}",
-        details=details,
-        distinct1=items["distinct1"],
-        distinct3=items["distinct3"],
-        loop=items["loop"],
+        details={name: float(np.mean(values)) for name, values in items.items()},
+        **items,  # type: ignore[arg-type]
     )
 
 
@@ -86,8 +72,3 @@ def loops(ids: Sequence[int]) -> bool:
     """Whether a text ends in one sequence of tokens three times over, or more."""
     ids = list(ids)
     return any(ids[-period * _TIMES :] == ids[-period:] * _TIMES for period in range(1, len(ids) // _TIMES + 1))
-
-
-def _body(piece: Text) -> Text:
-    """A piece of the proof text without its title."""
-    return Text(piece.name, piece.text.split("\n", 1)[-1])

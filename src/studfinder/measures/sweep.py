@@ -6,15 +6,15 @@ stream, because nothing below an edit changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from studfinder.edits import Edit, edited, edits_of, layer_of
 from studfinder.errors import NotApplicable
+from studfinder.measures.asked import Advance
 from studfinder.measures.divergence import Clean
 from studfinder.models import LM
 from studfinder.records import Interval
@@ -64,11 +64,7 @@ def next_token(lm: LM, encoded: Sequence[Sequence[int]], edits: Sequence[Edit]) 
 
 
 def sweep(
-    lm: LM,
-    encoded: Sequence[Sequence[int]],
-    variants: Sequence[Sequence[Edit]],
-    *,
-    progress: Callable[[int], Any] | None = None,
+    lm: LM, encoded: Sequence[Sequence[int]], variants: Sequence[Sequence[Edit]], *, progress: Advance | None = None
 ) -> Effects:
     """Measure several sets of edits against the clean model, each on its own.
 
@@ -81,61 +77,61 @@ def sweep(
         StudfinderError: no windows, a window of fewer than two tokens, ids beyond the embedding, or a model that is not
             causal.
     """
-    _check_windows(lm, encoded)
     variants = [edits_of(lm, edits) for edits in variants]
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
-    kl = np.zeros((len(variants), len(encoded)))
-    nll = np.zeros_like(kl)
-    clean_nll = np.zeros(len(encoded))
-    size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
-    with torch.no_grad():
-        for batch in batches(encoded, size):
-            where = list(batch.prompts)
-            with kept_outputs(lm, sorted({start - 1 for start in starts if start})) as kept:
-                clean = [Clean(*window) for window in _windows(_logits(lm, batch), batch)]
-            clean_nll[where] = [float(one.nll) for one in clean]
-            for number, (edits, start) in enumerate(zip(variants, starts, strict=True)):
-                with edited(lm, edits), resumed(lm, start, kept.get(start - 1)):
-                    logits = _logits(lm, batch)
-                kl[number, where], nll[number, where] = _held_against(clean, logits, batch)
-                if progress is not None:
-                    progress(1)
-    return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
+
+    def passes(batch: Batch) -> Iterator[torch.Tensor]:
+        with kept_outputs(lm, sorted({start - 1 for start in starts if start})) as kept:
+            logits = _logits(lm, batch)
+        yield logits
+        del logits  # or there would be three at a time
+        for edits, start in zip(variants, starts, strict=True):
+            with edited(lm, edits), resumed(lm, start, kept.get(start - 1)):
+                logits = _logits(lm, batch)
+            yield logits
+
+    return _effects(lm, encoded, len(variants), passes, progress)
 
 
-def between(
-    lm: LM, other: LM, encoded: Sequence[Sequence[int]], *, progress: Callable[[int], Any] | None = None
-) -> Effects:
+def between(lm: LM, other: LM, encoded: Sequence[Sequence[int]]) -> Effects:
     """How another model's next-token distributions differ from a model's: KL(lm || other), as `sweep` for one variant.
 
     Args:
         other: of the same vocabulary.
         encoded: windows of token ids; each is scored on all tokens but its first.
-        progress: called with the number of windows done.
 
     Raises:
         StudfinderError: no windows, or a window of fewer than two tokens.
     """
-    _check_windows(lm, encoded)
-    kl, nll, clean_nll = np.zeros((1, len(encoded))), np.zeros((1, len(encoded))), np.zeros(len(encoded))
-    size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
-    with torch.no_grad():
-        for batch in batches(encoded, size):
-            where = list(batch.prompts)
-            clean = [Clean(*window) for window in _windows(_logits(lm, batch), batch)]
-            clean_nll[where] = [float(one.nll) for one in clean]
-            kl[0, where], nll[0, where] = _held_against(clean, _logits(other, batch).to(lm.device), batch)
-            if progress is not None:
-                progress(len(where))
-    return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
+    return _effects(lm, encoded, 1, lambda batch: (_logits(one, batch).to(lm.device) for one in (lm, other)))
 
 
-def _check_windows(lm: LM, encoded: Sequence[Sequence[int]]) -> None:
+def _effects(
+    lm: LM,
+    encoded: Sequence[Sequence[int]],
+    variants: int,
+    passes: Callable[[Batch], Iterator[torch.Tensor]],
+    progress: Advance | None = None,
+) -> Effects:
+    """What variants differ in, given the logits of a batch: the clean model's, then each variant's."""
     if not encoded or min(len(ids) for ids in encoded) < 2:
         raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
     check_causal(lm, "next-token distributions")
     check_ids(lm, encoded)
+    kl = np.zeros((variants, len(encoded)))
+    nll, clean_nll = np.zeros_like(kl), np.zeros(len(encoded))
+    size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
+    with torch.no_grad():
+        for batch in batches(encoded, size):
+            where, made = list(batch.prompts), passes(batch)
+            clean = [Clean(*window) for window in _windows(next(made), batch)]
+            clean_nll[where] = [float(one.nll) for one in clean]
+            for number, logits in enumerate(made):
+                kl[number, where], nll[number, where] = _held_against(clean, logits, batch)
+                if progress is not None:
+                    progress(1)
+    return Effects(kl, nll, clean_nll, np.array([len(ids) - 1 for ids in encoded]))
 
 
 def _logits(lm: LM, batch: Batch) -> torch.Tensor:

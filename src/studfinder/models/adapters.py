@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError, Unavailable
-from studfinder.models.files import ADAPTER, check_names, some
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
+from studfinder.models.files import ADAPTER, check_names, pickle_refused, read_pickle, some
 from studfinder.models.headers import read_header
 from studfinder.models.inside import inside, leads_in, linked
 from studfinder.models.lm import Source
+from studfinder.models.places import hub_folder
 from studfinder.records.outside import read_json
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -46,7 +47,8 @@ def adapter_at(source: Source) -> Adapter | None:
     Raises:
         StudfinderError: its config cannot be read, or names no base model.
     """
-    folder = source.folder or _on_the_hub(source)
+    # What else is asked for comes into the same folder of the hub's cache.
+    folder = source.folder or hub_folder(source, ADAPTER, "config.json", *_WEIGHTS)
     if folder is None or not (folder / ADAPTER).is_file():
         return None
     check_names(folder)
@@ -73,23 +75,6 @@ def refuse_adapter(source: Source) -> None:
             expected="a whole model",
             do=f"Merge it with --merge-adapter (merge_adapter=True){other}",
         )
-
-
-def _on_the_hub(source: Source) -> Path | None:
-    from transformers.utils.hub import cached_file
-
-    def file(name: str) -> str | None:
-        try:
-            return cached_file(source.id, name, revision=source.revision)
-        except (OSError, ValueError):  # there is none, or no repository, which loading says better
-            return None
-
-    found = file(ADAPTER)
-    if found is None:
-        return None
-    for name in ("config.json", *_WEIGHTS):  # into the same folder of the hub's cache
-        file(name)
-    return Path(found).parent
 
 
 @contextmanager
@@ -122,8 +107,7 @@ def merged(model: Any, adapter: Adapter, allow_pickle: bool) -> Any:
             wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder))
             taken = peft.get_peft_model_state_dict(wrapped)
     except Exception as error:  # peft and torch raise many kinds; the user needs one line
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise StudfinderError(f"adapter {adapter.folder} does not fit its base model ({reason})") from error
+        raise StudfinderError(f"adapter {adapter.folder} does not fit its base model ({in_a_line(error)})") from error
     for what, gone in (("lacks", set(taken) - set(held)), ("holds, without a place for them,", set(held) - set(taken))):
         if gone:
             raise StudfinderError(
@@ -162,13 +146,5 @@ def _held(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     if not pickled.is_file():
         raise StudfinderError(f"{folder} holds {ADAPTER} but no adapter weights", expected=safe.name)
     if not allow_pickle:
-        raise StudfinderError(
-            f"{folder} holds only a pickled adapter, which can run code as it loads",
-            expected=safe.name,
-            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
-        )
-    try:
-        return torch.load(pickled, weights_only=True)
-    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise StudfinderError(f"{pickled} cannot be read without running code ({reason})") from None
+        raise pickle_refused(f"{folder} holds only a pickled adapter, which can run code as it loads", safe.name)
+    return read_pickle(pickled)

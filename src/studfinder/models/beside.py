@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.inside import check_distinct, inside, outward
 from studfinder.models.lm import Source
+from studfinder.models.places import model_folder, source_named
 
 _WITH = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "vocab*", "merges*", "*.bpe")
 """Tokenizers of every kind, processors, chat templates, generation settings."""
@@ -90,7 +90,8 @@ def files_beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, P
     Raises:
         StudfinderError: as `carry`.
     """
-    folder = _folder(_named(source) if isinstance(source, str) else source)
+    source = source_named(source) if isinstance(source, str) else source
+    folder = model_folder(source, *_ON_HUB, fetch="hub" in source.origin)
     if folder is None:
         return {}
     found = [
@@ -137,50 +138,3 @@ def _brings_code(path: Path) -> bool:
         return isinstance(found, dict) and "auto_map" in found
     except (OSError, ValueError, RecursionError):
         return False
-
-
-def _named(name: str) -> Source:
-    if name in BUILTINS:
-        return Source(name, BUILTINS[name].origin, ensure(BUILTINS[name]))
-    path = Path(name).expanduser()
-    return Source(name, "a local folder", path) if path.is_dir() else Source(name, "the Hugging Face hub")
-
-
-def _folder(source: Source) -> Path | None:
-    """Where the files lie; a live model is looked for under the name that it was loaded by."""
-    if source.folder is not None:
-        return source.folder if source.folder.is_dir() else None
-    named = Path(source.id)
-    if (named / "config.json").is_file():
-        return named
-    return _cached(source)
-
-
-def _cached(source: Source) -> Path | None:
-    """The hub's files in transformers' cache; those that loading did not need are fetched, unless the model was handed
-    over as a live object, whose name may mean anything."""
-    from transformers.utils import cached_file
-
-    if source.id == "live" or source.id.count("/") > 1:
-        return None
-
-    def found(name: str) -> str | None:
-        try:
-            return cached_file(
-                source.id,
-                name,
-                revision=source.revision,
-                local_files_only="hub" not in source.origin,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        except (OSError, ValueError):  # no such repository: a live model under a name of its own
-            return None
-
-    config = found("config.json")
-    if config is None:
-        return None
-    for name in _ON_HUB:
-        found(name)
-    return Path(config).parent

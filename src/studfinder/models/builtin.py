@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 from studfinder.models.cache import cache_folder, private_folder
 from studfinder.models.made import check_as_made, note_made
 from studfinder.visible import say
@@ -193,19 +193,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 def _plain_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = f"the disk is full at {folder} ({error.strerror})"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            what = f"the cache folder {folder} cannot be written ({error.strerror})"
+    except Exception as error:
+        number, said = getattr(error, "errno", None), getattr(error, "strerror", None) or in_a_line(error)
+        # safetensors reports a full disk as an error of its own.
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            what = f"the disk is full at {folder} ({said})"
+        elif number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            what = f"the cache folder {folder} cannot be written ({said})"
         else:
             raise
         raise StudfinderError(what, do="Nothing was left behind. Free some space or set STUDFINDER_CACHE") from None
-    except Exception as error:
-        # safetensors reports a full disk as an error of its own.
-        if "No space left" in str(error):
-            raise StudfinderError(
-                f"the disk is full at {folder}",
-                do="Nothing was left behind. Free some space or set STUDFINDER_CACHE",
-            ) from None
-        raise

@@ -19,6 +19,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef
 from studfinder.models.files import SAFE, held_in
 from studfinder.models.lm import LM
+from studfinder.models.places import model_folder
 from studfinder.models.weights import matrix
 
 
@@ -83,7 +84,7 @@ class CheckpointFiles:
     @cached_property
     def files(self) -> dict[str, Path]:
         """The file of each tensor; empty where there are none."""
-        folder = _folder_of(self.lm)
+        folder = model_folder(self.lm.source)
         if folder is None:
             return {}
         try:
@@ -107,19 +108,3 @@ class CheckpointFiles:
             target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
             found.setdefault(target, []).append(name)
         return found
-
-
-def _folder_of(lm: LM) -> Path | None:
-    """The folder of a model's files: its own, or where the hub's copy was put."""
-    if lm.source.folder is not None:
-        return lm.source.folder if lm.source.folder.is_dir() else None
-    if Path(lm.source.id).is_dir():  # a live model that was loaded from a folder
-        return Path(lm.source.id)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(lm.source.id, "config.json", revision=lm.source.revision)
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 from studfinder.models.headers import DTYPE_NAMES, DTYPES, read_header
 from studfinder.models.inside import check_distinct, check_links, inside, plain_name
 from studfinder.records.outside import irregular, read_json
@@ -68,14 +68,14 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
     """
     check_regular(folder)
     check_names(folder)
-    _json(folder / "config.json", missing="a Hugging Face checkpoint folder")
+    if not (folder / "config.json").is_file():
+        raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
+    read_json(folder / "config.json")
     weights = weights_of(folder)
     if weights.pickles and not allow_pickle:
         only = "only pickle weights" if weights.pickles == list(weights.files) else "pickle weights"
-        raise StudfinderError(
-            f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load",
-            expected="safetensors",
-            do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
+        raise pickle_refused(
+            f"{folder} holds {only} ({weights.pickles[0]}), which can run code as they load", "safetensors"
         )
     return held_in(folder)
 
@@ -83,7 +83,7 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
 def check_names(folder: Path) -> None:
     """Raise StudfinderError if a link in a folder leads out of it, or its tokenizer's config names a file elsewhere."""
     check_links(folder)
-    names = _json(folder / _TOKENIZER).get("fast_tokenizer_files") if (folder / _TOKENIZER).is_file() else None
+    names = read_json(folder / _TOKENIZER).get("fast_tokenizer_files") if (folder / _TOKENIZER).is_file() else None
     for name in names if isinstance(names, list) else ():
         inside(folder, plain_name(name, folder / _TOKENIZER))
 
@@ -96,7 +96,7 @@ def weights_of(folder: Path) -> WeightFiles:
         StudfinderError: there are none, a name in the config or the index is not a plain one, or an index is damaged.
     """
     config = folder / "config.json"
-    chosen = _json(config).get("transformers_weights") if config.is_file() else None
+    chosen = read_json(config).get("transformers_weights") if config.is_file() else None
     if chosen is not None:
         plain_name(chosen, config)
         if not (folder / chosen).is_file():
@@ -108,7 +108,7 @@ def weights_of(folder: Path) -> WeightFiles:
     inside(folder, chosen)
     if not chosen.endswith(".index.json"):
         return WeightFiles((chosen,))
-    where = _json(folder / chosen).get("weight_map")
+    where = read_json(folder / chosen).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise StudfinderError(f"{folder / chosen} has no weight_map", do="Download or save it again")
     files = sorted(set(where.values()))
@@ -182,11 +182,7 @@ def held_in(folder: Path) -> dict[str, Held]:
 def _held(path: Path) -> dict[str, Held]:
     if path.name.endswith(SAFE):
         return {name: Held(one.dtype, one.shape, path.name) for name, one in read_header(path).items()}
-    try:
-        read = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise StudfinderError(f"{path} holds no weights that can be read without running code ({reason})") from None
+    read = read_pickle(path, "meta")
     return {
         name: Held(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), path.name)
         for name, tensor in (read.items() if isinstance(read, dict) else ())
@@ -194,10 +190,27 @@ def _held(path: Path) -> dict[str, Held]:
     }
 
 
+def read_pickle(path: Path, device: str | None = None) -> Any:
+    """What a pickle of torch holds, if that can be read without running code."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds; the user needs one line
+        raise StudfinderError(f"{path} cannot be read without running code ({in_a_line(error)})") from None
+
+
+def pickle_refused(what: str, expected: str) -> StudfinderError:
+    """Pickles are there, and nobody allowed them."""
+    return StudfinderError(
+        what,
+        expected=expected,
+        do="Convert it, or, if you trust its author, allow pickles: scan, measure and quantize have --allow-pickle",
+    )
+
+
 def _check_no_second_copy(folder: Path, index: Path) -> None:
     if not index.is_file():
         return
-    where = _json(index).get("weight_map")
+    where = read_json(index).get("weight_map")
     shards = sorted({str(file) for file in where.values()} - {_SINGLE}) if isinstance(where, dict) else []
     there = [file for file in shards if (folder / file).is_file()]
     if there:
@@ -213,12 +226,6 @@ def some(names: Any, shown: int = 3) -> str:
     ordered = sorted(map(str, names))
     rest = len(ordered) - shown
     return ", ".join(ordered[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
-
-
-def _json(path: Path, missing: str | None = None) -> dict[str, Any]:
-    if missing is not None and not path.is_file():
-        raise StudfinderError(f"folder {path.parent} has no {path.name}", expected=missing)
-    return read_json(path)
 
 
 FLOATS = {name: DTYPES[name] for name in ("F64", "F32", "F16", "BF16")}

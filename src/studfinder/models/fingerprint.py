@@ -41,7 +41,7 @@ def content_hash(lm: LM) -> str:
     ordered = sorted(names.values())
     # hashlib lets go of the interpreter lock, so threads share the cores.
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        digests = list(pool.map(lambda name: _digest(state[name]), ordered))
+        digests = list(pool.map(lambda name: tensor_hash(state[name]), ordered))
     whole = hashlib.sha256()
     for name, digest in zip(ordered, digests, strict=True):
         tensor = state[name]
@@ -76,12 +76,19 @@ def _plain(inv_freq: torch.Tensor) -> bool:
     return bool(torch.allclose(steps, line, rtol=0, atol=1e-5))
 
 
-def _digest(tensor: torch.Tensor) -> bytes:
+def tensor_hash(tensor: torch.Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     digest = hashlib.sha256()
     for start in range(0, flat.numel(), _CHUNK):
         digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
     return digest.digest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def config_hash(lm: LM) -> str:

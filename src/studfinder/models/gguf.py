@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from studfinder.errors import StudfinderError, known
+from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models.files import some
 from studfinder.models.gguf_metadata import check_kind, honoured
 from studfinder.models.gguf_rope import FACTORS, check_rope
@@ -23,17 +22,6 @@ from studfinder.models.sizes import check_sizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_DAMAGED = (
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    IndexError,
-    struct.error,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-)
 
 
 def read_gguf(
@@ -103,7 +91,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             for name, field in reader.fields.items()
         }
         return fields, {tensor.name: tensor for tensor in reader.tensors}
-    except (*_DAMAGED, OverflowError, MemoryError) as error:
+    except Exception as error:  # numpy and gguf raise many kinds, of a damaged size MemoryError
         raise _unreadable(path, error) from None
 
 
@@ -120,8 +108,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, error: BaseException) -> StudfinderError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return StudfinderError(f"transformers cannot read {path} ({reason})")
+    return StudfinderError(f"transformers cannot read {path} ({in_a_line(error)})")
 
 
 def _check_tensors(path: Path, shell: Any, architecture: str, tensors: Mapping[str, Any]) -> None:

@@ -98,13 +98,10 @@ def leads_in(folder: Path, path: Path) -> bool:
     for place in (root, *root.parents):
         repository = place.parent.parent
         if place.parent.name == "snapshots" and repository.name.startswith("models--"):
-            shared = re.fullmatch(r"[0-9a-f]{2}/[0-9a-f]{64}", _below(repository.parent / "blobs", target))
-            return target.is_relative_to(repository / "blobs") or shared is not None
+            shared = repository.parent / "blobs"
+            below = target.relative_to(shared).as_posix() if target.is_relative_to(shared) else ""
+            return target.is_relative_to(repository / "blobs") or bool(re.fullmatch(r"[0-9a-f]{2}/[0-9a-f]{64}", below))
     return False
-
-
-def _below(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
 
 
 def check_links(folder: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -32,18 +32,20 @@ _QUANTISER = re.compile(
     r"scale|qweight|zeros|zero_point|absmax|quant_map|quant_state|g_idx|packed|_blocks$|\.SCB$|weight_shape|codebook|amax"
 )
 
+_Targets = Mapping[str, str | None]
+"""The tensor of the model that each tensor of the files goes to."""
+
 
 def judge(source: str, said: Report) -> Judgement:
     """What is refused of a load, what may pass on request, and what is listed. `source`: the model's name in print."""
-    result = Judgement()
     targets = {name: _target(name, said) for name in said.held}
-    leftover = _listed(said, targets, result)
-    _judge_absent(source, said, targets, leftover, result)
-    _judge_twice(source, said, targets, result)
+    listed, leftover = _listed(said, targets)
+    result = Judgement(absent=list(_absent(source, said, targets, leftover)), listed=listed)
+    result.refused += _twice(source, targets)
     if not said.decoded:
-        _judge_dtypes(source, said, targets, result)
+        result.refused += _cast(source, said, targets, listed)
         if not result.absent and not result.refused:
-            _judge_sizes(source, said, targets, result)
+            result.refused += _sizes(source, said, targets)
     return result
 
 
@@ -56,8 +58,9 @@ def _target(name: str, said: Report) -> str | None:
     return None
 
 
-def _listed(said: Report, targets: Mapping[str, str | None], result: Judgement) -> frozenset[str]:
-    """List what need not be in memory; returns what else is left over."""
+def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]:
+    """What is left over and need not be in memory, in words; and what else is left over."""
+    listed = []
     homeless = [name for name, target in targets.items() if target is None]
     by_name = [name for name in homeless if any(re.search(pattern, name) for pattern in said.passed_over)]
     ahead = _ahead(said.unexpected, said.layers)
@@ -73,14 +76,14 @@ def _listed(said: Report, targets: Mapping[str, str | None], result: Judgement) 
         new = set(names) - seen
         seen |= new
         if new:
-            result.listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
+            listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
     defaults = [n for n in said.slots if n not in targets.values() and any(re.search(p, n) for p in said.filled)]
     constant = [name for name in defaults if said.slots[name].constant]
     if said.untied:
-        result.listed.append("config.json ties head and embedding, but the files hold two that differ: both are used")
+        listed.append("config.json ties head and embedding, but the files hold two that differ: both are used")
     if constant and said.held:
-        result.listed.append(f"not in the files, at their class's default: {_count(constant)}: {some(constant)}")
-    return frozenset(rest - seen)
+        listed.append(f"not in the files, at their class's default: {_count(constant)}: {some(constant)}")
+    return listed, frozenset(rest - seen)
 
 
 def _ahead(names: Iterable[str], layers: int | None) -> set[str]:
@@ -94,9 +97,7 @@ def _ahead(names: Iterable[str], layers: int | None) -> set[str]:
     return whole | {name for name in names if re.search(r"(^|\.)(mtp|nextn)[._]", name)}
 
 
-def _judge_absent(
-    source: str, said: Report, targets: Mapping[str, str | None], leftover: frozenset[str], result: Judgement
-) -> None:
+def _absent(source: str, said: Report, targets: _Targets, leftover: frozenset[str]) -> Iterator[StudfinderError]:
     wrong = {name for name, _, _ in said.mismatched}
     there = {said.slots[name].storage for name in said.slots if name not in said.missing | wrong}
     missing = {n for n in said.missing - wrong if n not in said.slots or said.slots[n].storage not in there}
@@ -109,93 +110,79 @@ def _judge_absent(
         }
     scales = {name for name in leftover if _QUANTISER.search(name)}
     if scales:
-        result.absent.append(
-            StudfinderError(
-                f"{source} holds {_count(scales)} of a quantiser that nothing reads ({some(scales)}), so its weights "
-                "would be off by their scales",
-                expected="a quantization_config in config.json that says what they are"
-                if said.quantiser is None
-                else f"a quantisation method that transformers knows, not {said.quantiser!r}",
-                do="Add the quantization_config that belongs to these weights, or load the model they were made from"
-                if said.quantiser is None
-                else f"Install the package that reads {said.quantiser!r}, or load the unquantised model",
-            )
+        if said.quantiser is None:
+            expected = "a quantization_config in config.json that says what they are"
+            do = "Add the quantization_config that belongs to these weights, or load the model they were made from"
+        else:
+            expected = f"a quantisation method that transformers knows, not {said.quantiser!r}"
+            do = f"Install the package that reads {said.quantiser!r}, or load the unquantised model"
+        yield StudfinderError(
+            f"{source} holds {_count(scales)} of a quantiser that nothing reads ({some(scales)}), so its weights "
+            "would be off by their scales",
+            expected=expected,
+            do=do,
         )
     if missing:
         held = f"; the files hold instead {some(leftover)}" if leftover else ""
-        result.absent.append(
-            StudfinderError(
-                f"{len(missing):,} of {len(said.slots):,} tensors {_are(missing)} not in {source} and would be random "
-                f"({some(missing)}){held}",
-                expected="every tensor of the model",
-                do=cause(said, missing, leftover),
-            )
+        yield StudfinderError(
+            f"{len(missing):,} of {len(said.slots):,} tensors {'is' if len(missing) == 1 else 'are'} not in {source} "
+            f"and would be random ({some(missing)}){held}",
+            expected="every tensor of the model",
+            do=cause(said, missing, leftover),
         )
     for name, shape, wanted in said.mismatched[:1]:
         more = f" (and {len(said.mismatched) - 1:,} more)" if len(said.mismatched) > 1 else ""
         turned = shape[::-1] == wanted and len(shape) > 1
-        result.absent.append(
-            StudfinderError(
-                f"tensor {name} of {source} is {_shape(shape)}, but the model wants {_shape(wanted)}{more}",
-                expected="the sizes in config.json",
-                do="Transpose it" if turned else "config.json or the weights are another model's",
-            )
+        yield StudfinderError(
+            f"tensor {name} of {source} is {_shape(shape)}, but the model wants {_shape(wanted)}{more}",
+            expected="the sizes in config.json",
+            do="Transpose it" if turned else "config.json or the weights are another model's",
         )
     homeless = leftover - scales
     if homeless and not missing:
-        result.absent.append(
-            StudfinderError(
-                f"the model has no place for {_count(homeless)} that {source} holds ({some(homeless)})",
-                expected="a checkpoint of this class",
-                do=cause(said, missing, leftover),
-            )
+        yield StudfinderError(
+            f"the model has no place for {_count(homeless)} that {source} holds ({some(homeless)})",
+            expected="a checkpoint of this class",
+            do=cause(said, missing, leftover),
         )
 
 
-def _judge_twice(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
-    first: dict[str, str] = {}
+def _twice(source: str, targets: _Targets) -> Iterator[StudfinderError]:
+    first: dict[str | None, str] = {}
     for name, target in targets.items():
-        if target is None:
-            continue
-        if target in first:
-            result.refused.append(
-                StudfinderError(
-                    f"{source} holds tensor {target} under two names, {first[target]} and {name}",
-                    expected="one of the two",
-                    do="Delete the one that is left over",
-                )
+        if target is not None and first.setdefault(target, name) != name:
+            yield StudfinderError(
+                f"{source} holds tensor {target} under two names, {first[target]} and {name}",
+                expected="one of the two",
+                do="Delete the one that is left over",
             )
             return
-        first[target] = name
 
 
-def _judge_dtypes(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
+def _cast(source: str, said: Report, targets: _Targets, listed: list[str]) -> Iterator[StudfinderError]:
     """Integers and fp8 that would be cast to weights are refused; floats of another dtype are listed."""
     bad, cast = {}, Counter[tuple[str, str]]()
     usual = Counter(slot.dtype for slot in said.slots.values()).most_common(1)[0][0] if said.slots else "float32"
     for name, target in targets.items():
         if target is None and (name in said.unexpected or any(re.search(p, name) for p in said.passed_over)):
             continue
-        stored, slot = said.held[name].dtype, said.slots[target] if target is not None else None
-        wanted = slot.dtype if slot is not None else usual
+        stored, wanted = said.held[name].dtype, usual if target is None else said.slots[target].dtype
         if (stored in FLOATS) != ("float" in wanted and "float8" not in wanted):
             bad[name] = stored
         elif stored in FLOATS and str(FLOATS[stored]) != f"torch.{wanted}":
             cast[stored, wanted] += 1
     if bad:  # scales without weights, or weights without scales
         kinds = " and ".join(sorted(set(bad.values())))
-        result.refused.append(
-            StudfinderError(
-                f"{_count(bad)} of {source} would be cast from {kinds} to float without a scale ({some(bad)})",
-                expected="floats, or a quantization_config in config.json that says how to decode them",
-                do="Load the model it was made from, or add the quantization_config and the scales that belong to it",
-            )
+        yield StudfinderError(
+            f"{_count(bad)} of {source} would be cast from {kinds} to float without a scale ({some(bad)})",
+            expected="floats, or a quantization_config in config.json that says how to decode them",
+            do="Load the model it was made from, or add the quantization_config and the scales that belong to it",
         )
     if not said.asked:
-        result.listed += [f"stored as {a} and cast to {b}: {_count(range(n))}" for (a, b), n in sorted(cast.items())]
+        listed += [f"stored as {a} and cast to {b}: {_count(range(n))}" for (a, b), n in sorted(cast.items())]
 
 
-def _judge_sizes(source: str, said: Report, targets: Mapping[str, str | None], result: Judgement) -> None:
+def _sizes(source: str, said: Report, targets: _Targets) -> Iterator[StudfinderError]:
     """What is converted on the way in: as many numbers go in as come out, and experts are numbered without a gap."""
     left_out = [kind for kind in _NEED_NOT_BE if any(re.search(kind, name) for name in said.unexpected)]
     converted = [
@@ -212,24 +199,17 @@ def _judge_sizes(source: str, said: Report, targets: Mapping[str, str | None], r
             rest.pop(slot.storage, None)
     held, wanted = sum(math.prod(said.held[name].shape) for name in converted), sum(rest.values())
     if said.held and held != wanted:
-        result.refused.append(
-            StudfinderError(
-                f"{source} holds {held:,} numbers ({some(converted)}) for tensors of {wanted:,}",
-                expected="each number once",
-                do="A tensor is there twice, or under an older name as well: delete what is left over",
-            )
+        yield StudfinderError(
+            f"{source} holds {held:,} numbers ({some(converted)}) for tensors of {wanted:,}",
+            expected="each number once",
+            do="A tensor is there twice, or under an older name as well: delete what is left over",
         )
-    gap = expert_gap(source, converted)
-    if gap is not None:
-        result.refused.append(gap)
+    if (gap := expert_gap(source, converted)) is not None:
+        yield gap
 
 
 def _count(names: Any) -> str:
     return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}"
-
-
-def _are(names: Any) -> str:
-    return "is" if len(names) == 1 else "are"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -17,10 +17,11 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
 from studfinder.models.anatomy import anatomy_of
-from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.lm import LM, Source
+from studfinder.models.places import hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
+from studfinder.records.loading import ReadConfig
 from studfinder.visible import say
 
 if TYPE_CHECKING:
@@ -68,26 +69,25 @@ def load(
     if not isinstance(model, str | os.PathLike):
         return _wrap(model, tokenizer)
     asked = os.fspath(model)
-    source = _resolve(asked, revision)
-    wanted = _dtype(dtype)
+    source = source_named(asked, revision)
+    how = ReadConfig(
+        dtype=_dtype(dtype),
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        allow_missing=allow_missing,
+        merge_adapter=merge_adapter,
+    )
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
 
-        kind = torch.bfloat16 if wanted == "auto" else wanted
-        live, own, notes = read_gguf(source.folder, kind)
+        live, own, notes = read_gguf(source.folder, torch.bfloat16 if how.dtype == "auto" else how.dtype)
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        options = {
-            "dtype": wanted,
-            "device_map": device_map,
-            "attention": attention,
-            "trust_remote_code": trust_remote_code,
-            "allow_pickle": allow_pickle,
-            "allow_missing": allow_missing,
-        }
-        live, tokenizer, source = _open(source, tokenizer, merge_adapter, options)
+        live, tokenizer, source = _open(source, tokenizer, how)
     if device is not None:
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
@@ -122,36 +122,36 @@ def _say(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _open(source: Source, tokenizer: Any, merge: bool, options: dict[str, Any]) -> tuple[Any, Any, Source]:
+def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
-    trusted = options["trust_remote_code"]
-    if not merge:
+    trusted = how.trust_remote_code
+    if not how.merge_adapter:
         refuse_adapter(source)
-    adapter = adapter_at(source) if merge else None
+    adapter = adapter_at(source) if how.merge_adapter else None
     if adapter is None:
-        live, opened = from_pretrained(source, **options)
+        live, opened = from_pretrained(source, how)
         return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
     if adapter.base is None:
         base = source
     elif source.folder is None:  # what a stranger's file names is not looked for on this disk
-        base = _on_hub(adapter.base, adapter.revision)
+        base = hub_source(adapter.base, adapter.revision)
         if Path(adapter.base).exists():
             raise StudfinderError(
                 f"the adapter {source.id} is of {adapter.base} on the hub, and a folder here has that name",
                 do="Run it from another folder",
             )
     else:
-        base = _resolve(adapter.base, adapter.revision)
+        base = source_named(adapter.base, adapter.revision)
     with without_adapter(adapter.folder) if adapter.base is None else nullcontext(base.folder) as folder:
         if adapter.base is not None:
             refuse_adapter(base)
         base = dataclasses.replace(base, folder=folder)
-        live, opened = from_pretrained(base, **options)
+        live, opened = from_pretrained(base, how)
         if tokenizer is None:  # the adapter's own, or its base model's
             tokenizer = tokenizer_at(adapter.folder, trusted)
             if tokenizer is None or isinstance(tokenizer, StudfinderError):
                 tokenizer = tokenizer_at(folder or base.id, trusted, opened.revision)
-    live = merged(live, adapter, options["allow_pickle"])
+    live = merged(live, adapter, how.allow_pickle)
     of_base = f" (commit {opened.revision})" if adapter.base is not None and opened.revision else ""
     source = dataclasses.replace(
         source,
@@ -211,30 +211,6 @@ def _named(tokenizer: Any) -> Any:
 
         return AutoTokenizer.from_pretrained(tokenizer)
     return tokenizer
-
-
-def _resolve(asked: str, revision: str | None) -> Source:
-    if asked in BUILTINS:
-        builtin = BUILTINS[asked]
-        return Source(asked, builtin.origin, ensure(builtin))
-    path = Path(asked).expanduser()
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return Source(asked, "a GGUF file, dequantised", path)
-        raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
-    if asked and path.is_dir():  # an empty name is not the current folder
-        return Source(asked, "a local folder", path)
-    return _on_hub(asked, revision)
-
-
-def _on_hub(asked: str, revision: str | None) -> Source:
-    # A hub id is "name" or "owner/name"; anything else can only have been meant as a path.
-    if asked.startswith((".", "/", "~")) or asked.count("/") > 1 or not asked:
-        raise StudfinderError(
-            f"there is no folder or file {asked!r}",
-            expected="a folder, a .gguf file, a hub id, or a built-in name: " + ", ".join(BUILTINS),
-        )
-    return Source(asked, "the Hugging Face hub", None, revision)
 
 
 def _dtype(dtype: str | torch.dtype) -> Any:

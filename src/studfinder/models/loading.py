@@ -33,7 +33,7 @@ class Report:
         prefix: the base model's attribute, which transformers adds to a name or takes away.
         layers: how many blocks the config says.
         quantiser: the config's quantisation method; `decoded` whether transformers knew what to do with it.
-        architecture: the class that the config names.
+        architecture: the class that the config names; the model's own where it names none.
         asked: whether the caller chose the dtype; otherwise a cast is listed.
         untied: the config ties the embedding and the head, and yet they are two tensors.
     """
@@ -84,6 +84,9 @@ def report_of(
     config = model.config.get_text_config(decoder=True)
     known = ["rotary_emb.inv_freq", "position_ids"]  # transformers adds these two to its classes' patterns
     own = [re.escape(name) for name in known if any(buffer.endswith(name) for buffer, _ in model.named_buffers())]
+    named = getattr(model.config, "architectures", None)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    two = head is not None and embedding is not None and head.weight is not embedding.weight
     return Report(
         held=held,
         slots={
@@ -106,19 +109,7 @@ def report_of(
         layers=getattr(config, "num_hidden_layers", None),
         quantiser=quantiser,
         decoded=decoded,
-        architecture=_class_named(model),
+        architecture=str(named[0]) if isinstance(named, list) and named else type(model).__name__,
         asked=asked,
-        untied=bool(getattr(model.config, "tie_word_embeddings", False)) and _two(model),
+        untied=bool(getattr(model.config, "tie_word_embeddings", False)) and two,
     )
-
-
-def _two(model: Any) -> bool:
-    """Whether embedding and head are two tensors."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and embedding is not None and head.weight is not embedding.weight
-
-
-def _class_named(model: Any) -> str:
-    """The class that the config names; the model's own where it names none."""
-    named = getattr(model.config, "architectures", None)
-    return str(named[0]) if isinstance(named, list) and named else type(model).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.models.cache import keep_private, private_text
+from studfinder.models.fingerprint import file_hash
 from studfinder.models.headers import read_header
 
 LIST = "studfinder-files.json"
@@ -86,12 +87,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in _files(folder):
-        if path.name != LIST:
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(folder) if path.name != LIST}
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable, known
+from studfinder.errors import StudfinderError, Unavailable, in_a_line, known
 from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.anatomy import FAMILIES
 from studfinder.models.builtin import BUILTINS
 from studfinder.models.causes import expert_gap, partner_gap
-from studfinder.models.files import check_folder, held_in
+from studfinder.models.files import Held, check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
+from studfinder.models.places import hub_folder
 from studfinder.models.sizes import check_sizes
+from studfinder.records.loading import ReadConfig
 from studfinder.records.outside import read_json
 
 
@@ -36,28 +38,11 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[
     source = Source(str(folder), "a local folder", folder)
     refuse_adapter(source)
     quiet_when_no_terminal()
-    _, checked = from_pretrained(
-        source,
-        dtype="auto",
-        device_map={"": "meta"},
-        attention=None,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=False,
-        allow_missing=False,
-    )
-    return checked.notes
+    how = ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code)
+    return from_pretrained(source, how)[1].notes
 
 
-def from_pretrained(
-    source: Source,
-    *,
-    dtype: Any,
-    device_map: Any,
-    attention: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-    allow_missing: bool,
-) -> tuple[Any, Source]:
+def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
     """The model of a folder or hub repository, held against its files.
 
     Returns:
@@ -69,18 +54,19 @@ def from_pretrained(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = str(source.folder or source.id)
+    held: dict[str, Held] = {}
     if source.folder is not None:
-        held = check_folder(source.folder, allow_pickle)
+        held = check_folder(source.folder, how.allow_pickle)
         check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
-    snapshot = _snapshot(source) if source.folder is None else None
+    snapshot = hub_folder(source, "config.json") if source.folder is None else None
     if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
         source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
-    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": how.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
         if source.folder is None:
             check_sizes(source.id, config.to_dict(), {})
-        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not trust_remote_code:
+        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not how.trust_remote_code:
             raise StudfinderError(
                 f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
                 expected="one of " + ", ".join(sorted(FAMILIES)),
@@ -88,16 +74,16 @@ def from_pretrained(
             )
         method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
-            "dtype": dtype,
-            "use_safetensors": None if allow_pickle else True,
+            "dtype": how.dtype,
+            "use_safetensors": None if how.allow_pickle else True,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,  # they are refused by name, below
             **common,
         }
-        if device_map is not None:
-            options["device_map"] = device_map
-        if attention is not None:
-            options["attn_implementation"] = attention
+        if how.device_map is not None:
+            options["device_map"] = how.device_map
+        if how.attention is not None:
+            options["attn_implementation"] = how.attention
         with _without_its_report():
             model, info = AutoModelForCausalLM.from_pretrained(where, **options)
     except StudfinderError:
@@ -107,30 +93,21 @@ def from_pretrained(
             raise failed from error
         if (said := known(error)) is not None and getattr(error, "filename", None) is None:
             raise said from error
-        held = held_in(source.folder) if source.folder is not None else {}
         if (gap := expert_gap(source.id, held) or partner_gap(source.id, held)) is not None:
             raise gap from error
         kind = Unavailable if isinstance(error, ImportError) else StudfinderError
-        raise kind(f"cannot load {source.id} ({_first_line(error)})", do=_advice(source)) from error
-    report = report_of(
-        model,
-        info,
-        held_in(folder) if (folder := source.folder or snapshot) else {},
-        quantiser=method,
-        decoded=decoded,
-        asked=dtype != "auto",
-    )
+        why = "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
+        advice = None if source.folder is not None else why + ", ".join(BUILTINS)
+        raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
+    if snapshot is not None:
+        held = held_in(snapshot)
+    report = report_of(model, info, held, quantiser=method, decoded=decoded, asked=how.dtype != "auto")
     found = judge(source.id, report)
-    for refused in found.refused if allow_missing else (*found.absent, *found.refused):
+    for refused in found.refused if how.allow_missing else (*found.absent, *found.refused):
         raise refused
-    allowed = tuple(f"allowed: {_done(absent.what)}" for absent in found.absent)
-    source = dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
-    return model, source
-
-
-def _done(what: str) -> str:
-    """What would be, as what is."""
-    return what.replace("and would be random", "but random").replace("would be", "are")
+    done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
+    allowed = tuple(f"allowed: {what}" for what in done)
+    return model, dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
 
 
 def _quantiser(config: Any) -> tuple[str | None, bool]:
@@ -143,34 +120,10 @@ def _quantiser(config: Any) -> tuple[str | None, bool]:
     return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
 
 
-def _snapshot(source: Source) -> Path | None:
-    """Where the hub's files of a model are on this disk: a folder that is named by their commit. Fetches its config."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = cached_file(source.id, "config.json", revision=source.revision)
-    except (OSError, ValueError):  # no such repository, no network: loading says it better
-        return None
-    return None if found is None else Path(found).parent
-
-
 def commit_in(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache is of; None for any other folder."""
     kept = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
     return folder.name if kept else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _advice(source: Source) -> str | None:
-    if source.folder is not None:
-        return None
-    return "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: " + ", ".join(
-        BUILTINS
-    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ is there. Whether every tensor fits is judged after loading (models/judging.py);
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def _check(name: str, config: Mapping[str, Any], shapes: Mapping[str, Collection
     layers = _first(config, _LAYERS)
     if layers is not None and layers[1] > max(_MOST_LAYERS, len(shapes)):
         raise _wrong(name, *layers, f"at most {max(_MOST_LAYERS, len(shapes)):,}")
-    held = sum(_count(shape) for shape in shapes.values()) * _SLACK if shapes else 1 << 50
+    held = sum(math.prod(max(1, size) for size in shape) for shape in shapes.values()) * _SLACK if shapes else 1 << 50
     width = _first(config, _WIDTH)
     for key in (*_WIDTH, *_ACROSS, *_BESIDE):
         value = config.get(key)
@@ -59,13 +60,6 @@ def _check(name: str, config: Mapping[str, Any], shapes: Mapping[str, Collection
     positions = _first(config, _POSITIONS)
     if rows and positions is not None and positions[1] > 2 * max(rows):
         raise _wrong(name, *positions, f"at most {max(rows):,}, the rows of its positions")
-
-
-def _count(shape: Collection[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= max(1, size)
-    return count
 
 
 def _int(value: Any) -> int:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.hub import hub_failure
 from studfinder.models.inside import check_distinct, plain_name
 
@@ -43,9 +43,8 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
             return hub_failure(str(where), error, revision) or _missing(str(where), None, error)
         if not any(path.is_file() for pattern in _FILES for path in folder.glob(pattern)):
             return None
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         return _missing(str(where), folder, error) or StudfinderError(
-            f"the tokenizer of {where} cannot be loaded ({lines[0][:200]})",
+            f"the tokenizer of {where} cannot be loaded ({in_a_line(error)})",
             do="Download or save its tokenizer again",
         )
     if isinstance(found.chat_template, dict):  # saving it makes a file of each

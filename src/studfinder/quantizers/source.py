@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError, known
+from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
 from studfinder.models.files import check_folder, weights_of
 from studfinder.models.fingerprint import marks
@@ -120,6 +120,6 @@ def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
-        first = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
-        raise known(error) or StudfinderError(f"{folder} has a config.json that cannot be read ({first})") from error
+        said = in_a_line(error)
+        raise known(error) or StudfinderError(f"{folder} has a config.json that cannot be read ({said})") from error
     return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))

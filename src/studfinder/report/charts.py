@@ -51,10 +51,9 @@ def draw_chart(chart: Chart, width: float) -> Figure:
         entry for axes in figure.axes for entry in zip(*reversed(axes.get_legend_handles_labels()), strict=True)
     )
     if len(seen) > 1 or chart.model:
-        figure.legend(
-            seen.values(), seen.keys(), loc="outside upper left", ncols=columns, title=visible(chart.model) or None,
-            alignment="left",
-        )  # fmt: skip
+        title = visible(chart.model) or None
+        labels = [visible(name) for name in seen]
+        figure.legend(seen.values(), labels, loc="outside upper left", ncols=columns, title=title, alignment="left")
     return figure
 
 
@@ -151,6 +150,8 @@ def _cut(axes: Axes, plot: Plot) -> None:
         low, high = np.exp(ends) if plot.log else ends
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, low), min(top, high))
+    elif len(values) and not values.any():  # nothing was seen: no axis of negative numbers
+        axes.set_ylim(0, 1)
 
 
 def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]]) -> None:

@@ -13,7 +13,8 @@ from studfinder.report.words import dims_in_words
 
 def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     """(what is compared, one cell a run)."""
-    shown = [(name, [cell(findings) for findings in runs]) for name, cell in _ROWS.items()]
+    columns = [_cells(findings) for findings in runs]
+    shown = [(name, [column[name] for column in columns]) for name in columns[0]]
     for name in dict.fromkeys(name for findings in runs for name in findings.others):
         cells = [str(len(f.others[name])) if name in f.others else "not looked for" for f in runs]
         shown.append((name.replace("_", " "), cells))
@@ -32,73 +33,34 @@ def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Sc
     console.print(table)
 
 
-def _size(f: Findings) -> str:
-    return f"{f.model.architecture}, {f.model.layers} layers x {f.model.hidden}, {f.model.parameters / 1e6:,.1f} M"
-
-
-def _tested(f: Findings) -> str:
-    n = len(f.super_weights)
-    return f"{len(f.proven)} of {f.proof.tested} tested" if f.proof else f"{n} candidates, not tested" if n else "none"
-
-
-def _strongest(f: Findings) -> str:
-    shown = f.proven or f.super_weights
-    return f"{shown[0]} = {shown[0].value:+.3g}" if shown else "–"
-
-
-def _effect(f: Findings) -> str:
+def _cells(f: Findings) -> dict[str, str]:
+    """A run's column, by what is compared."""
+    model, summary, sinks = f.model, f.summary, len(f.attention_sinks)
+    candidates = f"{len(f.super_weights)} candidates, not tested" if f.super_weights else "none"
+    strongest = next(iter(f.proven or f.super_weights), None)
     effect = next((weight.effect for weight in f.proven if weight.effect), None)
-    return f"x {effect.perplexity_ratio}" if effect else "–"
-
-
-def _largest(f: Findings) -> str:
-    if not f.massive_activations:
-        nearest = f.summary.nearest_massive_activation
-        return "none" + (f" (nearest: {nearest.ratio:,.0f} x the median)" if nearest else "")
-    top = max(f.massive_activations, key=lambda entry: abs(entry.value))
-    return f"{top.value:,.0f} = {top.ratio:,.0f} x the median"
-
-
-def _dims(f: Findings) -> str:
-    return dims_in_words(entry.dim for entry in f.massive_activations) or "–"
-
-
-def _depth(f: Findings) -> str:
-    leaves = f.summary.leaves
-    return "–" if leaves is None else f"{f.summary.enters} to {leaves - 1} of {f.model.layers}"
-
-
-def _values(f: Findings) -> str:
-    return ", ".join(f"{s.tensor[0].upper()} {s.entries}" for s in f.summary.massive_values) or "not read"
-
-
-def _slow(f: Findings) -> str:
-    shares = [s for s in f.summary.massive_values if s.slow_share is not None and s.slow_base is not None]
-    return ", ".join(f"{s.tensor[0].upper()} {s.slow_share:.0%} (chance {s.slow_base:.0%})" for s in shares) or "–"
-
-
-def _sinks(f: Findings) -> str:
-    heads = f.summary.sink_heads
-    return f"{len(f.attention_sinks)} of {heads} heads ({len(f.attention_sinks) / heads:.0%})" if heads else "not read"
-
-
-def _text(f: Findings) -> str:
-    return f"{f.prompts.id}, {f.prompts.total:,} tokens, {'BOS' if f.prompts.bos else 'no BOS'}"
-
-
-_ROWS = {
-    "model": _size,
-    "weights": lambda f: f.model.origin,
-    "dtype": lambda f: f.model.dtype,
-    "super weights proven": _tested,
-    "strongest": _strongest,
-    "perplexity without it": _effect,
-    "massive activation": _largest,
-    "in dims": _dims,
-    "in layers": _depth,
-    "massive values": _values,
-    "in dims that never turn": _slow,
-    "attention sinks": _sinks,
-    "text": _text,
-    "content hash": lambda f: f.model.content_hash[:16],
-}
+    top = max(f.massive_activations, key=lambda entry: abs(entry.value), default=None)
+    nearest = summary.nearest_massive_activation
+    miss = f" (nearest: {nearest.ratio:,.0f} x the median)" if nearest else ""
+    slow = [s for s in summary.massive_values if s.slow_share is not None and s.slow_base is not None]
+    return {
+        "model": f"{model.architecture}, {model.layers} layers x {model.hidden}, {model.parameters / 1e6:,.1f} M",
+        "weights": model.origin,
+        "dtype": model.dtype,
+        "super weights proven": f"{len(f.proven)} of {f.proof.tested} tested" if f.proof else candidates,
+        "strongest": f"{strongest} = {strongest.value:+.3g}" if strongest else "–",
+        "perplexity without it": f"x {effect.perplexity_ratio}" if effect else "–",
+        "massive activation": f"{top.value:,.0f} = {top.ratio:,.0f} x the median" if top else f"none{miss}",
+        "in dims": dims_in_words(entry.dim for entry in f.massive_activations) or "–",
+        "in layers": "–" if summary.leaves is None else f"{summary.enters} to {summary.leaves - 1} of {model.layers}",
+        "massive values": ", ".join(f"{s.tensor[0].upper()} {s.entries}" for s in summary.massive_values) or "not read",
+        "in dims that never turn": ", ".join(
+            f"{s.tensor[0].upper()} {s.slow_share:.0%} (chance {s.slow_base:.0%})" for s in slow
+        )
+        or "–",
+        "attention sinks": f"{sinks} of {summary.sink_heads} heads ({sinks / summary.sink_heads:.0%})"
+        if summary.sink_heads
+        else "not read",
+        "text": f"{f.prompts.id}, {f.prompts.total:,} tokens, {'BOS' if f.prompts.bos else 'no BOS'}",
+        "content hash": model.content_hash[:16],
+    }

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from studfinder.records import Cell, Interval, Measured, Scorecard, Table
-from studfinder.report.style import BLUE, CATEGORIES, GREY, INK, MUTED, VERMILLION, log_ticks, new_figure
-from studfinder.visible import visible
+from studfinder.records import Cell, Chart, Measured, Plot, Scorecard, Series, Table, point
+from studfinder.report.charts import draw_chart
 
 _KINDS = ("fluency", "context", "memory", "reasoning")
 
@@ -52,74 +49,61 @@ def _remark(line: Measured) -> str:
 
 
 def _several(cards: Sequence[Scorecard]) -> Table:
-    names = [card.model.id + (" edited" if card.edits else "") for card in cards]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({card.run.key})" for name, card in zip(names, cards, strict=True)]
     measures = list(dict.fromkeys(line.measure for card in cards for line in _sorted(card)))
     rows: list[tuple[Cell, ...]] = []
     for measure in measures:
-        found = [next((line for line in card.measured if line.measure == measure), None) for card in cards]
+        found = [_line(card, measure) for card in cards]
         kind = next(line.kind for line in found if line is not None)
         chance = next((line.chance for line in found if line is not None), None)
         rows.append((measure, kind, *(line.score if line else None for line in found), chance))
-    return Table(title="scorecards side by side", columns=("measure", "about", *names, "chance"), rows=tuple(rows))
+    columns = ("measure", "about", *_names(cards), "chance")
+    return Table(title="scorecards side by side", columns=columns, rows=tuple(rows))
+
+
+def _names(cards: Sequence[Scorecard]) -> list[str]:
+    names = [card.model.id + (" edited" if card.edits else "") for card in cards]
+    if len(set(names)) < len(names):
+        return [f"{name} ({card.run.key})" for name, card in zip(names, cards, strict=True)]
+    return names
+
+
+def _line(card: Scorecard, measure: str) -> Measured | None:
+    return next((line for line in card.measured if line.measure == measure), None)
 
 
 def _sorted(card: Scorecard) -> list[Measured]:
     return sorted(card.measured, key=lambda line: _KINDS.index(line.kind))
 
 
-def draw_scorecard(cards: Sequence[Scorecard], width: float) -> Figure:
-    """Shares from 0 to 1 with their intervals, the baseline hollow and chance as a tick; perplexities below."""
-    shares = [line for line in _sorted(cards[0]) if line.score is not None and line.chance is not None]
-    ratios = [line for line in cards[0].measured if line.score is not None and line.measure.startswith("perplexity")]
-    wide = width > 600
-    heights = [max(1, len(shares)), max(1, len(ratios))]
-    figure = new_figure(width, (120 if wide else 190) + 34 * sum(heights))
-    top, bottom = figure.subplots(2, 1, height_ratios=[heights[0] + 0.5, heights[1] + 0.5])
-    _rows(top, cards, [line.measure for line in shares])
-    top.set(xlim=(-0.02, 1.02), xlabel="share right")
-    _rows(bottom, cards, [line.measure for line in ratios])
-    bottom.set(xlabel="perplexity")
-    if any(isfinite(line.score.value) and line.score.value > 0 for line in ratios if line.score is not None):
-        bottom.set(xscale="log")
-        log_ticks(bottom.xaxis)
-    key = [Line2D([], [], color=GREY, marker="|", markersize=12, mew=2, linewidth=0, label="chance")]
-    if cards[0].against and len(cards) == 1:
-        key += [
-            Line2D([], [], color=BLUE, marker="o", mfc="none", mew=1.8, linewidth=2, label="before"),
-            Line2D([], [], color=VERMILLION, marker="o", linewidth=2, label="after"),
-        ]
+def draw_scorecard(cards: Sequence[Scorecard], width: float) -> Figure | None:
+    """Shares with their intervals and chance, and perplexities; None where there is neither."""
+    done = [line for line in _sorted(cards[0]) if line.score is not None]
+    shares = [line.measure for line in done if line.chance is not None]
+    ratios = [line for line in done if line.measure.startswith("perplexity")]
+    log = any(line.score is not None and 0 < line.score.value < inf for line in ratios)
+    plots = (
+        Plot(kind="dots", rows=tuple(shares), series=_series(cards, shares), x="share right", percent=True),
+        Plot(
+            kind="dots",
+            rows=tuple(line.measure for line in ratios),
+            series=_series(cards, [line.measure for line in ratios]),
+            x="perplexity",
+            log=log,
+        ),
+    )
+    chart = Chart(name="scorecard", plots=tuple(plot for plot in plots if plot.rows))
+    return draw_chart(chart, width) if chart.plots else None
+
+
+def _series(cards: Sequence[Scorecard], measures: Sequence[str]) -> tuple[Series, ...]:
+    """The scores of each card (of one alone before and after, where it has both), and what guessing scores."""
+
+    def series(name: str, card: Scorecard, field: str, quiet: bool = False) -> Series:
+        found = (getattr(_line(card, measure), field, None) for measure in measures)
+        return Series(name=name, points=tuple(map(point, found)), quiet=quiet)
+
+    if len(cards) == 1 and cards[0].against:
+        scores = [series("before", cards[0], "baseline"), series("after", cards[0], "score")]
     else:
-        key += [
-            Line2D([], [], color=colour, marker="o", linewidth=2, label=visible(card.model.id))
-            for card, colour in zip(cards, CATEGORIES, strict=False)
-        ]
-    figure.legend(handles=key, loc="outside upper left", ncols=4 if wide else 1)
-    return figure
-
-
-def _rows(axes: Axes, cards: Sequence[Scorecard], measures: list[str]) -> None:
-    for y, measure in enumerate(measures):
-        for place, card in enumerate(cards):
-            line = next((line for line in card.measured if line.measure == measure), None)
-            if line is None or line.score is None:
-                continue
-            step = 0.16
-            if line.baseline is not None and len(cards) == 1:
-                _point(axes, y - step / 2, line.baseline, BLUE, hollow=True)
-                _point(axes, y + step / 2, line.score, VERMILLION)
-            else:
-                _point(axes, y + step * (place - (len(cards) - 1) / 2), line.score, CATEGORIES[place % len(CATEGORIES)])
-            if line.chance is not None:
-                axes.plot(line.chance, y, "|", color=GREY, markersize=16, mew=2)
-    axes.set_yticks(range(len(measures)), measures)
-    axes.set_ylim(max(len(measures), 1) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.tick_params(axis="x", labelcolor=MUTED)
-    axes.grid(axis="x")
-
-
-def _point(axes: Axes, y: float, interval: Interval, colour: str, *, hollow: bool = False) -> None:
-    axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=2)
-    axes.plot(interval.value, y, "o", color=colour, markersize=7, mfc="none" if hollow else colour, mew=1.8)
+        scores = [series(name, card, "score") for name, card in zip(_names(cards), cards, strict=True)]
+    return (*scores, series("chance", cards[0], "chance", quiet=True))

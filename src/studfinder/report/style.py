@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from studfinder.errors import known
+from studfinder.errors import in_a_line, known
 from studfinder.visible import say
 
 Drawn = TypeVar("Drawn")
@@ -125,8 +125,7 @@ def attempted(name: str, draw: Callable[[], Drawn]) -> Drawn | None:
     except Exception as error:  # matplotlib raises many kinds
         if known(error) is not None:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        say(f"studfinder: note: figure {name} cannot be drawn ({reason})", file=sys.stderr)
+        say(f"studfinder: note: figure {name} cannot be drawn ({in_a_line(error)})", file=sys.stderr)
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studfinder.records import Findings, MassiveActivation, SuperWeight
@@ -51,56 +50,53 @@ def activations(findings: Findings) -> list[ActivationRow]:
     rows = []
     for dim, entries in dims.items():
         largest = max(entries, key=lambda entry: abs(entry.value))
-        layers = [entry.layer for entry in entries]
+        first, last = (choose(entry.layer for entry in entries) for choose in (min, max))
+        layers = str(first) if first == last else f"{first} to {last}"
         classes = sorted({entry.token_class for entry in entries})
-        rows.append(ActivationRow(dim, len(entries), _span(layers), largest, token(largest.token), ", ".join(classes)))
+        rows.append(ActivationRow(dim, len(entries), layers, largest, token(largest.token), ", ".join(classes)))
     return sorted(rows, key=lambda row: -abs(row.largest.value))
-
-
-def _span(layers: Iterable[int]) -> str:
-    first, last = min(layers := list(layers)), max(layers)
-    return str(first) if first == last else f"{first} to {last}"
 
 
 def searched(findings: Findings) -> list[Searched]:
     """A row a phenomenon."""
-    more = [Searched(name, "its detector's own", str(len(entries)), "") for name, entries in other_lists(findings)]
-    return [_weights(findings), _activations(findings), _values(findings), _sinks(findings), *more]
-
-
-def _weights(findings: Findings) -> Searched:
-    at, nearest = findings.summary.thresholds, findings.summary.nearest_super_weight
-    n, proven = len(findings.super_weights), len(findings.proven)
-    found = f"{n}, {proven} proven" if n and any(weight.effect for weight in findings.super_weights) else str(n)
-    miss = "" if nearest is None else f"{nearest}: score {nearest.score:.3g}, share {nearest.share:.0%}"
-    rule = f"score > {at.get('score', 50):g} and share ≥ {at.get('share', 0.5):.0%}"
-    return Searched("super-weight candidates", f"{rule} in every down_proj", found, miss)
-
-
-def _activations(findings: Findings) -> Searched:
-    at, nearest = findings.summary.thresholds, findings.summary.nearest_massive_activation
-    rule = f"|a| > {at.get('activation', 100):g} and > {at.get('activation_ratio', 1000):,.0f} × the layer's median"
-    miss = ""
-    if nearest is not None:
-        miss = (
-            f"{number(nearest.value)} = {nearest.ratio:,.0f} × the median in layer {nearest.layer}, dim {nearest.dim}"
-        )
-    return Searched("massive activations", rule, str(len(findings.massive_activations)), miss)
-
-
-def _values(findings: Findings) -> Searched:
-    at, nearest = findings.summary.thresholds, findings.summary.nearest_massive_value
-    by = ", ".join(f"{summary.entries} in {summary.tensor}" for summary in findings.summary.massive_values)
-    miss = ""
-    if nearest is not None:
-        miss = f"{nearest.ratio:.2f} × in {nearest.tensor}, layer {nearest.layer}, head {nearest.head}"
-        miss += f", dim {nearest.dim}"
-    rule = f"norm over all tokens > {at.get('lam', 5):g} × its head's mean"
-    return Searched("massive values", rule, by or "attention could not be read", miss)
-
-
-def _sinks(findings: Findings) -> Searched:
-    at, heads = findings.summary.thresholds, findings.summary.sink_heads
-    rule = f"mean attention to the first token > {at.get('sink', 0.3):.0%}"
-    found = f"{len(findings.attention_sinks)} of {heads} heads" if heads else "attention could not be read"
-    return Searched("attention sinks", rule, found, "")
+    at, summary = findings.summary.thresholds, findings.summary
+    n, tested = len(findings.super_weights), any(weight.effect for weight in findings.super_weights)
+    weight, activation, value = (
+        summary.nearest_super_weight,
+        summary.nearest_massive_activation,
+        summary.nearest_massive_value,
+    )
+    by = ", ".join(f"{of.entries} in {of.tensor}" for of in summary.massive_values)
+    sinks = f"{len(findings.attention_sinks)} of {summary.sink_heads} heads" if summary.sink_heads else ""
+    return [
+        Searched(
+            "super-weight candidates",
+            f"score > {at.get('score', 50):g} and share ≥ {at.get('share', 0.5):.0%} in every down_proj",
+            f"{n}, {len(findings.proven)} proven" if tested else str(n),
+            "" if weight is None else f"{weight}: score {weight.score:.3g}, share {weight.share:.0%}",
+        ),
+        Searched(
+            "massive activations",
+            f"|a| > {at.get('activation', 100):g} and > {at.get('activation_ratio', 1000):,.0f} × the layer's median",
+            str(len(findings.massive_activations)),
+            ""
+            if activation is None
+            else f"{number(activation.value)} = {activation.ratio:,.0f} × the median in layer {activation.layer}, "
+            f"dim {activation.dim}",
+        ),
+        Searched(
+            "massive values",
+            f"norm over all tokens > {at.get('lam', 5):g} × its head's mean",
+            by or "attention could not be read",
+            ""
+            if value is None
+            else f"{value.ratio:.2f} × in {value.tensor}, layer {value.layer}, head {value.head}, dim {value.dim}",
+        ),
+        Searched(
+            "attention sinks",
+            f"mean attention to the first token > {at.get('sink', 0.3):.0%}",
+            sinks or "attention could not be read",
+            "",
+        ),
+        *(Searched(name, "its detector's own", str(len(entries)), "") for name, entries in other_lists(findings)),
+    ]

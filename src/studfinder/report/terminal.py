@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from studfinder.records import Findings, MassiveActivation, MassiveValueSummary, SuperWeight
+from studfinder.records import Findings, MassiveValueSummary
 from studfinder.report.screen import Screen
+from studfinder.report.tables import searched
 from studfinder.report.words import (
     bidirectional_sentence,
     count,
@@ -101,7 +102,7 @@ def _facts(findings: Findings, console: Screen) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     if not findings.super_weights:
-        grid.add_row("super weights", _no_super_weight(findings.summary.nearest_super_weight, findings))
+        grid.add_row("super weights", _none(findings, "super-weight candidates"))
     grid.add_row("massive activations", _activations(findings))
     for summary in findings.summary.massive_values:
         grid.add_row(f"massive values of {summary.tensor[0].upper()}", _values(summary, findings))
@@ -112,25 +113,16 @@ def _facts(findings: Findings, console: Screen) -> None:
     console.print(grid)
 
 
-def _no_super_weight(nearest: SuperWeight | None, findings: Findings) -> str:
-    at = findings.summary.thresholds
-    rule = f"none with score > {at['score']:.0f} and share >= {at['share']:.0%}"
-    if nearest is None:
-        return rule
-    return f"{rule}; nearest: {nearest} (score {nearest.score:.1f}, share {nearest.share:.0%})"
+def _none(findings: Findings, what: str) -> str:
+    """By which rule nothing was found, and what came nearest."""
+    row = next(row for row in searched(findings) if row.what == what)
+    return f"none with {row.rule}" + (f"; nearest: {row.nearest}" if row.nearest else "")
 
 
 def _activations(findings: Findings) -> str:
-    found, at = findings.massive_activations, findings.summary.thresholds
+    found = findings.massive_activations
     if not found:
-        rule = f"none with |a| > {at['activation']:.0f} and > {at['activation_ratio']:,.0f} x the median"
-        nearest: MassiveActivation | None = findings.summary.nearest_massive_activation
-        if nearest is None:
-            return rule
-        return (
-            f"{rule}; nearest: {nearest.value:,.0f} = {nearest.ratio:,.0f} x the median in layer {nearest.layer}, "
-            f"dim {nearest.dim}"
-        )
+        return _none(findings, "massive activations")
     top = max(found, key=lambda entry: abs(entry.value))
     classes = Counter(entry.token_class for entry in found)
     carriers = ", ".join(f"{name} {n / len(found):.0%}" for name, n in classes.most_common())

@@ -6,9 +6,9 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from studfinder.records import Cell, Table, Training
+from studfinder.records import Cell, Chart, Plot, Series, Table, Training, point
+from studfinder.report.charts import draw_chart
 from studfinder.report.result import Sheet, drawing
-from studfinder.report.style import BLUE, WIDE, log_ticks, new_figure
 
 SEEN = {
     "eval_loss": "test loss, nats a label",
@@ -70,22 +70,10 @@ def _tables(record: Training) -> list[Table]:
 
 
 def _draw(record: Training, width: float) -> Figure:
-    curves = _seen(record)
-    across = 2 if width == WIDE else 1
-    down = max(1, -(-len(curves) // across))
-    figure = new_figure(width, 190 * down + 30)
-    grid = figure.add_gridspec(down, across)
-    for number, (name, curve) in enumerate(curves.items()):
-        axes = figure.add_subplot(grid[number // across, number % across])
+    plots = []
+    for name, curve in _seen(record).items():
         steps, values = zip(*curve, strict=True)
-        axes.plot(steps, values, color=BLUE, marker="o", markersize=3)
-        axes.set_title(SEEN[name])
-        axes.grid(axis="y")
-        if not any(values):  # nothing was seen: no axis of negative shares
-            axes.set_ylim(0, 1)
-        if min(values) > 0 and max(values) > _LOG_FROM * min(values):
-            axes.set_yscale("log")
-            log_ticks(axes.yaxis)
-        if number >= len(curves) - across:
-            axes.set_xlabel("steps")
-    return figure
+        series = Series(name="run", x=steps, points=tuple(map(point, values)))
+        log = min(values) > 0 and max(values) > _LOG_FROM * min(values)
+        plots.append(Plot(kind="lines", series=(series,), title=SEEN[name], x="steps", log=log))
+    return draw_chart(Chart(name="training", plots=tuple(plots)), width)

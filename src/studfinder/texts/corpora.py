@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.hub import hub_failure
 from studfinder.records.outside import json_lines, read_json, read_text
 from studfinder.texts.pinned import commit_of, said, split_revision
@@ -165,7 +165,7 @@ def _hub(key: str, place: tuple[str, str, str], revision: str | None, most: int 
         if (failed := hub_failure(repository, error, revision)) is not None:
             raise type(failed)(f"text {key!r}: {failed.what}", expected=failed.expected, do=failed.do) from error
         raise Unavailable(
-            f"text {key!r} cannot be fetched ({(str(error).splitlines() or [''])[0][:200]})",
+            f"text {key!r} cannot be fetched ({in_a_line(error)})",
             expected=f'a data set with a split "{split}" and a column "text"',
             do="Where there is no network, set STUDFINDER_DATA to a folder that holds it",
         ) from None

@@ -41,6 +41,11 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> 
     return found
 
 
+def first_token(tokenizer: Any) -> int | None:
+    """What the first token of a text is conditioned on: BOS, or EOS where there is no BOS."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def added_before(tokenizer: Any) -> int:
     """How many ids the tokenizer puts before a text."""
     return len(token_ids(tokenizer, ["a"])[0]) - len(token_ids(tokenizer, ["a"], special=False)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studfinder.errors import StudfinderError
-from studfinder.texts.encoding import check_ids, token_ids, tokenizer_of
+from studfinder.texts.encoding import check_ids, first_token, token_ids, tokenizer_of
 from studfinder.texts.tokens import Tokenized
 
 
@@ -27,7 +27,7 @@ def encode_pairs(lm: Tokenized, pairs: Sequence[tuple[str, str]]) -> list[tuple[
     texts = list(dict.fromkeys(text for context, whole in parted for text in (context, whole)))
     ids = dict(zip(texts, token_ids(tokenizer, texts), strict=True))
     check_ids(lm, list(ids.values()), "the tokenizer's answer")
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    first = first_token(tokenizer)
     found = []
     for number, (context, whole) in enumerate(parted):
         cut = common(ids[context], ids[whole])

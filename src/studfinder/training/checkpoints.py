@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from studfinder.errors import StudfinderError
+from studfinder.models.fingerprint import file_hash
 from studfinder.runs import TEMPORARY, write_text
 
 _MARK = "studfinder.json"
@@ -95,12 +95,12 @@ def latest(folder: Path, key: str, data: dict[str, Any] | None = None) -> Path |
 
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a checkpoint but its mark."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _MARK and not path.name.endswith(TEMPORARY):
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): file_hash(path)
+        for path in files
+        if path.name != _MARK and not path.name.endswith(TEMPORARY)
+    }
 
 
 def remove_half(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 
 _FULL = "No space left on device"
 _TORCH_WRITER = ("inline_container.cc", "iostream error")
@@ -52,7 +52,7 @@ def failed_write(error: Exception, place: Path) -> str | None:
     Python says it with an OSError; safetensors with an error of its own that holds the system's words; torch's zip
     writer with a RuntimeError about a file that is too short, where the free space tells what it means.
     """
-    said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    said = in_a_line(error)
     if isinstance(error, OSError):
         return error.strerror or said
     if isinstance(error, SafetensorError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, in_a_line
 from studfinder.models import LM, anatomy_of, check_finite
 from studfinder.sites import check_causal
 from studfinder.texts.encoding import tokenizer_of
@@ -79,9 +79,8 @@ def dequantized_model(lm: LM) -> LM:
                 else lm.model.dequantize()
             )
     except Exception as error:  # transformers raises many kinds; the user needs one line
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StudfinderError(
-            f"{lm.source.id} cannot be dequantised ({first[:200]})", do="Start from the full model"
+            f"{lm.source.id} cannot be dequantised ({in_a_line(error)})", do="Start from the full model"
         ) from error
     found = LM(model.eval(), lm.tokenizer, anatomy_of(model), lm.source)
     check_finite(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -19,6 +18,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.models.beside import carry
+from studfinder.models.fingerprint import file_hash
 from studfinder.records import RunCard, Training, to_json
 from studfinder.records.config import makes
 from studfinder.report.training import training_sheet
@@ -200,25 +200,22 @@ def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[SequenceSourc
             expected=f"{plan.recipe.batch} windows of {plan.length} tokens, and some to test on",
             do="Give it more text, or a smaller --batch or --length",
         )
-    work.steps.once("text", lambda: {name: _digest(work.path / name) for name in _TEXT})
+    work.steps.once("text", lambda: {name: _hash(work.path / name) for name in _TEXT})
     return source, tokenizer
 
 
 def _check_text(work: Work) -> None:
     """What an interrupted run has tokenized is used again only if it is as it was written."""
     for name, digest in work.steps.values.get("text", {}).items():
-        if digest != _digest(work.path / name):
+        if digest != _hash(work.path / name):
             raise StudfinderError(
                 f"{work.path / name} is not as it was written, so training on would end with other weights",
                 do=f"Remove {work.path} and train anew",
             )
 
 
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: Path) -> str:
+    return file_hash(path) if path.is_file() else ""
 
 
 def _varied(plan: TrainPlan, base: LM) -> Any:

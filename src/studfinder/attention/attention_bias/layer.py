@@ -6,9 +6,31 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
+from studfinder.attention.variant import Part, Role, Variant
+
+
+class AttentionBiasPart(Part):
+    """`key` and `value`, (G, D) each."""
+
+    key: nn.Parameter
+    value: nn.Parameter
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("key", "value"), (self.shape.kv_heads, self.shape.head_dim))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        self.key.normal_(0, 0.02)
+        self.value.normal_(0, 0.02)
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        repeats = query.shape[1] // key.shape[1]
+        sink_key, sink_value = (x.repeat_interleave(repeats, dim=0) for x in (self.key, self.value))
+        sink = torch.einsum("bhtd,hd->bht", query, sink_key) * scale
+        return attend_with_sink(query, key, value, mask, causal, scale, sink, sink_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,28 +46,4 @@ class AttentionBias(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
-
-    def part(self, shape: AttentionShape, layer: int) -> AttentionBiasPart:
-        return AttentionBiasPart(shape)
-
-
-class AttentionBiasPart(Part):
-    """`key` and `value`, (G, D) each."""
-
-    def __init__(self, shape: AttentionShape) -> None:
-        super().__init__()
-        self.key = parameter(shape.kv_heads, shape.head_dim)
-        self.value = parameter(shape.kv_heads, shape.head_dim)
-        self.reset()
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        self.key.normal_(0, 0.02)
-        self.value.normal_(0, 0.02)
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        repeats = query.shape[1] // key.shape[1]
-        sink_key, sink_value = (x.repeat_interleave(repeats, dim=0) for x in (self.key, self.value))
-        sink = torch.einsum("bhtd,hd->bht", query, sink_key) * scale
-        return attend_with_sink(query, key, value, mask, causal, scale, sink, sink_value)
+    part_type: ClassVar[type[Part]] = AttentionBiasPart

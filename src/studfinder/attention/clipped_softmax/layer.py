@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,8 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant
-from studfinder.errors import StudfinderError
+from studfinder.attention.variant import Part, Role, Variant
+
+
+class ClippedPart(Part):
+    """Without parameters."""
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        if self.settings.kernel == "flex":
+            from studfinder.attention.clipped_softmax import flex
+
+            return flex.clipped_flex_attention(query, key, value, mask, causal, scale, self.settings.offset)
+        numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
+        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,7 @@ class ClippedSoftmax(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
+    part_type: ClassVar[type[Part]] = ClippedPart
 
     gamma: float | None = None
     zeta: float = 1.0
@@ -42,28 +55,21 @@ class ClippedSoftmax(Variant):
     per_row: bool = False
     kernel: Literal["blocks", "flex"] = "blocks"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.gamma is None) == (self.alpha is None):
-            raise StudfinderError(
-                "ClippedSoftmax needs gamma or alpha, and not both", expected="e.g. alpha=4, length=T"
-            )
-        if self.gamma is not None and not -1e6 < self.gamma <= 0:
-            raise StudfinderError(f"gamma={self.gamma} is out of range", expected="a finite gamma of at most 0")
-        if not 1 <= self.zeta < 1e6:
-            raise StudfinderError(f"zeta={self.zeta} is out of range", expected="a finite zeta of at least 1")
-        if self.alpha is not None and not 0 <= self.alpha < 1e6:
-            raise StudfinderError(f"alpha={self.alpha} is out of range", expected="a finite alpha of at least 0")
-        if self.alpha is not None and (self.length is None) != self.per_row:
-            raise StudfinderError(
-                "alpha needs the training length or per_row, and not both", expected="alpha=4, length=T"
-            )
-        if self.length is not None and (self.alpha is None or self.length < 1):
-            raise StudfinderError(f"length={self.length} does not fit", expected="a training length beside alpha")
-        if self.per_row and self.alpha is None:
-            raise StudfinderError("per_row needs alpha", expected="ClippedSoftmax(alpha=4, per_row=True)")
-        if self.kernel == "flex" and (self.per_row or self.zeta != 1):
-            raise StudfinderError("the flex kernel knows one gamma and zeta = 1", expected="kernel='blocks'")
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        gamma, zeta, alpha, length = self.gamma, self.zeta, self.alpha, self.length
+        by_alpha, both = alpha is not None, (gamma is None) == (alpha is None)
+        yield both, "ClippedSoftmax needs gamma or alpha, and not both", "e.g. alpha=4, length=T"
+        yield not (gamma is None or -1e6 < gamma <= 0), f"gamma={gamma} is out of range", "a finite gamma of at most 0"
+        yield not 1 <= zeta < 1e6, f"zeta={zeta} is out of range", "a finite zeta of at least 1"
+        yield not (alpha is None or 0 <= alpha < 1e6), f"alpha={alpha} is out of range", "a finite alpha of at least 0"
+        twice = by_alpha and (length is None) != self.per_row
+        yield twice, "alpha needs the training length or per_row, and not both", "alpha=4, length=T"
+        short = length is not None and (not by_alpha or length < 1)
+        yield short, f"length={length} does not fit", "a training length beside alpha"
+        yield self.per_row and not by_alpha, "per_row needs alpha", "ClippedSoftmax(alpha=4, per_row=True)"
+        flex = self.kernel == "flex" and (self.per_row or zeta != 1)
+        yield flex, "the flex kernel knows one gamma and zeta = 1", "kernel='blocks'"
 
     @property
     def offset(self) -> float:
@@ -72,26 +78,6 @@ class ClippedSoftmax(Variant):
             return self.gamma
         assert self.alpha is not None
         return -self.alpha if self.per_row else -self.alpha / (self.length or 1)
-
-    def part(self, shape: AttentionShape, layer: int) -> ClippedPart:
-        return ClippedPart(self)
-
-
-class ClippedPart(Part):
-    """Without parameters."""
-
-    def __init__(self, settings: ClippedSoftmax) -> None:
-        super().__init__()
-        self.settings = settings
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        if self.settings.kernel == "flex":
-            from studfinder.attention.clipped_softmax import flex
-
-            return flex.clipped_flex_attention(query, key, value, mask, causal, scale, self.settings.offset)
-        numbers = [self.settings.offset, self.settings.zeta, float(self.settings.per_row)]
-        return attend_in_blocks(query, key, value, mask, causal, scale, "clipped_softmax", numbers)
 
 
 @dataclass(frozen=True)

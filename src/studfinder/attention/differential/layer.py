@@ -7,43 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 from studfinder.errors import StudfinderError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Differential(Variant):
-    """out_h = o_(2h) - sigmoid(strength_(t,h)) o_(2h+1) over the same keys and values (Diff Transformer,
-    version 2).
-
-    A second query projection gives the odd heads; the strength is linear in the layer's input. There is no
-    RMSNorm and no lambda_init, unlike version 1.
-
-    Attributes:
-        init: "fresh" draws the second queries and the strengths from N(0, 0.02); it changes the model. "copy"
-            is a start of our own that does not: the second queries are the first, so that out = o - o / 2,
-            and W_o is doubled. It is exact and has a gradient, but is not the default, since no paper has
-            trained from it.
-    """
-
-    name: ClassVar[str] = "differential"
-    role: ClassVar[Role] = "queries"
-    inits: ClassVar[tuple[str, ...]] = ("fresh", "copy")
-
-    def check(self, shape: AttentionShape) -> None:
-        if shape.head_dim % 2:
-            raise StudfinderError(
-                f"differential attention cannot pair heads of {shape.head_dim} dims",
-                expected="an even head_dim",
-            )
-
-    @property
-    def output_factor(self) -> float:
-        return 2.0 if self.init == "copy" else 1.0
-
-    def part(self, shape: AttentionShape, layer: int) -> DifferentialPart:
-        return DifferentialPart(self, shape)
 
 
 class DifferentialPart(Part):
@@ -51,14 +18,15 @@ class DifferentialPart(Part):
 
     decays = frozenset({"query_weight", "strength_weight"})
 
-    def __init__(self, settings: Differential, shape: AttentionShape) -> None:
-        super().__init__()
-        self.settings = settings
-        self.query_weight = parameter(shape.heads * shape.head_dim, shape.hidden)
-        self.query_bias = parameter(shape.heads * shape.head_dim)
-        self.strength_weight = parameter(shape.heads, shape.hidden)
-        self.strength_bias = parameter(shape.heads)
-        self.reset()
+    query_weight: nn.Parameter
+    query_bias: nn.Parameter
+    strength_weight: nn.Parameter
+    strength_bias: nn.Parameter
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        heads, wide, hidden = self.shape.heads, self.shape.heads * self.shape.head_dim, self.shape.hidden
+        weights = {"query_weight": (wide, hidden), "query_bias": (wide,)}
+        return {**weights, "strength_weight": (heads, hidden), "strength_bias": (heads,)}
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -84,3 +52,35 @@ class DifferentialPart(Part):
         """(B, T, 2H, D) -> (B, T, H, D)."""
         strength = torch.sigmoid(F.linear(hidden_BTC, self.strength_weight, self.strength_bias))
         return mixed_BTHD[:, :, ::2] - strength.unsqueeze(-1) * mixed_BTHD[:, :, 1::2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differential(Variant):
+    """out_h = o_(2h) - sigmoid(strength_(t,h)) o_(2h+1) over the same keys and values (Diff Transformer,
+    version 2).
+
+    A second query projection gives the odd heads; the strength is linear in the layer's input. There is no
+    RMSNorm and no lambda_init, unlike version 1.
+
+    Attributes:
+        init: "fresh" draws the second queries and the strengths from N(0, 0.02); it changes the model. "copy"
+            is a start of our own that does not: the second queries are the first, so that out = o - o / 2,
+            and W_o is doubled. It is exact and has a gradient, but is not the default, since no paper has
+            trained from it.
+    """
+
+    name: ClassVar[str] = "differential"
+    role: ClassVar[Role] = "queries"
+    inits: ClassVar[tuple[str, ...]] = ("fresh", "copy")
+    part_type: ClassVar[type[Part]] = DifferentialPart
+
+    def check(self, shape: AttentionShape) -> None:
+        if shape.head_dim % 2:
+            raise StudfinderError(
+                f"differential attention cannot pair heads of {shape.head_dim} dims",
+                expected="an even head_dim",
+            )
+
+    @property
+    def output_factor(self) -> float:
+        return 2.0 if self.init == "copy" else 1.0

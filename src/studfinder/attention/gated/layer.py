@@ -3,16 +3,72 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
+from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 from studfinder.errors import StudfinderError
 
 _WITH_BIAS = ("linear", "mlp", "all-heads")
+
+
+class GatedPart(Part):
+    """`weight` and, by kind, `bias` (H,): (H, C / H), (H, N) behind `weight_in` (H, N, C / H) and `bias_in`
+    (H, N), (H, C) or (H * D, C)."""
+
+    decays = frozenset({"weight", "weight_in"})
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    weight_in: nn.Parameter
+    bias_in: nn.Parameter
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        heads, kind = self.shape.heads, self.settings.kind
+        cut = self.shape.hidden // heads
+        units = self.settings.hidden or max(1, cut // 4)
+        rows = heads * (self.shape.head_dim if kind == "elementwise" else 1)
+        sizes: dict[str, tuple[int, ...]] = {
+            "weight": (rows, {"linear": cut, "mlp": units}.get(kind, self.shape.hidden))
+        }
+        if kind in _WITH_BIAS:
+            sizes["bias"] = (heads,)
+        if kind == "mlp":
+            sizes |= {"weight_in": (heads, units, cut), "bias_in": (heads, units)}
+        return sizes
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        settings = self.settings
+        spread = {"identity": 0.0, "paper": 0.001, "fresh": 0.02}[settings.init or "fresh"]
+        self.weight.normal_(0, spread)
+        if settings.kind in _WITH_BIAS:
+            self.bias.fill_(math.log(settings.pi_init / (1 - settings.pi_init)))
+        if settings.kind == "mlp":
+            # Random also at the identity start: behind a zero output layer it changes nothing, and a zero one
+            # would never get a gradient.
+            self.weight_in.normal_(0, self.weight_in.shape[-1] ** -0.5)
+            self.bias_in.zero_()
+
+    def logits(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, H), or (B, T, H * D) element-wise."""
+        kind = self.settings.kind
+        if kind in ("linear", "mlp"):
+            x = hidden_BTC.unflatten(-1, (self.shape.heads, -1))
+            if kind == "mlp":
+                x = torch.relu(torch.einsum("bths,hns->bthn", x, self.weight_in) + self.bias_in)
+            return torch.einsum("bths,hs->bth", x, self.weight) + self.bias
+        return F.linear(hidden_BTC, self.weight, self.bias if kind == "all-heads" else None)
+
+    def forward(self, mixed_BTHD: torch.Tensor, hidden_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, H, D), gated."""
+        gate = torch.sigmoid(self.logits(hidden_BTC))
+        return mixed_BTHD * gate.view(*gate.shape[:2], self.shape.heads, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +93,22 @@ class Gated(Variant):
     role: ClassVar[Role] = "output"
     inits: ClassVar[tuple[str, ...]] = ("identity", "paper", "fresh")
     identity: ClassVar[str | None] = "identity"
+    part_type: ClassVar[type[Part]] = GatedPart
 
     kind: Literal["linear", "mlp", "all-heads", "headwise", "elementwise"] = "headwise"
     hidden: int | None = None
     pi_init: float = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.pi_init < 1:
-            raise StudfinderError(f"pi_init={self.pi_init} is no gate", expected="a number between 0 and 1")
-        if self.pi_init != 0.5 and self.kind not in _WITH_BIAS:
-            raise StudfinderError(f"a {self.kind} gate has no bias to set pi_init with", expected="pi_init=0.5")
-        if self.pi_init != 0.5 and self.init == "identity":
-            raise StudfinderError(
-                "the identity start has its gates at 1/2", expected="pi_init=0.5, or init='paper' or 'fresh'"
-            )
-        if self.hidden is not None and (self.kind != "mlp" or self.hidden < 1):
-            raise StudfinderError(f"hidden={self.hidden} does not fit", expected="kind='mlp' and hidden >= 1")
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        moved = self.pi_init != 0.5
+        yield not 0 < self.pi_init < 1, f"pi_init={self.pi_init} is no gate", "a number between 0 and 1"
+        no_bias = moved and self.kind not in _WITH_BIAS
+        yield no_bias, f"a {self.kind} gate has no bias to set pi_init with", "pi_init=0.5"
+        exact = moved and self.init == "identity"
+        yield exact, "the identity start has its gates at 1/2", "pi_init=0.5, or init='paper' or 'fresh'"
+        units = self.hidden is not None and (self.kind != "mlp" or self.hidden < 1)
+        yield units, f"hidden={self.hidden} does not fit", "kind='mlp' and hidden >= 1"
 
     def started(self, init: str | None) -> Variant:
         if self.pi_init != 0.5 and (init or self.init) is None:
@@ -73,56 +128,3 @@ class Gated(Variant):
     @property
     def output_factor(self) -> float:
         return {"identity": 2.0, "paper": 1 / self.pi_init}.get(self.init or "", 1.0)
-
-    def part(self, shape: AttentionShape, layer: int) -> GatedPart:
-        return GatedPart(self, shape)
-
-
-class GatedPart(Part):
-    """`weight` and, by kind, `bias` (H,): (H, C / H), (H, N) behind `weight_in` (H, N, C / H) and `bias_in`
-    (H, N), (H, C) or (H * D, C)."""
-
-    decays = frozenset({"weight", "weight_in"})
-
-    def __init__(self, settings: Gated, shape: AttentionShape) -> None:
-        super().__init__()
-        self.settings = settings
-        self.heads = shape.heads
-        cut = shape.hidden // shape.heads
-        units = settings.hidden or max(1, cut // 4)
-        rows = shape.heads * (shape.head_dim if settings.kind == "elementwise" else 1)
-        self.weight = parameter(rows, {"linear": cut, "mlp": units}.get(settings.kind, shape.hidden))
-        if settings.kind in _WITH_BIAS:
-            self.bias = parameter(shape.heads)
-        if settings.kind == "mlp":
-            self.weight_in = parameter(shape.heads, units, cut)
-            self.bias_in = parameter(shape.heads, units)
-        self.reset()
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        settings = self.settings
-        spread = {"identity": 0.0, "paper": 0.001, "fresh": 0.02}[settings.init or "fresh"]
-        self.weight.normal_(0, spread)
-        if settings.kind in _WITH_BIAS:
-            self.bias.fill_(math.log(settings.pi_init / (1 - settings.pi_init)))
-        if settings.kind == "mlp":
-            # Random also at the identity start: behind a zero output layer it changes nothing, and a zero one
-            # would never get a gradient.
-            self.weight_in.normal_(0, self.weight_in.shape[-1] ** -0.5)
-            self.bias_in.zero_()
-
-    def logits(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
-        """(B, T, H), or (B, T, H * D) element-wise."""
-        kind = self.settings.kind
-        if kind in ("linear", "mlp"):
-            x = hidden_BTC.unflatten(-1, (self.heads, -1))
-            if kind == "mlp":
-                x = torch.relu(torch.einsum("bths,hns->bthn", x, self.weight_in) + self.bias_in)
-            return torch.einsum("bths,hs->bth", x, self.weight) + self.bias
-        return F.linear(hidden_BTC, self.weight, self.bias if kind == "all-heads" else None)
-
-    def forward(self, mixed_BTHD: torch.Tensor, hidden_BTC: torch.Tensor) -> torch.Tensor:
-        """(B, T, H, D), gated."""
-        gate = torch.sigmoid(self.logits(hidden_BTC))
-        return mixed_BTHD * gate.view(*gate.shape[:2], self.heads, -1)

@@ -111,15 +111,9 @@ def shifted_layer(past_key_values: Any, layer: int) -> RawRows:
                 "this cache was filled by a model without KV shift",
                 expected="an empty cache, or one this model filled",
             )
-        layers[layer] = _rehoused(found)
+        layers[layer] = object.__new__(_with_rows(found.__class__))
+        layers[layer].__dict__.update(found.__dict__, raw=None, record_past=getattr(found, "record_past", False))
     return layers[layer]
-
-
-def _rehoused(found: Any) -> Any:
-    kind: Any = found.__class__
-    layer: Any = object.__new__(_with_rows(kind))
-    layer.__dict__.update(found.__dict__, raw=None, record_past=getattr(found, "record_past", False))
-    return layer
 
 
 def prepare(past_key_values: Any) -> Any:

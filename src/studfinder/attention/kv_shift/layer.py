@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
-from studfinder.errors import StudfinderError
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVShift(Variant):
-    """K' = a1 K + a2 shift(K), V' = b1 V + b2 shift(V), four scalars per key/value head (arXiv 2411.19574).
-
-    The mixture is taken right after the projections: before a QK-norm where the model has one, and before
-    RoPE, so that key i is rotated as position i though half of it is token i-1.
-
-    Attributes:
-        init: "identity" is (1, 0) for every head: the outputs stay as they are, bit for bit, and the gradient
-            is not zero. "paper" draws a1, b1 ~ U(0, 1) and sets a2 = 1 - a1, b2 = 1 - b1.
-        keys: mix the keys.
-        values: mix the values. The paper finds K alone and V alone both worse than the two together.
-        gated: the paper's ablation a1 = sigmoid(logit), a2 = 1 - a1. It has no exact start ((1, 0) would need
-            an infinite logit, which has no gradient).
-    """
-
-    name: ClassVar[str] = "kv_shift"
-    role: ClassVar[Role] = "keys and values"
-    inits: ClassVar[tuple[str, ...]] = ("identity", "paper")
-
-    keys: bool = True
-    values: bool = True
-    gated: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.keys or self.values):
-            raise StudfinderError("KVShift(keys=False, values=False) shifts nothing", expected="keys or values")
-        if self.gated and self.init == "identity":
-            raise StudfinderError(
-                "KVShift(gated=True) has no identity start: a gate of exactly 1 has no gradient",
-                expected="init='paper'",
-            )
-
-    @property
-    def identity(self) -> str | None:  # type: ignore[override]
-        return None if self.gated else "identity"
-
-    def part(self, shape: AttentionShape, layer: int) -> KVShiftPart:
-        return KVShiftPart(self, shape)
+from studfinder.attention.variant import Part, Role, Variant
 
 
 class KVShiftPart(Part):
@@ -60,14 +18,14 @@ class KVShiftPart(Part):
     With `gated` there are key_logit and value_logit instead.
     """
 
-    def __init__(self, settings: KVShift, shape: AttentionShape) -> None:
-        super().__init__()
-        self.settings = settings
-        self.sides = [side for side in ("key", "value") if getattr(settings, f"{side}s")]
-        for side in self.sides:
-            for name in ("logit",) if settings.gated else ("current", "previous"):
-                self.register_parameter(f"{side}_{name}", parameter(shape.kv_heads))
-        self.reset()
+    @property
+    def sides(self) -> list[str]:
+        """Which of "key" and "value" are mixed."""
+        return [side for side in ("key", "value") if getattr(self.settings, f"{side}s")]
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        names = ("logit",) if self.settings.gated else ("current", "previous")
+        return {f"{side}_{name}": (self.shape.kv_heads,) for side in self.sides for name in names}
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -108,6 +66,42 @@ class KVShiftPart(Part):
         if self.settings.values:
             value_BTGD = mix_with_previous(value_BTGD, *self.scalars("value"), value_row, visible_BT)
         return key_BTGD, value_BTGD
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVShift(Variant):
+    """K' = a1 K + a2 shift(K), V' = b1 V + b2 shift(V), four scalars per key/value head (arXiv 2411.19574).
+
+    The mixture is taken right after the projections: before a QK-norm where the model has one, and before
+    RoPE, so that key i is rotated as position i though half of it is token i-1.
+
+    Attributes:
+        init: "identity" is (1, 0) for every head: the outputs stay as they are, bit for bit, and the gradient
+            is not zero. "paper" draws a1, b1 ~ U(0, 1) and sets a2 = 1 - a1, b2 = 1 - b1.
+        keys: mix the keys.
+        values: mix the values. The paper finds K alone and V alone both worse than the two together.
+        gated: the paper's ablation a1 = sigmoid(logit), a2 = 1 - a1. It has no exact start ((1, 0) would need
+            an infinite logit, which has no gradient).
+    """
+
+    name: ClassVar[str] = "kv_shift"
+    role: ClassVar[Role] = "keys and values"
+    inits: ClassVar[tuple[str, ...]] = ("identity", "paper")
+    part_type: ClassVar[type[Part]] = KVShiftPart
+
+    keys: bool = True
+    values: bool = True
+    gated: bool = False
+
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        yield not (self.keys or self.values), "KVShift(keys=False, values=False) shifts nothing", "keys or values"
+        no_start = "KVShift(gated=True) has no identity start: a gate of exactly 1 has no gradient"
+        yield self.gated and self.init == "identity", no_start, "init='paper'"
+
+    @property
+    def identity(self) -> str | None:  # type: ignore[override]
+        return None if self.gated else "identity"
 
 
 def mix_with_previous(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,51 +16,8 @@ from studfinder.errors import StudfinderError
 Embeddings = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoPE(Variant):
-    """Rotary positions on a part of the pairs.
-
-    Attributes:
-        kind: "partial" rotates the first `fraction` of the dims, with frequencies spread over the whole range
-            (so 1 / fraction must be whole: every k-th of the model's own); "p-rope" keeps the fastest
-            `fraction` of the pairs and stops the others (Barbero et al. 2025, arXiv 2410.06205).
-        fraction: 1 is the model's own RoPE.
-    """
-
-    name: ClassVar[str] = "rope"
-    role: ClassVar[Role] = "positions"
-    inits: ClassVar[tuple[str, ...]] = ("fresh",)
-
-    kind: Literal["partial", "p-rope"] = "p-rope"
-    fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction <= 1:
-            raise StudfinderError(
-                f"fraction={self.fraction} is out of range",
-                expected="above 0 and at most 1; NoPE() has none at all",
-            )
-        if self.kind == "partial" and (1 / self.fraction) % 1:
-            raise StudfinderError(
-                f"partial RoPE of fraction {self.fraction} is not supported", expected="1, 1/2, 1/4, ..."
-            )
-
-    def check(self, shape: AttentionShape) -> None:
-        pairs = shape.head_dim // 2
-        if self.kind == "partial" and pairs % round(1 / self.fraction):
-            raise StudfinderError(f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor")
-
-    def part(self, shape: AttentionShape, layer: int) -> RoPEPart:
-        return RoPEPart(self)
-
-
 class RoPEPart(Part):
     """Without parameters."""
-
-    def __init__(self, settings: RoPE) -> None:
-        super().__init__()
-        self.settings = settings
 
     def embeddings(self, cos_BTD: torch.Tensor, sin_BTD: torch.Tensor) -> Embeddings | None:
         """The model's cosines and sines (two equal halves, fastest pair first), changed."""
@@ -77,15 +35,36 @@ class RoPEPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoPE(Variant):
-    """No positions at all: the causal mask alone tells order (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+class RoPE(Variant):
+    """Rotary positions on a part of the pairs.
 
-    name: ClassVar[str] = "nope"
+    Attributes:
+        kind: "partial" rotates the first `fraction` of the dims, with frequencies spread over the whole range
+            (so 1 / fraction must be whole: every k-th of the model's own); "p-rope" keeps the fastest
+            `fraction` of the pairs and stops the others (Barbero et al. 2025, arXiv 2410.06205).
+        fraction: 1 is the model's own RoPE.
+    """
+
+    name: ClassVar[str] = "rope"
     role: ClassVar[Role] = "positions"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
+    part_type: ClassVar[type[Part]] = RoPEPart
 
-    def part(self, shape: AttentionShape, layer: int) -> NoPEPart:
-        return NoPEPart()
+    kind: Literal["partial", "p-rope"] = "p-rope"
+    fraction: float = 1.0
+
+    def rules(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super().rules()
+        fraction = self.fraction
+        within = "above 0 and at most 1; NoPE() has none at all"
+        yield not 0 < fraction <= 1, f"fraction={fraction} is out of range", within
+        uneven = self.kind == "partial" and bool((1 / fraction) % 1)
+        yield uneven, f"partial RoPE of fraction {fraction} is not supported", "1, 1/2, 1/4, ..."
+
+    def check(self, shape: AttentionShape) -> None:
+        pairs = shape.head_dim // 2
+        if self.kind == "partial" and pairs % round(1 / self.fraction):
+            raise StudfinderError(f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor")
 
 
 class NoPEPart(Part):
@@ -93,6 +72,40 @@ class NoPEPart(Part):
 
     def embeddings(self, cos_BTD: torch.Tensor, sin_BTD: torch.Tensor) -> Embeddings | None:
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPE(Variant):
+    """No positions at all: the causal mask alone tells order (Kazemnejad et al. 2023, arXiv 2305.19466)."""
+
+    name: ClassVar[str] = "nope"
+    role: ClassVar[Role] = "positions"
+    inits: ClassVar[tuple[str, ...]] = ("fresh",)
+    part_type: ClassVar[type[Part]] = NoPEPart
+
+
+class ALiBiPart(NoPEPart):
+    """Without parameters."""
+
+    def __init__(self, settings: ALiBi, shape: AttentionShape) -> None:
+        super().__init__(settings, shape)
+        self.slopes = slopes(shape.heads) if settings.slope is None else [settings.slope] * shape.heads
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        queries, keys = query.shape[2], key.shape[2]
+        place_S = torch.arange(keys, device=query.device)
+        # A static cache has empty keys behind the queries and so shifts every distance by one number per row,
+        # which softmax does not see.
+        distance_TS = place_S[-queries:, None] - place_S
+        if causal:
+            mask = (distance_TS >= 0)[None, None]
+        slope_H = torch.tensor(self.slopes, device=query.device, dtype=query.dtype)
+        bias = -slope_H[:, None, None] * distance_TS.abs().to(query.dtype)
+        if mask is not None:
+            additive = mask.dtype != torch.bool
+            bias = bias + mask if additive else bias.masked_fill(~mask, -torch.inf)
+        bias = bias.expand(query.shape[0], -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,33 +122,6 @@ class ALiBi(Variant):
     role: ClassVar[Role] = "positions"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
+    part_type: ClassVar[type[Part]] = ALiBiPart
 
     slope: float | None = None
-
-    def part(self, shape: AttentionShape, layer: int) -> ALiBiPart:
-        return ALiBiPart([self.slope] * shape.heads if self.slope is not None else slopes(shape.heads))
-
-
-class ALiBiPart(NoPEPart):
-    """Without parameters."""
-
-    def __init__(self, slope_H: list[float]) -> None:
-        super().__init__()
-        self.slopes = slope_H
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        queries, keys = query.shape[2], key.shape[2]
-        place_S = torch.arange(keys, device=query.device)
-        # A static cache has empty keys behind the queries and so shifts every distance by one number per row,
-        # which softmax does not see.
-        distance_TS = place_S[-queries:, None] - place_S
-        if causal:
-            mask = (distance_TS >= 0)[None, None]
-        slope_H = torch.tensor(self.slopes, device=query.device, dtype=query.dtype)
-        bias = -slope_H[:, None, None] * distance_TS.abs().to(query.dtype)
-        if mask is not None:
-            additive = mask.dtype != torch.bool
-            bias = bias + mask if additive else bias.masked_fill(~mask, -torch.inf)
-        bias = bias.expand(query.shape[0], -1, -1, -1)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=True)

@@ -6,9 +6,27 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant, parameter
+from studfinder.attention.variant import Part, Role, Variant
+
+
+class SinkLogitPart(Part):
+    """`logit` (H,)."""
+
+    logit: nn.Parameter
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        return {"logit": (self.shape.heads,)}
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        self.logit.normal_(0, 0.02) if self.settings.init == "fresh" else self.logit.zero_()
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        sink = self.logit[None, :, None].expand(query.shape[:3])
+        return attend_with_sink(query, key, value, mask, causal, scale, sink)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +41,4 @@ class SinkLogit(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh", "zero")
     own_function: ClassVar[bool] = True
-
-    def part(self, shape: AttentionShape, layer: int) -> SinkLogitPart:
-        return SinkLogitPart(self, shape)
-
-
-class SinkLogitPart(Part):
-    """`logit` (H,)."""
-
-    def __init__(self, settings: SinkLogit, shape: AttentionShape) -> None:
-        super().__init__()
-        self.settings = settings
-        self.logit = parameter(shape.heads)
-        self.reset()
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        self.logit.normal_(0, 0.02) if self.settings.init == "fresh" else self.logit.zero_()
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        sink = self.logit[None, :, None].expand(query.shape[:3])
-        return attend_with_sink(query, key, value, mask, causal, scale, sink)
+    part_type: ClassVar[type[Part]] = SinkLogitPart

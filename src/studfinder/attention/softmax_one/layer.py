@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 import torch
 
 from studfinder.attention.sink import attend_with_sink
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant
+from studfinder.attention.variant import Part, Role, Variant
+
+
+class SoftmaxOnePart(Part):
+    """Without parameters."""
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        return attend_with_sink(query, key, value, mask, causal, scale, query.new_zeros(()).expand(query.shape[:3]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +26,4 @@ class SoftmaxOne(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
-
-    def part(self, shape: AttentionShape, layer: int) -> SoftmaxOnePart:
-        return SoftmaxOnePart()
-
-
-class SoftmaxOnePart(Part):
-    """Without parameters."""
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        return attend_with_sink(query, key, value, mask, causal, scale, query.new_zeros(()).expand(query.shape[:3]))
+    part_type: ClassVar[type[Part]] = SoftmaxOnePart

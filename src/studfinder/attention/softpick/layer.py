@@ -9,7 +9,14 @@ import torch
 
 from studfinder.attention.blocks import WEIGHT_FUNCTIONS, RowRange, attend_in_blocks
 from studfinder.attention.softpick.naive import EPSILON
-from studfinder.attention.variant import AttentionShape, Part, Role, Variant
+from studfinder.attention.variant import Part, Role, Variant
+
+
+class SoftpickPart(Part):
+    """Without parameters."""
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
+        return attend_in_blocks(query, key, value, mask, causal, scale, "softpick", [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +30,7 @@ class Softpick(Variant):
     role: ClassVar[Role] = "weights"
     inits: ClassVar[tuple[str, ...]] = ("fresh",)
     own_function: ClassVar[bool] = True
-
-    def part(self, shape: AttentionShape, layer: int) -> SoftpickPart:
-        return SoftpickPart()
-
-
-class SoftpickPart(Part):
-    """Without parameters."""
-
-    def attend(self, query: Any, key: Any, value: Any, mask: Any, causal: bool, scale: float) -> torch.Tensor:
-        """query (B, H, T, D), key and value (B, G, S, D) -> (B, H, T, D)."""
-        return attend_in_blocks(query, key, value, mask, causal, scale, "softpick", [])
+    part_type: ClassVar[type[Part]] = SoftpickPart
 
 
 @dataclass(frozen=True)

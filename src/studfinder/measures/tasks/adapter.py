@@ -6,7 +6,7 @@ out the model, so that an edited model would get the clean model's score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from studfinder.errors import StudfinderError
+from studfinder.measures.asked import Advance
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
 from studfinder.texts import check_ids, encode_pairs, token_ids
-from studfinder.texts.encoding import tokenizer_of
+from studfinder.texts.encoding import first_token, tokenizer_of
 
 _GENERATED_TOKENS = 8192
 """Tokens of prompt and answer together in one batch of greedy generation."""
@@ -42,7 +43,7 @@ class LiveLM(TemplateLM):
         StudfinderError: no tokenizer.
     """
 
-    def __init__(self, lm: LM, progress: Callable[[int], Any] | None = None) -> None:
+    def __init__(self, lm: LM, progress: Advance | None = None) -> None:
         super().__init__()
         self.lm, self.tokenizer, self.progress = lm, tokenizer_of(lm), progress
         self._device = lm.device
@@ -53,10 +54,9 @@ class LiveLM(TemplateLM):
         return self.tokenizer.eos_token_id
 
     @property
-    def prefix_token_id(self) -> int:
-        """What the first token of a text is conditioned on: BOS, or EOS where there is no BOS."""
-        first = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if first is None else first
+    def prefix_token_id(self) -> int | None:
+        """What the first token of a text is conditioned on."""
+        return first_token(self.tokenizer)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; BOS as the tokenizer adds it, unless the text begins with it already, and nothing at the end."""

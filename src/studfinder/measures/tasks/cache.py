@@ -20,6 +20,7 @@ from studfinder.edits import Edit, edits_hash
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.scores import Scores
 from studfinder.models import LM, content_hash, keep_private, private_folder
+from studfinder.models.fingerprint import tensor_hash
 from studfinder.records import from_json, to_plain
 from studfinder.runs import SCORING, Steps, scored_with
 from studfinder.sites.active import ACTIVE
@@ -76,7 +77,10 @@ def model_state(lm: LM) -> str | None:
         return None
     parts = {
         "weights": weights,
-        "buffers": {name: _bytes_hash(buffer) for name, buffer in lm.model.named_buffers()},
+        "buffers": {
+            name: f"{buffer.dtype} {tuple(buffer.shape)} {tensor_hash(buffer).hex()}"
+            for name, buffer in lm.model.named_buffers()
+        },
         "config": lm.model.config.to_dict(),
         "generation": lm.model.generation_config.to_dict() if lm.model.generation_config else None,
         "modules": {name: _settings(module) for name, module in lm.model.named_modules()},
@@ -116,11 +120,6 @@ def _settings(module: torch.nn.Module) -> dict[str, Any]:
         if isinstance(value, bool | int | float | str) or is_dataclass(value)
     }
     return {"class": f"{type(module).__module__}.{type(module).__qualname__}", **plain}
-
-
-def _bytes_hash(tensor: torch.Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(flat.numpy().data).hexdigest()}"
 
 
 def _tokenizer_hash(lm: LM) -> str:

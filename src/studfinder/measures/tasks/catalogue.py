@@ -22,7 +22,7 @@ class Task:
         kind: what it is about.
         summary: a line for `studfinder ls tasks`, with what differs from lm-eval's task where anything does.
         harness: lm-eval's name; its own prompt, choices and metric are used. Empty for a task that lm-eval lacks.
-        folder: lm-eval's folder of task files that has it.
+        folder: lm-eval's folder of task files that has it, where that has another name.
         config: for a task that lm-eval lacks: its whole configuration, in lm-eval's format.
         local: file inside STUDFINDER_DATA; empty if the documents are generated or only on the hub.
         rows: turns a line of that file into a document with the hub's field names.
@@ -74,7 +74,6 @@ TASKS: dict[str, Task] = {
         kind="reasoning",
         summary="which of two solutions to an everyday physical problem",
         harness="piqa",
-        folder="piqa",
         local="choice/piqa.jsonl",
         rows=documents.piqa,
         hub="baber/piqa",
@@ -102,7 +101,6 @@ TASKS: dict[str, Task] = {
         kind="reasoning",
         summary="which of four sentences goes on with a story",
         harness="hellaswag",
-        folder="hellaswag",
         local="choice/hellaswag.jsonl",
         hub="Rowan/hellaswag",
         split="validation",
@@ -111,7 +109,6 @@ TASKS: dict[str, Task] = {
         kind="reasoning",
         summary="which of two nouns a pronoun-like gap stands for",
         harness="winogrande",
-        folder="winogrande",
         local="choice/winogrande.jsonl",
         rows=documents.winogrande,
         hub="allenai/winogrande",
@@ -129,7 +126,6 @@ TASKS: dict[str, Task] = {
         kind="context",
         summary="science questions with the passage that answers them",
         harness="sciq",
-        folder="sciq",
         local="choice/sciq.jsonl",
         hub="allenai/sciq",
     ),
@@ -157,7 +153,6 @@ TASKS: dict[str, Task] = {
         kind="memory",
         summary="elementary science facts applied to a situation",
         harness="openbookqa",
-        folder="openbookqa",
         local="choice/openbookqa.jsonl",
         rows=documents.openbookqa,
         hub="allenai/openbookqa",

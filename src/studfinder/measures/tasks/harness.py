@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.measures.tasks.catalogue import Task, local_file, offline
 from studfinder.records.outside import json_lines
 from studfinder.texts import commit_of, said
@@ -77,7 +77,7 @@ def build_task(
             if source.startswith("hub"):
                 raise _missing(name, task, error) from None
             raise StudfinderError(
-                f"the documents of {name} ({path}) are not as lm-eval expects them ({_short(error)})"
+                f"the documents of {name} ({path}) are not as lm-eval expects them ({in_a_line(error)})"
             ) from None
     version = harness.VERSION if harness.VERSION is not None else "?"
     shots = harness.config.num_fewshot or 0
@@ -152,8 +152,8 @@ def _loader(task: Task) -> Any:
         raise Unavailable(
             "tasks are scored by lm-eval, which is not installed", do="pip install 'studfinder[evaluate]'"
         ) from None
-    folder = Path(lm_eval.__file__).parent / "tasks" / task.folder
-    manager = TaskManager(include_path=str(folder) if task.folder else None, include_defaults=False)
+    folder = Path(lm_eval.__file__).parent / "tasks" / (task.folder or task.harness)
+    manager = TaskManager(include_path=str(folder) if task.harness else None, include_defaults=False)
 
     def load(spec: str | dict[str, Any]) -> Any:
         if isinstance(spec, dict) and task.harness:
@@ -212,10 +212,7 @@ def _missing(name: str, task: Task, error: Exception) -> Unavailable:
     # Without the folder's own name: the message goes into tables that are shown to others.
     here = "STUDFINDER_DATA does not hold them" if "STUDFINDER_DATA" in os.environ else "STUDFINDER_DATA is not set"
     return Unavailable(
-        f"task {name} has no documents: {here}, and the hub does not give {task.hub.split(':')[0]} ({_short(error)})",
+        f"task {name} has no documents: {here}, and the hub does not give {task.hub.split(':')[0]} "
+        f"({in_a_line(error)})",
         do=_ADVICE.format(local=task.local),
     )
-
-
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from studfinder.edits import Edit, edited, edits_of
 from studfinder.errors import StudfinderError
+from studfinder.measures.asked import Advance
 from studfinder.measures.scores import Scores, scored
 from studfinder.measures.tasks import arithmetic
 from studfinder.measures.tasks.cache import model_state, remembered, score_key
@@ -34,7 +35,7 @@ def tasks(
     limit: int | None = None,
     seed: int = 0,
     edits: Sequence[Edit] = (),
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     """A public task, with lm-eval's own prompt, choices and metric, on the model as it is now.
 
@@ -112,7 +113,7 @@ def _run(
     limit: int | None,
     seed: int,
     edits: Sequence[Edit] = (),
-    progress: Callable[[int], Any] | None = None,
+    progress: Advance | None = None,
 ) -> Scores:
     indices = list(range(built.size))
     if limit is not None and limit < built.size:
@@ -144,7 +145,10 @@ def _scores(name: str, task: Task, built: Built, samples: list[dict[str, Any]], 
     if built.harness.OUTPUT_TYPE == "multiple_choice":
         answers = [_answer(built, sample["doc"]) for sample in samples]
         logprobs = [[response[0] for response in sample["filtered_resps"]] for sample in samples]
-        items["margin"] = [_margin(found, answer) for found, answer in zip(logprobs, answers, strict=True)]
+        items["margin"] = [
+            found[answer] - max(found[:answer] + found[answer + 1 :])
+            for found, answer in zip(logprobs, answers, strict=True)
+        ]
         chance = float(np.mean([1 / len(found) for found in logprobs]))
         if task.labels:
             details["majority"] = max(Counter(answers).values()) / len(answers)
@@ -161,7 +165,3 @@ def _answer(built: Built, doc: dict[str, Any]) -> int:
     found = harness.doc_to_text(doc) if harness.multiple_input else harness.doc_to_target(doc)
     found = found[0] if isinstance(found, list) else found
     return int(found) if isinstance(found, int | np.integer) else harness.doc_to_choice(doc).index(found)
-
-
-def _margin(logprobs: Sequence[float], answer: int) -> float:
-    return logprobs[answer] - max(value for i, value in enumerate(logprobs) if i != answer)
