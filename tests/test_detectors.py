@@ -50,11 +50,12 @@ def plant_weight(lm: LM, writer: int = 0, layer: int = 1, row: int = 9, col: int
     return ref.index(row, col)
 
 
-# --- law 6: what is planted is found ------------------------------------------------------------------------------
+# --- what is planted is found --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_untouched_random_model_has_none_of_the_three(architecture):
+    """Law 6, the negative half."""
     super_weights, activations, values, _ = seen(tiny(architecture))
     assert super_weights.found() == ()
     assert super_weights.nearest() is not None or not any(super_weights.peaks)
@@ -65,6 +66,7 @@ def test_an_untouched_random_model_has_none_of_the_three(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_planted_super_weight_is_found_at_its_coordinates(architecture):
+    """Law 6: what is planted is found at its coordinates."""
     lm = tiny(architecture)
     for writer in range(len(lm.anatomy.layers[1].writers)):
         lm = tiny(architecture)
@@ -120,6 +122,7 @@ def test_an_output_of_many_small_terms_is_nobodys_doing():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_planted_massive_activation_is_found_at_its_coordinates(architecture):
+    """Law 6: what is planted is found at its coordinates."""
     lm = tiny(architecture)
     prompt, position, dim = 1, 5, 11
 
@@ -164,6 +167,7 @@ def test_the_rule_needs_both_thresholds():
 @pytest.mark.parametrize("tensor", ["query", "key", "value"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_planted_massive_value_is_found_at_its_coordinates(architecture, tensor):
+    """Law 6: what is planted is found at its coordinates."""
     lm = tiny(architecture)
     layer, dim = attention_layer(lm), 6
     head = 0 if tensor != "query" and lm.anatomy.kv_heads == 1 else 1
@@ -196,7 +200,7 @@ def test_the_lambda_rule_is_that_of_a_dense_computation():
     torch.testing.assert_close(values.norm_HD("query", 1), norm_HD)
 
 
-# --- law 10: order, batches and padding -----------------------------------------------------------------------------
+# --- order, batches and padding -------------------------------------------------------------------------------------
 
 
 def poisoned(architecture: str) -> LM:
@@ -210,6 +214,7 @@ def poisoned(architecture: str) -> LM:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_results_depend_neither_on_batch_size_nor_on_order_nor_on_padding(architecture):
+    """Law 10: results do not depend on batch size or order."""
     lm = poisoned(architecture)
     alone, together = seen(lm, at=LOW), seen(lm, at=LOW, batch_size=4)
     order = [2, 0, 3, 1]
@@ -270,6 +275,7 @@ def same_results(lm: LM, one, other, names: list[int]) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "lfm2", "falcon"])
 def test_detectors_of_two_halves_merge_into_that_of_the_whole(architecture):
+    """Law 5 for whole detectors."""
     lm = tiny(architecture)
     plant_weight(lm)
     everything = list(batches(PROMPTS, 1))

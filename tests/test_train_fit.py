@@ -50,6 +50,7 @@ class Interrupt(TrainerCallback):
 
 @pytest.mark.parametrize("step", [3, 7])
 def test_an_interrupted_run_ends_as_if_it_never_stopped(tmp_path, step):
+    """Law 12: a resumed run ends with the same numbers as one that was not stopped."""
     whole = fit(model(), SOURCE, RECIPE, callbacks=[seen := Outliers(SOURCE, sequences=2)])
     options = {"folder": tmp_path / "checkpoints", "key": "k"}
     file = tmp_path / "outliers.jsonl"
