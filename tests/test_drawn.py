@@ -8,6 +8,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+import studfinder as sf
 from checkpoints import PROMPT, checkpoint
 from outside import quick_and_deep
 from studfinder.cli.app import run_cli
@@ -157,11 +158,11 @@ def test_a_name_is_drawn_as_it_is(name):
 
 @pytest.mark.parametrize("name", quick_and_deep(["a$b", "$x$", "$\\frac{1}$", "$x_{$"], "$x_{$"))
 def test_a_model_of_that_name(tmp_path, capsys, name):
-    from studfinder.verbs.measure import read_card, write_cards
+    from studfinder.verbs.measure import write_cards
 
     checkpoint(tmp_path / "model")
     assert run_cli(["measure", "model", "--measures", "perplexity", "--limit", "2", "--out", "m"]) == 0
-    card = read_card(tmp_path / "m")
+    card = sf.read(tmp_path / "m")
     named = dataclasses.replace(card, model=dataclasses.replace(card.model, id=name))
     write_cards(tmp_path / "p", [named, dataclasses.replace(named, edits=())])
     assert (tmp_path / "p" / "figure-scorecard.png").is_file()

@@ -12,12 +12,12 @@ import torch
 
 from proving import provable
 from rerun import interrupted
-from studfinder.experiments.experiment import Experiment, Outcome
 from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.experiments.weights import scan_of
 from studfinder.models import load
 from studfinder.records import Table
 from studfinder.runs import key_of, provenance
+from studfinder.studies.experiment import Experiment, Outcome
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -25,10 +25,10 @@ import pytest
 import torch
 
 from proving import provable
-from studfinder.experiments.experiment import Experiment, Outcome
 from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.records import Table
 from studfinder.runs import kind_of
+from studfinder.studies.experiment import Experiment, Outcome
 from studfinder.verbs.measure import measure
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.report import report

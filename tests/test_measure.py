@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+import studfinder as sf
 from proving import provable
 from studfinder.edits import Weights, zero
 from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import MEASURES, Measure, scored
 from studfinder.models import load
-from studfinder.verbs.measure import measure, read_card, write_cards
+from studfinder.verbs.measure import measure, write_cards
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(lm, tmp_path, monkeypatch):
     card = measure(model, ["counted", "broken"], out=tmp_path / "run")
     assert len(calls) == 2
     assert [line.headroom for line in card.measured] == [False, False]
-    assert read_card(tmp_path / "run") == card
+    assert sf.read(tmp_path / "run") == card
     for name in ("table.md", "table.csv", "figure-scorecard.png", "report.html", "steps.jsonl"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert "no headroom" in (tmp_path / "run" / "table.md").read_text()

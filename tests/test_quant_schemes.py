@@ -192,13 +192,13 @@ def test_fp4_rounds_ties_to_even():
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"element": "int9"}, "element type"),
-        ({"element": "int1"}, "element type"),
+        ({"element": "int9"}, "element 'int"),
+        ({"element": "int1"}, "element 'int"),
         ({"block": 0}, "block 0"),
         ({"block": (2, 3, 4)}, "block"),
         ({"block": True}, "block"),
-        ({"scale": "float8"}, "scale type"),
-        ({"zero": "maybe"}, "zero point"),
+        ({"scale": "float8"}, "scale 'float8'"),
+        ({"zero": "maybe"}, "zero"),
         ({"element": "fp8", "zero": "integer"}, "zero point"),
         ({"scale": "e8m0", "zero": "float"}, "float minimum"),
         ({"remainder": "tensor"}, "remainder"),

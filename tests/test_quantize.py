@@ -381,7 +381,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "21 matrices" in plan
     assert "int4 per channel" in plan  # no usual group divides 48
     assert "do not divide a matrix" in says(2, "--group", 32)
-    assert "element type 'int9'" in says(2, "--bits", 9)
+    assert "element 'int9' is unknown" in says(2, "--bits", 9)
     assert "there is no scheme 'w5'" in says(2, "--scheme", "w5")
     assert "one or the other" in says(2, "--scheme", "fp8", "--bits", 4)
     assert "there is no method 'guess'" in says(2, "--method", "guess")

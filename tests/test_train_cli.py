@@ -16,7 +16,6 @@ from studfinder.errors import StudfinderError
 from studfinder.records import Training, read_record
 from studfinder.training import ModelShape, build_model
 from studfinder.training.text import train_tokenizer
-from studfinder.verbs.measure import read_card
 from studfinder.verbs.train import plan_train, train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -108,14 +107,14 @@ def test_an_exported_language_model_can_be_measured(here, capsys, attention):
     folder = train(**options, **sizes, **recipe, out=here / "r", quiet=True)[1]
     names = "perplexity,repetition,induction:16"
     assert run_cli(["measure", str(folder / "model"), "--measures", names, "--limit", "2", "--out", "m"]) == 0
-    found = {line.measure: line for line in read_card(here / "m").measured}
+    found = {line.measure: line for line in sf.read(here / "m").measured}
     assert found["perplexity"].score.value == pytest.approx(280, rel=0.2)  # it has learnt next to nothing
     assert found["induction:16"].score.value < 0.5
     assert found["repetition"].score is not None
     assert (
         run_cli(["measure", str(folder / "model"), "--measures", "perplexity,in-context-learning", "--out", "n"]) == 0
     )
-    refused = read_card(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
+    refused = sf.read(here / "n").measured[1]  # its window is too short: said, and the others measured all the same
     assert refused.score is None
     assert "windows of 208 tokens" in refused.why_not
 
@@ -212,15 +211,15 @@ def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
         (["--text", "empty.txt"], "is empty"),
         (["--task", "nothing"], "there is no task 'nothing'"),
         (["--task", "recall", "--attention", "magic"], "there is no attention 'magic'"),
-        (["--task", "recall", "--attention", "kv_shift:strength=2"], "is not understood"),
+        (["--task", "recall", "--attention", "kv_shift:strength=2"], "attention kv_shift has no setting 'strength'"),
         (["--task", "recall", "--attention", "kv_shift", "--attention", "kv_shift"], "both change"),
         (["--task", "recall", "--preset", "huge"], "there is no preset"),
         (["--task", "recall", "--hidden", "30"], "is no model"),
         (["--task", "recall", "--length", "32"], "a task has its own length"),
-        (["--task", "recall", "--schedule", "wavy"], "there is no schedule 'wavy'"),
+        (["--task", "recall", "--schedule", "wavy"], "schedule 'wavy' is unknown"),
         (["--task", "recall", "--micro", "3"], "does not divide"),
         (["--task", "recall", "--lr", "-1"], "a number above 0"),
-        (["--task", "recall", "--precision", "fp8"], "there is no precision 'fp8'"),
+        (["--task", "recall", "--precision", "fp8"], "precision 'fp8' is unknown"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(here, capsys, options, said):

@@ -158,7 +158,7 @@ def test_backcopy_entropy_is_that_of_its_sequences():
     [
         ("inductoin", "no task"),
         ("induction:lenght=3", "no setting 'lenght'"),
-        ("induction:length=long", "not a number"),
+        ("induction:length=long", "a whole number"),
         ("induction:length=64,vocabulary=64", "too small"),
         ("induction:score=last", "unknown"),
         ("n-gram:rules=0", "do not fit"),

@@ -94,6 +94,10 @@ def _rebuild(kind: type[StudfinderError], what: str, expected: str | None, do: s
 
 def unknown(what: str, name: object, known: Iterable[object]) -> StudfinderError:
     """There is nothing of a name: what is there, or what is called nearly so."""
+    return StudfinderError(f"{what} {str(name)[:80]!r}", expected=near(name, known))
+
+
+def near(name: object, known: Iterable[object]) -> str:
+    """What is called nearly so; all that is there if nothing is."""
     names = [str(one) for one in known]
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-    return StudfinderError(f"{what} {str(name)[:80]!r}", expected=" or ".join(near) if near else ", ".join(names))
+    return " or ".join(difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)) or ", ".join(names)

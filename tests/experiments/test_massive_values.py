@@ -13,14 +13,15 @@ from proving import tokenizer
 from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
-from studfinder.experiments import massive_values_disrupt, norms, plan_experiment, run_experiment
+from studfinder.experiments import norms, plan_experiment, run_experiment
 from studfinder.experiments.disruptions_read import UNFAIR, DisruptionScores, disruption_notes
 from studfinder.experiments.massive_values_constant import _halves
-from studfinder.experiments.massive_values_layers import first_layer
+from studfinder.measures import Effects, Scores
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import load
 from studfinder.sites import capture
 from studfinder.stats import crossed, mean_interval
+from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import default_prompts, encode
 from tiny import CONFIGS, D, H, L
 
@@ -95,8 +96,8 @@ def test_map_counts_the_planted_dims_and_no_others(ran):
     models = {"planted": made(dim=SLOW), "plain": made()}
     result, folder = ran("massive-values/map", models, limit=2, layers=[1], lambdas=[5])
     for name, expected in (("planted", H * L), ("plain", 0)):
-        by_lambda = {of["lambda"]: of for of in result.data[name]["counts"]["query.pre_rope"]["by_lambda"]}
-        assert by_lambda[5.0]["head"]["value"] == expected
+        table = next(table for table in result.tables if table.title.startswith(f"{name}: massive entries"))
+        assert {row[:2]: row[2].value for row in table.rows}["Q before RoPE", 5.0] == expected
     shown = np.array(result.data["planted"]["layers"]["1"]["query"]["norm"])
     assert shown.shape == (H, D)  # every dim, not half of them
     assert (folder / "figure-map.png").is_file()
@@ -113,13 +114,11 @@ def test_layers_says_where_massive_values_begin(ran):
     with torch.no_grad():
         lm.model.model.layers[0].self_attn.q_proj.weight[SLOW::D] /= 60
     result, _ = ran("massive-values/layers", {"planted": lm}, limit=2)
-    tensors = result.data["planted"]["tensors"]
-    assert first_layer(tensors["query"]) == 1
-    assert first_layer(tensors["key"]) == 0
-    assert first_layer(tensors["value"]) is None
+    rows = {row[0]: row for row in result.tables[0].rows}
+    assert {name: rows[name][3] for name in ("Q", "K", "V")} == {"Q": 1, "K": 0, "V": None}
     assert any("Q from layer 1, K from layer 0, V never" in note for note in result.notes)
     # The planted dim's pair never turns, so RoPE moves hardly anything.
-    assert result.data["planted"]["rope"]["query"]["value"] == 0
+    assert rows["Q"][6].interval.value == 0
 
 
 # --- rotary bands ---------------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def test_rope_tells_slow_dims_from_fast_ones_and_from_no_rope(ran):
     assert bands["fast"]["share"]["value"] == 0
     assert bands["fast"]["p"] > 0.9
     assert bands["none"] is None
-    assert any(note.startswith("none, Q") and "no RoPE" in note for note in result.notes)
+    assert any(note.startswith("none: Q") and "no RoPE" in note for note in result.notes)
 
 
 def test_a_window_limits_the_distances_a_layer_sees(ran):
@@ -188,27 +187,31 @@ def disrupt(folder):
 
 def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
     result, folder = disrupted
-    rows = DisruptionScores.of(result.data["planted"])
-    assert {"massive, k = 1", "massive, above 5", "smallest, k = 1", "next in norm, k = 1"} <= set(rows.scores)
-    for row, other in rows.against:
-        assert other.endswith(row)
-        assert rows.neutral(other, "kl").value == pytest.approx(rows.neutral(row, "kl").value, rel=0.5)
-    assert ("massive, k = 1", "noise in the other dims, as harmful as: massive, k = 1") in rows.against
-    assert any("facts:trex is left out" in note for note in result.notes)
-    assert rows.neutral("massive, k = 1", "kl").value > rows.neutral("smallest, k = 1", "kl").value > 0
-    attacks = sum(row.startswith("massive") for row in rows.scores)
-    assert len(result.tables[1].rows) == attacks + sum(row.startswith("noise") for row, _ in rows.against)
+    scores, compared = result.tables
+    damage = {row[0]: row[1] for row in scores.rows}
+    assert scores.columns[-1] == "facts"
+    assert {"as it is", "massive, k = 1", "massive, above 5", "smallest, k = 1", "next in norm, k = 1"} <= set(damage)
+    tuned = [row for row in damage if ", as harmful as: " in row]
+    for other in tuned:
+        assert damage[other].value == pytest.approx(damage[other.partition(", as harmful as: ")[2]].value, rel=0.5)
+    assert "noise in the other dims, as harmful as: massive, k = 1" in tuned
+    assert any("facts:trex was not measured" in note for note in result.notes)
+    assert damage["massive, k = 1"].value > damage["smallest, k = 1"].value > 0
+    by = [(row[0], row[5]) for row in compared.rows]
+    assert [f"{other}, as harmful as: {row}" for row, other in by if other] == tuned
+    assert {row for row, _ in by} == {row for row in damage if row.startswith("massive")} | {by[-1][0]}
+    assert by[-1][0] == "noise in the 1 massive dim (0.5 rms)"
     assert (folder / "figure-disrupt.png").is_file()
 
 
 def test_disrupt_goes_on_where_it_stopped(disrupted, monkeypatch):
     result, folder = disrupted
-    interrupted(folder, lost=2)
+    interrupted(folder, lost=2)  # what the last variant was, and its last measure
     asked = []
-    own = massive_values_disrupt._scores
-    monkeypatch.setattr(massive_values_disrupt, "_scores", lambda *args: (asked.append(1), own(*args))[1])
+    own = Grid.take
+    monkeypatch.setattr(Grid, "take", lambda self, cell, lm: (asked.append(cell.measure), own(self, cell, lm))[1])
     again = disrupt(folder)
-    assert len(asked) == 2
+    assert asked == ["facts:trex", "facts"]  # the first might be here by now
     assert again.tables == result.tables
     assert again.notes == result.notes
 
@@ -225,25 +228,28 @@ def test_likelihoods_under_a_disruption_are_those_of_full_passes():
             assert likelihood.logprob == pytest.approx(own, abs=1e-4)
 
 
-def _rows(context, memory, elsewhere_context, elsewhere_memory, n=80):
+def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8), n=80):
     """Made-up scores: (clean, disrupted) accuracy of each."""
-
-    def record(context_rate, memory_rate):
-        def of(rate):
-            score = (np.arange(n) < rate * n).astype(float).tolist()
-            return {"score": score, "margin": score, "clusters": [str(i) for i in range(n)], "chance": 0.125}
-
-        measures = {"facts-in-context:2": of(context_rate), "facts-parametric-matched:2": of(memory_rate)}
-        return {"measures": measures, "kl": [1.0, 1.1], "nll": [1.0, 1.0], "tokens": [1, 1]}
-
-    return DisruptionScores(
-        clean=record(0.8, 0.8),
-        scores={
-            "massive, k = 1": [record(context, memory)],
-            "noise in V": [record(elsewhere_context, elsewhere_memory)],
-        },
-        against=[("massive, k = 1", "noise in V")],
-    )
+    scored = GridScores()
+    for label, rates in (
+        ("as it is", clean),
+        ("massive, k = 1", (context, memory)),
+        ("noise in V", (elsewhere_context, elsewhere_memory)),
+    ):
+        scored.variants.append(ModelVariant(label, family=label))
+        scored.scores[label] = {}
+        for measure, rate in zip(("facts-in-context:2", "facts-parametric-matched:2"), rates, strict=True):
+            score = tuple((np.arange(n) < rate * n).astype(float).tolist())
+            scored.scores[label][measure] = Scores(
+                measure=measure,
+                value=rate,
+                interval=mean_interval(score),
+                items={"score": score, "margin": score},
+                clusters=tuple(map(str, range(n))),
+                chance=0.125,
+            )
+    effects = Effects(np.array([[1.0, 1.1]] * 2), np.array([[1.0, 1.0]] * 2), np.zeros(2), np.ones(2))
+    return DisruptionScores(scored, effects, against=[("massive, k = 1", "noise in V")])
 
 
 @pytest.mark.parametrize(
@@ -263,8 +269,7 @@ def test_sentences_follow_the_numbers(rates, first, second):
 
 
 def test_a_measure_at_chance_is_said_to_show_nothing():
-    rows = _rows(0.1, 0.8, 0.1, 0.8)
-    rows.clean["measures"]["facts-in-context:2"]["score"] = (np.arange(80) < 10).astype(float).tolist()
+    rows = _rows(0.1, 0.8, 0.1, 0.8, clean=(0.125, 0.8))
     assert "can show nothing" in disruption_notes(rows)[0]
     assert rows.kept("massive, k = 1", "context") is None
 
@@ -286,13 +291,15 @@ def test_constant_or_deviation_runs_and_resumes(ran, monkeypatch):
     lm = made(dim=SLOW)
     settings = {"limit": 1, "k": [1], "draws": 2, "repeat": 16}
     result, folder = ran("massive-values/constant-or-deviation", {"planted": lm}, **settings)
-    seen = result.data["planted"]
-    assert len(seen["scores"]["1 random, held constant"]) == 2
-    assert len(seen["scores"]["1 massive, deviation only"]) == 1
-    assert len(result.tables[1].rows) == 1 + 2 * 4
+    rows = {row[0]: row for row in result.tables[1].rows}
+    assert rows["1 random, held constant"][3].method == "paired bootstrap over sequences and 2 draws"
+    assert rows["1 massive, deviation only"][3].method == "paired bootstrap over sequences"
+    assert len(rows) == 1 + 2 * 4
     before = (folder / "steps.jsonl").read_bytes()
     interrupted(folder)
     again, _ = ran("massive-values/constant-or-deviation", {"planted": lm}, **settings)
     assert (folder / "steps.jsonl").read_bytes() == before
     assert again.tables == result.tables
-    assert {json.loads(line)["step"].partition("/")[2] for line in before.splitlines()} >= {"energy", "clean"}
+    steps = [json.loads(line)["step"].partition("/")[2] for line in before.splitlines()]
+    assert "energy" in steps
+    assert sum("| 1 random, held constant draw" in step for step in steps) == 2 * 3  # two measures, and what it was

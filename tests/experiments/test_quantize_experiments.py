@@ -18,13 +18,10 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
-from studfinder.experiments.experiment import StudyConfig
-from studfinder.experiments.quantize_frontier import Member, steps, verdict
 from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
-from studfinder.experiments.rounding import Rounding
 from studfinder.experiments.super_weight_block_size import Runs
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
@@ -32,6 +29,9 @@ from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.studies import Original
+from studfinder.studies.experiment import StudyConfig
+from studfinder.studies.frontier import Member, steps, verdict
+from studfinder.studies.rounding import Rounding
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 

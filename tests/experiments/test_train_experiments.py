@@ -20,12 +20,12 @@ from studfinder.experiments.kv_shift_hop import HopConfig, accuracy, without_a_m
 from studfinder.experiments.kv_shift_pretrain import quadrants
 from studfinder.experiments.outlier_free_backcopy import half_way, to_the_first
 from studfinder.experiments.outlier_free_pretrain import in_eight_bits
-from studfinder.experiments.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
-from studfinder.experiments.trained import shift_scalars
 from studfinder.experiments.w8a8 import STATIC
 from studfinder.records import Chart, Interval
 from studfinder.report.charts import draw_chart
 from studfinder.report.style import WIDE
+from studfinder.studies.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
+from studfinder.studies.trained import shift_scalars
 from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.tasks import HopK
 from tiny import tiny

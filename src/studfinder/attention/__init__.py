@@ -15,6 +15,7 @@ from studfinder.attention.sink_logit import SinkLogit
 from studfinder.attention.softmax_one import SoftmaxOne
 from studfinder.attention.softpick import Softpick
 from studfinder.attention.variant import VARIANTS, Part, Variant
+from studfinder.records.public import public
 
 __all__ = [
     "VARIANTS",
@@ -36,3 +37,5 @@ __all__ = [
     "parameter_groups",
     "shift_cache",
 ]
+
+public(globals())

@@ -15,7 +15,7 @@ from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 
-_Model = TypeVar("_Model")
+_Model = TypeVar("_Model", bound=LM | torch.nn.Module)
 
 _NEEDS_ROTARY = {
     "positions": "its positions are added to the embeddings, not made in attention",

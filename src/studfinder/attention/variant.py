@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
+from studfinder.records.config import Config
 
 Role = Literal["keys and values", "queries", "weights", "positions", "output"]
 
@@ -53,7 +54,7 @@ class Part(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class Variant(Config):
     """Base of all settings.
 
     Class attributes:
@@ -74,6 +75,7 @@ class Variant:
     init: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init is not None and self.init not in self.inits:
             raise StudfinderError(
                 f"{type(self).__name__}(init={self.init!r}) is unknown",
@@ -115,11 +117,15 @@ class Variant:
 def variant_from(entry: dict[str, Any]) -> Variant:
     """The settings that `to_dict` wrote."""
     fields = dict(entry)
-    name = fields.pop("name", None)
+    return variant_class(fields.pop("name", None))(**fields)
+
+
+def variant_class(name: Any) -> type[Variant]:
+    """The class of a variant's settings. Raises StudfinderError for an unknown one."""
     if name not in VARIANTS:
-        raise StudfinderError(f"attention variant {name!r} is unknown", expected="one of " + ", ".join(VARIANTS))
+        raise unknown("there is no attention variant", name, VARIANTS)
     module, _, attribute = VARIANTS[name].partition(":")
-    return getattr(import_module(module), attribute)(**fields)
+    return getattr(import_module(module), attribute)
 
 
 def parameter(*shape: int) -> nn.Parameter:

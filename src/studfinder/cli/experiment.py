@@ -57,13 +57,15 @@ def command(
         raise StudfinderError("no experiment is named", do="studfinder ls experiments lists them")
     from studfinder.experiments import plan_experiment, run_experiment
     from studfinder.measures import batch_size as reading
-    from studfinder.runs import first_process
+    from studfinder.runs import check_place, first_process
     from studfinder.verbs.load import load_as
 
     settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change), **_options(ctx.args)}
     plan = plan_experiment(name, config.model or None, preset=config.preset, settings=settings)
     shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
+        if config.folder is not None:
+            check_place(config.folder, config.overwrite)
         models = ", ".join(plan.models) or "models of its own"
         say(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
         return

@@ -7,7 +7,7 @@ import sys
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import say_if_older
+from studfinder.cli.shown import place_of, say_if_older
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.visible import say, say_json
 
@@ -37,13 +37,19 @@ def command(
     """
     from dataclasses import replace
 
-    from studfinder.verbs.measure import SCORECARD_FILE, plan_measure, run_measure
+    from studfinder.verbs.measure import SCORECARD_FILE, measure_run, plan_measure, run_measure
 
     with progress_bar(as_json) as progress:
         plan = plan_measure(model, replace(config, progress=progress))
         if dry_run:
-            edits = len(plan.edits)
-            say(f"would measure {model}: {', '.join(plan.measures)}" + f", with {edits} edits" * bool(edits))
+            limit, edits = config.limit, len(plan.edits)
+            say(
+                f"would measure {model}: {', '.join(plan.measures)}"
+                + f", at most {limit} items of each" * (limit is not None)
+                + f", before and after {edits} edits" * bool(edits)
+                + f", beside {config.against}" * (config.against is not None)
+                + f": {place_of(measure_run(plan), config.overwrite)}"
+            )
             return
         card, folder = run_measure(plan, write=True, command="studfinder " + " ".join(sys.argv[1:]))
     assert folder is not None

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from studfinder.visible import visible
+from studfinder.runs import Progress
+from studfinder.runs.progress import Bar
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """A function that is told (what is being done, how many are done, of how many). The bar appears when it is."""
     from tqdm import tqdm
 
-    bar: Any = None
-    doing = ""
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal bar, doing
-        if quiet or not sys.stderr.isatty():
-            return
-        bar = tqdm(file=sys.stderr, leave=False) if bar is None else bar
-        # X(file=sys.stderr, leave=False)
-        if what != doing:
-            doing = what
-            bar.reset(total)
-            bar.set_description(visible(what))
-        bar.update(done - bar.n)
-
+    bar = Bar(lambda: tqdm(file=sys.stderr, leave=False, disable=quiet or not sys.stderr.isatty()))
     try:
-        yield progress
+        yield bar
     finally:
-        if bar is not None:
-            bar.close()
+        bar.close()

@@ -57,11 +57,13 @@ def _scans(runs: list[Path], out: Path | None) -> Path | None:
 
 
 def _scorecards(runs: list[Path], out: Path | None) -> Path | None:
+    from studfinder.records import Scorecard
     from studfinder.report.cells import print_sheet
     from studfinder.report.scorecard import tables
-    from studfinder.verbs.measure import read_card, write_cards
+    from studfinder.runs import read
+    from studfinder.verbs.measure import write_cards
 
-    cards = [read_card(run) for run in runs]
+    cards = [read(run, Scorecard) for run in runs]
     if len(cards) > 1:
         print_sheet("scorecards", tables(cards), [], None)
     folder = out or (runs[0] if len(runs) == 1 and runs[0].is_dir() else None)

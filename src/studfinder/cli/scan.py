@@ -7,7 +7,7 @@ import sys
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import say_if_older
+from studfinder.cli.shown import place_of, say_if_older
 from studfinder.verbs.configs import ScanConfig
 from studfinder.visible import say, say_json
 
@@ -40,7 +40,7 @@ def command(
     from studfinder.errors import StudfinderError
     from studfinder.records import to_json
     from studfinder.report import print_findings
-    from studfinder.verbs.scan import plan_scan, run_scan
+    from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
     if config.folder is not None and config.folder.is_file():  # said before a model is loaded for nothing
         raise StudfinderError(f"--out {config.out} is a file", expected="a folder, or a name that does not exist yet")
@@ -51,7 +51,9 @@ def command(
             say(
                 f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) "
                 f"on {len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
-                + (", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" if plan.prove else "")
+                + ", with the paper's loop (zero, look again)" * config.iterative
+                + ", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" * plan.prove
+                + f": {place_of(scan_run(plan), config.overwrite)}"
             )
             return
         findings, folder = run_scan(plan, write=True, command="studfinder " + " ".join(sys.argv[1:]))

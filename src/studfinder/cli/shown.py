@@ -10,6 +10,7 @@ from studfinder.visible import say
 
 if TYPE_CHECKING:
     from studfinder.records import RunCard
+    from studfinder.runs import Run
 
 _BEGAN = datetime.now(UTC).isoformat(timespec="seconds")
 _SAID = ("torch", "transformers", "tokenizers", "numpy")
@@ -25,3 +26,10 @@ def say_if_older(run: RunCard) -> None:
     other = [f"{name} {run.versions[name]}, now {here[name]}" for name in _SAID if run.versions.get(name) != here[name]]
     made = f"made {run.started[:10]}" + (f" with {'; '.join(other)}" if other else "")
     say(f"studfinder: this is finished ({made}) and is shown again; --overwrite makes it anew", file=sys.stderr)
+
+
+def place_of(run: Run, overwrite: bool) -> str:
+    """Where a dry run's result would go, or that it is there. Raises StudfinderError if it cannot go there."""
+    run.check(overwrite)
+    found = None if overwrite else run.finished()
+    return f"into {run.path}" if found is None else f"it is finished in {found}, and would be shown again"

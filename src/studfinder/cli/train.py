@@ -36,7 +36,7 @@ def command(
     massive activations, massive Q and K values, attention sinks) are logged at each evaluation. Ctrl-C writes a
     checkpoint; the same command goes on from there and ends with the same loss as if it had never stopped.
     """
-    from studfinder.runs import first_process
+    from studfinder.runs import check_place, first_process
     from studfinder.verbs.train import plan_train, run_train
 
     plan = plan_train(replace(config, quiet=as_json))
@@ -44,6 +44,8 @@ def command(
     what = f"{plan.name} ({attended} attention, {plan.recipe.precision}): {plan.estimate}"
     notes = [f"note: {note}" for note in plan.notes]
     if dry_run:
+        if config.folder is not None:
+            check_place(config.folder, config.overwrite)
         say(f"would train {what}", *notes)
         return
     first = first_process()  # of several processes, one speaks

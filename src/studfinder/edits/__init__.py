@@ -31,6 +31,7 @@ from studfinder.edits.selections import (
 )
 from studfinder.edits.spec import edits_of, parse_edits
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
+from studfinder.records.public import public
 
 __all__ = [
     "AboveLambda",
@@ -76,3 +77,5 @@ __all__ = [
     "top_fraction",
     "zero",
 ]
+
+public(globals())

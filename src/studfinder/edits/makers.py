@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -216,7 +217,8 @@ def _parts(target: Editable) -> list[Weights | Activations]:
         return [Activations(f"{target.tensor}[{target.layer}]", Coordinates((target.dim,), target.head))]
     if isinstance(target, Iterable) and not isinstance(target, str):
         return [found for part in target for found in _parts(part)]
-    raise StudfinderError(f"cannot edit a {type(target).__name__}", expected=_EXPECTED)
+    do = "sf.read(path) reads findings" if isinstance(target, str | os.PathLike) else None
+    raise StudfinderError(f"cannot edit a {type(target).__name__}", expected=_EXPECTED, do=do)
 
 
 def _merged(parts: Iterable[Weights | Activations]) -> list[Weights | Activations]:

@@ -12,8 +12,8 @@ import torch
 from studfinder.edits.edit import Weights
 from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM, MatrixRef, matrix
-from studfinder.records import Findings, SuperWeight, read_record
-from studfinder.runs import record_file
+from studfinder.records import Findings, SuperWeight
+from studfinder.runs import read
 
 WHICH = ("proven", "tested", "all")
 
@@ -63,7 +63,7 @@ def selected(given: Any) -> Any:
     path, mark, which = str(given).rpartition("#")
     if not mark or Path(given).exists():
         path, which = str(given), "proven"
-    return Selection(read_record(Findings, record_file(Path(path), "findings.json")), which)  # type: ignore[arg-type]
+    return Selection(read(path, Findings), which)  # type: ignore[arg-type]
 
 
 def meant(what: Any) -> tuple[SuperWeight, ...]:

@@ -47,8 +47,8 @@ from studfinder.edits.selections import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
-from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight, read_record
-from studfinder.runs import record_file
+from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
+from studfinder.runs import read
 from studfinder.sites import KINDS, Site
 
 _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
@@ -113,7 +113,7 @@ def edits_of(lm: LM, given: Any) -> tuple[Edit, ...]:
     """
     found = tuple(_each(lm, given))
     if not found:
-        raise StudfinderError("there are no edits", expected="at least one, e.g. sf.zero(finding)")
+        raise StudfinderError("there are no edits", expected="at least one, e.g. sf.edits.zero(finding)")
     return found
 
 
@@ -247,7 +247,7 @@ def _layers(text: str, count: int) -> list[int]:
 
 
 def _from_scan(lm: LM, path: Path, part: str) -> Editable:
-    findings = read_record(Findings, record_file(path, "findings.json"))
+    findings = read(path, Findings)
     check_findings(lm, findings)
     which: Any = {"super_weights": "proven", "candidates": "all"}.get(part, part)
     if which in WHICH:

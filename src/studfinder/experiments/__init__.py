@@ -1,8 +1,8 @@
 """One table or figure of a paper a file; a paper's own quirks live here, not below."""
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.registry import EXPERIMENTS, experiment_named
-from studfinder.experiments.run import ExperimentPlan, plan_experiment, read_result, redraw, run_experiment
+from studfinder.experiments.run import ExperimentPlan, experiment, plan_experiment, redraw, run_experiment
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 __all__ = [
     "EXPERIMENTS",
@@ -10,9 +10,9 @@ __all__ = [
     "Experiment",
     "ExperimentPlan",
     "Outcome",
+    "experiment",
     "experiment_named",
     "plan_experiment",
-    "read_result",
     "redraw",
     "run_experiment",
 ]

@@ -1,9 +1,12 @@
-"""Ways to disrupt Q and K: massive dims, the controls for them, and noise elsewhere that does as much damage."""
+"""Ways to disrupt Q and K: massive dims, the controls for them, and noise elsewhere that does as much damage.
+
+Each is a variant whose `family` is its row: draws of the same control share it. Its edits, which are its `detail`, act
+in prefill only, as in the paper: in every teacher-forced pass, and in the prompt of a generation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from studfinder.edits import (
@@ -19,74 +22,71 @@ from studfinder.edits import (
     mean,
     noise,
 )
+from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures.damage import damage_matched
 from studfinder.models import LM, rotary_of
+from studfinder.studies import ModelVariant, with_edits
 from studfinder.texts import encode, proof_text
 
+CLEAN = "as it is"
 TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
 
-@dataclass(frozen=True)
-class Disruption:
-    """One set of edits.
-
-    Attributes:
-        name: its row; draws of the same control share it.
-        key: tells draws apart.
-        edits: in prefill only, as in the paper: every teacher-forced pass, and the prompt of a generation.
-    """
-
-    name: str
-    key: str
-    edits: tuple[Edit, ...]
-
-
-def massive(lm: LM, ks: Sequence[int], lams: Sequence[float]) -> list[Disruption]:
+def massive(lm: LM, ks: Sequence[int], lams: Sequence[float]) -> list[ModelVariant]:
     """The paper's attack, and the same with a mean for each dim; k largest dims, or all above lambda."""
     found = []
     for k in ks:
-        pooled = massive_value_disruption(lm, k)
-        found.append(Disruption(f"massive, k = {k}" + (", one mean" if k > 1 else ""), f"massive {k} pooled", pooled))
+        name, attack = f"massive, k = {k}", massive_value_disruption(lm, k)
+        found.append(with_edits(lm, f"{name}, one mean" if k > 1 else name, attack))
         if k > 1:  # at k = 1 the two are the same
-            found.append(_of_means(lm, f"massive, k = {k}, a mean each", f"massive {k} each", TopDims(k)))
-    return found + [_of_means(lm, f"massive, above {lam:g}", f"above {lam:g}", AboveLambda(lam)) for lam in lams]
+            found += _of_means(lm, f"{name}, a mean each", [TopDims(k)])
+    return found + [one for lam in lams for one in _of_means(lm, f"massive, above {lam:g}", [AboveLambda(lam)])]
 
 
-def controls(lm: LM, ks: Sequence[int], draws: int) -> list[Disruption]:
-    """As many other dims, held at their means: the smallest (the paper's control), random ones, the next in norm, and
-    dims of the same rotary band (where there is RoPE)."""
-    found = []
-    banded = any(rotary_of(lm, i) is not None for i, layer in enumerate(lm.anatomy.layers) if layer.attention)
-    for k in ks:
-        found.append(_of_means(lm, f"smallest, k = {k}", f"smallest {k}", TopDims(k, largest=False)))
-        found.append(_of_means(lm, f"next in norm, k = {k}", f"norm {k}", MatchedDims(k, "norm")))
-        found += [
-            _of_means(lm, f"random, k = {k}", f"random {k} draw {seed}", RandomDims(k, seed)) for seed in range(draws)
-        ]
-        found += [
-            _of_means(lm, f"same rotary band, k = {k}", f"band {k} draw {seed}", MatchedDims(k, "band", seed))
-            for seed in range(draws if banded else 0)
-        ]
+def others(lm: LM, k: int, draws: int) -> dict[str, list[Entries]]:
+    """As many dims as the k largest: the next in norm, random ones, and (where there is RoPE) those of the same rotary
+    band; several where they are drawn."""
+    found: dict[str, list[Entries]] = {
+        "next in norm": [MatchedDims(k, "norm")],
+        "random": [RandomDims(k, seed) for seed in range(draws)],
+    }
+    if any(rotary_of(lm, layer) is not None for layer in range(len(lm.anatomy.layers))):
+        found["same rotary band"] = [MatchedDims(k, "band", seed) for seed in range(draws)]
     return found
 
 
-def _of_means(lm: LM, name: str, key: str, select: Entries) -> Disruption:
-    return Disruption(name, key, mean(dims(lm, select=select), when="prefill"))
+def controls(lm: LM, ks: Sequence[int], draws: int) -> list[ModelVariant]:
+    """As many other dims, held at their means; first the smallest, which is the paper's control."""
+    found = []
+    for k in ks:
+        kinds: dict[str, list[Entries]] = {"smallest": [TopDims(k, largest=False)], **others(lm, k, draws)}
+        for name, selects in kinds.items():
+            found += _of_means(lm, f"{name}, k = {k}", selects)
+    return found
+
+
+def _of_means(lm: LM, name: str, selects: Sequence[Entries]) -> list[ModelVariant]:
+    return draws_of(lm, name, [mean(dims(lm, select=select), when="prefill") for select in selects])
+
+
+def draws_of(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVariant]:
+    """Variants of one family, a draw each; the first has its name, if it is alone."""
+    labels = [f"{name} draw {seed}" for seed in range(len(draws))] if len(draws) > 1 else [name]
+    return [with_edits(lm, label, edits, family=name) for label, edits in zip(labels, draws, strict=True)]
 
 
 # --- noise as harmful as something else -----------------------------------------------------------------------------
 
-PLACES = ("the massive dims", "the other dims", "V")
-
 
 def noise_in(lm: LM, place: str, k: int, std: float, seed: int) -> tuple[Edit, ...]:
-    """Noise in the k largest dims of every head of Q and K, in all their other dims, or in all of V."""
-    where = {
-        "the massive dims": lambda: dims(lm, select=TopDims(k)),
-        "the other dims": lambda: dims(lm, select=TopDims(lm.anatomy.head_dim - k, largest=False)),
-        "V": lambda: dims(lm, ("value",), select=Everything()),
-    }[place]()
+    """Noise in "the massive dims" (the k largest of every head of Q and K), in "the other dims", or in all of "V"."""
+    if place == "V":
+        where = dims(lm, ("value",), select=Everything())
+    elif place == "the massive dims":
+        where = dims(lm, select=TopDims(k))
+    else:
+        where = dims(lm, select=TopDims(lm.anatomy.head_dim - k, largest=False))
     return noise(where, std, seed, when="prefill")
 
 
@@ -98,6 +98,14 @@ def neutral(lm: LM) -> tuple[list[list[int]], list[list[int]]]:
 
 def as_harmful(lm: LM, edits: Sequence[Edit], place: str, k: int) -> dict[str, Any]:
     """The noise in a place that does as much damage to neutral text as given edits: its strength in units of each
-    dim's root mean square, whether it could be matched (within 5 %), and both KLs on the half it was tuned on."""
-    found = damage_matched(lm, neutral(lm)[0], edits, lambda std: noise_in(lm, place, k, std, TUNING_SEED), start=0.5)
-    return {"std": found.strength, "matched": found.matched, "kl": found.kl.value, "target": found.target.value}
+    dim's root mean square, and why there is none, if it could not be matched (within 5 %)."""
+    try:
+        found = damage_matched(
+            lm, neutral(lm)[0], edits, lambda std: noise_in(lm, place, k, std, TUNING_SEED), start=0.5
+        )
+    except WriteFailed:
+        raise
+    except StudfinderError as error:
+        return {"std": None, "why": f" ({error.what})"}
+    missed = f": its KL of {found.target.value:.3g} was not reached (nearest: {found.kl.value:.3g})"
+    return {"std": found.strength, "why": "" if found.matched else missed}

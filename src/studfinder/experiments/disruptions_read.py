@@ -1,129 +1,117 @@
-"""What disruptions did: tables, sentences and a figure from scores by item."""
+"""What disruptions did: tables, sentences and a chart from scores by item."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from studfinder.records import Cell, Comparison, Interval, Table
-from studfinder.report.style import BLUE, MUTED, RULE, VERMILLION, new_figure
+from studfinder.measures import Effects
+from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.stats import crossed
+from studfinder.studies import GridScores
 
 CONTEXT, MEMORY = "facts-in-context", "facts-parametric-matched"
+SIDES = ("context", "memory")
 
 
-@dataclass
+@dataclass(frozen=True)
 class DisruptionScores:
-    """Scores of the clean model and of each disruption.
+    """Scores of the model as it is and of each disruption, a family of draws.
 
     Attributes:
-        clean: {"measures": {measure: {"score", "margin", "clusters", "chance"}}}, lists over items.
-        scores: by name, one such record a draw, with "kl", "nll" and "tokens" over windows of neutral text.
+        scored: of all; the first two measures are CONTEXT and MEMORY, with their arguments.
+        effects: of all but the model as it is, on neutral text.
         against: (disruption, the noise that was tuned to its damage).
     """
 
-    clean: dict[str, Any]
-    scores: dict[str, list[dict[str, Any]]]
+    scored: GridScores
+    effects: Effects
     against: list[tuple[str, str]]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"clean": self.clean, "scores": self.scores, "against": [list(pair) for pair in self.against]}
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> DisruptionScores:
-        """From JSON."""
-        return cls(plain["clean"], plain["scores"], [(a, b) for a, b in plain["against"]])
-
-    def measure(self, base: str) -> str:
-        """The full name of a measure, with its argument."""
-        return next(name for name in self.clean["measures"] if name.partition(":")[0] == base)
-
-    def items(self, name: str | None, measure: str, what: str = "score") -> np.ndarray:
-        """(draws, items); of the clean model for None."""
-        draws = [self.clean] if name is None else self.scores[name]
-        return np.array([draw["measures"][measure][what] for draw in draws], dtype=float)
-
-    def clusters(self, measure: str) -> list[str] | None:
-        """What hangs together."""
-        return self.clean["measures"][measure]["clusters"]
-
-    def score(self, name: str | None, measure: str) -> Interval:
-        """Mean over items and draws."""
-        scores = {"x": self.items(name, measure)}
-        return crossed(lambda mean: mean["x"], scores, self.clusters(measure))
+    @property
+    def chance(self) -> dict[str, float]:
+        """By measure."""
+        return {name: found.chance or 0.0 for name, found in self.scored.scores[self.scored.original].items()}
 
     def neutral(self, name: str, what: str) -> Interval:
         """KL a token ("kl"), or the perplexity ratio ("nll"), on neutral text."""
-        draws = self.scores[name]
-        arrays = {key: np.array([draw[key] for draw in draws], dtype=float) for key in (what, "tokens")}
+        own = [place for place, variant in enumerate(self.scored.variants[1:]) if variant.family == name]
+        sums = self.effects.kl[own] if what == "kl" else self.effects.nll[own] - self.effects.clean_nll
+        tokens = np.stack([self.effects.tokens.astype(float)] * len(own))
 
-        def statistic(mean: Any) -> np.ndarray:
+        def statistic(mean: Mapping[str, np.ndarray]) -> np.ndarray:
+            a_token = mean["sums"] / mean["tokens"]
             with np.errstate(over="ignore"):
-                return mean[what] / mean["tokens"] if what == "kl" else np.exp(mean[what] / mean["tokens"])
+                return a_token if what == "kl" else np.exp(a_token)
 
-        return crossed(statistic, arrays, what="windows")
+        return crossed(statistic, {"sums": sums, "tokens": tokens}, what="windows")
 
-    # --- context against memory ---------------------------------------------------------------------------------------
+    # --- context against memory ---
 
-    def _pairs(self, names: Mapping[str, str | None], what: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
-        context, memory = self.measure(CONTEXT), self.measure(MEMORY)
-        arrays = {}
-        for letter, name in {"0": None, **names}.items():
-            arrays[f"context{letter}"] = self.items(name, context, what)
-            arrays[f"memory{letter}"] = self.items(name, memory, what)
-        return arrays, self.clusters(context)
+    def change(self, name: str, side: str) -> Interval:
+        """Change of chance-corrected accuracy, "context" or "memory", disrupted minus clean."""
+        headroom = 1 - self._chance("context")
+        return self._over(lambda mean: (mean[f"{side}1"] - mean[f"{side}0"]) / headroom, name)
 
-    def change(self, name: str, which: str) -> Interval:
-        """Change of chance-corrected accuracy, "context" or "memory", edited minus clean."""
-        arrays, clusters = self._pairs({"1": name}, "score")
-        headroom = 1 - self.clean["measures"][self.measure(CONTEXT)]["chance"]
-        return crossed(lambda m: (m[f"{which}1"] - m[f"{which}0"]) / headroom, arrays, clusters, what="subjects")
-
-    def kept(self, name: str, which: str) -> Interval | None:
+    def kept(self, name: str, side: str) -> Interval | None:
         """The share of its skill above chance that is left; None if the clean model has none for sure."""
-        measure = self.measure(CONTEXT if which == "context" else MEMORY)
-        chance = self.clean["measures"][measure]["chance"]
-        if self.score(None, measure).low <= chance:
+        if self.at_chance(side):
             return None
-        arrays, clusters = self._pairs({"1": name}, "score")
+        chance = self._chance(side)
+        return self._over(lambda mean: (mean[f"{side}1"] - chance) / np.maximum(mean[f"{side}0"] - chance, 1e-9), name)
 
-        def share(m: Any) -> np.ndarray:
-            return (m[f"{which}1"] - chance) / np.maximum(m[f"{which}0"] - chance, 1e-9)
-
-        return crossed(share, arrays, clusters, what="subjects")
-
-    def contrast(self, name: str, minus: str | None = None, what: str = "score") -> Interval:
+    def contrast(self, name: str, *minus: str, what: str = "score") -> Comparison:
         """Change from context less change from memory (below 0: context suffered more); with `minus`, less the same of
         another disruption. Accuracies are corrected for chance; margins ("margin") are nats a token."""
-        arrays, clusters = self._pairs({"1": name} | ({"2": minus} if minus else {}), what)
-        headroom = 1 - self.clean["measures"][self.measure(CONTEXT)]["chance"] if what == "score" else 1.0
+        headroom = 1 - self._chance("context") if what == "score" else 1.0
 
-        def difference(m: Any) -> np.ndarray:
-            start = m["context0"] - m["memory0"]
-            own = m["context1"] - m["memory1"] - start
-            return (own - (m["context2"] - m["memory2"] - start) if minus else own) / headroom
+        def difference(mean: Mapping[str, np.ndarray]) -> np.ndarray:
+            start = mean["context0"] - mean["memory0"]
+            own, *others = (mean[f"context{row}"] - mean[f"memory{row}"] - start for row in range(1, 2 + len(minus)))
+            return (own - others[0] if others else own) / headroom
 
-        return crossed(difference, arrays, clusters, what="subjects")
+        return Comparison(kind="difference", interval=self._over(difference, name, *minus, what=what))
+
+    def at_chance(self, side: str) -> str:
+        """That the clean model has no skill for sure, in words; "" if it has."""
+        measure = self._measure(side)
+        clean = self.scored.mean(self.scored.original, measure)
+        here = f"{measure} is at chance ({clean.value:.0%}) on the clean model"
+        return "" if clean.low > self._chance(side) else f"{here}: context against memory can show nothing here."
+
+    def _measure(self, side: str) -> str:
+        return self.scored.measures[SIDES.index(side)]
+
+    def _chance(self, side: str) -> float:
+        return self.chance[self._measure(side)]
+
+    def _over(
+        self, statistic: Callable[[Mapping[str, np.ndarray]], np.ndarray], *names: str, what: str = "score"
+    ) -> Interval:
+        """A statistic of means of the clean model ("context0", "memory0") and of some rows ("context1", ...), whole
+        subjects resampled. Items count to four digits."""
+        scored, both = self.scored, {side: self._measure(side) for side in SIDES}
+        rows = list(enumerate((scored.original, *names)))
+        arrays = {f"{side}{n}": scored.drawn(row, both[side], what).round(4) for n, row in rows for side in SIDES}
+        clusters = scored.scores[scored.original][both["context"]].clusters or None
+        return crossed(statistic, arrays, clusters, what="subjects")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def disruption_table(name: str, rows: DisruptionScores) -> Table:
+def disruption_table(rows: DisruptionScores) -> Table:
     """All measures, clean and disrupted."""
-    measures = list(rows.clean["measures"])
-    lines: list[tuple[Cell, ...]] = [("as it is", None, None, *(rows.score(None, measure) for measure in measures))]
-    for row in rows.scores:
-        scores = [rows.score(row, measure) for measure in measures]
-        lines.append((row, rows.neutral(row, "kl"), rows.neutral(row, "nll"), *scores))
-    chances = ", ".join(f"{measure} {rows.clean['measures'][measure]['chance']:.3g}" for measure in measures)
+    measures = rows.scored.measures
+    lines: list[tuple[Cell, ...]] = []
+    for name in (rows.scored.original, *rows.scored.families):
+        damage = [rows.neutral(name, what) if lines else None for what in ("kl", "nll")]
+        lines.append((name, *damage, *(rows.scored.mean(name, measure) for measure in measures)))
+    chances = ", ".join(f"{measure} {chance:.3g}" for measure, chance in rows.chance.items())
     return Table(
-        title=f"{name}: massive values and controls, disrupted in the prompt",
+        title="massive values and controls, disrupted in the prompt",
         columns=("disrupted", "KL, neutral text (nats)", "perplexity x", *measures),
         rows=tuple(lines),
         note=f"Accuracy; chance: {chances}. Intervals: items (subjects, windows) and draws resampled. The paper, "
@@ -132,16 +120,19 @@ def disruption_table(name: str, rows: DisruptionScores) -> Table:
     )
 
 
-def comparisons_table(name: str, rows: DisruptionScores) -> Table:
+def comparisons_table(rows: DisruptionScores) -> Table:
     """Context against memory, and against equal damage elsewhere."""
-    others: dict[str, list[str]] = {}
-    for row, other in rows.against:
-        others.setdefault(row, []).append(other)
-    compared = [row for row in rows.scores if row.startswith("massive") or row in others]
-    alone: list[str | None] = [None]
-    lines = [_comparison(rows, row, other) for row in compared for other in others.get(row) or alone]
+    lines: list[tuple[Cell, ...]] = []
+    for name in rows.scored.families:
+        others = [other for row, other in rows.against if row == name]
+        own = (*(rows.kept(name, side) for side in SIDES), rows.contrast(name), rows.contrast(name, what="margin"))
+        for other in others:
+            both = (rows.contrast(other), rows.contrast(name, other), rows.contrast(name, other, what="margin"))
+            lines.append((name, *own, _place(other), *both))
+        if not others and name.startswith("massive"):
+            lines.append((name, *own, None, None, None, None))
     return Table(
-        title=f"{name}: the same questions from context and from memory",
+        title="the same questions from context and from memory",
         columns=(
             "disrupted",
             "context kept",
@@ -162,55 +153,12 @@ def comparisons_table(name: str, rows: DisruptionScores) -> Table:
     )
 
 
-def _comparison(rows: DisruptionScores, row: str, other: str | None) -> tuple[Cell, ...]:
-    own = (
-        row,
-        rows.kept(row, "context"),
-        rows.kept(row, "memory"),
-        _difference(rows.contrast(row)),
-        _difference(rows.contrast(row, what="margin")),
-    )
-    if other is None:
-        return *own, None, None, None, None
-    return (
-        *own,
-        _place(other),
-        _difference(rows.contrast(other)),
-        _difference(rows.contrast(row, other)),
-        _difference(rows.contrast(row, other, "margin")),
-    )
-
-
 def _place(other: str) -> str:
     """The short name of noise that was tuned to another row's damage."""
     return other.split(", as harmful")[0]
 
 
-def _difference(interval: Interval) -> Comparison:
-    return Comparison(kind="difference", interval=interval)
-
-
-# --- sentences ------------------------------------------------------------------------------------------------------
-
-
-def disruption_notes(rows: DisruptionScores) -> list[str]:
-    """What the numbers say."""
-    notes = []
-    for base in (CONTEXT, MEMORY):
-        measure = rows.measure(base)
-        clean, chance = rows.score(None, measure), rows.clean["measures"][measure]["chance"]
-        if clean.low <= chance:
-            notes.append(
-                f"{measure} is at chance ({clean.value:.0%}) on the clean model: context against memory can show "
-                "nothing here."
-            )
-    if notes:
-        return notes
-    if not rows.measure(CONTEXT).endswith(":1"):
-        notes.append(UNFAIR)
-    notes += [_only_context(rows, row) for row in rows.scores if row.startswith("massive")]
-    return notes + [_specific(rows, row, other) for row, other in rows.against]
-
+# --- sentences and a chart ------------------------------------------------------------------------------------------
 
 UNFAIR = (
     "Context against memory is no fair comparison here, and its sizes are not to be used: the memory prompt states a "
@@ -219,29 +167,42 @@ UNFAIR = (
 )
 
 
+def disruption_notes(rows: DisruptionScores) -> list[str]:
+    """What the numbers say."""
+    nothing = [rows.at_chance(side) for side in SIDES if rows.at_chance(side)]
+    if nothing:
+        return nothing
+    notes = [] if rows.scored.measures[0].endswith(":1") else [UNFAIR]
+    notes += [_only_context(rows, row) for row in rows.scored.families if row.startswith("massive")]
+    return notes + [_specific(rows, row, other) for row, other in rows.against]
+
+
 def _only_context(rows: DisruptionScores, row: str) -> str:
-    context, memory = rows.change(row, "context"), rows.change(row, "memory")
-    if context.high < 0 and memory.high < 0:
-        says = "both suffer"
-    elif context.high < 0:
-        says = "context is shown to suffer, memory is not"
-    elif memory.high < 0:
-        says = "memory is shown to suffer, context is not"
-    else:
-        says = "neither is shown to suffer"
-    left = [rows.kept(row, which) for which in ("context", "memory")]
+    changes = [rows.change(row, side) for side in SIDES]
+    says = {
+        (True, True): "both suffer",
+        (True, False): "context is shown to suffer, memory is not",
+        (False, True): "memory is shown to suffer, context is not",
+        (False, False): "neither is shown to suffer",
+    }[changes[0].high < 0, changes[1].high < 0]
+    left = [rows.kept(row, side) for side in SIDES]
     if all(kept is not None and kept.low <= 0 for kept in left):
         says += "; nothing may be left of either, and then their difference only says where they started"
-    return f"{row}: skill from context changes by {_signed(context)}, from memory by {_signed(memory)}: {says}."
+    return f"{row}: skill from context changes by {changes[0]:+.2f}, from memory by {changes[1]:+.2f}: {says}."
 
 
 def _specific(rows: DisruptionScores, row: str, other: str) -> str:
-    accuracy, margin = rows.contrast(row, other), rows.contrast(row, other, "margin")
     kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
+    accuracy, margin = (
+        f"{found:+.2f} {unit} ({_verdict(found.interval)})"
+        for unit, found in (
+            ("apart in accuracy", rows.contrast(row, other)),
+            ("nats apart in margin", rows.contrast(row, other, what="margin")),
+        )
+    )
     return (
         f"{row}, against {_place(other)} of equal damage (KL {own.value:.2f} and {kl.value:.2f} on text that nothing "
-        f"was tuned on): context less memory comes out {_signed(accuracy)} apart in accuracy ({_verdict(accuracy)}) "
-        f"and {_signed(margin)} nats apart in margin ({_verdict(margin)})."
+        f"was tuned on): context less memory comes out {accuracy} and {margin}."
     )
 
 
@@ -251,44 +212,13 @@ def _verdict(difference: Interval) -> str:
     return "higher than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-
-
-# --- figure ---------------------------------------------------------------------------------------------------------
-
-
-def draw_contrast(name: str, rows: DisruptionScores, width: float) -> Figure:
-    """A line a disruption: what is left of the skill from context and from memory, with intervals."""
-    wide = width > 600
-    shown = list(rows.scores)
-    figure = new_figure(width, 110 + (30 if wide else 50) * len(shown))
-    axes = figure.add_subplot()
-    changes: tuple[tuple[str, str, str, float], ...] = (
-        ("context", VERMILLION, "o", -0.15),
-        ("memory", BLUE, "s", 0.15),
+def contrast_chart(rows: DisruptionScores) -> Chart:
+    """What becomes of the skill from context and from memory, a row a disruption."""
+    series = tuple(
+        Series(name=f"from {side}", points=tuple(point(rows.change(name, side)) for name in rows.scored.families))
+        for side in SIDES
     )
-    for which, colour, marker, offset in changes:
-        found = [rows.change(row, which) for row in shown]
-        place = np.arange(len(shown)) + offset
-        axes.hlines(place, [i.low for i in found], [i.high for i in found], color=colour, linewidth=2)
-        axes.plot([i.value for i in found], place, marker, color=colour, markersize=6, label=f"from {which}")
-    axes.axvline(0, color=MUTED, linewidth=1)
-    for line in range(1, len(shown)):
-        axes.axhline(line - 0.5, color=RULE, linewidth=0.6)
-    labels: Callable[[str], str] = (lambda row: row) if wide else _broken
-    axes.set_yticks(range(len(shown)), [labels(row) for row in shown], fontsize=11 if wide else 9)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel("change of accuracy above chance" if wide else "change of skill")
-    figure.legend(loc="outside upper left", ncols=2, title=f"{name}: the same questions", alignment="left")
-    return figure
-
-
-def _broken(row: str) -> str:
-    """A label in lines of about twenty letters."""
-    lines = [""]
-    for word in row.split():
-        if lines[-1] and len(lines[-1]) + len(word) > 20:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    plot = Plot(
+        kind="dots", rows=tuple(rows.scored.families), series=series, x="change of accuracy above chance", none=0.0
+    )
+    return Chart(name="disrupt", plots=(plot,))

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.seeds import over
 from studfinder.experiments.w8a8 import STATIC, W8A8_CAVEAT, WAYS
 from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.stats import mean_interval, ratio_interval
+from studfinder.studies.seeds import over
 
 UNTRAINED, PLAIN, DECAYED, OTHER = "untrained", "plain", "super weight decayed", "other weight decayed"
 

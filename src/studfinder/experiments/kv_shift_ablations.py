@@ -13,9 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from studfinder.attention.kv_shift.layer import KVShiftPart
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, against, curves, ends_table
-from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import about, against, curves, ends_table
+from studfinder.studies.trained import ModelKind, SizedConfig, every_cell
 from studfinder.training import TaskSource
 from studfinder.training.tasks import Induction
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import Cells, about, ended, label_of, over, seed_change, seed_mean
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.records import Chart, Series, Table, point
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import Cells, about, ended, label_of, over, seed_change, seed_mean
+from studfinder.studies.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.training import ModelShape, TaskSource
 from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.tasks import HopK

@@ -12,8 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import (
+from studfinder.records import Chart, Table
+from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import (
     DIVERGED,
     Cells,
     Trained,
@@ -28,9 +30,7 @@ from studfinder.experiments.seeds import (
     seed_mean,
     steps_to,
 )
-from studfinder.experiments.trained import ModelKind, TrainedConfig, every_cell
-from studfinder.records import Chart, Table
-from studfinder.records.config import option
+from studfinder.studies.trained import ModelKind, TrainedConfig, every_cell
 from studfinder.training import ModelShape, TaskSource
 from studfinder.training.tasks import Induction
 

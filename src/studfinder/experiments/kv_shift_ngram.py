@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import about, against, curves, ends_table
-from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import about, against, curves, ends_table
+from studfinder.studies.trained import ModelKind, SizedConfig, every_cell
 from studfinder.training import TaskSource
 from studfinder.training.tasks import NGram
 

@@ -7,10 +7,10 @@ few million tokens can show whether the loss is lower *there*, with how much spr
 
 from __future__ import annotations
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells, language_table, source_of
-from studfinder.experiments.seeds import Trained, about, against, curves, ended
 from studfinder.records import Table
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import Trained, about, against, curves, ended
 
 _MODELS: dict[str, list[str]] = {"vanilla": [], "KV shift": ["kv_shift"]}
 _SCORES = {"test": "test loss, nats a token"}

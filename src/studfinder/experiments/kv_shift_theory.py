@@ -21,9 +21,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studfinder.attention import ALiBi, KVShift, convert
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.records import Table
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ import torch
 
 from studfinder.detectors.attention_sinks import attention_weights
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.massive_onset import Onset, onset_of
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Interval, Plot, Table, line
@@ -39,6 +38,7 @@ from studfinder.records.config import option
 from studfinder.report.words import count, number, times
 from studfinder.sites import AttentionCall, capture, tapped
 from studfinder.stats import mean_interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import default_prompts, encode, proof_text
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Plot, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import count, number
 from studfinder.sites import BlockOutput, tapped
 from studfinder.stats import AbsHistogram, mean_interval, ratio_interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import WHOLE, Text, corpus, default_prompts, encode, token_class, token_text
 
 

@@ -22,13 +22,13 @@ from functools import partial
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.massive_onset import Onset, control_dims, onset_of
 from studfinder.models import LM
 from studfinder.records.config import option
 from studfinder.report.words import count, number, times
 from studfinder.sites import Site, tapped
 from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

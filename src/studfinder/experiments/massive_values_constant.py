@@ -14,32 +14,35 @@ those of each sequence: the edit knows its whole input, also tokens to come.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from studfinder.edits import (
-    Edit,
-    Entries,
-    MatchedDims,
-    RandomDims,
-    TopDims,
-    constant_only,
-    deviation_only,
-    dims,
-    edited,
-)
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.measures import measure_named, perplexity
-from studfinder.models import LM, rotary_of
-from studfinder.records import Cell, Comparison, Interval, Result, Table
-from studfinder.report.style import BLUE, MUTED, RULE, VERMILLION, log_ticks, new_figure
+from studfinder.edits import Entries, TopDims, constant_only, deviation_only, dims
+from studfinder.experiments.disruptions import CLEAN, draws_of, others
+from studfinder.models import LM
+from studfinder.records import Cell, Chart, Comparison, Plot, Point, Series, Table, point
+from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import crossed
+from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import encode, proof_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantConfig(StudyConfig):
+    """Which dims, and what is asked without one half of them."""
+
+    limit: int = option(16, help="Windows of the perplexity, and repeated sequences.", least=1)
+    k: tuple[int, ...] = option((1, 2), help="Largest dims of every head.", least=1, commas=True)
+    draws: int = option(3, help="Draws of what is random.", least=1)
+    text: str = option("proof", help="The text of the perplexity.")
+    repeat: int = option(64, help="Random tokens that are repeated.", least=2)
+
 
 EXPERIMENT = Experiment(
     name="massive-values/constant-or-deviation",
@@ -47,127 +50,68 @@ EXPERIMENT = Experiment(
     shows="ours",
     summary="Are massive dims of Q and K there as a constant, or does context ride on how they deviate from it?",
     needs="about 6 minutes with smollm2 on two cores",
-    presets={"cpu": {"limit": 16, "k": [1, 2], "draws": 3, "text": "proof", "repeat": 64}},
+    presets={"cpu": ConstantConfig()},
 )
-_WINDOW = 256
-
-
-def run(bench: Bench) -> Outcome:
-    """How much of massive dims is constant, and what becomes of the model without either half."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            ks = [int(k) for k in bench.settings["k"]]
-            energy = bench.once("energy", partial(_energy, lm, ks))
-            clean = bench.once("clean", partial(_scores, bench, lm, ()))
-            scores = _edited(bench, lm, ks)
-        data[name] = {"energy": energy, "clean": clean, "scores": scores}
-        tables += [_energy_table(name, energy), _scores_table(name, clean, scores)]
-        notes += [f"{name}: {text}" for text in _notes(ks, clean, scores)]
-    return Outcome(tables, notes, data)
-
-
-def _selections(lm: LM, k: int, draws: int) -> list[tuple[str, list[Entries]]]:
-    """Which dims, by the name of the row; several where they are drawn."""
-    found: list[tuple[str, list[Entries]]] = [
-        (f"{k} massive", [TopDims(k)]),
-        (f"{k} random", [RandomDims(k, seed) for seed in range(draws)]),
-        (f"{k} next in norm", [MatchedDims(k, "norm")]),
-    ]
-    if any(rotary_of(lm, layer) is not None for layer in range(len(lm.anatomy.layers))):
-        found.append((f"{k} of the same rotary band", [MatchedDims(k, "band", seed) for seed in range(draws)]))
-    return found
-
-
 HALVES = {"held constant": constant_only, "deviation only": deviation_only}
 
 
-def _edited(bench: Bench, lm: LM, ks: list[int]) -> dict[str, list[Any]]:
-    """Scores by row, one record a draw."""
-    plan = [
-        (f"{name}, {half}", f"{name}, {half} draw {seed}", make(dims(lm, pre_rope=True, select=select)))
-        for k in ks
-        for name, selects in _selections(lm, k, int(bench.settings["draws"]))
-        for half, make in HALVES.items()
-        for seed, select in enumerate(selects)
-    ]
-    scores: dict[str, list[Any]] = {}
-    for done, (row, key, edits) in enumerate(plan):
-        bench.progress("Q and K by halves", done, len(plan))
-        scores.setdefault(row, []).append(bench.once(key, partial(_scores, bench, lm, edits)))
-    return scores
-
-
-def _scores(bench: Bench, lm: LM, edits: tuple[Edit, ...]) -> dict[str, Any]:
-    if edits:
-        with edited(lm, edits):
-            return _scores(bench, lm, ())
-    limit, seed = bench.settings["limit"], int(bench.settings["seed"])
-    window = min(_WINDOW, lm.anatomy.max_positions or _WINDOW)
-    text = perplexity(lm, bench.settings["text"], window=window, limit=limit)
-    repeats = measure_named(f"induction:{bench.settings['repeat']}")(lm, limit=limit, seed=seed)
-    return {
-        "nll": list(text.items["nll"]),
-        "tokens": list(text.items["tokens"]),
-        "repeats": list(repeats.items["score"]),
-        "loss": list(repeats.items["loss"]),
-        "text": text.text,
-    }
+def run(bench: Bench, lm: LM) -> Outcome:
+    """How much of massive dims is constant, and what becomes of the model without either half."""
+    own, variants = bench.config, [ModelVariant(CLEAN)]
+    energy = bench.once("energy", partial(_energy, lm, own.k))
+    for k in own.k:
+        rest = others(lm, k, own.draws)
+        kinds: dict[str, list[Entries]] = {"massive": [TopDims(k)], "random": rest["random"], **rest}
+        for name, selects in kinds.items():
+            for half, make in HALVES.items():
+                draws = [make(dims(lm, pre_rope=True, select=select)) for select in selects]
+                variants += draws_of(lm, f"{k} {'of the ' * name.startswith('same')}{name}, {half}", draws)
+    scored = bench.grid(lm, variants, [f"perplexity:{own.text}", f"induction:{own.repeat}"], passes=())
+    tables = [_energy_table(energy), _scores_table(scored)]
+    return Outcome(tables, _notes(scored, own.k), [_chart(scored)], {"energy": energy})
 
 
 # --- how much is constant -------------------------------------------------------------------------------------------
 
 
-def _energy(lm: LM, ks: list[int]) -> dict[str, Any]:
-    """By tensor and k, a number a layer: the share of the energy in the k largest dims of each head, and the share of
-    theirs and of the other dims' energy that is the square of the mean over tokens (mean over heads and prompts)."""
-    limit = min(_WINDOW, lm.anatomy.max_positions or _WINDOW)
-    found: dict[str, dict[str, dict[int, list[list[float]]]]] = {}
+def _energy(lm: LM, ks: Sequence[int]) -> dict[str, list[list[float]]]:
+    """By "Q" or "K" and k, for every layer: the share of the energy in the k largest dims of each head, and the share
+    of theirs and of the other dims' energy that is the square of the mean over tokens (mean over heads and prompts). Q
+    and K are read here, since no measure does."""
+    found: dict[str, dict[int, list[list[float]]]] = {}
 
     def read(event: AttentionCall) -> None:
-        before = {"query": event.query_pre_BHTD, "key": event.key_pre_BGTD}
-        for tensor, values in before.items():
+        for tensor, values in (("Q", event.query_pre_BHTD), ("K", event.key_pre_BGTD)):
             if values is None:
                 continue
             wide = values[0].float()
             square_HD, mean_HD = wide.square().mean(dim=1), wide.mean(dim=1).square()
             for k in ks:
-                cells = found.setdefault(tensor, {}).setdefault(str(k), {}).setdefault(event.layer, [])
-                cells.append(_halves(square_HD, mean_HD, k))
+                layers = found.setdefault(f"{tensor} {k}", {})
+                layers.setdefault(event.layer, []).append(_halves(square_HD, mean_HD, k))
 
     with torch.no_grad(), tapped(lm, read={AttentionCall: [read]}, pre_rope=True):
-        for ids in encode(lm, proof_text(), limit=limit)[0]:
+        for ids in encode(lm, proof_text(), limit=min(256, lm.anatomy.max_positions or 256))[0]:
             lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
-    return {
-        tensor: {k: [np.mean(layers[layer], axis=0).tolist() for layer in sorted(layers)] for k, layers in by_k.items()}
-        for tensor, by_k in found.items()
-    }
+    return {name: [np.mean(layers[at], axis=0).tolist() for at in sorted(layers)] for name, layers in found.items()}
 
 
 def _halves(square_HD: torch.Tensor, mean_HD: torch.Tensor, k: int) -> list[float]:
     top_HD = torch.zeros_like(square_HD).scatter_(1, square_HD.topk(k, dim=1).indices, 1.0)
+    pairs = [(square_HD * top_HD, square_HD)]
+    pairs += [(mean_HD * half_HD, square_HD * half_HD) for half_HD in (top_HD, 1 - top_HD)]
     tiny = torch.finfo(square_HD.dtype).tiny
-
-    def share(part_HD: torch.Tensor, whole_HD: torch.Tensor) -> float:
-        return float((part_HD.sum(dim=1) / whole_HD.sum(dim=1).clamp_min(tiny)).mean())
-
-    others_HD = 1 - top_HD
-    return [
-        share(square_HD * top_HD, square_HD),
-        share(mean_HD * top_HD, square_HD * top_HD),
-        share(mean_HD * others_HD, square_HD * others_HD),
-    ]
+    return [float((part.sum(dim=1) / whole.sum(dim=1).clamp_min(tiny)).mean()) for part, whole in pairs]
 
 
-def _energy_table(name: str, energy: dict[str, Any]) -> Table:
+def _energy_table(energy: Mapping[str, list[list[float]]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for tensor, by_k in energy.items():
-        for k, layers in by_k.items():
-            columns = np.array(layers).T
-            means = [crossed(lambda m: m["x"], {"x": column[None]}, what="layers") for column in columns]
-            rows.append((f"{'Q' if tensor == 'query' else 'K'} before RoPE", int(k), *means))
+    for name, layers in energy.items():
+        tensor, k = name.split()
+        means = [crossed(lambda m: m["x"], {"x": column[None]}, what="layers") for column in np.array(layers).T]
+        rows.append((f"{tensor} before RoPE", int(k), *means))
     return Table(
-        title=f"{name}: how much of the largest dims is constant",
+        title="how much of the largest dims is constant",
         columns=(
             "tensor",
             "k",
@@ -184,48 +128,35 @@ def _energy_table(name: str, energy: dict[str, Any]) -> Table:
 # --- what becomes of the model --------------------------------------------------------------------------------------
 
 
-def _array(scores: list[Any], what: str) -> np.ndarray:
-    return np.array([draw[what] for draw in scores], dtype=float)
-
-
-def perplexity_ratio(scores: list[Any], clean: Any) -> Interval:
+def _ratio(scored: GridScores, row: str) -> Comparison:
     """Perplexity with the edit over perplexity without."""
+    names = {"nll": (row, "nll"), "clean": (CLEAN, "nll"), "tokens": (CLEAN, "tokens")}
+    arrays = {name: scored.drawn(label, scored.measures[0], what) for name, (label, what) in names.items()}
 
-    def ratio(mean: Any) -> np.ndarray:
+    def ratio(mean: Mapping[str, np.ndarray]) -> np.ndarray:
         with np.errstate(over="ignore"):
             return np.exp((mean["nll"] - mean["clean"]) / mean["tokens"])
 
-    arrays = {"nll": _array(scores, "nll"), "clean": _array([clean], "nll"), "tokens": _array([clean], "tokens")}
-    return crossed(ratio, arrays, what="windows")
+    return Comparison(kind="ratio", interval=crossed(ratio, arrays, what="windows"))
 
 
-def difference(scores: list[Any], other: list[Any], what: str = "repeats") -> Interval:
-    """Of mean accuracy (or loss) on the repeats, paired by sequence."""
-    arrays = {"a": _array(scores, what), "b": _array(other, what)}
-    return crossed(lambda m: m["a"] - m["b"], arrays, what="sequences")
+def _difference(scored: GridScores, row: str, other: str = CLEAN) -> Comparison:
+    """Of mean accuracy on the repeats, paired by sequence."""
+    arrays = {"a": scored.drawn(row, scored.measures[1]), "b": scored.drawn(other, scored.measures[1])}
+    interval = crossed(lambda mean: mean["a"] - mean["b"], arrays, what="sequences")
+    return Comparison(kind="difference", interval=interval)
 
 
-def _mean(scores: list[Any], what: str) -> Interval:
-    return crossed(lambda m: m["x"], {"x": _array(scores, what)}, what="sequences")
-
-
-def _scores_table(name: str, clean: Any, scores: dict[str, list[Any]]) -> Table:
-    start = float(np.exp(sum(clean["nll"]) / sum(clean["tokens"])))
-    rows: list[Any] = [("as it is", start, None, _mean([clean], "repeats"), None, _mean([clean], "loss"))]
-    for row, draws in scores.items():
-        ratio = perplexity_ratio(draws, clean)
-        rows.append(
-            (
-                row,
-                start * ratio.value,
-                Comparison(kind="ratio", interval=ratio),
-                _mean(draws, "repeats"),
-                Comparison(kind="difference", interval=difference(draws, [clean])),
-                _mean(draws, "loss"),
-            )
-        )
+def _scores_table(scored: GridScores) -> Table:
+    clean, repeats = scored.scores[CLEAN][scored.measures[0]], scored.measures[1]
+    lines: list[tuple[Cell, ...]] = []
+    for row in (CLEAN, *scored.families):
+        ratio, change = (_ratio(scored, row), _difference(scored, row)) if lines else (None, None)
+        start = clean.value * (ratio.interval.value if ratio else 1)
+        score, loss = (scored.mean(row, repeats, name, "sequences") for name in ("score", "loss"))
+        lines.append((row, start, ratio, score, change, loss))
     return Table(
-        title=f"{name}: one half of some dims of Q and K before RoPE",
+        title="one half of some dims of Q and K before RoPE",
         columns=(
             "dims of each head",
             "perplexity",
@@ -234,65 +165,47 @@ def _scores_table(name: str, clean: Any, scores: dict[str, list[Any]]) -> Table:
             "change",
             "loss on repeats (nats)",
         ),
-        rows=tuple(rows),
-        note=f"Perplexity on {clean['text']}. Repeats: the second half of random tokens that come twice. Held "
+        rows=tuple(lines),
+        note=f"Perplexity on {clean.text}. Repeats: the second half of random tokens that come twice. Held "
         "constant: the dim's mean over tokens; deviation only: the dim less that mean. Intervals: windows or "
         "sequences, and draws of random dims, resampled.",
     )
 
 
-def _notes(ks: list[int], clean: Any, scores: dict[str, list[Any]]) -> list[str]:
+def _notes(scored: GridScores, ks: Sequence[int]) -> list[str]:
     notes = []
     for k in ks:
-        rows = {row.removeprefix(f"{k} "): draws for row, draws in scores.items() if row.startswith(f"{k} ")}
         for half in HALVES:
-            own = rows[f"massive, {half}"]
-            loss, ratio = difference(own, [clean]), perplexity_ratio(own, clean)
+            own = f"{k} massive, {half}"
+            controls = [one for one in scored.families if one.startswith(f"{k} ") and one.endswith(half) and one != own]
+            against = "; ".join(_against(scored, own, control) for control in controls)
             notes.append(
-                f"{k} massive of each head, {half}: perplexity x{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}], "
-                f"accuracy on repeats {loss.value:+.2f} [{loss.low:+.2f}, {loss.high:+.2f}]; "
-                + "; ".join(_against(own, draws, row) for row, draws in rows.items() if _is_control(row, half))
-                + "."
+                f"{k} massive of each head, {half}: perplexity x{_ratio(scored, own):.2f}, accuracy on repeats "
+                f"{_difference(scored, own):+.2f}; {against}."
             )
     return notes
 
 
-def _is_control(row: str, half: str) -> bool:
-    return row.endswith(half) and not row.startswith("massive")
+def _against(scored: GridScores, own: str, control: str) -> str:
+    more = _difference(scored, own, control)
+    says = "lower" if more.interval.high < 0 else "higher" if more.interval.low > 0 else "not distinguishable"
+    which = control.partition(" ")[2].split(",")[0]
+    return f"against {'random dims' if which == 'random' else f'dims {which}'} {says} ({more:+.2f})"
 
 
-def _against(own: list[Any], control: list[Any], row: str) -> str:
-    more = difference(own, control)
-    says = "lower" if more.high < 0 else "higher" if more.low > 0 else "not distinguishable"
-    which = row.split(",")[0]
-    dims = f"{which} dims" if which == "random" else f"dims {which}"
-    return f"against {dims} {says} ({more.value:+.2f} [{more.low:+.2f}, {more.high:+.2f}])"
+def _chart(scored: GridScores) -> Chart:
+    """Perplexity and accuracy on repeats, a line a row; the model as it is where nothing changed."""
+    start, repeats = (scored.scores[CLEAN][measure].value for measure in scored.measures)
 
+    def plot(x: str, none: float, values: Mapping[str, Point], log: bool = False) -> Plot:
+        nothing, series = point(None), []
+        for name, massive in (("massive dims", True), ("other dims", False)):
+            points = tuple(at if (" massive" in row) == massive else nothing for row, at in values.items())
+            series.append(Series(name=name, points=points))
+        return Plot(kind="dots", rows=tuple(values), series=tuple(series), x=x, none=none, log=log)
 
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Perplexity and accuracy on repeats, a line a row."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        wide = width > 600
-        rows = ["as it is", *seen["scores"]]
-        figure = new_figure(width, 80 + 26 * len(rows) if wide else 120 + 56 * len(rows))
-        panels = figure.subplots(1, 2, sharey=True) if wide else figure.subplots(2, 1)
-        start = float(np.exp(sum(seen["clean"]["nll"]) / sum(seen["clean"]["tokens"])))
-        ratios = [perplexity_ratio(draws, seen["clean"]) for draws in seen["scores"].values()]
-        ppl = [(start, start, start), *((start * i.value, start * i.low, start * i.high) for i in ratios)]
-        repeats = [_mean(draws, "repeats") for draws in ([seen["clean"]], *seen["scores"].values())]
-        shown = (ppl, [(i.value, i.low, i.high) for i in repeats])
-        for axes, values, label in zip(panels, shown, ("perplexity", "accuracy on repeats"), strict=True):
-            for line, (row, (value, low, high)) in enumerate(zip(rows, values, strict=True)):
-                colour = VERMILLION if "massive" in row else BLUE if line else MUTED
-                axes.hlines(line, low, high, color=colour, linewidth=2)
-                axes.plot([value], [line], "o", color=colour, markersize=6)
-            axes.set_yticks(range(len(rows)), rows, fontsize=11 if wide else 9)
-            axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.grid(axis="x", color=RULE)
-            axes.set_xlabel(label)
-        panels[0].set_xscale("log")
-        log_ticks(panels[0].xaxis, most=5)
-        figure.suptitle(f"{name}: dims of each head of Q and K, before RoPE", x=0.01, ha="left", fontsize=12.5)
-        figures["halves" if not place else f"halves-{place + 1}"] = figure
-    return figures
+    ratios = {row: point(_ratio(scored, row)) for row in scored.families}
+    perplexity = {row: (start * value, start * low, start * high) for row, (value, low, high) in ratios.items()}
+    accuracy = {row: point(scored.mean(row, scored.measures[1])) for row in scored.families}
+    plots = (plot("perplexity", start, perplexity, log=True), plot("accuracy on repeats", repeats, accuracy))
+    return Chart(name="halves", plots=plots)

@@ -16,29 +16,41 @@ Ours: log-probabilities against known chance, balanced reviews, a question. Edit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from studfinder.edits import Edit, edited
 from studfinder.errors import StudfinderError, WriteFailed
-from studfinder.experiments.disruptions import Disruption, as_harmful, controls, massive, neutral, noise_in
+from studfinder.experiments.disruptions import CLEAN, as_harmful, controls, draws_of, massive, neutral, noise_in
 from studfinder.experiments.disruptions_read import (
     CONTEXT,
     MEMORY,
     DisruptionScores,
     comparisons_table,
+    contrast_chart,
     disruption_notes,
     disruption_table,
-    draw_contrast,
 )
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.measures import measure_named, sweep
+from studfinder.measures import sweep
 from studfinder.measures.matched_facts import calibrate_facts
 from studfinder.models import LM
-from studfinder.records import Result
+from studfinder.records.config import option
+from studfinder.studies import ModelVariant, swept, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisruptConfig(StudyConfig):
+    """What is disrupted, and what is asked then."""
+
+    limit: int = option(48, help="Items of a measure (ten of passkey and 24 of tasks at most).", least=1)
+    k: tuple[int, ...] = option((1, 2), help="Largest dims of every head.", least=1, commas=True)
+    lambdas: tuple[float, ...] = option((5,), help="All dims above so many times the head's mean.", commas=True)
+    noise: tuple[float, ...] = option((0.5,), help="Noise in the massive dims, in units of their size.", commas=True)
+    draws: int = option(2, help="Draws of what is random.", least=1)
+    measures: str = option("passkey:128,256 tasks:sentiment facts", help="What else is measured, with spaces between.")
+    facts_in_prompt: int = option(0, help="Facts of a relation in a prompt; 0: as many as suit the model.", least=0)
+
 
 EXPERIMENT = Experiment(
     name="massive-values/disrupt",
@@ -46,168 +58,65 @@ EXPERIMENT = Experiment(
     shows="table 1",
     summary="When massive values are disrupted, do only answers from context suffer, and more than by equal damage?",
     needs="about 20 minutes with smollm2 on two cores",
-    presets={
-        "cpu": {
-            "limit": 48,
-            "k": [1, 2],
-            "lambdas": [5],
-            "noise": [0.5],
-            "draws": 2,
-            "measures": "passkey:128,256 tasks:sentiment facts",
-            "facts_in_prompt": 0,
-        }
-    },
+    presets={"cpu": DisruptConfig()},
 )
 _MOST = {"passkey": 10, "tasks": 24}
 """Measures whose items are long take fewer of them."""
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Clean scores, then every disruption on the same items."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            rows, left_out = _measured(bench, lm)
-        data[name] = rows.plain()
-        tables += [disruption_table(name, rows), comparisons_table(name, rows)]
-        notes += [f"{name}: {text}" for text in [*left_out, *disruption_notes(rows)]]
-    return Outcome(tables, notes, data)
+    own, original = bench.config, ModelVariant(CLEAN)
+    count = own.facts_in_prompt or bench.once("facts in the prompt", partial(calibrate_facts, lm))
+    facts, limits = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}"], {one: min(own.limit, n) for one, n in _MOST.items()}
+    bench.grid(lm, [original], facts, passes=())  # these have to be here, others need not
+    measures = [*facts, *own.measures.split()]
+    clean = bench.grid(lm, [original], measures, limits=limits, passes=(StudfinderError,))
+    variants, against, left_out = _planned(bench, lm)
+    edits = [one.detail for one in variants]
+    effects = swept(bench, lm, "neutral text", neutral(lm)[1], edits, bench.progress)
+    scored = bench.grid(lm, [original, *variants], clean.measures, limits=limits, passes=())
+    rows = DisruptionScores(scored, effects, against)
+    notes = [*clean.notes(), *left_out, *disruption_notes(rows)]
+    return Outcome([disruption_table(rows), comparisons_table(rows)], notes, [contrast_chart(rows)])
 
 
-def _measured(bench: Bench, lm: LM) -> tuple[DisruptionScores, list[str]]:
-    clean, left_out = _clean(bench, lm)
-    rows = DisruptionScores(clean=clean, scores={}, against=[])
-    ks, draws = [int(k) for k in bench.settings["k"]], int(bench.settings["draws"])
-    attacks = []
-    for attack in massive(lm, ks, [float(lam) for lam in bench.settings["lambdas"]]):
-        if bench.once(f"{attack.key} exists", partial(_exists, lm, attack.edits)):
-            attacks.append(attack)
-        else:
-            left_out.append(f"{attack.name}: there is no such dim.")
-    plan = [*attacks, *controls(lm, ks, draws)]
-    for attack in attacks:
-        plan += _as_harmful(bench, lm, rows, left_out, attack, ("the other dims",), max(ks), draws)
-    for std in bench.settings["noise"]:
-        plan += _noises(bench, lm, rows, left_out, float(std), max(ks), draws)
-    for done, disruption in enumerate(plan):
-        bench.progress("disrupting Q and K", done, len(plan))
-        seen = bench.once(disruption.key, partial(_scores, bench, lm, list(clean["measures"]), disruption.edits))
-        rows.scores.setdefault(disruption.name, []).append(seen)
-    bench.progress("disrupting Q and K", len(plan), len(plan))
-    return rows, left_out
+def _planned(bench: Bench, lm: LM) -> tuple[list[ModelVariant], list[tuple[str, str]], list[str]]:
+    """What is tried; which of it is noise that was tuned to the damage of which (disruption, noise); and, in sentences,
+    what cannot be tried."""
+    own, k = bench.config, max(bench.config.k)
+    attacks = massive(lm, own.k, own.lambdas)
+    there = [one for one in attacks if bench.once(f"{one.label} exists", partial(_exists, lm, one))]
+    against, left_out = [], [f"{one.label}: there is no such dim." for one in attacks if one not in there]
+    variants = [*there, *controls(lm, own.k, own.draws)]
+    groups: list[tuple[list[ModelVariant], ModelVariant, Sequence[str]]] = [
+        ([], one, ("the other dims",)) for one in there
+    ]
+    for std in own.noise:  # noise in the massive dims, in the others and in V: only the place differs
+        name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
+        *judged, spare = (noise_in(lm, "the massive dims", k, std, seed) for seed in range(own.draws + 1))
+        groups.append((draws_of(lm, name, judged), with_edits(lm, name, spare), ("the other dims", "V")))
+    for group, of, places in groups:
+        variants += group
+        for place in places:
+            name = f"noise in {place}, as harmful as: {of.label}"
+            tuned = bench.once(f"strength of {name}", partial(as_harmful, lm, of.detail, place, k))
+            if tuned["why"]:
+                left_out.append(f"no {name}{tuned['why']}.")
+            else:
+                against.append((of.label, name))
+                variants += draws_of(
+                    lm, name, [noise_in(lm, place, k, tuned["std"], seed) for seed in range(own.draws)]
+                )
+    return variants, against, left_out
 
 
-def _exists(lm: LM, edits: tuple[Edit, ...]) -> bool:
+def _exists(lm: LM, attack: ModelVariant) -> bool:
     """Whether anything is above lambda: not every model has massive values."""
     try:
-        sweep(lm, neutral(lm)[1][:1], [edits])
+        sweep(lm, neutral(lm)[1][:1], [attack.detail])
     except WriteFailed:
         raise
     except StudfinderError:
         return False
     return True
-
-
-def _noises(
-    bench: Bench, lm: LM, rows: DisruptionScores, left_out: list[str], std: float, k: int, draws: int
-) -> list[Disruption]:
-    """Noise in the massive dims, and noise of the same damage in the others and in V: only the place differs."""
-    name = f"noise in the {k} massive dim{'s' * (k > 1)} ({std:g} rms)"
-    here = [
-        Disruption(name, f"{name} draw {seed}", noise_in(lm, "the massive dims", k, std, seed)) for seed in range(draws)
-    ]
-    first = Disruption(name, name, noise_in(lm, "the massive dims", k, std, draws))  # a draw that is not judged
-    return [*here, *_as_harmful(bench, lm, rows, left_out, first, ("the other dims", "V"), k, draws)]
-
-
-def _as_harmful(
-    bench: Bench,
-    lm: LM,
-    rows: DisruptionScores,
-    left_out: list[str],
-    of: Disruption,
-    places: tuple[str, ...],
-    k: int,
-    draws: int,
-) -> list[Disruption]:
-    """Noise elsewhere, tuned to the damage of a disruption; what cannot be matched is left out, and said."""
-    found = []
-    for place in places:
-        name = f"noise in {place}, as harmful as: {of.name}"
-        try:
-            tuned = bench.once(f"strength of {name}", partial(as_harmful, lm, of.edits, place, k))
-        except WriteFailed:
-            raise
-        except StudfinderError as error:
-            left_out.append(f"no {name} ({error.what}).")
-            continue
-        if not tuned["matched"]:
-            left_out.append(f"no {name}: its KL of {tuned['target']:.3g} was not reached (nearest: {tuned['kl']:.3g}).")
-            continue
-        rows.against.append((of.name, name))
-        found += [
-            Disruption(name, f"{name} draw {seed}", noise_in(lm, place, k, tuned["std"], seed)) for seed in range(draws)
-        ]
-    return found
-
-
-# --- measuring ------------------------------------------------------------------------------------------------------
-
-
-def _clean(bench: Bench, lm: LM) -> tuple[dict[str, Any], list[str]]:
-    """The clean model's scores. Measures whose data is not here are left out, and said."""
-    count = int(bench.settings["facts_in_prompt"]) or bench.once("facts in the prompt", partial(calibrate_facts, lm))
-    asked = [f"{CONTEXT}:{count}", f"{MEMORY}:{count}", *str(bench.settings["measures"]).split()]
-    scores: dict[str, Any] = {}
-    left_out = []
-    for number, measure in enumerate(asked):
-        bench.progress("clean scores", number, len(asked))
-        try:
-            scores[measure] = bench.once(f"clean {measure}", partial(_score, bench, lm, measure))
-        except WriteFailed:
-            raise
-        except StudfinderError as error:
-            if measure_base(measure) in (CONTEXT, MEMORY):
-                raise
-            left_out.append(f"{measure} is left out: {error.what}.")
-    return {"measures": scores}, left_out
-
-
-def measure_base(measure: str) -> str:
-    """A measure's name without its argument."""
-    return measure.partition(":")[0]
-
-
-def _score(bench: Bench, lm: LM, measure: str) -> dict[str, Any]:
-    most = _MOST.get(measure_base(measure), 10**9)
-    scores = measure_named(measure)(lm, limit=min(bench.settings["limit"], most), seed=int(bench.settings["seed"]))
-    return {
-        "score": list(scores.items["score"]),
-        "margin": np.round(scores.items["margin"], 4).tolist() if "margin" in scores.items else None,
-        "clusters": list(scores.clusters) or None,
-        "chance": scores.chance or 0.0,
-        "text": scores.text,
-    }
-
-
-def _scores(bench: Bench, lm: LM, measures: list[str], edits: tuple[Edit, ...]) -> dict[str, Any]:
-    """Damage on the half of the neutral text that nothing was tuned on, and all measures under the edits."""
-    effects = sweep(lm, neutral(lm)[1], [edits])
-    with edited(lm, edits):
-        scores = {measure: _score(bench, lm, measure) for measure in measures}
-    return {
-        "kl": effects.kl[0].tolist(),
-        "nll": (effects.nll[0] - effects.clean_nll).tolist(),
-        "tokens": effects.tokens.tolist(),
-        "measures": scores,
-    }
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
-    """Change of skill from context and from memory, a line a disruption."""
-    figures = {}
-    for place, (name, plain) in enumerate(result.data.items()):
-        figures["disrupt" if not place else f"disrupt-{place + 1}"] = draw_contrast(
-            name, DisruptionScores.of(plain), width
-        )
-    return figures

@@ -12,33 +12,26 @@ massive values must be there before it, and that the counts hardly change is no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     LETTERS,
+    LambdaConfig,
     Maps,
-    MapsConfig,
-    Statistic,
     chance_above,
     counts,
+    massive_total,
     norm_ratios,
     read_maps,
     resampled,
 )
 from studfinder.models import LM
-from studfinder.records import Chart, Comparison, Interval, Plot, Series, Table, point, to_plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayersConfig(MapsConfig):
-    """See MapsConfig."""
-
+from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 EXPERIMENT = Experiment(
     name="massive-values/layers",
@@ -46,142 +39,93 @@ EXPERIMENT = Experiment(
     shows="appendix, layers 1, 2 and 10",
     summary="From which layer on do Q and K hold massive values, and does RoPE put them there?",
     needs="about 30 seconds with smollm2 on two cores",
-    presets={"cpu": LayersConfig()},
+    presets={"cpu": LambdaConfig()},
 )
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Counts by layer, before and after RoPE."""
-    seen = bench.once("layers", partial(_read, bench, lm))
-    return Outcome([_totals_table(seen), _layers_table(seen)], _notes(seen), [_chart(seen)], seen)
+    return bench.outcome(partial(_outcome, bench, lm))
 
 
-def _read(bench: Bench, lm: LM) -> dict[str, Any]:
-    lam = bench.config.lam
-    maps = read_maps(lm, bench.config.limit, bench.progress)
-
-    def total(norms: Mapping[str, np.ndarray], tensor: str) -> np.ndarray:
-        return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
-
-    statistics: dict[str, Statistic] = {tensor: partial(total, tensor=tensor) for tensor in maps.tensors}
-    turned = [
-        tensor for tensor in ("query", "key") if maps.layers.get(f"{tensor}.pre_rope", 0) == maps.layers.get(tensor)
-    ]
-    for tensor in turned:
-        statistics[f"{tensor} by RoPE"] = partial(_by_rope, total, tensor)
-    found = resampled(maps, statistics)
-    return {
-        "lambda": lam,
-        "prompts": len(maps.squares[maps.tensors[0]]),
-        "tensors": {
-            tensor: {**_tensor(maps, tensor, lam), "total": to_plain(found[tensor])} for tensor in maps.tensors
-        },
-        "rope": {tensor: to_plain(found[f"{tensor} by RoPE"]) for tensor in turned},
-    }
-
-
-def _by_rope(total: Callable[..., np.ndarray], tensor: str, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return total(norms, tensor) - total(norms, f"{tensor}.pre_rope")
-
-
-def _tensor(maps: Maps, tensor: str, lam: float) -> dict[str, Any]:
-    norm_LHD = maps.norm_LHD(tensor)
-    heads, dims = norm_LHD.shape[1:]
-    return {
-        "layers": list(maps.layers[tensor]),
-        "heads": heads,
-        "massive": counts(norm_LHD, lam).tolist(),
-        "largest": norm_ratios(norm_LHD).max(axis=(1, 2)).tolist(),
-        "chance": chance_above(dims, lam) * heads * dims,
-    }
-
-
-def first_layer(of: dict[str, Any]) -> int | None:
-    """The first layer with more massive entries than heads of random direction would give; None if there is none."""
-    hits = [layer for layer, n in zip(of["layers"], of["massive"], strict=True) if n > max(0.5, of["chance"])]
-    return hits[0] if hits else None
-
-
-def _totals_table(seen: dict[str, Any]) -> Table:
-    rows = []
-    for tensor, of in seen["tensors"].items():
-        change = seen["rope"].get(tensor)
-        rows.append(
-            (
-                LETTERS[tensor],
-                Interval(**of["total"]),
-                of["chance"] * len(of["layers"]),
-                first_layer(of),
-                sum(n > 0 for n in of["massive"]),
-                len(of["layers"]),
-                None if change is None else Comparison(kind="difference", interval=Interval(**change)),
-            )
-        )
-    return Table(
-        title=f"massive values (lambda {seen['lambda']:g}) over all layers",
+def _outcome(bench: Bench, lm: LM) -> Outcome:
+    lam, maps = bench.config.lam, read_maps(lm, bench.config.limit, bench.progress)
+    totals = resampled(maps, {tensor: partial(massive_total, tensor, lam) for tensor in maps.tensors})
+    both = [one for one in ("query", "key") if maps.layers.get(f"{one}.pre_rope", 0) == maps.layers.get(one)]
+    by_rope = resampled(maps, {tensor: partial(_by_rope, tensor, lam) for tensor in both}) if both else {}
+    changes = {tensor: Comparison(kind="difference", interval=found) for tensor, found in by_rope.items()}
+    massive = {tensor: counts(maps.norm_LHD(tensor), lam).tolist() for tensor in maps.tensors}
+    largest = {tensor: norm_ratios(maps.norm_LHD(tensor)).max(axis=(1, 2)).tolist() for tensor in maps.tensors}
+    firsts: dict[str, int | None] = {}
+    rows: list[tuple[Cell, ...]] = []
+    for tensor, layers in ((tensor, maps.layers[tensor]) for tensor in maps.tensors):
+        heads, dims = maps.squares[tensor].shape[2:]
+        chance = chance_above(dims, lam) * heads * dims
+        found = zip(layers, massive[tensor], strict=True)
+        firsts[tensor] = next((layer for layer, n in found if n > max(0.5, chance)), None)
+        some = sum(n > 0 for n in massive[tensor])
+        start = (LETTERS[tensor], totals[tensor], chance * len(layers), firsts[tensor])
+        rows.append((*start, some, len(layers), changes.get(tensor)))
+    table = Table(
+        title=f"massive values (lambda {lam:g}) over all layers",
         columns=("tensor", "massive", "by chance", "first layer", "layers with any", "layers", "after - before RoPE"),
         rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. First layer: "
         'the first with more than that; layers count from 0. The paper says "from layer 1", counted from 1.',
     )
+    tables = [table, _layers_table(maps, massive, largest)]
+    return Outcome(tables, _notes(firsts, totals, changes), [_chart(lam, maps, massive, largest)])
 
 
-def _layers_table(seen: dict[str, Any]) -> Table:
-    layers = sorted({layer for of in seen["tensors"].values() for layer in of["layers"]})
+def _by_rope(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    return massive_total(tensor, lam, norms) - massive_total(f"{tensor}.pre_rope", lam, norms)
 
-    def at(of: dict[str, Any], layer: int, what: str) -> float | int | None:
-        return of[what][of["layers"].index(layer)] if layer in of["layers"] else None
 
-    columns = ["layer"]
-    for tensor in seen["tensors"]:
-        columns += [LETTERS[tensor], f"{LETTERS[tensor]}: largest"]
+def _layers_table(maps: Maps, massive: Mapping[str, list[int]], largest: Mapping[str, list[float]]) -> Table:
+    cells: dict[tuple[str, int], Sequence[Cell]] = {}
+    for tensor, layers in maps.layers.items():
+        for place, layer in enumerate(layers):
+            cells[tensor, layer] = (massive[tensor][place], largest[tensor][place])
     rows = [
-        (layer, *(at(of, layer, what) for of in seen["tensors"].values() for what in ("massive", "largest")))
-        for layer in layers
+        (layer, *(cell for tensor in maps.tensors for cell in cells.get((tensor, layer), (None, None))))
+        for layer in sorted({layer for _, layer in cells})
     ]
     return Table(
         title="by layer",
-        columns=tuple(columns),
+        columns=("layer", *(head for one in maps.tensors for head in (LETTERS[one], f"{LETTERS[one]}: largest"))),
         rows=tuple(rows),
         note="Massive entries, and the largest M over the mean of its head.",
     )
 
 
-def _notes(seen: dict[str, Any]) -> list[str]:
-    firsts = []
-    for tensor, of in seen["tensors"].items():
-        if tensor.endswith("pre_rope") and tensor.split(".")[0] in seen["tensors"]:
-            continue
-        first = first_layer(of)
-        firsts.append(f"{LETTERS[tensor]} " + ("never" if first is None else f"from layer {first}"))
-    notes = [f"more massive values than by chance: {', '.join(firsts)} (layers count from 0)."]
-    for tensor, change in seen["rope"].items():
-        value, low, high = change["value"], change["low"], change["high"]
-        before = seen["tensors"][f"{tensor}.pre_rope"]["total"]["value"]
-        says = "RoPE changes that count beyond what prompts vary" if low > 0 or high < 0 else "no clear change by RoPE"
+def _notes(
+    firsts: Mapping[str, int | None], totals: Mapping[str, Interval], changes: Mapping[str, Comparison]
+) -> list[str]:
+    last = {one: first for one, first in firsts.items() if one.removesuffix(".pre_rope") not in {*firsts} - {one}}
+    said = (f"{LETTERS[one]} {'never' if first is None else f'from layer {first}'}" for one, first in last.items())
+    notes = [f"more massive values than by chance: {', '.join(said)} (layers count from 0)."]
+    for tensor, change in changes.items():
+        before = totals[f"{tensor}.pre_rope"].value
+        says = "RoPE changes that count beyond what prompts vary" if change.changed else "no clear change by RoPE"
         notes.append(
-            f"{LETTERS[tensor]} holds {before:.0f} massive values before RoPE and {before + value:.0f} after "
-            f"({value:+.0f} [{low:+.0f}, {high:+.0f}]): {says}."
+            f"{LETTERS[tensor]} holds {before:.0f} massive values before RoPE and {before + change.interval.value:.0f} "
+            f"after ({change:+.0f}): {says}."
         )
     return notes
 
 
-def _chart(seen: dict[str, Any]) -> Chart:
+def _chart(lam: float, maps: Maps, massive: Mapping[str, list[int]], largest: Mapping[str, list[float]]) -> Chart:
     """Massive entries a head, and the largest ratio, by layer; dotted before RoPE."""
-
-    def series(what: str) -> tuple[Series, ...]:
-        return tuple(
-            Series(
-                name=LETTERS[tensor],
-                x=tuple(of["layers"]),
-                points=tuple(point(n / of["heads"] if what == "massive" else n) for n in of[what]),
-                dotted=tensor.endswith("pre_rope"),
-                like=LETTERS[tensor.removesuffix(".pre_rope")],
-            )
-            for tensor, of in seen["tensors"].items()
-        )
-
-    lam = seen["lambda"]
-    above = Plot(kind="lines", series=series("massive"), x="layer", title=f"entries a head above {lam:g} x its mean")
-    most = Plot(kind="lines", series=series("largest"), x="layer", title="largest M / its head's mean", none=lam)
-    return Chart(name="layers", plots=(above, most))
+    above, most = [], []
+    for tensor in maps.tensors:
+        own, heads = tensor.removesuffix(".pre_rope"), maps.squares[tensor].shape[2]
+        look: Any = {"name": LETTERS[tensor], "x": maps.layers[tensor], "dotted": own != tensor, "like": LETTERS[own]}
+        above.append(Series(points=tuple(point(n / heads) for n in massive[tensor]), **look))
+        most.append(Series(points=tuple(map(point, largest[tensor])), **look))
+    return Chart(
+        name="layers",
+        plots=(
+            Plot(kind="lines", series=tuple(above), x="layer", title=f"entries a head above {lam:g} x its mean"),
+            Plot(kind="lines", series=tuple(most), x="layer", title="largest M / its head's mean", none=lam),
+        ),
+    )

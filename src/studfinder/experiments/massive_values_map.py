@@ -13,31 +13,44 @@ half (64 of 128 are drawn). Here every dim is drawn, and K also before RoPE. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from studfinder.detectors.massive_values import agreement, concentration, concentration_null
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.norms import (
     LETTERS,
     Maps,
+    MapsConfig,
     chance_above,
     counts,
-    five_digits,
+    massive_total,
     norm_ratios,
     read_maps,
     resampled,
 )
 from studfinder.models import LM
-from studfinder.records import Interval, Result, Table, to_plain
+from studfinder.records import Cell, Table
+from studfinder.records.config import option
 from studfinder.report.style import RAMP, RULE, new_figure
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(MapsConfig):
+    """Which layers are drawn, and what is counted in all of them."""
+
+    layers: tuple[int, ...] = option((), help="Layers that are drawn; an early, a middle, a late one.", commas=True)
+    lambdas: tuple[float, ...] = option((3, 5, 10), help="Massive is above so many times a mean.", commas=True)
+
 
 EXPERIMENT = Experiment(
     name="massive-values/map",
@@ -45,40 +58,30 @@ EXPERIMENT = Experiment(
     shows="figure 2",
     summary="Do a few dims of Q and K, the same in every head, carry far more than the others?",
     needs="about 30 seconds with smollm2 on two cores",
-    presets={"cpu": {"limit": 12, "layers": [], "lambdas": [3, 5, 10]}},
+    presets={"cpu": MapConfig()},
 )
 _DRAWN = ("query", "key", "key.pre_rope", "value")
 _LAMBDA = 5.0
 
 
-def run(bench: Bench) -> Outcome:
+def run(bench: Bench, lm: LM) -> Outcome:
     """Counts over all layers, and the maps of the chosen ones."""
-    tables, notes, data = [], [], {}
-    for name in bench.models:
-        with bench.model(name) as lm:
-            seen = bench.once("maps", partial(_read, bench, lm))
-        data[name] = seen
-        tables += [_counts_table(name, seen), _layers_table(name, seen)]
-        notes.append(_note(name, seen))
-    return Outcome(tables, notes, data)
+    return bench.outcome(partial(_outcome, bench, lm))
 
 
-def _read(bench: Bench, lm: LM) -> dict[str, Any]:
-    maps = read_maps(lm, bench.settings["limit"], bench.progress)
-    lams = [float(lam) for lam in bench.settings["lambdas"]]
-    chosen = _chosen(maps, [int(layer) for layer in bench.settings["layers"]])
-    return {
-        "tokens": maps.tokens,
-        "prompts": len(maps.squares[maps.tensors[0]]),
-        "counts": _counts(maps, lams),
-        "layers": {
-            str(layer): {tensor: _layer(maps, tensor, layer) for tensor in maps.tensors if layer in maps.layers[tensor]}
-            for layer in chosen
-        },
-    }
+def _outcome(bench: Bench, lm: LM) -> Outcome:
+    maps = read_maps(lm, bench.config.limit, bench.progress)
+    drawn: dict[str, dict[str, np.ndarray]] = {}
+    for layer in _chosen(maps, bench.config.layers):
+        there = [tensor for tensor in maps.tensors if layer in maps.layers[tensor]]
+        drawn[str(layer)] = {one: maps.norm_LHD(one)[maps.layers[one].index(layer)] for one in there}
+    tables = [_counts_table(maps, bench.config.lambdas), _layers_table(drawn)]
+    short = np.vectorize(lambda value: float(f"{value:.5g}"))  # enough to draw, a third of the bytes
+    plain = {layer: {one: {"norm": short(norm).tolist()} for one, norm in of.items()} for layer, of in drawn.items()}
+    return Outcome(tables, [_note(*(table.rows for table in tables))], data={"layers": plain})
 
 
-def _chosen(maps: Maps, asked: list[int]) -> list[int]:
+def _chosen(maps: Maps, asked: Sequence[int]) -> Sequence[int]:
     """The named layers, or an early one, and those after a third and two thirds of the depth."""
     present = maps.layers[maps.tensors[0]]
     if not asked:
@@ -91,64 +94,19 @@ def _chosen(maps: Maps, asked: list[int]) -> list[int]:
     return asked
 
 
-def _counts(maps: Maps, lams: list[float]) -> dict[str, Any]:
-    """By tensor and lambda: entries above it over all layers, against the mean of their head and of their layer."""
-    found = resampled(
-        maps,
-        {f"{tensor} {lam}": partial(_total, tensor, lam) for tensor in maps.tensors for lam in lams},
-    )
-    return {
-        tensor: {
-            "entries": maps.norm_LHD(tensor).size,
-            "by_lambda": [
-                {
-                    "lambda": lam,
-                    "head": to_plain(found[f"{tensor} {lam}"]),
-                    "layer": int(counts(maps.norm_LHD(tensor), lam, "layer").sum()),
-                    "chance": chance_above(maps.squares[tensor].shape[-1], lam) * maps.norm_LHD(tensor).size,
-                }
-                for lam in lams
-            ],
-            "largest": float(norm_ratios(maps.norm_LHD(tensor)).max()),
-        }
-        for tensor in maps.tensors
-    }
-
-
-def _total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
-
-
-def _layer(maps: Maps, tensor: str, layer: int) -> dict[str, Any]:
-    norm_HD = maps.norm_LHD(tensor)[maps.layers[tensor].index(layer)]
-    agreed = agreement(torch.from_numpy(norm_HD))
-    return {
-        "norm": five_digits(norm_HD),
-        "largest": float(norm_ratios(norm_HD[None]).max()),
-        "massive": int(counts(norm_HD[None], _LAMBDA).sum()),
-        "concentration": float(concentration(torch.from_numpy(norm_HD)).median()),
-        "concentration_null": concentration_null(norm_HD.shape[-1]),
-        "overlap": None if agreed is None else agreed.overlap,
-        "p": None if agreed is None else agreed.p,
-    }
-
-
-def _counts_table(name: str, seen: dict[str, Any]) -> Table:
-    rows = tuple(
-        (
-            LETTERS[tensor],
-            of["lambda"],
-            Interval(**of["head"]),
-            of["layer"],
-            of["chance"],
-            counted["entries"],
-            counted["largest"],
-        )
-        for tensor, counted in seen["counts"].items()
-        for of in counted["by_lambda"]
-    )
+def _counts_table(maps: Maps, lams: Sequence[float]) -> Table:
+    found = resampled(maps, {f"{one} {lam}": partial(massive_total, one, lam) for one in maps.tensors for lam in lams})
+    rows: list[tuple[Cell, ...]] = []
+    for tensor in maps.tensors:
+        norm_LHD = maps.norm_LHD(tensor)
+        for lam in lams:
+            chance = chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size
+            whole = int(counts(norm_LHD, lam, "layer").sum())
+            most = float(norm_ratios(norm_LHD).max())
+            rows.append((LETTERS[tensor], lam, found[f"{tensor} {lam}"], whole, chance, norm_LHD.size, most))
+    prompts = len(maps.squares[maps.tensors[0]])
     return Table(
-        title=f"{name}: massive entries of all layers ({seen['prompts']} prompts, {seen['tokens']:,} tokens)",
+        title=f"massive entries of all layers ({prompts} prompts, {maps.tokens:,} tokens)",
         columns=(
             "tensor",
             "lambda",
@@ -158,30 +116,24 @@ def _counts_table(name: str, seen: dict[str, Any]) -> Table:
             "entries in all",
             "largest M / head mean",
         ),
-        rows=rows,
+        rows=tuple(rows),
         note="Intervals: prompts resampled. By chance: if every head held one vector of random direction. The authors' "
         "own tensors, one layer and prompt of Llama-2-7B-chat (Q 32 x 128): 87 entries above 3, 48 above 5, 3 above "
         "10, and none of V above 5.",
     )
 
 
-def _layers_table(name: str, seen: dict[str, Any]) -> Table:
-    rows = tuple(
-        (
-            int(layer),
-            LETTERS[tensor],
-            of["massive"],
-            of["largest"],
-            of["concentration"],
-            of["concentration_null"],
-            of["overlap"],
-            of["p"],
-        )
-        for layer, tensors in seen["layers"].items()
-        for tensor, of in tensors.items()
-    )
+def _layers_table(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for layer, tensors in drawn.items():
+        for tensor, norm_HD in tensors.items():
+            own, agreed = torch.from_numpy(norm_HD), agreement(torch.from_numpy(norm_HD))
+            massive, most = int(counts(norm_HD, _LAMBDA)), float(norm_ratios(norm_HD).max())
+            energy = (float(concentration(own).median()), concentration_null(norm_HD.shape[-1]))
+            alike = (None, None) if agreed is None else (agreed.overlap, agreed.p)
+            rows.append((int(layer), LETTERS[tensor], massive, most, *energy, *alike))
     return Table(
-        title=f"{name}: the layers drawn",
+        title="the layers drawn",
         columns=(
             "layer",
             "tensor",
@@ -192,82 +144,62 @@ def _layers_table(name: str, seen: dict[str, Any]) -> Table:
             "overlap of heads' top dims",
             "p (shuffled dims)",
         ),
-        rows=rows,
+        rows=tuple(rows),
         note="Concentration: 0 is energy spread evenly over a head's dims, 1 is all in one (median over heads); by "
         "chance below: the 99th percentile for a vector of random direction. Overlap: of the D/32 largest dims, mean "
         "over pairs of heads. Layers count from 0; the paper's count from 1.",
     )
 
 
-def _note(name: str, seen: dict[str, Any]) -> str:
-    def total(tensor: str) -> tuple[float, float, float]:
-        nearest = min(seen["counts"][tensor]["by_lambda"], key=lambda of: abs(of["lambda"] - _LAMBDA))
-        return nearest["head"]["value"], nearest["chance"], nearest["lambda"]
-
-    parts = []
-    for tensor in [tensor for tensor in ("query", "key", "value") if tensor in seen["counts"]]:
-        found, chance, lam = total(tensor)
-        parts.append(f"{LETTERS[tensor]} {found:.0f} (by chance {chance:.1f})")
-    agreeing = [
-        f"{LETTERS[tensor]} in layer {layer}"
-        for layer, tensors in seen["layers"].items()
-        for tensor, of in tensors.items()
-        if tensor != "value" and of["p"] is not None and of["p"] < 0.05
+def _note(counted: Sequence[tuple[Any, ...]], layers: Sequence[tuple[Any, ...]]) -> str:
+    lam = min((row[1] for row in counted), key=lambda lam: abs(lam - _LAMBDA))
+    parts = [
+        f"{name} {found.value:.0f} (by chance {chance:.1f})"
+        for name, own, found, _, chance, *_ in counted
+        if own == lam and name in ("Q", "K", "V")
     ]
-    where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}" if agreeing else ""
-    return (
-        f"{name}: entries above {lam:g} x their head's mean: {', '.join(parts)}; "
-        + (where or "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)")
-        + "."
-    )
+    agreeing = [
+        f"{name} in layer {layer}" for layer, name, *_, p in layers if name != "V" and p is not None and p < 0.05
+    ]
+    where = "in none of the layers drawn do heads share their largest dims beyond chance (p < 0.05)"
+    if agreeing:
+        where = f"heads share their largest dims (p < 0.05) for {', '.join(agreeing)}"
+    return f"entries above {lam:g} x their head's mean: {', '.join(parts)}; {where}."
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def draw(result: Result, width: float) -> dict[str, Figure]:
+def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     """A row of maps a layer: heads across, all dims down, brightness M over the mean of its head."""
-    figures = {}
-    for place, (name, seen) in enumerate(result.data.items()):
-        suffix = f"-{place + 1}" if place else ""
-        figures[f"map{suffix}"] = _figure(name, seen, width)
-    return figures
-
-
-def _figure(name: str, seen: dict[str, Any], width: float) -> Figure:
     wide = width > 600
-    tensors = [tensor for tensor in _DRAWN if tensor in seen["counts"]]
+    found = {
+        (layer, tensor): norm_ratios(np.array(tensors[tensor]["norm"]))
+        for layer, tensors in seen["layers"].items()
+        for tensor in _DRAWN
+        if tensor in tensors
+    }
+    tensors = [tensor for tensor in _DRAWN if any(tensor == one for _, one in found)]
     columns = len(tensors) if wide else min(2, len(tensors))
     panels = [(layer, tensor) for layer in seen["layers"] for tensor in tensors]
     lines = -(-len(panels) // columns)
     figure = new_figure(width, 110 + lines * (290 if wide else 250))
     figure.suptitle(name, x=0.01, ha="left", fontsize=12.5)
-    largest = max(of["largest"] for tensors_ in seen["layers"].values() for of in tensors_.values())
-    colours = TwoSlopeNorm(vmin=0, vcenter=_LAMBDA, vmax=max(2 * _LAMBDA, largest))
-    axes_of = list(figure.subplots(lines, columns, squeeze=False).flat)
-    image = None
-    for axes, (layer, tensor) in zip(axes_of, panels, strict=False):
-        of = seen["layers"][layer].get(tensor)
-        if of is None:
+    top = max(2 * _LAMBDA, *(float(ratio_HD.max()) for ratio_HD in found.values()))
+    colours = TwoSlopeNorm(vmin=0, vcenter=_LAMBDA, vmax=top)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels) or panels[place] not in found:
             axes.set_axis_off()
             continue
-        ratio_HD = norm_ratios(np.array(of["norm"])[None])[0]
-        image = axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
+        (layer, tensor), ratio_HD = panels[place], found[panels[place]]
+        axes.imshow(ratio_HD.T, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
         axes.set_title(f"{LETTERS[tensor]}, layer {layer}", fontsize=12 if wide else 11)
-        heads = len(ratio_HD)
-        axes.set_xticks(range(0, heads, max(1, -(-heads // 9))))
+        axes.set_xticks(range(0, len(ratio_HD), max(1, -(-len(ratio_HD) // 9))))
         axes.spines[:].set_visible(False)
-    for axes in axes_of[len(panels) :]:
-        axes.set_axis_off()
-    for line in range(lines):
-        axes_of[line * columns].set_ylabel("dim of the head")
-    for axes in axes_of[(lines - 1) * columns :]:
+    for axes in grid[:, 0]:
+        axes.set_ylabel("dim of the head")
+    for axes in grid[-1]:
         axes.set_xlabel("head")
-    assert image is not None
-    bar = figure.colorbar(
-        image, ax=axes_of, orientation="horizontal", fraction=0.02, pad=0.01, aspect=40 if wide else 20
-    )
-    top = colours.vmax or 2 * _LAMBDA
+    look: Any = {"orientation": "horizontal", "fraction": 0.02, "pad": 0.01, "aspect": 40 if wide else 20}
+    bar = figure.colorbar(ScalarMappable(colours, RAMP), ax=grid, **look)
     bar.set_ticks([0, _LAMBDA, top], labels=["0", f"{_LAMBDA:g}", f"{top:.0f}"])
     bar.set_label(f"M / its head's mean; massive above {_LAMBDA:g}")
     bar.outline.set_edgecolor(RULE)

@@ -20,10 +20,16 @@ from functools import partial
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
-from studfinder.experiments.rounding import (
+from studfinder.experiments.weights import load_findings
+from studfinder.measures.registry import calibrated
+from studfinder.models import LM
+from studfinder.quantizers import method_class
+from studfinder.records.config import option
+from studfinder.studies import PAIRED
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import (
     CAVEAT,
     NAMES,
     CalibratedConfig,
@@ -33,12 +39,6 @@ from studfinder.experiments.rounding import (
     keeping_notes,
     kept_pairs,
 )
-from studfinder.experiments.weights import load_findings
-from studfinder.measures.registry import calibrated
-from studfinder.models import LM
-from studfinder.quantizers import method_class
-from studfinder.records.config import option
-from studfinder.studies import PAIRED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,23 +6,22 @@ so that what is counted can be counted again on resampled prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from studfinder.detectors.massive_values import QKV, MassiveValues
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import StudyConfig
 from studfinder.models import LM
 from studfinder.records import Interval
 from studfinder.records.config import option
 from studfinder.sites import AttentionCall, tapped
 from studfinder.stats import bootstrap
-from studfinder.texts import Batch, batches, default_prompts, encode
+from studfinder.studies.experiment import StudyConfig
+from studfinder.texts import default_prompts, encode
 
 LETTERS = {
     "query": "Q",
@@ -36,9 +35,15 @@ LETTERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class MapsConfig(StudyConfig):
-    """How Q, K and V are read."""
+    """On how much Q, K and V are read."""
 
     limit: int = option(12, help="Of our twelve prompts.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LambdaConfig(MapsConfig):
+    """And what counts as massive."""
+
     lam: float = option(5.0, help="Massive is above this many times the head's mean.")
 
 
@@ -67,55 +72,45 @@ class Maps:
 
 
 def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | None = None) -> Maps:
-    """Read the first `limit` of our twelve prompts, one forward pass each.
+    """Read the first `limit` of our twelve prompts, one forward pass each: by prompt, before and after RoPE, as no
+    measure does.
 
     Raises:
         StudfinderError: no layer of this model has an attention that can be read.
     """
     encoded = encode(lm, default_prompts()[:limit])[0]
-    seen: dict[str, dict[int, list[np.ndarray]]] = {}
-    for number, batch in enumerate(batches(encoded)):
-        for name, layer, norm_HD in _norms(lm, batch):
-            seen.setdefault(name, {}).setdefault(layer, []).append(norm_HD.square().numpy())
-        if progress is not None:
-            progress("reading Q, K and V", number + 1, len(encoded))
-    if not seen:
-        raise StudfinderError("no layer of this model has an attention that can be read")
-    return Maps(
-        {name: tuple(sorted(found)) for name, found in seen.items()},
-        {name: np.stack([found[layer] for layer in sorted(found)], axis=1) for name, found in seen.items()},
-        sum(len(ids) for ids in encoded),
-    )
-
-
-def _norms(lm: LM, batch: Batch) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """(tensor, layer, M) of one prompt, for each stage at which Q and K can be read; V has one stage."""
-    for place, (stage, detector) in enumerate(_observed(lm, batch).items()):
-        for tensor in QKV if place == 0 else QKV[:2]:
-            for layer in detector.layers(tensor):
-                name = tensor if tensor == "value" else f"{tensor}{stage}"
-                yield name, layer, detector.norm_HD(tensor, layer)
-
-
-def _observed(lm: LM, batch: Batch) -> dict[str, MassiveValues]:
-    """A detector for each of the stages "" and ".pre_rope"."""
-    stages = {"post-RoPE": ("", ".pre_rope"), "no RoPE": ("",), "pre-RoPE": (".pre_rope",)}[lm.anatomy.stage]
-    watching = {stage: MassiveValues(lm) for stage in stages}
-    for detector in watching.values():
-        detector.begin(batch)
+    squares: dict[str, dict[int, np.ndarray]] = {}
+    own, number = ".pre_rope" if lm.anatomy.stage == "pre-RoPE" else "", 0
 
     def read(event: AttentionCall) -> None:
-        for stage, detector in watching.items():
-            shown = event
-            if stage and lm.anatomy.stage == "post-RoPE":
-                if event.query_pre_BHTD is None or event.key_pre_BGTD is None:
-                    continue  # a layer without rotation in a model that has it
-                shown = replace(event, query_BHTD=event.query_pre_BHTD, key_BGSD=event.key_pre_BGTD)
-            detector.readers[AttentionCall]([shown])
+        found: dict[str, torch.Tensor | None] = {
+            f"query{own}": event.query_BHTD,
+            f"key{own}": event.key_BGSD,
+            "value": event.value_BGSD,
+        }
+        if lm.anatomy.stage == "post-RoPE":
+            found |= {"query.pre_rope": event.query_pre_BHTD, "key.pre_rope": event.key_pre_BGTD}
+        for name, values in found.items():
+            if values is None:
+                continue  # a layer without rotation in a model that has it
+            norm_HD = values.float().square().sum(dim=(0, 2)).to("cpu", torch.float64).sqrt()
+            nothing = np.zeros((len(encoded), *norm_HD.shape))
+            # As in a scan: an overflow must not turn a whole head's norm_ratios into NaN.
+            kept_HD = norm_HD.nan_to_num(nan=0.0, posinf=0.0)
+            squares.setdefault(name, {}).setdefault(event.layer, nothing)[number] += kept_HD.square().numpy()
 
-    with torch.no_grad(), tapped(lm, read={AttentionCall: [read]}, pre_rope=len(stages) == 2):
-        lm.model(input_ids=batch.input_ids_BT.to(lm.device), use_cache=False)
-    return watching
+    with torch.no_grad(), tapped(lm, read={AttentionCall: [read]}, pre_rope=lm.anatomy.stage == "post-RoPE"):
+        for number, ids in enumerate(encoded):
+            lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
+            if progress is not None:
+                progress("reading Q, K and V", number + 1, len(encoded))
+    if not squares:
+        raise StudfinderError("no layer of this model has an attention that can be read")
+    return Maps(
+        {name: tuple(sorted(found)) for name, found in squares.items()},
+        {name: np.stack([found[layer] for layer in sorted(found)], axis=1) for name, found in squares.items()},
+        sum(map(len, encoded)),
+    )
 
 
 # --- what is counted ------------------------------------------------------------------------------------------------
@@ -130,6 +125,11 @@ def norm_ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
 def counts(norm_LHD: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
     """Massive entries by layer, shape (..., L)."""
     return (norm_ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
+
+
+def massive_total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Massive entries of one tensor, as a statistic."""
+    return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 
 
 @lru_cache(maxsize=64)
@@ -158,9 +158,3 @@ def resampled(maps: Maps, statistics: Mapping[str, Statistic]) -> dict[str, Inte
         name: Interval(value=value, low=low, high=high, level=0.95, n=prompts, method="bootstrap over prompts")
         for name, (value, low, high) in zip(statistics, found, strict=True)
     }
-
-
-def five_digits(values: Sequence[Any] | np.ndarray) -> Any:
-    """Nested lists with five digits: enough to draw and to count by, a third of the bytes."""
-    array = np.asarray(values, dtype=float)
-    return np.vectorize(lambda value: float(f"{value:.5g}"))(array).tolist() if array.size else []

@@ -13,8 +13,12 @@ from functools import partial
 
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.seeds import (
+from studfinder.models import LM
+from studfinder.records import Table
+from studfinder.records.config import option
+from studfinder.sites import capture
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.seeds import (
     DIVERGED,
     Cells,
     Curve,
@@ -27,11 +31,7 @@ from studfinder.experiments.seeds import (
     last,
     seed_mean,
 )
-from studfinder.experiments.trained import ModelKind, SizedConfig, Watcher, every_cell
-from studfinder.models import LM
-from studfinder.records import Table
-from studfinder.records.config import option
-from studfinder.sites import capture
+from studfinder.studies.trained import ModelKind, SizedConfig, Watcher, every_cell
 from studfinder.training import TaskSource
 from studfinder.training.tasks import Backcopy
 

@@ -29,15 +29,15 @@ from typing import Any, Literal
 
 from studfinder.edits import matched_controls
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.finetune_tables import DECAYED, OTHER, PLAIN, charts_of, finetune_notes, tables_of
 from studfinder.experiments.held_weights import Hold, WeightPlaces, needs, values_of, without
-from studfinder.experiments.trained import CourseConfig, Watcher, all_trained
 from studfinder.experiments.w8a8 import Windows, w8a8_losses
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM, cached_content_hash, load
 from studfinder.records.config import option
 from studfinder.runs import key_of
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.trained import CourseConfig, Watcher, all_trained
 from studfinder.training import Outliers, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells, language_table, source_of
-from studfinder.experiments.seeds import Cells, about, against, curves, ends_table, last, seed_mean
 from studfinder.experiments.w8a8 import STATIC, W8A8_CAVEAT, WAYS, w8a8_losses, window_losses
 from studfinder.models import load
 from studfinder.records import Interval
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import Cells, about, against, curves, ends_table, last, seed_mean
 from studfinder.training import TextSource
 
 _SCORES = {

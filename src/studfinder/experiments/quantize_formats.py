@@ -13,15 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
-from studfinder.experiments.rounding import CAVEAT, Rounding, RoundingConfig, families_chart, keeping_notes, kept_pairs
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, kernel
 from studfinder.records import Table
 from studfinder.records.config import option
 from studfinder.studies import PAIRED
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, Rounding, RoundingConfig, families_chart, keeping_notes, kept_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

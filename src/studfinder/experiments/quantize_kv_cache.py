@@ -21,8 +21,14 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import (
+from studfinder.experiments.weights import load_findings
+from studfinder.models import LM
+from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
+from studfinder.records import Findings
+from studfinder.records.config import option
+from studfinder.studies import PAIRED, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import (
     CAVEAT,
     CalibratedConfig,
     Rounding,
@@ -30,12 +36,6 @@ from studfinder.experiments.rounding import (
     keeping_notes,
     kept_pairs,
 )
-from studfinder.experiments.weights import load_findings
-from studfinder.models import LM
-from studfinder.quantizers.kv_cache import KVCache, held_dims, quantized_cache
-from studfinder.records import Findings
-from studfinder.records.config import option
-from studfinder.studies import PAIRED, ModelVariant
 
 
 @dataclass(frozen=True, kw_only=True)

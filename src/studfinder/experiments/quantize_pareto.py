@@ -19,10 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.quantize_frontier import Member, Step, steps, verdict
 from studfinder.experiments.quantize_phase import Shifted, shifts
-from studfinder.experiments.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
@@ -32,6 +29,9 @@ from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
 from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.frontier import Member, Step, steps, verdict
+from studfinder.studies.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
 
 
 @dataclass(frozen=True, kw_only=True)

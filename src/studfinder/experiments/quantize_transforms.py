@@ -23,9 +23,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, WriteFailed
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import other_neurons
-from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, keeping_notes, kept_pairs
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import LM
 from studfinder.quantizers import (
@@ -49,6 +47,8 @@ from studfinder.quantizers import Workbench as Workbench
 from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
 from studfinder.records.config import option
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, keeping_notes, kept_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
-from studfinder.experiments.rounding import CAVEAT, Rounding, SchemeConfig
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
 from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
 from studfinder.records.config import option
 from studfinder.studies import KL, Divergence, GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, Rounding, SchemeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

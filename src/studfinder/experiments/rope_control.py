@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from studfinder.detectors.massive_values import ratio_null
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.language import SMALL, language_cells, language_table, source_of
-from studfinder.experiments.seeds import about, against, curves, ended, last
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.language import SMALL, language_cells, language_table, source_of
+from studfinder.studies.seeds import about, against, curves, ended, last
 
 _MODELS: dict[str, list[str]] = {
     "RoPE": [],

@@ -14,21 +14,25 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.registry import experiment_named
-from studfinder.models import LM, cached_content_hash, config_hash, load
-from studfinder.records import Result, RunCard, read_record, to_json
+from studfinder.models import LM, cached_content_hash, config_hash
+from studfinder.records import Result, RunCard, to_json
 from studfinder.records.config import identity, replaced
+from studfinder.records.presented import Presented
+from studfinder.records.public import checked
 from studfinder.report.charts import draw_chart
 from studfinder.report.result import Sheet, drawing
-from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, read, run_of, versions, write_text
+from studfinder.runs.progress import in_notebook
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.verbs.load import load
 from studfinder.verbs.results import write_sheet
 
 _RESULT = "result.json"
 
 
 @dataclass(frozen=True)
-class ExperimentPlan:
+class ExperimentPlan(Presented):
     """Everything that determines an experiment's result, worked out before it starts."""
 
     module: ModuleType
@@ -97,7 +101,7 @@ def run_experiment(
     run, sources = _run(plan, first, out, loader)
     found = None if overwrite else run.finished()
     if found is not None:
-        result = read_result(found)
+        result = read(found, Result)
         if found == run.path or _same_weights(result, run):
             return result, found
     with run.work(overwrite=overwrite, sources=sources) as work:
@@ -115,6 +119,37 @@ def run_experiment(
         if first_process():
             _written(plan, work, result)
     return result, run.path
+
+
+@checked
+def experiment(
+    name: str,
+    models: str | Sequence[str] | None = None,
+    *,
+    preset: str = "cpu",
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Result:
+    """Make one table or figure of a paper on your own model; interrupted, the same call goes on where it stopped.
+
+    Args:
+        name: which, e.g. "super-weight/ablation"; `studfinder ls experiments` lists them.
+        models: names or paths, one or several; see `plan_experiment`.
+        preset: "cpu" or "paper".
+        out: the run folder; the default is runs/<model>/<name>-<key>.
+        overwrite: make it anew, and replace what is there.
+        progress: told (what, done, total); the default is a bar in notebooks.
+        settings: the experiment's own, e.g. limit=50, seed=1.
+
+    Raises:
+        StudfinderError: see `plan_experiment` and `run_experiment`.
+    """
+    models = (models,) if isinstance(models, str) else models
+    plan = plan_experiment(name, models, preset=preset, settings=settings)
+    place = None if out is None else Path(out)
+    return run_experiment(plan, out=place, overwrite=overwrite, progress=progress or in_notebook)[0]
 
 
 def _run(
@@ -216,14 +251,9 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
     return write_sheet(folder, sheet)
 
 
-def read_result(folder: Path) -> Result:
-    """A finished experiment from its folder or its result.json. Raises StudfinderError if there is none."""
-    return read_record(Result, record_file(folder, _RESULT))
-
-
 def redraw(folder: Path, out: Path | None = None) -> Path:
     """Draw the tables, figures and page of a finished experiment again."""
-    result = read_result(folder)
+    result = read(folder, Result)
     target = out or (folder if folder.is_dir() else folder.parent)
     target.mkdir(parents=True, exist_ok=True)
     return draw_into(target, result, experiment_named(result.name))

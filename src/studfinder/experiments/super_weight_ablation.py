@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studfinder.edits import Weights, restore_output, top_fraction, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.super_weight_units import add_units, count_of
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
@@ -31,6 +30,7 @@ from studfinder.records.config import option
 from studfinder.report.words import brief, times
 from studfinder.stats import averaged
 from studfinder.studies import GridScores, ModelVariant, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande,hellaswag,sciq"
 

@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme
@@ -30,6 +28,8 @@ from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant, head, spoken
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart
 
 
 @dataclass(frozen=True, kw_only=True)

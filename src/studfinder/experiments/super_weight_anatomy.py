@@ -27,13 +27,13 @@ import torch
 from torch import nn
 
 from studfinder.edits import Weights, edited, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, SuperWeight, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import brief, number
 from studfinder.sites import capture, module_inputs
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

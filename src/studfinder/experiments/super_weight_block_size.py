@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from studfinder.experiments.experiment import Bench, Experiment, Outcome
-from studfinder.experiments.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, Workbench, hold_out
 from studfinder.records.config import option
 from studfinder.studies import GridScores, ModelVariant
+from studfinder.studies.experiment import Bench, Experiment, Outcome
+from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rows = [(one.label, one.label, plain.label) for one, plain in pairs]
     tables = [
         scored.scores_table("scores", f"{held} {CAVEAT} {_PAPER}", bits="bits per weight", first="recipe"),
-        scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows, first="pair"),
+        scored.changes_table("against plain RTN of the same blocks", "Paired.", pairs=rows),
     ]
     notes = []
     for kept in (_HELD, _CLIPPED, _OTHERS, _BARE, _LARGE):

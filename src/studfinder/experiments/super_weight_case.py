@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from studfinder.edits import edited, matched_controls, zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import Text, encode, token_text
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from studfinder.edits import zero
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.studies import ModelVariant, Original, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

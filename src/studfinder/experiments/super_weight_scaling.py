@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from studfinder.edits import scale
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
@@ -26,6 +25,7 @@ from studfinder.records.config import option
 from studfinder.report.words import brief
 from studfinder.stats import averaged
 from studfinder.studies import ModelVariant, ratio, swept, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"

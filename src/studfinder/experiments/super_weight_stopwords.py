@@ -25,7 +25,6 @@ import torch
 
 from studfinder.edits import zero
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.measures import Scores, scored
 from studfinder.measures.tasks import TASKS
@@ -36,6 +35,7 @@ from studfinder.records.config import option
 from studfinder.report.words import brief, count
 from studfinder.stats import mean_interval, ratio_interval
 from studfinder.studies import GridScores, ModelVariant, with_edits
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import Text, corpus, encode, token_class, token_text
 
 

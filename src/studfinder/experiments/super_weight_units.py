@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, top_fraction, zero
-from studfinder.experiments.experiment import Bench, Outcome
 from studfinder.models import LM, matrix
 from studfinder.records import Chart, Findings, SuperWeight
 from studfinder.report.words import brief
 from studfinder.studies import effects_plot, effects_table, swept
+from studfinder.studies.experiment import Bench, Outcome
 from studfinder.texts import encode, proof_text
 
 

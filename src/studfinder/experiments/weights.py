@@ -7,9 +7,9 @@ from pathlib import Path
 
 from studfinder.edits import Weights, matched_controls
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench
 from studfinder.models import LM, cached_content_hash, check_findings
 from studfinder.records import Findings, SuperWeight
+from studfinder.studies.experiment import Bench
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 

@@ -13,6 +13,7 @@ from studfinder.measures.perplexity import perplexity
 from studfinder.measures.registry import MEASURES, Measure, measure_named
 from studfinder.measures.scores import Scores, compare, scored
 from studfinder.measures.sweep import Effects, next_token, sweep
+from studfinder.records.public import public
 
 __all__ = [
     "MEASURES",
@@ -36,3 +37,5 @@ __all__ = [
     "scored",
     "sweep",
 ]
+
+public(globals())

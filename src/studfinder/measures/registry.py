@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
 from studfinder.measures.scores import Scores
 
 Kind = Literal["fluency", "context", "memory", "reasoning"]
@@ -113,7 +113,7 @@ def measure_named(text: str) -> Callable[..., Scores]:
     """
     name, colon, argument = text.partition(":")
     if name not in MEASURES:
-        raise StudfinderError(f"there is no measure {name!r}", expected=", ".join(MEASURES))
+        raise unknown("there is no measure", name, MEASURES)
     measure = MEASURES[name]
     if colon and not (measure.argument and argument):
         raise StudfinderError(

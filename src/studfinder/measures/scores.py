@@ -9,11 +9,13 @@ import numpy as np
 
 from studfinder.errors import NotApplicable
 from studfinder.records import Comparison, Interval
+from studfinder.records.presented import Presented
 from studfinder.stats import mcnemar, mean_interval, ratio_interval
+from studfinder.visible import visible
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(Presented):
     """A score with its items, so that two runs on the same items can be compared pairwise.
 
     Attributes:
@@ -39,6 +41,9 @@ class Scores:
     chance: float | None = None
     better: str = "higher"
     details: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Scores({self.measure!r}: {self.interval}{f' on {visible(self.text[:60])}' if self.text else ''})"
 
 
 def scored(

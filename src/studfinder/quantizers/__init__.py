@@ -20,6 +20,7 @@ from studfinder.quantizers.scheme import SCHEMES, Scheme, bits_per_weight, kerne
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.transforms import Permute, Rebalance, Split, neurons_of
+from studfinder.records.public import public
 
 __all__ = [
     "AWQ",
@@ -65,3 +66,5 @@ __all__ = [
     "super_channels",
     "targets",
 ]
+
+public(globals())

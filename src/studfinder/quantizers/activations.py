@@ -22,6 +22,7 @@ from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.walk import walk
 from studfinder.records import Findings, SuperWeight
+from studfinder.records.config import Config
 from studfinder.sites import Journal
 
 _READ_RESIDUAL = {
@@ -32,7 +33,7 @@ _READ_RESIDUAL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore:
+class Restore(Config):
     """REPLACE-quantise-RESTORE (Yu et al. 2024, arXiv 2411.07191, §4.1): a super activation is replaced by a median
     before the range is taken, and keeps its value.
 
@@ -50,17 +51,15 @@ class Restore:
     median: Literal["token", "tensor", "channel"] = "token"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.places:
             raise StudfinderError("there are no super activations to restore", expected="at least one place")
-        if self.ratio <= 0 or self.median not in ("token", "tensor", "channel"):
-            raise StudfinderError(
-                f"ratio {self.ratio}, median of the {self.median}",
-                expected="a ratio above 0; token, tensor or channel",
-            )
+        if self.ratio <= 0:
+            raise StudfinderError(f"ratio {self.ratio}", expected="a ratio above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationScheme:
+class ActivationScheme(Config):
     """How the inputs of matrices are rounded. Ranges and steps are fp32; the result is in the model's dtype.
 
     Attributes:
@@ -79,15 +78,9 @@ class ActivationScheme:
     restore: Restore | None = None
 
     def __post_init__(self) -> None:
-        if self.scope not in ("token", "tensor") or self.range not in ("dynamic", "static"):
-            raise StudfinderError(
-                f"scope {self.scope!r}, range {self.range!r}",
-                expected="scope token or tensor, range dynamic or static",
-            )
+        super().__post_init__()
         if self.range == "static" and self.scope == "token":
             raise StudfinderError("a static range for each token", expected="scope='tensor' with a static range")
-        if self.zero == "integer" or self.element == "fp4":
-            raise StudfinderError(f"activations as {self.element}, zero {self.zero}", expected="none or float, not fp4")
         _ = self.scheme  # checks the rest
 
     @property

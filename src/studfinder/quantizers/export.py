@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
 from studfinder.quantizers.grid import Quantized
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
 from studfinder.quantizers.targets import Target
@@ -39,7 +39,7 @@ def chosen_format(
         StudfinderError: no format, or not the one asked for, holds the scheme; "dense" holds every one.
     """
     if asked not in FORMATS:
-        raise StudfinderError(f"there is no format {asked!r}", expected=", ".join(FORMATS))
+        raise unknown("there is no format", asked, FORMATS)
     if asked == "dense":
         return asked
     possible = _formats(scheme)

@@ -16,10 +16,11 @@ from studfinder.quantizers.finite import finite_inputs, finite_weight
 from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, in_steps, kept_entries, rounded
 from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.walk import second_moments, walk
+from studfinder.records.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ:
+class GPTQ(Config):
     """Minimise the error of each matrix's output on calibration text (arXiv 2210.17323, §3.3 and appendix).
 
     Defaults are llm-compressor's. The reference (IST-DASLab `gptq.py`) takes order="stored" and groups="dynamic";
@@ -45,11 +46,7 @@ class GPTQ:
     sequential: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in ("activation", "stored") or self.groups not in ("static", "dynamic"):
-            raise StudfinderError(
-                f"order {self.order!r}, groups {self.groups!r}",
-                expected="order activation or stored, groups static or dynamic",
-            )
+        super().__post_init__()
         if self.damping <= 0:
             raise StudfinderError(f"damping {self.damping}", expected="above 0: the Hessian may have no inverse")
         if self.groups == "dynamic" and self.scheme.scale == "e4m3":

@@ -16,6 +16,8 @@ from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.targets import Target, targets_by_name
 from studfinder.records import Findings, SuperWeight
 
+__all__ = ["HoldOut", "Keep", "Skip", "hold_out", "skip"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HoldOut:
@@ -38,11 +40,6 @@ class HoldOut:
             raise StudfinderError("there is nothing to hold out", expected="entries, or a fraction")
         if not 0 <= self.fraction < 1:
             raise StudfinderError(f"fraction {self.fraction}", expected="0 or more, and below 1")
-
-    def __repr__(self) -> str:
-        # Steps of experiments are remembered by it: an option that is not used must not make old ones be done again.
-        used = "".join(f", {name}={getattr(self, name)!r}" for name in ("columns", "model") if getattr(self, name))
-        return f"HoldOut(entries={self.entries!r}, fraction={self.fraction!r}{used})"
 
     def __str__(self) -> str:
         places: dict[str, list[str]] = {}

@@ -15,6 +15,7 @@ from studfinder.quantizers.activations import on_grid
 from studfinder.quantizers.grid import grid_of
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
+from studfinder.records.config import Config
 from studfinder.sites import AttentionCall, ModelCall, Site, tapped
 from studfinder.texts import batches
 
@@ -25,7 +26,7 @@ _SHIFTED = ("clipped_softmax", "alibi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVCache:
+class KVCache(Config):
     """How keys and values are stored. What is computed is what a cache in this format would give back; the tensors
     themselves stay in the model's dtype.
 
@@ -53,15 +54,7 @@ class KVCache:
     centre: Literal["none", "added", "dropped"] = "none"
 
     def __post_init__(self) -> None:
-        known = {
-            "keys": ("token", "channel"),
-            "values": ("token", "channel"),
-            "rope": ("pre", "post"),
-            "centre": ("none", "added", "dropped"),
-        }
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise StudfinderError(f"{name} {getattr(self, name)!r}", expected=" or ".join(allowed))
+        super().__post_init__()
         if self.run < 1 or self.first < 0:
             raise StudfinderError(f"run {self.run}, first {self.first}", expected="a run above 0, first 0 or more")
         if self.centre == "dropped" and self.rope == "pre":
@@ -69,8 +62,6 @@ class KVCache:
                 "a constant dropped before rotation: rotated, it is not the same for all keys",
                 expected="centre='added', or rope='post'",
             )
-        if self.element == "fp4":
-            raise StudfinderError("a cache in fp4", expected="an integer or fp8")
         _ = self.scheme
 
     @property

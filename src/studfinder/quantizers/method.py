@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Protocol, runtime_checkable
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import unknown
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.scheme import Scheme
 
@@ -45,6 +45,6 @@ class Method(Protocol):
 def method_class(name: str) -> type:
     """The config record of a method by name. Raises StudfinderError for an unknown one."""
     if name not in METHODS:
-        raise StudfinderError(f"there is no method {name!r}", expected=", ".join(METHODS))
+        raise unknown("there is no method", name, METHODS)
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)

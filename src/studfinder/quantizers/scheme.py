@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import Config
 
 Element = Literal["int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4"]
 Zero = Literal["none", "integer", "float"]
@@ -19,7 +20,7 @@ _SCALE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "e8m0": 8, "e4m3": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
+class Scheme(Config):
     """How a weight matrix (out, in) is quantised.
 
     Attributes:
@@ -44,6 +45,7 @@ class Scheme:
     remainder: Literal["error", "block"] = "error"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "block", tuple(self.block) if isinstance(self.block, list) else self.block)
         _check(self)
 
@@ -75,15 +77,6 @@ class Scheme:
 
 
 def _check(scheme: Scheme) -> None:
-    known = ("int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp8", "fp4")
-    if scheme.element not in known:
-        raise StudfinderError(f"there is no element type {scheme.element!r}", expected=", ".join(known))
-    if scheme.scale not in _SCALE_BITS:
-        raise StudfinderError(f"there is no scale type {scheme.scale!r}", expected=", ".join(_SCALE_BITS))
-    if scheme.zero not in ("none", "integer", "float"):
-        raise StudfinderError(f"there is no zero point {scheme.zero!r}", expected="none, integer or float")
-    if scheme.remainder not in ("error", "block"):
-        raise StudfinderError(f"remainder {scheme.remainder!r}", expected="error or block")
     block = scheme.block
     sizes = block if isinstance(block, tuple) else (block,)
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)

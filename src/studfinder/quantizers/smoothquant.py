@@ -16,10 +16,11 @@ from studfinder.quantizers.folds import Fold, check_exact, norm_folds, up_fold, 
 from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.walk import Block, walk
+from studfinder.records.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothQuant:
+class SmoothQuant(Config):
     """Divide each input channel by s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), multiply the columns that read it, and
     round both (arXiv 2211.10438, eq. 4).
 
@@ -43,10 +44,9 @@ class SmoothQuant:
     neurons: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1 or self.size not in ("absmax", "range"):
-            raise StudfinderError(
-                f"alpha {self.alpha}, size {self.size!r}", expected="alpha from 0 to 1, size absmax or range"
-            )
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise StudfinderError(f"alpha {self.alpha}", expected="alpha from 0 to 1")
 
     @property
     def calibrated(self) -> bool:

@@ -38,7 +38,8 @@ from typing import (
     overload,
 )
 
-from studfinder.errors import StudfinderError, unknown
+from studfinder.errors import StudfinderError, near, unknown
+from studfinder.records.public import OneLine, fits_hint, hint_of, wrong
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -83,6 +84,7 @@ class Setting:
         kind: of one value: bool, int, float, str or Path.
         choices: all that it can be, if not anything.
         many, optional: whether it takes several, or None.
+        given, module: its annotation, and where that stands.
     """
 
     name: str
@@ -92,6 +94,8 @@ class Setting:
     choices: tuple[Any, ...]
     many: bool
     optional: bool
+    given: Any
+    module: str
 
     @property
     def flag(self) -> str:
@@ -101,7 +105,7 @@ class Setting:
     @property
     def said(self) -> str:
         """What it is called in an error."""
-        return f"{self.name}=" if self.option.line is False else f"{self.flag} "
+        return f"{self.flag} " if self.option.help and self.option.line is not False else f"{self.name}="
 
     def checked(self, value: Any) -> Any:
         """A value as the config keeps it: several as a tuple. Raises StudfinderError for what it does not take."""
@@ -117,7 +121,7 @@ class Setting:
 
     def parsed(self, text: str) -> Any:
         """What a text says. Raises StudfinderError for what it does not take."""
-        if self.optional and text == "none":
+        if self.optional and text.lower() == "none":
             return None
         parts = [part.strip() for part in text.split(",") if part.strip()] if self.many else [text]
         values = tuple(self._read(part) for part in parts)
@@ -129,7 +133,7 @@ class Setting:
     def _read(self, text: str) -> Any:
         try:
             if self.kind is bool:
-                return {"true": True, "false": False}[text]
+                return {"true": True, "false": False}[text.lower()]
             if self.kind is float and self.many and text.lstrip("-").isdecimal():
                 return int(text)
             return self.kind(text) if self.kind in (int, float, Path) else text
@@ -138,10 +142,14 @@ class Setting:
 
     def _one(self, value: Any) -> Any:
         if self.option.line is not True:
+            taken = hint_of(self.given, self.module)
+            if not self.many and not fits_hint(taken, value):
+                raise wrong(f"{self.name}=", value, taken)
             return value
         if self.choices:
             if value not in self.choices:
-                raise unknown(f"there is no {self.name.replace('_', ' ')}", value, self.choices)
+                expected = near(value, self.choices)
+                raise StudfinderError(f"{self.name} {str(value)[:40]!r} is unknown", expected=expected)
             return value
         if self.kind is Path and isinstance(value, str | Path):
             return Path(value)
@@ -150,26 +158,25 @@ class Setting:
                 number = operator.index(value) if self.kind is int or isinstance(value, int) else float(value)
             except (TypeError, ValueError):
                 raise self._refused(value) from None
-            if isinstance(value, bool | str) or not self._within(number):
+            if isinstance(value, bool | str):
                 raise self._refused(value)
-            return number
+            return self._within(number)
         if self.kind in (bool, str, Path) and not isinstance(value, self.kind):
             raise self._refused(value)
         return value
 
-    def _within(self, number: float) -> bool:
+    def _within(self, number: float) -> float:
         low, high = self.option.least, self.option.most
-        return (low is None or number >= low) and (high is None or number <= high)
+        if (low is None or number >= low) and (high is None or number <= high):
+            return number
+        raise self._refused(number, f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}")
 
-    def _refused(self, value: Any) -> StudfinderError:
-        expected = _WORDS.get(self.kind, "another value")
-        low, high = self.option.least, self.option.most
-        if isinstance(value, int | float) and not isinstance(value, bool) and not (low is None and high is None):
-            expected = f"{low:g} or more" if high is None else f"{low or 0:g} to {high:g}"
+    def _refused(self, value: Any, expected: str = "") -> StudfinderError:
+        expected = expected or _WORDS.get(self.kind, "another value")
         return StudfinderError(f"{self.said}{str(value)[:40]}", expected=expected)
 
 
-class Config:
+class Config(OneLine):
     """Base of all configs. Values are checked when one is made: choices, ranges and kinds of numbers, in one place."""
 
     def __post_init__(self) -> None:
@@ -197,6 +204,7 @@ def settings_of(config: Config) -> tuple[Setting, ...]:
 
 def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     said: Option = one.metadata.get("option", Option())
+    given = hint
     if said.line is False:
         hint = Any
     elif said.line is not True:
@@ -207,11 +215,12 @@ def _setting(one: dataclasses.Field, hint: Any, base: type) -> Setting:
     optional = many = False
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        optional, hint = len(parts) < len(get_args(hint)), parts[0]
+        optional, hint = len(parts) < len(get_args(hint)), parts[0] if len(parts) == 1 else Any
     if get_origin(hint) in (list, tuple, Sequence):
         many, hint = True, get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return Setting(one.name, one.default, said, str if choices else hint, choices, many, optional)
+    kind = str if choices else hint
+    return Setting(one.name, one.default, said, kind, choices, many, optional, given, base.__module__)
 
 
 def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapping[str, Any]) -> Any:
@@ -227,6 +236,7 @@ def made(kind: Callable[..., Any], name: str, given: Sequence[Any], fields: Mapp
 
 
 _Settings = TypeVar("_Settings", bound=Config)
+_Record = TypeVar("_Record")
 
 
 def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the config") -> _Settings:
@@ -235,15 +245,22 @@ def replaced(config: _Settings, changes: Mapping[str, Any], name: str = "the con
     Raises:
         StudfinderError: it has no such field, or the field takes no such value.
     """
-    settings = {setting.name: setting for setting in settings_of(config)}
-    values = {}
-    for one, value in changes.items():
-        if value is None:
-            continue
-        if one not in settings:
-            raise unknown(f"{name} has no setting", one, settings)
-        values[one] = settings[one].parsed(value) if isinstance(value, str) else value
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    given = {one: value for one, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **_read(settings_of(config), given, name))  # type: ignore[type-var]
+
+
+def worded(kind: Callable[..., _Record], text: str, name: str) -> _Record:
+    """A record of a line such as "kind=linear,pi_init=0.25". Raises as `replaced`, and what the record refuses."""
+    pairs = (pair.partition("=") for pair in text.split(",") if pair)
+    return kind(**_read(described(kind), {one: value for one, _, value in pairs}, name))
+
+
+def _read(settings: Sequence[Setting], given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    known = {setting.name: setting for setting in settings}
+    for one in given:
+        if one not in known:
+            raise unknown(f"{name} has no setting", one, known)
+    return {one: known[one].parsed(v) if isinstance(v, str) else v for one, v in given.items()}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -274,9 +291,6 @@ class Maker(Protocol, Generic[_Kind, _Fields, _Made]):
     def __call__(self, config: _Kind, /) -> _Made: ...
     @overload
     def __call__(self, *args: _Fields.args, **fields: _Fields.kwargs) -> _Made: ...
-
-
-_Record = TypeVar("_Record")
 
 
 def takes(

@@ -14,8 +14,10 @@ from pydantic import Field
 
 from studfinder.errors import StudfinderError
 from studfinder.records.interval import Interval
-from studfinder.records.presented import presented
+from studfinder.records.presented import Presented, presented
+from studfinder.records.public import OneLine
 from studfinder.records.run import ModelCard, PromptCard, RunCard
+from studfinder.visible import visible
 
 if TYPE_CHECKING:
     import pandas
@@ -48,7 +50,7 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class Proof(OneLine):
     """How the candidates were tested.
 
     Attributes:
@@ -106,7 +108,7 @@ class PublishedWeight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperWeight:
+class SuperWeight(OneLine):
     """One entry of a `down_proj` matrix that carries most of an outlying output (Yu et al. 2024).
 
     Attributes:
@@ -168,7 +170,7 @@ class SuperWeight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MassiveActivation:
+class MassiveActivation(OneLine):
     """A scalar of the residual stream with |a| > 100 and |a| > 1000 x the layer's median (Sun et al. 2024)."""
 
     layer: Place
@@ -183,7 +185,7 @@ class MassiveActivation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MassiveValue:
+class MassiveValue(OneLine):
     """An entry of M[h,d] = sqrt(sum over tokens of q^2) above lambda times its head's mean (Jin et al. 2025)."""
 
     layer: Place
@@ -195,7 +197,7 @@ class MassiveValue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSink:
+class AttentionSink(OneLine):
     """A head whose mean attention to the first token exceeds the threshold (Gu et al. 2024)."""
 
     layer: Place
@@ -271,7 +273,7 @@ class MassiveValueSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class Summary(OneLine):
     """What was searched, by which thresholds, and what came nearest.
 
     Attributes:
@@ -297,7 +299,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class Findings(Presented):
     """Everything a scan found.
 
     `nonfinite` names every site where inf or NaN appeared. `others` holds, by name, the records of detectors that have
@@ -349,6 +351,9 @@ class Findings:
         `kl_low` and so on. Raises StudfinderError if pandas is not installed, or for another name."""
         return presented("frame", "frame_of", self, of)
 
-    def _repr_html_(self) -> str:
-        """A few lines for a notebook."""
-        return presented("notebook", "html_of", self)
+    def __repr__(self) -> str:
+        lists: dict[str, tuple] = {"massive activations": self.massive_activations}
+        lists |= {"massive values": self.massive_values, "sinks": self.attention_sinks, **self.others}
+        counts = "".join(f", {len(of)} {visible(name)}" for name, of in lists.items())
+        weights = f"{len(self.super_weights)} super-weight candidates ({len(self.proven)} proven)"
+        return f"Findings({self.model.id!r}: {weights}{counts})"

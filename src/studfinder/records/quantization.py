@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from studfinder.records.public import OneLine
+
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization:
+class Quantization(OneLine):
     """What was done to a checkpoint, as written to studfinder.json in it.
 
     Attributes:

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 from studfinder.records.chart import Chart
 from studfinder.records.interval import Comparison, Interval
+from studfinder.records.presented import Presented
+from studfinder.records.public import OneLine
 from studfinder.records.run import ModelCard, RunCard
 
 Cell = Interval | Comparison | int | float | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(OneLine):
     """A table of a result.
 
     Attributes:
@@ -35,7 +37,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Presented):
     """An experiment's outcome.
 
     Attributes:
@@ -61,9 +63,12 @@ class Result:
     charts: tuple[Chart, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Result({self.name!r} of {', '.join(repr(card.id) for card in self.models) or 'its own models'})"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(OneLine):
     """One line of a scorecard.
 
     Attributes:
@@ -97,7 +102,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorecard:
+class Scorecard(Presented):
     """What a model can still do.
 
     Attributes:
@@ -115,3 +120,7 @@ class Scorecard:
     against: str = ""
     measured: tuple[Measured, ...]
     run: RunCard
+
+    def __repr__(self) -> str:
+        edits = f", {len(self.edits)} edits" if self.edits else ""
+        return f"Scorecard({self.model.id!r}: {len(self.measured)} measures{edits})"

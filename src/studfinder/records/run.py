@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from studfinder.records.public import OneLine
+
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelCard(OneLine):
     """The model a result belongs to.
 
     Attributes:
@@ -53,7 +55,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptCard:
+class PromptCard(OneLine):
     """The texts a result was observed on.
 
     Attributes:
@@ -104,7 +106,7 @@ def ids_hash(token_ids: Sequence[Sequence[int]]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCard:
+class RunCard(OneLine):
     """One run of a verb.
 
     Attributes:

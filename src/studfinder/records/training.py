@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from studfinder.records.interval import Interval
+from studfinder.records.public import OneLine
 from studfinder.records.run import RunCard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(OneLine):
     """What a run wrote to result.json, last of all.
 
     Attributes:

@@ -1,7 +1,7 @@
 """One run: identity, folder, steps done, provenance, result last; atomic writes."""
 
 from studfinder.runs.atomic import TEMPORARY, write_bytes, write_text, writes_to
-from studfinder.runs.found import kind_of, record_file
+from studfinder.runs.found import RECORDS, kind_of, read, record_file
 from studfinder.runs.manifest import drawn
 from studfinder.runs.processes import first_process, process_count
 from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
@@ -9,6 +9,7 @@ from studfinder.runs.run import Run, Work, check_place, run_of
 from studfinder.runs.steps import Progress, Steps, silent
 
 __all__ = [
+    "RECORDS",
     "SCORING",
     "TEMPORARY",
     "Progress",
@@ -22,6 +23,7 @@ __all__ = [
     "kind_of",
     "now",
     "process_count",
+    "read",
     "record_file",
     "run_of",
     "scored_with",

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any, overload
 
 from studfinder.errors import StudfinderError
+from studfinder.records import Findings, Quantization, Result, Scorecard, Training, read_record
+from studfinder.records.json import Record
 from studfinder.records.outside import read_json
 
-RECORDS = {
-    "studfinder.findings": "findings.json",
-    "studfinder.scorecard": "scorecard.json",
-    "studfinder.experiment": "result.json",
-    "studfinder.training": "result.json",
-    "studfinder.quantization": "studfinder.json",
+_FILES: dict[type, str] = {
+    Findings: "findings.json",
+    Scorecard: "scorecard.json",
+    Result: "result.json",
+    Training: "result.json",
+    Quantization: "studfinder.json",
 }
-"""The formats of records, and how the file is called that holds one."""
+"""The records, and how the file is called that holds one."""
+
+RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignore[attr-defined]
+"""The records by their formats."""
+
+
+@overload
+def read(path: str | os.PathLike[str]) -> Findings | Scorecard | Result | Training | Quantization: ...
+@overload
+def read(path: str | os.PathLike[str], kind: type[Record]) -> Record: ...
+def read(path: str | os.PathLike[str], kind: type | None = None) -> Any:
+    """Read what a run wrote: findings, a scorecard, an experiment's result, a training, a quantisation's card.
+
+    Args:
+        path: a run folder, or the record itself.
+        kind: which record it has to be; the default is whichever is there.
+
+    Raises:
+        StudfinderError: there is none, or it is of another kind, or it does not fit its format.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise StudfinderError(f"cannot read a {type(path).__name__}", expected="the path of a run folder or a record")
+    place = Path(path)
+    if kind is not None:
+        return read_record(kind, record_file(place, _FILES[kind]))
+    name, file = kind_of(place)
+    return read_record(RECORDS[name], file)
 
 
 def record_file(path: Path, name: str) -> Path:
@@ -34,21 +64,18 @@ def kind_of(path: Path) -> tuple[str, Path]:
     Raises:
         StudfinderError: there is no record, or it is of no known format.
     """
-    files = [path] if path.is_file() else [path / name for name in dict.fromkeys(RECORDS.values())]
+    names = list(dict.fromkeys(_FILES.values()))
+    files = [path] if path.is_file() else [path / name for name in names]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise StudfinderError(_missing(path, "record"), expected="a run folder with one of " + ", ".join(_names()))
+        raise StudfinderError(_missing(path, "record"), expected="a run folder with one of " + ", ".join(names))
     found = read_json(file, object)
     kind = found.get("format") if isinstance(found, dict) else None
     if kind is None and file.name == "studfinder.json":  # as version 0.1.0 wrote it
-        kind = "studfinder.quantization"
+        kind = Quantization.format
     if not isinstance(kind, str) or kind not in RECORDS:
         raise StudfinderError(f"{file} has format {kind!r}", expected="one of " + ", ".join(RECORDS))
     return kind, file
-
-
-def _names() -> list[str]:
-    return list(dict.fromkeys(RECORDS.values()))
 
 
 def _missing(path: Path, name: str) -> str:

@@ -9,11 +9,13 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.records.public import checked
 from studfinder.sites.events import AttentionCall, BlockOutput, WriterCall
 from studfinder.sites.site import Site
 from studfinder.sites.tap import tapped
 
 
+@checked
 def capture(
     lm: LM, input_ids: torch.Tensor, sites: Iterable[Site | str], attention_mask: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:

@@ -22,9 +22,9 @@ from studfinder.runs import Progress, silent
 from studfinder.studies.scored import MADE, GridScores, ModelVariant
 
 
-def with_edits(lm: LM, label: str, edits: Sequence[Edit]) -> ModelVariant:
-    """A variant made by edits."""
-    return ModelVariant(label, partial(edited, lm, edits), edits_hash(edits)[:12])
+def with_edits(lm: LM, label: str, edits: Sequence[Edit], family: str = "") -> ModelVariant:
+    """A variant made by edits, which are its `detail`."""
+    return ModelVariant(label, partial(edited, lm, edits), edits_hash(edits)[:12], family or label, detail=edits)
 
 
 class Watch(Protocol):
@@ -117,7 +117,7 @@ class Grid:
     def _cells(self, variant: ModelVariant) -> list[GridCell]:
         return [
             GridCell(variant.label, variant.key, name, self.limits.get(name.partition(":")[0]), self.seed)
-            for name in (*map(name_of, self.measures), MADE)
+            for name in (MADE, *map(name_of, self.measures))
         ]
 
     def _values(
@@ -125,21 +125,21 @@ class Grid:
     ) -> dict[str, dict[str, Any]]:
         """The values of one variant by measure; what is passed over goes to `missing`."""
         every, lenient = len(self.measures) + 1, self.lenient and number > 0
+        refused = f"{cells[0].step}, refused"
 
         def put(cell: GridCell, value: Any) -> None:
             if not isinstance(value, StudfinderError):
                 self.run.once(cell.step, lambda: value)
                 done = number * every + cells.index(cell) + 1
                 self.progress(f"{cell.measure}, {variant.label}", done, len(self.variants) * every)
-            elif lenient or every == 2 or not isinstance(value, self.passes):  # 2: one measure, and MADE
+            elif lenient or len(self.measures) == 1 or not isinstance(value, self.passes):
                 raise value
             else:
                 missing[cell.measure] = str(value)
 
+        # What could not be given may be here by now; what was refused stays so.
         todo = [cell for cell in cells if not self.run.has(cell.step)]
-        # What entering it gave comes last: a variant that has it is done, or refused. What could not be given may be
-        # here by now.
-        if cells[-1] in todo or (todo and not self.lenient):
+        if todo and not self.run.has(refused):
             try:
                 self.executor(self, variant, todo, put)
             except WriteFailed:
@@ -147,8 +147,12 @@ class Grid:
             except StudfinderError as error:
                 if not lenient:
                     raise
-                put(cells[-1], {"refused": str(error)})
-        return {cell.measure: self.run.once(cell.step, dict) for cell in cells if self.run.has(cell.step)}
+                reason = str(error)
+                self.run.once(refused, lambda: reason)
+        found = {cell.measure: self.run.once(cell.step, dict) for cell in cells if self.run.has(cell.step)}
+        if self.run.has(refused):
+            found[MADE] = {**found.get(MADE, {}), "refused": self.run.once(refused, str)}
+        return found
 
     def see(self) -> None:
         """Let the watches look at the model before it is changed."""

@@ -13,7 +13,7 @@ import numpy as np
 from studfinder.measures import Scores, compare
 from studfinder.models import LM
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, from_json, point
-from studfinder.stats import averaged
+from studfinder.stats import averaged, crossed
 
 MADE = "made"
 """The cell that holds what entering a variant gave: true bits, notes, or why it was refused."""
@@ -114,6 +114,21 @@ class GridScores:
         """One number an item, of one variant."""
         return np.array(self.scores[label][measure].items[name])
 
+    def drawn(self, family: str, measure: str, name: str = "score") -> np.ndarray:
+        """(draws, items) of a family, or of the one variant of this label: what `stats.crossed` takes."""
+        own = [variant.label for variant in self.variants if family in (variant.family, variant.label)]
+        return np.stack([self.items(label, measure, name) for label in own])
+
+    def mean(self, family: str, measure: str, name: str = "score", what: str = "items") -> Interval:
+        """Over the items and draws of a family; `what` items are."""
+        clusters = self.scores[self.original][measure].clusters or None
+        return crossed(lambda mean: mean["x"], {"x": self.drawn(family, measure, name)}, clusters, what=what)
+
+    @property
+    def families(self) -> list[str]:
+        """Of all variants but the first, in order."""
+        return list(dict.fromkeys(variant.family or variant.label for variant in self.variants[1:]))
+
     def change(self, measure: str, label: str, against: str = "", level: float = 0.95) -> Comparison | None:
         """What a measure changed by, paired: perplexity as a factor, the rest as a difference; None where one of the
         two lacks it."""
@@ -179,13 +194,13 @@ class GridScores:
         note: str = PAIRED,
         *,
         pairs: Iterable[tuple[str, str, str]] | None = None,
-        first: str = "model",
+        first: str = "",
     ) -> Table:
         """What changed, paired within items.
 
         Args:
             pairs: (what the row is called, changed, plain); by default every other variant against the original.
-            first: the heading of what rows are called.
+            first: the heading of what rows are called; "model", or "pair" of pairs, unless told.
         """
         own = pairs is None
         rows = list(pairs) if pairs is not None else [(v.label, v.label, self.original) for v in self.tried()]
@@ -197,7 +212,7 @@ class GridScores:
             )
             for called, label, plain in rows
         ]
-        heads = (first, *map(head, self.measures), *(self._average() if own else []))
+        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *(self._average() if own else []))
         return Table(title=title, columns=heads, rows=tuple(cells), note=note)
 
     # --- sentences ---

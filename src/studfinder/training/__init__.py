@@ -1,5 +1,6 @@
 """Training on transformers.Trainer: toy tasks, texts, recipes, and outliers watched on the way."""
 
+from studfinder.records.public import public
 from studfinder.training.fit import Fitted, fit
 from studfinder.training.models import ModelShape, build_model, put_in, variants_from
 from studfinder.training.outliers import Look, Outliers, look
@@ -30,3 +31,5 @@ __all__ = [
     "tokenized",
     "variants_from",
 ]
+
+public(globals())

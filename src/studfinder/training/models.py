@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 
 from studfinder.attention import VARIANTS, Variant, convert
-from studfinder.attention.variant import variant_from
-from studfinder.errors import StudfinderError
+from studfinder.attention.variant import variant_class
+from studfinder.errors import StudfinderError, unknown
+from studfinder.records.config import Config, worded
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
@@ -18,7 +19,7 @@ _FRESH_FIRST = frozenset({"gated"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class ModelShape(Config):
     """The sizes of a model from scratch.
 
     Attributes:
@@ -44,8 +45,7 @@ class ModelShape:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ("llama", "opt"):
-            raise StudfinderError(f"cannot build architecture {self.architecture!r}", expected="llama or opt")
+        super().__post_init__()
         if min(self.layers, self.hidden, self.heads) < 1 or self.hidden % self.heads:
             raise StudfinderError(
                 f"{self.layers} layers of width {self.hidden} with {self.heads} heads is no model",
@@ -106,27 +106,8 @@ def _variant(text: str) -> Variant:
     name, _, rest = text.partition(":")
     name = name.replace("-", "_")
     if name not in VARIANTS:
-        raise StudfinderError(f"there is no attention {text!r}", expected="vanilla, " + ", ".join(VARIANTS))
-    entry: dict[str, Any] = {"name": name}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        entry[key] = _value(value)
-    try:
-        return variant_from(entry)
-    except TypeError as error:
-        raise StudfinderError(f"attention {text!r} is not understood ({error})") from None
-
-
-def _value(text: str) -> Any:
-    constants = {"true": True, "false": False, "none": None}
-    if text.lower() in constants:
-        return constants[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+        raise unknown("there is no attention", text, ("vanilla", *VARIANTS))
+    return worded(variant_class(name), rest, f"attention {name}")
 
 
 def _config(shape: ModelShape, vocabulary: int, length: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import unknown
 from studfinder.training.models import ModelShape
 from studfinder.training.recipe import TrainingRecipe
 
@@ -96,5 +96,5 @@ PRESETS: dict[str, Preset] = {
 def preset(name: str) -> Preset:
     """A preset by name. Raises StudfinderError if there is none."""
     if name not in PRESETS:
-        raise StudfinderError(f"there is no preset {name!r}", expected=", ".join(PRESETS))
+        raise unknown("there is no preset", name, PRESETS)
     return PRESETS[name]

@@ -7,10 +7,11 @@ from math import inf
 from typing import Any, Literal
 
 from studfinder.errors import StudfinderError
+from studfinder.records.config import Config, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
+class TrainingRecipe(Config):
     """Optimisation, with AdamW.
 
     Attributes:
@@ -30,8 +31,8 @@ class TrainingRecipe:
         precision: "fp32", or "bf16" for autocast; "auto" is bf16 where that is faster (`faster_precision`).
     """
 
-    steps: int = 1000
-    batch: int = 64
+    steps: int = option(1000, least=1)
+    batch: int = option(64, least=1)
     micro: int | None = None
     lr: float = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -44,19 +45,13 @@ class TrainingRecipe:
     seed: int = 0
     look_every: int | None = None
     keep_every: int | None = None
-    test: int = 256
+    test: int = option(256, least=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "test"):
-            if getattr(self, name) < 1:
-                raise StudfinderError(f"{name}={getattr(self, name)}", expected="1 or more")
+        super().__post_init__()
         if not 0 < self.lr < inf:
             raise StudfinderError(f"lr={self.lr}", expected="a number above 0")
-        if self.schedule not in ("constant", "cosine", "linear"):
-            raise StudfinderError(f"schedule {self.schedule!r} is unknown", expected="constant, cosine or linear")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise StudfinderError(f"precision {self.precision!r} is unknown", expected="auto, fp32 or bf16")
 
     @property
     def look(self) -> int:

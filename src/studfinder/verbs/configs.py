@@ -5,6 +5,7 @@ What a field is stands in its help, once. No torch here: `studfinder --help` rea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,19 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from studfinder.records.config import Config, option
 from studfinder.records.loading import LoadConfig, ReadConfig, SourceConfig
 from studfinder.records.outside import whole_number
-from studfinder.runs import Progress, silent
+from studfinder.runs import Progress
+from studfinder.runs.progress import in_notebook
 
 if TYPE_CHECKING:
-    import os
-
-    from studfinder.models import LM
     from studfinder.quantizers import Method, Scheme
     from studfinder.quantizers.transforms import Transform
     from studfinder.records import Thresholds
     from studfinder.texts import Text
     from studfinder.training import ToyTask
 
-    Given = str | os.PathLike[str]
+Given = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,9 @@ class OutConfig(Config):
         None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
-    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+    progress: Progress = option(
+        in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
+    )
 
     @property
     def folder(self) -> Path | None:
@@ -75,13 +76,13 @@ class ScanConfig(OutConfig, ReadConfig):
     """What `scan` looks at, and when a number stands out."""
 
     prompt: Sequence[str] = option((), help="A prompt to observe (repeatable).", identity=False)
-    prompts: Sequence[Text | str] | Path | None = option(
+    prompts: Sequence[Text | str] | Path | str | None = option(
         None, line=Path, help='Prompts: plain text, or .jsonl with "text".', identity=False
     )
     bos: bool | None = option(None, help="Force BOS on or off.", otherwise="as the tokenizer does")
     batch_size: int = option(1, least=1, help="Prompts a forward pass.", identity=False)
     lam: float | None = option(
-        None, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
+        None, least=0, help="Massive values exceed this times their head's mean.", otherwise="5", identity=False
     )
     thresholds: Thresholds | None = option(
         None, line=False, identity=False, help="All thresholds from which a number stands out."
@@ -108,7 +109,7 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
         line=list[str],
         help="What to change, KIND:TARGET (repeatable), e.g. zero:RUN; see the examples.",
     )
-    against: LM | Given | None = option(None, line=str, help="Another model as the baseline.")
+    against: Any = option(None, line=str, help="Another model as the baseline.")
     limit: int | None = option(None, least=1, help="At most so many items of each measure.")
     seed: int = option(0, help="For what is drawn at random.")
 
@@ -167,7 +168,9 @@ class QuantizeConfig(LoadConfig):
     verify: bool = option(
         True, help="Load what was written in a fresh process and compare it with what was meant before it appears."
     )
-    progress: Progress = option(silent, line=False, identity=False, help="Told what is being done.")
+    progress: Progress = option(
+        in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
 from studfinder.measures.registry import Kind, calibrated
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
-from studfinder.records import Measured, RunCard, Scorecard, read_record, to_json
+from studfinder.records import Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
+from studfinder.records.presented import Presented
 from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw_scorecard, tables
-from studfinder.runs import SCORING, Steps, key_of, now, record_file, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, GridScores, ModelVariant
 from studfinder.texts import WHOLE, encode, proof_text
@@ -46,7 +47,7 @@ SCORECARD_FILE = "scorecard.json"
 
 
 @dataclass(frozen=True)
-class MeasurePlan:
+class MeasurePlan(Presented):
     """Everything that determines a scorecard, worked out before it starts."""
 
     lm: LM
@@ -79,7 +80,9 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
         measure_named(name)
     lm = load_as(model, config)
     edits = edits_of(lm, config.edits) if config.edits else ()
-    against = None if config.against is None else load_as(config.against, config)
+    against = config.against
+    if against is not None and not isinstance(against, LM):
+        against = load_as(against, config)
     for one in (lm, against):
         if one is not None:
             check_causal(one, "measures")
@@ -137,23 +140,24 @@ def run_measure(plan: MeasurePlan, *, write: bool = False, command: str = "") ->
     with nullcontext() if config.tokens is None else batch_size(config.tokens):
         if config.out is None and not write:
             return _measured(plan, Steps(None), command), None
-        before = {
-            name: value
-            for name, value in plan.settings.items()
-            if name not in ("config", "against_config", "device", "scoring")
-        }
-        run = run_of(
-            "measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=config.folder, before=before
-        )
+        run = measure_run(plan)
         found = None if config.overwrite else run.finished()
         if found is not None:
-            return read_card(found), found
+            return read(found, Scorecard), found
         sources = [lm.source.folder for lm in (plan.lm, plan.against) if lm is not None]
         with run.work(overwrite=config.overwrite, sources=sources) as work:
             card = _measured(plan, work.steps, command)
             write_text(work.path / SCORECARD_FILE, to_json(card, indent=1))
             write_cards(work.path, [card])
         return card, run.path
+
+
+def measure_run(plan: MeasurePlan) -> Run:
+    """The run of a planned measurement; nothing is written."""
+    later = ("config", "against_config", "device", "scoring")
+    before = {name: value for name, value in plan.settings.items() if name not in later}
+    out = plan.config.folder
+    return run_of("measure", plan.lm.source.id, plan.settings, result=SCORECARD_FILE, out=out, before=before)
 
 
 def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
@@ -278,8 +282,3 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
     models = [card.model for card in cards]
     sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
     return write_sheet(folder, sheet)
-
-
-def read_card(path: Path) -> Scorecard:
-    """A finished scorecard from its folder or its file. Raises StudfinderError if there is none."""
-    return read_record(Scorecard, record_file(path, SCORECARD_FILE))

@@ -46,6 +46,7 @@ from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
 from studfinder.records.config import takes
 from studfinder.records.outside import read_json, whole_number
+from studfinder.records.presented import Presented
 from studfinder.report.words import count
 from studfinder.runs import SCORING, Run, Work, check_place, key_of, now, run_of, versions
 from studfinder.verbs.configs import QuantizeConfig
@@ -93,7 +94,7 @@ def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtyp
 
 
 @dataclass(frozen=True)
-class QuantizePlan:
+class QuantizePlan(Presented):
     """What quantising will be, settled before anything is made.
 
     Attributes:
@@ -427,8 +428,9 @@ def _kept(bench: Workbench, keep: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
-    # As JSON has them, so that the record reads back as it was.
-    settings = json.loads(json.dumps(dataclasses.asdict(method), default=str))  # type: ignore[call-overload]
+    # As JSON has them, so that the record reads back as it was; infinity as a text, as records write it.
+    plain = json.dumps(dataclasses.asdict(method), default=str)  # type: ignore[call-overload]
+    settings = json.loads(plain, parse_constant=str)
     rounded = acts_of(method, format)
     acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
     return Quantization(
@@ -457,7 +459,7 @@ def _bits(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
 
 def folder_of(source: Any) -> Path | None:
     """The folder that a name stands for, where it is here; None for a live model or a hub id."""
-    if isinstance(source, LM):
+    if not isinstance(source, str | os.PathLike):
         return None
     if str(source) in BUILTINS:
         return ensure(BUILTINS[str(source)])

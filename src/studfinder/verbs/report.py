@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from studfinder.errors import StudfinderError
-from studfinder.records import Findings, read_record
+from studfinder.records import Findings
 from studfinder.report import figures
 from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
 from studfinder.report.style import attempted, rendered
-from studfinder.runs import drawn, record_file, write_bytes, write_text
+from studfinder.runs import drawn, read, record_file, write_bytes, write_text
 
 
 class ScanRun(NamedTuple):
@@ -61,8 +61,10 @@ def read_run(path: Path) -> ScanRun:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    file = record_file(path, "findings.json")
-    findings = read_record(Findings, file)  # first: if this is no findings file, that is the mistake to name
+    file, findings = (
+        record_file(path, "findings.json"),
+        read(path, Findings),
+    )  # first: if this is no findings file, that is the mistake to name
     arrays = file.parent / "profile.safetensors"
     try:
         profile = load_file(arrays)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from studfinder.records import Quantization, Training, read_record
+from studfinder.records import Quantization, Training
 from studfinder.report.cells import as_csv
 from studfinder.report.quantization import quantization_sheet
 from studfinder.report.result import Drawing, Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import attempted, rendered
 from studfinder.report.training import training_sheet
-from studfinder.runs import drawn, record_file, write_bytes, write_text, writes_to
+from studfinder.runs import drawn, read, record_file, write_bytes, write_text, writes_to
 
 
 def write_sheet(folder: Path, sheet: Sheet) -> Path:
@@ -51,14 +51,12 @@ def redraw_training(path: Path, out: Path | None = None) -> Path:
         path: its folder, or its result.json.
         out: where to; the default is its own folder.
     """
-    file = record_file(path, "result.json")
-    return _drawn(training_sheet(read_record(Training, file)), file.parent, out)
+    return _drawn(training_sheet(read(path, Training)), record_file(path, "result.json").parent, out)
 
 
 def redraw_quantization(path: Path, out: Path | None = None) -> Path:
     """Draw the tables and the page of a quantised checkpoint; arguments and value as of `redraw_training`."""
-    file = record_file(path, "studfinder.json")
-    return _drawn(quantization_sheet(read_record(Quantization, file)), file.parent, out)
+    return _drawn(quantization_sheet(read(path, Quantization)), record_file(path, "studfinder.json").parent, out)
 
 
 def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:

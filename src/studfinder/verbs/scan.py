@@ -24,13 +24,13 @@ from studfinder.records import (
     RunCard,
     Summary,
     Thresholds,
-    read_record,
     to_json,
     to_plain,
 )
 from studfinder.records.config import identity, takes
 from studfinder.records.findings import LISTS
-from studfinder.runs import SCORING, Run, key_of, now, run_of, versions, write_bytes, write_text
+from studfinder.records.presented import Presented
+from studfinder.runs import SCORING, Run, key_of, now, read, run_of, versions, write_bytes, write_text
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS, read_prompts
@@ -40,7 +40,7 @@ from studfinder.verbs.load import load_as
 
 
 @dataclass(frozen=True)
-class ScanPlan:
+class ScanPlan(Presented):
     """Everything that determines a scan's result, worked out before it starts."""
 
     lm: LM
@@ -123,7 +123,7 @@ def run_scan(
     run = scan_run(plan, root)
     found = None if config.overwrite else run.finished()
     if found is not None:  # the key says that these are its prompts; findings of version 1 do not know their ids
-        return replace(read_record(Findings, found / run.result), prompts=plan.prompts), found
+        return replace(read(found, Findings), prompts=plan.prompts), found
     # The folder is claimed first, so that a mistake in --out costs no time.
     with run.work(overwrite=config.overwrite, sources=[plan.lm.source.folder]) as work:
         findings, profile = _scanned(plan, command)

@@ -19,10 +19,10 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.models.beside import carry
-from studfinder.records import RunCard, Training, read_record, to_json
+from studfinder.records import RunCard, Training, to_json
 from studfinder.records.config import makes
 from studfinder.report.training import training_sheet
-from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, read, run_of, versions, write_text
 from studfinder.training import Fitted, Outliers, TaskSource, build_model, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
@@ -55,7 +55,7 @@ def run_train(plan: TrainPlan, command: str = "") -> tuple[Training, Path]:
     run = _run(plan, base)
     found = None if config.overwrite else run.finished()
     if found is not None:
-        return read_record(Training, found / run.result), found
+        return read(found, Training), found
     sources = [config.text, None if base is None else base.source.folder]
     with run.work(overwrite=config.overwrite, sources=sources) as work:
         with _first_process_first():

@@ -10,6 +10,7 @@ from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.records.config import makes
+from studfinder.records.presented import Presented
 from studfinder.runs import process_count
 from studfinder.texts import check_ids, token_ids, tokenizer_of
 from studfinder.training import (
@@ -45,7 +46,7 @@ _LOOKED_AT = 100_000
 
 
 @dataclass(frozen=True)
-class TrainPlan:
+class TrainPlan(Presented):
     """Everything that determines a training run, worked out before it starts.
 
     Attributes:

@@ -62,8 +62,6 @@ class ClippedSoftmax(Variant):
             raise StudfinderError(f"length={self.length} does not fit", expected="a training length beside alpha")
         if self.per_row and self.alpha is None:
             raise StudfinderError("per_row needs alpha", expected="ClippedSoftmax(alpha=4, per_row=True)")
-        if self.kernel not in ("blocks", "flex"):
-            raise StudfinderError(f"kernel {self.kernel!r} is unknown", expected="'blocks' or 'flex'")
         if self.kernel == "flex" and (self.per_row or self.zeta != 1):
             raise StudfinderError("the flex kernel knows one gamma and zeta = 1", expected="kernel='blocks'")
 

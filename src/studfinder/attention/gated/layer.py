@@ -44,10 +44,6 @@ class Gated(Variant):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in (*_WITH_BIAS, "headwise", "elementwise"):
-            raise StudfinderError(
-                f"gate {self.kind!r} is unknown", expected="linear, mlp, all-heads, headwise or elementwise"
-            )
         if not 0 < self.pi_init < 1:
             raise StudfinderError(f"pi_init={self.pi_init} is no gate", expected="a number between 0 and 1")
         if self.pi_init != 0.5 and self.kind not in _WITH_BIAS:

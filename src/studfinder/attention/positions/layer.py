@@ -35,8 +35,6 @@ class RoPE(Variant):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("partial", "p-rope"):
-            raise StudfinderError(f"RoPE kind {self.kind!r} is unknown", expected="'partial' or 'p-rope'")
         if not 0 < self.fraction <= 1:
             raise StudfinderError(
                 f"fraction={self.fraction} is out of range",

@@ -35,8 +35,6 @@ class Induction(ToyTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score not in ("first", "all"):
-            raise StudfinderError(f"score={self.score!r} is unknown", expected="'first' or 'all'")
         if self.vocabulary - RESERVED < self.length:
             raise StudfinderError(
                 f"vocabulary {self.vocabulary} is too small for sequences of {self.length}",

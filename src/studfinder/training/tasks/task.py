@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import StudfinderError, unknown
+from studfinder.records.config import Config, worded
 
 TOY_TASKS = {
     "induction": "studfinder.training.tasks.induction:Induction",
@@ -41,7 +42,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyTask:
+class ToyTask(Config):
     """Base of all tasks.
 
     Attributes:
@@ -57,8 +58,7 @@ class ToyTask:
     train_on: Literal["all", "scored"] = "all"
 
     def __post_init__(self) -> None:
-        if self.train_on not in ("all", "scored"):
-            raise StudfinderError(f"train_on={self.train_on!r} is unknown", expected="'all' or 'scored'")
+        super().__post_init__()
         if self.length < 4:
             raise StudfinderError(f"sequences of {self.length} tokens are too short", expected="4 or more")
 
@@ -79,26 +79,9 @@ def task_from(text: str) -> ToyTask:
     """
     name, _, rest = text.partition(":")
     if name not in TOY_TASKS:
-        raise StudfinderError(f"there is no task {name!r}", expected=", ".join(TOY_TASKS))
+        raise unknown("there is no task", name, TOY_TASKS)
     module, _, attribute = TOY_TASKS[name].partition(":")
-    kind = getattr(import_module(module), attribute)
-    known = {field.name: field.default for field in dataclasses.fields(kind)}
-    settings: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        if key not in known:
-            raise StudfinderError(f"task {name!r} has no setting {key!r}", expected=", ".join(known))
-        settings[key] = _parsed(name, key, value, type(known[key]))
-    return kind(**settings)
-
-
-def _parsed(name: str, key: str, value: str, kind: type) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise StudfinderError(
-            f"{name}:{key}={value} is not a number", expected="a whole number" if kind is int else "a number"
-        ) from None
+    return worded(getattr(import_module(module), attribute), rest, f"task {name}")
 
 
 def word_tokenizer(vocabulary: int) -> Any:

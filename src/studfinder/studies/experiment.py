@@ -8,6 +8,7 @@ models together it has `across(data)`, given the data by model; where it needs a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 from studfinder.errors import unknown
 from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
-from studfinder.records import Chart, ModelCard, Table
+from studfinder.records import Chart, ModelCard, Table, from_json, to_plain
 from studfinder.records.config import Config, option
 from studfinder.runs import Progress, Work
 from studfinder.sites import check_causal
@@ -146,6 +147,10 @@ class Bench:
         through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
         return self.work.steps.once(self._scoped(step), compute)
 
+    def outcome(self, read: Callable[[], Outcome]) -> Outcome:
+        """All that is said of a model as one step, where all of it comes from one reading."""
+        return from_json(Outcome, json.dumps(self.once("outcome", lambda: to_plain(read()))), name="the outcome")
+
     def _scoped(self, step: str) -> str:
         return f"{self._scope}/{step}" if self._scope else step
 
@@ -156,23 +161,15 @@ class Bench:
         measures: Sequence[str | Watch],
         *,
         limits: Mapping[str, int | None] | None = None,
-        lenient: bool = False,
+        **more: Any,
     ) -> GridScores:
         """Every measure of every variant: at most `limit` items of each, and `windows` of a perplexity, as the settings
-        say, if not `limits`; see `Grid`."""
+        say, if not `limits`; see `Grid`, which takes the rest."""
         items, seed = getattr(self.config, "limit", None), self.config.seed
         most = {**dict.fromkeys(MEASURES, items), "perplexity": getattr(self.config, "windows", items)}
         most.update(limits or {})
-        return Grid(
-            run=self,
-            lm=lm,
-            variants=variants,
-            measures=measures,
-            limits=most,
-            seed=seed,
-            lenient=lenient,
-            progress=self.progress,
-        ).scored()
+        more |= {"limits": most, "seed": seed, "progress": self.progress}
+        return Grid(run=self, lm=lm, variants=variants, measures=measures, **more).scored()
 
     def each(self, measure: str, field: str) -> list[str]:
         """A measure for each argument that a field of the config lists."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studfinder.experiments.experiment import Bench
-from studfinder.experiments.seeds import Cells, ends_table
-from studfinder.experiments.trained import ModelKind, SizedConfig, every_cell
 from studfinder.records import Table
 from studfinder.records.config import option
+from studfinder.studies.experiment import Bench
+from studfinder.studies.seeds import Cells, ends_table
+from studfinder.studies.trained import ModelKind, SizedConfig, every_cell
 from studfinder.training import TextSource, tokenized
 
 

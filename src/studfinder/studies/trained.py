@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
-from studfinder.experiments.experiment import Bench, StudyConfig
-from studfinder.experiments.seeds import DIVERGED, Cells, Curve, Trained
 from studfinder.models import LM, load
 from studfinder.records.config import option
 from studfinder.runs import first_process, key_of
+from studfinder.studies.experiment import Bench, StudyConfig
+from studfinder.studies.seeds import DIVERGED, Cells, Curve, Trained
 from studfinder.training import ModelShape, Outliers, TrainingRecipe, build_model, fit, variants_from
 from studfinder.training.fit import Fitted
 from studfinder.training.outliers import PREFIX

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.experiment import Bench, StudyConfig
 from studfinder.models import LM
 from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
 from studfinder.quantizers.grid import fits
 from studfinder.records import Chart, Plot, Series, point
 from studfinder.records.config import option
 from studfinder.studies import KL, GridScores, ModelVariant, Original, Watch, spoken
+from studfinder.studies.experiment import Bench, StudyConfig
 
 CAVEAT = (
     "The built-in model's weights come from 4-bit blocks of 32, so its neighbourhoods are already rounded: judge on "
