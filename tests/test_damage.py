@@ -25,7 +25,8 @@ def test_noise_elsewhere_is_tuned_to_the_same_damage(start: float) -> None:
     assert match.target.value == pytest.approx(next_token(lm, encoded, edits).kl_interval(0).value, rel=1e-3)
     assert match.kl.value == pytest.approx(next_token(lm, encoded, make(match.strength)).kl_interval(0).value, rel=1e-3)
     assert match.edits == make(match.strength)
-    assert match.difference.low <= match.kl.value - match.target.value <= match.difference.high
+    assert match.difference.value == pytest.approx(match.kl.value - match.target.value, rel=1e-3, abs=1e-6)
+    assert match.difference.low < match.difference.value < match.difference.high
     # What was looked for is not what anything gives: ten times the strength does more than the tolerance allows.
     assert next_token(lm, encoded, make(10 * match.strength)).kl_interval(0).value > 1.05 * match.target.value
 

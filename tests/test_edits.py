@@ -63,6 +63,7 @@ def random_edits(lm: LM, chance: random.Random) -> tuple[Edit, ...]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_edit_changes_exactly_its_numbers_and_leaves_no_bit(architecture: str) -> None:
+    """Law 2: an edit leaves nothing."""
     lm = tiny(architecture)
     before, clean = bits(lm), logits(lm)
     writer = lm.anatomy.layers[1].writers[0]
@@ -129,6 +130,7 @@ def test_a_thousand_random_edits_leave_no_bit() -> None:
 @given(a=st.sampled_from([0.5, 2.0, -4.0, 0.25]), b=st.sampled_from([0.5, 2.0, -1.0]), seed=st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
 def test_scales_compose(a: float, b: float, seed: int) -> None:
+    """Law 3: scale(a) then scale(b) = scale(ab) up to rounding."""
     lm = tiny("llama", seed=0)
     target = top_fraction(lm, 0.05)
     with edited(lm, (*scale(target, a), *scale(target, b))):
@@ -138,6 +140,7 @@ def test_scales_compose(a: float, b: float, seed: int) -> None:
 
 
 def test_scale_by_one_is_the_identity() -> None:
+    """Law 3: scale(1) = identity."""
     lm = tiny("qwen3")
     before = bits(lm)
     with edited(lm, scale(top_fraction(lm, 0.1), 1.0)):
@@ -188,6 +191,7 @@ def test_top_fraction_takes_the_largest_and_keeps_what_is_named() -> None:
     ],
 )
 def test_an_edit_of_nothing_is_an_error(make) -> None:  # type: ignore[no-untyped-def]
+    """Law 4: an edit that resolves to nothing is an error, never a no-op."""
     with pytest.raises(StudfinderError):
         make(tiny("llama"))
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import MEASURES, choices, compare, induction, knowledge_conflict, measure_named, scored
 from studfinder.measures.choices import Question, multiple_choice
 from studfinder.measures.facts import draw_facts, facts, wrong_answers
@@ -233,8 +233,28 @@ def test_calibration_finds_the_count_in_range_on_other_items(lm, monkeypatch):
     count = calibrate_facts(lm, limit=45)
     judged = {contextual.context for contextual, _ in _items(count, "built-in", 180, 0)[1]}
     assert not judged & seen
-    near = abs(facts_in_context(lm, count, limit=90).value - 0.75)
-    assert near <= abs(facts_in_context(lm, 8, limit=90).value - 0.75)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best", "asked"),
+    [
+        ((1.0, 0.97, 0.93, 0.8, 0.55, 0.2), 4, 5),  # what follows the first below the range is not asked
+        ((0.5,), 1, 1),  # out of the range: the nearest all the same
+        ((1.0, 0.95, 0.91), 3, 3),  # longer prompts do not fit
+    ],
+)
+def test_calibration_takes_the_count_nearest_the_middle(lm, monkeypatch, accuracies, best, asked):
+    tried = []
+
+    def matched(_lm, _name, count, *_):
+        tried.append(count)
+        if len(tried) > len(accuracies):
+            raise NotApplicable("they do not fit")
+        return SimpleNamespace(value=accuracies[len(tried) - 1])
+
+    monkeypatch.setattr("studfinder.measures.matched_facts._matched", matched)
+    assert calibrate_facts(lm) == best
+    assert len(tried) == asked + (asked == len(accuracies) and accuracies[-1] >= 0.6)
 
 
 # --- the difference of differences ----------------------------------------------------------------------------------

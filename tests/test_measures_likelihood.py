@@ -57,6 +57,7 @@ def test_every_architecture_scores_as_plain_passes_do(architecture, head):
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
 def test_nothing_depends_on_batch_size_or_order(architecture):
+    """Law 10 for likelihoods."""
     lm, requests = tiny(architecture, dtype=torch.float64), choices(head=20)
     one, all_at_once = (log_likelihoods(lm, requests, batch_tokens=size) for size in (1, 100_000))
     turned = log_likelihoods(lm, requests[::-1])[::-1]
@@ -103,6 +104,7 @@ def test_a_beginning_common_to_all_is_read_before():
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom", "gemma3_text"])
 def test_passes_side_by_side_are_those_one_after_the_other(architecture, monkeypatch):
+    """Law 10: nor on the number of workers."""
     lm = tiny(architecture)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     agree(lm, choices(head=20), batch_tokens=40)

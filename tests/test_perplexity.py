@@ -21,6 +21,7 @@ def _plain(lm, ids, first):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_windows_are_scored_as_by_plain_passes(architecture):
+    """Law 10 for perplexity."""
     lm = worded(architecture)
     text = words(np.random.default_rng(0), 400)
     ids = lm.tokenizer(text)["input_ids"]

@@ -130,7 +130,8 @@ def test_perplexity_protocols_count_what_they_say() -> None:
     assert sum(strided.items["tokens"]) == 329  # every token but the first is scored once
     word = perplexity(lm, ["some words here", "and more"], protocol="word", window=100)
     assert sum(word.items["tokens"]) == 5
-    assert whole.interval.low <= whole.value <= whole.interval.high
+    assert whole.value == pytest.approx(np.exp(sum(whole.items["nll"]) / sum(whole.items["tokens"])))
+    assert whole.interval.low < whole.value < whole.interval.high
     with pytest.raises(StudfinderError, match="shorter than one window"):
         perplexity(lm, ["short"], protocol="gptq")
     with pytest.raises(StudfinderError, match="no text"):

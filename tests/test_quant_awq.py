@@ -21,7 +21,7 @@ WINDOWS = prompts((40, 40))
 
 
 @pytest.mark.parametrize("duo", [True, False, "both"])
-def test_the_chosen_factors_are_the_best_of_the_candidates(duo):
+def test_the_chosen_factors_are_the_best_of_the_candidates(duo, monkeypatch):
     lm = outlying()
     method = AWQ(scheme=W3, candidates=8, duo=duo)
     bench = bench_for(lm, method, windows=WINDOWS)
@@ -29,12 +29,18 @@ def test_the_chosen_factors_are_the_best_of_the_candidates(duo):
     fold = norm_folds(lm, block)[0]
     error = _error(lm, block, fold, {})
     plain = error(method._rounded(bench, fold, torch.ones(32)))
+    alone, grid = {}, method._grid()
+    assert len(grid) == 8
+    assert (0.0, False) in grid
+    for candidate in grid:
+        monkeypatch.setattr(AWQ, "_grid", lambda _self, candidate=candidate: [candidate])
+        alpha, scale = method.search(bench, block, fold)
+        assert alpha == candidate[0]
+        alone[candidate] = error(method._rounded(bench, fold, scale)), alpha
+    monkeypatch.setattr(AWQ, "_grid", lambda _self: grid)
     alpha, scale = method.search(bench, block, fold)
-    assert error(method._rounded(bench, fold, scale)) < 0.9 * plain
-    assert 0 < alpha <= 1
-    assert (alpha, False) in method._grid() or (alpha, True) in method._grid()
-    assert len(method._grid()) == 8
-    assert (0.0, False) in method._grid()
+    assert (error(method._rounded(bench, fold, scale)), alpha) == min(alone.values())
+    assert min(alone.values())[0] < 0.9 * plain
 
 
 def test_errors_by_rows_and_by_output_are_the_same_for_a_matrix_alone():

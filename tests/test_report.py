@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from proved import made_up_proof
 from scanned import a_scan
 from studfinder.errors import StudfinderError
-from studfinder.records import Findings, Interval, RunCard, Training
+from studfinder.records import Findings, Interval, RunCard, SuperWeight, Training
 from studfinder.report import comparison_page, figures, page
 from studfinder.report.profile import Profile, pack_profile
 from studfinder.report.training import training_sheet
@@ -192,7 +192,13 @@ def test_to_frame_has_a_row_an_entry():
     frame = findings.to_frame()
     assert isinstance(frame, pandas.DataFrame)
     assert len(frame) == len(findings.super_weights)
-    assert {"layer", "row", "col", "value", "verdict", "kl", "kl_low", "kl_high"} <= set(frame.columns)
+    own = [field.name for field in dataclasses.fields(SuperWeight) if field.name != "effect"]
+    effects = [f"{name}{end}" for name in ("kl", "perplexity_ratio", "control_kl") for end in ("", "_low", "_high")]
+    assert list(frame.columns) == [*own, *effects, "marginal_kl", "marginal_kl_low", "marginal_kl_high"]
+    places = [(weight.layer, weight.row, weight.col) for weight in findings.super_weights]
+    assert list(zip(frame["layer"], frame["row"], frame["col"], strict=True)) == places
+    proven = findings.super_weights[0].effect.kl
+    assert tuple(frame.loc[0, ["kl", "kl_low", "kl_high"]]) == (proven.value, proven.low, proven.high)
     assert list(findings.to_frame("attention_sinks").columns) == ["layer", "head", "strength"]
 
 

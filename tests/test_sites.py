@@ -80,6 +80,7 @@ def traces(lm: LM) -> dict:
 @pytest.mark.parametrize("attention", ["eager", None])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_are_bit_equal_with_every_reader_on(architecture, attention):
+    """Law 1: reading changes nothing."""
     lm = tiny(architecture, attention=attention)
     ids = token_ids(3, 12)
     for mask in (None, PADDED, PADDED.flip(1)):
@@ -97,6 +98,7 @@ def test_logits_are_bit_equal_with_every_reader_on(architecture, attention):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generation_with_a_cache_is_the_same_with_every_reader_on(architecture):
+    """Law 1 with a cache."""
     lm = tiny(architecture)
     options = {
         "attention_mask": PADDED,
@@ -115,6 +117,7 @@ def test_generation_with_a_cache_is_the_same_with_every_reader_on(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_reading_inside_a_replacement_changes_nothing_and_the_replacement_does(architecture):
+    """Law 1 inside an edit."""
     lm = tiny(architecture)
     ids = token_ids(3, 12)
     clean = logits(lm, ids)
@@ -210,6 +213,7 @@ def test_readers_get_no_gradient_and_gradients_still_flow():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_nothing_is_left_behind(architecture, error):
+    """Law 2: a tap leaves nothing."""
     lm = tiny(architecture)
     before, clean = traces(lm), logits(lm, token_ids())
 

@@ -47,6 +47,7 @@ def topk(stream: list[torch.Tensor], k: int, start: int = 0) -> TopK:
 
 @given(matrices(), st.integers(1, 8), st.data())
 def test_topk_of_merged_parts_is_that_of_the_whole_ties_included(stream, k, data):
+    """Law 5: merge(stats(A), stats(B)) = stats(A + B)."""
     cut = data.draw(st.integers(0, len(stream)))
     first = topk(stream[:cut], k)
     second = topk(stream[cut:], k, start=sum(map(len, stream[:cut])))
@@ -73,6 +74,7 @@ def test_topk_is_a_sort_by_magnitude_then_coordinates(stream, k):
 
 @given(matrices(), st.data())
 def test_histograms_of_parts_merge_exactly(stream, data):
+    """Law 5."""
     cut = data.draw(st.integers(0, len(stream)))
     parts = [AbsHistogram(), AbsHistogram(), AbsHistogram()]
     for i, matrix in enumerate(stream):
@@ -127,6 +129,7 @@ def test_bits_order_like_magnitudes(numbers):
 
 @given(matrices(st.floats(-(2.0**33), 2.0**33, width=32)), st.data())
 def test_sums_of_parts_merge_up_to_rounding(stream, data):
+    """Law 5."""
     cut = data.draw(st.integers(0, len(stream)))
     parts = [SumOfSquares(), SumOfSquares()]
     for i, matrix in enumerate(stream):

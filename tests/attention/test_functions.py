@@ -122,6 +122,7 @@ def _gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tens
 @pytest.mark.parametrize("mask_name", MASKS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_runs_as_specified(name: str, mask_name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 7: each variant equals its naive.py, in outputs and in gradients."""
     monkeypatch.setattr(blocks, "CPU_BLOCK", block)
     monkeypatch.setattr(blocks, "_FEWEST_ROWS", 2)  # several blocks even at this length
     variant, specification = VARIANTS[name]

@@ -223,9 +223,10 @@ def test_scalars_take_no_weight_decay() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     assert {id(p) for g in (decayed, kept) for p in g["params"]} == set(names)
     spared = {names[id(p)] for p in kept["params"]}
-    assert all(("kv_shift" in n) <= (n in spared) for n in names.values())
-    assert any(n.endswith("gated.bias") for n in spared)
-    assert any(n.endswith("gated.weight") for n in {names[id(p)] for p in decayed["params"]})
+    assert spared == {name for name, p in model.named_parameters() if p.dim() < 2 or "kv_shift" in name}
+    for ending, there in (("kv_shift.key_current", True), ("gated.bias", True), ("gated.weight", False)):
+        assert sum(name.endswith(ending) for name in names.values()) == model.config.num_hidden_layers
+        assert any(name.endswith(ending) for name in spared) is there
     bias = sa.convert(tiny(), sa.AttentionBias(), init="fresh")
     spared = {id(p) for p in sa.parameter_groups(bias, 0.1)[1]["params"]}
     assert id(bias.model.layers[0].self_attn.attention_bias.key) in spared

@@ -81,6 +81,7 @@ def test_changes_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_full_is_steps_is_chunks(name: str) -> None:
+    """Law 7: full forward = prefill + steps = any chunking."""
     model, ids = model_with(name), tokens()
     full = model(ids, use_cache=False).logits
     for pieces in ([1] * 13, [7, *[1] * 6], [5, 4, 1, 3], [1, 12]):
@@ -99,6 +100,7 @@ def test_sliding_windows(name: str, base: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_left_padding_changes_nothing(name: str) -> None:
+    """Law 7 with left padding."""
     model, ids = model_with(name), tokens(1)
     pad = torch.full((1, 4), 7)
     mask = torch.cat([torch.zeros_like(pad), torch.ones_like(ids)], dim=1)
@@ -125,6 +127,7 @@ def test_right_padding_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_packed_documents_do_not_leak(name: str) -> None:
+    """Law 7 with packed documents."""
     model, ids = model_with(name), tokens(1)
     positions = torch.tensor([[*range(5), *range(6), *range(2)]])
     packed = model(ids, position_ids=positions, use_cache=False).logits
@@ -134,6 +137,7 @@ def test_packed_documents_do_not_leak(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_beam_search_is_beam_search_without_a_cache(name: str) -> None:
+    """Law 7: beam search without a cache."""
     model, ids = model_with(name), tokens(2, 6)
     options = {
         "max_new_tokens": 7,
@@ -168,6 +172,7 @@ def test_assisted_decoding_is_greedy_decoding(name: str) -> None:
     ids=lambda variants: " + ".join(getattr(v, "kind", v.name) for v in variants),
 )
 def test_identity_starts_are_bit_exact_and_trainable(base: str, dtype: torch.dtype, variants) -> None:
+    """Law 8: an identity start is bit-exact and trainable."""
     if base in ("gpt2", "opt") and isinstance(variants[0], sa.Differential):
         pytest.skip("refused, see test_convert.py")
     model, ids = tiny(base, dtype), tokens()

@@ -116,15 +116,15 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
 # --- what is counted ------------------------------------------------------------------------------------------------
 
 
-def norm_ratios(norm_LHD: np.ndarray, scope: str = "head") -> np.ndarray:
-    """M over the mean of its head, or ("layer") of all heads of its layer, shape (..., H, D)."""
-    mean = norm_LHD.mean(axis=-1 if scope == "head" else (-2, -1), keepdims=True)
-    return np.divide(norm_LHD, mean, out=np.zeros_like(norm_LHD), where=mean > 0)
+def norm_ratios(norms: np.ndarray, scope: str = "head") -> np.ndarray:
+    """M, (..., H, D), over the mean of its head, or ("layer") of all heads of its layer; of the same shape."""
+    mean = norms.mean(axis=-1 if scope == "head" else (-2, -1), keepdims=True)
+    return np.divide(norms, mean, out=np.zeros_like(norms), where=mean > 0)
 
 
-def counts(norm_LHD: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
-    """Massive entries by layer, shape (..., L)."""
-    return (norm_ratios(norm_LHD, scope) > lam).sum(axis=(-2, -1))
+def counts(norms: np.ndarray, lam: float, scope: str = "head") -> np.ndarray:
+    """Massive entries of M, (..., L, H, D), by layer, shape (..., L)."""
+    return (norm_ratios(norms, scope) > lam).sum(axis=(-2, -1))
 
 
 def massive_total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> np.ndarray:

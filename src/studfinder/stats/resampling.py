@@ -46,11 +46,11 @@ def _counts(generator: np.random.Generator, size: int, rows: int) -> np.ndarray:
     return np.bincount(picks_RI.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
 
 
-def total(counts_RI: np.ndarray, values_I: np.ndarray) -> np.ndarray:
-    """The sum over what was drawn, shape (R,), or (R, K) of values (I, K). What is not finite is in it where it was
-    drawn, and nowhere else."""
-    broken_I = ~np.isfinite(values_I)
-    sums_R = counts_RI @ np.where(broken_I, 0.0, values_I)
-    for item in np.unique(broken_I.nonzero()[0]):
-        sums_R[counts_RI[:, item] > 0] += np.where(broken_I[item], values_I[item], 0.0)
-    return sums_R
+def total(counts_RI: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum over what was drawn, shape (R,) of values (I,), or (R, K) of values (I, K). What is not finite is in it
+    where it was drawn, and nowhere else."""
+    broken = ~np.isfinite(values)
+    sums = counts_RI @ np.where(broken, 0.0, values)
+    for item in np.unique(broken.nonzero()[0]):
+        sums[counts_RI[:, item] > 0] += np.where(broken[item], values[item], 0.0)
+    return sums
