@@ -38,7 +38,7 @@ def test_residual_and_attention_sites_have_their_shapes(architecture):
         for stage in stages:
             expected[f"query{stage}[{i}]"] = (B, a.heads, T, a.head_dim)
             expected[f"key{stage}[{i}]"] = (B, a.kv_heads, T, a.head_dim)
-    seen = capture(lm, token_ids(B, T), expected)
+    seen = capture(lm, token_ids(B, T), list(expected))
     assert {name: tuple(tensor.shape) for name, tensor in seen.items()} == expected
 
 

@@ -12,7 +12,9 @@ import studfinder as sf
 from checkpoints import PROMPT, checkpoint
 from outside import quick_and_deep
 from studfinder.cli.app import run_cli
+from studfinder.records import Chart, Plot, Series
 from studfinder.report import figures, style
+from studfinder.report.charts import draw_chart
 from studfinder.report.style import attempted, new_figure, rendered, styled
 
 
@@ -171,11 +173,10 @@ def test_a_model_of_that_name(tmp_path, capsys, name):
 
 def test_no_axis_shows_a_formula(monkeypatch, tmp_path):
     """With formulas off, matplotlib's own ticks of a log axis would show their source."""
-    from studfinder.experiments.dots import dots
-
+    points = ((10.0, 5.0, 2000.0), (100.0, 50.0, 20000.0))
+    rows = Plot(kind="dots", rows=("a", "b"), series=(Series(name="x", points=points),), log=True)
+    lines = Plot(kind="lines", series=(Series(name="x", x=(1.0, 1000.0), points=points),), log=True, log_x=True)
     with styled():
-        figure = new_figure(400, 200)
-        axes = figure.add_subplot()
-        dots(axes, ["a", "b"], {"x": [[10.0, 5.0, 2000.0], [100.0, 50.0, 20000.0]]}, log=True)
+        figure = draw_chart(Chart(name="x", plots=(rows, lines)), 400)
     assert "mathdefault" not in rendered(figure, kind="svg", name="x").decode()
     assert style._STYLE["text.parse_math"] is False

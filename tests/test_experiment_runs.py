@@ -17,7 +17,7 @@ from studfinder.experiments.weights import scan_of
 from studfinder.models import load
 from studfinder.records import Table
 from studfinder.runs import key_of, provenance
-from studfinder.studies.experiment import Experiment, Outcome
+from studfinder.studies.experiment import Experiment, Outcome, StudyConfig
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -36,16 +36,15 @@ def lm():
 def plan(calls: list[str], *, scan: bool = False) -> ExperimentPlan:
     """An experiment of two steps on one model."""
 
-    def run(bench):
-        with bench.model(bench.models[0]) as lm:
-            if scan:
-                scan_of(bench, lm, prove=False)
-            values = [bench.once(name, lambda name=name: calls.append(name) or len(calls)) for name in ("a", "b")]
+    def run(bench, lm):
+        if scan:
+            scan_of(bench, lm, prove=False)
+        values = [bench.once(name, lambda name=name: calls.append(name) or len(calls)) for name in ("a", "b")]
         return Outcome([Table(title="t", columns=("v",), rows=tuple((value,) for value in values))])
 
-    entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": {}})
-    module: Any = SimpleNamespace(EXPERIMENT=entry, run=run, draw=lambda result, width: {})
-    return ExperimentPlan(module, entry, ("m",), {"seed": 0})
+    entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": StudyConfig()})
+    module: Any = SimpleNamespace(EXPERIMENT=entry, run=run)
+    return ExperimentPlan(module, entry, ("m",), StudyConfig())
 
 
 def test_a_scan_that_an_experiment_needs_goes_where_out_says(here, lm):

@@ -19,6 +19,7 @@ REASONS = {
         "hook": "a gradient hook of a training; the model is trained, not lent",
         "write": "holds weights where they are while an optimiser moves the others",
     },
+    "records/public.py": {"setattr": "wraps classes of ours while their module is imported"},
     "cli/process.py": {"signal": "Ctrl-C while modules are imported", "setattr": "streams of the terminal"},
     "models/adapters.py": {"write": "a merged model takes gradients again, as a loaded one does"},
     "quantizers/plain.py": {"setattr": "builds a model in a process of its own"},

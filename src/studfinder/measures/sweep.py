@@ -77,6 +77,7 @@ def sweep(
         StudfinderError: no windows, a window of fewer than two tokens, ids beyond the embedding, or a model that is not
             causal.
     """
+    _check_windows(lm, encoded)
     variants = [edits_of(lm, edits) for edits in variants]
     # Under edits of sites from outside, blocks that are passed by would show their outputs to be replaced twice.
     starts = [0 if replacing(lm) else layer_of(lm, edits) for edits in variants]
@@ -104,7 +105,15 @@ def between(lm: LM, other: LM, encoded: Sequence[Sequence[int]]) -> Effects:
     Raises:
         StudfinderError: no windows, or a window of fewer than two tokens.
     """
+    _check_windows(lm, encoded)
     return _effects(lm, encoded, 1, lambda batch: (_logits(one, batch).to(lm.device) for one in (lm, other)))
+
+
+def _check_windows(lm: LM, encoded: Sequence[Sequence[int]]) -> None:
+    if not encoded or min(len(ids) for ids in encoded) < 2:
+        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
+    check_causal(lm, "next-token distributions")
+    check_ids(lm, encoded)
 
 
 def _effects(
@@ -115,10 +124,6 @@ def _effects(
     progress: Advance | None = None,
 ) -> Effects:
     """What variants differ in, given the logits of a batch: the clean model's, then each variant's."""
-    if not encoded or min(len(ids) for ids in encoded) < 2:
-        raise NotApplicable("there is nothing to score", expected="windows of at least two tokens")
-    check_causal(lm, "next-token distributions")
-    check_ids(lm, encoded)
     kl = np.zeros((variants, len(encoded)))
     nll, clean_nll = np.zeros_like(kl), np.zeros(len(encoded))
     size = max(1, _LOGITS // (lm.anatomy.vocabulary * max(len(ids) for ids in encoded)))
