@@ -166,8 +166,7 @@ def _size(seen: dict[str, Any], own: FinetuneConfig) -> str:
 def _weights(bench: Bench, lm: LM) -> dict[str, Any]:
     """The proven super weights, the largest effect first, and for each the weight of its matrix nearest in size."""
     findings = load_findings(bench, lm)
-    proven = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
-    chosen = proven[: bench.config.weights]
+    chosen = findings.strongest[: bench.config.weights]
     taken = [(weight.parameter, weight.index) for weight in findings.super_weights]
     controls: list[tuple[str, list[int]]] = []
     for weight in chosen:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import Any
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import unknown
 
 EXPERIMENTS: dict[str, str] = {
     "super-weight/ablation": "studfinder.experiments.super_weight_ablation",
@@ -42,16 +41,11 @@ EXPERIMENTS: dict[str, str] = {
     "massive-values/rope-control": "studfinder.experiments.rope_control",
     "outlier-free/backcopy": "studfinder.experiments.outlier_free_backcopy",
 }
-"""The module of each experiment: it holds EXPERIMENT, run(bench) and draw(result, width)."""
+"""The module of each experiment; see `studies.experiment` for what it holds."""
 
 
 def experiment_named(name: str) -> Any:
     """The module of an experiment. Raises StudfinderError if there is none of this name."""
     if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS, n=3, cutoff=0.4)
-        raise StudfinderError(
-            f"there is no experiment {name!r}",
-            expected="one of " + ", ".join(near or EXPERIMENTS),
-            do="studfinder ls experiments lists them",
-        )
+        raise unknown("there is no experiment", name, EXPERIMENTS)
     return import_module(EXPERIMENTS[name])

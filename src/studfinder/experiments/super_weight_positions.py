@@ -69,7 +69,6 @@ def run(bench: Bench, lm: LM) -> Outcome:
     plot = Plot(kind="lines", series=tuple(series), x="position", y="KL, nats per token", log=True, log_x=True)
     table = Table(title="KL by position", columns=("set to zero", "text", "positions", "KL"), rows=tuple(rows))
     ends = [row for row in rows if row[:2] == ("super weights", WITH)]
-    note = (
-        f"without the super weights the KL is {ends[0][3]} at positions {ends[0][2]}, {ends[-1][3]} at {ends[-1][2]}."
-    )
+    first, last = (f"{row[3]} at positions {row[2]}" for row in (ends[0], ends[-1]))
+    note = f"without the super weights the KL is {first}, and {last}."
     return Outcome([table], [note], [Chart(name="positions", plots=(plot,))])

@@ -42,13 +42,12 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], Fin
         StudfinderError: none is proven.
     """
     findings = load_findings(bench, lm)
-    found = sorted(findings.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0)
-    if not found:
+    if not findings.proven:
         raise StudfinderError(
             f"no super weight is proven in {lm.source.id}, so there is nothing to take away",
             do="See studfinder scan for its candidates, or choose another model",
         )
-    return tuple(found), findings
+    return findings.strongest, findings
 
 
 def controls_of(lm: LM, weights: Sequence[SuperWeight], findings: Findings) -> list[Weights]:

@@ -346,6 +346,11 @@ class Findings(Presented):
         """The super weights whose removal was shown to matter."""
         return tuple(w for w in self.super_weights if w.verdict in ("proven", "proven-jointly"))
 
+    @property
+    def strongest(self) -> tuple[SuperWeight, ...]:
+        """Those proven, the one with the largest effect first."""
+        return tuple(sorted(self.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0))
+
     def to_frame(self, of: str = "super_weights") -> pandas.DataFrame:
         """One of the lists, or of `others`, as a pandas DataFrame, a row an entry; an effect becomes columns `kl`,
         `kl_low` and so on. Raises StudfinderError if pandas is not installed, or for another name."""

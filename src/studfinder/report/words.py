@@ -42,7 +42,7 @@ _STANDS = 1.5
 
 def verdict_sentence(findings: Findings) -> str:
     """What this scan says, in one sentence."""
-    proven = sorted(findings.proven, key=lambda w: -w.effect.kl.value if w.effect else 0.0)
+    proven = findings.strongest
     if proven and proven[0].effect is not None:
         ratio = proven[0].effect.perplexity_ratio
         more = proven[1:]
