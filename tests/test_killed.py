@@ -28,7 +28,7 @@ from proving import provable
 from studfinder.experiments.run import ExperimentPlan, run_experiment
 from studfinder.records import Table
 from studfinder.runs import kind_of
-from studfinder.studies.experiment import Experiment, Outcome
+from studfinder.studies.experiment import Experiment, Outcome, StudyConfig
 from studfinder.verbs.measure import measure
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.report import report
@@ -71,9 +71,11 @@ def _plan() -> ExperimentPlan:
         (bench.folder / "kept.bin").write_bytes(bytes(values))
         return Outcome([Table(title="t", columns=("a",), rows=tuple((value,) for value in values))])
 
-    entry = Experiment(name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": {}}, trains=True)
-    module: Any = SimpleNamespace(EXPERIMENT=entry, run=run, draw=lambda result, width: {})
-    return ExperimentPlan(module, entry, (), {"seed": 0})
+    entry = Experiment(
+        name="a/b", paper="-", shows="ours", summary="-", needs="-", presets={"cpu": StudyConfig()}, trains=True
+    )
+    module: Any = SimpleNamespace(EXPERIMENT=entry, run=run)
+    return ExperimentPlan(module, entry, (), StudyConfig())
 
 
 def forked(call: Callable, place: Path, *more: Any, kill: tuple[str, int] | None = None) -> tuple[int, Counter]:

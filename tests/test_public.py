@@ -344,3 +344,13 @@ def test_the_readme_runs(lm, monkeypatch):
         "sf.scan(lm)", "sf.scan(lm, prompts=PROMPTS)"
     )
     exec(code, {"lm": provable("llama", planted=True)[0], "PROMPTS": [PROMPT]})
+
+
+def test_an_annotation_means_the_room_s_own_name_whatever_a_library_calls_so(lm):
+    """`Text` of rich is loaded with the terminal's pages; prompts are still ours."""
+    import studfinder.report.terminal
+    from studfinder.texts import default_prompts
+
+    assert studfinder.report.terminal.Text is not type(default_prompts()[0])
+    prompts = default_prompts()[:1]
+    assert sf.scan(lm, prompts=prompts, prove=False).prompts.names == (prompts[0].name,)

@@ -181,7 +181,7 @@ def test_an_architecture_that_takes_no_variant(folder, undrawn):
     [
         ({"length": 4096}, "at most 128, the context of"),
         ({"text": "nowhere.txt"}, "there is no text"),
-        ({"lr": -1.0}, "a number above 0"),
+        ({"lr": -1.0}, "lr=-1.0; expected above 0"),
         ({"steps": 0}, "1 or more"),
         ({"watched": 0}, "--watched 0; expected 1 or more"),
         ({"precision": "fp8"}, "fp8"),

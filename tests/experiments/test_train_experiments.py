@@ -233,7 +233,7 @@ def test_micro_batches_and_precision_are_settings_of_every_training_experiment()
     assert (recipe.micro, recipe.precision, recipe.seed) == (8, "bf16", 3)
     plain = plan_experiment("kv-shift/n-gram").config.recipe()
     assert (plain.micro, plain.precision) == (None, "fp32")
-    with pytest.raises(StudfinderError, match="there is no precision 'auto'; expected fp32, bf16"):
+    with pytest.raises(StudfinderError, match="precision 'auto' is unknown; expected fp32, bf16"):
         plan_experiment("kv-shift/n-gram", settings={"precision": "auto"})
     with pytest.raises(StudfinderError, match="super-weight/ablation has no setting 'micro'"):
         plan_experiment("super-weight/ablation", settings={"micro": "8"})

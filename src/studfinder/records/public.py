@@ -107,7 +107,9 @@ class _Names(dict):
         if name in self.known:
             return self.known[name]
         rooms = [module for place, module in list(sys.modules.items()) if place.startswith("studfinder.")]
-        return next((vars(room)[name] for room in rooms if name in vars(room)), Any)
+        found = [vars(room)[name] for room in rooms if name in vars(room)]
+        ours = (one for one in found if str(getattr(one, "__module__", "")).startswith("studfinder."))
+        return next(ours, found[0] if found else Any)  # a library may have another thing of this name
 
 
 def hint_of(annotation: Any, module: str) -> Any:
