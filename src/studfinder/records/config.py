@@ -78,7 +78,8 @@ class Option:
         if self.most is not None:
             return f"{self.least or 0:g} to {self.most:g}"
         ends = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.below, "below {:g}"))
-        return " and ".join(words.format(end) for end, words in ends if end is not None)
+        said = ((end, "finite" if end == float("inf") else words) for end, words in ends if end is not None)
+        return " and ".join(words.format(end) for end, words in said)
 
     def holds(self, number: float) -> bool:
         """Whether it lies between them; NaN lies nowhere."""
