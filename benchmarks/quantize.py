@@ -52,7 +52,8 @@ def plain(source: Path, out: Path, group: int, zero: str):
 
 def studfinder(source: Path, out: Path, group: int, zero: str):
     from studfinder.quantizers import RTN, Scheme
-    from studfinder.verbs.quantize import quantize, shapes_of
+    from studfinder.verbs.quantize import quantize
+    from studfinder.verbs.quantize_plan import shapes_of
 
     scale = str(shapes_of(source)[1]).removeprefix("torch.")
     method = RTN(scheme=Scheme(block=group, zero=zero, scale=scale))
@@ -89,7 +90,8 @@ def llmcompressor_oneshot(source: Path, out: Path, group: int, zero: str):
 def studfinder_gptq(source: Path, out: Path, group: int, zero: str):
     from studfinder.quantizers import Scheme
     from studfinder.quantizers.gptq import GPTQ
-    from studfinder.verbs.quantize import quantize, shapes_of
+    from studfinder.verbs.quantize import quantize
+    from studfinder.verbs.quantize_plan import shapes_of
 
     scale = str(shapes_of(source)[1]).removeprefix("torch.")
     method = GPTQ(scheme=Scheme(block=group, zero=zero, scale=scale))
@@ -259,7 +261,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--python", type=Path, help="an environment that has the peers already")
     options = parser.parse_args()
-    from studfinder.verbs.quantize import folder_of
+    from studfinder.verbs.quantize_plan import folder_of
 
     source = folder_of(options.model)
     if source is None:

@@ -194,7 +194,7 @@ VERBS = {
     "models/": ("scan", "measure", "quantize", "train", "experiment"),
     "hub.py": ("scan", "measure", "quantize", "train", "experiment"),
     "quantizers/": ("quantize",),
-    "verbs/quantize.py": ("quantize",),
+    "verbs/quantize": ("quantize",),
     "verbs/configs.py": ("measure", "experiment"),
     "records/findings.py": ("scan",),
     "studies/": ("experiment",),

@@ -22,7 +22,8 @@ from studfinder.records.config import Config, described, identity, makes, option
 from studfinder.records.loading import ReadConfig
 from studfinder.verbs.configs import ExperimentConfig, MeasureConfig, QuantizeConfig, ScanConfig, TrainConfig
 from studfinder.verbs.measure import plan_measure
-from studfinder.verbs.quantize import plan_quantize, quantize, run_quantize
+from studfinder.verbs.quantize import quantize, run_quantize
+from studfinder.verbs.quantize_plan import plan_quantize
 from studfinder.verbs.scan import plan_scan
 from tiny import tiny, tokenizer
 

@@ -27,7 +27,8 @@ from studfinder.quantizers.checkpoint import TensorGroup, shards, write_shard
 from studfinder.records import Quantization, read_record
 from studfinder.records.json import to_json
 from studfinder.runs import write_text
-from studfinder.verbs.quantize import default_scheme, quantize
+from studfinder.verbs.quantize import quantize
+from studfinder.verbs.quantize_plan import default_scheme
 from tiny import tiny, token_ids, tokenizer
 
 BF16 = torch.bfloat16

@@ -26,7 +26,8 @@ from studfinder.report.scorecard import tables
 from studfinder.report.training import training_sheet
 from studfinder.training import variants_from
 from studfinder.verbs.configs import ExperimentConfig, MeasureConfig, QuantizeConfig, TrainConfig
-from studfinder.verbs.quantize import _method, _record
+from studfinder.verbs.quantize import _record
+from studfinder.verbs.quantize_plan import _method
 from tiny import tiny
 
 SCORE = Interval(value=1.0, low=0.5, high=1.5, level=0.95, n=3, method="made up")

@@ -41,7 +41,8 @@ def command(
     Round to nearest needs no calibration text and works from file to file with the memory of one tensor; an
     interrupted run goes on where it was.
     """
-    from studfinder.verbs.quantize import forecast, plan_quantize, run_quantize
+    from studfinder.verbs.quantize import run_quantize
+    from studfinder.verbs.quantize_plan import forecast, plan_quantize
 
     with progress_bar(as_json) as progress:
         plan = plan_quantize(model, replace(config, progress=progress))

@@ -1,0 +1,291 @@
+"""What quantising will be: method, scheme, format, what is kept; and what it will come to, before anything is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studfinder.edits import Selection, selected
+from studfinder.errors import StudfinderError, unknown
+from studfinder.models import BUILTINS, LM, load
+from studfinder.models.builtin import ensure
+from studfinder.quantizers import (
+    RTN,
+    SCHEMES,
+    Auto,
+    Clip,
+    Method,
+    Rebalance,
+    Scheme,
+    Target,
+    bits_per_weight,
+    calibration_windows,
+    hold_out,
+    method_class,
+    neurons_of,
+    skip,
+)
+from studfinder.quantizers.apply import bench_for, check_fits, prepared
+from studfinder.quantizers.bench import Workbench
+from studfinder.quantizers.export import chosen_format
+from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
+from studfinder.quantizers.source import Files, open_files, skeleton
+from studfinder.quantizers.targets import targets
+from studfinder.records.outside import whole_number
+from studfinder.records.presented import Presented
+from studfinder.report.words import count
+from studfinder.runs import check_place
+from studfinder.verbs.configs import QuantizeConfig
+from studfinder.verbs.load import load_as, options_of
+from studfinder.verbs.quantize_write import (
+    acts_of,
+)
+
+_GROUPS = (128, 64, 32)
+
+
+def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+    """4 bits, integer zero point, groups of 128, or of 64 or 32 where 128 does not divide every matrix.
+
+    Args:
+        shapes: (out, in) of what is quantised.
+        dtype: of the model, in which scales are stored.
+    """
+    sizes = [size for size in _GROUPS if all(shape[1] % size == 0 for shape in shapes)]
+    scale: Any = str(dtype).removeprefix("torch.")
+    return Scheme(block=sizes[0] if sizes else "channel", zero="integer", scale=scale)
+
+
+def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
+    """(out, in) of every matrix that is quantised, by parameter name, and their dtype.
+
+    Args:
+        source: a model, or the folder of one, which is not loaded.
+    """
+    if isinstance(source, LM):
+        return {t.name: tuple(t.weight(source).shape) for t in targets(source)}, source.dtype
+    files = open_files(source)
+    if files is None:
+        return shapes_of(load(source))
+    stored = files.stored
+    return {name: stored[name][1] for name in files.targets}, stored[next(iter(files.targets))][0]
+
+
+@dataclass(frozen=True)
+class QuantizePlan(Presented):
+    """What quantising will be, settled before anything is made.
+
+    Attributes:
+        model: by name, for the record.
+        source: the model in memory, or the folder whose files are gone through one by one.
+        method: with its scheme.
+        format: what is written.
+        keep: what survives.
+        transforms: changes before rounding.
+    """
+
+    model: str
+    source: LM | Path
+    config: QuantizeConfig
+    method: Method
+    format: str
+    keep: tuple[Any, ...]
+    transforms: tuple[Any, ...]
+
+
+def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
+    """Settle method, scheme and format, and load the model if it is needed in memory.
+
+    Raises:
+        StudfinderError: an unknown name, settings that do not go together, a scheme that the format cannot hold, `out`
+            is taken, or what `load` raises.
+    """
+    folder = folder_of(model)
+    check_place(Path(config.out), config.overwrite, [model.source.folder if isinstance(model, LM) else folder])
+    keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
+    source: LM | Path | None = None if options_of(config) else folder
+    if source is None:
+        source = load_as(model, config)
+    shapes, dtype = shapes_of(source)
+    method = _method(config, shapes.values(), dtype)
+    format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
+    name = model.source.id if isinstance(model, LM) else str(model)
+    return QuantizePlan(name, source, config, method, format, keep, changes)
+
+
+def forecast(plan: QuantizePlan) -> list[str]:
+    """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
+    calibration text is not known before, and said to be so. Raises as `quantize`."""
+    files = source_files(plan)
+    if files is not None:
+        _, skipped, chosen = chosen_of(plan, files)
+        names = [target.name for target in chosen]
+        sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
+        bits = bits_of_files(files, names, plan.method.scheme)
+        first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
+        return [first, *(f"left whole: {name}" for name in skipped)]
+    laid = laid_out(plan)
+    with prepared(laid.bench, chosen=False) as bench:
+        sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
+        said = [_sentence(plan, laid.format, len(sizes), sum(sizes.values()), bench.planned, bench.size)]
+        held = [int(bench.held[name].sum()) for name in sizes if name in bench.held]
+        if held:
+            said.append(f"held out: {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')}")
+        said += [f"left whole{', for what is kept in it' * (one in bench.instead)}: {one}" for one in bench.skipped]
+        late = [f"chosen on calibration text, not counted here: {one}" for one in bench.transforms if _late(one)]
+        return [*said, *laid.notes, *bench.notes, *late]
+
+
+def _late(part: Any) -> bool:
+    """Whether it needs calibration text."""
+    return bool(getattr(part, "calibrated", False))
+
+
+def _sentence(plan: QuantizePlan, format: str, matrices: int, weights: int, bits: float, all_weights: int) -> str:
+    how = plan.config.method if isinstance(plan.config.method, str) else type(plan.method).__name__
+    return (
+        f"would quantise {matrices} matrices of {plan.model} ({weights / 1e6:,.0f} M weights) by {how}: "
+        f"{plan.method.scheme}, {bits:.3f} bits a weight, {bits * all_weights / 8e6:,.0f} MB of them, as {format}"
+    )
+
+
+def source_files(plan: QuantizePlan) -> Files | None:
+    """The files to go through one by one, where that is enough: round to nearest, and nothing but names is kept."""
+    if not isinstance(plan.source, Path) or not isinstance(plan.method, RTN) or plan.config.score or plan.transforms:
+        return None
+    return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
+
+
+def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Method:
+    """The method with its scheme. Raises StudfinderError for what does not go together."""
+    said = [name for name in ("scheme", "bits", "group", "zero") if getattr(config, name) is not None]
+    if not isinstance(config.method, str):
+        if said:
+            raise StudfinderError(f"{said[0]} beside a method's own settings", expected="its scheme= in the method")
+        return config.method
+    kind: Any = method_class(config.method)
+    if isinstance(config.scheme, Scheme):
+        scheme = config.scheme
+    elif config.method == "smoothquant" and not said:
+        scheme = _scheme(replace(config, scheme="w8-channel"), shapes, dtype)  # beside 8-bit activations
+    else:
+        scheme = _scheme(config, shapes, dtype)
+    return kind(scheme=scheme, **({"clip": Clip() if config.clip else None} if config.method == "rtn" else {}))
+
+
+def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+    own: Any = str(dtype).removeprefix("torch.")
+    if config.scheme is not None:
+        if config.scheme not in SCHEMES:
+            raise unknown("there is no scheme", config.scheme, SCHEMES)
+        if (config.bits, config.group, config.zero) != (None, None, None):
+            raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
+        known = SCHEMES[str(config.scheme)]
+        return replace(known, scale=own) if known.scale in ("bfloat16", "float16") else known
+    changes: dict[str, Any] = {}
+    if config.bits is not None:
+        changes["element"] = f"int{config.bits}"
+    if config.zero is not None:
+        changes["zero"] = config.zero
+    if config.group is not None:
+        changes["block"] = whole_number(config.group) or str(config.group)[:40]
+    return replace(default_scheme(shapes, dtype), **changes)
+
+
+def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
+    kept = [selected(one) for one in _flat(config.keep)]
+    for one in map(selected, _flat(config.keep_columns)):
+        nothing = isinstance(one, Selection) and not one.weights
+        kept.append(one if nothing else hold_out(one, columns=True))
+    if config.hold_fraction:
+        kept.append(hold_out(fraction=config.hold_fraction))
+    if config.skip:
+        kept.append(skip(*config.skip))
+    return tuple(kept)
+
+
+def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
+    changes: list[Any] = []
+    for one in map(selected, _flat(config.rebalance)):
+        model = one.findings.model.content_hash if isinstance(one, Selection) else ""
+        changes.append(Rebalance(neurons=neurons_of(one), power=3, model=model))
+    changes += _flat(config.transforms)
+    return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
+
+
+def chosen_of(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...]]:
+    """The model without its weights, the fused groups that are skipped, and the matrices that are not."""
+    found = tuple(files.targets.values())
+    lm = skeleton(files.folder)
+    skipped = resolve(lm, found, plan.keep)[1]
+    chosen = tuple(target for target in found if target.fused not in skipped)
+    if not chosen:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    for target in chosen:
+        check_fits(target.name, files.stored[target.name][1], plan.method)
+    return lm, sorted(skipped), chosen
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A model on the bench, and all that is known before a method runs."""
+
+    plan: QuantizePlan
+    method: Method
+    format: str
+    bench: Workbench
+    keep: tuple[Any, ...]
+    text: str | None
+    notes: tuple[str, ...]
+
+
+def laid_out(plan: QuantizePlan) -> LaidOut:
+    config, method = plan.config, plan.method
+    lm = plan.source if isinstance(plan.source, LM) else load(plan.model)
+    acts = acts_of(method, config.format) is not None
+    format = chosen_format(method.scheme, config.format, lm.dtype, targets(lm), acts=acts)
+    notes = [*lm.source.notes, *unkept(plan.keep)]
+    if format == "dense" and hasattr(method, "weights_only"):
+        method = method.weights_only
+        notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
+    text: str | None = None
+    windows: Sequence[Sequence[int]] = ()
+    if _late(method) or any(map(_late, plan.transforms)):
+        origin, windows = calibration_windows(lm, config.calibration, count=config.samples, length=config.length)
+        text = f"{origin}, {len(windows)} windows of {config.length} tokens"
+    # While the model is as it was scanned: inside, findings would be of another one.
+    keep = tuple(as_keeps(lm, plan.keep))
+    bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
+    bench.numbers = format == "dense"
+    return LaidOut(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
+
+
+def bits_of_files(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
+    bits = total = 0.0
+    for name in files.targets:
+        dtype, shape = files.stored[name]
+        size = torch.Size(shape).numel()
+        bits += size * (bits_per_weight(shape, scheme) if name in chosen else 8 * dtype.itemsize)
+        total += size
+    return bits / total
+
+
+def folder_of(source: Any) -> Path | None:
+    """The folder that a name stands for, where it is here; None for a live model or a hub id."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    if str(source) in BUILTINS:
+        return ensure(BUILTINS[str(source)])
+    path = Path(source).expanduser()
+    return path if str(source) and (path / "config.json").is_file() else None
+
+
+def _flat(keep: Any) -> list[Any]:
+    if isinstance(keep, list | tuple):
+        return [one for part in keep for one in _flat(part)]
+    return [] if keep is None else [keep]
