@@ -151,3 +151,7 @@ def test_positions(planted, folder):
     }
     assert by_text["as it is"] != by_text["without the first token"]
     assert all(row[3].value < 0.1 * by_text[row[1]][-1] for row in table.rows if row[0] == "controls")
+    at_first, at_last = result.notes
+    assert "positions 0 to 0: " in at_first
+    assert "positions 4 to 15: " in at_last
+    assert all(", more than that of the controls" in note for note in result.notes)  # planted; the controls do nothing

@@ -52,7 +52,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
         f"{tokens[best]!r} goes from {clean[best]:.1%} to {without[best]:.1%} without {seen['weight']} (control: "
         f"{control[best]:.1%}); the likeliest token is then {tokens[then]!r} with {without[then]:.1%}."
     )
-    rows = tuple((repr(token), *values) for token, *values in zip(tokens, clean, without, control, strict=True))
+    shown = tuple(map(repr, tokens))
+    rows = tuple(zip(shown, clean, without, control, strict=True))
     table = Table(
         title="probability of the next token",
         columns=("next token", *STATES),
@@ -63,9 +64,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         Series(name=label, points=tuple(map(point, values)), quiet="control" in label)
         for label, values in zip(STATES, (clean, without, control), strict=True)
     )
-    plot = Plot(
-        kind="bars", rows=tuple(map(repr, tokens)), series=series, x="probability of the next token", percent=True
-    )
+    plot = Plot(kind="bars", rows=shown, series=series, x="probability of the next token", percent=True)
     return Outcome([table], [note], [Chart(name="next-token", plots=(plot,))], seen)
 
 

@@ -16,7 +16,7 @@ from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
-from studfinder.studies import ModelVariant, Original, with_edits
+from studfinder.studies import Divergence, ModelVariant, Original, with_edits
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 
 
@@ -42,12 +42,8 @@ WITH, WITHOUT = "as it is", "without the first token"
 def run(bench: Bench, lm: LM) -> Outcome:
     """KL by position of two edits, on two texts."""
     (weights, findings), own = super_weights_of(bench, lm), bench.config
-    others = controls_of(lm, weights, findings)
-    variants = [
-        ModelVariant("original"),
-        with_edits(lm, "super weights", zero(weights)),
-        with_edits(lm, "controls", zero(others)),
-    ]
+    edits = {"super weights": zero(weights), "controls": zero(controls_of(lm, weights, findings))}
+    variants = [ModelVariant("original"), *(with_edits(lm, label, edit) for label, edit in edits.items())]
     texts = [Original(own.pieces, name=name, skip=skip, cuts=own.cuts) for skip, name in enumerate((WITH, WITHOUT))]
     scored = bench.grid(lm, variants, texts)
     rows: list[tuple[Any, ...]] = []
@@ -66,9 +62,16 @@ def run(bench: Bench, lm: LM) -> Outcome:
                 quiet=variant.label == "controls",
             )
             series.append(line)
-    plot = Plot(kind="lines", series=tuple(series), x="position", y="KL, nats per token", log=True, log_x=True)
+    plot = Plot(kind="lines", series=tuple(series), x="position, from 1", y="KL, nats per token", log=True, log_x=True)
     table = Table(title="KL by position", columns=("set to zero", "text", "positions", "KL"), rows=tuple(rows))
-    ends = [row for row in rows if row[:2] == ("super weights", WITH)]
-    first, last = (f"{row[3]} at positions {row[2]}" for row in (ends[0], ends[-1]))
-    note = f"without the super weights the KL is {first}, and {last}."
-    return Outcome([table], [note], [Chart(name="positions", plots=(plot,))])
+    first, *_, last = (name for name in scored.measures if name.startswith(f"{WITH}, "))
+    notes = []
+    for measure in (first, last):
+        taken, control = (Divergence.of(scored.scores[label][measure]) for label in ("super weights", "controls"))
+        more = (taken - control).interval()
+        how = "more" if more.low > 0 else "not clearly more"
+        said = (
+            f"the KL of the super weights is {taken.interval()}, {how} than that of the controls, {control.interval()}"
+        )
+        notes.append(f"positions {measure.split(', ')[1]}: {said} (difference {more}).")
+    return Outcome([table], notes, [Chart(name="positions", plots=(plot,))])

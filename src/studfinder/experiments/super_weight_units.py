@@ -31,15 +31,8 @@ def add_units(
     labels = [label for label, _ in named]
     windows = encode(lm, proof_text())[0][: bench.config.windows]
     effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named], bench.progress)
-    outcome.tables.append(
-        effects_table(
-            "one edit at a time",
-            labels,
-            effects,
-            "On our proof text; intervals over its windows. A control stands under what it controls for.",
-            "set to zero",
-        )
-    )
+    note = "On our proof text; intervals over its windows. A control stands under what it controls for."
+    outcome.tables.append(effects_table("one edit at a time", labels, effects, note, "set to zero"))
     plot = effects_plot(labels, effects, "perplexity / original, proof text")
     outcome.charts.append(Chart(name="units", plots=(plot,)))
     moves = [label for place, label in enumerate(labels) if effects.kl_interval(place).low > 0.01]
