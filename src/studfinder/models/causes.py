@@ -81,8 +81,8 @@ def expert_gap(source: str, names: Iterable[str]) -> StudfinderError | None:
             kinds = numbers.setdefault(name[: last.start()], {})
             kinds.setdefault(name[last.end() :], set()).add(int(last[0]))
     for before, kinds in sorted(numbers.items()):
-        most = max(max(group) for group in kinds.values())
         for after, group in sorted(kinds.items()):
+            most = max(group)  # kinds may differ: experts that pass their input on have some tensors and not others
             if gaps := set(range(most + 1)) - group:
                 return StudfinderError(
                     f"{source} holds experts to {before}{most} but no {before}{min(gaps)}{after}",

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, in_a_line
+from studfinder.models.classes import diffusion
 from studfinder.models.headers import DTYPE_NAMES, DTYPES, read_header
 from studfinder.models.inside import check_distinct, check_links, inside, plain_name
 from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
+PIPELINE = "model_index.json"
 SAFE = ".safetensors"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -69,6 +71,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
     check_regular(folder)
     check_names(folder)
     if not (folder / "config.json").is_file():
+        if (folder / PIPELINE).is_file():
+            raise diffusion(str(folder), read_json(folder / PIPELINE).get("_class_name"))
         raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
     read_json(folder / "config.json")
     weights = weights_of(folder)

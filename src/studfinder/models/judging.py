@@ -55,7 +55,7 @@ def _target(name: str, said: Report) -> str | None:
     for candidate in (name, name.removeprefix(start), start + name):
         if candidate in said.slots:
             return candidate
-    return None
+    return said.renamed.get(name)
 
 
 def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]:

@@ -14,10 +14,10 @@ from typing import Any
 from studfinder.errors import StudfinderError, Unavailable, in_a_line, known
 from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
-from studfinder.models.anatomy import FAMILIES
 from studfinder.models.builtin import BUILTINS
 from studfinder.models.causes import expert_gap, partner_gap
-from studfinder.models.files import Held, check_folder, held_in
+from studfinder.models.classes import auto_class_of, check_type, diffusion
+from studfinder.models.files import PIPELINE, Held, check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
@@ -51,27 +51,25 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
     Raises:
         StudfinderError: as `load`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     where = str(source.folder or source.id)
     held: dict[str, Held] = {}
     if source.folder is not None:
         held = check_folder(source.folder, how.allow_pickle)
-        check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
     snapshot = hub_folder(source, "config.json") if source.folder is None else None
     if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
         source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
+    if (folder := source.folder or snapshot) is not None:
+        stored = read_json(folder / "config.json")
+        check_sizes(source.id, stored, {name: one.shape for name, one in held.items()})
+        check_type(source.id, stored, how.trust_remote_code)
+    elif (pipeline := hub_folder(source, PIPELINE)) is not None:
+        raise diffusion(source.id, read_json(pipeline / PIPELINE).get("_class_name"))
     common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": how.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
-        if source.folder is None:
-            check_sizes(source.id, config.to_dict(), {})
-        if config.model_type.removeprefix("studfinder-") not in FAMILIES and not how.trust_remote_code:
-            raise StudfinderError(
-                f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
-                expected="one of " + ", ".join(sorted(FAMILIES)),
-                do="CONTRIBUTING.md says how to add one",
-            )
+        auto, config = auto_class_of(source.id, config, how.trust_remote_code)
         method, decoded = _quantiser(getattr(config, "quantization_config", None))
         options: dict[str, Any] = {
             "dtype": how.dtype,
@@ -85,7 +83,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         if how.attention is not None:
             options["attn_implementation"] = how.attention
         with _without_its_report():
-            model, info = AutoModelForCausalLM.from_pretrained(where, **options)
+            model, info = auto.from_pretrained(where, config=config, **options)
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
