@@ -11,6 +11,7 @@ from studfinder.models.loading import Report
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _ADAPTER = re.compile(r"\.(lora_\w+|base_layer|modules_to_save)(\.|$)")
+_TEXT_PART = re.compile(r"(^|\.)(language_model|text_model)\.")
 _EXPERT = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
@@ -19,6 +20,12 @@ def cause(said: Report, missing: Iterable[str], leftover: Iterable[str]) -> str:
     missing, leftover = set(missing), set(leftover)
     if any(_ADAPTER.search(name) for name in leftover):
         return "An adapter is mixed into the weights: merge it (peft's merge_and_unload) and save the model again"
+    parts = [bool(_TEXT_PART.search(name)) for name in said.unexpected]
+    if missing and any(parts) and not all(parts):
+        return (
+            f"The weights are a whole image-text or omni model's, and config.json ({said.architecture}) is of its text "
+            "part alone: put the whole model's config.json there"
+        )
     prefix = _prefix(missing, leftover)
     if prefix:
         return f"Strip the prefix {prefix!r} from the names of its tensors"

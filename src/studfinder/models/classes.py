@@ -28,7 +28,7 @@ def check_type(name: str, stored: Mapping[str, Any], trust_remote_code: bool) ->
     if isinstance(own, dict) and own.get("AutoConfig"):
         if not trust_remote_code:
             raise StudfinderError(
-                f"{name} ({kind}) needs code that comes with it ({own['AutoConfig']}), and running that was not allowed",
+                f"{name} ({kind}) needs code that comes with it ({own['AutoConfig']}), which was not allowed to run",
                 do="Read the code, and if you trust it: --trust-remote-code (trust_remote_code=True)",
             )
     elif "_diffusers_version" in stored:
@@ -54,8 +54,7 @@ def auto_class_of(name: str, config: Any, trust_remote_code: bool = False) -> tu
 
     automatic = [getattr(transformers, one) for one in _AUTO]
     own = getattr(config, "auto_map", None) or {}
-    if what := other_kind(config):
-        raise StudfinderError(f"{name} is {what}", expected=_TAKEN)
+    check_decoder(name, config)
     if trust_remote_code and (named := [one for one in automatic if one.__name__ in own]):
         return named[0], config
     found = [(one, one._model_mapping[type(config)]) for one in automatic if type(config) in one._model_mapping]
@@ -64,10 +63,10 @@ def auto_class_of(name: str, config: Any, trust_remote_code: bool = False) -> tu
         base = transformers.MODEL_MAPPING.get(type(config), None)
         reads = getattr(base[0] if isinstance(base, tuple) else base, "input_modalities", "text")
         reads = reads if isinstance(reads, str) else " and ".join(reads)
-        code = f" (its code has {', '.join(own)})" if own else ""
+        code = f"; its code has only {', '.join(own)}" if own else ""
         raise StudfinderError(
-            f"{name} is no language model: transformers has none of the type {config.model_type}, which reads {reads}"
-            + code,
+            f"{name} is no language model (transformers has no class that writes text for the type "
+            f"{config.model_type}{'' if reads == 'text' else f', which reads {reads}'}{code})",
             expected=_TAKEN,
         )
     architectures = getattr(config, "architectures", None) or ()
@@ -77,16 +76,20 @@ def auto_class_of(name: str, config: Any, trust_remote_code: bool = False) -> tu
     return auto, config
 
 
-def other_kind(config: Any) -> str | None:
-    """What a model is instead of a decoder that writes text token by token, by its config."""
+def check_decoder(name: str, config: Any) -> None:
+    """Raise StudfinderError if a model is something else than a decoder that writes token by token, by its config."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        return f"an encoder-decoder ({kind})"
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        return f"an encoder ({kind}), which fills in masked tokens"
-    return f"a diffusion model ({kind}), which writes its tokens in any order" if "diffusion" in kind else None
+        what = "an encoder-decoder"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        what = "an encoder, which fills in masked tokens"
+    elif "diffusion" in kind:
+        what = "a diffusion model, which writes its tokens in any order"
+    else:
+        return
+    raise StudfinderError(f"{name} ({kind}) is {what}", expected=_TAKEN)
 
 
 def diffusion(name: str, what: object) -> StudfinderError:

@@ -65,8 +65,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
 
     Raises:
         StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
-            cut off or damaged, a shard or a tensor that the index names and that is not there, a tensor in two shards,
-            a name that leads out of the folder.
+            cut off or damaged, a shard that the index names and that is not there, a tensor in two shards, a name that
+            leads out of the folder.
     """
     check_regular(folder)
     check_names(folder)
@@ -151,8 +151,8 @@ def held_in(folder: Path) -> dict[str, Held]:
     """What the files hold that transformers reads from this folder, by tensor name; of pickles, too.
 
     Raises:
-        StudfinderError: as `weights_of`; a file is damaged, a shard or a tensor that the index names is not there, a
-            tensor is in two shards, or the weights are there twice, in one file and in shards.
+        StudfinderError: as `weights_of`; a file is damaged, a shard that the index names is not there, a tensor is in
+            two shards, or the weights are there twice, in one file and in shards.
     """
     weights = weights_of(folder)
     if weights.files == (_SINGLE,) and weights.index is None:
@@ -174,12 +174,6 @@ def held_in(folder: Path) -> dict[str, Held]:
                     do="Download or save the checkpoint again",
                 )
             held[name] = one
-    gone = sorted(set(weights.where) - set(held))
-    if gone:
-        raise StudfinderError(
-            f"the shards of {folder} lack {some(gone)}, which the index says are in {weights.where[gone[0]]}",
-            do="A shard is of another version of the model: download or save all of them again",
-        )
     return held
 
 

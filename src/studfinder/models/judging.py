@@ -77,6 +77,8 @@ def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]
         seen |= new
         if new:
             listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
+    if said.stale:
+        listed.append(f"named in its index and held by no shard: {_count(said.stale)}: {some(said.stale)}")
     defaults = [n for n in said.slots if n not in targets.values() and any(re.search(p, n) for p in said.filled)]
     constant = [name for name in defaults if said.slots[name].constant]
     if said.untied:
@@ -122,7 +124,12 @@ def _absent(source: str, said: Report, targets: _Targets, leftover: frozenset[st
             expected=expected,
             do=do,
         )
-    if missing:
+    if lost := sorted(name for name in said.stale if _target(name, said) in missing):
+        yield StudfinderError(
+            f"the shards of {source} lack {some(lost)}, which the index says are in {said.stale[lost[0]]}",
+            do="A shard is of another version of the model: download or save all of them again",
+        )
+    elif missing:
         held = f"; the files hold instead {some(leftover)}" if leftover else ""
         yield StudfinderError(
             f"{len(missing):,} of {len(said.slots):,} tensors {'is' if len(missing) == 1 else 'are'} not in {source} "

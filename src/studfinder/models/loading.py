@@ -29,6 +29,7 @@ class Report:
         held: the files' headers; empty where they cannot be read, and then only transformers' word is judged.
         slots: every parameter and saved buffer.
         renamed: the slot of each tensor of the files that transformers loads under another name, as it is.
+        stale: what an index names and no shard holds: by its name, the shard that it should be in.
         missing, unexpected, mismatched: transformers' loading info; mismatched are (name, held, wanted).
         passed_over, filled: patterns of names that transformers' class ignores by name, unexpected and missing.
         prefix: the base model's attribute, which transformers adds to a name or takes away.
@@ -42,6 +43,7 @@ class Report:
     held: Mapping[str, Held]
     slots: Mapping[str, Slot]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     unexpected: frozenset[str] = frozenset()
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
@@ -92,12 +94,14 @@ def report_of(
     model: Any,
     info: Mapping[str, Any],
     held: Mapping[str, Held],
+    index: Mapping[str, str],
     *,
     quantiser: str | None,
     decoded: bool,
     asked: bool,
 ) -> Report:
-    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, the rest `Report`'s."""
+    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, `index` the
+    file of each tensor where an index says it, the rest `Report`'s."""
     state = model.state_dict(keep_vars=True)
     filled = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     config = model.config.get_text_config(decoder=True)
@@ -107,7 +111,7 @@ def report_of(
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     two = head is not None and embedding is not None and head.weight is not embedding.weight
     alike = two and head.weight.shape == embedding.weight.shape  # rows of the embedding may be more than words
-    into = destinations(model, (name for name in held if name not in state))
+    into = destinations(model, (name for name in {**held, **index} if name not in state))
     return Report(
         held=held,
         slots={
@@ -122,6 +126,7 @@ def report_of(
             for name, tensor in state.items()
         },
         renamed={name: target for name, (target, converted) in into.items() if target in state and not converted},
+        stale={name: file for name, file in index.items() if name not in held} if held else {},
         missing=frozenset(info["missing_keys"]),
         unexpected=frozenset(info["unexpected_keys"]),
         mismatched=tuple((name, tuple(a), tuple(b)) for name, a, b in sorted(info["mismatched_keys"])),

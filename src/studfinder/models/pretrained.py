@@ -17,7 +17,7 @@ from studfinder.models.adapters import refuse_adapter
 from studfinder.models.builtin import BUILTINS
 from studfinder.models.causes import expert_gap, partner_gap
 from studfinder.models.classes import auto_class_of, check_type, diffusion
-from studfinder.models.files import PIPELINE, Held, check_folder, held_in
+from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weights_of
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
@@ -99,7 +99,8 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
     if snapshot is not None:
         held = held_in(snapshot)
-    report = report_of(model, info, held, quantiser=method, decoded=decoded, asked=how.dtype != "auto")
+    index = weights_of(folder).where if folder is not None else {}
+    report = report_of(model, info, held, index, quantiser=method, decoded=decoded, asked=how.dtype != "auto")
     found = judge(source.id, report)
     for refused in found.refused if how.allow_missing else (*found.absent, *found.refused):
         raise refused
