@@ -34,10 +34,10 @@ def token_text(lm: Tokenized, token_id: int) -> str:
     """A token as text, e.g. " the" or "\\n"."""
     if lm.tokenizer is None:
         return str(token_id)
-    return decoded(lm.tokenizer, [token_id], clean_up_tokenization_spaces=False)
+    return as_text(lm.tokenizer, [token_id], clean_up_tokenization_spaces=False)
 
 
-def decoded(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
+def as_text(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
     """Token ids as text. Those past the tokenizer, where the embedding has more rows than it has tokens, are none."""
     try:
         return str(tokenizer.decode(ids, **options))

@@ -11,7 +11,7 @@ from studfinder.edits import Edit, Weights, edited, matched_controls, zero
 from studfinder.models import LM
 from studfinder.records import Continuation, Findings, SuperWeight
 from studfinder.sites import check_causal
-from studfinder.texts import Text, decoded, encode
+from studfinder.texts import Text, as_text, encode
 
 PROMPT = "Photosynthesis is the process by which"
 _NEW = 40
@@ -53,7 +53,7 @@ def _greedy(lm: LM, ids: list[int], edits: tuple[Edit, ...]) -> str:
                 pad_token_id=0,
             )
     assert lm.tokenizer is not None
-    return decoded(lm.tokenizer, output[0, len(ids) :].tolist(), skip_special_tokens=True)
+    return as_text(lm.tokenizer, output[0, len(ids) :].tolist(), skip_special_tokens=True)
 
 
 def _name(weight: SuperWeight, control: Weights) -> str:

@@ -25,7 +25,7 @@ from studfinder.measures.asked import Advance
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
-from studfinder.texts import check_ids, decoded, encode_pairs, token_ids
+from studfinder.texts import as_text, check_ids, encode_pairs, token_ids
 from studfinder.texts.encoding import first_token, tokenizer_of
 
 _GENERATED_TOKENS = 8192
@@ -148,7 +148,7 @@ class LiveLM(TemplateLM):
                 use_cache=True,
                 stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, width, len(prompts)),
             )
-        return [decoded(self.tokenizer, ids, skip_special_tokens=True) for ids in out_BT[:, width:].tolist()]
+        return [as_text(self.tokenizer, ids, skip_special_tokens=True) for ids in out_BT[:, width:].tolist()]
 
 
 def _batches(prompts: dict[int, list[int]], new: int) -> list[list[int]]:
