@@ -4,7 +4,7 @@ from studfinder.sites.active import Replacement, Tap, replacing
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
 from studfinder.sites.resume import kept_outputs, resumed

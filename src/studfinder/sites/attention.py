@@ -16,7 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.sites.active import Active
 from studfinder.sites.events import AttentionCall
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 from studfinder.sites.site import Site
 
 _KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")

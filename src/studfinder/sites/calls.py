@@ -10,7 +10,7 @@ from torch import nn
 from studfinder.models import LM
 from studfinder.sites.active import Active
 from studfinder.sites.events import ModelCall
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 
 
 def call_hooks(lm: LM, active: Active, journal: Journal) -> None:

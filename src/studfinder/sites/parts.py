@@ -13,7 +13,7 @@ from torch import nn
 
 from studfinder.models import LM
 from studfinder.sites.active import Active
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 
 
 @dataclass(frozen=True)

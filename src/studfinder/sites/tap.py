@@ -22,8 +22,8 @@ from studfinder.sites.active import ACTIVE, Active, Reader, Replacement, Tap
 from studfinder.sites.attention import attention_hooks
 from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import BlockOutput
-from studfinder.sites.interrupts import held
-from studfinder.sites.journal import Journal
+from studfinder.patches import held
+from studfinder.patches import Journal
 from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
 from studfinder.sites.writers import writer_hooks

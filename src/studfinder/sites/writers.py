@@ -11,7 +11,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.sites.active import Active
 from studfinder.sites.events import WriterCall
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 from studfinder.sites.site import Site
 
 
