@@ -1,6 +1,6 @@
 """LM, load, anatomy (where the parts of each architecture are), built-in models, fingerprint."""
 
-from studfinder.models.anatomy import Anatomy, Layer, MatrixRef
+from studfinder.models.anatomy import Anatomy, HeadRows, Layer, MatrixRef, Mixer, Norm, Rows, Writer
 from studfinder.models.believed import check_findings, check_same_weights
 from studfinder.models.builtin import BUILTINS, builtin_folder
 from studfinder.models.cache import cache_folder, keep_private, private_folder
@@ -20,10 +20,15 @@ __all__ = [
     "Anatomy",
     "CheckpointFiles",
     "FilePlace",
+    "HeadRows",
     "Layer",
     "MatrixRef",
+    "Mixer",
+    "Norm",
     "Rotary",
+    "Rows",
     "Source",
+    "Writer",
     "anatomy_of",
     "builtin_folder",
     "cache_folder",

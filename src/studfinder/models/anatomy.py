@@ -20,7 +20,7 @@ class MatrixRef:
         parameter: the Hugging Face parameter's name.
         expert: which expert's slice of a fused parameter, or None.
         transposed: stored (in, out) instead of (out, in), as Conv1D and gpt_oss do.
-        stacked: where a 2-D parameter holds experts one under the other, as DBRX's does: how many rows each has; else 0.
+        stacked: where a 2-D parameter holds experts one under the other, as DBRX's: how many rows each has; else 0.
     """
 
     parameter: str
@@ -81,6 +81,7 @@ class Mixer:
         kind: "softmax" (attention), or "linear" for everything else: linear attention, recurrences, convolutions.
         interface: whether Q, K and V reach transformers' AttentionInterface.
         stage: what can be read of Q and K: after RoPE where the interface is reached.
+        turned: with RoPE, the first dim of a head that it turns: MLA keeps those behind the others.
         heads, kv_heads, head_dim, value_dim: H, G, D of Q and K, and D of V as attention receives them; 0 where the
             mixer is no attention.
         query, key, value: which output channels make them: of the last matrix before attention, in MLA those that
@@ -102,6 +103,7 @@ class Mixer:
     value: HeadRows | None = None
     output: MatrixRef | None = None
     gate: HeadRows | None = None
+    turned: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ class Writer(MatrixRef):
     Attributes:
         up: the rows that enter its input as a factor, or alone where there is no gate; None if unknown.
         gate: the rows that enter it through the activation; None if there are none, or unknown.
-        shared: whether all tokens pass through it although its neighbours in the layer are experts.
+        routed: whether it is an expert's, which only the tokens reach that a router sends there.
     """
 
     up: Rows | None = None
     gate: Rows | None = None
-    shared: bool = False
+    routed: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,12 @@ class Layer:
 @dataclass(frozen=True)
 class Anatomy:
     """The map of a model. Sizes: hidden C, intermediate F (of the first writer), vocabulary V; attention's are those of
-    the first layer that attends (a layer's own are its mixer's)."""
+    the first layer that attends (a layer's own are its mixer's).
+
+    Attributes:
+        streams: how many residual streams run side by side; C counts them all.
+        stream_axis: which axis of what blocks hand on they are; None if they are one row, or one stream.
+    """
 
     architecture: str
     decoder: str
@@ -178,6 +185,8 @@ class Anatomy:
     intermediate: int
     vocabulary: int
     max_positions: int | None
+    streams: int = 1
+    stream_axis: int | None = None
 
     @cached_property
     def _first(self) -> Mixer:

@@ -6,7 +6,7 @@ Nothing here knows the name of a part or of a class.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,8 @@ from studfinder.models.roles import layer_of
 from studfinder.models.trace import TOKENS, Call, traced
 
 
-def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...]]:
-    """The list of blocks of a live model and its layers. The model is run twice on a few random tokens.
+def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
+    """The list of blocks of a live model, its layers, and what one hands on. The model is run twice on a few tokens.
 
     Raises:
         StudfinderError: no list of blocks was found.
@@ -36,7 +36,7 @@ def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...]]:
         if kind not in kinds:
             kinds[kind] = block.name, layer_of(model, block, level[block.name], output)
         layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
-    return blocks[0].parent, tuple(layers)
+    return blocks[0].parent, tuple(layers), outputs[0].detach()
 
 
 def _run(model: Any, ids_BT: torch.Tensor, *, level: bool = False) -> list[Call]:
@@ -85,7 +85,7 @@ def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
 
 
 def _structure(block: nn.Module) -> tuple:
-    """What blocks of one structure have in common: modules, shapes, and settings but for numbers, which count layers."""
+    """What blocks of one structure have in common: modules, shapes, settings (but numbers, which may count layers)."""
     found: list[Any] = []
     for name, module in block.named_modules(remove_duplicate=False):
         shapes = ((leaf, tuple(parameter.shape)) for leaf, parameter in module.named_parameters(recurse=False))

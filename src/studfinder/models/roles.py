@@ -62,13 +62,13 @@ class _Block:
         writers += [  # experts may write to a latent that one matrix maps to the stream
             product
             for writer in list(writers)
-            if writer.experts == 1
+            if not writer.experts
             for product in self.written(writer.x)
-            if product.experts > 1
+            if product.experts
         ]
-        experts = max((product.experts for product in writers), default=1)
-        routers = self.routers(experts) if experts > 1 else ()
-        around = next((self.around(p.parameter) for p in writers if p.experts > 1), None)
+        experts = max((product.experts for product in writers), default=0)
+        routers = self.routers(experts) if experts else ()
+        around = next((self.around(product.parameter) for product in writers if self.routed(product)), None)
         mixers += self.convolutions([mixer.module for mixer in mixers])
         return Layer(self.call.name, mixers, self.refs(writers), self.norms(), routers, self.fused(routers), around)
 
@@ -209,9 +209,9 @@ class _Block:
         parts = [rows.ref.parameter for rows in (query, key, value) if rows is not None]
         module = seen.module or _common(parts + ([output.parameter] if output else []))
         gate = self.gate_rows(output, sizes[0], [query, key, value])
-        stage = self.stage(seen)
+        stage, turned = self.stage(seen)
         ref = None if output is None else _ref(output)
-        return Mixer(module, "softmax", seen.module is not None, stage, *sizes, query, key, value, ref, gate)
+        return Mixer(module, "softmax", seen.module is not None, stage, *sizes, query, key, value, ref, gate, turned)
 
     def head_rows(self, tensor_BHTD: torch.Tensor) -> HeadRows | None:
         """Which output channels make each head of a tensor at the interface."""
@@ -290,13 +290,16 @@ class _Block:
                 return HeadRows(_ref(product), *found)
         return None
 
-    def stage(self, seen: Attended) -> Stage:
-        """Whether positions turn queries and keys: of one vector at every token, are the queries alike?"""
+    def stage(self, seen: Attended) -> tuple[Stage, int]:
+        """Whether positions turn queries and keys: of one vector at every token, are the queries alike? And the first
+        dim that turns, which is the fastest."""
         if seen.query is not None:
             flat = next(one for one in self.level.attended if one.module == seen.module)
-            rows = flat.query[0].transpose(0, 1).flatten(1).detach().float()
-            turned = (rows - rows[:1]).abs().max() > 1e-3 * rows.abs().max()
-            return "no RoPE" if not turned else "post-RoPE" if seen.module is not None else "pre-RoPE"
+            query_THD = flat.query[0].transpose(0, 1).detach().float()
+            apart_D = (query_THD - query_THD[:1]).abs().amax(dim=(0, 1)) > 1e-3 * query_THD.abs().max()
+            if not bool(apart_D.any()):
+                return "no RoPE", 0
+            return "post-RoPE" if seen.module is not None else "pre-RoPE", int(apart_D.nonzero()[0])
         flat = next(one for one in self.level.attended if one.module is None)
         scores_TS = flat.scores.reshape(-1, self.tokens, self.tokens)[0]
         leaves = [product.y for product in self.level.products]
@@ -311,34 +314,40 @@ class _Block:
             )
         apart = max(float((a - b).abs().max()) for a, b in zip(*of_key, strict=True))
         size = max(float(a.abs().max()) for a in of_key[0])
-        return "pre-RoPE" if apart > 1e-3 * size else "no RoPE"
+        return ("pre-RoPE" if apart > 1e-3 * size else "no RoPE"), 0
 
     # --- the feed-forward network ------------------------------------------------------------------------------------
 
     def refs(self, writers: Sequence[Product]) -> tuple[Writer, ...]:
-        """Every matrix that writes: of experts that are one parameter all, whether these tokens reached them or not."""
+        """Every matrix that writes: of experts all, whether these tokens reached them or not."""
         found: dict[str, list[Writer]] = {}
-        mixture = any(product.experts > 1 for product in writers)
         for product in writers:
             if product.parameter in found:
                 continue
             up, gate = self.inner(product)
             shape = self.model.get_parameter(product.parameter).shape
-            stacked = shape[0] // product.experts if len(shape) == 2 and product.experts > 1 else 0
-            of_experts: Sequence[int | None] = range(product.experts) if product.experts > 1 else [None]
-            found[product.parameter] = [
-                Writer(
-                    product.parameter,
-                    expert,
-                    product.transposed,
-                    stacked,
-                    _of(up, expert),
-                    _of(gate, expert),
-                    mixture and expert is None,
-                )
-                for expert in of_experts
-            ]
+            stacked = shape[0] // product.experts if len(shape) == 2 and product.experts else 0
+            routed = self.routed(product)
+            of_experts: Sequence[int | None] = range(product.experts) if product.experts else [None]
+            for name in self.beside(product.parameter) if routed and not product.experts else [product.parameter]:
+                found[name] = [
+                    Writer(name, expert, product.transposed, stacked, _of(up, expert), _of(gate, expert), routed)
+                    for expert in of_experts
+                ]
         return tuple(writer for group in found.values() for writer in group)
+
+    def routed(self, product: Product) -> bool:
+        """Whether only some tokens reach a matrix."""
+        return bool(product.experts) or bool(product.x.shape[:-1].numel() % self.tokens)
+
+    def beside(self, parameter: str) -> list[str]:
+        """The same parameter of every member of the list that an expert kept apart stands in."""
+        parts = parameter.split(".")
+        for at in range(len(parts) - 1, len(self.call.name.split(".")), -1):
+            home = self.model.get_submodule(".".join(parts[: at - 1]))
+            if isinstance(home, nn.ModuleList):
+                return [".".join([*parts[: at - 1], child, *parts[at:]]) for child, _ in home.named_children()]
+        return [parameter]
 
     def inner(self, writer: Product) -> tuple[Rows | None, Rows | None]:
         """Which rows make its input: those that enter as a factor, and those that go through the activation first."""
@@ -416,7 +425,7 @@ class _Block:
         groups: dict[Any, dict[str, None]] = {}
         for product in self.products:
             owner, _, leaf = product.parameter.rpartition(".")
-            if leaf == "weight" and product.experts == 1 and product.parameter not in routers:
+            if leaf == "weight" and not product.experts and product.parameter not in routers:
                 place = owner.rpartition(".")[0], product.x.data_ptr(), product.x.numel()
                 groups.setdefault(place, {})[owner] = None
         return tuple(tuple(members) for members in groups.values() if len(members) > 1)
@@ -500,7 +509,7 @@ def _rows_answering(slope: torch.Tensor | None) -> list[int]:
     if not top.values[0] > 0:
         return []
     rest = top.values[2] if len(top.values) > 2 else 0
-    if len(top.values) < 2 or top.values[0] > _CLEAR * top.values[1] and top.values[1] <= _CLEAR * rest:
+    if len(top.values) < 2 or (top.values[0] > _CLEAR * top.values[1] and top.values[1] <= _CLEAR * rest):
         return [int(top.indices[0])]
     return sorted(top.indices[:2].tolist()) if top.values[1] > _CLEAR * rest else []
 

@@ -9,7 +9,7 @@ there, whatever is loud beside it.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ class Product:
     Attributes:
         parameter: its name.
         expert: which slice of it, None if it is whole or all slices were used at once.
-        experts: how many slices it has.
+        experts: how many slices it has; 0 for a matrix that is no stack of experts.
         transposed: whether the parameter is stored (in, out).
         width: input channels of the slice, F.
         rows: output channels, O.
@@ -124,9 +124,8 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
         return query, key, value
 
     with Journal(model) as journal, torch.enable_grad():
-        for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
-            if getattr(config, "_experts_implementation", None) not in (None, "eager"):
-                journal.set(config, "_experts_implementation_internal", "eager")  # each expert by itself
+        experts_apart(model, journal)
+        for config in configs_of(model):
             if str(getattr(config, "_attn_implementation", None)).startswith(("flash", "flex")):
                 journal.set(config, "_attn_implementation_internal", "eager")
         members: dict[nn.Module, list[tuple[str, str]]] = {}
@@ -142,19 +141,24 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
                 journal.hook(module, partial(inside, path), with_kwargs=True)
             if uses_interface(module):
                 watch_attention(module, attention, journal)
-        with _Products(model, running, level):
+        with _Cut(model, running, level):
             yield calls
 
 
-class _Products(TorchFunctionMode):
-    """Sees torch's functions as they are called."""
+class Products(TorchFunctionMode):
+    """Sees every product with a parameter of a module, as torch's functions are called.
 
-    def __init__(self, model: nn.Module, running: list[Call], level: bool) -> None:
+    Args:
+        module: its parameters; names are relative to it.
+        seen: is given each product, and may return what is handed on in place of its result.
+    """
+
+    def __init__(self, module: nn.Module, seen: Callable[[Product], torch.Tensor | None]) -> None:
         super().__init__()
-        self.running, self.level = running, level
-        self.names: list[tuple[int, str, torch.Tensor]] = []
+        self.seen = seen
+        self.known: list[tuple[int, str, torch.Tensor]] = []
         self.starts: list[int] = []
-        for name, parameter in model.named_parameters():
+        for name, parameter in module.named_parameters():
             if parameter.dim() >= 2 and parameter.numel() and not parameter.is_meta:
                 self._know(name, parameter)
 
@@ -162,66 +166,97 @@ class _Products(TorchFunctionMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         name = getattr(function, "__name__", "")
-        if not self.running or not isinstance(result, torch.Tensor):
+        if not isinstance(result, torch.Tensor):
             return result
-        if name in _SOFTMAX and result.dim() > 2 and TOKENS <= result.shape[-2] == result.shape[-1]:
-            self._attended(Attended(None, scores=args[0] if args else kwargs["input"]))
-        elif name == "scaled_dot_product_attention":
-            self._attended(Attended(None, *(args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"]))))
-        elif name in _CASTS and result.dim() >= 2 and args and (found := self._weight(args[0])) is not None:
+        if name in _CASTS and result.dim() >= 2 and args and (found := self._weight(args[0])) is not None:
             if self._weight(result) is None:
                 self._know(found[0], result)
         elif name in _PRODUCTS:
-            return self._product(name, tensors((args, kwargs)), result)
+            product = self._product(name, tensors((args, kwargs)), result)
+            handed = None if product is None else self.seen(product)
+            return result if handed is None else handed
+        self.other(name, args, kwargs, result)
         return result
 
-    def _attended(self, attended: Attended) -> None:
-        for call in self.running:
-            call.attended.append(attended)
+    def other(self, name: str, args: tuple, kwargs: dict, result: torch.Tensor) -> None:
+        """Any other function of torch was called."""
 
     def _know(self, name: str, weight: torch.Tensor) -> None:
         """Remember where the numbers of a weight lie; it is kept alive, so that no other tensor takes the place."""
         at = bisect(self.starts, weight.data_ptr())
         self.starts.insert(at, weight.data_ptr())
-        self.names.insert(at, (weight.data_ptr() + weight.numel() * weight.element_size(), name, weight))
+        self.known.insert(at, (weight.data_ptr() + weight.numel() * weight.element_size(), name, weight))
 
     def _weight(self, value: Any) -> tuple[str, torch.Tensor] | None:
         """The parameter that a tensor is, or is a view of."""
         if not isinstance(value, torch.Tensor) or value.dim() < 2 or value.is_meta:
             return None
         at = bisect(self.starts, value.data_ptr()) - 1
-        if at < 0 or value.data_ptr() >= self.names[at][0]:
+        if at < 0 or value.data_ptr() >= self.known[at][0]:
             return None
-        return self.names[at][1:]
+        return self.known[at][1:]
 
-    def _product(self, function: str, given: list[torch.Tensor], result: torch.Tensor) -> torch.Tensor:
+    def _product(self, function: str, given: list[torch.Tensor], result: torch.Tensor) -> Product | None:
         found = [(value, weight) for value in given if (weight := self._weight(value)) is not None]
         others = [value for value in given if value.dim() >= 2 and self._weight(value) is None]
         if len(found) != 1 or not others:
-            return result
+            return None
         (weight, (name, parameter)), x = found[0], others[-1]
         rows, width = weight.shape[-2:] if function == "linear" else (weight.shape[-1], weight.shape[-2])
         if x.shape[-1] != width or result.shape[-1] != rows or not result.numel():
-            return result  # weight @ x, tokens last; or an expert that no token reached
+            return None  # weight @ x, tokens last; or an expert that no token reached
         inner = weight.stride(-1 if function == "linear" else -2)
-        experts = parameter.numel() // (rows * width)
-        sliced = experts > 1 and weight.dim() == 2
+        slices = parameter.numel() // (rows * width)
+        experts = slices if slices > 1 or parameter.dim() > 2 else 0
+        sliced = experts and weight.dim() == 2
         expert = (weight.storage_offset() - parameter.storage_offset()) // (rows * width) if sliced else None
-        leaf = self._leaf(result)
-        for call in self.running:
-            call.products.append(Product(name, expert, experts, inner != 1, width, rows, x, leaf))
-        return leaf.clone()  # what comes next may write into it
+        return Product(name, expert, experts, inner != 1, width, rows, x, result)
 
-    def _leaf(self, result: torch.Tensor) -> torch.Tensor:
-        value = result.detach()
-        if self.level and value.dim() >= 2:
+
+class _Cut(Products):
+    """Hands every product on as a leaf of the graph, and sees softmaxes."""
+
+    def __init__(self, model: nn.Module, running: list[Call], level: bool) -> None:
+        super().__init__(model, self.cut)
+        self.running, self.level = running, level
+
+    def cut(self, product: Product) -> torch.Tensor | None:
+        if not self.running:
+            return None
+        value = product.y.detach()
+        if self.level:
             value = value.select(-2, 0).unsqueeze(-2).expand_as(value).clone()
-        return value.requires_grad_()
+        product.y = value.requires_grad_()
+        for call in self.running:
+            call.products.append(product)
+        return product.y.clone()  # what comes next may write into it
+
+    def other(self, name: str, args: tuple, kwargs: dict, result: torch.Tensor) -> None:
+        seen = None
+        if name in _SOFTMAX and result.dim() > 2 and TOKENS <= result.shape[-2] == result.shape[-1]:
+            seen = Attended(None, scores=args[0] if args else kwargs["input"])
+        elif name == "scaled_dot_product_attention":
+            seen = Attended(None, *(args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"])))
+        for call in self.running if seen is not None else ():
+            call.attended.append(seen)
 
 
 _SOFTMAX = ("softmax", "_softmax")
 _PRODUCTS = ("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm")
 _CASTS = ("to", "float", "half", "bfloat16", "type", "type_as", "contiguous")
+
+
+def configs_of(module: nn.Module) -> list[Any]:
+    """Every config that a module or a part of it holds."""
+    held = (getattr(part, "config", None) for part in module.modules())
+    return list({id(config): config for config in held if config is not None}.values())
+
+
+def experts_apart(module: nn.Module, journal: Journal) -> None:
+    """Have experts computed one by one, not by a kernel that takes all at once, until the journal ends."""
+    for config in configs_of(module):
+        if getattr(config, "_experts_implementation", None) not in (None, "eager"):
+            journal.set(config, "_experts_implementation_internal", "eager")
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
