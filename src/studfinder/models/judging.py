@@ -24,7 +24,7 @@ from studfinder.models.loading import Judgement, Report
 _CACHE_SCALE = re.compile(r"(^|\.)((k|v|q|kv)_scale|kv_cache_scale|prob_output_scale|[kv]_proj\.output_scale)$")
 _TOWER = re.compile(
     r"(^|\.)(vision_\w+|visual|image_\w+|img_\w+|multi_modal_projector|mm_projector|audio_\w+|speech_\w+|embed_vision|"
-    r"embed_audio|talker|code2wav)(\.|$)"
+    r"embed_audio|talker|code2wav|token2wav)(\.|$)"
 )
 _AHEAD = re.compile(r"(^|[._])(mtp|nextn|eh_proj|enorm|hnorm|shared_head)([._]|$)")
 _NEED_NOT_BE = [_CACHE_SCALE.pattern, _TOWER.pattern, _AHEAD.pattern]

@@ -22,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from studfinder.errors import StudfinderError
 from studfinder.measures.asked import Advance
+from studfinder.measures.greedy import takes_cache
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
@@ -145,7 +146,7 @@ class LiveLM(TemplateLM):
                 top_p=None,
                 top_k=None,
                 pad_token_id=pad,
-                use_cache=True,
+                use_cache=takes_cache(self.lm),
                 stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, width, len(prompts)),
             )
         return [as_text(self.tokenizer, ids, skip_special_tokens=True) for ids in out_BT[:, width:].tolist()]
