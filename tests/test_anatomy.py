@@ -144,7 +144,6 @@ def test_layers_without_attention_are_known_and_their_sites_refused():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-
 def test_an_unknown_architecture_says_how_to_add_it():
     config = AutoConfig.for_model("codegen", vocab_size=32, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
     with pytest.raises(StudfinderError, match=r"'codegen' is unknown.*FAMILIES.*anatomy\.py"):

@@ -9,8 +9,9 @@ from transformers.modeling_outputs import CausalLMOutput
 class LanternConfig(PretrainedConfig):
     model_type = "lantern"
 
-    def __init__(self, vocab_size=96, width=32, inner=48, depth=3, parts=4, **more):
+    def __init__(self, vocab_size=96, width=32, inner=48, depth=3, parts=4, max_position_embeddings=128, **more):
         self.vocab_size, self.width, self.inner, self.depth, self.parts = vocab_size, width, inner, depth, parts
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**more)
 
 
