@@ -112,9 +112,13 @@ def weights_of(folder: Path) -> WeightFiles:
     inside(folder, chosen)
     if not chosen.endswith(".index.json"):
         return WeightFiles((chosen,))
-    where = read_json(folder / chosen).get("weight_map")
+    index = read_json(folder / chosen)
+    where = index.get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise StudfinderError(f"{folder / chosen} has no weight_map", do="Download or save it again")
+    if "metadata" not in index:
+        what = f"{folder / chosen} has no metadata, which transformers reads"
+        raise StudfinderError(what, do='Add "metadata": {} to it')
     files = sorted(set(where.values()))
     for name in files:
         plain_name(name, folder / chosen)
