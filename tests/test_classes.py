@@ -22,6 +22,7 @@ from proving import tokenizer as characters
 from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
+from studfinder.models.checkpoint import CheckpointFiles
 from studfinder.models.classes import auto_class_of
 from studfinder.models.lm import Source
 from studfinder.models.pretrained import from_pretrained
@@ -129,6 +130,12 @@ def test_a_wrapper_is_loaded_whole_and_its_text_part_computes_the_same(kind, tmp
         (line,) = source.notes
         assert line.startswith("not loaded, ")
         assert "vis" in line.partition("tensors: ")[2]
+    name = next(name for name in load_file(tmp_path / "model.safetensors") if ".layers.1." in name and "down_proj" in name)
+    for settings in (whole, {**text.to_dict(), "architectures": [part]}):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        lm = load(tmp_path)
+        places = [CheckpointFiles(lm).place(writer, 3, 5) for writer in lm.anatomy.layers[1].writers]
+        assert name in [place.tensor for place in places]
 
 
 def test_an_omni_model_is_loaded_as_the_part_that_writes_text(tmp_path):

@@ -82,7 +82,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
             options["device_map"] = how.device_map
         if how.attention is not None:
             options["attn_implementation"] = how.attention
-        with _without_its_report():
+        with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
             model, info = auto.from_pretrained(where, config=config, **options)
     except StudfinderError:
         raise
@@ -126,13 +126,13 @@ def commit_in(folder: Path) -> str | None:
 
 
 @contextmanager
-def _without_its_report() -> Iterator[None]:
-    """Keep transformers from printing its table of missing and unexpected tensors: `judge` says it in a line."""
+def unsaid(by: str, words: str) -> Iterator[None]:
+    """Keep a module of transformers from printing what is said in a line of ours: its records that match `words`."""
 
     def said_here(record: logging.LogRecord) -> bool:
-        return not re.search("LOAD REPORT|will NOT tie", record.getMessage())
+        return not re.search(words, record.getMessage())
 
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger = logging.getLogger(f"transformers.{by}")
     logger.addFilter(said_here)
     try:
         yield

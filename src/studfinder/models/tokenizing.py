@@ -11,6 +11,7 @@ from typing import Any
 from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.hub import hub_failure
 from studfinder.models.inside import check_distinct, plain_name
+from studfinder.models.pretrained import unsaid
 
 _FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "merges.txt")
 _PACKAGES = {
@@ -35,7 +36,10 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision or "main")
+        with unsaid("tokenization_utils_tokenizers", "Could not extract SentencePiece"):
+            found = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=trust_remote_code, revision=revision or "main"
+            )
         found("a", verbose=False)  # settings of a wrong type are noticed when a text is read
     except Exception as error:
         folder = Path(where)
