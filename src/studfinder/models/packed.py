@@ -1,0 +1,235 @@
+"""A quantised checkpoint read as a plain one: its matrices are unpacked as transformers asks for them.
+
+transformers itself would replace modules by ones that hold codes (so that nothing finds a weight there), want packages
+that need another torch, or read mixed checkpoints by one of their schemes. So it is handed the plain class, the plain
+config, and a state whose tensors come into being one by one; what it converts on the way (experts that it fuses, older
+names) it converts as ever, and `judge` holds the result against the same plain view.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError, in_a_line, known
+from studfinder.models.files import SAFE, Held
+from studfinder.models.headers import DTYPE_NAMES
+from studfinder.models.packed_floats import fp8, mxfp4
+from studfinder.models.packed_ints import auto_round, awq, gptq
+from studfinder.models.packed_libraries import bitsandbytes, compressed_tensors
+from studfinder.models.packing import PackedFiles, PackedWeight, Packing
+
+PACKINGS: dict[str, Packing] = {
+    "compressed-tensors": compressed_tensors,
+    "fp8": fp8,
+    "fbgemm_fp8": fp8,
+    "mxfp8": fp8,
+    "mxfp4": mxfp4,
+    "bitsandbytes": bitsandbytes,
+    "gptq": gptq,
+    "awq": awq,
+    "auto-round": auto_round,
+    "intel/auto-round": auto_round,
+}
+"""By the quant_method of a config."""
+_PACKAGES = {
+    "aqlm": "aqlm",
+    "bitnet": "transformers",
+    "eetq": "eetq",
+    "exl2": "exllamav2",
+    "exl3": "exllamav3",
+    "fp_quant": "fp_quant",
+    "higgs": "flute-kernel",
+    "hqq": "hqq",
+    "modelopt": "nvidia-modelopt",
+    "quanto": "optimum-quanto",
+    "quark": "amd-quark",
+    "spqr": "spqr_quant",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""Which package reads the methods that are not read here."""
+_ROUND_INPUTS = ("fp8", "fbgemm_fp8", "mxfp8")
+_OF_INPUTS = ("activation_scale", "input_scale", "input_scale_ub", "input_zero_point", "input_global_scale")
+_OF_INPUTS += ("output_scale", "output_zero_point")
+"""What belongs to a quantised matrix and says nothing of its numbers."""
+
+
+def taken_out(source: str, config: Any) -> dict[str, Any] | None:
+    """The quantization_config of a model's config, which no longer has it afterwards; None where it has none.
+
+    Raises:
+        StudfinderError: its method is not read here.
+    """
+    found = None
+    for part in (config.get_text_config(), config):  # of a wrapper, either may have it
+        found = part.__dict__.pop("quantization_config", None) or found
+    if not found:
+        return None
+    method = str(found.get("quant_method", "a method without a name"))
+    if method not in PACKINGS:
+        package = _PACKAGES.get(method)
+        do = f"Take it back to floats with its package, {package}, or load" if package else "Load"
+        raise StudfinderError(
+            f"studfinder does not know the quantisation method {method!r} of {source}",
+            expected=f"one of {', '.join(sorted(PACKINGS))}",
+            do=f"{do} the model that it was made from",
+        )
+    return dict(found)
+
+
+@dataclass
+class PlainView:
+    """What the files would hold if they were not quantised.
+
+    Attributes:
+        held: as headers would say it.
+        state: the tensors, each read when it is sliced.
+        note: what was done, for print.
+        failed: why a tensor could not be unpacked: transformers swallows it and goes on.
+    """
+
+    held: dict[str, Held]
+    state: dict[str, Any]
+    note: str
+    failed: list[StudfinderError] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """A tensor of a state that is made when transformers slices it, in one of its threads."""
+
+    name: str
+    weight: PackedWeight
+    turned: bool
+    files: PackedFiles
+    dtype: torch.dtype
+    failed: list[StudfinderError]
+
+    def __getitem__(self, whole: Any) -> torch.Tensor:
+        try:
+            read = {end: self.files.read(name) for end, name in self.weight.parts.items()}
+            made = self.weight.unpack(read, self.dtype)
+            if tuple(made.shape) != self.weight.shape:
+                raise ValueError(f"it comes out as {tuple(made.shape)} and not as {self.weight.shape}")
+        except Exception as error:  # libraries raise many kinds for damaged numbers
+            self.failed.append(
+                known(error)
+                or StudfinderError(
+                    f"{self.name} of {self.files.source} cannot be unpacked ({in_a_line(error)})",
+                    expected=self.weight.kind,
+                    do="Download or save it again",
+                )
+            )
+            raise
+        return (made.t() if self.turned else made)[whole]
+
+
+def plain_view(
+    source: str, settings: Mapping[str, Any], folder: Path, held: Mapping[str, Held], dtype: torch.dtype, shell: Any
+) -> PlainView:
+    """The plain view of a quantised checkpoint.
+
+    Args:
+        source: its name in print.
+        settings: its quantization_config.
+        held: what the headers of its files say.
+        dtype: of what is unpacked.
+        shell: the plain model, without numbers.
+
+    Raises:
+        StudfinderError: the method or a variant of it is not read here, a part of a matrix is missing or does not fit.
+        Unavailable: a package that the method needs is not installed.
+    """
+    from safetensors import safe_open
+
+    method = settings["quant_method"]
+    if pickles := sorted({one.file for one in held.values() if not one.file.endswith(SAFE)}):
+        raise StudfinderError(f"{source} holds quantised weights in a pickle ({pickles[0]})", expected="safetensors")
+    open_files = {file: safe_open(folder / file, framework="pt") for file in {one.file for one in held.values()}}
+    files = PackedFiles(source, settings, held, lambda name: open_files[held[name].file].get_tensor(name))
+    weights = dict(PACKINGS[method](files))
+    if not weights:
+        raise StudfinderError(
+            f"config.json of {source} says that it is quantised by {method}, but its files hold nothing of that",
+            do="Take the quantization_config out if the weights are plain; else it belongs to others",
+        )
+    parts = {part for one in weights.values() for part in one.parts.values()}
+    owners = {name.rpartition(".")[0] for name in weights}
+    parts |= {n for n in held if n.rpartition(".")[2] in _OF_INPUTS and n.rpartition(".")[0] in owners}
+    view = PlainView(
+        {name: one for name, one in held.items() if name not in parts}, {}, _note(settings, weights, dtype)
+    )
+    view.state = {name: open_files[one.file].get_slice(name) for name, one in view.held.items()}
+    for name, weight in weights.items():
+        turned = weight.linear and _transposed(shell, name)
+        shape = weight.shape[::-1] if turned else weight.shape
+        view.held[name] = Held(DTYPE_NAMES[dtype], shape, held[next(iter(weight.parts.values()))].file)
+        view.state[name] = _Unpacked(name, weight, turned, files, dtype, view.failed)
+    return view
+
+
+def _transposed(shell: Any, name: str) -> bool:
+    """Whether the model's class holds a matrix as (in, out): a Conv1D, which quantisers pack as a Linear."""
+    from transformers.pytorch_utils import Conv1D
+
+    module, start = name.rpartition(".")[0], f"{shell.base_model_prefix}."
+    found = dict(shell.named_modules())
+    return any(isinstance(found.get(one), Conv1D) for one in (module, start + module, module.removeprefix(start)))
+
+
+def _note(settings: Mapping[str, Any], weights: Mapping[str, PackedWeight], dtype: torch.dtype) -> str:
+    kinds = Counter(one.kind for one in weights.values()).most_common()
+    said = f"{len(weights):,} matrices ({kinds[0][0]})" if len(kinds) == 1 else None
+    said = said or ", ".join(f"{many:,} matrices ({kind})" for kind, many in kinds)
+    method = settings["quant_method"]
+    groups = settings.get("config_groups")
+    rounded = method in _ROUND_INPUTS or settings.get("load_in_8bit")
+    rounded = rounded or any(
+        isinstance(one, Mapping) and one.get("input_activations") for one in (groups or {}).values()
+    )
+    inputs = "; inputs, which engines round as it runs, are not rounded" if rounded else ""
+    return f"quantised by {method}, dequantised to {str(dtype).removeprefix('torch.')} in memory: {said}{inputs}"
+
+
+def load_plain(
+    source: str, settings: Mapping[str, Any], config: Any, folder: Path, held: Mapping[str, Held], **options: Any
+) -> tuple[Any, dict[str, Any], PlainView]:
+    """A quantised checkpoint as an ordinary model: as AutoModelForCausalLM loads it, from its plain view.
+
+    Args:
+        source, settings, folder, held: as of `plain_view`.
+        config: the model's, without the quantization_config.
+        options: what `from_pretrained` is given.
+
+    Returns:
+        The model, transformers' loading info, and the view.
+
+    Raises:
+        StudfinderError: as `plain_view`.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
+    own = getattr(shell.config, "dtype", None)
+    dtype = options["dtype"] if options["dtype"] != "auto" else own
+    dtype = dtype if isinstance(dtype, torch.dtype) and dtype.itemsize > 1 else torch.bfloat16
+    view = plain_view(source, settings, folder, held, dtype, shell)
+    kept = {name: value for name, value in options.items() if name not in ("revision", "use_safetensors")}
+    try:
+        model, info = type(shell).from_pretrained(
+            None, config=shell.config, state_dict=view.state, **{**kept, "dtype": dtype}
+        )
+    finally:
+        for failure in view.failed:  # else transformers' own words, of many lines, or of the tensors after it
+            raise failure
+    model.config._name_or_path = model.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, info, view

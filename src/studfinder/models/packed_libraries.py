@@ -1,0 +1,147 @@
+"""compressed-tensors and bitsandbytes: unpacked by the libraries that the formats belong to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from studfinder.errors import StudfinderError, Unavailable, in_a_line
+from studfinder.models.packing import PackedFiles, PackedWeight, Parts, kind_of
+from studfinder.models.unpack import scaled
+
+_FORMS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+)
+_PARTS = (".weight_shape", ".weight_zero_point", ".weight_global_scale", ".weight_g_idx")
+
+
+def compressed_tensors(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+    """compressed-tensors' formats, each module by the group of the config that names it.
+
+    transformers, told to dequantise, takes one group for all modules, and so misreads mixed checkpoints.
+    """
+    from compressed_tensors.quantization import QuantizationConfig
+
+    for feature in ("sparsity_config", "transform_config"):
+        said = files.settings.get(feature) or {}
+        if said and said.get("format") != "dense":
+            raise files.refused(f"compressed-tensors' {feature}", "rounded weights alone")
+    try:
+        config = QuantizationConfig.model_validate(dict(files.settings))
+    except ValueError as error:
+        raise StudfinderError(
+            f"the quantization_config of {files.source} is not compressed-tensors' ({in_a_line(error)})"
+        ) from None
+    groups = [group for group in config.config_groups.values() if group.weights is not None]
+    for module in files.modules("weight_packed", "weight_scale"):
+        yield f"{module}.weight", _compressed(files, module, _group(files, groups, module), config.format)
+
+
+def _compressed(files: PackedFiles, module: str, group: Any, common: str) -> PackedWeight:
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+
+    form = group.format or (common if common in _FORMS else infer_module_format(torch.nn.Linear, group))
+    form, weights = str(getattr(form, "value", form)), group.weights
+    if form not in _FORMS:
+        raise files.refused(f"compressed-tensors' {form!r} format", ", ".join(_FORMS))
+    needed = [".weight_packed" if form.endswith("pack-quantized") else ".weight", ".weight_scale"]
+    needed += [".weight_shape"] if form == "pack-quantized" else []
+    needed += [] if weights.symmetric else [".weight_zero_point"]
+    needed += [".weight_global_scale"] if form.startswith("nvfp4") else []
+    parts = files.parts(module, needed, _PARTS)
+    shape = files.shape(parts[needed[0].removeprefix(".")])
+    if form == "pack-quantized":
+        shape = tuple(files.read(parts["weight_shape"]).tolist())
+        files.check(parts["weight_packed"], "I32", (*shape[:-1], -(-shape[-1] * weights.num_bits // 32)), "words")
+    elif form.endswith("pack-quantized"):
+        shape = (*shape[:-1], shape[-1] * 2)
+    size = weights.group_size or 0
+    if size > 0:
+        files.check(parts["weight_scale"], "", (*shape[:-1], -(-shape[-1] // size)), f"scales for groups of {size}")
+    unpack = partial(_decompressed, by=BaseCompressor.get_value_from_registry(form), group=group)
+    kind = kind_of("fp" if "float" in str(weights.type) else "int", weights.num_bits, size)
+    return PackedWeight(parts, shape, f"{kind}, {form}", unpack)
+
+
+def _decompressed(read: Parts, dtype: torch.dtype, *, by: Any, group: Any) -> torch.Tensor:
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    if "weight_g_idx" not in read:
+        weight: torch.Tensor = by.decompress(dict(read), group)["weight"]
+        return weight.to(dtype)
+    bits, shape, scales = group.weights.num_bits, tuple(read["weight_shape"].tolist()), read["weight_scale"]
+    codes, zeros = unpack_from_int32(read["weight_packed"], bits, shape), torch.zeros(scales.shape)
+    if "weight_zero_point" in read:
+        zeros = unpack_from_int32(read["weight_zero_point"], bits, tuple(scales.shape), packed_dim=0)
+    return scaled(codes.t(), zeros.t(), scales.t(), read["weight_g_idx"], dtype)
+
+
+def _group(files: PackedFiles, groups: list[Any], module: str) -> Any:
+    """The group of a config that a module is in: by its name, then by a pattern, then by a class ("Linear")."""
+    from compressed_tensors.utils.match import match_name
+
+    targets = sorted((target, at) for at, group in enumerate(groups) for target in group.targets)
+    named = [at for target, at in targets if target == module]
+    fitting = [at for target, at in targets if target.startswith("re:") and match_name(module, target)]
+    classes = [at for target, at in targets if target.isidentifier() and target != module]
+    if found := [*named, *fitting, *classes, *([0] if len(groups) == 1 else [])]:
+        return groups[found[0]]
+    raise StudfinderError(
+        f"{module} is compressed in {files.source}, and its quantization_config does not say how",
+        expected="a group that names it",
+    )
+
+
+def bitsandbytes(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+    """bitsandbytes: rows of 8 bits, or codes of 4 in groups with a table, which the package itself unpacks."""
+    for module in files.modules("SCB"):
+        parts = files.parts(module, (".weight", ".SCB"), (".weight_format",))
+        shape = files.shape(parts["weight"])
+        files.check(parts["weight"], "I8", shape, "")
+        if len(shape) != 2 or math.prod(files.shape(parts["SCB"])) != shape[0]:
+            raise files.wrong(parts["SCB"], f"a scale of each of {shape[0]:,} rows")
+        yield f"{module}.weight", PackedWeight(parts, shape, "int8", _rows, linear=True)
+    states = sorted((name.partition(".quant_state.")[0], name) for name in files.held if ".quant_state." in name)
+    if states:
+        try:
+            import bitsandbytes.functional  # noqa: F401
+        except ImportError as error:
+            raise Unavailable(
+                f"{files.source} is quantised by bitsandbytes, which cannot be imported ({in_a_line(error)})",
+                do="pip install bitsandbytes",
+            ) from None
+    for weight, state in states:
+        nested = (".nested_absmax", ".nested_quant_map") if f"{weight}.nested_absmax" in files.held else ()
+        parts = files.parts(weight, ("", ".absmax", ".quant_map", state.removeprefix(weight), *nested))
+        try:
+            said = json.loads(bytes(files.read(state).tolist()))
+            shape, kind = tuple(said["shape"]), f"{said['quant_type']} in groups of {said['blocksize']}"
+            blocks = -(-math.prod(shape) // said["blocksize"])
+        except (ValueError, KeyError, TypeError):
+            raise files.wrong(state, "bitsandbytes' JSON") from None
+        files.check(parts["absmax"], "", (blocks,), "scales")
+        yield weight, PackedWeight(parts, shape, kind, _fours, linear=True)
+
+
+def _rows(read: Parts, dtype: torch.dtype) -> torch.Tensor:
+    return (read["weight"].float() * (read["SCB"].float().reshape(-1, 1) / 127)).to(dtype)
+
+
+def _fours(read: Parts, dtype: torch.dtype) -> torch.Tensor:
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    state = QuantState.from_dict({end: part for end, part in read.items() if end}, device=torch.device("cpu"))
+    unpacked: torch.Tensor = dequantize_4bit(read[""], state)
+    return unpacked.to(dtype)
