@@ -8,6 +8,7 @@ names) it converts as ever, and `judge` holds the result against the same plain 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,22 +20,22 @@ import torch
 from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models.files import SAFE, Held
 from studfinder.models.headers import DTYPE_NAMES
-from studfinder.models.packed_floats import fp8, mxfp4
-from studfinder.models.packed_ints import auto_round, awq, gptq
-from studfinder.models.packed_libraries import bitsandbytes, compressed_tensors
+from studfinder.models.packed_floats import fp8_weights, mxfp4_weights
+from studfinder.models.packed_ints import auto_round_weights, awq_weights, gptq_weights
+from studfinder.models.packed_libraries import bitsandbytes_weights, compressed_tensors_weights
 from studfinder.models.packing import PackedFiles, PackedWeight, Packing
 
 PACKINGS: dict[str, Packing] = {
-    "compressed-tensors": compressed_tensors,
-    "fp8": fp8,
-    "fbgemm_fp8": fp8,
-    "mxfp8": fp8,
-    "mxfp4": mxfp4,
-    "bitsandbytes": bitsandbytes,
-    "gptq": gptq,
-    "awq": awq,
-    "auto-round": auto_round,
-    "intel/auto-round": auto_round,
+    "compressed-tensors": compressed_tensors_weights,
+    "fp8": fp8_weights,
+    "fbgemm_fp8": fp8_weights,
+    "mxfp8": fp8_weights,
+    "mxfp4": mxfp4_weights,
+    "bitsandbytes": bitsandbytes_weights,
+    "gptq": gptq_weights,
+    "awq": awq_weights,
+    "auto-round": auto_round_weights,
+    "intel/auto-round": auto_round_weights,
 }
 """By the quant_method of a config."""
 _PACKAGES = {
@@ -55,8 +56,7 @@ _PACKAGES = {
 }
 """Which package reads the methods that are not read here."""
 _ROUND_INPUTS = ("fp8", "fbgemm_fp8", "mxfp8")
-_OF_INPUTS = ("activation_scale", "input_scale", "input_scale_ub", "input_zero_point", "input_global_scale")
-_OF_INPUTS += ("output_scale", "output_zero_point")
+_OF_INPUTS = re.compile(r"(activation|input|output)_(scale(_ub)?|zero_point|global_scale)$")
 """What belongs to a quantised matrix and says nothing of its numbers."""
 
 
@@ -127,7 +127,7 @@ class _Unpacked:
                 )
             )
             raise
-        return (made.t() if self.turned else made)[whole]
+        return (made.t().contiguous() if self.turned else made)[whole]
 
 
 def plain_view(
@@ -161,7 +161,7 @@ def plain_view(
         )
     parts = {part for one in weights.values() for part in one.parts.values()}
     owners = {name.rpartition(".")[0] for name in weights}
-    parts |= {n for n in held if n.rpartition(".")[2] in _OF_INPUTS and n.rpartition(".")[0] in owners}
+    parts |= {n for n in held if _OF_INPUTS.search(n) and n.rpartition(".")[0] in owners}
     view = PlainView(
         {name: one for name, one in held.items() if name not in parts}, {}, _note(settings, weights, dtype)
     )

@@ -16,7 +16,7 @@ from studfinder.models.unpack import times_scale
 _SCALE = re.compile(r"_scale(_inv)?$")
 
 
-def fp8(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def fp8_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """Matrices in fp8 with their scales, fused experts too: `weight` and `weight_scale_inv`, or without the `_inv`."""
     eights = {name for name, one in files.held.items() if re.match("F8_E[45]", one.dtype) and not _SCALE.search(name)}
     of = {name: _SCALE.sub("", name) for name in files.held if _SCALE.search(name)}  # of inputs and caches, too
@@ -63,7 +63,7 @@ def _block(files: PackedFiles, name: str, scales: str) -> tuple[tuple[int, int] 
     raise files.wrong(scales, f"scales of {' x '.join(map(str, shape))} numbers" + (f" in {given}" if given else ""))
 
 
-def mxfp4(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def mxfp4_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """gpt-oss's experts: blocks of 32 4-bit floats with an exponent, unpacked by transformers."""
     ends = ("_blocks", "_scales")
     for name in sorted({n.removesuffix(end) for end in ends for n in files.held if n.endswith(end)}):

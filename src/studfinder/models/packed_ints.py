@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
-from studfinder.models.packing import PackedFiles, PackedWeight, Parts, kind_of
+from studfinder.models.packing import PackedFiles, PackedWeight, Parts, numbers
 from studfinder.models.unpack import awq_codes, codes_of, scaled
 
 _GPTQ_BITS, _AWQ_BITS = (2, 3, 4, 5, 6, 7, 8), (4,)
 
 
-def gptq(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def gptq_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """GPTQ: codes packed along the columns; the zeros of its first format are stored one too low."""
     form = str(files.settings.get("checkpoint_format", files.settings.get("format", "gptq")))
     if form not in ("gptq", "gptq_v2"):
         raise files.refused(f"GPTQ's {form!r} format", "gptq or gptq_v2")
-    return _gptq(files, files.settings.get("dynamic") or {}, int(form == "gptq"))
+    signed = files.settings.get("dynamic") or {}  # "-:" is what was not quantised, which the files show themselves
+    rules = {f"^(?:{one.removeprefix('+:')})": own for one, own in signed.items() if not one.startswith("-:")}
+    return _gptq(files, rules, int(form == "gptq"))
 
 
-def awq(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def awq_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """AWQ's gemm packing: codes packed along the rows, eight to a word, in an order of its own."""
     form = str(files.settings.get("version", files.settings.get("checkpoint_format", "gemm"))).lower()
     if form != "gemm":
@@ -34,7 +37,7 @@ def awq(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     return _awq(files, {})
 
 
-def auto_round(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def auto_round_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """AutoRound: one of the packings above, each matrix with bits and groups of its own, or as it was."""
     settings, extra = files.settings, files.settings.get("extra_config") or {}
     form = str(settings.get("packing_format", "auto_gptq")).removeprefix("auto_round:")
@@ -58,7 +61,7 @@ def auto_round(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
 def _gptq(files: PackedFiles, rules: Mapping[str, Any], added: int) -> Iterator[tuple[str, PackedWeight]]:
     for module in files.modules("qweight", "qzeros", "scales"):
         parts = files.parts(module, (".qweight", ".qzeros", ".scales"), (".g_idx",))
-        bits, size, groups, rows = _grid(files, module, parts, rules, _GPTQ_BITS)
+        bits, size, rows = _grid(files, module, parts, rules, _GPTQ_BITS)
         columns = files.shape(parts["qweight"])[0] * 32 // bits
         files.check(parts["qweight"], "I32", (columns * bits // 32, rows), f"for {rows:,} rows of {bits} bits")
         if "g_idx" in parts:
@@ -66,7 +69,7 @@ def _gptq(files: PackedFiles, rules: Mapping[str, Any], added: int) -> Iterator[
         else:
             files.check(parts["scales"], "", (-(-columns // size) if size else 1, rows), "scales")
         unpack = partial(_ungptq, bits=bits, size=size or columns, added=added)
-        yield f"{module}.weight", PackedWeight(parts, (rows, columns), kind_of("int", bits, size), unpack, linear=True)
+        yield f"{module}.weight", PackedWeight(parts, (rows, columns), numbers("int", bits, size), unpack, linear=True)
 
 
 def _ungptq(read: Parts, dtype: torch.dtype, *, bits: int, size: int, added: int) -> torch.Tensor:
@@ -79,12 +82,12 @@ def _ungptq(read: Parts, dtype: torch.dtype, *, bits: int, size: int, added: int
 def _awq(files: PackedFiles, rules: Mapping[str, Any]) -> Iterator[tuple[str, PackedWeight]]:
     for module in files.modules("qweight", "qzeros", "scales"):
         parts = files.parts(module, (".qweight", ".qzeros", ".scales"))
-        bits, size, groups, rows = _grid(files, module, parts, rules, _AWQ_BITS)
+        bits, size, rows = _grid(files, module, parts, rules, _AWQ_BITS)
         columns = files.shape(parts["qweight"])[0]
         files.check(parts["qweight"], "I32", (columns, rows // 8), f"for {rows:,} rows of 4 bits")
         files.check(parts["scales"], "", (-(-columns // size) if size else 1, rows), "scales")
         unpack = partial(_unawq, size=size or columns)
-        yield f"{module}.weight", PackedWeight(parts, (rows, columns), kind_of("int", bits, size), unpack, linear=True)
+        yield f"{module}.weight", PackedWeight(parts, (rows, columns), numbers("int", bits, size), unpack, linear=True)
 
 
 def _unawq(read: Parts, dtype: torch.dtype, *, size: int) -> torch.Tensor:
@@ -94,11 +97,11 @@ def _unawq(read: Parts, dtype: torch.dtype, *, size: int) -> torch.Tensor:
 
 def _grid(
     files: PackedFiles, module: str, parts: Mapping[str, str], rules: Mapping[str, Any], known: Collection[int]
-) -> tuple[int, int | None, int, int]:
-    """Bits, columns of a group (None: all), groups and rows of a module, by the config and the headers."""
+) -> tuple[int, int | None, int]:
+    """Bits, columns of a group (None: all) and rows of a module, by the config and the headers."""
     own = {**files.settings, **_rule(rules, module)}
-    bits, size = own.get("bits", own.get("w_bit")), own.get("group_size", own.get("q_group_size"))
-    if bits not in known:
+    bits, size = own.get("bits"), own.get("group_size")
+    if not isinstance(bits, int) or bits not in known:
         raise files.refused(f"{bits} bits a weight ({module})", f"{', '.join(map(str, known))} bits")
     if not isinstance(size, int) or size == 0 or size < -1:
         raise files.refused(f"groups of {size!r} ({module})", "a number of columns, or -1")
@@ -109,21 +112,15 @@ def _grid(
     if rows * bits % 32:
         raise files.wrong(parts["scales"], f"as many rows as words of {bits} bits hold")
     files.check(parts["qzeros"], "I32", (groups, rows * bits // 32), f"for {rows:,} zeros of {bits} bits")
-    return bits, None if size == -1 else size, groups, rows
+    return bits, None if size == -1 else size, rows
 
 
 def _rule(rules: Mapping[str, Any], module: str) -> Mapping[str, Any]:
-    """What a config says of one module: by its name, else by the first pattern that fits. GPTQModel's patterns begin
-    where the name does and may have a sign in front; those of AutoRound fit anywhere."""
+    """What a config says of one module: by its name, else by the first pattern that fits somewhere in it."""
     if module in rules:
         return rules[module] or {}
     for pattern, said in rules.items():
-        if pattern.startswith("-:"):  # what is not quantised, which the files show
-            continue
-        try:
-            fits = re.search(pattern.removeprefix("+:"), module)
-        except re.error:
-            continue
-        if fits:
-            return said or {}
+        with suppress(re.error):  # a name that is no pattern
+            if re.search(pattern, module):
+                return said or {}
     return {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, Unavailable, in_a_line
-from studfinder.models.packing import PackedFiles, PackedWeight, Parts, kind_of
+from studfinder.models.packing import PackedFiles, PackedWeight, Parts, numbers
 from studfinder.models.unpack import scaled
 
 _FORMS = (
@@ -26,7 +26,7 @@ _FORMS = (
 _PARTS = (".weight_shape", ".weight_zero_point", ".weight_global_scale", ".weight_g_idx")
 
 
-def compressed_tensors(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def compressed_tensors_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """compressed-tensors' formats, each module by the group of the config that names it.
 
     transformers, told to dequantise, takes one group for all modules, and so misreads mixed checkpoints.
@@ -71,7 +71,7 @@ def _compressed(files: PackedFiles, module: str, group: Any, common: str) -> Pac
     if size > 0:
         files.check(parts["weight_scale"], "", (*shape[:-1], -(-shape[-1] // size)), f"scales for groups of {size}")
     unpack = partial(_decompressed, by=BaseCompressor.get_value_from_registry(form), group=group)
-    kind = kind_of("fp" if "float" in str(weights.type) else "int", weights.num_bits, size)
+    kind = numbers("fp" if "float" in str(weights.type) else "int", weights.num_bits, size)
     return PackedWeight(parts, shape, f"{kind}, {form}", unpack)
 
 
@@ -104,7 +104,7 @@ def _group(files: PackedFiles, groups: list[Any], module: str) -> Any:
     )
 
 
-def bitsandbytes(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
+def bitsandbytes_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
     """bitsandbytes: rows of 8 bits, or codes of 4 in groups with a table, which the package itself unpacks."""
     for module in files.modules("SCB"):
         parts = files.parts(module, (".weight", ".SCB"), (".weight_format",))

@@ -97,8 +97,8 @@ Packing = Callable[[PackedFiles], Iterator[tuple[str, PackedWeight]]]
 """Finds the matrices of one tool, by the names that the same tensors have where they are not quantised."""
 
 
-def kind_of(what: str, bits: int, size: int | None) -> str:
-    """Numbers in words, e.g. "int4 in groups of 128"."""
+def numbers(what: str, bits: int, size: int | None) -> str:
+    """The numbers of a matrix in words, e.g. "int4 in groups of 128"."""
     return f"{what}{bits}" + (f" in groups of {size}" if size and size > 0 else "")
 
 

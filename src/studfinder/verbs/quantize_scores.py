@@ -27,8 +27,11 @@ def scores_of(lm: LM, folder: Path) -> dict[str, str]:
     size = sum(tensor.numel() * tensor.element_size() for tensor in lm.model.state_dict().values())
     if not fits_again(size):
         return {"KL(original || quantised)": "not measured: the model does not fit into memory twice"}
+    from transformers import AutoModelForCausalLM
+
     trust = type(lm.model).__module__.startswith("transformers_modules")
-    made = load(folder, lm.tokenizer, device=lm.device, trust_remote_code=trust)
+    # As plain transformers runs it, which rounds inputs too where the scheme does: a dequantised copy would not.
+    made = load(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).to(lm.device), lm.tokenizer)
     lines: dict[str, str] = {}
     for text, window, limit in TEXTS:
         try:
