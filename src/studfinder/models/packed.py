@@ -147,6 +147,7 @@ def plain_view(
         Unavailable: a package that the method needs is not installed.
     """
     from safetensors import safe_open
+    from transformers.pytorch_utils import Conv1D
 
     method = settings["quant_method"]
     if pickles := sorted({one.file for one in held.values() if not one.file.endswith(SAFE)}):
@@ -166,35 +167,25 @@ def plain_view(
         {name: one for name, one in held.items() if name not in parts}, {}, _note(settings, weights, dtype)
     )
     view.state = {name: open_files[one.file].get_slice(name) for name, one in view.held.items()}
-    for name, weight in weights.items():
-        turned = weight.linear and _transposed(shell, name)
+    convolutions = {f"{name}.weight" for name, module in shell.named_modules() if isinstance(module, Conv1D)}
+    start = f"{shell.base_model_prefix}."
+    for name, weight in weights.items():  # a Conv1D, whose matrix is (in, out), is packed as if it were a Linear
+        turned = weight.linear and not convolutions.isdisjoint((name, start + name, name.removeprefix(start)))
         shape = weight.shape[::-1] if turned else weight.shape
         view.held[name] = Held(DTYPE_NAMES[dtype], shape, held[next(iter(weight.parts.values()))].file)
         view.state[name] = _Unpacked(name, weight, turned, files, dtype, view.failed)
     return view
 
 
-def _transposed(shell: Any, name: str) -> bool:
-    """Whether the model's class holds a matrix as (in, out): a Conv1D, which quantisers pack as a Linear."""
-    from transformers.pytorch_utils import Conv1D
-
-    module, start = name.rpartition(".")[0], f"{shell.base_model_prefix}."
-    found = dict(shell.named_modules())
-    return any(isinstance(found.get(one), Conv1D) for one in (module, start + module, module.removeprefix(start)))
-
-
 def _note(settings: Mapping[str, Any], weights: Mapping[str, PackedWeight], dtype: torch.dtype) -> str:
     kinds = Counter(one.kind for one in weights.values()).most_common()
-    said = f"{len(weights):,} matrices ({kinds[0][0]})" if len(kinds) == 1 else None
-    said = said or ", ".join(f"{many:,} matrices ({kind})" for kind, many in kinds)
-    method = settings["quant_method"]
-    groups = settings.get("config_groups")
-    rounded = method in _ROUND_INPUTS or settings.get("load_in_8bit")
-    rounded = rounded or any(
-        isinstance(one, Mapping) and one.get("input_activations") for one in (groups or {}).values()
-    )
+    read = ", ".join(f"{many:,} {'matrix' if many == 1 else 'matrices'} ({kind})" for kind, many in kinds)
+    groups = (settings.get("config_groups") or {}).values()  # compressed-tensors'
+    rounded = settings["quant_method"] in _ROUND_INPUTS or settings.get("load_in_8bit")
+    rounded = rounded or any(isinstance(one, Mapping) and one.get("input_activations") for one in groups)
     inputs = "; inputs, which engines round as it runs, are not rounded" if rounded else ""
-    return f"quantised by {method}, dequantised to {str(dtype).removeprefix('torch.')} in memory: {said}{inputs}"
+    to = str(dtype).removeprefix("torch.")
+    return f"quantised by {settings['quant_method']}, dequantised to {to} in memory: {read}{inputs}"
 
 
 def load_plain(

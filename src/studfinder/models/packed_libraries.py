@@ -27,11 +27,13 @@ _PARTS = (".weight_shape", ".weight_zero_point", ".weight_global_scale", ".weigh
 
 
 def compressed_tensors_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
-    """compressed-tensors' formats, each module by the group of the config that names it.
+    """compressed-tensors' formats, each module by the group of the config that names it: in full, by a pattern, or by
+    its class ("Linear"), in this order.
 
     transformers, told to dequantise, takes one group for all modules, and so misreads mixed checkpoints.
     """
     from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import match_name
 
     for feature in ("sparsity_config", "transform_config"):
         said = files.settings.get(feature) or {}
@@ -44,8 +46,18 @@ def compressed_tensors_weights(files: PackedFiles) -> Iterator[tuple[str, Packed
             f"the quantization_config of {files.source} is not compressed-tensors' ({in_a_line(error)})"
         ) from None
     groups = [group for group in config.config_groups.values() if group.weights is not None]
+    targets = sorted((target, at) for at, group in enumerate(groups) for target in group.targets)
+    named, patterns = dict(targets), [one for one in targets if one[0].startswith("re:")]
+    classes = [at for target, at in targets if target.isidentifier()]
     for module in files.modules("weight_packed", "weight_scale"):
-        yield f"{module}.weight", _compressed(files, module, _group(files, groups, module), config.format)
+        fitting = (at for target, at in patterns if match_name(module, target))
+        at = named.get(module, next(fitting, classes[0] if classes else 0 if len(groups) == 1 else None))
+        if at is None:
+            raise StudfinderError(
+                f"{module} is compressed in {files.source}, and its quantization_config does not say how",
+                expected="a group that names it",
+            )
+        yield f"{module}.weight", _compressed(files, module, groups[at], config.format)
 
 
 def _compressed(files: PackedFiles, module: str, group: Any, common: str) -> PackedWeight:
@@ -86,22 +98,6 @@ def _decompressed(read: Parts, dtype: torch.dtype, *, by: Any, group: Any) -> to
     if "weight_zero_point" in read:
         zeros = unpack_from_int32(read["weight_zero_point"], bits, tuple(scales.shape), packed_dim=0)
     return scaled(codes.t(), zeros.t(), scales.t(), read["weight_g_idx"], dtype)
-
-
-def _group(files: PackedFiles, groups: list[Any], module: str) -> Any:
-    """The group of a config that a module is in: by its name, then by a pattern, then by a class ("Linear")."""
-    from compressed_tensors.utils.match import match_name
-
-    targets = sorted((target, at) for at, group in enumerate(groups) for target in group.targets)
-    named = [at for target, at in targets if target == module]
-    fitting = [at for target, at in targets if target.startswith("re:") and match_name(module, target)]
-    classes = [at for target, at in targets if target.isidentifier() and target != module]
-    if found := [*named, *fitting, *classes, *([0] if len(groups) == 1 else [])]:
-        return groups[found[0]]
-    raise StudfinderError(
-        f"{module} is compressed in {files.source}, and its quantization_config does not say how",
-        expected="a group that names it",
-    )
 
 
 def bitsandbytes_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
