@@ -9,8 +9,8 @@ from pathlib import Path
 import studfinder
 
 OWNERS = {
-    "sites/journal.py": "the patch journal itself",
-    "sites/interrupts.py": "holds signals back",
+    "patches/journal.py": "the patch journal itself",
+    "patches/interrupts.py": "holds signals back",
 }
 REASONS = {
     "training/interrupt.py": {"signal": "takes Ctrl-C as a wish to stop after the step"},

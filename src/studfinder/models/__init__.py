@@ -1,6 +1,6 @@
 """LM, load, anatomy (where the parts of each architecture are), built-in models, fingerprint."""
 
-from studfinder.models.anatomy import FAMILIES, Anatomy, Layer, MatrixRef, anatomy_of
+from studfinder.models.anatomy import Anatomy, HeadRows, Layer, MatrixRef, Mixer, Norm, Rows, Writer
 from studfinder.models.believed import check_findings, check_same_weights
 from studfinder.models.builtin import BUILTINS, builtin_folder
 from studfinder.models.cache import cache_folder, keep_private, private_folder
@@ -9,21 +9,26 @@ from studfinder.models.checkpoint import CheckpointFiles, FilePlace
 from studfinder.models.fingerprint import cached_content_hash, config_hash, content_hash
 from studfinder.models.lm import LM, Source
 from studfinder.models.load import check_finite, load
+from studfinder.models.measured import anatomy_of
 from studfinder.models.pretrained import check_checkpoint
 from studfinder.models.rotary import Rotary, rotary_of, train_length
 from studfinder.models.weights import matrix
 
 __all__ = [
     "BUILTINS",
-    "FAMILIES",
     "LM",
     "Anatomy",
     "CheckpointFiles",
     "FilePlace",
+    "HeadRows",
     "Layer",
     "MatrixRef",
+    "Mixer",
+    "Norm",
     "Rotary",
+    "Rows",
     "Source",
+    "Writer",
     "anatomy_of",
     "builtin_folder",
     "cache_folder",

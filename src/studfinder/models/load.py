@@ -16,8 +16,8 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
-from studfinder.models.anatomy import anatomy_of
 from studfinder.models.lm import LM, Source
+from studfinder.models.measured import anatomy_of
 from studfinder.models.places import hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at

@@ -1,10 +1,10 @@
 """Read, replace and patch a running model: the only place that hooks or writes, and undoes it."""
 
+from studfinder.patches import Journal
 from studfinder.sites.active import Replacement, Tap, replacing
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
-from studfinder.sites.journal import Journal
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
 from studfinder.sites.resume import kept_outputs, resumed

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 from studfinder.sites.site import Site
 from studfinder.sites.uses import Uses
 

@@ -7,16 +7,16 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, HeadRows, Mixer
+from studfinder.models.interface import globals_of, watch_attention
+from studfinder.patches import Journal
 from studfinder.sites.active import Active
 from studfinder.sites.events import AttentionCall
-from studfinder.sites.journal import Journal
 from studfinder.sites.site import Site
 
 _KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")
@@ -26,64 +26,23 @@ def attention_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install what is needed to see attention."""
     if not active.wants(AttentionCall) and not active.replaces(*_KINDS):
         return
-    modules = {
-        layer: lm.model.get_submodule(part.attention)
-        for layer, part in enumerate(lm.anatomy.layers)
-        if part.attention is not None
-    }
-    if lm.anatomy.split is not None:
-        for layer, module in modules.items():
-            _split_hook(lm, layer, module, lm.anatomy.split, active, journal)
-        return
-    rotary = _RotaryInputs(active) if active.pre_rope and lm.anatomy.stage == "post-RoPE" else None
-    shared: dict[nn.Module, list[tuple[int, None]]] = {}
-    for layer, module in modules.items():
-        shared.setdefault(module, []).append((layer, None))
+    rotary = _RotaryInputs(active) if active.pre_rope else None
+    shared: dict[nn.Module, list[tuple[int, Mixer]]] = {}
+    for layer, part in enumerate(lm.anatomy.layers):
+        for mixer in part.mixers:
+            if mixer.kind == "softmax":
+                shared.setdefault(lm.model.get_submodule(mixer.module), []).append((layer, mixer))
+                break
     for module, owners in shared.items():
-        if rotary is not None:
+        if not owners[0][1].interface:
+            _own_hooks(lm, owners, module, active, journal)
+            continue
+        if rotary is not None and any(mixer.stage == "post-RoPE" for _, mixer in owners):
             rotary.watch(owners, module, journal)
-        journal.put(_HANDLERS, module, _Handler(lm, owners, active, rotary, module))
-        registry, name = _registry_and_name(module)
-        journal.share(registry._local_mapping, name, partial(_dispatcher, registry.get(name)))
+        watch_attention(module, _Handler(owners, active, rotary, module), journal)
 
 
 # --- the attention interface ------------------------------------------------------------------------------------
-
-_HANDLERS: WeakKeyDictionary[nn.Module, _Handler] = WeakKeyDictionary()
-
-
-def _registry_and_name(module: Any) -> tuple[Any, str]:
-    """The registry the module's own file looks attention up in (most share one, a file may have its own)."""
-    registry = _globals_of(module).get("ALL_ATTENTION_FUNCTIONS")
-    if registry is None:
-        raise StudfinderError(
-            f"{type(module).__name__} does not use transformers' attention interface",
-            do="Its family needs a `split` method in studfinder/models/anatomy.py",
-        )
-    return registry, module.config._attn_implementation or "eager"
-
-
-def _dispatcher(original: Any) -> Any:
-    """What stands in front of a registered attention function, under the same name, so that config, mask and kernel
-    choice stay the model's own. Modules without a handler pass straight through.
-
-    Args:
-        original: None for eager: each file has its own function.
-    """
-
-    def dispatcher(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-        function = original or _globals_of(module)["eager_attention_forward"]
-        handler = _HANDLERS.get(module)
-        if handler is not None:
-            query, key, value = handler(query, key, value, mask, kwargs)
-        return function(module, query, key, value, mask, *args, **kwargs)
-
-    return dispatcher
-
-
-def _globals_of(module: nn.Module) -> dict[str, Any]:
-    """The globals of the file whose `forward` this module runs."""
-    return inspect.unwrap(type(module).forward).__globals__
 
 
 def _dense(mask: Any, query_BHTD: torch.Tensor, key_BGSD: torch.Tensor) -> torch.Tensor | None:
@@ -108,22 +67,25 @@ class _Handler:
 
     def __init__(
         self,
-        lm: LM,
-        owners: Sequence[tuple[int, None]],
+        owners: Sequence[tuple[int, Mixer]],
         active: Active,
         rotary: _RotaryInputs | None,
         module: nn.Module,
     ) -> None:
-        self.lm, self.owners, self.active, self.rotary = lm, owners, active, rotary
+        self.owners, self.active, self.rotary = owners, active, rotary
         self.softmax, self.causal = _is_softmax(module), bool(getattr(module, "is_causal", True))
 
-    def __call__(self, query: Any, key: Any, value: Any, mask: Any, kwargs: dict) -> tuple[Any, Any, Any]:
-        layer, _ = self.active.uses.owner(self.owners)
+    def __call__(
+        self, _module: nn.Module, query: Any, key: Any, value: Any, mask: Any, kwargs: dict
+    ) -> tuple[Any, Any, Any]:
+        layer, mixer = self.active.uses.owner(self.owners)
         if self.active.replacing:
             sites = (Site(kind, layer) for kind in ("query", "key", "value"))
             query, key, value = map(self.active.replaced, sites, (query, key, value))
         if self.active.wants(AttentionCall):
-            query_pre, key_pre = self.rotary.take(layer, query, key) if self.rotary else (None, None)
+            query_pre, key_pre = None, None
+            if self.rotary is not None and mixer.stage == "post-RoPE":
+                query_pre, key_pre = self.rotary.take(layer, mixer, query, key)
             self.active.show(
                 AttentionCall(
                     layer,
@@ -135,7 +97,7 @@ class _Handler:
                     kwargs.get("softcap"),
                     kwargs.get("s_aux"),
                     kwargs.get("sliding_window"),
-                    self.lm.anatomy.stage,
+                    mixer.stage,
                     self.softmax and kwargs.get("position_bias") is None,
                     query_pre,
                     key_pre,
@@ -156,9 +118,10 @@ class _RotaryInputs:
         self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.active = active
 
-    def watch(self, owners: Sequence[tuple[int, None]], module: nn.Module, journal: Journal) -> None:
-        names = _globals_of(module)
-        if "apply_rotary_pos_emb" not in names:
+    def watch(self, owners: Sequence[tuple[int, Mixer]], module: nn.Module, journal: Journal) -> None:
+        names = globals_of(module)
+        steps = [name for name in _STEPS if name in names]
+        if not steps or next(iter(inspect.signature(names[steps[0]]).parameters)) != "q":
             raise StudfinderError(
                 f"{type(module).__name__} hides its rotary step, so Q and K before RoPE cannot be seen"
             )
@@ -168,7 +131,8 @@ class _RotaryInputs:
             _RUNNING.rotary = self
 
         journal.hook(module, entering, before=True)
-        journal.share(names, "apply_rotary_pos_emb", partial(_rotate, names["apply_rotary_pos_emb"]))
+        for name in steps:
+            journal.share(names, name, partial(_rotate, names[name]))
 
     def show(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Replace Q and K on their way into RoPE, and remember them."""
@@ -178,17 +142,31 @@ class _RotaryInputs:
         self.seen[self.layer] = (query, key)
         return query, key
 
-    def take(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def take(
+        self, layer: int, mixer: Mixer, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Q and K of this call before RoPE. Dims that a partial RoPE passes by are the same before and after."""
         self.layer = _RUNNING.rotary = None
         if layer not in self.seen:
             raise StudfinderError(f"layer {layer} ran attention without the rotary step of its own file")
         query_pre, key_pre = self.seen.pop(layer)
-        new = key_pre.shape[-2]
-        return (
-            torch.cat([query_pre, query[..., query_pre.shape[-1] :]], dim=-1),
-            torch.cat([key_pre, key[..., -new:, key_pre.shape[-1] :]], dim=-1),
+        return _placed(query, query_pre, mixer.turned), _placed(
+            key[..., -key_pre.shape[-2] :, :], key_pre, mixer.turned
         )
+
+
+def _placed(whole_BHTD: torch.Tensor, part_BHTD: torch.Tensor, first: int) -> torch.Tensor:
+    """The same with the dims from `first` on exchanged; a part that all heads share, as MLA's keys do, for each."""
+    turned = slice(first, first + part_BHTD.shape[-1])
+    if part_BHTD.shape == whole_BHTD.shape:
+        return part_BHTD
+    placed = whole_BHTD.clone()
+    placed[..., turned] = part_BHTD
+    return placed
+
+
+_STEPS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave")
+"""What transformers calls the function, of Q and K together, in the files of its models."""
 
 
 class _Running(threading.local):
@@ -214,37 +192,46 @@ def _rotate(original: Any) -> Any:
 # --- attention outside the interface ------------------------------------------------------------------------------
 
 
-def _split_hook(lm: LM, layer: int, module: Any, method: str, active: Active, journal: Journal) -> None:
-    """Stand in front of the method that splits projections into heads (falcon, bloom, gpt_neo)."""
-    original = getattr(module, method)
-    rope = lm.anatomy.stage == "pre-RoPE"
-    sites = [Site(f"{kind}.pre_rope" if rope else kind, layer) for kind in ("query", "key")] + [Site("value", layer)]
-    heads_last = lm.anatomy.architecture == "falcon"  # (B,T,H,D) there, (B,H,T,D) elsewhere
-    gathered: list[torch.Tensor] = []
+def _own_hooks(
+    lm: LM, owners: Sequence[tuple[int, Mixer]], module: nn.Module, active: Active, journal: Journal
+) -> None:
+    """Read Q, K and V where their matrices give them, before RoPE: attention of its own shows them nowhere else."""
+    _, mixer = owners[0]
+    rows = {"query": mixer.query, "key": mixer.key, "value": mixer.value}
+    turned = mixer.stage == "pre-RoPE"
+    gathered: dict[str, torch.Tensor] = {}
+    by_module: dict[nn.Module, dict[str, HeadRows]] = {}
+    for kind, found in rows.items():
+        if found is None:  # whoever asks for it by its site's name is refused
+            return
+        by_module.setdefault(lm.model.get_submodule(found.ref.module), {})[kind] = found
 
-    def turn(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.transpose(1, 2) if heads_last else tensor
-
-    def split(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        together = isinstance(result, tuple)  # gpt_neo splits Q, K and V in three calls, in this order
-        parts = []
-        for part in result if together else (result,):
-            parts.append(turn(active.replaced(sites[len(gathered)], turn(part))))
-            gathered.append(turn(parts[-1]))
-        if len(gathered) == 3:
-            query, key, value = gathered
+    def after(
+        parts: dict[str, HeadRows], _module: nn.Module, _args: tuple, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        layer, _ = active.uses.owner(owners)
+        changed = None
+        for kind, found in parts.items():
+            channels_HD = torch.tensor(found.first)[:, None] + torch.arange(found.width)
+            own = output[..., channels_HD.to(output.device)].transpose(1, 2)
+            new = active.replaced(Site(f"{kind}.pre_rope" if turned and kind != "value" else kind, layer), own)
+            if new is not own:
+                changed = output.clone() if changed is None else changed
+                changed[..., channels_HD.to(output.device)] = new.transpose(1, 2)
+            gathered[kind] = new
+        if len(gathered) == len(rows) and active.wants(AttentionCall):
+            query, key, value = (gathered[kind] for kind in rows)
+            before = (query, key) if turned else (None, None)
+            active.show(
+                AttentionCall(layer, query, key, value, None, None, None, None, None, mixer.stage, False, *before)
+            )
+        if len(gathered) == len(rows):
             gathered.clear()
-            if active.wants(AttentionCall):
-                before = (query, key) if rope else (None, None)
-                stage = lm.anatomy.stage
-                active.show(
-                    AttentionCall(layer, query, key, value, None, None, None, None, None, stage, False, *before)
-                )
-        return tuple(parts) if together else parts[0]
+        return changed
 
     def entering(_module: nn.Module, _args: tuple) -> None:
         gathered.clear()  # of a forward pass that ended in an exception
 
     journal.hook(module, entering, before=True)
-    journal.set(module, method, split)
+    for owner, parts in by_module.items():
+        journal.hook(owner, partial(after, parts))

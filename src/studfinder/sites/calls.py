@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.patches import Journal
 from studfinder.sites.active import Active
 from studfinder.sites.events import ModelCall
-from studfinder.sites.journal import Journal
 
 
 def call_hooks(lm: LM, active: Active, journal: Journal) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.patches import Journal
 from studfinder.sites.active import Active
-from studfinder.sites.journal import Journal
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, Mixer
 
 KINDS = (
     "embedding",
@@ -73,12 +73,20 @@ class Site:
                 f"{self} is not in this model", expected=f"a writer from 0 to {len(layer.writers) - 1}"
             )
         if self.kind.split(".")[0] in ("query", "key", "value"):
-            if layer.attention is None:
-                raise StudfinderError(f"{self} is not in this model: layer {self.layer} has no attention")
-            if self.kind.endswith("pre_rope") and lm.anatomy.stage == "no RoPE":
-                raise StudfinderError(f"{self} is not in this model: it has no RoPE", do="Use query and key")
-            if self.kind in ("query", "key") and lm.anatomy.stage == "pre-RoPE":
-                raise StudfinderError(
-                    f"{self} cannot be reached: {lm.anatomy.architecture} attends outside transformers' interface",
-                    do=f"Use {self.kind}.pre_rope",
-                )
+            self._check_attention(lm, layer.mixer)
+
+    def _check_attention(self, lm: LM, mixer: Mixer | None) -> None:
+        if mixer is None:
+            raise StudfinderError(f"{self} is not in this model: layer {self.layer} has no attention")
+        if self.kind.endswith("pre_rope") and mixer.stage == "no RoPE":
+            whose = "it" if lm.anatomy.stage == "no RoPE" else f"layer {self.layer}"
+            raise StudfinderError(f"{self} is not in this model: {whose} has no RoPE", do="Use query and key")
+        if self.kind in ("query", "key") and mixer.stage == "pre-RoPE":
+            raise StudfinderError(
+                f"{self} cannot be reached: {lm.anatomy.architecture} attends outside transformers' interface",
+                do=f"Use {self.kind}.pre_rope",
+            )
+        if not mixer.interface and None in (mixer.query, mixer.key, mixer.value):
+            raise StudfinderError(
+                f"{self} cannot be reached: which channels make it is unknown in {lm.anatomy.architecture}"
+            )

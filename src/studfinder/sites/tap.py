@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.patches import Journal, held
 from studfinder.sites.active import ACTIVE, Active, Reader, Replacement, Tap
 from studfinder.sites.attention import attention_hooks
 from studfinder.sites.calls import call_hooks
 from studfinder.sites.events import BlockOutput
-from studfinder.sites.interrupts import held
-from studfinder.sites.journal import Journal
 from studfinder.sites.parts import part_hooks
 from studfinder.sites.site import Site
 from studfinder.sites.writers import writer_hooks
@@ -88,8 +87,7 @@ def _entry_hook(active: Active) -> Any:
         if active.uses.layer:  # the block serves a later layer too
             return args, kwargs
         hidden = args[0] if args else kwargs["hidden_states"]
-        new = active.replaced(Site("embedding"), hidden)
-        active.show(BlockOutput(-1, new))
+        new = _seen(active, Site("embedding"), -1, hidden)
         if new is hidden:
             return args, kwargs
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
@@ -101,13 +99,23 @@ def _exit_hook(owners: Sequence[tuple[int, None]], active: Active) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
         layer, _ = active.uses.owner(owners)
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        new = active.replaced(Site("residual", layer), hidden)
-        active.show(BlockOutput(layer, new))
+        new = _seen(active, Site("residual", layer), layer, hidden)
         if new is hidden:
             return output
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
     return after
+
+
+def _seen(active: Active, site: Site, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Replace the residual stream and show it; several streams stand side by side, (B,T,streams * C)."""
+    axis = active.lm.anatomy.stream_axis
+    side_by_side = hidden if axis is None else hidden.movedim(axis, 2).flatten(2)
+    new = active.replaced(site, side_by_side)
+    active.show(BlockOutput(layer, new))
+    if new is side_by_side:
+        return hidden
+    return new if axis is None else new.unflatten(2, (hidden.shape[axis], -1)).movedim(2, axis)
 
 
 _HOOKS = (call_hooks, _use_hooks, _block_hooks, writer_hooks, attention_hooks, part_hooks)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from studfinder.models import LM
-from studfinder.sites.journal import Journal
+from studfinder.patches import Journal
 
 _Owner = TypeVar("_Owner")
 

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.sites.interrupts import Open, held
+from studfinder.patches.interrupts import Open, held
 
 _MISSING: Any = object()
 _OPEN: list[Journal] = []

@@ -1,0 +1,118 @@
+"""Anatomy by probing: the blocks of a live model, and what is in them, are found by looking at what depends on what.
+
+Nothing here knows the name of a part or of a class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from studfinder.errors import StudfinderError
+from studfinder.models.anatomy import Layer
+from studfinder.models.roles import layer_of
+from studfinder.models.trace import TOKENS, Call, traced
+
+
+def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
+    """The list of blocks of a live model, its layers, and what one hands on. The model is run twice on a few tokens.
+
+    Raises:
+        StudfinderError: no list of blocks was found.
+    """
+    ids_BT = torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    blocks, outputs = _chain(_run(model, ids_BT))
+    level = {call.name: call for call in reversed(_run(model, ids_BT, level=True)) if call.given[0].requires_grad}
+    names = {module: name for name, module in model.named_modules()}  # of a shared module the first
+    kinds: dict[Any, tuple[str, Layer]] = {}
+    layers = []
+    for block, output in zip(blocks, outputs, strict=True):
+        kind = _structure(model.get_submodule(block.name))
+        if kind not in kinds:
+            kinds[kind] = block.name, layer_of(model, block, level[block.name], output)
+        layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
+    return blocks[0].parent, tuple(layers), outputs[0].detach()
+
+
+def _run(model: Any, ids_BT: torch.Tensor, *, level: bool = False) -> list[Call]:
+    device = model.get_input_embeddings().weight.device
+    with traced(model, level=level) as calls:
+        model(input_ids=ids_BT.to(device), use_cache=False)
+    return calls
+
+
+def _chain(calls: Sequence[Call]) -> tuple[list[Call], list[torch.Tensor]]:
+    """The longest run of members of one list that hand a tensor on, bit for bit; and what each handed on."""
+    best: list[tuple[Call, torch.Tensor]] = []
+    by_list: dict[str, list[Call]] = {}
+    for call in calls:
+        # a block that runs several times may do so without gradients first
+        if call.depth == 0 and call.products and any(one.requires_grad for one in call.given):
+            by_list.setdefault(call.parent, []).append(call)
+    for members in by_list.values():
+        run: list[tuple[Call, torch.Tensor]] = []
+        for call, after in zip(members, [*members[1:], None], strict=True):
+            handed = _handed(call, after)
+            if handed is None and run:  # the last one's has the place and shape that the others' had
+                handed = next((one for one in call.gave if one.shape == run[-1][1].shape), None)
+            if handed is None:
+                handed = next((one for one in call.gave if one.dim() >= 3), None)
+            if handed is None:
+                continue
+            run.append((call, handed))
+            if len(run) > len(best):
+                best = list(run)
+            if _handed(call, after) is None:
+                run = []
+    if not best:
+        raise StudfinderError("this model has no list of blocks that hand hidden states on", expected="a decoder")
+    first: dict[str, tuple[Call, torch.Tensor]] = {}
+    for call, handed in best:  # blocks that run several times count once
+        first.setdefault(call.name, (call, handed))
+    return [call for call, _ in first.values()], [handed for _, handed in first.values()]
+
+
+def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
+    if after is None:
+        return None
+    pairs = ((gave, given) for gave in call.gave for given in after.given if gave.dim() >= 3)
+    return next((gave for gave, given in pairs if gave.shape == given.shape and torch.equal(gave, given)), None)
+
+
+def _structure(block: nn.Module) -> tuple:
+    """What blocks of one structure have in common: modules, shapes, settings (but numbers, which may count layers)."""
+    found: list[Any] = []
+    for name, module in block.named_modules(remove_duplicate=False):
+        shapes = ((leaf, tuple(parameter.shape)) for leaf, parameter in module.named_parameters(recurse=False))
+        plain = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key != "training")
+        settings = ((key, value if isinstance(value, bool | str) else value is None) for key, value in plain)
+        found.append((name, type(module), tuple(shapes), tuple(settings)))
+    return tuple(found)
+
+
+def _moved(model: nn.Module, names: dict[nn.Module, str], old: str, new: str, name: str) -> str:
+    """The name of a part in another block of the same structure; a part that blocks share has its first name."""
+    if name != old and not name.startswith(f"{old}."):
+        return name
+    moved = new + name[len(old) :]
+    try:
+        return names[model.get_submodule(moved)]
+    except AttributeError:  # a parameter
+        owner, _, leaf = moved.rpartition(".")
+        return f"{names[model.get_submodule(owner)]}.{leaf}"
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return rename(value)
+    if isinstance(value, tuple):
+        return tuple(_renamed(one, rename) for one in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {one.name: _renamed(getattr(value, one.name), rename) for one in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value

@@ -1,0 +1,6 @@
+"""The patch journal: the one place that changes a live model, and takes it back."""
+
+from studfinder.patches.interrupts import held
+from studfinder.patches.journal import Journal
+
+__all__ = ["Journal", "held"]
