@@ -189,12 +189,19 @@ def _note(settings: Mapping[str, Any], weights: Mapping[str, PackedWeight], dtyp
 
 
 def load_plain(
-    source: str, settings: Mapping[str, Any], config: Any, folder: Path, held: Mapping[str, Held], **options: Any
+    source: str,
+    settings: Mapping[str, Any],
+    auto: Any,
+    config: Any,
+    folder: Path,
+    held: Mapping[str, Held],
+    **options: Any,
 ) -> tuple[Any, dict[str, Any], PlainView]:
-    """A quantised checkpoint as an ordinary model: as AutoModelForCausalLM loads it, from its plain view.
+    """A quantised checkpoint as an ordinary model: as its class loads it, from its plain view.
 
     Args:
         source, settings, folder, held: as of `plain_view`.
+        auto: transformers' auto class that loads such models.
         config: the model's, without the quantization_config.
         options: what `from_pretrained` is given.
 
@@ -204,10 +211,10 @@ def load_plain(
     Raises:
         StudfinderError: as `plain_view`.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
+        shell = auto.from_config(config, trust_remote_code=options["trust_remote_code"])
     own = getattr(shell.config, "dtype", None)
     dtype = options["dtype"] if options["dtype"] != "auto" else own
     dtype = dtype if isinstance(dtype, torch.dtype) and dtype.itemsize > 1 else torch.bfloat16

@@ -55,6 +55,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
 
     where = str(source.folder or source.id)
     held: dict[str, Held] = {}
+    listed: list[str] = []
     if source.folder is not None:
         held = check_folder(source.folder, how.allow_pickle)
         check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
@@ -89,7 +90,11 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
                 model, info = AutoModelForCausalLM.from_pretrained(where, **options)
             else:
                 folder = source.folder or fetched(source)
-                model, info, view = load_plain(source.id, quantised, config, folder, held or held_in(folder), **options)
+                held = held or held_in(folder)
+                model, info, view = load_plain(
+                    source.id, quantised, AutoModelForCausalLM, config, folder, held, **options
+                )
+                held, listed = view.held, [view.note]
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
@@ -103,9 +108,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         why = "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
         advice = None if source.folder is not None else why + ", ".join(BUILTINS)
         raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
-    if quantised is not None:
-        held = view.held
-    elif snapshot is not None:
+    if snapshot is not None and quantised is None:
         held = held_in(snapshot)
     report = report_of(model, info, held, asked=how.dtype != "auto")
     found = judge(source.id, report)
@@ -113,8 +116,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         raise refused
     done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
     allowed = tuple(f"allowed: {what}" for what in done)
-    notes = (*(() if quantised is None else (view.note,)), *found.listed)
-    return model, dataclasses.replace(source, notes=notes, allowed=allowed)
+    return model, dataclasses.replace(source, notes=(*listed, *found.listed), allowed=allowed)
 
 
 def commit_in(folder: Path) -> str | None:
