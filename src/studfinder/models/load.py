@@ -161,6 +161,7 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, So
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,
+        quantised=opened.quantised,
     )
     return live, tokenizer, source
 

@@ -116,7 +116,8 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         raise refused
     done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
     allowed = tuple(f"allowed: {what}" for what in done)
-    return model, dataclasses.replace(source, notes=(*listed, *found.listed), allowed=allowed)
+    method = None if quantised is None else str(quantised["quant_method"])
+    return model, dataclasses.replace(source, notes=(*listed, *found.listed), allowed=allowed, quantised=method)
 
 
 def commit_in(folder: Path) -> str | None:

@@ -78,23 +78,13 @@ def _check_matrices(lm: LM, dequantised: bool) -> None:
         )
 
 
-def _method(lm: LM) -> str:
-    """What the model or its checkpoint is quantised by, e.g. "compressed-tensors"; empty if neither is.
-
-    The checkpoint is asked too: transformers forgets it of some formats once it has read them.
-    """
+def _method(lm: LM) -> str | None:
+    """What the model or its checkpoint is quantised by, e.g. "compressed-tensors"; None if neither is."""
     quantizer = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is not None:
-        found: Any = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
-        return str(getattr(found, "value", found))
-    if lm.source.folder is None and lm.source.revision is None and lm.source.origin != "the Hugging Face hub":
-        return ""
-    from transformers import PretrainedConfig
-
-    where = str(lm.source.folder or lm.source.id)
-    config, _ = PretrainedConfig.get_config_dict(where, revision=lm.source.revision or "main")
-    config = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
-    return str(config.get("quant_method", "quantised" if config else ""))
+    if quantizer is None:
+        return lm.source.quantised
+    found: Any = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
+    return str(getattr(found, "value", found))
 
 
 def _frozen_matrix(tensor: torch.Tensor) -> bool:
