@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import packers
 from checkpoints import PROMPT
-from exported import config_of
+from exported import KINDS, config_of, model_of
 from studfinder.cli.app import run_cli
 from studfinder.edits import edited, neuron, zero
 from studfinder.errors import Unavailable
@@ -25,6 +25,9 @@ from studfinder.models.files import Held
 from studfinder.models.fingerprint import content_hash
 from studfinder.models.headers import DTYPE_NAMES
 from studfinder.models.packed import plain_view
+from studfinder.quantizers import RTN, SCHEMES, Scheme
+from studfinder.quantizers.activations import WithActivations
+from studfinder.verbs.quantize import quantize
 from tiny import token_ids, tokenizer
 
 CASES = 60
@@ -290,11 +293,12 @@ def check_same(found: LM, meant: LM) -> None:
     assert content_hash(found) == content_hash(meant)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gpt2"])
+MODELS = [(kind, method) for kind in ("llama", "qwen3_moe") for method in METHODS]
+MODELS += [(kind, method) for kind in ("gpt2", "gemma3") for method in ("gptq", "awq")]
+
+
+@pytest.mark.parametrize(("kind", "method"), MODELS)
 def test_a_model_is_the_plain_one_of_the_same_numbers(tmp_path, capsys, kind, method):
-    if kind == "gpt2" and method in ("compressed-tensors", "fp8", "gptq dynamic", "auto-round"):
-        pytest.skip("of Linears alone, or with rules for llama's names")
     packed, plain = pack(tmp_path, kind, method, BF16 if method != "compressed-tensors" else F16)
     found, meant = load(packed), load(plain)
     check_same(found, meant)
@@ -306,6 +310,61 @@ def test_a_model_is_the_plain_one_of_the_same_numbers(tmp_path, capsys, kind, me
     assert getattr(found.model.config, "quantization_config", None) is None
     found.model.save_pretrained(tmp_path / "again")
     check_same(load(tmp_path / "again"), meant)
+
+
+def test_parts_of_a_matrix_may_lie_in_several_shards(tmp_path):
+    packed, plain = pack(tmp_path, "llama", "gptq")
+    tensors = load_file(packed / "model.safetensors")
+    (packed / "model.safetensors").unlink()
+    where = {name: f"model-0000{at % 3}-of-00003.safetensors" for at, name in enumerate(sorted(tensors))}
+    for file in set(where.values()):
+        save_file({name: tensors[name] for name in where if where[name] == file}, packed / file)
+    (packed / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    for options in ({}, {"device_map": "auto"}, {"attention": "eager"}):
+        check_same(load(packed, **options), load(plain, **options))
+
+
+def test_the_config_of_a_wrappers_text_may_say_it(tmp_path):
+    packed, plain = pack(tmp_path, "gemma3", "awq")
+    config = json.loads((packed / "config.json").read_text())
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
+    (packed / "config.json").write_text(json.dumps(config))
+    check_same(load(packed), load(plain))
+
+
+def test_a_repository_of_the_hub(tmp_path, monkeypatch):
+    """As its client keeps it: everything there, and no network."""
+    packed, plain = pack(tmp_path, "llama", "awq")
+    repository = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(packed, repository / "snapshots" / ("c" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = load("some/model")
+    check_same(found, load(plain))
+    assert (found.source.revision, found.source.quantised) == ("c" * 40, "awq")
+
+
+QUICK = ("llama", "gemma3", "remote")
+WRITTEN = [kind for kind in KINDS if kind != "gpt2"]  # its Conv1Ds go into dense checkpoints only
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.deep) for k in WRITTEN])
+def test_what_quantize_wrote_is_read_as_plain_transformers_runs_it(tmp_path, kind):
+    lm, trust = model_of(kind, tmp_path / "m"), {"trust_remote_code": kind == "remote"}
+    schemes = [*SCHEMES.values(), Scheme(block=64, zero="integer"), Scheme(element="int3", block=32)]
+    scheme = random.Random(kind).choice(schemes)
+    quantize(lm, RTN(scheme=scheme), out=tmp_path / "q", verify=False)
+    ours, theirs = load(tmp_path / "q", **trust), AutoModelForCausalLM.from_pretrained(tmp_path / "q", **trust).eval()
+    with torch.no_grad():
+        assert torch.equal(logits(ours), theirs(token_ids()).logits), scheme
+
+
+def test_that_inputs_are_not_rounded_is_said(tmp_path):
+    method = WithActivations(weights=RTN(scheme=Scheme(element="int8", block="channel")))
+    quantize(model_of("llama", tmp_path), method, out=tmp_path / "q", verify=False)
+    assert "inputs, which engines round as it runs, are not rounded" in load(tmp_path / "q").source.notes[0]
 
 
 def test_the_dtype_is_the_configs_or_the_one_asked_for(tmp_path):

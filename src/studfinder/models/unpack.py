@@ -23,18 +23,18 @@ def codes_of(packed_WX: torch.Tensor, bits: int) -> torch.Tensor:
     """
     begin = torch.arange(packed_WX.shape[0] * 32 // bits, device=packed_WX.device) * bits
     word, shift = begin // 32, (begin % 32).int()
-    codes = packed_WX[word] >> shift[:, None]
+    codes = packed_WX[word].bitwise_right_shift_(shift[:, None])
     over = (shift + bits > 32).nonzero().flatten()
     if len(over):
         left = 32 - shift[over][:, None]  # bits that the first word still holds; a shifted sign fills the rest
         codes[over] = codes[over] & ((1 << left) - 1) | packed_WX[word[over] + 1] << left
-    return (codes & ((1 << bits) - 1)).to(torch.uint8)
+    return codes.bitwise_and_((1 << bits) - 1).to(torch.uint8)
 
 
 def awq_codes(packed_XW: torch.Tensor) -> torch.Tensor:
     """4-bit codes in AWQ's order: eight columns a word, the even ones first. int32 (X, W) to uint8 (X, 8 W)."""
     shifts = torch.tensor(_AWQ_ORDER, dtype=torch.int32, device=packed_XW.device) * 4
-    return ((packed_XW[..., None] >> shifts) & 15).to(torch.uint8).flatten(-2)
+    return (packed_XW[..., None] >> shifts).bitwise_and_(15).to(torch.uint8).flatten(-2)
 
 
 def scaled(
@@ -55,7 +55,7 @@ def scaled(
     weight_CR = codes_CR.float()
     weight_CR -= zeros_GR.float()[group_C]
     weight_CR *= scales_GR.float()[group_C]
-    return weight_CR.t().to(dtype, memory_format=torch.contiguous_format)
+    return weight_CR.to(dtype).t().contiguous()
 
 
 def times_scale(
