@@ -27,6 +27,7 @@ from studfinder.models.headers import DTYPE_NAMES
 from studfinder.models.packed import plain_view
 from studfinder.quantizers import RTN, SCHEMES, Scheme
 from studfinder.quantizers.activations import WithActivations
+from studfinder.verbs import quantize_scores
 from studfinder.verbs.quantize import quantize
 from tiny import token_ids, tokenizer
 
@@ -367,6 +368,21 @@ def test_that_inputs_are_not_rounded_is_said(tmp_path):
     assert "inputs, which engines round as it runs, are not rounded" in load(tmp_path / "q").source.notes[0]
 
 
+def test_a_score_of_what_was_written_rounds_inputs_as_transformers_does(tmp_path, monkeypatch):
+    lm = model_of("llama", tmp_path)
+    method = WithActivations(weights=RTN(scheme=Scheme(element="int8", block="channel")))
+    quantize(lm, method, out=tmp_path / "q", verify=False)
+    scored = []
+    monkeypatch.setattr(quantize_scores, "windows_of", lambda *_, **__: ("text", token_ids()))
+    monkeypatch.setattr(quantize_scores, "between", lambda _, made, __: scored.append(logits(made)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantize_scores.scores_of(lm, tmp_path / "q")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q").eval()
+    with torch.no_grad():
+        assert torch.equal(scored[0], theirs(token_ids()).logits)
+    assert not torch.equal(scored[0], logits(load(tmp_path / "q")))
+
+
 def test_the_dtype_is_the_configs_or_the_one_asked_for(tmp_path):
     packed, _ = pack(tmp_path, "llama", "gptq", F16)
     config = json.loads((packed / "config.json").read_text())
@@ -405,14 +421,14 @@ def test_a_dequantised_copy_is_edited_and_taken_back(tmp_path):
     assert torch.equal(logits(lm), before)
 
 
-def test_the_command_line_says_what_was_done(tmp_path, capsys, monkeypatch, cache):
+def test_the_command_line_says_what_was_done(tmp_path, capsys, monkeypatch, cache, undrawn):
     monkeypatch.chdir(tmp_path)
     pack(tmp_path, "llama", "awq")
     assert run_cli(["scan", "packed", "--no-prove", "--prompt", PROMPT, "--out", "s"]) == 0
     note = "quantised by awq, dequantised to bfloat16 in memory: 21 matrices (int4 in groups of 32)"
     assert note in capsys.readouterr().err
     assert json.loads((tmp_path / "s" / "findings.json").read_text())["model"]["notes"] == [note]
-    (tmp_path / "t.txt").write_text("w3 w4 w5 w6 w7 w8 w9 " * 40)
+    (tmp_path / "t.txt").write_text("w3 w4 w5 w6 w7 w8 w9 " * 10)
     words = ["measure", "packed", "--against", "plain", "--measures", "perplexity:t.txt", "--out", "r"]
     assert run_cli(words) == 0
 
