@@ -19,7 +19,7 @@ from checkpoints import PROMPT
 from exported import KINDS, config_of, model_of
 from studfinder.cli.app import run_cli
 from studfinder.edits import edited, neuron, zero
-from studfinder.errors import Unavailable
+from studfinder.errors import StudfinderError, Unavailable
 from studfinder.models import LM, load
 from studfinder.models.files import Held
 from studfinder.models.fingerprint import content_hash
@@ -86,15 +86,16 @@ def test_awq_codes_mean_what_was_packed(tmp_path, method):
 def test_fp8_means_its_numbers_times_their_scales(tmp_path):
     rng = random.Random(0)
     for case in range(CASES):
-        block = rng.choice(("tensor", "row", (16, 16), (8, 32), (1, 16), "expert"))
+        block = rng.choice(("tensor", "row", (16, 16), (8, 32), (1, 32), "expert"))
         shape = tuple(rng.randint(1, 5) * 8 + rng.choice((0, 0, 3)) for _ in "rc")
         shape = (rng.randint(2, 4), *shape) if block == "expert" or rng.random() < 0.2 else shape
-        dtype, exponents = rng.choice((BF16, F32)), rng.random() < 0.3
+        dtype, exponents = rng.choice((BF16, F32)), block == (1, 32) or rng.random() < 0.3
         stored, scale, meant = packers.fp8(
             rng, shape, block, dtype=rng.choice((torch.float8_e4m3fn, torch.float8_e5m2)), exponents=exponents
         )
         name, end = rng.choice((("a.weight", "_scale_inv"), ("a.weight", "_scale"), ("e.gate_up_proj", "_scale_inv")))
         settings = {"quant_method": "fp8", "weight_block_size": list(block) if isinstance(block, tuple) else None}
+        settings |= {"weight_block_size": [128, 128]} if block == (1, 32) else {}
         tensors = {name: stored, name + end: scale, "a.activation_scale": torch.ones(())}
         if not name.startswith("a."):
             tensors.pop("a.activation_scale")
@@ -503,6 +504,38 @@ def test_damage_is_said_in_one_line(made, tmp_path, mistake, what):
     file = tmp_path / "m" / "model.safetensors"
     save_file({n: t.contiguous() for n, t in damaged(load_file(file)).items()}, file, metadata={"format": "pt"})
     assert re.search(words, mistake("scan", tmp_path / "m"))
+
+
+def tampered(rng: random.Random, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One tensor of a packed matrix lost, cut, grown, renamed, or of another dtype."""
+    parts = [name for name in tensors if "proj." in name and not name.endswith("activation_scale")]
+    name = rng.choice([name for name in parts if not (name.endswith("weight") and tensors[name].dtype is BF16)])
+    tensor, rest = tensors[name], {one: t for one, t in tensors.items() if one != name}
+    way = rng.choice(("lost", "cut", "grown", "renamed", "cast") if tensor.dim() else ("lost", "renamed"))
+    if way == "lost":
+        return rest
+    if way == "renamed":
+        return {**rest, name.replace("proj.", rng.choice(("proj2.", "proj.base_layer."))): tensor}
+    if way == "cast":
+        return {**rest, name: tensor.float().bfloat16() if tensor.dtype not in (F16, F32) else tensor.to(torch.int32)}
+    axis = rng.randrange(tensor.dim())
+    size = tensor.shape[axis]
+    keep = rng.randrange(size) if way == "cut" else size
+    more = tensor.narrow(axis, 0, 1) if way == "grown" else tensor.narrow(axis, 0, 0)
+    return {**rest, name: torch.cat([tensor.narrow(axis, 0, keep), more], axis)}
+
+
+@pytest.mark.parametrize("cases", [40, pytest.param(400, marks=pytest.mark.deep)])
+def test_no_damage_is_silent(made, tmp_path, cases):
+    rng = random.Random(cases)
+    for case in range(cases):
+        folder, method = tmp_path / "m", rng.choice(sorted(made))
+        shutil.copytree(made[method], folder, dirs_exist_ok=True)
+        save_file(tampered(rng, load_file(made[method] / "model.safetensors")), folder / "model.safetensors")
+        with pytest.raises(StudfinderError) as said:
+            load(folder)
+            print(case, method)
+        assert "\n" not in str(said.value)
 
 
 REFUSED = {

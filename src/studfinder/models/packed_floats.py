@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.packing import PackedFiles, PackedWeight, Parts
+from studfinder.models.packing import ANY_SCALES, BYTES, EXPONENTS, PackedFiles, PackedWeight, Parts
 from studfinder.models.unpack import times_scale
 
 _SCALE = re.compile(r"_scale(_inv)?$")
@@ -31,6 +31,7 @@ def fp8_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
             )
         if name not in eights:
             raise files.wrong(name, "fp8, as there is a scale of it")
+        files.check(scales[name], ANY_SCALES, files.shape(scales[name]), "scales")
         block, kind = _block(files, name, scales[name])
         parts = {"stored": name, "scale": scales[name]}
         yield name, PackedWeight(parts, files.shape(name), f"fp8, a scale {kind}", partial(_unfp8, block=block))
@@ -44,22 +45,23 @@ def _unfp8(read: Parts, dtype: torch.dtype, *, block: tuple[int, int] | None) ->
 
 
 def _block(files: PackedFiles, name: str, scales: str) -> tuple[tuple[int, int] | None, str]:
-    """The block that each scale of a matrix is for, None where scales broadcast; and what has one, in words."""
+    """The block that each scale of a matrix is for, None where scales broadcast; and what has one, in words.
+
+    Blocks are the config's; what holds exponents alone may be MX's runs of 32 beside them.
+    """
     shape, scale, given = files.shape(name), files.shape(scales), files.settings.get("weight_block_size")
-    if math.prod(scale) == 1:
+    *experts, rows, columns = shape if len(shape) > 1 else (1, *shape)
+    blocks = [(int(given[0]), int(given[1]))] if given else []
+    blocks += [(1, 32)] if files.held[scales].dtype in EXPONENTS else []
+    for down, across in blocks:
+        if scale == (*experts, -(-rows // down), -(-columns // across)):
+            return (down, across), f"a block of {down} x {across}"
+    if not given and math.prod(scale) == 1:
         return None, "a tensor"
-    if scale == shape[:1]:
-        return None, "a row" if len(shape) == 2 else "an expert"
-    if len(scale) == len(shape) >= 2 and scale[:-2] == shape[:-2] and 0 not in scale:
-        if scale[-1] == 1 and scale[-2] in (1, shape[-2]):
-            return None, "a row" if scale[-2] > 1 else "an expert"
-        (rows, columns), (down, across) = shape[-2:], scale[-2:]
-        blocks = [(given[0], given[1])] if isinstance(given, list) and len(given) == 2 else []
-        if rows % down == 0 and columns % across == 0:  # else more than one block would fit
-            blocks.append((rows // down, columns // across))
-        for block in blocks:
-            if (-(-rows // block[0]), -(-columns // block[1])) == (down, across):
-                return block, f"a block of {block[0]} x {block[1]}"
+    if not given and scale in ((*experts, rows, 1), shape[:1] if not experts else ()):
+        return None, "a row"
+    if not given and experts and scale in (tuple(experts), (*experts, 1, 1)):
+        return None, "an expert"
     raise files.wrong(scales, f"scales of {' x '.join(map(str, shape))} numbers" + (f" in {given}" if given else ""))
 
 
@@ -72,8 +74,8 @@ def mxfp4_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]:
         if len(shape) != 4:
             raise files.wrong(parts["blocks"], "experts x rows x groups x 16")
         experts, rows, groups, _ = shape
-        files.check(parts["blocks"], "U8", (experts, rows, groups, 16), "bytes")
-        files.check(parts["scales"], "U8", (experts, rows, groups), "exponents")
+        files.check(parts["blocks"], BYTES, (experts, rows, groups, 16), "bytes")
+        files.check(parts["scales"], BYTES, (experts, rows, groups), "exponents")
         yield name, PackedWeight(parts, (experts, groups * 32, rows), "fp4 in groups of 32", _unmxfp4)
 
 

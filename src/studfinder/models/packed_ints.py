@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from studfinder.models.packing import PackedFiles, PackedWeight, Parts, numbers
+from studfinder.models.packing import SCALES, WORDS, PackedFiles, PackedWeight, Parts, numbers
 from studfinder.models.unpack import awq_codes, codes_of, scaled
 
 _GPTQ_BITS, _AWQ_BITS = (2, 3, 4, 5, 6, 7, 8), (4,)
@@ -59,15 +59,18 @@ def auto_round_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight]]
 
 
 def _gptq(files: PackedFiles, rules: Mapping[str, Any], added: int) -> Iterator[tuple[str, PackedWeight]]:
+    ends = [".qweight", ".qzeros", ".scales"]
+    if files.settings.get("desc_act") or any(name.endswith(".g_idx") for name in files.held):
+        ends.append(".g_idx")  # without it columns would be taken to be in order
     for module in files.modules("qweight", "qzeros", "scales"):
-        parts = files.parts(module, (".qweight", ".qzeros", ".scales"), (".g_idx",))
+        parts = files.parts(module, ends)
         bits, size, rows = _grid(files, module, parts, rules, _GPTQ_BITS)
         columns = files.shape(parts["qweight"])[0] * 32 // bits
-        files.check(parts["qweight"], "I32", (columns * bits // 32, rows), f"for {rows:,} rows of {bits} bits")
+        files.check(parts["qweight"], WORDS, (columns * bits // 32, rows), f"for {rows:,} rows of {bits} bits")
         if "g_idx" in parts:
-            files.check(parts["g_idx"], "I32", (columns,), "columns")
+            files.check(parts["g_idx"], WORDS, (columns,), "columns")
         else:
-            files.check(parts["scales"], "", (-(-columns // size) if size else 1, rows), "scales")
+            files.check(parts["scales"], SCALES, (-(-columns // size) if size else 1, rows), "scales")
         unpack = partial(_ungptq, bits=bits, size=size or columns, added=added)
         yield f"{module}.weight", PackedWeight(parts, (rows, columns), numbers("int", bits, size), unpack, linear=True)
 
@@ -84,8 +87,8 @@ def _awq(files: PackedFiles, rules: Mapping[str, Any]) -> Iterator[tuple[str, Pa
         parts = files.parts(module, (".qweight", ".qzeros", ".scales"))
         bits, size, rows = _grid(files, module, parts, rules, _AWQ_BITS)
         columns = files.shape(parts["qweight"])[0]
-        files.check(parts["qweight"], "I32", (columns, rows // 8), f"for {rows:,} rows of 4 bits")
-        files.check(parts["scales"], "", (-(-columns // size) if size else 1, rows), "scales")
+        files.check(parts["qweight"], WORDS, (columns, rows // 8), f"for {rows:,} rows of 4 bits")
+        files.check(parts["scales"], SCALES, (-(-columns // size) if size else 1, rows), "scales")
         unpack = partial(_unawq, size=size or columns)
         yield f"{module}.weight", PackedWeight(parts, (rows, columns), numbers("int", bits, size), unpack, linear=True)
 
@@ -109,9 +112,10 @@ def _grid(
         if len(files.shape(parts[leaf])) != 2 or 0 in files.shape(parts[leaf]):
             raise files.wrong(parts[leaf], "a matrix")
     groups, rows = files.shape(parts["scales"])
+    files.check(parts["scales"], SCALES, (groups, rows), "scales")
     if rows * bits % 32:
         raise files.wrong(parts["scales"], f"as many rows as words of {bits} bits hold")
-    files.check(parts["qzeros"], "I32", (groups, rows * bits // 32), f"for {rows:,} zeros of {bits} bits")
+    files.check(parts["qzeros"], WORDS, (groups, rows * bits // 32), f"for {rows:,} zeros of {bits} bits")
     return bits, None if size == -1 else size, rows
 
 

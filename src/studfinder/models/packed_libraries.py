@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, Unavailable, in_a_line
-from studfinder.models.packing import PackedFiles, PackedWeight, Parts, numbers
+from studfinder.models.packing import ANY_SCALES, WORDS, PackedFiles, PackedWeight, Parts, numbers
 from studfinder.models.unpack import scaled
 
 _FORMS = (
@@ -72,16 +72,25 @@ def _compressed(files: PackedFiles, module: str, group: Any, common: str) -> Pac
     needed += [".weight_shape"] if form == "pack-quantized" else []
     needed += [] if weights.symmetric else [".weight_zero_point"]
     needed += [".weight_global_scale"] if form.startswith("nvfp4") else []
+    disordered = weights.actorder == "group" and any(name.endswith(".weight_g_idx") for name in files.held)
+    needed += [".weight_g_idx"] if disordered else []
     parts = files.parts(module, needed, _PARTS)
     shape = files.shape(parts[needed[0].removeprefix(".")])
     if form == "pack-quantized":
+        files.check(parts["weight_shape"], ("I64", "I32"), (2,), "sizes")
         shape = tuple(files.read(parts["weight_shape"]).tolist())
-        files.check(parts["weight_packed"], "I32", (*shape[:-1], -(-shape[-1] * weights.num_bits // 32)), "words")
+        files.check(parts["weight_packed"], WORDS, (*shape[:-1], -(-shape[-1] * weights.num_bits // 32)), "words")
     elif form.endswith("pack-quantized"):
         shape = (*shape[:-1], shape[-1] * 2)
-    size = weights.group_size or 0
-    if size > 0:
-        files.check(parts["weight_scale"], "", (*shape[:-1], -(-shape[-1] // size)), f"scales for groups of {size}")
+    scales, size = files.shape(parts["weight_scale"]), weights.group_size or 0
+    down, across = weights.block_structure or (1, size or shape[-1])
+    wanted = (*shape[:-2], -(-shape[-2] // down), -(-shape[-1] // across))
+    whole = weights.strategy == "tensor" and math.prod(scales) == 1
+    files.check(parts["weight_scale"], ANY_SCALES, scales if whole else wanted, "scales")
+    if "weight_zero_point" in parts and form != "pack-quantized":
+        files.check(parts["weight_zero_point"], ("I8", "U8"), scales, "zeros")
+    elif "weight_zero_point" in parts:
+        files.check(parts["weight_zero_point"], WORDS, (shape[0] * weights.num_bits // 32, scales[1]), "zeros")
     unpack = partial(_decompressed, by=BaseCompressor.get_value_from_registry(form), group=group)
     kind = numbers("fp" if "float" in str(weights.type) else "int", weights.num_bits, size)
     return PackedWeight(parts, shape, f"{kind}, {form}", unpack)
@@ -105,7 +114,7 @@ def bitsandbytes_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight
     for module in files.modules("SCB"):
         parts = files.parts(module, (".weight", ".SCB"), (".weight_format",))
         shape = files.shape(parts["weight"])
-        files.check(parts["weight"], "I8", shape, "")
+        files.check(parts["weight"], ("I8",), shape, "codes")
         if len(shape) != 2 or math.prod(files.shape(parts["SCB"])) != shape[0]:
             raise files.wrong(parts["SCB"], f"a scale of each of {shape[0]:,} rows")
         yield f"{module}.weight", PackedWeight(parts, shape, "int8", _rows, linear=True)
@@ -127,7 +136,7 @@ def bitsandbytes_weights(files: PackedFiles) -> Iterator[tuple[str, PackedWeight
             blocks = -(-math.prod(shape) // said["blocksize"])
         except (ValueError, KeyError, TypeError):
             raise files.wrong(state, "bitsandbytes' JSON") from None
-        files.check(parts["absmax"], "", (blocks,), "scales")
+        files.check(parts["absmax"], ANY_SCALES, (blocks,), "scales")
         yield weight, PackedWeight(parts, shape, kind, _fours, linear=True)
 
 

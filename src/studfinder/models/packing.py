@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.models.files import Held
+from studfinder.models.files import FLOATS, Held
 
+WORDS, BYTES = ("I32",), ("U8",)
+SCALES, EXPONENTS = tuple(FLOATS), ("U8", "F8_E8M0")
+ANY_SCALES = (*SCALES, *EXPONENTS, "F8_E4M3")
+"""Dtypes of codes and of scales, where they may be narrow themselves."""
 Parts = Mapping[str, torch.Tensor]
 """The tensors of one matrix, by the last part of their names."""
 
@@ -71,10 +75,10 @@ class PackedFiles:
         """Of a tensor."""
         return self.held[name].shape
 
-    def check(self, name: str, dtype: str, shape: tuple[int, ...], of: str) -> None:
-        """Raise StudfinderError if a tensor has another dtype (its beginning) or shape than its matrix asks for."""
-        if not self.held[name].dtype.startswith(dtype) or self.shape(name) != shape:
-            raise self.wrong(name, f"{dtype} of {_times(shape)} {of}".lstrip())
+    def check(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...], of: str) -> None:
+        """Raise StudfinderError if a tensor has another dtype or shape than its matrix asks for."""
+        if self.held[name].dtype not in dtypes or self.shape(name) != shape:
+            raise self.wrong(name, f"{' or '.join(dtypes)} of {_times(shape)} {of}")
 
     def wrong(self, name: str, expected: str) -> StudfinderError:
         """That a tensor is not as the config says."""
