@@ -59,9 +59,9 @@ def load(
             out); `lm.source.allowed` says which, and so does every record made of the model.
         merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
 
-    A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised` is
-    the method that its files are packed by). What was done, and what is not loaded and need not be (`lm.source.notes`),
-    is printed on stderr.
+    A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
+    is the method that its files are packed by). What was done, and what is not loaded and need not be
+    (`lm.source.notes`), is printed on stderr.
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
