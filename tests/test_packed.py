@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -422,6 +423,25 @@ def test_a_dequantised_copy_is_edited_and_taken_back(tmp_path):
     assert torch.equal(logits(lm), before)
 
 
+def test_an_adapter_is_merged_into_a_dequantised_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    packed, plain = pack(tmp_path, "llama", "gptq")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own
+        peft.get_peft_model(load(plain).model, config).save_pretrained(tmp_path / "lora")
+    merged = {}
+    for base in (packed, plain):
+        described = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+        (tmp_path / "lora" / "adapter_config.json").write_text(
+            json.dumps({**described, "base_model_name_or_path": str(base)})
+        )
+        merged[base] = load(tmp_path / "lora", merge_adapter=True)
+    check_same(merged[packed], merged[plain])
+    assert merged[packed].source.quantised == "gptq"
+
+
 def test_the_command_line_says_what_was_done(tmp_path, capsys, monkeypatch, cache, undrawn):
     monkeypatch.chdir(tmp_path)
     pack(tmp_path, "llama", "awq")
@@ -542,6 +562,7 @@ REFUSED = {
     "hqq": ({"quant_method": "hqq"}, "'hqq' .* Take it back to floats with its package, hqq"),
     "quark": ({"quant_method": "quark"}, "'quark' .* its package, amd-quark"),
     "nameless": ({"bits": 4}, "a method without a name"),
+    "bitsandbytes of old": ({"load_in_8bit": True}, "quantised by bitsandbytes, but its files hold nothing"),
     "marlin": ({"quant_method": "gptq", "checkpoint_format": "marlin", "bits": 4}, "GPTQ's 'marlin' format"),
     "gemv": ({"quant_method": "awq", "version": "gemv", "bits": 4}, "AWQ's 'gemv' packing"),
     "9 bits": ({"quant_method": "gptq", "bits": 9, "group_size": 32}, r"9 bits a weight \(model"),

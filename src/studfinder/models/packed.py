@@ -71,7 +71,9 @@ def taken_out(source: str, config: Any) -> dict[str, Any] | None:
         found = part.__dict__.pop("quantization_config", None) or found
     if not found:
         return None
-    method = str(found.get("quant_method", "a method without a name"))
+    settings = dict(found) if isinstance(found, Mapping) else {}
+    old = settings.get("load_in_8bit") or settings.get("load_in_4bit")  # bitsandbytes' first configs do not say it
+    method = str(settings.setdefault("quant_method", "bitsandbytes" if old else "a method without a name"))
     if method not in PACKINGS:
         package = _PACKAGES.get(method)
         do = f"Take it back to floats with its package, {package}, or load" if package else "Load"
@@ -80,7 +82,7 @@ def taken_out(source: str, config: Any) -> dict[str, Any] | None:
             expected=f"one of {', '.join(sorted(PACKINGS))}",
             do=f"{do} the model that it was made from",
         )
-    return dict(found)
+    return settings
 
 
 @dataclass
