@@ -70,15 +70,27 @@ def _thin(twin: Any, members: nn.ModuleList, structure: Callable[[nn.Module], Ha
 
 
 def _fill(twin: Any) -> None:
-    """Numbers in memory for every tensor, as the class starts them."""
-    generator = torch.random.get_rng_state()
+    """Numbers in memory for every tensor: small ones as the class starts them, large ones by repeating some."""
+    twin.to_empty(device="cpu")
+    drawn = torch.randn(_DRAWN, generator=torch.Generator().manual_seed(0)) * 0.05
+    for parameter in twin.parameters():
+        if parameter.dim() > 1 and parameter.numel() > _DRAWN:
+            for part in parameter.detach().view(-1).split(_DRAWN):
+                part.copy_(drawn[: len(part)])
+            parameter._is_hf_initialized = True  # so that transformers leaves it alone
+    state = torch.random.get_rng_state()
     try:
         torch.manual_seed(0)
-        twin.to_empty(device="cpu")
         twin.init_weights()
-        for parameter in twin.parameters():
-            if parameter.dim() > 1 and not bool(parameter.isfinite().all() and parameter.std() > 0):
-                nn.init.normal_(parameter, std=0.05)  # it was left as it was, or starts at zero
     finally:
-        torch.random.set_rng_state(generator)
+        torch.random.set_rng_state(state)
+    for parameter in twin.parameters():
+        if parameter.dim() > 1 and parameter.numel() <= _DRAWN:
+            values = parameter.detach()
+            if not bool(values.isfinite().all() and values.std() > 0):
+                values.copy_(drawn[: values.numel()].view_as(values))  # it was left as it was, or starts at zero
     twin.tie_weights()
+
+
+_DRAWN = (1 << 20) - 3
+"""How many numbers are drawn: no width of a matrix divides it, so that no two rows are alike."""
