@@ -34,7 +34,6 @@ class Report:
         passed_over, filled: patterns of names that transformers' class ignores by name, unexpected and missing.
         prefix: the base model's attribute, which transformers adds to a name or takes away.
         layers: how many blocks the config says.
-        quantiser: the config's quantisation method; `decoded` whether transformers knew what to do with it.
         architecture: the class that the config names; the model's own where it names none.
         asked: whether the caller chose the dtype; otherwise a cast is listed.
         untied: the config ties the embedding and the head, and yet they are two tensors.
@@ -51,8 +50,6 @@ class Report:
     filled: tuple[str, ...] = ()
     prefix: str = ""
     layers: int | None = None
-    quantiser: str | None = None
-    decoded: bool = False
     architecture: str = ""
     asked: bool = False
     untied: bool = False
@@ -91,17 +88,10 @@ def destinations(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]
 
 
 def report_of(
-    model: Any,
-    info: Mapping[str, Any],
-    held: Mapping[str, Held],
-    index: Mapping[str, str],
-    *,
-    quantiser: str | None,
-    decoded: bool,
-    asked: bool,
+    model: Any, info: Mapping[str, Any], held: Mapping[str, Held], index: Mapping[str, str], *, asked: bool
 ) -> Report:
-    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, `index` the
-    file of each tensor where an index says it, the rest `Report`'s."""
+    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, `index` the file of
+    each tensor where an index says it, the rest `Report`'s."""
     state = model.state_dict(keep_vars=True)
     filled = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     config = model.config.get_text_config(decoder=True)
@@ -134,8 +124,6 @@ def report_of(
         filled=filled,
         prefix=model.base_model_prefix or "",
         layers=getattr(config, "num_hidden_layers", None),
-        quantiser=quantiser,
-        decoded=decoded,
         architecture=str(named[0]) if isinstance(named, list) and named else type(model).__name__,
         asked=asked,
         untied=bool(getattr(model.config, "tie_word_embeddings", False)) and alike,
