@@ -12,7 +12,7 @@ import torch
 from studfinder.detectors.detector import Detector
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.sites import bidirectional, tapped
+from studfinder.sites import BlockOutput, bidirectional, tapped
 from studfinder.texts import Batch, batches, check_ids
 
 _HELD_BYTES = 64 << 20
@@ -36,19 +36,33 @@ def observe(
 
     Returns:
         whether every last-token logit was finite.
+
+    Raises:
+        StudfinderError: the blocks of this model see something else than the tokens of the text.
     """
     watching = list(detectors)
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
         options["logits_to_keep"] = 1  # nobody reads the others, and the head is a fifth of a small model's work
     masked = bool(bidirectional(lm))
-    pad = lm.model.config.get_text_config(decoder=True).pad_token_id
+    pad = getattr(lm.model.config.get_text_config(decoder=True), "pad_token_id", None)
     if not isinstance(pad, int) or not 0 <= pad < lm.anatomy.vocabulary:  # -1 is a way to say that there is none
         pad = 0
     finite = True
     queue = _Queue(watching)
     check_ids(lm, encoded)
-    with torch.no_grad(), tapped(lm, read=queue.read):
+
+    def check(event: BlockOutput) -> None:
+        places, given = event.hidden_BTC.shape[1], batch.input_ids_BT.shape[1]
+        if places != given:
+            raise StudfinderError(
+                f"the blocks of {lm.anatomy.architecture} see {places} places where the text has {given} tokens, so that "
+                "what is found has no token",
+                expected="one place a token: no patches of bytes, no prefix of the model's own",
+            )
+
+    read = {**queue.read, BlockOutput: [check, *queue.read.get(BlockOutput, ())]}
+    with torch.no_grad(), tapped(lm, read=read):
         for batch in batches(encoded, batch_size, pad):
             for detector in watching:
                 detector.begin(batch)
