@@ -31,8 +31,8 @@ def probed(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], t
     names = {module: name for name, module in model.named_modules()}  # of a shared module the first
     kinds: dict[Any, tuple[str, Layer]] = {}
     layers = []
-    for block, output in zip(blocks, outputs, strict=True):
-        kind = _structure(model.get_submodule(block.name))
+    structures = _structures([model.get_submodule(block.name) for block in blocks])
+    for block, output, kind in zip(blocks, outputs, structures, strict=True):
         if kind not in kinds:
             kinds[kind] = block.name, parts_of(model, block, level[block.name], output)
         layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
@@ -84,15 +84,23 @@ def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
     return next((gave for gave, given in pairs if gave.shape == given.shape and torch.equal(gave, given)), None)
 
 
-def _structure(block: nn.Module) -> tuple:
-    """What blocks of one structure have in common: modules, shapes, settings (but numbers, which may count layers)."""
-    found: list[Any] = []
-    for name, module in block.named_modules(remove_duplicate=False):
-        shapes = ((leaf, tuple(parameter.shape)) for leaf, parameter in module.named_parameters(recurse=False))
-        plain = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key != "training")
-        settings = ((key, value if isinstance(value, bool | str) else value is None) for key, value in plain)
-        found.append((name, type(module), tuple(shapes), tuple(settings)))
-    return tuple(found)
+def _structures(blocks: Sequence[nn.Module]) -> list[tuple]:
+    """What blocks of one structure have in common: modules, shapes, settings. A number that is another one in every
+    block counts them, and is no setting."""
+    numbers: dict[tuple[str, str], dict[int, float]] = {}
+    found: list[list[Any]] = []
+    for place, block in enumerate(blocks):
+        found.append([])
+        for name, module in block.named_modules(remove_duplicate=False):
+            shapes = ((leaf, tuple(parameter.shape)) for leaf, parameter in module.named_parameters(recurse=False))
+            plain = {key: one for key, one in vars(module).items() if not key.startswith("_") and key != "training"}
+            settings = ((key, one if isinstance(one, bool | str) else one is None) for key, one in plain.items())
+            found[-1].append((name, type(module), tuple(shapes), tuple(settings)))
+            for key, one in plain.items():
+                if isinstance(one, int | float):
+                    numbers.setdefault((name, key), {})[place] = one
+    repeated = [values for values in numbers.values() if len(set(values.values())) < len(values)]
+    return [(*parts, *(values.get(place) for values in repeated)) for place, parts in enumerate(found)]
 
 
 def _moved(model: nn.Module, names: dict[nn.Module, str], old: str, new: str, name: str) -> str:
