@@ -1,0 +1,61 @@
+"""Tiny models of every architecture that transformers can build: their parts, a planted super weight, and that looking
+changes nothing. All in `make deep`, the forty that differ most in structure in `make test`."""
+
+from __future__ import annotations
+
+import pytest
+
+from architected import TYPES, built
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, load
+from tried import NO_TOKENS, OTHERWISE, RECORD, STATES, apart, differences, left_of, marks, planted_of, read_of
+
+FORTY = apart(40, ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "llama4_text", "gpt_oss"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.real if kind in FORTY else pytest.mark.deep) for kind in TYPES],
+)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def lm(kind: str) -> LM:
+    return load(built(kind))
+
+
+def test_there_are_as_many_as_are_promised():
+    assert len(TYPES) - len(NO_TOKENS) - sum("down" not in " ".join(RECORD[kind]["marks"]) for kind in ()) >= 210
+
+
+def test_its_parts_are_those_listed_by_eye(kind: str, lm: LM):
+    wrong = differences(kind, lm)
+    assert bool(wrong) == (kind in OTHERWISE), wrong
+
+
+def test_the_record_is_what_is_measured(kind: str, lm: LM):
+    assert RECORD[kind]["marks"] == marks(lm)
+
+
+def test_planted_super_weights_are_found_and_nothing_else(kind: str, lm: LM):
+    """Law 6: what is planted is found at its coordinates, and a clean twin has none."""
+    if kind in NO_TOKENS:
+        with pytest.raises(StudfinderError, match="places where the text has"):
+            planted_of(lm, kind)
+        return
+    assert planted_of(lm, kind) == []
+
+
+def test_reading_changes_nothing(lm: LM):
+    """Law 1, with every reader on: plain, padded and with a cache."""
+    assert read_of(lm) == []
+
+
+def test_a_patch_leaves_nothing(kind: str, lm: LM):
+    """Law 2."""
+    if kind == "cpmant":
+        pytest.skip(NO_TOKENS[kind])
+    left = left_of(lm)
+    assert bool(left) == (kind in STATES), left
