@@ -149,8 +149,18 @@ class _RotaryInputs:
         """Q and K of this call before RoPE. Dims that a partial RoPE passes by are the same before and after."""
         self.layer = _RUNNING.rotary = None
         if layer not in self.seen:
-            raise StudfinderError(f"layer {layer} ran attention without the rotary step of its own file")
+            raise StudfinderError(
+                f"layer {layer} ran attention without the rotary step of its own file, so Q and K before RoPE "
+                "cannot be seen"
+            )
         query_pre, key_pre = self.seen.pop(layer)
+        for whole, part in ((query, query_pre), (key, key_pre)):
+            heads = part.dim() == 4 and part.shape[1] in (1, whole.shape[1])
+            if not heads or part.shape[2] != query.shape[2] or mixer.turned + part.shape[3] > whole.shape[3]:
+                raise StudfinderError(
+                    f"layer {layer} turns something else than its queries and keys last, so Q and K before RoPE cannot "
+                    "be seen"
+                )
         return _placed(query, query_pre, mixer.turned), _placed(
             key[..., -key_pre.shape[-2] :, :], key_pre, mixer.turned
         )
@@ -183,10 +193,10 @@ def _rotate(original: Any) -> Any:
     """What stands in front of a file's rotary step: models of one architecture share the file."""
 
     @functools.wraps(original)
-    def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if _RUNNING.rotary is not None:
-            query, key = _RUNNING.rotary.show(query, key)
-        return original(query, key, *args, **kwargs)
+    def rotate(*args: Any, **kwargs: Any) -> Any:
+        if _RUNNING.rotary is not None and len(args) > 1:  # an index beside attention is turned alone
+            args = (*_RUNNING.rotary.show(*args[:2]), *args[2:])
+        return original(*args, **kwargs)
 
     return rotate
 
