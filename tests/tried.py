@@ -6,13 +6,11 @@ Each `..._of` gives what went wrong, in words; nothing where all is right.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -24,13 +22,9 @@ from studfinder.detectors.super_weights import SuperWeights
 from studfinder.edits import Activations, LargestEntry, edited, entry, scale, zero
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Layer
+from studfinder.models.tried import architectures
 from studfinder.records import SuperWeight
 from studfinder.sites import AttentionCall, BlockOutput, ModelCall, Site, WriterCall, tapped
-
-RECORD: dict[str, dict[str, Any]] = json.loads(
-    files("studfinder.models").joinpath("architectures.json").read_text("utf-8")
-)["types"]
-"""What benchmarks/architectures.py wrote of each type."""
 
 OTHERWISE = {
     "mllama": "layers that attend to pictures are passed over where there is only text: layer 3 is not seen",
@@ -50,6 +44,7 @@ STATES = {"recurrent_gemma": "it keeps the recurrence's state in its attributes"
 """Types that leave traces of a pass on themselves."""
 
 EVENTS = (ModelCall, BlockOutput, AttentionCall, WriterCall)
+
 
 def known(kind: str) -> list[dict[str, Any]]:
     """The parts of each layer as they were listed by eye: writers and softmax attentions."""
@@ -121,8 +116,8 @@ def marks(lm: LM) -> list[str]:
 
 def apart(count: int, first: tuple[str, ...]) -> list[str]:
     """The types that differ most in structure: after `first` each the farthest from all before it."""
-    chosen = list(first)
-    structure = {kind: set(RECORD[kind]["marks"]) for kind in TYPES}
+    types, chosen = architectures()["types"], list(first)
+    structure = {kind: set(types[kind]["marks"]) for kind in TYPES}
     while len(chosen) < count:
         chosen.append(max(TYPES, key=lambda kind: min(len(structure[kind] ^ structure[one]) for one in chosen)))
     return sorted(chosen)

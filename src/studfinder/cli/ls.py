@@ -31,9 +31,13 @@ def command(
             down, disk = builtin.megabytes
             table.add_row(builtin.name, f"{down} MB", f"{disk} MB", here, builtin.licence, builtin.origin)
         console.print(table)
-        console.print("Any folder, .gguf file or hub id of a known architecture works too.", style="dim")
+        console.print("Any folder, .gguf file or hub id works too.", style="dim")
     elif what == "architectures":
-        console.print("any decoder")
+        from studfinder.models.tried import architectures_table
+        from studfinder.report.cells import print_table
+
+        print_table(architectures_table(), Screen(width=240))
+        console.print("Any other decoder is measured in the same way: studfinder anatomy MODEL", style="dim")
     elif what == "detectors":
         from studfinder.detectors import DETECTORS
 

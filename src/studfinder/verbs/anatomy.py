@@ -33,7 +33,9 @@ def anatomy_in_words(anatomy: Anatomy) -> list[tuple[str, list[tuple[str, str]]]
     kinds: dict[Layer, list[int]] = {}
     for number, layer in enumerate(anatomy.layers):
         kinds.setdefault(_relative(layer, layer.block), []).append(number)
-    layers = [(f"layer{'s' * (len(numbers) > 1)} {_runs(numbers)}", list(_layer(kind))) for kind, numbers in kinds.items()]
+    layers = [
+        (f"layer{'s' * (len(numbers) > 1)} {_runs(numbers)}", list(_layer(kind))) for kind, numbers in kinds.items()
+    ]
     return [(anatomy.architecture, facts), *layers]
 
 
