@@ -5,6 +5,7 @@
 Writes src/studfinder/models/architectures.json, which `studfinder ls architectures` shows, and the same table as
 docs/results/architectures.md. What is not asked for stays as an earlier run wrote it, unless that had other versions.
 """
+# ruff: noqa: E402 (the tiny models stand beside the tests)
 
 from __future__ import annotations
 

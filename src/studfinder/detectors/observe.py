@@ -56,8 +56,8 @@ def observe(
         places, given = event.hidden_BTC.shape[1], batch.input_ids_BT.shape[1]
         if places != given:
             raise StudfinderError(
-                f"the blocks of {lm.anatomy.architecture} see {places} places where the text has {given} tokens, so that "
-                "what is found has no token",
+                f"the blocks of {lm.anatomy.architecture} see {places} places where the text has {given} tokens: what "
+                "is found there has no token",
                 expected="one place a token: no patches of bytes, no prefix of the model's own",
             )
 

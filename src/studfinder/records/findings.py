@@ -114,8 +114,8 @@ class SuperWeight(OneLine):
     Attributes:
         layer: block, from 0.
         parameter: name of the Hugging Face parameter.
-        index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts, two where experts
-            stand one under the other in a matrix).
+        index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts, two where they
+            stand one under the other).
         checkpoint_tensor, checkpoint_index: the same entry in the checkpoint file, verified there; None if it was not.
         checkpoint_note: why not.
         expert: which expert, or None.
