@@ -3,11 +3,15 @@ changes nothing. All in `make deep`, the forty that differ most in structure in 
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import transformers
 
-from architected import TYPES, built
+from architected import PARTS, TYPES, built
 from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
@@ -23,6 +27,8 @@ FORTY = apart(40, ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "ll
     params=[pytest.param(kind, marks=pytest.mark.real if kind in FORTY else pytest.mark.deep) for kind in TYPES],
 )
 def kind(request) -> str:
+    if not hasattr(transformers, PARTS[request.param]["cls"]):
+        pytest.skip(f"transformers {transformers.__version__} has no {request.param} yet")
     return request.param
 
 
@@ -37,6 +43,16 @@ def test_as_many_are_found_as_is_promised():
     assert set(RECORD) == set(TYPES)
     assert found["yes"] >= 210
     assert sum(found.values()) - found["yes"] - found["nothing to plant in"] == len(NO_TOKENS)
+
+
+def test_the_lowest_transformers_is_run():
+    """What pyproject.toml allows is the first of CI's matrix, and what was pinned the last."""
+    root = Path(__file__).parent.parent
+    lowest = re.search(r'"transformers>=([\d.]+),', (root / "pyproject.toml").read_text("utf-8"))
+    pinned = re.search(r"^transformers==([\d.]+)$", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    run = re.search(r"version: (\[.*\])", (root / ".github/workflows/test.yml").read_text("utf-8"))
+    assert lowest and pinned and run
+    assert json.loads(run[1]) == [f"{lowest[1]}.0", pinned[1]]
 
 
 def test_the_list_shows_every_type_and_its_counts(capsys):
