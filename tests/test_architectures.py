@@ -51,7 +51,7 @@ def test_the_lowest_transformers_is_run():
     lowest = re.search(r'"transformers>=([\d.]+),', (root / "pyproject.toml").read_text("utf-8"))
     pinned = re.search(r"^transformers==([\d.]+)$", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     run = re.search(r"version: (\[.*\])", (root / ".github/workflows/test.yml").read_text("utf-8"))
-    assert lowest and pinned and run
+    assert None not in (lowest, pinned, run)
     assert json.loads(run[1]) == [f"{lowest[1]}.0", pinned[1]]
 
 
