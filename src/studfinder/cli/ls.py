@@ -31,7 +31,7 @@ def command(
             down, disk = builtin.megabytes
             table.add_row(builtin.name, f"{down} MB", f"{disk} MB", here, builtin.licence, builtin.origin)
         console.print(table)
-        console.print("Any folder, .gguf file or hub id works too.", style="dim")
+        console.print("Any folder, .gguf file or hub id of a decoder works too.", style="dim")
     elif what == "architectures":
         from studfinder.models.tried import architectures_table
         from studfinder.report.cells import print_table
