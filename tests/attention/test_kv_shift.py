@@ -38,7 +38,10 @@ def test_mixture_as_specified(keys: bool, values: bool, gated: bool) -> None:
     key, value = (torch.randn(2, 7, 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[0, 3] = starts[1, 5] = True
-    got = part(key, value, None, ~starts)
+    got = [
+        part(x, *(scalar[:, None] for scalar in part.scalars(side)), None, ~starts) if on else x
+        for x, side, on in ((key, "key", keys), (value, "value", values))
+    ]
     wanted = [
         naive.mix(x, *part.scalars(side), starts) if on else x
         for x, side, on in ((key, "key", keys), (value, "value", values))
@@ -99,7 +102,7 @@ def test_state_is_in_the_cache_and_not_on_the_module() -> None:
         torch.testing.assert_close(a[:, 0], full[:, t])
         torch.testing.assert_close(b[:, 0], full_other[:, t])
     assert {name: id(value) for name, value in vars(model.model.layers[0].self_attn).items()} == before
-    assert [x.shape for x in first.layers[0].raw] == [(2, 1, 2, 8)] * 2
+    assert [x.shape for x in first.layers[0].raw.values()] == [(2, 1, 2, 8)] * 2
 
 
 class Operations(TorchDispatchMode):
@@ -209,7 +212,7 @@ def test_import_of_published_kernels_reverses_the_columns() -> None:
     padded = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
     weight = kernel.view(2, 2)
     convolved = padded[:, :-1] * weight[:, 0, None] + padded[:, 1:] * weight[:, 1, None]
-    torch.testing.assert_close(part(value, value)[1], convolved)
+    torch.testing.assert_close(part(value, *(scalar[:, None] for scalar in part.scalars("value"))), convolved)
     with pytest.raises(StudfinderError, match="conv_k"):
         sa.import_kernels(model, {})
     with pytest.raises(StudfinderError, match="no KV shift"):
