@@ -15,7 +15,7 @@ from studfinder.attention.places import Place, measured, runs_doubled, to_config
 from studfinder.attention.saved import SavedVariant, config_class, model_class, places_in, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, anatomy_of
+from studfinder.models import LM
 
 _Model = TypeVar("_Model", bound=LM | torch.nn.Module)
 
@@ -92,7 +92,7 @@ def _plain_places(model: Any) -> dict[str, Place]:
     if getattr(model.config, "add_cross_attention", False):
         raise StudfinderError("this model has cross-attention", expected="a decoder without it")
     with torch.random.fork_rng():  # a model that is being trained drops at random
-        return measured(model, anatomy_of(model).layers)
+        return measured(model)
 
 
 def _own_config(model: Any) -> None:
@@ -125,6 +125,10 @@ def _check(model: Any, places: Mapping[str, Place], present: list[Variant], vari
                 raise StudfinderError(
                     "the weights of this model are quantised", expected="fp32, bf16 or fp16 weights"
                 )
+    if variant.role == "positions" and not any(place.turns for place in places.values()):
+        raise StudfinderError(
+            f"{name} cannot be put into a {model.config.model_type!r} model: it has no rotary positions"
+        )
     if variant.role == "queries" and not runs_doubled(model, places):
         raise StudfinderError(
             f"{name} cannot be put into a {model.config.model_type!r} model: its attention counts its heads itself, so "
@@ -134,8 +138,8 @@ def _check(model: Any, places: Mapping[str, Place], present: list[Variant], vari
 
 def refusal(variant: Variant, place: Place) -> str | None:
     """Why a variant cannot be put into an attention module; None if it can."""
-    if variant.role == "positions" and place.rotary is None:
-        return "its attention is not handed cosines and sines, and so makes no positions that could be changed"
+    if variant.role == "positions" and place.turns and place.rotary is None:
+        return "its attention makes the cosines and sines of its positions itself"
     if variant.own_function and place.more is not None:
         return f"its attention function does more than a softmax over the keys (it is given {place.more})"
     if variant.role == "keys and values":
@@ -163,8 +167,12 @@ def _conflict(one: Variant, other: Variant) -> str | None:
 
 @torch.no_grad()
 def _scale_outputs(model: Any, places: Mapping[str, Place], factor: float) -> None:
+    done: set[torch.Tensor] = set()
     for name, place in places.items():
         weight = model.get_submodule(f"{name}.{place.output}").weight
+        if weight in done:  # layers that share it
+            continue
+        done.add(weight)
         weight.mul_(factor)
         if not torch.isfinite(weight).all():
             raise StudfinderError(

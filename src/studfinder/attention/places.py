@@ -18,7 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from studfinder.attention.variant import AttentionShape
 from studfinder.errors import StudfinderError
-from studfinder.models.anatomy import HeadRows, Layer, Mixer
+from studfinder.models import anatomy_of
+from studfinder.models.anatomy import HeadRows, Mixer
 from studfinder.models.interface import attention_function, watch_attention
 from studfinder.models.trace import TOKENS, configs_of
 from studfinder.patches import Journal
@@ -61,6 +62,7 @@ class Place:
         shape: its sizes.
         query, key, value: the projections that make them; None where they are more than a plain projection.
         output: the module that reads what attention gives, below the attention module; None if unknown.
+        turns: whether its positions are rotary.
         rotary: the name of the argument that hands it cosines and sines; None if it is handed none.
         pairs: how they lie.
         more: what its attention function is given beside a softmax's arguments, where it gives something else than
@@ -73,6 +75,7 @@ class Place:
     key: Heads | None = None
     value: Heads | None = None
     output: str | None = None
+    turns: bool = False
     rotary: str | None = None
     pairs: Pairs | None = None
     more: str | None = None
@@ -100,14 +103,15 @@ def from_config(entries: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
     return found
 
 
-@torch.no_grad()
-def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
+def measured(model: Any) -> dict[str, Place]:
     """The places of a live plain model, by module; it is run on a few tokens.
 
     Raises:
         StudfinderError: it has no attention, or one that is not reached through transformers' AttentionInterface.
     """
     kind = model.config.model_type
+    with torch.enable_grad():
+        layers = anatomy_of(model).layers
     mixers = {m.module: m for layer in layers for m in layer.mixers if m.kind == "softmax"}
     if not mixers:
         raise StudfinderError(f"{kind!r} models have no softmax attention", expected="a model with attention")
@@ -118,7 +122,7 @@ def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
             f" ({outside})",
             expected="one whose queries, keys and values reach the interface",
         )
-    with Journal(model) as journal:
+    with Journal(model) as journal, torch.no_grad():
         for config in configs_of(model):
             if str(getattr(config, "_attn_implementation", None)).startswith(("flash", "flex")):
                 journal.set(config, "_attn_implementation_internal", "eager")
@@ -126,7 +130,11 @@ def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
         for one in seen.values():
             one.watch(journal)
         _run(model)
-    return {name: one.place() for name, one in seen.items()}
+        places = {name: one.place() for name, one in seen.items()}
+        for one in seen.values():
+            one.silent = True
+        _run(model)
+    return {name: seen[name].confirmed(place) for name, place in places.items()}
 
 
 @torch.no_grad()
@@ -189,9 +197,10 @@ class _Seen:
         self.module, self.mixer, self.function = module, mixer, attention_function(module)
         self.given: dict[str, Any] = {}
         self.projected: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.running = False
+        self.running = self.silent = False
         self.more: str | None = None
         self.mask = True
+        self.alike: dict[str, bool] = {}
 
     def watch(self, journal: Journal) -> None:
         journal.hook(self.module, self.begin, before=True, with_kwargs=True)
@@ -209,11 +218,18 @@ class _Seen:
     def end(self, _module: Any, _args: tuple, _output: Any) -> None:
         self.running = False
 
-    def project(self, path: str, _module: Any, args: tuple, output: Any) -> None:
+    def project(self, path: str, _module: Any, args: tuple, output: Any) -> torch.Tensor | None:
+        if self.silent:
+            return torch.zeros_like(output)
         if self.running and len(args) == 1 and isinstance(output, torch.Tensor):
             self.projected[path] = args[0], output
+        return None
 
     def attend(self, module: Any, query: Any, key: Any, value: Any, mask: Any, keywords: dict) -> Any:
+        if self.silent:
+            named = (("query", query), ("key", key), ("value", value))
+            self.alike = {name: torch.equal(one[0], one[1]) for name, one in named}
+            return query, key, value
         handed = self.given.get("attention_mask")
         alike = isinstance(handed, torch.Tensor) and isinstance(mask, torch.Tensor)
         self.mask &= mask is handed or (alike and mask.data_ptr() == handed.data_ptr())
@@ -251,11 +267,17 @@ class _Seen:
             key=key,
             value=self.heads(mixer.value, mixer.value_dim),
             output=output if read is not None and read[0].shape[-1] == mixer.heads * mixer.value_dim else None,
+            turns=mixer.stage != "no RoPE",
             rotary=rotary,
             pairs=pairs,
             more=self.more,
             mask=self.mask,
         )
+
+    def confirmed(self, place: Place) -> Place:
+        """Without heads that still tell two texts apart when their projection gives nothing: more goes into them."""
+        more = [name for name, alike in self.alike.items() if not alike]
+        return dataclasses.replace(place, **dict.fromkeys(more))  # type: ignore[arg-type]
 
     def heads(self, rows: HeadRows | None, dims: int) -> Heads | None:
         """The heads of a projection that makes every dim of them."""

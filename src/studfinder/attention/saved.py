@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from studfinder.attention.install import install, start_missing
@@ -21,7 +22,6 @@ from studfinder.attention.kv_shift.cache import prepare
 from studfinder.attention.places import Place, from_config, measured, to_config
 from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
-from studfinder.models import anatomy_of
 
 KIND_PREFIX = "studfinder-"
 _OWN_SOFTMAX = ("eager", "sdpa", *(f"flash_attention_{version}" for version in (2, 3, 4)), "flex_attention")
@@ -95,7 +95,7 @@ def _places_of_twin(base: Any, config: Any) -> dict[str, Place]:
         for parameter in twin.parameters():
             drawn = parameter.detach()  # what the class would draw is left out while a model is loaded
             drawn.normal_(0, 0.02) if drawn.dim() > 1 else drawn.uniform_(0.5, 1)
-        return measured(twin, anatomy_of(twin).layers)
+        return measured(twin)
 
 
 @cache
@@ -104,6 +104,7 @@ def config_class(base: Any) -> type[Any]:
     kind = KIND_PREFIX + base.model_type
     made = _made(base, {"model_type": kind})
     AutoConfig.register(kind, made, exist_ok=True)
+    _convert_files_alike(base.model_type, kind)
     for auto in _AUTO:
         if base in auto._model_mapping:
             auto.register(made, model_class(auto._model_mapping[base]), exist_ok=True)
@@ -114,7 +115,17 @@ def config_class(base: Any) -> type[Any]:
 def model_class(base: Any) -> type[Any]:
     """The class of a base's converted models."""
     config = _made(base.config_class, {"model_type": KIND_PREFIX + base.config_class.model_type})
-    return _made(base, {"base": base, "config_class": config}, SavedVariant)
+    made = _made(base, {"base": base, "config_class": config}, SavedVariant)
+    _convert_files_alike(base.__name__, made.__name__)
+    return made
+
+
+def _convert_files_alike(base: str, made: str) -> None:
+    """Names and shapes of weights in a checkpoint, where transformers' own differ from those in memory (experts, above
+    all): of a made type or class as of its base."""
+    mapping = get_checkpoint_conversion_mapping(base)
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(made, mapping, overwrite=True)
 
 
 def _made(base: Any, own: dict[str, Any], *mixed: type) -> type[Any]:
