@@ -15,7 +15,7 @@ from studfinder.attention.places import Place, measured, runs_doubled, to_config
 from studfinder.attention.saved import SavedVariant, config_class, model_class, places_in, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, Anatomy, anatomy_of
 
 _Model = TypeVar("_Model", bound=LM | torch.nn.Module)
 
@@ -40,7 +40,7 @@ def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
     """
     model: Any = lm.model if isinstance(lm, LM) else lm
     present = variants_of(getattr(model, "config", None))
-    places = places_in(model.config) if present else _plain_places(model)
+    places = places_in(model.config) if present else _plain_places(model, lm.anatomy if isinstance(lm, LM) else None)
     variant = variant.started(init)
     _check(model, places, present, variant)
     factor = variant.output_factor
@@ -85,14 +85,17 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def _plain_places(model: Any) -> dict[str, Place]:
+def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, Place]:
     """The places of a model without variants."""
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise StudfinderError(f"cannot convert a {type(model).__name__}", expected="a causal LM")
     if getattr(model.config, "add_cross_attention", False):
         raise StudfinderError("this model has cross-attention", expected="a decoder without it")
     with torch.random.fork_rng():  # a model that is being trained drops at random
-        return measured(model)
+        if anatomy is None:
+            with torch.enable_grad():
+                anatomy = anatomy_of(model)
+        return measured(model, anatomy.layers)
 
 
 def _own_config(model: Any) -> None:

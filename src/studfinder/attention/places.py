@@ -18,8 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from studfinder.attention.variant import AttentionShape
 from studfinder.errors import StudfinderError
-from studfinder.models import anatomy_of
-from studfinder.models.anatomy import HeadRows, Mixer
+from studfinder.models.anatomy import HeadRows, Layer, Mixer
 from studfinder.models.interface import attention_function, watch_attention
 from studfinder.models.trace import TOKENS, configs_of
 from studfinder.patches import Journal
@@ -103,15 +102,14 @@ def from_config(entries: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
     return found
 
 
-def measured(model: Any) -> dict[str, Place]:
+@torch.no_grad()
+def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
     """The places of a live plain model, by module; it is run on a few tokens.
 
     Raises:
         StudfinderError: it has no attention, or one that is not reached through transformers' AttentionInterface.
     """
     kind = model.config.model_type
-    with torch.enable_grad():
-        layers = anatomy_of(model).layers
     mixers = {m.module: m for layer in layers for m in layer.mixers if m.kind == "softmax"}
     if not mixers:
         raise StudfinderError(f"{kind!r} models have no softmax attention", expected="a model with attention")
@@ -122,7 +120,7 @@ def measured(model: Any) -> dict[str, Place]:
             f" ({outside})",
             expected="one whose queries, keys and values reach the interface",
         )
-    with Journal(model) as journal, torch.no_grad():
+    with Journal(model) as journal:
         for config in configs_of(model):
             if str(getattr(config, "_attn_implementation", None)).startswith(("flash", "flex")):
                 journal.set(config, "_attn_implementation_internal", "eager")
@@ -176,8 +174,11 @@ def _run(model: Any) -> torch.Tensor:
     ids_BT = torch.randint(0, embedding.shape[0], (2, TOKENS), generator=torch.Generator().manual_seed(0))
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[1, -3:] = 0
-    device = embedding.device
-    return model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False).logits
+    positions_BT = torch.arange(TOKENS).expand_as(ids_BT)  # given, because some models work them out from the mask
+    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT}
+    known = inspect.signature(model.forward).parameters
+    given = {name: one.to(embedding.device) for name, one in given.items() if name in known}
+    return model(**given, use_cache=False).logits
 
 
 def given_to(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

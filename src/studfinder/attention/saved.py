@@ -22,6 +22,7 @@ from studfinder.attention.kv_shift.cache import prepare
 from studfinder.attention.places import Place, from_config, measured, to_config
 from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
+from studfinder.models import anatomy_of
 
 KIND_PREFIX = "studfinder-"
 _OWN_SOFTMAX = ("eager", "sdpa", *(f"flash_attention_{version}" for version in (2, 3, 4)), "flex_attention")
@@ -95,7 +96,9 @@ def _places_of_twin(base: Any, config: Any) -> dict[str, Place]:
         for parameter in twin.parameters():
             drawn = parameter.detach()  # what the class would draw is left out while a model is loaded
             drawn.normal_(0, 0.02) if drawn.dim() > 1 else drawn.uniform_(0.5, 1)
-        return measured(twin)
+        with torch.enable_grad():
+            layers = anatomy_of(twin).layers
+        return measured(twin, layers)
 
 
 @cache
@@ -106,8 +109,9 @@ def config_class(base: Any) -> type[Any]:
     AutoConfig.register(kind, made, exist_ok=True)
     _convert_files_alike(base.model_type, kind)
     for auto in _AUTO:
-        if base in auto._model_mapping:
-            auto.register(made, model_class(auto._model_mapping[base]), exist_ok=True)
+        model = auto._model_mapping.get(base, None)
+        if getattr(model, "config_class", None) is base:  # some only stand for the type of a part of it
+            auto.register(made, model_class(model), exist_ok=True)
     return made
 
 
