@@ -174,7 +174,7 @@ def _run(model: Any) -> torch.Tensor:
     ids_BT = torch.randint(0, embedding.shape[0], (2, TOKENS), generator=torch.Generator().manual_seed(0))
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[1, -3:] = 0
-    positions_BT = torch.arange(TOKENS).expand_as(ids_BT)  # given, because some models work them out from the mask
+    positions_BT = torch.arange(TOKENS).repeat(len(ids_BT), 1)  # given, because some models work them out from the mask
     given = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": positions_BT}
     known = inspect.signature(model.forward).parameters
     given = {name: one.to(embedding.device) for name, one in given.items() if name in known}
