@@ -141,7 +141,7 @@ def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
     if lm.anatomy.layers[0].writers[0].expert is None:
         found["quantized"] = lambda: quantized(lm, W4)
         found["inputs rounded"] = lambda: rounded_inputs(lm, Rounded(element="int4"), targets(lm))
-    if lm.anatomy.split is None:
+    if lm.anatomy.interface:
         found["cache rounded"] = lambda: quantized_cache(lm, KVCache(rope="pre" if rope else "post"))
     if lm.anatomy.architecture in ("llama", "qwen2"):
         found["rotary pairs"] = lambda: quantized(lm, W4, transforms=RotaryPairs())
@@ -292,8 +292,8 @@ def at_step(number: int, step: int) -> tuple[Callable[[], Callable[[], None]], l
 WATCHED = tuple(
     os.path.join(HOME, *part)
     for part in (
-        ("sites", "journal.py"),
-        ("sites", "interrupts.py"),
+        ("patches", "journal.py"),
+        ("patches", "interrupts.py"),
         ("sites", "tap.py"),
         ("sites", "resume.py"),
         ("edits", "apply.py"),

@@ -103,20 +103,20 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
 
     def enter(homes: list[tuple[str, str]], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         homes.append(homes.pop(0))  # a module may stand in several places, and runs for each in turn
-        hidden = next((value for value in tensors((args, kwargs)) if value.dim() >= 3), None)
+        hidden = next((value for value in tensors_in((args, kwargs)) if value.dim() >= 3), None)
         if hidden is not None and not hidden.requires_grad:  # a place that gradients can be asked of
             new = hidden.detach().requires_grad_().clone()
             args, kwargs = (_exchanged(value, hidden, new) for value in (args, kwargs))
-        running.append(Call(*homes[-1], len(running), tensors((args, kwargs))))
+        running.append(Call(*homes[-1], len(running), tensors_in((args, kwargs))))
         calls.append(running[-1])
         return args, kwargs
 
     def leave(_module: nn.Module, _args: tuple, output: Any) -> None:
-        running.pop().gave += tensors(output)
+        running.pop().gave += tensors_in(output)
 
     def inside(name: str, _module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         for call in running:
-            call.modules.setdefault(name, (tensors((args, kwargs)), tensors(output)))
+            call.modules.setdefault(name, (tensors_in((args, kwargs)), tensors_in(output)))
 
     def attention(module: nn.Module, query: Any, key: Any, value: Any, _mask: Any, _kwargs: dict) -> Any:
         for call in running:
@@ -132,7 +132,7 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
         for path, module in model.named_modules():
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for child, member in module._modules.items():
-                    members.setdefault(member, []).append((f"{path}.{child}", path))  # type: ignore[arg-type]
+                    members.setdefault(member, []).append((f"{path}.{child}", path))
         for module, path in names.items():
             if module in members:
                 journal.hook(module, partial(enter, members[module]), before=True, with_kwargs=True)
@@ -172,7 +172,7 @@ class Products(TorchFunctionMode):
             if self._weight(result) is None:
                 self._know(found[0], result)
         elif name in _PRODUCTS:
-            product = self._product(name, tensors((args, kwargs)), result)
+            product = self._product(name, tensors_in((args, kwargs)), result)
             handed = None if product is None else self.seen(product)
             return result if handed is None else handed
         self.other(name, args, kwargs, result)
@@ -194,10 +194,10 @@ class Products(TorchFunctionMode):
         at = bisect(self.starts, value.data_ptr()) - 1
         if at < 0 or value.data_ptr() >= self.known[at][0]:
             return None
-        return self.known[at][1:]
+        return self.known[at][1], self.known[at][2]
 
     def _product(self, function: str, given: list[torch.Tensor], result: torch.Tensor) -> Product | None:
-        found = [(value, weight) for value in given if (weight := self._weight(value)) is not None]
+        found = [(value, known) for value in given if (known := self._weight(value)) is not None]
         others = [value for value in given if value.dim() >= 2 and self._weight(value) is None]
         if len(found) != 1 or not others:
             return None
@@ -237,8 +237,9 @@ class _Cut(Products):
             seen = Attended(None, scores=args[0] if args else kwargs["input"])
         elif name == "scaled_dot_product_attention":
             seen = Attended(None, *(args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"])))
-        for call in self.running if seen is not None else ():
-            call.attended.append(seen)
+        if seen is not None:
+            for call in self.running:
+                call.attended.append(seen)
 
 
 _SOFTMAX = ("softmax", "_softmax")
@@ -259,14 +260,14 @@ def experts_apart(module: nn.Module, journal: Journal) -> None:
             journal.set(config, "_experts_implementation_internal", "eager")
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every floating-point tensor inside tuples, lists, dicts and transformers' outputs."""
     if isinstance(value, torch.Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, tuple | list):
-        return [one for part in value for one in tensors(part)]
+        return [one for part in value for one in tensors_in(part)]
     return []
 
 

@@ -268,6 +268,6 @@ def _sees_constants(lm: LM, module: Any) -> str | None:
     if part is not None:
         return None if part in _SHIFTED else part
     name = lm.model.config._attn_implementation or "eager"
-    if lm.anatomy.split is None and name not in _PLAIN and not name.startswith("flash_attention"):
+    if lm.anatomy.interface and name not in _PLAIN and not name.startswith("flash_attention"):
         return f"attention {name!r}, of which nothing is known,"
     return None
