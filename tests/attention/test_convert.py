@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_refused_models() -> None:
 
     with pytest.raises(StudfinderError, match="expected a causal LM"):
         sa.convert(LlamaModel(tiny().config), sa.KVShift())
-    with pytest.raises(StudfinderError, match="not handed cosines and sines"):
+    with pytest.raises(StudfinderError, match="no rotary positions"):
         sa.convert(tiny("gpt2"), sa.NoPE(), init="fresh")
     with pytest.raises(StudfinderError, match="query projection"):
         sa.convert(tiny("opt"), sa.Differential(), init="fresh")
@@ -229,3 +230,57 @@ def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     assert (part.key_current.tolist(), part.key_previous.tolist()) == ([1, 1], [0.5, 0.5])
     drawn = AutoModelForCausalLM.from_config(config)
     assert drawn.model.layers[0].self_attn.kv_shift.key_current.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_checkpoints_that_do_not_hold_their_places_load(base: str, tmp_path) -> None:
+    """As those of before: where the parts go is then measured on a twin of random weights."""
+    model = model_with("shift + clip + gate", base, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["studfinder"]["attention"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.studfinder == model.config.studfinder
+    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+
+
+def test_copies_are_models_of_their_own(tmp_path) -> None:
+    model = model_with("shift + differential")
+    expected = model(tokens()).logits
+    torch.save(model, tmp_path / "model.pt")
+    for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert torch.equal(other(tokens()).logits, expected)
+        other.model.layers[0].self_attn.kv_shift.key_current += 1
+        assert not torch.equal(other(tokens()).logits, expected)
+        assert torch.equal(model(tokens()).logits, expected)
+
+
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj", "q_proj", "o_proj"])
+def test_a_replaced_projection_is_not_passed_over(projection: str) -> None:
+    """Its variant would silently do nothing."""
+    model = model_with("shift + differential")
+    attention = model.model.layers[1].self_attn
+    old = getattr(attention, projection)
+    setattr(attention, projection, torch.nn.Linear(old.in_features, old.out_features, bias=False).double())
+    with pytest.raises((StudfinderError, RuntimeError), match="was replaced|shape|size"):
+        model(tokens())
+
+
+def test_a_projection_alone_is_plain() -> None:
+    """Whoever asks for a projection outside attention, as quantisers do, gets the matrix's product."""
+    model = model_with("kv_shift")
+    projection = model.model.layers[0].self_attn.k_proj
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    assert torch.equal(projection(x), x @ projection.weight.T)
+
+
+def test_two_threads_do_not_meet() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = model_with("shift + gate")
+    texts = [tokens(seed=seed) for seed in range(8)]
+    expected = [model(ids).logits for ids in texts]
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        found = list(pool.map(lambda ids: model(ids).logits, texts * 4))
+    assert all(map(torch.equal, found, expected * 4))

@@ -19,6 +19,7 @@ from studfinder.models import LM, Anatomy, anatomy_of
 
 _Model = TypeVar("_Model", bound=LM | torch.nn.Module)
 
+
 def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
     """Swap a variant of attention into a live model, in place, and return it.
 
@@ -51,7 +52,7 @@ def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
     settings = [v.to_dict() for v in (*present, variant)]
     model.config.studfinder = {"variants": settings, "attention": to_config(places)}
     if not isinstance(model, SavedVariant):
-        model.__class__ = model_class(type(model))
+        model.__class__ = model_class(type(model))  # type: ignore[arg-type]
     return lm
 
 
@@ -87,7 +88,7 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, Place]:
     """The places of a model without variants."""
-    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise StudfinderError(f"cannot convert a {type(model).__name__}", expected="a causal LM")
     if getattr(model.config, "add_cross_attention", False):
         raise StudfinderError("this model has cross-attention", expected="a decoder without it")
@@ -107,7 +108,7 @@ def _own_config(model: Any) -> None:
         if id(held) in copies:
             module.config = copies[id(held)]
     if not isinstance(model, SavedVariant):
-        new.__class__ = config_class(type(new))
+        new.__class__ = config_class(type(new))  # type: ignore[arg-type]
 
 
 def _check(model: Any, places: Mapping[str, Place], present: list[Variant], variant: Variant) -> None:
@@ -120,14 +121,10 @@ def _check(model: Any, places: Mapping[str, Place], present: list[Variant], vari
         variant.check(place.shape)
         reason = refusal(variant, place)
         if reason:
-            raise StudfinderError(
-                f"{name} cannot be put into a {model.config.model_type!r} model: {reason} ({path})"
-            )
+            raise StudfinderError(f"{name} cannot be put into a {model.config.model_type!r} model: {reason} ({path})")
         for parameter in model.get_submodule(path).parameters():
             if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
-                raise StudfinderError(
-                    "the weights of this model are quantised", expected="fp32, bf16 or fp16 weights"
-                )
+                raise StudfinderError("the weights of this model are quantised", expected="fp32, bf16 or fp16 weights")
     if variant.role == "positions" and not any(place.turns for place in places.values()):
         raise StudfinderError(
             f"{name} cannot be put into a {model.config.model_type!r} model: it has no rotary positions"

@@ -91,7 +91,7 @@ def to_config(places: Mapping[str, Place]) -> list[dict[str, Any]]:
 
 def from_config(entries: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
     """What `to_config` wrote, by module."""
-    found = {}
+    found: dict[str, Place] = {}
     for entry in entries:
         fields = {name: value for name, value in entry.items() if name != "modules"}
         fields["shape"] = AttentionShape(**fields["shape"])
@@ -232,12 +232,14 @@ class _Seen:
             self.alike = {name: torch.equal(one[0], one[1]) for name, one in named}
             return query, key, value
         handed = self.given.get("attention_mask")
-        alike = isinstance(handed, torch.Tensor) and isinstance(mask, torch.Tensor)
-        self.mask &= mask is handed or (alike and mask.data_ptr() == handed.data_ptr())
+        places = [one.data_ptr() if isinstance(one, torch.Tensor) else one for one in (handed, mask)]
+        self.mask &= places[0] == places[1]
         plain = {name: keywords[name] for name in ("scaling", "is_causal") if name in keywords}
         given = [_LOUD * query.float(), key.float(), value.float()]
         mask = mask.float() if isinstance(mask, torch.Tensor) and mask.is_floating_point() else mask
-        wide = {k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in keywords.items()}
+        wide = {
+            k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in keywords.items()
+        }
         own = self.function(module, *given, mask, **{**wide, "dropout": 0.0})[0]
         softmax = sdpa_attention_forward(module, *given, mask, **plain)[0]
         if not torch.allclose(own, softmax, rtol=_NEAR, atol=_NEAR * float(softmax.abs().max())):

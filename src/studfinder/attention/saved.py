@@ -161,4 +161,4 @@ class _Later:
 
 
 for _kind in CONFIG_MAPPING_NAMES:
-    CONFIG_MAPPING.register(KIND_PREFIX + _kind, _Later(_kind), exist_ok=True)  # type: ignore[arg-type]
+    CONFIG_MAPPING.register(KIND_PREFIX + _kind, _Later(_kind), exist_ok=True)

@@ -35,7 +35,7 @@ class _Call:
     hidden: torch.Tensor
     given: dict[str, Any]
     hooks: int = 0
-    layer: RawRows | None = None
+    layer: Any = None
     visible: list[torch.Tensor | None] = field(default_factory=list)
 
 
@@ -80,13 +80,13 @@ class Wiring:
     def begin(self, _module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         given = dict(zip(self.names, args, strict=False)) | kwargs if args else kwargs
         _NOW.call = _Call(self, hidden_in(given), given)
-        positions = self.part("positions")
-        if positions is None or given.get(self.place.rotary) is None:
+        positions, rotary = self.part("positions"), self.place.rotary
+        if positions is None or rotary is None or given.get(rotary) is None:
             return None
-        changed = positions.embeddings(given[self.place.rotary], self.place.pairs)
-        if self.place.rotary in kwargs:
-            return args, {**kwargs, self.place.rotary: changed}
-        at = self.names.index(self.place.rotary)  # type: ignore[arg-type]
+        changed = positions.embeddings(given[rotary], self.place.pairs)
+        if rotary in kwargs:
+            return args, {**kwargs, rotary: changed}
+        at = self.names.index(rotary)
         return (*args[:at], changed, *args[at + 1 :]), kwargs
 
     def end(self, _module: Any, _args: tuple, _output: Any) -> None:
@@ -110,11 +110,11 @@ class Wiring:
         call = self.call()
         if call is None:
             return None
-        x = output.view(*call.hidden.shape[:2], -1)
         (side, heads), *others = sides.items()
         part = self.part("keys and values")
-        if heads.whole and not others:
-            x = x.unflatten(-1, (-1, heads.width))
+        whole = heads.whole and not others
+        x = output.view(*call.hidden.shape[:2], *((-1, heads.width) if whole else (-1,)))
+        if whole:
             current, previous = (scalar.unsqueeze(-1) for scalar in part.scalars(side))
         else:
             current, previous = part.by_channel(self.table(sides, x.device), tuple(sides))

@@ -13,6 +13,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 
+
 class RawRows:
     """Mixed into a transformers cache layer: what each projection gave the last token (unmixed, unrotated).
 
