@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architected import PARTS, TYPES, built
 from transformers import Cache
 
 import studfinder.attention as sa
+from architected import PARTS, TYPES, built
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, anatomy_of
 
@@ -117,8 +117,7 @@ def again(model, kind: str, folder: Path):
 
 
 def check(kind: str, tmp_path: Path) -> None:
-    lm = built(kind)
-    lm = LM(lm, None, anatomy_of(lm))
+    lm = LM(built(kind), None, anatomy_of(built(kind)))  # of another: some keep what they saw on themselves
     rows = lm.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(0, rows, (2, 13), generator=torch.Generator().manual_seed(3))
     refused = {}

@@ -263,7 +263,7 @@ def test_a_replaced_projection_is_not_passed_over(projection: str) -> None:
     attention = model.model.layers[1].self_attn
     old = getattr(attention, projection)
     setattr(attention, projection, torch.nn.Linear(old.in_features, old.out_features, bias=False).double())
-    with pytest.raises((StudfinderError, RuntimeError), match="was replaced|shape|size"):
+    with pytest.raises((StudfinderError, RuntimeError), match=r"was replaced|shape|size"):
         model(tokens())
 
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from studfinder.attention.install import install
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.places import Place, measured, runs_doubled, to_config
+from studfinder.attention.measuring import measured, runs_doubled
+from studfinder.attention.places import Place, to_config
 from studfinder.attention.saved import SavedVariant, config_class, model_class, places_in, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError

@@ -19,7 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from studfinder.attention.install import install, start_missing
 from studfinder.attention.interface import NAME
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.places import Place, from_config, measured, to_config
+from studfinder.attention.measuring import measured
+from studfinder.attention.places import Place, from_config, to_config
 from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
 from studfinder.models import anatomy_of
