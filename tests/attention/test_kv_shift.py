@@ -39,7 +39,7 @@ def test_mixture_as_specified(keys: bool, values: bool, gated: bool) -> None:
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[0, 3] = starts[1, 5] = True
     got = [
-        part(x, *(scalar[:, None] for scalar in part.scalars(side)), None, ~starts) if on else x
+        part.mixed(x, *(scalar[:, None] for scalar in part.scalars(side)), None, ~starts) if on else x
         for x, side, on in ((key, "key", keys), (value, "value", values))
     ]
     wanted = [
@@ -213,7 +213,7 @@ def test_import_of_published_kernels_reverses_the_columns() -> None:
     padded = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
     weight = kernel.view(2, 2)
     convolved = padded[:, :-1] * weight[:, 0, None] + padded[:, 1:] * weight[:, 1, None]
-    torch.testing.assert_close(part(value, *(scalar[:, None] for scalar in part.scalars("value"))), convolved)
+    torch.testing.assert_close(part.mixed(value, *(scalar[:, None] for scalar in part.scalars("value"))), convolved)
     with pytest.raises(StudfinderError, match="conv_k"):
         sa.import_kernels(model, {})
     with pytest.raises(StudfinderError, match="no KV shift"):

@@ -1,4 +1,4 @@
-"""The parts of variants in a live attention module: hooks around its own forward pass.
+"""The parts of variants in a live attention module: around its own forward pass, and hooked into its projections.
 
     project -> [keys and values: mixed] [queries: doubled] -> norm, rotate, cache, attention function
             -> [queries: subtracted] [output: gated] -> W_o
@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class _Call:
     wiring: Wiring
     hidden: torch.Tensor
     given: dict[str, Any]
+    earlier: _Call | None
     hooks: int = 0
     layer: Any = None
     visible: list[torch.Tensor | None] = field(default_factory=list)
@@ -48,8 +49,7 @@ class Wiring:
         self.names = list(inspect.signature(module.forward).parameters)
         self.hooked: list[str] = []
         self.tables: dict[Any, torch.Tensor] = {}
-        module.register_forward_pre_hook(self.begin, with_kwargs=True)
-        module.register_forward_hook(self.end)
+        module.__class__ = _wired(type(module))  # type: ignore[arg-type]
 
     def part(self, role: str) -> Any:
         """The part that plays a role, or None."""
@@ -77,30 +77,33 @@ class Wiring:
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
-    def begin(self, _module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def run(self, forward: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The module's own forward pass, with its parts."""
         given = dict(zip(self.names, args, strict=False)) | kwargs if args else kwargs
-        _NOW.call = _Call(self, hidden_in(given), given)
+        _NOW.call = call = _Call(self, hidden_in(given), given, getattr(_NOW, "call", None))
         positions, rotary = self.part("positions"), self.place.rotary
-        if positions is None or rotary is None or given.get(rotary) is None:
-            return None
-        changed = positions.embeddings(given[rotary], self.place.pairs)
-        if rotary in kwargs:
-            return args, {**kwargs, rotary: changed}
-        at = self.names.index(rotary)
-        return (*args[:at], changed, *args[at + 1 :]), kwargs
-
-    def end(self, _module: Any, _args: tuple, _output: Any) -> None:
-        call, _NOW.call = _NOW.call, None
+        if positions is not None and rotary is not None and given.get(rotary) is not None:
+            changed = positions.embeddings(given[rotary], self.place.pairs)
+            if rotary in kwargs:
+                kwargs = {**kwargs, rotary: changed}
+            else:
+                at = self.names.index(rotary)
+                args = (*args[:at], changed, *args[at + 1 :])
+        try:
+            output = forward(self.module, *args, **kwargs)
+        finally:
+            _NOW.call = call.earlier
         if call.hooks != len(self.hooked):
             raise StudfinderError(
                 f"a projection of {type(self.module).__name__} did not run, or was replaced, so that its variant "
                 f"({', '.join(self.parts.values())}) would do nothing",
                 expected="the modules that the variant was put into",
             )
+        return output
 
     def call(self) -> _Call | None:
         """The run that a hook belongs to; None where somebody calls a projection alone."""
-        call = getattr(_NOW, "call", None)
+        call: _Call | None = getattr(_NOW, "call", None)
         if call is None or call.wiring is not self:
             return None
         call.hooks += 1
@@ -120,7 +123,7 @@ class Wiring:
             current, previous = part.by_channel(self.table(sides, x.device), tuple(sides))
         visible, layer = self.before(call)
         row = None if layer is None else layer.push(path, x)
-        return part(x, current, previous, row, visible).view(output.shape)
+        return part.mixed(x, current, previous, row, visible).view(output.shape)
 
     def table(self, sides: dict[str, Any], device: torch.device) -> torch.Tensor:
         """For each output channel 0, or the number of its head, counted from 1 through all sides."""
@@ -145,7 +148,8 @@ class Wiring:
                 call.layer = shifted_layer(past, given.get("layer_idx", getattr(self.module, "layer_idx", 0)))
                 if mask is not None:
                     seen, offset = call.layer.get_seq_length(), call.layer.get_mask_sizes(tokens)[1]
-            flash = "flash" in (self.module.config._attn_implementation or "")
+            # Past the config's own way, which is slow: this is asked for every token.
+            flash = "flash" in (vars(self.module.config).get("_attn_implementation_internal") or "")
             call.visible.append(previous_visible(mask, tokens, seen, offset, given.get("position_ids"), flash))
         return call.visible[0], call.layer
 
@@ -168,3 +172,15 @@ class Wiring:
             if part is not None:
                 x = getattr(part, change)(x, call.hidden)
         return (x.reshape(*mixed.shape[:-1], -1),)
+
+
+@cache
+def _wired(base: Any) -> type[Any]:
+    """The class of an attention module with parts: a subclass, because hooks around it would cost more a token."""
+    forward = base.forward
+
+    @wraps(forward)  # whoever asks where the forward pass is written finds the base's file
+    def wired(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.wiring.run(forward, args, kwargs)
+
+    return type(f"Studfinder{base.__name__}", (base,), {"forward": wired, "__module__": __name__})

@@ -57,7 +57,7 @@ class KVShiftPart(Part):
         current, previous = (torch.cat(one) for one in zip(*scalars, strict=True))
         return F.pad(current, (1, 0), value=1.0)[table_O], F.pad(previous, (1, 0))[table_O]
 
-    def forward(
+    def mixed(
         self,
         x: torch.Tensor,
         current: torch.Tensor,
