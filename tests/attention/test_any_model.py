@@ -36,6 +36,13 @@ IDENTITY = [sa.KVShift(), sa.Gated(), sa.Differential(init="copy")]
 WHOLE = ("kv_shift", "gated", "differential", "clipped_softmax", "attention_bias", "rope")
 """Those that are also saved and run step by step everywhere; the others differ from one of them in arithmetic alone."""
 
+UNSAVED = {
+    "glmga",
+    "internlm3",
+    "iquestcoder",
+    "pp_chart2table",
+}  # its class is another type's, which transformers itself loads by this type's config
+
 STRUCTURES = [
     "bloom",  # outside the interface
     "cohere2",  # parallel blocks, sliding layers, layers without positions, neighbouring pairs
@@ -116,6 +123,14 @@ def again(model, kind: str, folder: Path):
     return loaded
 
 
+def keeps_weights(model, kind: str, ids: torch.Tensor, folder: Path) -> bool:
+    """Whether a plain model, saved and loaded, gives what it did."""
+    try:
+        return torch.equal(logits(again(model, kind, folder), ids), logits(model, ids))
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
 def check(kind: str, tmp_path: Path) -> None:
     lm = LM(built(kind), None, anatomy_of(built(kind)))  # of another: some keep what they saw on themselves
     rows = lm.model.get_input_embeddings().weight.shape[0]
@@ -123,7 +138,7 @@ def check(kind: str, tmp_path: Path) -> None:
     refused = {}
     with torch.no_grad():
         plain = logits(lm.model, ids)
-        steps = keeps_steps(lm.model, ids)
+        steps, saves = keeps_steps(lm.model, ids), keeps_weights(lm.model, kind, ids, tmp_path / "plain")
         for variant in IDENTITY:
             made = put_in(lm, variant, None)
             if isinstance(made, LM):
@@ -135,11 +150,17 @@ def check(kind: str, tmp_path: Path) -> None:
                 continue
             got = logits(made.model, ids)
             assert got.isfinite().all(), name
-            assert far(got, plain) > 1e-6, name
+            assert not torch.equal(got, plain), name
             if name not in WHOLE:
                 continue
             if steps:
                 assert far(in_steps(made.model, ids), got) < 1e-4, name
+            if kind in UNSAVED:
+                with pytest.raises(StudfinderError, match="could not be loaded again"):
+                    made.model.save_pretrained(tmp_path / name)
+                continue
+            if not saves:
+                continue
             loaded = again(made.model, kind, tmp_path / name)
             assert type(loaded) is type(made.model), name
             assert torch.equal(logits(loaded, ids), got), name

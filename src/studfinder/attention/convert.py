@@ -147,6 +147,8 @@ def refusal(variant: Variant, place: Place) -> str | None:
         for side, heads in (("keys", place.key), ("values", place.value)):
             if heads is None and getattr(variant, side):
                 return f"its {side} are more than a plain projection"
+        if not place.once:
+            return "its layers run several times, each with a cache of its own"
         if not place.mask:
             return "it makes the mask of its attention itself, so that it cannot be seen which tokens follow each other"
     if variant.role == "queries" and (place.query is None or not place.query.whole or place.query.transposed):

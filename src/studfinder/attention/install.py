@@ -19,12 +19,12 @@ _IN_MODULE = {"keys and values", "queries", "positions", "output"}
 def install(model: Any, places: Mapping[str, Place], variants: Iterable[Variant]) -> None:
     """Give every attention module the parts of `variants`, and set the attention function they need.
 
-    New parameters take the device and dtype of the module's first parameter.
+    New parameters take the device and dtype of the module's largest parameter.
     """
     for layer, (name, place) in enumerate(places.items()):
         module = model.get_submodule(name)
         for variant in variants:
-            like = next(module.parameters())
+            like = max(module.parameters(), key=torch.Tensor.numel)
             part = variant.part(place.shape, layer).to(device=like.device, dtype=like.dtype)
             if place.query is not None:
                 part.start_from(module.get_submodule(place.query.projection))

@@ -113,7 +113,7 @@ class _Seen:
         self.projected: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.running = self.silent = False
         self.more: str | None = None
-        self.mask = True
+        self.mask, self.runs = True, 0
         self.alike: dict[str, bool] = {}
 
     def watch(self, journal: Journal) -> None:
@@ -128,6 +128,7 @@ class _Seen:
 
     def begin(self, module: Any, args: tuple, kwargs: dict) -> None:
         self.running, self.given = True, given_to(module, args, kwargs)
+        self.runs += 1
 
     def end(self, _module: Any, _args: tuple, _output: Any) -> None:
         self.running = False
@@ -188,6 +189,7 @@ class _Seen:
             pairs=pairs,
             more=self.more,
             mask=self.mask,
+            once=self.runs == 1 or "layer_idx" in self.given,
         )
 
     def confirmed(self, place: Place) -> Place:

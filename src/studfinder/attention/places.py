@@ -58,6 +58,7 @@ class Place:
         more: what its attention function is given beside a softmax's arguments, where it gives something else than
             a softmax would.
         mask: whether the mask at the interface is the one that the module is given.
+        once: whether each run of it in a forward pass has a layer of the cache that can be told.
     """
 
     shape: AttentionShape
@@ -70,6 +71,7 @@ class Place:
     pairs: Pairs | None = None
     more: str | None = None
     mask: bool = True
+    once: bool = True
 
 
 def to_config(places: Mapping[str, Place]) -> list[dict[str, Any]]:
