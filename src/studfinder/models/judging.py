@@ -24,7 +24,7 @@ from studfinder.models.loading import Judgement, Report
 _CACHE_SCALE = re.compile(r"(^|\.)((k|v|q|kv)_scale|kv_cache_scale|prob_output_scale|[kv]_proj\.output_scale)$")
 _TOWER = re.compile(
     r"(^|\.)(vision_\w+|visual|image_\w+|img_\w+|multi_modal_projector|mm_projector|audio_\w+|speech_\w+|embed_vision|"
-    r"embed_audio|talker|code2wav)(\.|$)"
+    r"embed_audio|talker|code2wav|token2wav)(\.|$)"
 )
 _AHEAD = re.compile(r"(^|[._])(mtp|nextn|eh_proj|enorm|hnorm|shared_head)([._]|$)")
 _NEED_NOT_BE = [_CACHE_SCALE.pattern, _TOWER.pattern, _AHEAD.pattern]
@@ -42,10 +42,9 @@ def judge(source: str, said: Report) -> Judgement:
     listed, leftover = _listed(said, targets)
     result = Judgement(absent=list(_absent(source, said, targets, leftover)), listed=listed)
     result.refused += _twice(source, targets)
-    if not said.decoded:
-        result.refused += _cast(source, said, targets, listed)
-        if not result.absent and not result.refused:
-            result.refused += _sizes(source, said, targets)
+    result.refused += _cast(source, said, targets, listed)
+    if not result.absent and not result.refused:
+        result.refused += _sizes(source, said, targets)
     return result
 
 
@@ -55,7 +54,7 @@ def _target(name: str, said: Report) -> str | None:
     for candidate in (name, name.removeprefix(start), start + name):
         if candidate in said.slots:
             return candidate
-    return None
+    return said.renamed.get(name)
 
 
 def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]:
@@ -77,6 +76,8 @@ def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]
         seen |= new
         if new:
             listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
+    if said.stale:
+        listed.append(f"named in its index and held by no shard: {_count(said.stale)}: {some(said.stale)}")
     defaults = [n for n in said.slots if n not in targets.values() and any(re.search(p, n) for p in said.filled)]
     constant = [name for name in defaults if said.slots[name].constant]
     if said.untied:
@@ -110,19 +111,18 @@ def _absent(source: str, said: Report, targets: _Targets, leftover: frozenset[st
         }
     scales = {name for name in leftover if _QUANTISER.search(name)}
     if scales:
-        if said.quantiser is None:
-            expected = "a quantization_config in config.json that says what they are"
-            do = "Add the quantization_config that belongs to these weights, or load the model they were made from"
-        else:
-            expected = f"a quantisation method that transformers knows, not {said.quantiser!r}"
-            do = f"Install the package that reads {said.quantiser!r}, or load the unquantised model"
         yield StudfinderError(
             f"{source} holds {_count(scales)} of a quantiser that nothing reads ({some(scales)}), so its weights "
             "would be off by their scales",
-            expected=expected,
-            do=do,
+            expected="a quantization_config in config.json that says what they are",
+            do="Add the quantization_config that belongs to these weights, or load the model they were made from",
         )
-    if missing:
+    if lost := sorted(name for name in said.stale if _target(name, said) in missing):
+        yield StudfinderError(
+            f"the shards of {source} lack {some(lost)}, which the index says are in {said.stale[lost[0]]}",
+            do="A shard is of another version of the model: download or save all of them again",
+        )
+    elif missing:
         held = f"; the files hold instead {some(leftover)}" if leftover else ""
         yield StudfinderError(
             f"{len(missing):,} of {len(said.slots):,} tensors {'is' if len(missing) == 1 else 'are'} not in {source} "

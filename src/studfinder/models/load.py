@@ -16,6 +16,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
+from studfinder.models.classes import check_decoder
 from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
 from studfinder.models.places import hub_source, source_named
@@ -47,7 +48,8 @@ def load(
     Args:
         model: a built-in name ("smollm2", "gemma3-270m"), a folder, a .gguf file, a hub id, or a live model.
         tokenizer: for a live model, or to override; a name is loaded.
-        dtype: "auto" is the checkpoint's own, which keeps it memory-mapped; or "float32", "bfloat16", ...
+        dtype: "auto" is the checkpoint's own, which keeps it memory-mapped (a quantised one's is its config's, or
+            bfloat16); or "float32", "bfloat16", ...
         device: where to put it; the default is the CPU, or what `device_map` says.
         device_map: handed to transformers as it is.
         revision: of the hub repository.
@@ -58,7 +60,9 @@ def load(
             out); `lm.source.allowed` says which, and so does every record made of the model.
         merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
 
-    What is not loaded and need not be (`lm.source.notes`) is printed on stderr.
+    A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
+    is the method that its files are packed by). What was done, and what is not loaded and need not be
+    (`lm.source.notes`), is printed on stderr.
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
@@ -161,6 +165,7 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, So
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,
+        quantised=opened.quantised,
     )
     return live, tokenizer, source
 
@@ -192,6 +197,18 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
     if isinstance(model, LM):
         return model
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper keeps the model there
+    made_by = {type(part).__module__ for part in model.modules()} if isinstance(model, torch.nn.Module) else set()
+    if any(name.startswith("peft.") for name in made_by):
+        raise StudfinderError(
+            f"this {type(model).__name__} carries an adapter (peft) that is not merged into its weights",
+            expected="a plain model",
+            do="Give model.merge_and_unload(), or load the adapter's folder with merge_adapter=True",
+        )
+    if any(name.startswith("torch.ao.nn.quantized") for name in made_by):
+        raise StudfinderError(
+            f"this {type(model).__name__} is quantised by torch.ao, which keeps no weights to read",
+            do="Give it before it was quantised",
+        )
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
             f"cannot load a {type(model).__name__}",
@@ -203,6 +220,7 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
             expected="a causal language model",
             do="Load it with AutoModelForCausalLM",
         )
+    check_decoder(f"a {type(model).__name__}", model.config)
     name = getattr(model.config, "_name_or_path", "") or "live"
     check_finite(model, name)
     return LM(model.eval(), _named(tokenizer), anatomy_of(model.eval()), Source(name, "a live model object"))

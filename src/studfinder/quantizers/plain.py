@@ -32,8 +32,8 @@ def reload(folder: str, ask: dict[str, Any]) -> tuple[dict[str, Any], torch.Tens
     kind: Any = transformers.AutoModelForCausalLM
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=ask["trust"])
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not own and type(config) not in kind._model_mapping:
-        kind = getattr(transformers, config.architectures[0])
+    if not own:  # a wrapper's type may stand for its text part as well
+        kind = getattr(transformers, (config.architectures or [""])[0], kind)
     if ask["blocks"] is not None:
         keep_blocks(config, ask["blocks"])
     options = {} if ask["attention"] is None else {"attn_implementation": ask["attention"]}
