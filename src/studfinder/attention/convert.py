@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from studfinder.attention.install import install
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.measuring import measured, runs_doubled
-from studfinder.attention.places import Place, to_config
+from studfinder.attention.measuring import places_of, runs_doubled
+from studfinder.attention.places import AttentionPlace, to_config
 from studfinder.attention.saved import SavedVariant, config_class, model_class, places_in, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
@@ -87,7 +87,7 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, Place]:
+def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, AttentionPlace]:
     """The places of a model without variants."""
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise StudfinderError(f"cannot convert a {type(model).__name__}", expected="a causal LM")
@@ -97,7 +97,7 @@ def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, Place]:
         if anatomy is None:
             with torch.enable_grad():
                 anatomy = anatomy_of(model)
-        return measured(model, anatomy.layers)
+        return places_of(model, anatomy.layers)
 
 
 def _own_config(model: Any) -> None:
@@ -112,7 +112,7 @@ def _own_config(model: Any) -> None:
         new.__class__ = config_class(type(new))  # type: ignore[arg-type]
 
 
-def _check(model: Any, places: Mapping[str, Place], present: list[Variant], variant: Variant) -> None:
+def _check(model: Any, places: Mapping[str, AttentionPlace], present: list[Variant], variant: Variant) -> None:
     name = type(variant).__name__
     for other in present:
         reason = _conflict(variant, other)
@@ -137,7 +137,7 @@ def _check(model: Any, places: Mapping[str, Place], present: list[Variant], vari
         )
 
 
-def refusal(variant: Variant, place: Place) -> str | None:
+def refusal(variant: Variant, place: AttentionPlace) -> str | None:
     """Why a variant cannot be put into an attention module; None if it can."""
     if variant.role == "positions" and place.turns and place.rotary is None:
         return "its attention makes the cosines and sines of its positions itself"
@@ -169,7 +169,7 @@ def _conflict(one: Variant, other: Variant) -> str | None:
 
 
 @torch.no_grad()
-def _scale_outputs(model: Any, places: Mapping[str, Place], factor: float) -> None:
+def _scale_outputs(model: Any, places: Mapping[str, AttentionPlace], factor: float) -> None:
     done: set[torch.Tensor] = set()
     for name, place in places.items():
         weight = model.get_submodule(f"{name}.{place.output}").weight

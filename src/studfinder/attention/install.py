@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from studfinder.attention.interface import NAME
-from studfinder.attention.places import GROUPS, Place
+from studfinder.attention.places import GROUPS, AttentionPlace
 from studfinder.attention.variant import Part, Variant
 from studfinder.attention.wiring import Wiring
 
@@ -16,7 +16,7 @@ from studfinder.attention.wiring import Wiring
 _IN_MODULE = {"keys and values", "queries", "positions", "output"}
 
 
-def install(model: Any, places: Mapping[str, Place], variants: Iterable[Variant]) -> None:
+def install(model: Any, places: Mapping[str, AttentionPlace], variants: Iterable[Variant]) -> None:
     """Give every attention module the parts of `variants`, and set the attention function they need.
 
     New parameters take the device and dtype of the module's largest parameter.
@@ -41,7 +41,7 @@ def install(model: Any, places: Mapping[str, Place], variants: Iterable[Variant]
 
 
 @torch.no_grad()
-def start_missing(model: Any, places: Mapping[str, Place]) -> None:
+def start_missing(model: Any, places: Mapping[str, AttentionPlace]) -> None:
     """Start the parts' parameters that no checkpoint gave (transformers flags the others), and leave the
     rest.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from studfinder.attention.places import GROUPS, Heads, Pairs, Place, hidden_in
+from studfinder.attention.places import GROUPS, AttentionPlace, Heads, Pairs, hidden_in
 from studfinder.attention.variant import AttentionShape
 from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import HeadRows, Layer, Mixer
@@ -25,7 +25,7 @@ _NEAR = 1e-3
 
 
 @torch.no_grad()
-def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
+def places_of(model: Any, layers: Iterable[Layer]) -> dict[str, AttentionPlace]:
     """The places of a live plain model, by module; it is run on a few tokens.
 
     Raises:
@@ -58,7 +58,7 @@ def measured(model: Any, layers: Iterable[Layer]) -> dict[str, Place]:
 
 
 @torch.no_grad()
-def runs_doubled(model: Any, places: Mapping[str, Place]) -> bool:
+def runs_doubled(model: Any, places: Mapping[str, AttentionPlace]) -> bool:
     """Whether a model runs with every query head twice, and gives what it did when one of each is taken out again: then
     its attention counts heads by what it is given."""
 
@@ -162,7 +162,7 @@ class _Seen:
             self.more = ", ".join(sorted(extra)) or "something else"
         return query, key, value
 
-    def place(self) -> Place:
+    def place(self) -> AttentionPlace:
         mixer, hidden = self.mixer, hidden_in(self.given)
         key = self.heads(mixer.key, mixer.head_dim)
         rotary, pairs, turned = self.rotary(hidden.shape[-2])
@@ -171,7 +171,7 @@ class _Seen:
         query = self.heads(mixer.query, mixer.head_dim)
         if query is not None and self.projected[query.projection][0] is not hidden:
             query = None
-        return Place(
+        return AttentionPlace(
             shape=AttentionShape(
                 heads=mixer.heads,
                 kv_heads=mixer.kv_heads if key is None else len(key.first),
@@ -192,7 +192,7 @@ class _Seen:
             once=self.runs == 1 or "layer_idx" in self.given,
         )
 
-    def confirmed(self, place: Place) -> Place:
+    def confirmed(self, place: AttentionPlace) -> AttentionPlace:
         """Without heads that still tell two texts apart when their projection gives nothing: more goes into them."""
         more = [name for name, alike in self.alike.items() if not alike]
         return dataclasses.replace(place, **dict.fromkeys(more))  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class AttentionPlace:
     """One attention module.
 
     Attributes:
@@ -74,24 +74,24 @@ class Place:
     once: bool = True
 
 
-def to_config(places: Mapping[str, Place]) -> list[dict[str, Any]]:
+def to_config(places: Mapping[str, AttentionPlace]) -> list[dict[str, Any]]:
     """For config.json: each distinct place once, with the modules that are like it."""
-    alike: dict[Place, list[str]] = {}
+    alike: dict[AttentionPlace, list[str]] = {}
     for name, place in places.items():
         alike.setdefault(place, []).append(name)
     return [{"modules": names, **dataclasses.asdict(place)} for place, names in alike.items()]
 
 
-def from_config(entries: Iterable[Mapping[str, Any]]) -> dict[str, Place]:
+def from_config(entries: Iterable[Mapping[str, Any]]) -> dict[str, AttentionPlace]:
     """What `to_config` wrote, by module."""
-    found: dict[str, Place] = {}
+    found: dict[str, AttentionPlace] = {}
     for entry in entries:
         fields = {name: value for name, value in entry.items() if name != "modules"}
         fields["shape"] = AttentionShape(**fields["shape"])
         for part in ("query", "key", "value"):
             if fields[part] is not None:
                 fields[part] = Heads(**{**fields[part], "first": tuple(fields[part]["first"])})
-        found |= dict.fromkeys(entry["modules"], Place(**fields))
+        found |= dict.fromkeys(entry["modules"], AttentionPlace(**fields))
     return found
 
 

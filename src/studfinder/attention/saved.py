@@ -19,8 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from studfinder.attention.install import install, start_missing
 from studfinder.attention.interface import NAME
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.measuring import measured
-from studfinder.attention.places import Place, from_config, to_config
+from studfinder.attention.measuring import places_of
+from studfinder.attention.places import AttentionPlace, from_config, to_config
 from studfinder.attention.variant import Variant, variant_from
 from studfinder.errors import StudfinderError
 from studfinder.models import anatomy_of
@@ -46,6 +46,11 @@ class SavedVariant:
         if not places_in(config) and variants_of(config):  # saved by an earlier version, or made by hand
             config.studfinder = {**config.studfinder, "attention": to_config(_places_of_twin(self.base, config))}
         install(self, places_in(config), variants_of(config))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Its buffers are filled as the base's: of code that transformers does not know it leaves them unset."""
+        return False
 
     def initialize_weights(self) -> None:
         """As in transformers, which asks for what a checkpoint lacks; parts of a variant are ours to
@@ -84,12 +89,12 @@ class SavedVariant:
         return given
 
 
-def places_in(config: Any) -> dict[str, Place]:
+def places_in(config: Any) -> dict[str, AttentionPlace]:
     """The places that a converted model's config holds; none of a plain one."""
     return from_config((getattr(config, "studfinder", None) or {}).get("attention", []))
 
 
-def _places_of_twin(base: Any, config: Any) -> dict[str, Place]:
+def _places_of_twin(base: Any, config: Any) -> dict[str, AttentionPlace]:
     """The places of a plain model of the same config: its weights are drawn here, whatever device and dtype the model
     itself is being made in."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
@@ -99,7 +104,7 @@ def _places_of_twin(base: Any, config: Any) -> dict[str, Place]:
             drawn.normal_(0, 0.02) if drawn.dim() > 1 else drawn.uniform_(0.5, 1)
         with torch.enable_grad():
             layers = anatomy_of(twin).layers
-        return measured(twin, layers)
+        return places_of(twin, layers)
 
 
 @cache

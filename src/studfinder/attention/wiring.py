@@ -20,7 +20,7 @@ from transformers import Cache
 
 from studfinder.attention.kv_shift.cache import RawRows, shifted_layer
 from studfinder.attention.kv_shift.visible import previous_visible
-from studfinder.attention.places import Place, hidden_in
+from studfinder.attention.places import AttentionPlace, hidden_in
 from studfinder.errors import StudfinderError
 
 _NOW = threading.local()
@@ -43,7 +43,7 @@ class _Call:
 class Wiring:
     """What is hooked into one attention module. `parts` maps a role to the name of the submodule that plays it."""
 
-    def __init__(self, module: Any, place: Place) -> None:
+    def __init__(self, module: Any, place: AttentionPlace) -> None:
         self.module, self.place = module, place
         self.parts: dict[str, str] = {}
         self.names = list(inspect.signature(module.forward).parameters)
