@@ -14,7 +14,7 @@ from test_models import ALL, CLOSE, model_with
 from transformers import AutoModelForCausalLM
 
 import studfinder.attention as sa
-from studfinder.attention.saved import model_class
+from studfinder.attention.saved import config_class, model_class
 from studfinder.attention.variant import VARIANTS, variant_from
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, anatomy_of, load
@@ -213,6 +213,7 @@ def test_attention_dropout_is_refused_not_ignored() -> None:
 def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     """A plain checkpoint loaded into a variant's class: the parts it lacks are started, not left unset."""
     plain = tiny()
+    config_class(type(plain.config))  # registers both
     made = model_class(type(plain))
     plain.save_pretrained(tmp_path)
     config = made.config_class(**{k: v for k, v in plain.config.to_dict().items() if k != "model_type"})
