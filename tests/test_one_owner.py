@@ -26,6 +26,7 @@ REASONS = {
     "models/twin.py": {"setattr": "the twin's own copy of a config, before it is built"},
     "models/gguf.py": {"setattr": "builds a model"},
     "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
+    "attention/wiring.py": {"hook": "convert: a change for good, asked for by the user"},
     "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/differential/layer.py": {"write": "fills a layer of its own that is being built"},
     "attention/gated/layer.py": {"write": "fills a layer of its own that is being built"},

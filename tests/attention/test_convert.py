@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from test_models import ALL, CLOSE, model_with
 from transformers import AutoModelForCausalLM
 
 import studfinder.attention as sa
+from studfinder.attention.saved import config_class, model_class
 from studfinder.attention.variant import VARIANTS, variant_from
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, anatomy_of, load
@@ -179,20 +181,15 @@ def test_refused_combinations(first, second, says: str) -> None:
 
 
 def test_refused_models() -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaModel
+    from transformers import LlamaModel
 
-    other = GPTNeoXForCausalLM(
-        GPTNeoXConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
-    )
-    with pytest.raises(StudfinderError, match="'gpt_neox' cannot be converted; expected one of llama"):
-        sa.convert(other, sa.KVShift())
     with pytest.raises(StudfinderError, match="expected a causal LM"):
         sa.convert(LlamaModel(tiny().config), sa.KVShift())
-    with pytest.raises(StudfinderError, match="added to the embeddings"):
+    with pytest.raises(StudfinderError, match="no rotary positions"):
         sa.convert(tiny("gpt2"), sa.NoPE(), init="fresh")
     with pytest.raises(StudfinderError, match="query projection"):
         sa.convert(tiny("opt"), sa.Differential(), init="fresh")
-    with pytest.raises(StudfinderError, match="capped logits"):
+    with pytest.raises(StudfinderError, match=r"more than a softmax over the keys \(it is given softcap\)"):
         sa.convert(tiny("gemma2", attn_logit_softcapping=30.0), sa.Softpick(), init="fresh")
     with pytest.raises(StudfinderError, match="lm is 'smollm2'; expected LM"):
         sa.convert("smollm2", sa.KVShift())
@@ -215,13 +212,13 @@ def test_attention_dropout_is_refused_not_ignored() -> None:
 
 def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     """A plain checkpoint loaded into a variant's class: the parts it lacks are started, not left unset."""
-    from studfinder.attention.saved import CONFIGS, MODEL_CLASSES
-
     plain = tiny()
+    config_class(type(plain.config))  # registers both
+    made = model_class(type(plain))
     plain.save_pretrained(tmp_path)
-    config = CONFIGS["llama"](**{k: v for k, v in plain.config.to_dict().items() if k != "model_type"})
+    config = made.config_class(**{k: v for k, v in plain.config.to_dict().items() if k != "model_type"})
     config.studfinder = {"variants": [sa.KVShift().started(None).to_dict()]}
-    loaded = MODEL_CLASSES["llama"].from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
+    loaded = made.from_pretrained(tmp_path, config=config, dtype=torch.float64).eval()
     for parameter in loaded.parameters():  # mapped files lie at odd addresses, where sums may round apart
         parameter.data = parameter.data.clone()
     assert torch.equal(loaded(tokens()).logits, plain(tokens()).logits)
@@ -229,8 +226,61 @@ def test_plain_weights_get_the_starts_the_config_names(tmp_path) -> None:
     tensors = {k: v.clone() for k, v in loaded.state_dict().items()}
     tensors["model.layers.1.self_attn.kv_shift.key_previous"] += 0.5
     del tensors["model.layers.1.self_attn.kv_shift.key_current"]
-    some = MODEL_CLASSES["llama"].from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float64)
+    some = made.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float64)
     part = some.model.layers[1].self_attn.kv_shift
     assert (part.key_current.tolist(), part.key_previous.tolist()) == ([1, 1], [0.5, 0.5])
-    made = AutoModelForCausalLM.from_config(config)
-    assert made.model.layers[0].self_attn.kv_shift.key_current.tolist() == [1, 1]
+    drawn = AutoModelForCausalLM.from_config(config)
+    assert drawn.model.layers[0].self_attn.kv_shift.key_current.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_checkpoints_that_do_not_hold_their_places_load(base: str, tmp_path) -> None:
+    """As those of before: where the parts go is then measured on a twin of random weights."""
+    model = model_with("shift + clip + gate", base, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["studfinder"]["attention"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.studfinder == model.config.studfinder
+    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+
+
+def test_a_copy_is_a_model_of_its_own() -> None:
+    model = model_with("shift + differential")
+    expected = model(tokens()).logits
+    other = copy.deepcopy(model)
+    assert torch.equal(other(tokens()).logits, expected)
+    other.model.layers[0].self_attn.kv_shift.key_current += 1
+    assert not torch.equal(other(tokens()).logits, expected)
+    assert torch.equal(model(tokens()).logits, expected)
+
+
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj", "q_proj", "o_proj"])
+def test_a_replaced_projection_is_not_passed_over(projection: str) -> None:
+    """Its variant would silently do nothing."""
+    model = model_with("shift + differential")
+    attention = model.model.layers[1].self_attn
+    old = getattr(attention, projection)
+    setattr(attention, projection, torch.nn.Linear(old.in_features, old.out_features, bias=False).double())
+    with pytest.raises((StudfinderError, RuntimeError), match=r"was replaced|shape|size"):
+        model(tokens())
+
+
+def test_a_projection_alone_is_plain() -> None:
+    """Whoever asks for a projection outside attention, as quantisers do, gets the matrix's product."""
+    model = model_with("kv_shift")
+    projection = model.model.layers[0].self_attn.k_proj
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    assert torch.equal(projection(x), x @ projection.weight.T)
+
+
+def test_two_threads_do_not_meet() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = model_with("shift + gate")
+    texts = [tokens(seed=seed) for seed in range(8)]
+    expected = [model(ids).logits for ids in texts]
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        found = list(pool.map(lambda ids: model(ids).logits, texts * 4))
+    assert all(map(torch.equal, found, expected * 4))

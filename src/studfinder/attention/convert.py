@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
-from studfinder.attention.bases import BASES, Base, attention_shape
-from studfinder.attention.install import attention_modules, install
+from studfinder.attention.install import install
 from studfinder.attention.kv_shift.cache import prepare
-from studfinder.attention.saved import CONFIGS, KIND_PREFIX, MODEL_CLASSES, variants_of
+from studfinder.attention.measuring import places_of, runs_doubled
+from studfinder.attention.places import AttentionPlace, to_config
+from studfinder.attention.saved import SavedVariant, config_class, model_class, places_in, variants_of
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, Anatomy, anatomy_of
 
 _Model = TypeVar("_Model", bound=LM | torch.nn.Module)
-
-_NEEDS_ROTARY = {
-    "positions": "its positions are added to the embeddings, not made in attention",
-    "queries": "its attention has no query projection of its own shape to pair with",
-}
 
 
 def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
@@ -31,29 +29,31 @@ def convert(lm: _Model, variant: Variant, init: str | None = None) -> _Model:
     `import studfinder.attention`.
 
     Args:
-        lm: an LM or a transformers model: llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gpt2 or
-            opt.
+        lm: an LM or a transformers model whose attention goes through transformers' AttentionInterface; what else a
+            variant needs of it is measured.
         variant: its settings, e.g. KVShift(init="identity").
         init: the start; overrides the settings' own. Variants that have a start which keeps the model's
             outputs bit for bit use it unless told otherwise; the others have no default, because they change
             the model.
 
     Raises:
-        StudfinderError: the architecture is not supported, the shapes do not fit, the start is missing, or
-            the model already has a variant that this one does not combine with.
+        StudfinderError: the model's attention cannot carry the variant (the reason is said), the shapes do not fit,
+            the start is missing, or the model already has a variant that this one does not combine with.
     """
     model: Any = lm.model if isinstance(lm, LM) else lm
-    base = _base_of(model)
-    present = variants_of(model.config)
+    present = variants_of(getattr(model, "config", None))
+    places = places_in(model.config) if present else _plain_places(model, lm.anatomy if isinstance(lm, LM) else None)
     variant = variant.started(init)
-    _check(model, base, present, variant)
+    _check(model, places, present, variant)
     factor = variant.output_factor
     if factor != 1.0:
-        _scale_outputs(model, base, factor)
-    _own_config(model, base)
-    install(model, base, [variant])
-    model.config.studfinder = {"variants": [v.to_dict() for v in (*present, variant)]}
-    model.__class__ = MODEL_CLASSES[base.kind]
+        _scale_outputs(model, places, factor)
+    _own_config(model)
+    install(model, places, [variant])
+    settings = [v.to_dict() for v in (*present, variant)]
+    model.config.studfinder = {"variants": settings, "attention": to_config(places)}
+    if not isinstance(model, SavedVariant):
+        model.__class__ = model_class(type(model))  # type: ignore[arg-type]
     return lm
 
 
@@ -87,55 +87,75 @@ def parameter_groups(lm: Any, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def _base_of(model: Any) -> Base:
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    base = BASES.get(str(kind).removeprefix(KIND_PREFIX))
-    if base is None:
-        raise StudfinderError(
-            f"attention of architecture {kind!r} cannot be converted", expected="one of " + ", ".join(BASES)
-        )
-    if not isinstance(model, base.model_class):
-        raise StudfinderError(
-            f"cannot convert a {type(model).__name__}", expected=f"a causal LM ({base.model_class.__name__})"
-        )
+def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, AttentionPlace]:
+    """The places of a model without variants."""
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise StudfinderError(f"cannot convert a {type(model).__name__}", expected="a causal LM")
     if getattr(model.config, "add_cross_attention", False):
         raise StudfinderError("this model has cross-attention", expected="a decoder without it")
-    if getattr(model.config, "reorder_and_upcast_attn", False):
-        raise StudfinderError("reorder_and_upcast_attn is not supported", do="Set it to False in the config")
-    return base
+    with torch.random.fork_rng():  # a model that is being trained drops at random
+        if anatomy is None:
+            with torch.enable_grad():
+                anatomy = anatomy_of(model)
+        return places_of(model, anatomy.layers)
 
 
-def _own_config(model: Any, base: Base) -> None:
+def _own_config(model: Any) -> None:
     """A config of the saved kind, for this model alone: the old one may be shared with other models."""
-    old = model.config
-    new = copy.deepcopy(old)
-    new.__class__ = CONFIGS[base.kind]
+    copies: dict[int, Any] = {}
+    new = copy.deepcopy(model.config, copies)
     for module in model.modules():
-        if getattr(module, "config", None) is old:
-            module.config = new
+        held = getattr(module, "config", None)
+        if id(held) in copies:
+            module.config = copies[id(held)]
+    if not isinstance(model, SavedVariant):
+        new.__class__ = config_class(type(new))  # type: ignore[arg-type]
 
 
-def _check(model: Any, base: Base, present: list[Variant], variant: Variant) -> None:
-    module = next(attention_modules(model, base))
-    variant.check(attention_shape(module))
+def _check(model: Any, places: Mapping[str, AttentionPlace], present: list[Variant], variant: Variant) -> None:
     name = type(variant).__name__
-    weight = getattr(getattr(module, base.output), "weight", None)
-    if weight is None or not weight.is_floating_point():
-        raise StudfinderError("the weights of this model are quantised", expected="fp32, bf16 or fp16 weights")
-    if not base.rotary and variant.role in _NEEDS_ROTARY:
-        raise StudfinderError(
-            f"{name} cannot be put into a {base.kind!r} model: {_NEEDS_ROTARY[variant.role]}",
-            expected="a llama, mistral, qwen or gemma model",
-        )
-    if variant.own_function and getattr(module, "attn_logit_softcapping", None):
-        raise StudfinderError(
-            f"{name} does not combine with capped logits",
-            do="Set attn_logit_softcapping to None in the model's config before loading it",
-        )
     for other in present:
         reason = _conflict(variant, other)
         if reason:
             raise StudfinderError(f"{name} does not combine with {type(other).__name__}: {reason}")
+    for path, place in places.items():
+        variant.check(place.shape)
+        reason = refusal(variant, place)
+        if reason:
+            raise StudfinderError(f"{name} cannot be put into a {model.config.model_type!r} model: {reason} ({path})")
+        for parameter in model.get_submodule(path).parameters():
+            if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+                raise StudfinderError("the weights of this model are quantised", expected="fp32, bf16 or fp16 weights")
+    if variant.role == "positions" and not any(place.turns for place in places.values()):
+        raise StudfinderError(
+            f"{name} cannot be put into a {model.config.model_type!r} model: it has no rotary positions"
+        )
+    if variant.role == "queries" and not runs_doubled(model, places):
+        raise StudfinderError(
+            f"{name} cannot be put into a {model.config.model_type!r} model: its attention counts its heads itself, so "
+            "that its query projection cannot give twice as many"
+        )
+
+
+def refusal(variant: Variant, place: AttentionPlace) -> str | None:
+    """Why a variant cannot be put into an attention module; None if it can."""
+    if variant.role == "positions" and place.turns and place.rotary is None:
+        return "its attention makes the cosines and sines of its positions itself"
+    if variant.own_function and place.more is not None:
+        return f"its attention function does more than a softmax over the keys (it is given {place.more})"
+    if variant.role == "keys and values":
+        for side, heads in (("keys", place.key), ("values", place.value)):
+            if heads is None and getattr(variant, side):
+                return f"its {side} are more than a plain projection"
+        if not place.once:
+            return "its layers run several times, each with a cache of its own"
+        if not place.mask:
+            return "it makes the mask of its attention itself, so that it cannot be seen which tokens follow each other"
+    if variant.role == "queries" and (place.query is None or not place.query.whole or place.query.transposed):
+        return "its attention has no query projection of its own that reads the layer's input"
+    if variant.role in ("queries", "output") and place.output is None:
+        return "no matrix of its attention reads what every head gives"
+    return None
 
 
 def _conflict(one: Variant, other: Variant) -> str | None:
@@ -149,9 +169,13 @@ def _conflict(one: Variant, other: Variant) -> str | None:
 
 
 @torch.no_grad()
-def _scale_outputs(model: Any, base: Base, factor: float) -> None:
-    for module in attention_modules(model, base):
-        weight = getattr(module, base.output).weight
+def _scale_outputs(model: Any, places: Mapping[str, AttentionPlace], factor: float) -> None:
+    done: set[torch.Tensor] = set()
+    for name, place in places.items():
+        weight = model.get_submodule(f"{name}.{place.output}").weight
+        if weight in done:  # layers that share it
+            continue
+        done.add(weight)
         weight.mul_(factor)
         if not torch.isfinite(weight).all():
             raise StudfinderError(

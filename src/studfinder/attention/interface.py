@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from studfinder.errors import StudfinderError
@@ -30,10 +31,9 @@ def variant_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query (B, H, T, D), key and value (B, G, S, D) -> (B, T, H, D),
     None."""
-    if kwargs.get("softcap") is not None:
-        raise StudfinderError(
-            "this model caps its attention logits", expected="attn_logit_softcapping=None with this variant"
-        )
+    if not hasattr(module, "weights_part"):  # attention outside the layers, of the same config
+        keywords = {"scaling": scaling, "is_causal": is_causal, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **keywords)
     if dropout:
         raise StudfinderError(
             f"attention dropout {dropout} is not supported by this variant", expected="attention_dropout=0"

@@ -70,6 +70,7 @@ def attend_with_extra_key(
     query = F.pad(torch.cat([query, (sink_BHT / scale).unsqueeze(-1).to(query.dtype)], dim=-1), (0, 7))
     sink_key = F.one_hot(torch.tensor(dim), dim + 8).to(key).expand(*key.shape[:2], 1, -1)
     key = torch.cat([sink_key, F.pad(key, (0, 8))], dim=2)
+    wide = value.shape[-1]
     first = torch.zeros_like(value[:, :, :1]) if sink_value_HD is None else sink_value_HD[None, :, None]
     value = F.pad(torch.cat([first.expand_as(value[:, :, :1]).to(value.dtype), value], dim=2), (0, 8))
     if causal:
@@ -77,7 +78,7 @@ def attend_with_extra_key(
     if mask is not None:
         mask = F.pad(mask, (1, 0), value=True if mask.dtype == torch.bool else 0.0)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
-    return out[:, :, 1:, :dim] if causal else out[..., :dim]
+    return out[:, :, 1:, :wide] if causal else out[..., :wide]
 
 
 def _sink_forward(

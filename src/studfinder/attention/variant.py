@@ -34,12 +34,23 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """The sizes of one attention module: heads H, key/value heads G, head dim D, hidden size C."""
+    """The sizes of one attention module: heads H, key/value heads G, head dim D, hidden size C.
+
+    Attributes:
+        values: dims of a value, where they are not as many as a key's; else 0.
+        turned: dims of a head that positions turn.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     hidden: int
+    values: int = 0
+    turned: int = 0
+
+    @property
+    def value_dim(self) -> int:
+        return self.values or self.head_dim
 
 
 class Part(nn.Module):
@@ -65,8 +76,8 @@ class Part(nn.Module):
     def reset(self) -> None:
         """Set every parameter to its start."""
 
-    def start_from(self, module: Any) -> None:
-        """Copy what the start needs from the attention module this part is put into."""
+    def start_from(self, query: nn.Module) -> None:
+        """Copy what the start needs from the query projection of the attention module this part is put into."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,15 @@ def uses_interface(module: nn.Module) -> bool:
     return _registry_and_name(module) is not None
 
 
+def attention_function(module: nn.Module) -> Callable[..., Any]:
+    """The attention function that a module's call resolves to now."""
+    place = _registry_and_name(module)
+    if place is None:
+        raise StudfinderError(f"{type(module).__name__} does not use transformers' attention interface")
+    registry, name = place
+    return registry.get(name) or globals_of(module)["eager_attention_forward"]
+
+
 def globals_of(module: nn.Module) -> dict[str, Any]:
     """The globals of the file whose `forward` this module runs."""
     return getattr(inspect.unwrap(type(module).forward), "__globals__", {})

@@ -13,13 +13,13 @@ from studfinder.attention.variant import Part, Role, Variant
 
 
 class AttentionBiasPart(Part):
-    """`key` and `value`, (G, D) each."""
+    """`key` (G, D) and `value` (G, D of values)."""
 
     key: nn.Parameter
     value: nn.Parameter
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        return dict.fromkeys(("key", "value"), (self.shape.kv_heads, self.shape.head_dim))
+        return {"key": (self.shape.kv_heads, self.shape.head_dim), "value": (self.shape.kv_heads, self.shape.value_dim)}
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -36,11 +36,11 @@ class DifferentialPart(Part):
         self.strength_bias.zero_()
 
     @torch.no_grad()
-    def start_from(self, module: Any) -> None:
+    def start_from(self, query: Any) -> None:
         if self.settings.init == "copy":
-            self.query_weight.copy_(module.q_proj.weight)
-            if module.q_proj.bias is not None:
-                self.query_bias.copy_(module.q_proj.bias)
+            self.query_weight.copy_(query.weight)
+            if query.bias is not None:
+                self.query_bias.copy_(query.bias)
 
     def queries(self, query_BTHD: torch.Tensor, hidden_BTC: torch.Tensor) -> torch.Tensor:
         """Both queries of every head, (B, T, 2H, D): head h's are 2h and 2h + 1, so they share its key

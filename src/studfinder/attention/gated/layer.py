@@ -32,7 +32,7 @@ class GatedPart(Part):
         heads, kind = self.shape.heads, self.settings.kind
         cut = self.shape.hidden // heads
         units = self.settings.hidden or max(1, cut // 4)
-        rows = heads * (self.shape.head_dim if kind == "elementwise" else 1)
+        rows = heads * (self.shape.value_dim if kind == "elementwise" else 1)
         sizes: dict[str, tuple[int, ...]] = {
             "weight": (rows, {"linear": cut, "mlp": units}.get(kind, self.shape.hidden))
         }

@@ -13,31 +13,27 @@ import torch
 
 from studfinder.errors import StudfinderError
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
 
 class RawRows:
-    """Mixed into a transformers cache layer: the raw (unmixed, unrotated) key and value of the last token.
+    """Mixed into a transformers cache layer: what each projection gave the last token (unmixed, unrotated).
 
-    `raw` holds them as (B, N, G, D) each; N is 1, or every row since the last crop while past recording is
-    on.
+    `raw` holds them by projection as (B, N, ...) each; N is 1, or every row since the last crop while past
+    recording is on.
     """
 
-    raw: Pair | None
+    raw: dict[str, torch.Tensor]
     record_past: bool
 
-    def push(self, key_BTGD: torch.Tensor, value_BTGD: torch.Tensor) -> Pair | None:
-        """Remember these tokens' rows; return those (B, 1, G, D) of the token before them, None at the
-        start."""
-        new, old = (key_BTGD, value_BTGD), self.raw
+    def push(self, projection: str, new: torch.Tensor) -> torch.Tensor | None:
+        """Remember these tokens' rows (B, T, ...); return those (B, 1, ...) of the token before them, None at
+        the start."""
+        old = self.raw.get(projection)
         if self.record_past:
-            self.raw = new if old is None else _both(lambda x, y: torch.cat([x, y], dim=1), old, new)
-        elif key_BTGD.shape[1] > 1:
-            # Copied, so that one row does not keep the whole prefill's storage alive.
-            self.raw = _both(lambda x: x[:, -1:].clone(), new)
+            self.raw[projection] = new if old is None else torch.cat([old, new], dim=1)
         else:
-            self.raw = new
-        return old if old is None or old[0].shape[1] == 1 else _both(lambda x: x[:, -1:], old)
+            # Copied, so that one row does not keep the whole prefill's storage alive.
+            self.raw[projection] = new if new.shape[1] == 1 else new[:, -1:].clone()
+        return old if old is None or old.shape[1] == 1 else old[:, -1:]
 
     def activate_past_recording(self) -> None:
         getattr(super(), "activate_past_recording", lambda: None)()
@@ -45,7 +41,7 @@ class RawRows:
 
     def crop(self, tokens_to_remove: int) -> None:
         kept = self.get_seq_length() - abs(tokens_to_remove)  # type: ignore[attr-defined]
-        rows = 0 if self.raw is None else self.raw[0].shape[1]
+        rows = max((raw.shape[1] for raw in self.raw.values()), default=0)
         if tokens_to_remove < 0 and kept > 0 and rows <= abs(tokens_to_remove):
             raise StudfinderError(
                 f"this cache cannot go back {abs(tokens_to_remove)} tokens: KV shift keeps one raw row per layer",
@@ -57,11 +53,11 @@ class RawRows:
         if kept > 0:
             self._map(lambda raw: raw[:, end - 1 : end].clone())
         else:
-            self.raw = None
+            self.raw = {}
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.raw = None
+        self.raw = {}
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -76,12 +72,7 @@ class RawRows:
         self._map(lambda raw: raw[indices])
 
     def _map(self, change: Any) -> None:
-        if self.raw is not None:
-            self.raw = _both(change, self.raw)
-
-
-def _both(change: Any, *pairs: Pair) -> Pair:
-    return change(*(pair[0] for pair in pairs)), change(*(pair[1] for pair in pairs))
+        self.raw = {projection: change(raw) for projection, raw in self.raw.items()}
 
 
 @cache
@@ -112,7 +103,7 @@ def shifted_layer(past_key_values: Any, layer: int) -> RawRows:
                 expected="an empty cache, or one this model filled",
             )
         layers[layer] = object.__new__(_with_rows(found.__class__))
-        layers[layer].__dict__.update(found.__dict__, raw=None, record_past=getattr(found, "record_past", False))
+        layers[layer].__dict__.update(found.__dict__, raw={}, record_past=getattr(found, "record_past", False))
     return layers[layer]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from studfinder.attention.variant import Part, Role, Variant
 
@@ -45,27 +46,41 @@ class KVShiftPart(Part):
             return current, 1 - current
         return getattr(self, f"{side}_current"), getattr(self, f"{side}_previous")
 
-    def forward(
-        self,
-        key_BTGD: torch.Tensor,
-        value_BTGD: torch.Tensor,
-        row: tuple[torch.Tensor, torch.Tensor] | None = None,
-        visible_BT: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mixed keys and values.
+    def by_channel(self, table_O: torch.Tensor, sides: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(current, previous) of every output channel of a projection that makes more than the heads of one side.
 
         Args:
-            key_BTGD: keys as projected; the same for values.
-            row: the raw key and value (B, 1, G, D) of the token before these, or None at the start.
+            table_O: for each channel the number of its head, counted from 1 through `sides`; 0 for any other, which
+                stays as it is.
+        """
+        scalars = [self.scalars(side) for side in sides]
+        current, previous = (torch.cat(one) for one in zip(*scalars, strict=True))
+        return F.pad(current, (1, 0), value=1.0)[table_O], F.pad(previous, (1, 0))[table_O]
+
+    def mixed(
+        self,
+        x: torch.Tensor,
+        current: torch.Tensor,
+        previous: torch.Tensor,
+        row: torch.Tensor | None = None,
+        visible_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """current * x + previous * (x one token earlier), of what a projection gave.
+
+        Args:
+            x: (B, T, G, D), or (B, T, O) of all its channels.
+            current, previous: (G, 1), or (O,).
+            row: x of the token before these, or None at the start.
             visible_BT: whether a token may look at the one before it (False at the start of a document or
                 after padding); None where all may.
         """
-        key_row, value_row = row if row is not None else (None, None)
-        if self.settings.keys:
-            key_BTGD = mix_with_previous(key_BTGD, *self.scalars("key"), key_row, visible_BT)
-        if self.settings.values:
-            value_BTGD = mix_with_previous(value_BTGD, *self.scalars("value"), value_row, visible_BT)
-        return key_BTGD, value_BTGD
+        earlier = torch.zeros_like(x[:, :1]) if row is None else row
+        if x.shape[1] > 1:
+            earlier = torch.cat([earlier, x[:, :-1]], dim=1)
+        if visible_BT is not None:
+            # where, not a product: what padding holds may be inf or NaN.
+            earlier = torch.where(visible_BT.view(*visible_BT.shape, *(1,) * (x.dim() - 2)), earlier, 0)
+        return torch.addcmul(x * current, previous, earlier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,20 +117,3 @@ class KVShift(Variant):
     @property
     def identity(self) -> str | None:  # type: ignore[override]
         return None if self.gated else "identity"
-
-
-def mix_with_previous(
-    x_BTGD: torch.Tensor,
-    current_G: torch.Tensor,
-    previous_G: torch.Tensor,
-    row_B1GD: torch.Tensor | None,
-    visible_BT: torch.Tensor | None,
-) -> torch.Tensor:
-    """current * x + previous * (x one token earlier)."""
-    earlier = torch.zeros_like(x_BTGD[:, :1]) if row_B1GD is None else row_B1GD
-    if x_BTGD.shape[1] > 1:
-        earlier = torch.cat([earlier, x_BTGD[:, :-1]], dim=1)
-    if visible_BT is not None:
-        # where, not a product: what padding holds may be inf or NaN.
-        earlier = torch.where(visible_BT[:, :, None, None], earlier, 0)
-    return torch.addcmul(x_BTGD * current_G.unsqueeze(-1), previous_G.unsqueeze(-1), earlier)

@@ -9,29 +9,37 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
+from studfinder.attention.places import Pairs
 from studfinder.attention.positions.naive import slopes
 from studfinder.attention.variant import AttentionShape, Part, Role, Variant
 from studfinder.errors import StudfinderError
 
-Embeddings = tuple[torch.Tensor, torch.Tensor]
+Embeddings = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines (..., R), or both as one complex tensor."""
 
 
 class RoPEPart(Part):
     """Without parameters."""
 
-    def embeddings(self, cos_BTD: torch.Tensor, sin_BTD: torch.Tensor) -> Embeddings | None:
-        """The model's cosines and sines (two equal halves, fastest pair first), changed."""
-        pairs = cos_BTD.shape[-1] // 2
+    def embeddings(self, given: Embeddings, lie: Pairs) -> Embeddings:
+        """The model's cosines and sines (fastest pair first), changed."""
+        if isinstance(given, torch.Tensor):
+            return torch.complex(*self.turned(given.real, given.imag))
+        once = {"halves": lambda x: x[..., : x.shape[-1] // 2], "neighbours": lambda x: x[..., ::2]}.get(lie)
+        cos, sin = self.turned(*given) if once is None else self.turned(*map(once, given))
+        if lie == "halves":
+            return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+        return (cos, sin) if once is None else (cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1))
+
+    def turned(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One cosine and one sine a pair (..., R / 2), changed."""
+        pairs = cos.shape[-1]
         if self.settings.kind == "p-rope":
-            stopped = torch.arange(pairs, device=cos_BTD.device) >= round(self.settings.fraction * pairs)
-            stopped = stopped.repeat(2)
-            return cos_BTD.masked_fill(stopped, 1), sin_BTD.masked_fill(stopped, 0)
+            stopped = torch.arange(pairs, device=cos.device) >= round(self.settings.fraction * pairs)
+            return cos.masked_fill(stopped, 1), sin.masked_fill(stopped, 0)
         step = round(1 / self.settings.fraction)
-        cos, sin = cos_BTD[..., :pairs:step], sin_BTD[..., :pairs:step]
-        # Pair j of the rotate-half layout is (j, j + pairs); the rotated ones are the first pairs of the
-        # head.
-        cos, sin = F.pad(cos, (0, pairs - cos.shape[-1]), value=1.0), F.pad(sin, (0, pairs - sin.shape[-1]))
-        return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+        cos, sin = cos[..., ::step], sin[..., ::step]  # the pairs that still turn are the first of the head
+        return F.pad(cos, (0, pairs - cos.shape[-1]), value=1.0), F.pad(sin, (0, pairs - sin.shape[-1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ class RoPE(Variant):
         yield uneven, f"partial RoPE of fraction {fraction} is not supported", "1, 1/2, 1/4, ..."
 
     def check(self, shape: AttentionShape) -> None:
-        pairs = shape.head_dim // 2
+        pairs = (shape.turned or shape.head_dim) // 2
         if self.kind == "partial" and pairs % round(1 / self.fraction):
             raise StudfinderError(f"{pairs} pairs of dims do not split by {self.fraction}", expected="a divisor")
 
@@ -70,8 +78,10 @@ class RoPE(Variant):
 class NoPEPart(Part):
     """Without parameters."""
 
-    def embeddings(self, cos_BTD: torch.Tensor, sin_BTD: torch.Tensor) -> Embeddings | None:
-        return None
+    def embeddings(self, given: Embeddings, lie: Pairs) -> Embeddings:
+        if isinstance(given, torch.Tensor):
+            return torch.ones_like(given)
+        return torch.ones_like(given[0]), torch.zeros_like(given[1])
 
 
 @dataclass(frozen=True, kw_only=True)
