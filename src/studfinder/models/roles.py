@@ -66,8 +66,9 @@ class _Block:
             for product in self.written(writer.x)
             if product.experts
         ]
-        experts = max((product.experts for product in writers), default=0)
-        routers = self.routers(experts) if experts else ()
+        counts = (product.experts or len(self.beside(product.parameter)) for product in writers if self.routed(product))
+        experts = max(counts, default=0)
+        routers = self.routers(experts, mixers) if experts else ()
         around = next((self.around(product.parameter) for product in writers if self.routed(product)), None)
         mixers += self.convolutions([mixer.module for mixer in mixers])
         return Layer(self.call.name, mixers, self.refs(writers), self.norms(), routers, self.fused(routers), around)
@@ -394,8 +395,11 @@ class _Block:
         below = product.y[..., row] < 0
         return not bool(below.any()) or bool(own[below].any())
 
-    def routers(self, experts: int) -> tuple[str, ...]:
-        found = [p.parameter for p in self.products if p.rows in (1, experts) and p.rows != self.width]
+    def routers(self, experts: int, mixers: Iterable[Mixer]) -> tuple[str, ...]:
+        """Matrices with a row for each expert, or with one; in a recurrence a row may be a head's."""
+        apart = tuple(f"{mixer.module}." for mixer in mixers if mixer.kind == "linear")
+        asked = [product for product in self.products if not product.parameter.startswith(apart)]
+        found = [product.parameter for product in asked if product.rows in (1, experts) and product.rows != self.width]
         return tuple(dict.fromkeys(found))
 
     def around(self, parameter: str) -> str | None:

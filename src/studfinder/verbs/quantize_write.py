@@ -75,7 +75,7 @@ def write_bench(bench: Workbench, stage: Path, format: str) -> None:
 
 def rest_of(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
     """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
-    modules = [target.ref.module for target in chosen]
+    modules = [module for target in chosen for module in target.modules]
     found = other_matrices([lm.model], modules)
     if files is None:
         return found
@@ -96,7 +96,7 @@ def verified(
 ) -> str:
     if meant is None:
         return _UNVERIFIED
-    modules = () if done.stored_as == "dense" else [target.ref.module for target in chosen]
+    modules = () if done.stored_as == "dense" else [module for target in chosen for module in target.modules]
     rounded = method is not None and acts_of(method, done.stored_as) is not None
     return verify(stage, lm, meant, modules, live=live, rounded_inputs=rounded)
 
@@ -105,7 +105,7 @@ def write_config(
     stage: Path, config: dict[str, Any], done: Quantization, method: Method, chosen: Sequence[Target], rest: list[str]
 ) -> None:
     if done.stored_as != "dense":
-        modules = [target.ref.module for target in chosen]
+        modules = [module for target in chosen for module in target.modules]
         config["quantization_config"] = quantization_config(
             method.scheme,
             done.stored_as,
