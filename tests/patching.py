@@ -141,7 +141,7 @@ def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
     if lm.anatomy.layers[0].writers[0].expert is None:
         found["quantized"] = lambda: quantized(lm, W4)
         found["inputs rounded"] = lambda: rounded_inputs(lm, Rounded(element="int4"), targets(lm))
-    if lm.anatomy.split is None:
+    if lm.anatomy.interface:
         found["cache rounded"] = lambda: quantized_cache(lm, KVCache(rope="pre" if rope else "post"))
     if lm.anatomy.architecture in ("llama", "qwen2"):
         found["rotary pairs"] = lambda: quantized(lm, W4, transforms=RotaryPairs())

@@ -143,14 +143,15 @@ def test_layers_without_attention_are_known_and_their_sites_refused():
         capture(lm, token_ids(), ["query[0]"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-
-def test_an_unknown_architecture_says_how_to_add_it():
-    config = AutoConfig.for_model("codegen", vocab_size=32, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
-    with pytest.raises(StudfinderError, match=r"'codegen' is unknown.*FAMILIES.*anatomy\.py"):
-        load(AutoModelForCausalLM.from_config(config))
+def test_a_model_without_a_head_is_refused():
+    base = AutoModel.from_config(AutoConfig.for_model("llama", **CONFIGS["llama"]))
+    with pytest.raises(StudfinderError, match="AutoModelForCausalLM"):
+        load(base)
 
 
+def test_something_else_is_refused():
+    with pytest.raises(StudfinderError, match="cannot load a Linear"):
+        load(nn.Linear(2, 2))
 def test_a_model_without_a_head_is_refused():
     base = AutoModel.from_config(AutoConfig.for_model("llama", **CONFIGS["llama"]))
     with pytest.raises(StudfinderError, match="AutoModelForCausalLM"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -191,12 +190,17 @@ class _Running:
     # --- where they go -----------------------------------------------------------------------------------------------
 
     def _written(self, tensor: torch.Tensor, new_BHTD: torch.Tensor, call: ModelCall) -> torch.Tensor:
-        cached = self.site.kind in ("key", "value") and self.lm.anatomy.split is None and call.caching
+        cached = self.site.kind in ("key", "value") and self._at_interface and call.caching
         if cached:
             self._check_cache(tensor, call)
         target = tensor if cached and self.edit.cache == "touched" else tensor.clone()
         self._rows(target, call).copy_(new_BHTD)
         return target
+
+    @property
+    def _at_interface(self) -> bool:
+        mixer = self.lm.anatomy.layers[self.site.layer or 0].mixer
+        return mixer is not None and mixer.interface
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 
@@ -204,13 +208,16 @@ class _Running:
         edit, anatomy = self.edit, self.lm.anatomy
         heads, dims = 1, anatomy.hidden
         if self._attends:
-            heads, dims = anatomy.heads if self.site.kind.startswith("query") else anatomy.kv_heads, anatomy.head_dim
-            if self.site.kind.endswith("pre_rope") and anatomy.split is None and self._rotary is not None:
+            mixer = anatomy.layers[self.site.layer or 0].mixer
+            assert mixer is not None
+            heads = mixer.heads if self.site.kind.startswith("query") else mixer.kv_heads
+            dims = mixer.value_dim if self.site.kind == "value" else mixer.head_dim
+            if self.site.kind.endswith("pre_rope") and mixer.interface and self._rotary is not None:
                 dims = min(dims, 2 * len(self._rotary.inv_freq))  # the others go past RoPE
         elif self.site.kind == "down_proj.input":
             dims = anatomy.intermediate
         check_selection(edit.where, heads, dims, edit.site)
-        if edit.cache == "clean" and (self.site.kind not in ("key", "value") or anatomy.split is not None):
+        if edit.cache == "clean" and (self.site.kind not in ("key", "value") or not self._at_interface):
             raise StudfinderError(
                 f'cache="clean" for {edit.site}, which lies before the cache', expected='cache="touched"'
             )
@@ -221,7 +228,7 @@ class _Running:
 
     def _check_tokens(self) -> None:
         ref = self.lm.anatomy.layers[self.site.layer or 0].writers[self.site.writer]
-        if ref.expert is not None or re.search(r"\.experts\.\d+\.", ref.parameter):
+        if ref.routed:
             raise StudfinderError(
                 f"{self.edit.site} belongs to an expert, which sees only the tokens that were sent to it",
                 do="Edit the expert's weights, or the residual stream",

@@ -200,6 +200,11 @@ class Anatomy:
         return self._first.stage
 
     @property
+    def interface(self) -> bool:
+        """Whether its attention is read at transformers' AttentionInterface."""
+        return self._first.interface
+
+    @property
     def heads(self) -> int:
         return self._first.heads
 

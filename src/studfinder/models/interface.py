@@ -13,13 +13,13 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.patches import Journal
 
-Watcher = Callable[[nn.Module, Any, Any, Any, Any, dict], tuple[Any, Any, Any]]
+AttentionWatcher = Callable[[nn.Module, Any, Any, Any, Any, dict], tuple[Any, Any, Any]]
 """(module, query, key, value, mask, keywords) -> the query, key and value that attention is given."""
 
-_WATCHERS: WeakKeyDictionary[nn.Module, Watcher] = WeakKeyDictionary()
+_WATCHERS: WeakKeyDictionary[nn.Module, AttentionWatcher] = WeakKeyDictionary()
 
 
-def watch_attention(module: nn.Module, watcher: Watcher, journal: Journal) -> None:
+def watch_attention(module: nn.Module, watcher: AttentionWatcher, journal: Journal) -> None:
     """Call `watcher` before the attention function of a module, until the journal ends.
 
     The function stands under the same name in the registry that the module's own file looks it up in, so that config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from studfinder.models.anatomy import Anatomy
-from studfinder.models.probe import probe
+from studfinder.models.probe import probed
 from studfinder.models.trace import TOKENS
 
 
@@ -17,7 +17,7 @@ def anatomy_of(model: Any) -> Anatomy:
     """
     config = model.config.get_text_config(decoder=True)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    blocks, layers, handed = probe(model, int(vocabulary))
+    blocks, layers, handed = probed(model, int(vocabulary))
     axis = None if handed.dim() < 4 else 2 if handed.shape[1] == TOKENS else 0
     streams = 1 if axis is None else handed.shape[axis]
     first = next((writer for layer in layers for writer in layer.writers), None)

@@ -15,11 +15,11 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import Layer
-from studfinder.models.roles import layer_of
+from studfinder.models.roles import parts_of
 from studfinder.models.trace import TOKENS, Call, traced
 
 
-def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
+def probed(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
     """The list of blocks of a live model, its layers, and what one hands on. The model is run twice on a few tokens.
 
     Raises:
@@ -34,7 +34,7 @@ def probe(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], to
     for block, output in zip(blocks, outputs, strict=True):
         kind = _structure(model.get_submodule(block.name))
         if kind not in kinds:
-            kinds[kind] = block.name, layer_of(model, block, level[block.name], output)
+            kinds[kind] = block.name, parts_of(model, block, level[block.name], output)
         layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
     return blocks[0].parent, tuple(layers), outputs[0].detach()
 

@@ -17,11 +17,9 @@ _CLEAR = 4.0
 """How many times as loud as the next one, in squares, a channel must answer."""
 _NARROW = 8
 """A matrix narrower than the hidden size by this factor is a side path, not a feed-forward network's output."""
-_EARLY = 3
-"""A token; `late` is another. What depends on the first at the second has seen it through a mixer."""
 
 
-def layer_of(model: nn.Module, block: Call, level: Call, output: torch.Tensor) -> Layer:
+def parts_of(model: nn.Module, block: Call, level: Call, output: torch.Tensor) -> Layer:
     """The parts of one block.
 
     Args:
@@ -42,6 +40,7 @@ class _Block:
         axes = [size for size in output.shape[:-1] if size >= TOKENS]  # a prefix of the model's own may stand in front
         self.tokens = TOKENS if TOKENS in axes else axes[0]
         self.late = self.tokens - 2
+        self.early = self.late - 2  # what depends on it at the late token has seen it through a mixer; in any window
         self.generator = torch.Generator().manual_seed(0)
 
     def layer(self) -> Layer:
@@ -239,8 +238,8 @@ class _Block:
         """The same for attention that only its softmax shows: queries move a row of scores from their own token, keys
         from theirs."""
         found: list[HeadRows | None] = []
-        slopes = [self.slopes(one[self.late, _EARLY], self.leaves) for one in scores_HTS]
-        for token in (self.late, _EARLY):
+        slopes = [self.slopes(one[self.late, self.early], self.leaves) for one in scores_HTS]
+        for token in (self.late, self.early):
             best = None
             for number, product in enumerate(self.products):
                 energy_HO = torch.stack([self.at_token(of_head[number], token, product.rows) for of_head in slopes])
@@ -263,7 +262,7 @@ class _Block:
         slopes = [self.slopes(x_THD[self.late, head], self.leaves) for head in range(heads)]
         best = None
         for number, product in enumerate(self.products):
-            energy_HO = torch.stack([self.at_token(of_head[number], _EARLY, product.rows) for of_head in slopes])
+            energy_HO = torch.stack([self.at_token(of_head[number], self.early, product.rows) for of_head in slopes])
             for known in (query, key):
                 if known is not None and known.ref == _ref(product):
                     energy_HO[:, _channels(known)] = 0
@@ -284,7 +283,7 @@ class _Block:
             own = [rows for rows in made if rows.ref == _ref(product)]
             for rows in own:
                 energy_HO[:, _channels(rows)] = 0
-            away_HO = torch.stack([self.at_token(of_head[number], _EARLY, product.rows) for of_head in slopes])
+            away_HO = torch.stack([self.at_token(of_head[number], self.early, product.rows) for of_head in slopes])
             energy_HO[away_HO > 0] = 0
             found = _heads_of(energy_HO)
             if found is not None and len(set(found[0])) == heads:
@@ -305,7 +304,7 @@ class _Block:
         scores_TS = flat.scores.reshape(-1, self.tokens, self.tokens)[0]
         leaves = [product.y for product in self.level.products]
         of_key = []
-        for source in (_EARLY, _EARLY + 3):
+        for source in (self.early, self.early + 1):
             slopes = torch.autograd.grad(scores_TS[self.late, source], leaves, retain_graph=True, allow_unused=True)
             of_key.append(
                 [

@@ -103,20 +103,20 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
 
     def enter(homes: list[tuple[str, str]], _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         homes.append(homes.pop(0))  # a module may stand in several places, and runs for each in turn
-        hidden = next((value for value in tensors((args, kwargs)) if value.dim() >= 3), None)
+        hidden = next((value for value in tensors_in((args, kwargs)) if value.dim() >= 3), None)
         if hidden is not None and not hidden.requires_grad:  # a place that gradients can be asked of
             new = hidden.detach().requires_grad_().clone()
             args, kwargs = (_exchanged(value, hidden, new) for value in (args, kwargs))
-        running.append(Call(*homes[-1], len(running), tensors((args, kwargs))))
+        running.append(Call(*homes[-1], len(running), tensors_in((args, kwargs))))
         calls.append(running[-1])
         return args, kwargs
 
     def leave(_module: nn.Module, _args: tuple, output: Any) -> None:
-        running.pop().gave += tensors(output)
+        running.pop().gave += tensors_in(output)
 
     def inside(name: str, _module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         for call in running:
-            call.modules.setdefault(name, (tensors((args, kwargs)), tensors(output)))
+            call.modules.setdefault(name, (tensors_in((args, kwargs)), tensors_in(output)))
 
     def attention(module: nn.Module, query: Any, key: Any, value: Any, _mask: Any, _kwargs: dict) -> Any:
         for call in running:
@@ -172,7 +172,7 @@ class Products(TorchFunctionMode):
             if self._weight(result) is None:
                 self._know(found[0], result)
         elif name in _PRODUCTS:
-            product = self._product(name, tensors((args, kwargs)), result)
+            product = self._product(name, tensors_in((args, kwargs)), result)
             handed = None if product is None else self.seen(product)
             return result if handed is None else handed
         self.other(name, args, kwargs, result)
@@ -259,14 +259,14 @@ def experts_apart(module: nn.Module, journal: Journal) -> None:
             journal.set(config, "_experts_implementation_internal", "eager")
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every floating-point tensor inside tuples, lists, dicts and transformers' outputs."""
     if isinstance(value, torch.Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, tuple | list):
-        return [one for part in value for one in tensors(part)]
+        return [one for part in value for one in tensors_in(part)]
     return []
 
 

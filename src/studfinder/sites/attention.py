@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Sequence
@@ -155,13 +156,13 @@ class _RotaryInputs:
         )
 
 
-def _placed(whole_BHTD: torch.Tensor, part_BHTD: torch.Tensor, first: int) -> torch.Tensor:
+def _placed(whole_BHTD: torch.Tensor, part: torch.Tensor, first: int) -> torch.Tensor:
     """The same with the dims from `first` on exchanged; a part that all heads share, as MLA's keys do, for each."""
-    turned = slice(first, first + part_BHTD.shape[-1])
-    if part_BHTD.shape == whole_BHTD.shape:
-        return part_BHTD
+    turned = slice(first, first + part.shape[-1])
+    if part.shape == whole_BHTD.shape:
+        return part
     placed = whole_BHTD.clone()
-    placed[..., turned] = part_BHTD
+    placed[..., turned] = part
     return placed
 
 
@@ -181,6 +182,7 @@ _RUNNING = _Running()
 def _rotate(original: Any) -> Any:
     """What stands in front of a file's rotary step: models of one architecture share the file."""
 
+    @functools.wraps(original)
     def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if _RUNNING.rotary is not None:
             query, key = _RUNNING.rotary.show(query, key)

@@ -9,7 +9,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
-from studfinder.models.trace import Product, Products, experts_apart, tensors
+from studfinder.models.trace import Product, Products, experts_apart, tensors_in
 from studfinder.patches import Journal
 from studfinder.sites.active import Active
 from studfinder.sites.events import WriterCall
@@ -72,7 +72,7 @@ def _experts_hook(name: str, groups: list[tuple[int, list[tuple[int, MatrixRef]]
         for site in (Site(kind, layer, writer) for layer, experts in groups for writer, _ in experts):
             if active.replaces(kind) and any(site in tap.replace for tap in active.taps):
                 raise StudfinderError(
-                    f"{site} belongs to an expert and cannot be replaced",
+                    f"{site} belongs to a fused expert and cannot be replaced",
                     do="Edit the expert's weights, or the residual stream",
                 )
 
@@ -98,7 +98,7 @@ def _by_expert(
     module: nn.Module, args: tuple, kwargs: dict, wanted: set[str]
 ) -> dict[_Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of each expert that a token reached: its down projection's input (N,F) and output (N,C), and which tokens."""
-    hidden = tensors((args, kwargs))[0]
+    hidden = tensors_in((args, kwargs))[0]
     hidden_NC = hidden.reshape(-1, hidden.shape[-1])
     found: dict[_Place, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     entered: dict[int | None, torch.Tensor] = {}
@@ -127,9 +127,9 @@ def _by_expert(
     return found
 
 
-def _tokens(rows_NC: torch.Tensor, hidden_NC: torch.Tensor) -> torch.Tensor:
+def _tokens(rows_RC: torch.Tensor, hidden_NC: torch.Tensor) -> torch.Tensor:
     """Which rows of the hidden states some rows are copies of; equal ones in their order."""
-    ours, theirs = _hashes(rows_NC), _hashes(hidden_NC)
+    ours, theirs = _hashes(rows_RC), _hashes(hidden_NC)
     theirs, order = theirs.sort(stable=True)
     sorted_ours, place = ours.sort(stable=True)
     repeats = torch.arange(len(ours), device=ours.device) - torch.searchsorted(sorted_ours, sorted_ours)
@@ -141,9 +141,9 @@ def _tokens(rows_NC: torch.Tensor, hidden_NC: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order[at]).index_copy_(0, place, order[at])
 
 
-def _hashes(rows_NC: torch.Tensor) -> torch.Tensor:
+def _hashes(rows_XC: torch.Tensor) -> torch.Tensor:
     """A number for each row that equal rows share: exact, whatever the order of summing, as integers wrap around."""
-    bits = rows_NC.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows_NC.element_size()]).long()
+    bits = rows_XC.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[rows_XC.element_size()]).long()
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(1 << 62), 1 << 62, (bits.shape[1],), generator=generator).to(bits.device)
     return (bits * (2 * factors + 1)).sum(dim=1)
