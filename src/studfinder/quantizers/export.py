@@ -104,8 +104,6 @@ def quantization_config(
     chosen: Sequence[str],
     ignore: Sequence[str],
     acts: dict | None = None,
-    *,
-    linear: bool = True,
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
@@ -116,7 +114,6 @@ def quantization_config(
         chosen: what is quantised.
         ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what neither list names.
         acts: QuantizationArgs of input activations, where a method quantises those too.
-        linear: whether all that is quantised is torch's Linear itself.
 
     Raises:
         StudfinderError: nothing is quantised.
@@ -140,8 +137,9 @@ def quantization_config(
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if not linear or (scheme.zero == "integer" and format == "pack-quantized"):
-        # A Linear with a forward of its own (Falcon's) looks for a weight that compressed modules do not have.
+    if acts is None or (scheme.zero == "integer" and format == "pack-quantized"):
+        # Weights are then dense from the start, not from the first forward pass on, and so for classes that look for a
+        # `weight` before it, or beside a module's own forward. Experts in fused parameters are read in no other way.
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True

@@ -22,8 +22,6 @@ class Target:
         layer: its block; the first, if layers share it.
         fused: a name shared by the matrices that must share a format when served: decisions are taken for all of them.
         reads: a name shared by the matrices that are given the same input.
-        linear: whether its module is torch's Linear itself, with a weight that is only there, and not one that uses its
-            weight in a way of its own.
         also: other names of the same parameter.
         part: of an expert in a fused parameter: which part of it this is.
     """
@@ -32,7 +30,6 @@ class Target:
     layer: int
     fused: str
     reads: str
-    linear: bool = True
     also: tuple[str, ...] = ()
     part: Slice | None = None
 
@@ -88,8 +85,7 @@ def targets(lm: LM, *, offloaded: bool = False) -> tuple[Target, ...]:
             same = names[id(lm.model.get_parameter(ref.parameter))]
             if same[0] == ref.parameter:
                 group = fused.get(name, name)
-                linear = type(module) is nn.Linear and len(same) == 1
-                found[ref.parameter] = Target(ref, number, group, group, linear, tuple(same[1:]))
+                found[ref.parameter] = Target(ref, number, group, group, tuple(same[1:]))
         found |= {target.name: target for target in _experts(number, layer, apart)}
     return tuple(found.values())
 
@@ -135,7 +131,7 @@ def _experts(number: int, layer: Layer, apart: Iterable[Slice]) -> Iterator[Targ
         if part.parameter in own:
             group = f"{layer.block}.experts" if layer.experts is None else layer.experts
             read = part.parameter if part.parameter in down else group  # gate and up are given the same
-            yield Target(MatrixRef(part.parameter), number, group, f"{read}[{part.expert}]", False, part=part)
+            yield Target(MatrixRef(part.parameter), number, group, f"{read}[{part.expert}]", part=part)
 
 
 def _fused_parameters(layer: Layer) -> list[str]:

@@ -107,12 +107,7 @@ def write_config(
     if done.stored_as != "dense":
         modules = [module for target in chosen for module in target.modules]
         config["quantization_config"] = quantization_config(
-            method.scheme,
-            done.stored_as,
-            modules,
-            rest,
-            acts_of(method, done.stored_as),
-            linear=all(target.linear for target in chosen),
+            method.scheme, done.stored_as, modules, rest, acts_of(method, done.stored_as)
         )
     config = {name: value for name, value in config.items() if name != "transformers_weights"}  # they were written anew
     write_text(stage / "config.json", json.dumps(config, indent=2))
