@@ -37,4 +37,3 @@ def built(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **set
                 spread = 0.5 if _LOUD.search(name) else 0.05
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
     return model
-

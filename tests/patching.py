@@ -292,8 +292,8 @@ def at_step(number: int, step: int) -> tuple[Callable[[], Callable[[], None]], l
 WATCHED = tuple(
     os.path.join(HOME, *part)
     for part in (
-        ("sites", "journal.py"),
-        ("sites", "interrupts.py"),
+        ("patches", "journal.py"),
+        ("patches", "interrupts.py"),
         ("sites", "tap.py"),
         ("sites", "resume.py"),
         ("edits", "apply.py"),

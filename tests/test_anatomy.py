@@ -152,6 +152,8 @@ def test_a_model_without_a_head_is_refused():
 def test_something_else_is_refused():
     with pytest.raises(StudfinderError, match="cannot load a Linear"):
         load(nn.Linear(2, 2))
+
+
 def test_a_model_without_a_head_is_refused():
     base = AutoModel.from_config(AutoConfig.for_model("llama", **CONFIGS["llama"]))
     with pytest.raises(StudfinderError, match="AutoModelForCausalLM"):

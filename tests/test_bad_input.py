@@ -98,7 +98,7 @@ def test_large_finite_weights_are_no_mistake():
 
     lm = tiny("llama")
     lm.model.model.layers[0].mlp.down_proj.weight.data.fill_(3e38)  # their sum overflows
-    check_finite(lm)
+    check_finite(lm.model, lm.source.id)
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])

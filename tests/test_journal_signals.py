@@ -24,7 +24,7 @@ from patching import (
 )
 from studfinder.edits import edited, entry, zero
 from studfinder.models import LM
-from studfinder.sites import Journal, interrupts, journal
+from studfinder.patches import Journal, interrupts, journal
 from tiny import tiny
 
 # A signal may come while the garbage collector ends a context: Python can only print what its handler raises there.

@@ -33,12 +33,7 @@ def command(
         console.print(table)
         console.print("Any folder, .gguf file or hub id of a known architecture works too.", style="dim")
     elif what == "architectures":
-        from studfinder.models import FAMILIES
-
-        table = Table("model_type", "blocks", "attention", "writers", box=None, header_style="dim")
-        for name, family in sorted(FAMILIES.items()):
-            table.add_row(name, family.layers[0], family.attention, ", ".join(family.writers))
-        console.print(table)
+        console.print("any decoder")
     elif what == "detectors":
         from studfinder.detectors import DETECTORS
 

@@ -49,7 +49,7 @@ def globals_of(module: nn.Module) -> dict[str, Any]:
 def _registry_and_name(module: Any) -> tuple[Any, str] | None:
     """The registry the module's own file looks attention up in (most share one, a file may have its own)."""
     registry = globals_of(module).get("ALL_ATTENTION_FUNCTIONS")
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if registry is None or not hasattr(config, "_attn_implementation"):
         return None
     return registry, config._attn_implementation or "eager"

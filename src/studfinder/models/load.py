@@ -92,8 +92,8 @@ def load(
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
         tokenizer, source = None, dataclasses.replace(source, no_tokenizer=tokenizer)
-    lm = LM(live.eval(), _named(tokenizer), anatomy_of(live), source)
-    check_finite(lm)
+    check_finite(live, source.id)  # before anything is measured on it
+    lm = LM(live.eval(), _named(tokenizer), anatomy_of(live.eval()), source)
     for line in (*source.notes, *source.allowed, *_slow(lm)):
         _say(f"studfinder: note: {source.id}: {line}")
     return lm
@@ -165,9 +165,13 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, So
     return live, tokenizer, source
 
 
-def check_finite(lm: LM) -> None:
-    """Raise StudfinderError, naming the tensor, if any weight is inf or NaN. Offloaded tensors are passed over."""
-    for name, parameter in lm.model.named_parameters():
+def check_finite(model: PreTrainedModel, source: str) -> None:
+    """Raise StudfinderError, naming the tensor, if any weight is inf or NaN. Offloaded tensors are passed over.
+
+    Args:
+        source: what the model is called in print.
+    """
+    for name, parameter in model.named_parameters():
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             continue
         # A sum is one fast pass without a temporary; only a suspicious one is looked at entry by entry.
@@ -176,7 +180,7 @@ def check_finite(lm: LM) -> None:
         bad = int((~torch.isfinite(parameter.detach())).sum())
         if bad:
             raise StudfinderError(
-                f"weight {name} of {lm.source.id} holds {bad} NaN or infinite number{'s' if bad > 1 else ''}",
+                f"weight {name} of {source} holds {bad} NaN or infinite number{'s' if bad > 1 else ''}",
                 expected="finite weights",
                 do="The checkpoint is damaged, or was saved after training diverged",
             )
@@ -200,9 +204,8 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
             do="Load it with AutoModelForCausalLM",
         )
     name = getattr(model.config, "_name_or_path", "") or "live"
-    lm = LM(model.eval(), _named(tokenizer), anatomy_of(model), Source(name, "a live model object"))
-    check_finite(lm)
-    return lm
+    check_finite(model, name)
+    return LM(model.eval(), _named(tokenizer), anatomy_of(model.eval()), Source(name, "a live model object"))
 
 
 def _named(tokenizer: Any) -> Any:

@@ -6,7 +6,7 @@ Nothing here knows the name of a part or of a class.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,20 +19,25 @@ from studfinder.models.roles import parts_of
 from studfinder.models.trace import TOKENS, Call, traced
 
 
-def probed(model: nn.Module, vocabulary: int) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
+def probed(
+    model: nn.Module, vocabulary: int, depths: Mapping[str, int] | None = None
+) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
     """The list of blocks of a live model, its layers, and what one hands on. The model is run twice on a few tokens.
+
+    Args:
+        depths: how many members the lists of the model that this one is a twin of have; None if it is none.
 
     Raises:
         StudfinderError: no list of blocks was found.
     """
     ids_BT = torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    blocks, outputs = _chain(_run(model, ids_BT))
+    blocks, outputs = _chain(_run(model, ids_BT), depths)
     level = {call.name: call for call in reversed(_run(model, ids_BT, level=True)) if call.given[0].requires_grad}
     names = {module: name for name, module in model.named_modules()}  # of a shared module the first
     kinds: dict[Any, tuple[str, Layer]] = {}
     layers = []
     for block, output in zip(blocks, outputs, strict=True):
-        kind = _structure(model.get_submodule(block.name))
+        kind = structure_of(model.get_submodule(block.name))
         if kind not in kinds:
             kinds[kind] = block.name, parts_of(model, block, level[block.name], output)
         layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
@@ -46,7 +51,7 @@ def _run(model: Any, ids_BT: torch.Tensor, *, level: bool = False) -> list[Call]
     return calls
 
 
-def _chain(calls: Sequence[Call]) -> tuple[list[Call], list[torch.Tensor]]:
+def _chain(calls: Sequence[Call], depths: Mapping[str, int] | None) -> tuple[list[Call], list[torch.Tensor]]:
     """The longest run of members of one list that hand a tensor on, bit for bit; and what each handed on."""
     best: list[tuple[Call, torch.Tensor]] = []
     by_list: dict[str, list[Call]] = {}
@@ -65,7 +70,7 @@ def _chain(calls: Sequence[Call]) -> tuple[list[Call], list[torch.Tensor]]:
             if handed is None:
                 continue
             run.append((call, handed))
-            if len(run) > len(best):
+            if _depth(run, depths) > _depth(best, depths):
                 best = list(run)
             if _handed(call, after) is None:
                 run = []
@@ -77,6 +82,10 @@ def _chain(calls: Sequence[Call]) -> tuple[list[Call], list[torch.Tensor]]:
     return [call for call, _ in first.values()], [handed for _, handed in first.values()]
 
 
+def _depth(run: Sequence[tuple[Call, torch.Tensor]], depths: Mapping[str, int] | None) -> tuple[int, int]:
+    return (depths.get(run[0][0].parent, 0) if depths and run else 0), len(run)
+
+
 def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
     if after is None:
         return None
@@ -84,7 +93,7 @@ def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
     return next((gave for gave, given in pairs if gave.shape == given.shape and torch.equal(gave, given)), None)
 
 
-def _structure(block: nn.Module) -> tuple:
+def structure_of(block: nn.Module) -> tuple:
     """What blocks of one structure have in common: modules, shapes, settings (but numbers, which may count layers)."""
     found: list[Any] = []
     for name, module in block.named_modules(remove_duplicate=False):
@@ -92,6 +101,18 @@ def _structure(block: nn.Module) -> tuple:
         plain = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key != "training")
         settings = ((key, value if isinstance(value, bool | str) else value is None) for key, value in plain)
         found.append((name, type(module), tuple(shapes), tuple(settings)))
+    return tuple(found)
+
+
+def spread(model: nn.Module, blocks: str, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers of a model by those of its twin, which has one of each structure."""
+    names = {module: name for name, module in model.named_modules()}
+    kinds = {structure_of(model.get_submodule(layer.block)): layer for layer in reversed(layers)}
+    found = []
+    for child, member in model.get_submodule(blocks).named_children():
+        layer = kinds.get(structure_of(member))
+        if layer is not None:
+            found.append(_renamed(layer, partial(_moved, model, names, layer.block, f"{blocks}.{child}")))
     return tuple(found)
 
 
@@ -104,7 +125,7 @@ def _moved(model: nn.Module, names: dict[nn.Module, str], old: str, new: str, na
         return names[model.get_submodule(moved)]
     except AttributeError:  # a parameter
         owner, _, leaf = moved.rpartition(".")
-        return f"{names[model.get_submodule(owner)]}.{leaf}"
+        return f"{names.get(model.get_submodule(owner), owner)}.{leaf}"
 
 
 def _renamed(value: Any, rename: Callable[[str], str]) -> Any:

@@ -132,7 +132,7 @@ def traced(model: nn.Module, *, level: bool = False) -> Iterator[list[Call]]:
         for path, module in model.named_modules():
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for child, member in module._modules.items():
-                    members.setdefault(member, []).append((f"{path}.{child}", path))  # type: ignore[arg-type]
+                    members.setdefault(member, []).append((f"{path}.{child}", path))
         for module, path in names.items():
             if module in members:
                 journal.hook(module, partial(enter, members[module]), before=True, with_kwargs=True)
@@ -194,10 +194,10 @@ class Products(TorchFunctionMode):
         at = bisect(self.starts, value.data_ptr()) - 1
         if at < 0 or value.data_ptr() >= self.known[at][0]:
             return None
-        return self.known[at][1:]
+        return self.known[at][1], self.known[at][2]
 
     def _product(self, function: str, given: list[torch.Tensor], result: torch.Tensor) -> Product | None:
-        found = [(value, weight) for value in given if (weight := self._weight(value)) is not None]
+        found = [(value, known) for value in given if (known := self._weight(value)) is not None]
         others = [value for value in given if value.dim() >= 2 and self._weight(value) is None]
         if len(found) != 1 or not others:
             return None
@@ -237,8 +237,9 @@ class _Cut(Products):
             seen = Attended(None, scores=args[0] if args else kwargs["input"])
         elif name == "scaled_dot_product_attention":
             seen = Attended(None, *(args[:3] if args else (kwargs["query"], kwargs["key"], kwargs["value"])))
-        for call in self.running if seen is not None else ():
-            call.attended.append(seen)
+        if seen is not None:
+            for call in self.running:
+                call.attended.append(seen)
 
 
 _SOFTMAX = ("softmax", "_softmax")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, MatrixRef
+from studfinder.models import LM, MatrixRef, Writer
 from studfinder.models.trace import Product, Products, experts_apart, tensors_in
 from studfinder.patches import Journal
 from studfinder.sites.active import Active
@@ -21,7 +21,7 @@ def writer_hooks(lm: LM, active: Active, journal: Journal) -> None:
     if not active.wants(WriterCall) and not active.replaces("down_proj.input", "down_proj.output"):
         return
     linears: dict[nn.Module, list[_Owner]] = {}
-    routed: dict[nn.Module, list[tuple[int, list[tuple[int, MatrixRef]]]]] = {}
+    routed: dict[nn.Module, list[tuple[int, list[tuple[int, Writer]]]]] = {}
     for layer, part in enumerate(lm.anatomy.layers):
         experts = []
         for writer, ref in enumerate(part.writers):
@@ -62,7 +62,7 @@ def _linear_hooks(owners: list[_Owner], active: Active) -> tuple[Any, Any]:
     return before, after
 
 
-def _experts_hook(name: str, groups: list[tuple[int, list[tuple[int, MatrixRef]]]], active: Active) -> Any:
+def _experts_hook(name: str, groups: list[tuple[int, list[tuple[int, Writer]]]], active: Active) -> Any:
     """Read experts by computing, beside the model, what each expert saw and gave.
 
     The model's own experts implementation (grouped, batched, eager or a kernel) does not show these tensors, so the
@@ -114,7 +114,9 @@ def _by_expert(
         for number, (x_NF, y_NC) in enumerate(zip(whole, given, strict=True)):
             expert = product.expert if apart else number
             first_NC = entered[product.expert][number]
-            reached = first_NC.any(dim=-1) if len(first_NC) == len(hidden_NC) else torch.ones(len(x_NF), dtype=bool)
+            reached = (
+                first_NC.any(dim=-1) if len(first_NC) == len(hidden_NC) else torch.ones(len(x_NF), dtype=torch.bool)
+            )
             if not bool(reached.any()):
                 continue
             # all tokens in order where the rows are as many, whatever they were multiplied with on the way

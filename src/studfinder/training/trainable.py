@@ -82,9 +82,8 @@ def dequantized_model(lm: LM) -> LM:
         raise StudfinderError(
             f"{lm.source.id} cannot be dequantised ({in_a_line(error)})", do="Start from the full model"
         ) from error
-    found = LM(model.eval(), lm.tokenizer, anatomy_of(model), lm.source)
-    check_finite(found)
-    return found
+    check_finite(model, lm.source.id)
+    return LM(model.eval(), lm.tokenizer, anatomy_of(model.eval()), lm.source)
 
 
 def _check_matrices(lm: LM, dequantised: bool) -> None:
