@@ -64,7 +64,7 @@ def refs_of(look: Look, writers: Sequence[Product]) -> tuple[Writer, ...]:
         for place, name in enumerate(names):
             inner = [rows and _in_list(look, rows, place, len(names)) for rows in (up, gate)]
             found[name] = [
-                Writer(name, one, product.transposed, stacked, *(_of(rows, one) for rows in inner), routed=routed)
+                Writer(name, one, product.transposed, stacked, _of(inner[0], one), _of(inner[1], one), routed)
                 for one in experts
             ]
     return tuple(writer for group in found.values() for writer in group)

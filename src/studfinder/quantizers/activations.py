@@ -25,6 +25,7 @@ from studfinder.records import Findings, SuperWeight
 from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
+
 @dataclass(frozen=True, kw_only=True)
 class Restore(Config):
     """REPLACE-quantise-RESTORE (Yu et al. 2024, arXiv 2411.07191, §4.1): a super activation is replaced by a median

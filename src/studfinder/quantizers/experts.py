@@ -53,7 +53,11 @@ def slices_of(lm: LM, parameters: Iterable[str]) -> list[Slice]:
         parameter, expert, first = owner[int(number.flatten()[0])]
         rows, width = len(number), lm.model.get_parameter(parameter).shape[2]
         whole = number.dim() == 2 and number.shape[1] == width and torch.equal(number, number[:, :1].expand_as(number))
-        if whole and torch.equal(number[:, 0], torch.arange(rows) + number[0, 0]) and owner[int(number[-1, 0])][1] == expert:
+        if (
+            whole
+            and torch.equal(number[:, 0], torch.arange(rows) + number[0, 0])
+            and owner[int(number[-1, 0])][1] == expert
+        ):
             found.append(Slice(parameter, expert, first, rows, name))
     return _whole(lm, found)
 

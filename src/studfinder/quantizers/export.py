@@ -76,7 +76,21 @@ def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str
     if scheme.remainder == "block" and not isinstance(scheme.block, str | tuple):
         return "compressed-tensors has no smaller last block"
     transposed = next((target.name for target in found if target.ref.transposed), None)
-    return f"{transposed} is a Conv1D, and compressed-tensors holds Linear only" if transposed else None
+    return (
+        f"{transposed} is stored (in, out), as Conv1D does, and compressed-tensors has Linear only"
+        if transposed
+        else None
+    )
+
+
+def holds_experts(scheme: Scheme, format: str) -> bool:
+    """Whether plain transformers reads experts that it fuses into one parameter from matrices in this format.
+
+    As it loads, it unpacks codes without zero points, and multiplies fp8 by one scale for each row or matrix.
+    """
+    if format == "pack-quantized":
+        return scheme.zero == "none"
+    return format == "dense" or (format == "float-quantized" and isinstance(scheme.block, str))
 
 
 def weight_arguments(scheme: Scheme) -> dict[str, Any]:
@@ -104,6 +118,8 @@ def quantization_config(
     chosen: Sequence[str],
     ignore: Sequence[str],
     acts: dict | None = None,
+    *,
+    dense: bool = False,
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
@@ -114,6 +130,7 @@ def quantization_config(
         chosen: what is quantised.
         ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what neither list names.
         acts: QuantizationArgs of input activations, where a method quantises those too.
+        dense: have transformers dequantise weights as it loads them, not in the first forward pass.
 
     Raises:
         StudfinderError: nothing is quantised.
@@ -137,9 +154,7 @@ def quantization_config(
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if acts is None or (scheme.zero == "integer" and format == "pack-quantized"):
-        # Weights are then dense from the start, not from the first forward pass on, and so for classes that look for a
-        # `weight` before it, or beside a module's own forward. Experts in fused parameters are read in no other way.
+    if dense or (scheme.zero == "integer" and format == "pack-quantized"):
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True

@@ -19,6 +19,7 @@ from studfinder.quantizers.targets import matrices_of
 from studfinder.quantizers.walk import Block
 from studfinder.sites import Journal
 
+
 @dataclass(frozen=True)
 class Fold:
     """Matrices that read the same channels, and what makes those channels.

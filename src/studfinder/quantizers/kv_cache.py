@@ -261,6 +261,8 @@ def _sees_constants(lm: LM) -> str | None:
 
     Attention of unknown kind is asked: one vector is added to all keys, and whatever then changes has seen it.
     """
+    from studfinder.attention.saved import variants_of
+
     calls: dict[int, AttentionCall] = {}
     outputs: dict[int, torch.Tensor] = {}
     changed: list[int] = []
@@ -287,5 +289,6 @@ def _sees_constants(lm: LM) -> str | None:
         if call.sinks is not None:
             return "a sink logit"
         if layer in changed and not call.comparable:
-            return f"attention {lm.model.config._attn_implementation!r}, in layer {layer},"
+            names = [variant.name for variant in variants_of(lm.model.config)]
+            return f"attention {' and '.join(names) or lm.model.config._attn_implementation!r}, in layer {layer},"
     return None

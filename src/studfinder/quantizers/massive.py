@@ -8,7 +8,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.rotary_pairs import apart, mean_by_pair, pairs_of, rows_of
+from studfinder.quantizers.rotary_pairs import all_rows, mean_by_pair, pairs_of, query_and_key
 
 
 def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
@@ -40,12 +40,12 @@ def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
         )
     weights = {}
     for place, layer in enumerate(maps["norm.query.layers"].tolist()):
-        query, key = apart(lm, layer)
+        query, key = query_and_key(lm, layer)
         pair_D = pairs_of(lm, layer)
         squares = (maps[f"norm.{name}"][place].square() for name in ("query", "key"))
         query_HD, key_GD = (mean_by_pair(square, pair_D)[:, pair_D] for square in squares)
         of_query_HD = key_GD.repeat_interleave(heads // groups, dim=0)
         of_key_GD = query_HD.view(groups, heads // groups, dim).sum(dim=1)
         for rows, size_HD in ((query, of_query_HD), (key, of_key_GD)):
-            weights[rows.ref.parameter] = torch.empty(size_HD.numel()).index_copy_(0, rows_of(rows), size_HD.flatten())
+            weights[rows.ref.parameter] = torch.empty(size_HD.numel()).index_copy_(0, all_rows(rows), size_HD.flatten())
     return weights

@@ -33,23 +33,23 @@ class RotaryPairs:
 
     def _layer(self, bench: Workbench, layer: int, attention: str) -> None:
         lm, mixer = bench.lm, bench.lm.anatomy.layers[layer].mixer
-        query, key = apart(lm, layer)
+        query, key = query_and_key(lm, layer)
         if any(norm.module.startswith(f"{attention}.") for norm in lm.anatomy.layers[layer].norms):
             raise StudfinderError(f"{attention} normalises Q and K", expected="nothing after them but the rotation")
         if mixer is None or mixer.stage != "post-RoPE":
             raise StudfinderError(f"{lm.anatomy.architecture} has no rotary positions that are known")
         weight = lm.model.get_parameter(key.ref.parameter).detach().float()
-        size_GD = weight[rows_of(key).to(weight.device)].unflatten(0, (mixer.kv_heads, -1)).norm(dim=-1)
+        size_GD = weight[all_rows(key).to(weight.device)].unflatten(0, (mixer.kv_heads, -1)).norm(dim=-1)
         pair_D = pairs_of(lm, layer).to(weight.device)
         size_GP = mean_by_pair(size_GD.square(), pair_D).sqrt()
         power_GP = (size_GP.mean(dim=1, keepdim=True) / size_GP).log2().round().nan_to_num(0, 0, 0)
         factor_GD = torch.exp2(power_GP.clamp(-self.most, self.most))[:, pair_D]
-        scale_rows(bench, key.ref.parameter, rows_of(key), factor_GD.flatten())
+        scale_rows(bench, key.ref.parameter, all_rows(key), factor_GD.flatten())
         factor_HD = factor_GD.repeat_interleave(mixer.heads // mixer.kv_heads, dim=0)
-        scale_rows(bench, query.ref.parameter, rows_of(query), 1 / factor_HD.flatten())
+        scale_rows(bench, query.ref.parameter, all_rows(query), 1 / factor_HD.flatten())
 
 
-def apart(lm: LM, layer: int) -> tuple[HeadRows, HeadRows]:
+def query_and_key(lm: LM, layer: int) -> tuple[HeadRows, HeadRows]:
     """The rows of a block's query and key projections, each a matrix (out, in) that makes nothing else.
 
     Raises:
@@ -66,7 +66,7 @@ def apart(lm: LM, layer: int) -> tuple[HeadRows, HeadRows]:
     return found[0], found[1]
 
 
-def rows_of(rows: HeadRows) -> torch.Tensor:
+def all_rows(rows: HeadRows) -> torch.Tensor:
     """The rows of all heads, one head after the other."""
     return (torch.tensor(rows.first)[:, None] + torch.arange(rows.width)).flatten()
 

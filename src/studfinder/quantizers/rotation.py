@@ -115,7 +115,12 @@ def _last_norm(lm: LM, ids_BT: torch.Tensor) -> str:
 
     def after(name: str, module: nn.Module, args: tuple) -> None:
         own = dict(module.named_parameters(recurse=False))
-        if args and own.keys() == {"weight"} and own["weight"].shape == args[0].shape[-1:] and norm_offset(module, args[0]) == 0:
+        if (
+            args
+            and own.keys() == {"weight"}
+            and own["weight"].shape == args[0].shape[-1:]
+            and norm_offset(module, args[0]) == 0
+        ):
             found.append(f"{name}.weight")
 
     with Journal(lm.model) as journal:

@@ -103,7 +103,9 @@ def matrices_of(lm: LM, layer: int) -> dict[str, MatrixRef]:
 def left_experts(lm: LM, found: Iterable[Target]) -> int:
     """How many matrices of experts are no targets: transformers loads them as one parameter only."""
     taken = {target.ref.parameter for target in found}
-    refs = {(ref.parameter, ref.expert) for layer in lm.anatomy.layers for ref in _refs(layer) if ref.expert is not None}
+    refs = {
+        (ref.parameter, ref.expert) for layer in lm.anatomy.layers for ref in _refs(layer) if ref.expert is not None
+    }
     return sum(parameter not in taken for parameter, _ in refs)
 
 
