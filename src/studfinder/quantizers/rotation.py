@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -111,26 +112,23 @@ def _ways(lm: LM, ids_BT: torch.Tensor) -> tuple[dict[str, list[str]], list[str]
 def _last_norm(lm: LM, ids_BT: torch.Tensor) -> str:
     """The weight of the norm in front of the head: the last that runs outside the blocks."""
     blocks = tuple(f"{layer.block}." for layer in lm.anatomy.layers)
-    found: list[str] = []
+    entered: dict[str, torch.Tensor] = {}
 
-    def after(name: str, module: nn.Module, args: tuple) -> None:
-        own = dict(module.named_parameters(recurse=False))
-        if (
-            args
-            and own.keys() == {"weight"}
-            and own["weight"].shape == args[0].shape[-1:]
-            and norm_offset(module, args[0]) == 0
-        ):
-            found.append(f"{name}.weight")
+    def before(name: str, _module: nn.Module, args: tuple) -> None:
+        if args:
+            entered[name] = args[0]
 
     with Journal(lm.model) as journal:
         for name, module in lm.model.named_modules():
             if not name.startswith(blocks) and not list(module.children()):
-                journal.hook(module, lambda module, args, _output, name=name: after(name, module, args))
+                journal.hook(module, partial(before, name), before=True)
         lm.model(input_ids=ids_BT, use_cache=False)
-    if not found:
-        raise _unknown(lm, "ends in no norm with a weight alone")
-    return found[-1]
+    for name, x in reversed(entered.items()):
+        module = lm.model.get_submodule(name)
+        own = dict(module.named_parameters(recurse=False))
+        if own.keys() == {"weight"} and own["weight"].shape == x.shape[-1:] and norm_offset(module, x) == 0:
+            return f"{name}.weight"
+    raise _unknown(lm, "ends in no norm with a weight alone")
 
 
 def _unknown(lm: LM, why: str) -> StudfinderError:
