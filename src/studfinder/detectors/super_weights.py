@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from studfinder.detectors.detector import Detector
-from studfinder.models import LM, CheckpointFiles, matrix
+from studfinder.models import LM, CheckpointFiles, MatrixRef, matrix
 from studfinder.records import ModelCard, SuperWeight, Thresholds
 from studfinder.sites import WriterCall
 from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
@@ -93,6 +93,7 @@ class SuperWeights(Detector):
         self.input_spikes = [Spike() for _ in range(depth)]
         self.overflowed: set[str] = set()
         self.unreadable: set[str] = set()
+        self.reached: set[tuple[int, int]] = set()  # layer and writer
         self._best: dict[tuple[int, int, int, int], _Best] = {}  # by layer, writer, call and token class
         self._repeated: set[str] = set()  # parameters of modules that a forward pass uses more than once
 
@@ -105,6 +106,7 @@ class SuperWeights(Detector):
             x_NF, y_NC, flat = self._real(event)
             if not y_NC.numel():
                 continue
+            self.reached.add((event.layer, event.writer))
             if event.call > 1:
                 self._repeated.add(event.ref.parameter)
             y_bits = magnitude_bits(y_NC)
@@ -221,6 +223,7 @@ class SuperWeights(Detector):
         for place, best in other._best.items():
             mine = self._best.get(place)
             self._best[place] = best if mine is None else _Best.of(torch.maximum(mine.bits_C, best.bits_C), mine.least)
+        self.reached |= other.reached
         self._repeated |= other._repeated
         self.overflowed |= other.overflowed
         self.unreadable |= other.unreadable
@@ -264,7 +267,19 @@ class SuperWeights(Detector):
         return self.located([max(misses, key=lambda pair: pair[0])[1]])[0] if misses else None
 
     def summary(self, model: ModelCard) -> dict[str, Any]:
-        return {"nearest_super_weight": self.nearest(), "unreadable": tuple(sorted(self.unreadable))}
+        experts = [
+            (layer, writer, ref)
+            for layer, part in enumerate(self.lm.anatomy.layers)
+            for writer, ref in enumerate(part.writers)
+            if ref.routed
+        ]
+        unseen = (expert_name(layer, ref) for layer, writer, ref in experts if (layer, writer) not in self.reached)
+        return {
+            "nearest_super_weight": self.nearest(),
+            "unreadable": tuple(sorted(self.unreadable)),
+            "experts": len(experts),
+            "unseen_experts": tuple(unseen),
+        }
 
     def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
         """The traces of the FFN, by layer: `spike.input` and `spike.output` (L,), each with its place as (prompt,
@@ -317,3 +332,8 @@ class SuperWeights(Detector):
                 break
             running, members = running + share, members + 1
         return [running if which < members else 0.0 for which in range(len(shares))]
+
+
+def expert_name(layer: int, ref: MatrixRef) -> str:
+    """'layers.3 expert 7'; an expert that is a module of its own by the module's name."""
+    return f"layers.{layer} {ref.module}" if ref.expert is None else f"layers.{layer} expert {ref.expert}"

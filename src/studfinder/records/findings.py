@@ -284,6 +284,8 @@ class Summary(OneLine):
         sink_heads: heads looked at; 0 where attention could not be read.
         unreadable: matrices that are quantised, so that no term could be formed.
         bidirectional: why the model is not causal; empty if it is.
+        experts: down projections of experts that were searched; `unseen_experts`: those that no prompt reached.
+        without_attention: layers whose tokens meet without a softmax, so that there is no Q and K to read.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -296,6 +298,9 @@ class Summary(OneLine):
     sink_heads: int = 0
     unreadable: tuple[str, ...] = ()
     bidirectional: str = ""
+    experts: int = 0
+    unseen_experts: tuple[str, ...] = ()
+    without_attention: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

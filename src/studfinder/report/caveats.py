@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from studfinder.records import Findings
-from studfinder.report.words import bidirectional_sentence, count
+from studfinder.report.words import bidirectional_sentence, count, layers_and_experts
 
 
 def caveats(findings: Findings) -> list[tuple[str, str]]:
@@ -41,6 +41,7 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
             f"Judged by a training length of {model.train_length:,} tokens ({model.train_length_source}).",
         ),
         ("verdicts", _proof(findings)),
+        *layers_and_experts(findings),
     ]
     if findings.summary.bidirectional:
         notes.insert(0, ("bidirectional", bidirectional_sentence(findings)))

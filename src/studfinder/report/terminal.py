@@ -15,6 +15,7 @@ from studfinder.report.words import (
     bidirectional_sentence,
     count,
     dims_in_words,
+    layers_and_experts,
     other_lists,
     shorten,
     token,
@@ -107,6 +108,8 @@ def _facts(findings: Findings, console: Screen) -> None:
     for summary in findings.summary.massive_values:
         grid.add_row(f"massive values of {summary.tensor[0].upper()}", _values(summary, findings))
     grid.add_row("attention sinks", _sinks(findings))
+    for subject, sentence in layers_and_experts(findings):
+        grid.add_row(subject, sentence)
     for name, entries in other_lists(findings):
         first = "; first: " + ", ".join(f"{key} {value}" for key, value in entries[0].items()) if entries else ""
         grid.add_row(name, count(len(entries), "entry", "entries") + first)

@@ -76,6 +76,36 @@ def other_lists(findings: Findings) -> list[tuple[str, tuple[dict[str, Any], ...
     return [(name.replace("_", " "), entries) for name, entries in findings.others.items()]
 
 
+def layers_and_experts(findings: Findings) -> list[tuple[str, str]]:
+    """What else to know of a mixture, or of a model whose layers do not all attend: (subject, a sentence or two)."""
+    summary, found = findings.summary, []
+    held: dict[str, list[SuperWeight]] = {}
+    for weight in findings.super_weights:
+        if weight.expert is not None and weight.verdict != "inert":
+            held.setdefault(f"layers.{weight.layer} expert {weight.expert}", []).append(weight)
+    if held:
+        names = ", ".join(f"{name} ({count(len(weights), 'weight')})" for name, weights in held.items())
+        found.append(("super experts", f"{names}. Never prune these."))
+    if summary.unseen_experts:
+        names = ", ".join(summary.unseen_experts[:4]) + (", ..." if len(summary.unseen_experts) > 4 else "")
+        found.append(
+            (
+                "unseen experts",
+                f"{len(summary.unseen_experts):,} of {summary.experts:,} no prompt reached, so nothing is known "
+                f"of them: {names}",
+            )
+        )
+    if summary.without_attention:
+        found.append(
+            (
+                "no attention",
+                f"{len(summary.without_attention)} of {findings.model.layers} layers mix tokens without softmax, or not "
+                "at all: no Q, K or sink is read there.",
+            )
+        )
+    return found
+
+
 def brief(weight: SuperWeight) -> str:
     """'L11 [507, 1229]', for the rows of a figure."""
     expert = "" if weight.expert is None else f"e{weight.expert} "
