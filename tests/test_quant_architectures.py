@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from architected import TYPES, built
+from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import load
-from studfinder.quantizers import RTN, Scheme, targets
+from studfinder.quantizers import AWQ, GPTQ, RTN, Scheme, hold_out, quantized, targets
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.targets import left_experts
+from studfinder.quantizers.walk import second_moments, walk
+from studfinder.sites import WriterCall, tapped
 from studfinder.verbs.quantize import quantize
 
 W4 = RTN(scheme=Scheme(element="int4", block="channel", scale="float32"))
@@ -40,19 +45,26 @@ OUTSIDE = (
     *("blt", "molmo2"),
 )
 """Types with more matrices outside the blocks than a head."""
-EXPERTS = """
-afmoe axk1 axk2 bailing_hybrid beam cohere2_moe deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1
-dots3_note dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite glm4v_moe glm5_next
-glm_moe_dsa hunyuan_v1_moe hy_v3 jamba kimi_k25 kimi_linear kolibri1 laguna lfm2_moe longcat_flash mellum
-mimo_v2_flash minimax minimax_m2 minimax_m3_vl mistral_large4 mixtral nemotron_h nemotron_h_omni olmoe phimoe
-qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next qwen3_omni_moe_thinker qwen4_exp qwen4_exp_text solar_open
-unlimited_ocr
-""".split()
+EXPERTS = re.findall(
+    r"\S+",
+    """
+    afmoe axk1 axk2 bailing_hybrid beam cohere2_moe deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
+    deepseek_v4 dots1 dots3_note dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite
+    glm4v_moe glm5_next glm_moe_dsa hunyuan_v1_moe hy_v3 jamba kimi_k25 kimi_linear kolibri1 laguna lfm2_moe
+    longcat_flash mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl mistral_large4 mixtral nemotron_h
+    nemotron_h_omni olmoe phimoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next
+    qwen3_omni_moe_thinker qwen4_exp qwen4_exp_text solar_open unlimited_ocr
+    """,
+)
 """Mixtures whose experts are quantised: transformers fuses them from matrices kept apart."""
-WHOLE = """
-aria aria_text dbrx ernie4_5_vl_moe gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared hy_v4 inkling2
-inkling2_text inkling_text jetmoe minimax_m3_vl_text mistral4 muse_spark qwen3_vl_moe step3p7 zaya
-""".split()
+WHOLE = re.findall(
+    r"\S+",
+    """
+    aria aria_text dbrx ernie4_5_vl_moe gpt_oss granitemoe granitemoe_swa granitemoehybrid granitemoeshared
+    hy_v4 inkling2 inkling2_text inkling_text jetmoe minimax_m3_vl_text mistral4 muse_spark qwen3_vl_moe step3p7
+    zaya
+    """,
+)
 """Mixtures whose experts stay as they are: transformers has them in one parameter, in files too."""
 
 
@@ -127,3 +139,73 @@ def test_experts_are_quantised_where_the_packed_form_reloads_else_written_whole(
     assert ("model.layers.0.mlp.experts.3.up_proj.weight_scale" in held) == packed
     assert ("model.layers.0.mlp.experts.gate_up_proj" in held) == (not packed)
     assert any("60 matrices of experts stay in float32" in note for note in done.notes) == (not packed)
+
+
+def test_experts_that_do_not_fit_twice_are_decoded_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("studfinder.quantizers.verify.free_memory", lambda: 0)
+    done = quantize(load(built("qwen3_moe")), W4, out=tmp_path / "out")
+    assert "only its first block was loaded and run" in done.verified
+
+
+def test_a_mixture_is_quantised_from_its_files(tmp_path):
+    model = built("qwen3_moe")
+    model.save_pretrained(tmp_path / "source")
+    by_files = quantize(tmp_path / "source", W4, out=tmp_path / "files")
+    by_memory = quantize(load(model), W4, out=tmp_path / "memory")
+    assert by_files.quantized == by_memory.quantized == len(targets(load(model)))
+    one, other = (load_file(tmp_path / way / "model.safetensors") for way in ("files", "memory"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_default_reaches_experts(tmp_path):
+    lm = load(built("qwen3_moe", dtype=torch.bfloat16))
+    done = quantize(lm, out=tmp_path / "out")
+    assert done.quantized == len(targets(lm))
+    assert "bit-equal" in done.verified
+
+
+def test_calibrated_methods_see_what_enters_each_expert():
+    lm = load(built("mixtral"))
+    windows = torch.randint(3, 64, (3, 40), generator=torch.Generator().manual_seed(0)).tolist()
+    bench = bench_for(lm, GPTQ(scheme=W4.scheme), windows=windows)
+    block = next(walk(bench))
+    entered: dict[str, torch.Tensor] = {}
+
+    def read(event):
+        if event.layer == 0:
+            square = event.input_NF.T @ event.input_NF
+            name = f"{event.ref.parameter}[{event.ref.expert}]"
+            entered[name] = entered.get(name, 0) + square
+
+    with torch.no_grad(), tapped(lm, read={WriterCall: (read,)}):
+        for window in windows:
+            lm.model(input_ids=torch.tensor([window]), use_cache=False)
+    moments = second_moments(block)
+    down = [target for target in block.targets if target.part is not None and target.reads in entered]
+    assert len(down) == len(entered) == 4
+    for target in down:
+        expected = entered[target.reads]
+        torch.testing.assert_close(moments[target.name] / moments[target.name].norm(), expected / expected.norm())
+    gates = [target for target in block.targets if "w1" in target.name or "w3" in target.name]
+    assert {target.reads for target in gates} == {f"model.layers.0.mlp.experts[{expert}]" for expert in range(4)}
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    for method in (GPTQ(scheme=W4.scheme), AWQ(scheme=W4.scheme, candidates=4)):
+        with quantized(lm, method, windows=windows) as bench:
+            assert len(bench.done) == len(targets(lm))
+        assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+
+
+def test_a_number_of_an_expert_is_held_out():
+    lm = load(built("mixtral"))
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    rows = lm.model.get_parameter(name).shape[1]
+    value = lm.model.get_parameter(name)[2, rows - 1, 5].item()
+    keep = hold_out(Weights(parameter=name, entries=((2, rows - 1, 5),)))
+    with quantized(lm, W4, keep=keep) as bench:
+        held = {
+            target.name: made.kept for target in bench.targets if (made := bench.done[target.name]).kept is not None
+        }
+        assert [kept.value_N.tolist() for kept in held.values()] == [pytest.approx([value])]
+        assert "experts.2.w3" in next(iter(held))
+        assert lm.model.get_parameter(name)[2, rows - 1, 5].item() == pytest.approx(value)

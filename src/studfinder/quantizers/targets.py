@@ -137,7 +137,7 @@ def _experts(number: int, layer: Layer, apart: Iterable[Slice]) -> Iterator[Targ
 
 
 def _fused_parameters(layer: Layer) -> list[str]:
-    """Where the feed-forward networks of experts are; none if it is unknown what makes their down projections' input."""
+    """Where the feed-forward networks of experts are."""
     refs = [ref for writer in layer.writers if writer.expert is not None for ref in (writer, *_inner(writer))]
     return list(dict.fromkeys(ref.parameter for ref in refs if not ref.transposed and not ref.stacked))
 

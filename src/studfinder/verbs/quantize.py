@@ -180,7 +180,7 @@ def _from_memory(laid: LaidOut) -> Quantization:
             chosen = [target for target in targets(lm) if target.name in bench.done]
             written = json.loads(lm.model.config.to_json_string(use_diff=False))
             written["architectures"] = [type(lm.model).__name__]
-            meant = meant_of(lm) if config.verify else None
+            meant = meant_of(lm, () if format == "dense" else chosen) if config.verify else None
             written = own_code(written, work.path)
             done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant))
         if config.score:

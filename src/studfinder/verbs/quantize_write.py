@@ -81,7 +81,7 @@ def rest_of(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> lis
     found = other_matrices([lm.model], modules)
     if files is None:
         return found
-    known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
+    known = {*modules, *(name for name, _ in lm.model.named_modules(remove_duplicate=False))}
     stored = (name.removesuffix(".weight") for name, (_, shape) in files.stored.items() if len(shape) == 2)
     return [*found, *(name for name in stored if name not in known and "." in name and not name.endswith(".bias"))]
 
