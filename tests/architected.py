@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import AutoConfig
 
 FOLDER = Path(__file__).parent / "architectures"

@@ -23,6 +23,7 @@ REASONS = {
     "cli/process.py": {"signal": "Ctrl-C while modules are imported", "setattr": "streams of the terminal"},
     "models/adapters.py": {"write": "a merged model takes gradients again, as a loaded one does"},
     "quantizers/plain.py": {"setattr": "builds a model in a process of its own"},
+    "models/twin.py": {"setattr": "the twin's own copy of a config, before it is built"},
     "models/gguf.py": {"setattr": "builds a model"},
     "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},

@@ -82,6 +82,7 @@ class Mixer:
         interface: whether Q, K and V reach transformers' AttentionInterface.
         stage: what can be read of Q and K: after RoPE where the interface is reached.
         turned: with RoPE, the first dim of a head that it turns: MLA keeps those behind the others.
+        interleaved: whether it turns neighbouring dims together, and not each with one half the width away.
         heads, kv_heads, head_dim, value_dim: H, G, D of Q and K, and D of V as attention receives them; 0 where the
             mixer is no attention.
         query, key, value: which output channels make them: of the last matrix before attention, in MLA those that
@@ -104,6 +105,7 @@ class Mixer:
     output: MatrixRef | None = None
     gate: HeadRows | None = None
     turned: int = 0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)

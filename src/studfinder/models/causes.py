@@ -28,8 +28,6 @@ def cause(said: Report, missing: Iterable[str], leftover: Iterable[str]) -> str:
     past = [int(found[1]) for found in map(LAYER.search, leftover) if found]
     if not missing and past and said.layers is not None and max(past) >= said.layers:
         return f"config.json says {said.layers} layers, the files hold {max(past) + 1}: one of them is another model's"
-    if said.quantiser is not None and not said.decoded:
-        return f"transformers does not know the quantisation method {said.quantiser!r}: load the unquantised model"
     if any(re.search(r"(^|\.)(score|v_head|classifier|regression_head|value_head)\.", name) for name in leftover):
         return f"It is a reward or classification model ({said.architecture}), which has no language-model head"
     if missing and all("head" in name or "embed_out" in name for name in missing):

@@ -47,6 +47,8 @@ class CheckpointFiles:
         """Where the entry (output channel `row`, input channel `col`) of a matrix stands in the files."""
         if not self.files:
             return FilePlace(note="no safetensors files of this model are at hand")
+        if self.lm.source.quantised is not None:
+            return FilePlace(note=f"the files hold {ref.parameter} as {self.lm.source.quantised} packs it")
         with matrix(self.lm, ref) as weight_CF:
             if weight_CF is None:
                 return FilePlace(note=f"{ref.parameter} is quantised")

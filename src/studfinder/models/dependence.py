@@ -16,7 +16,7 @@ _CLEAR = 4.0
 """How many times as loud as the next one, in squares, a channel must answer."""
 
 
-class Look:
+class BlockLook:
     """One look at a block.
 
     Attributes:

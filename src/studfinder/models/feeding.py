@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from studfinder.models.anatomy import Rows, Writer
-from studfinder.models.dependence import Look, loudest, ref_of
+from studfinder.models.dependence import BlockLook, loudest, ref_of
 from studfinder.models.trace import Product
 
 _NARROW = 8
 """A matrix narrower than the hidden size by this factor is a side path, not a feed-forward network's output."""
 
 
-def writers_of(look: Look, direct: Sequence[Product], mixing: Sequence[Product]) -> list[Product]:
+def writers_of(look: BlockLook, direct: Sequence[Product], mixing: Sequence[Product]) -> list[Product]:
     """The products that write what feed-forward networks give.
 
     Args:
@@ -35,7 +35,7 @@ def writers_of(look: Look, direct: Sequence[Product], mixing: Sequence[Product])
     return found + latent  # experts may write to a latent that one matrix maps to the stream
 
 
-def _written_inside(look: Look) -> list[Product]:
+def _written_inside(look: BlockLook) -> list[Product]:
     """What writes to the output of any module inside that is as wide as the stream, but for the matrices' own."""
     found: dict[Product, None] = {}
     for name, (_, gave) in look.call.modules.items():
@@ -44,12 +44,12 @@ def _written_inside(look: Look) -> list[Product]:
     return list(found)
 
 
-def is_routed(look: Look, product: Product) -> bool:
+def is_routed(look: BlockLook, product: Product) -> bool:
     """Whether only some tokens reach a matrix."""
     return bool(product.experts) or bool(product.x.shape[:-1].numel() % look.tokens)
 
 
-def refs_of(look: Look, writers: Sequence[Product]) -> tuple[Writer, ...]:
+def refs_of(look: BlockLook, writers: Sequence[Product]) -> tuple[Writer, ...]:
     """Every matrix that writes: of experts all, whether these tokens reached them or not."""
     found: dict[str, list[Writer]] = {}
     for product in writers:
@@ -77,14 +77,14 @@ def _of(rows: Rows | None, expert: int | None) -> Rows | None:
     return dataclasses.replace(rows, ref=dataclasses.replace(rows.ref, expert=expert))
 
 
-def _in_list(look: Look, rows: Rows, place: int, members: int) -> Rows:
+def _in_list(look: BlockLook, rows: Rows, place: int, members: int) -> Rows:
     """The same rows of another member of a list."""
     names = beside(look, rows.ref.parameter)
     name = names[place] if len(names) == members else rows.ref.parameter
     return dataclasses.replace(rows, ref=dataclasses.replace(rows.ref, parameter=name))
 
 
-def beside(look: Look, parameter: str) -> list[str]:
+def beside(look: BlockLook, parameter: str) -> list[str]:
     """The same parameter of every member of the list that an expert kept apart stands in."""
     parts = parameter.split(".")
     for at in range(len(parts) - 1, len(look.call.name.split(".")), -1):
@@ -94,7 +94,7 @@ def beside(look: Look, parameter: str) -> list[str]:
     return [parameter]
 
 
-def _inner(look: Look, writer: Product) -> tuple[Rows | None, Rows | None]:
+def _inner(look: BlockLook, writer: Product) -> tuple[Rows | None, Rows | None]:
     """Which rows make a writer's input: those that enter as a factor, and those that go through the activation."""
     neurons = look.chosen(writer.width)
     answers = [  # by neuron, by product: one row, or two where gate and up are one matrix
@@ -117,7 +117,7 @@ def _inner(look: Look, writer: Product) -> tuple[Rows | None, Rows | None]:
     return lines[factors.index(True)][1], lines[factors.index(False)][1]
 
 
-def _is_factor(look: Look, writer: Product, product: Product, rows: Rows, neuron: int) -> bool:
+def _is_factor(look: BlockLook, writer: Product, product: Product, rows: Rows, neuron: int) -> bool:
     """Whether a row is a factor of what the writer reads: the slope does not depend on it, and it still counts below
     zero, which what went through a ReLU does not."""
     row = rows.first + rows.step * neuron

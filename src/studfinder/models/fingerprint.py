@@ -140,7 +140,7 @@ def _signature(lm: LM) -> str | None:
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
     seen = [(path.name, marks(path)) for path in files]
-    text = json.dumps([str(folder.resolve()), seen, str(lm.dtype), torch.__version__])
+    text = json.dumps([str(folder.resolve()), seen, str(lm.dtype), torch.__version__, lm.source.quantised])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -42,10 +42,9 @@ def judge(source: str, said: Report) -> Judgement:
     listed, leftover = _listed(said, targets)
     result = Judgement(absent=list(_absent(source, said, targets, leftover)), listed=listed)
     result.refused += _twice(source, targets)
-    if not said.decoded:
-        result.refused += _cast(source, said, targets, listed)
-        if not result.absent and not result.refused:
-            result.refused += _sizes(source, said, targets)
+    result.refused += _cast(source, said, targets, listed)
+    if not result.absent and not result.refused:
+        result.refused += _sizes(source, said, targets)
     return result
 
 
@@ -110,17 +109,11 @@ def _absent(source: str, said: Report, targets: _Targets, leftover: frozenset[st
         }
     scales = {name for name in leftover if _QUANTISER.search(name)}
     if scales:
-        if said.quantiser is None:
-            expected = "a quantization_config in config.json that says what they are"
-            do = "Add the quantization_config that belongs to these weights, or load the model they were made from"
-        else:
-            expected = f"a quantisation method that transformers knows, not {said.quantiser!r}"
-            do = f"Install the package that reads {said.quantiser!r}, or load the unquantised model"
         yield StudfinderError(
             f"{source} holds {_count(scales)} of a quantiser that nothing reads ({some(scales)}), so its weights "
             "would be off by their scales",
-            expected=expected,
-            do=do,
+            expected="a quantization_config in config.json that says what they are",
+            do="Add the quantization_config that belongs to these weights, or load the model they were made from",
         )
     if missing:
         held = f"; the files hold instead {some(leftover)}" if leftover else ""

@@ -28,6 +28,7 @@ class Source:
         notes: what the files hold that is not in memory and need not be, and what was cast.
         allowed: what is missing or was left out because the caller allowed it.
         merged: the adapter that was merged into the weights.
+        quantised: the method by which its files are quantised: a dequantised copy of them is in memory.
         no_tokenizer: why its tokenizer could not be loaded, where it has one.
     """
 
@@ -38,6 +39,7 @@ class Source:
     notes: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     merged: str | None = None
+    quantised: str | None = None
     no_tokenizer: StudfinderError | None = None
 
 

@@ -47,7 +47,8 @@ def load(
     Args:
         model: a built-in name ("smollm2", "gemma3-270m"), a folder, a .gguf file, a hub id, or a live model.
         tokenizer: for a live model, or to override; a name is loaded.
-        dtype: "auto" is the checkpoint's own, which keeps it memory-mapped; or "float32", "bfloat16", ...
+        dtype: "auto" is the checkpoint's own, which keeps it memory-mapped (a quantised one's is its config's, or
+            bfloat16); or "float32", "bfloat16", ...
         device: where to put it; the default is the CPU, or what `device_map` says.
         device_map: handed to transformers as it is.
         revision: of the hub repository.
@@ -58,7 +59,9 @@ def load(
             out); `lm.source.allowed` says which, and so does every record made of the model.
         merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
 
-    What is not loaded and need not be (`lm.source.notes`) is printed on stderr.
+    A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
+    is the method that its files are packed by). What was done, and what is not loaded and need not be
+    (`lm.source.notes`), is printed on stderr.
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
@@ -161,6 +164,7 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, So
         notes=opened.notes,
         allowed=opened.allowed,
         merged=adapter.words,
+        quantised=opened.quantised,
     )
     return live, tokenizer, source
 

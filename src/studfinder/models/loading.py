@@ -32,7 +32,6 @@ class Report:
         passed_over, filled: patterns of names that transformers' class ignores by name, unexpected and missing.
         prefix: the base model's attribute, which transformers adds to a name or takes away.
         layers: how many blocks the config says.
-        quantiser: the config's quantisation method; `decoded` whether transformers knew what to do with it.
         architecture: the class that the config names; the model's own where it names none.
         asked: whether the caller chose the dtype; otherwise a cast is listed.
         untied: the config ties the embedding and the head, and yet they are two tensors.
@@ -47,8 +46,6 @@ class Report:
     filled: tuple[str, ...] = ()
     prefix: str = ""
     layers: int | None = None
-    quantiser: str | None = None
-    decoded: bool = False
     architecture: str = ""
     asked: bool = False
     untied: bool = False
@@ -69,15 +66,7 @@ class Judgement:
     listed: list[str] = field(default_factory=list)
 
 
-def report_of(
-    model: Any,
-    info: Mapping[str, Any],
-    held: Mapping[str, Held],
-    *,
-    quantiser: str | None,
-    decoded: bool,
-    asked: bool,
-) -> Report:
+def report_of(model: Any, info: Mapping[str, Any], held: Mapping[str, Held], *, asked: bool) -> Report:
     """The report of a model that was just loaded; `info` is what `output_loading_info` returns, the rest `Report`'s."""
     state = model.state_dict(keep_vars=True)
     filled = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
@@ -107,8 +96,6 @@ def report_of(
         filled=filled,
         prefix=model.base_model_prefix or "",
         layers=getattr(config, "num_hidden_layers", None),
-        quantiser=quantiser,
-        decoded=decoded,
         architecture=str(named[0]) if isinstance(named, list) and named else type(model).__name__,
         asked=asked,
         untied=bool(getattr(model.config, "tie_word_embeddings", False)) and two,

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -48,14 +49,15 @@ def _measured(model: Any) -> Anatomy:
     tried: Exception | None = None
     if not needs_twin(model):
         try:
-            return _of(model, model, None)
+            return _of(model, model)
         except StudfinderError:
             raise
         except Exception as error:  # whatever the model's own code raises
             tried = error
-    for structure in (structure_of, None) if tried is None else ():
+    for whole in (False, True) if tried is None else ():
         try:
-            return _of(model, twin_of(model, structure), depths)
+            other, structures = twin_of(model, structure_of, whole=whole)
+            return _of(model, other, depths, structures)
         except Exception as error:
             tried = error
     assert tried is not None
@@ -65,15 +67,17 @@ def _measured(model: Any) -> Anatomy:
     ) from tried
 
 
-def _of(model: Any, run: Any, depths: dict[str, int] | None) -> Anatomy:
+def _of(
+    model: Any, run: Any, depths: dict[str, int] | None = None, structures: Mapping[str, Hashable] | None = None
+) -> Anatomy:
     """The anatomy of `model` measured on `run`: itself or its twin."""
     vocabulary = int(run.get_input_embeddings().weight.shape[0])
     blocks, layers, handed = probed(run, vocabulary, depths)
     axis = None if handed.dim() < 4 else 2 if handed.shape[1] == trace.TOKENS else 0
     streams = 1 if axis is None else handed.shape[axis]
     first = next((writer for layer in layers for writer in layer.writers), None)
-    if depths is not None:
-        layers = probe.spread(model, blocks, layers)
+    if structures is not None:
+        layers = probe.spread(model, blocks, layers, structures)
     config = model.config.get_text_config(decoder=True)
     return Anatomy(
         architecture=model.config.model_type,

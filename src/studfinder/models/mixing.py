@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from studfinder.models.anatomy import HeadRows, Mixer, Stage
-from studfinder.models.dependence import Look, clear, common_module, energy_of, ref_of
+from studfinder.models.dependence import BlockLook, clear, common_module, energy_of, ref_of
 from studfinder.models.trace import Attended, Product
 
 
-def mixers_of(look: Look, mixing: Sequence[Product], outputs: Sequence[Product]) -> tuple[Mixer, ...]:
+def mixers_of(look: BlockLook, mixing: Sequence[Product], outputs: Sequence[Product]) -> tuple[Mixer, ...]:
     """The mixers of a block, attention first.
 
     Args:
@@ -26,7 +26,7 @@ def mixers_of(look: Look, mixing: Sequence[Product], outputs: Sequence[Product])
     return (*softmax, *linear)
 
 
-def convolutions(look: Look, known: Sequence[str]) -> tuple[Mixer, ...]:
+def convolutions(look: BlockLook, known: Sequence[str]) -> tuple[Mixer, ...]:
     """Mixers without a matrix, beside those that are known by their modules."""
     inside = tuple(f"{name}." for name in known)
     found: list[str] = []
@@ -41,14 +41,14 @@ def convolutions(look: Look, known: Sequence[str]) -> tuple[Mixer, ...]:
     return tuple(Mixer(name, "linear") for name in outer)
 
 
-def _linear(look: Look, output: Product) -> Mixer:
+def _linear(look: BlockLook, output: Product) -> Mixer:
     """A mixer that is no softmax: around its output projection and what that reads of other tokens."""
     slopes = look.slopes(look.late_row(output), look.leaves)
     feeding = [one.parameter for one, slope in zip(look.products, slopes, strict=True) if slope is not None]
     return Mixer(common_module([output.parameter, *feeding]), "linear", output=ref_of(output))
 
 
-def _attention(look: Look, seen: Attended, mixing: Sequence[Product]) -> Mixer:
+def _attention(look: BlockLook, seen: Attended, mixing: Sequence[Product]) -> Mixer:
     anchor = seen.scores if seen.value is None else seen.value
     assert anchor is not None
     output = next((one for one in mixing if look.slopes(one.x, [anchor])[0] is not None), None)
@@ -67,9 +67,11 @@ def _attention(look: Look, seen: Attended, mixing: Sequence[Product]) -> Mixer:
     parts = [rows.ref.parameter for rows in (query, key, value) if rows is not None]
     module = seen.module or common_module(parts + ([output.parameter] if output else []))
     gate = _gate_rows(look, output, sizes[0], [query, key, value])
-    stage, turned = _stage(look, seen)
+    stage = _stage(look, seen)
     of_output = None if output is None else ref_of(output)
-    return Mixer(module, "softmax", seen.module is not None, stage, *sizes, query, key, value, of_output, gate, turned)
+    return Mixer(
+        module, "softmax", seen.module is not None, stage[0], *sizes, query, key, value, of_output, gate, *stage[1:]
+    )
 
 
 def _once(rows: HeadRows | None) -> HeadRows | None:
@@ -77,13 +79,13 @@ def _once(rows: HeadRows | None) -> HeadRows | None:
     return rows and HeadRows(rows.ref, tuple(dict.fromkeys(rows.first)), rows.width)
 
 
-def _head_rows(look: Look, tensor_BHTD: torch.Tensor) -> HeadRows | None:
+def _head_rows(look: BlockLook, tensor_BHTD: torch.Tensor) -> HeadRows | None:
     """Which output channels make each head of a tensor at the interface."""
     slopes = [look.slopes(tensor_BHTD[:, head], look.leaves) for head in range(tensor_BHTD.shape[1])]
     return _best(look, slopes, lambda slope, product: energy_of(slope, product.rows), _by_owner)
 
 
-def _score_rows(look: Look, scores_HTS: torch.Tensor) -> tuple[HeadRows | None, HeadRows | None]:
+def _score_rows(look: BlockLook, scores_HTS: torch.Tensor) -> tuple[HeadRows | None, HeadRows | None]:
     """The same for queries and keys of attention that only its softmax shows: queries move a score from their own
     token, keys from theirs."""
     slopes = [look.slopes(one[look.late, look.early], look.leaves) for one in scores_HTS]
@@ -94,7 +96,9 @@ def _score_rows(look: Look, scores_HTS: torch.Tensor) -> tuple[HeadRows | None, 
     return query, key
 
 
-def _value_rows(look: Look, output: Product | None, query: HeadRows | None, key: HeadRows | None) -> HeadRows | None:
+def _value_rows(
+    look: BlockLook, output: Product | None, query: HeadRows | None, key: HeadRows | None
+) -> HeadRows | None:
     """The same for values: what the output projection reads of another token, but for its key."""
     x_THD = None if output is None or query is None else look.tokens_of(output, len(query.first))
     if x_THD is None:
@@ -107,7 +111,9 @@ def _value_rows(look: Look, output: Product | None, query: HeadRows | None, key:
     return _best(look, slopes, energy, _by_head)
 
 
-def _gate_rows(look: Look, output: Product | None, heads: int, known: Sequence[HeadRows | None]) -> HeadRows | None:
+def _gate_rows(
+    look: BlockLook, output: Product | None, heads: int, known: Sequence[HeadRows | None]
+) -> HeadRows | None:
     """The channels that multiply what attention gives: the output projection reads them at its own token alone."""
     x_THD = None if output is None else look.tokens_of(output, heads)
     if x_THD is None:
@@ -132,7 +138,7 @@ def _without(energy_O: torch.Tensor, product: Product, known: Iterable[HeadRows 
 
 
 def _best(
-    look: Look,
+    look: BlockLook,
     slopes: Sequence[Sequence[torch.Tensor | None]],
     energy: Callable[[torch.Tensor | None, Product], torch.Tensor],
     assign: Callable[[torch.Tensor], list[list[int]]],
@@ -174,16 +180,19 @@ def _by_owner(energy_HO: torch.Tensor) -> list[list[int]]:
     return [(used & (owner_O == head)).nonzero()[:, 0].tolist() for head in range(heads)]
 
 
-def _stage(look: Look, seen: Attended) -> tuple[Stage, int]:
+def _stage(look: BlockLook, seen: Attended) -> tuple[Stage, int, bool]:
     """Whether positions turn queries and keys: of one vector at every token, are the queries alike? And the first dim
-    that turns, which is the fastest."""
+    that turns, which is the fastest, and whether it turns with its neighbour."""
     flat = next(one for one in look.level.attended if one.module == seen.module)
     if flat.query is not None:
         query_THD = flat.query[0].transpose(0, 1).detach().float()
         apart_D = (query_THD - query_THD[:1]).abs().amax(dim=(0, 1)) > 1e-3 * query_THD.abs().max()
         if not bool(apart_D.any()):
-            return "no RoPE", 0
-        return ("pre-RoPE" if seen.module is None else "post-RoPE"), int(apart_D.nonzero()[0])
+            return "no RoPE", 0, False
+        first = int(apart_D.nonzero()[0])
+        pair_TH = query_THD[..., first : first + 2].square().sum(dim=-1)  # what turns keeps its length
+        together = (pair_TH - pair_TH[:1]).abs().max() < 1e-2 * pair_TH.abs().max()
+        return ("pre-RoPE" if seen.module is None else "post-RoPE"), first, bool(together)
     assert flat.scores is not None
     scores_TS = flat.scores.reshape(-1, look.tokens, look.tokens)[0]
     leaves = [product.y for product in look.level.products]
@@ -196,5 +205,5 @@ def _stage(look: Look, seen: Attended) -> tuple[Stage, int]:
         if one is not None and other is not None:
             apart = (one - other).flatten(0, -2)[look.late].abs().max()
             if apart > 1e-3 * one.flatten(0, -2)[look.late].abs().max():
-                return "pre-RoPE", 0
-    return "no RoPE", 0
+                return "pre-RoPE", 0, False
+    return "no RoPE", 0, False

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.models.builtin import BUILTINS, ensure
+from studfinder.models.files import weights_of
 from studfinder.models.lm import Source
 
 
@@ -55,6 +56,21 @@ def hub_folder(source: Source, name: str, *more: str, fetch: bool = True) -> Pat
     for other in more:
         file(other)
     return Path(found).parent
+
+
+def fetched(source: Source) -> Path:
+    """The folder in the hub's cache that holds a repository's weights, which are fetched. Raises what the hub does,
+    and StudfinderError if there are none that transformers reads."""
+    from transformers.utils.hub import cached_file
+
+    folder = hub_folder(
+        source, "config.json", "model.safetensors.index.json", "model.safetensors", "generation_config.json"
+    )
+    if folder is None:
+        raise StudfinderError(f"{source.id} has no config.json")
+    for name in weights_of(folder).files:
+        cached_file(source.id, name, revision=source.revision)
+    return folder
 
 
 def model_folder(source: Source, *more: str, fetch: bool = False) -> Path | None:

@@ -20,7 +20,8 @@ from studfinder.models.files import Held, check_folder, held_in
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
-from studfinder.models.places import hub_folder
+from studfinder.models.packed import load_plain, taken_out
+from studfinder.models.places import fetched, hub_folder
 from studfinder.models.sizes import check_sizes
 from studfinder.records.loading import ReadConfig
 from studfinder.records.outside import read_json
@@ -54,6 +55,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
 
     where = str(source.folder or source.id)
     held: dict[str, Held] = {}
+    listed: list[str] = []
     if source.folder is not None:
         held = check_folder(source.folder, how.allow_pickle)
         check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
@@ -71,7 +73,7 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
                 expected="x",
                 do="CONTRIBUTING.md says how to add one",
             )
-        method, decoded = _quantiser(getattr(config, "quantization_config", None))
+        quantised = taken_out(source.id, config)
         options: dict[str, Any] = {
             "dtype": how.dtype,
             "use_safetensors": None if how.allow_pickle else True,
@@ -84,7 +86,15 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         if how.attention is not None:
             options["attn_implementation"] = how.attention
         with _without_its_report():
-            model, info = AutoModelForCausalLM.from_pretrained(where, **options)
+            if quantised is None:
+                model, info = AutoModelForCausalLM.from_pretrained(where, **options)
+            else:
+                folder = source.folder or fetched(source)
+                held = held or held_in(folder)
+                model, info, view = load_plain(
+                    source.id, quantised, AutoModelForCausalLM, config, folder, held, **options
+                )
+                held, listed = view.held, [view.note]
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
@@ -98,25 +108,16 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         why = "Is the id right, is there network, and is the model public (or HF_TOKEN set)? Built in: "
         advice = None if source.folder is not None else why + ", ".join(BUILTINS)
         raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
-    if snapshot is not None:
+    if snapshot is not None and quantised is None:
         held = held_in(snapshot)
-    report = report_of(model, info, held, quantiser=method, decoded=decoded, asked=how.dtype != "auto")
+    report = report_of(model, info, held, asked=how.dtype != "auto")
     found = judge(source.id, report)
     for refused in found.refused if how.allow_missing else (*found.absent, *found.refused):
         raise refused
     done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
     allowed = tuple(f"allowed: {what}" for what in done)
-    return model, dataclasses.replace(source, notes=tuple(found.listed), allowed=allowed)
-
-
-def _quantiser(config: Any) -> tuple[str | None, bool]:
-    """The quantisation method that a config names, and whether transformers decodes it."""
-    from transformers.quantizers import AutoHfQuantizer
-
-    if not config:
-        return None, False
-    plain = config if isinstance(config, dict) else config.to_dict()
-    return str(plain.get("quant_method", "unnamed")), bool(AutoHfQuantizer.supports_quant_method(plain))
+    method = None if quantised is None else str(quantised["quant_method"])
+    return model, dataclasses.replace(source, notes=(*listed, *found.listed), allowed=allowed, quantised=method)
 
 
 def commit_in(folder: Path) -> str | None:

@@ -6,7 +6,7 @@ Nothing here knows the name of a part or of a class.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,13 @@ def probed(
     Raises:
         StudfinderError: no list of blocks was found.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        return _probed(model, vocabulary, depths)
+
+
+def _probed(
+    model: nn.Module, vocabulary: int, depths: Mapping[str, int] | None
+) -> tuple[str, tuple[Layer, ...], torch.Tensor]:
     ids_BT = torch.randint(0, vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     blocks, outputs = _chain(_run(model, ids_BT), depths)
     level = {call.name: call for call in reversed(_run(model, ids_BT, level=True)) if call.given[0].requires_grad}
@@ -104,13 +111,19 @@ def structure_of(block: nn.Module) -> tuple:
     return tuple(found)
 
 
-def spread(model: nn.Module, blocks: str, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers of a model by those of its twin, which has one of each structure."""
+def spread(
+    model: nn.Module, blocks: str, layers: Sequence[Layer], structures: Mapping[str, Hashable]
+) -> tuple[Layer, ...]:
+    """The layers of a model by those of its twin, which has one of each structure.
+
+    Args:
+        structures: of every member of a list of modules, by name, as the twin began.
+    """
     names = {module: name for name, module in model.named_modules()}
-    kinds = {structure_of(model.get_submodule(layer.block)): layer for layer in reversed(layers)}
+    kinds = {structures[layer.block]: layer for layer in reversed(layers)}
     found = []
-    for child, member in model.get_submodule(blocks).named_children():
-        layer = kinds.get(structure_of(member))
+    for child, _ in model.get_submodule(blocks).named_children():
+        layer = kinds.get(structures[f"{blocks}.{child}"])
         if layer is not None:
             found.append(_renamed(layer, partial(_moved, model, names, layer.block, f"{blocks}.{child}")))
     return tuple(found)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from studfinder.models.anatomy import Layer, Mixer, Norm
-from studfinder.models.dependence import Look
+from studfinder.models.dependence import BlockLook
 from studfinder.models.feeding import beside, is_routed, refs_of, writers_of
 from studfinder.models.mixing import convolutions, mixers_of
 from studfinder.models.trace import Call
@@ -23,7 +23,7 @@ def parts_of(model: Any, block: Call, level: Call, output: torch.Tensor) -> Laye
         level: the same where every matrix gave the same for all tokens.
         output: the hidden states that the block handed on, (B,T,C) or with several streams.
     """
-    look = Look(model, block, level, output)
+    look = BlockLook(model, block, level, output)
     direct = look.written(output)
     embedded = model.get_input_embeddings().weight.shape[-1]
     if not direct and look.width % embedded == 0:  # several streams side by side
@@ -42,7 +42,7 @@ def parts_of(model: Any, block: Call, level: Call, output: torch.Tensor) -> Laye
     return Layer(block.name, mixers, refs_of(look, writers), _norms(look), routers, _fused(look, routers), around)
 
 
-def _routers(look: Look, experts: int, mixers: Sequence[Mixer]) -> tuple[str, ...]:
+def _routers(look: BlockLook, experts: int, mixers: Sequence[Mixer]) -> tuple[str, ...]:
     """Matrices with a row for each expert, or with one; in a recurrence a row may be a head's."""
     apart = tuple(f"{mixer.module}." for mixer in mixers if mixer.kind == "linear")
     asked = [one for one in look.products if not one.parameter.startswith(apart)]
@@ -50,7 +50,7 @@ def _routers(look: Look, experts: int, mixers: Sequence[Mixer]) -> tuple[str, ..
     return tuple(dict.fromkeys(found))
 
 
-def _around(look: Look, parameter: str) -> str | None:
+def _around(look: BlockLook, parameter: str) -> str | None:
     """The innermost module around the experts that all tokens enter and leave as hidden states."""
     size, name = look.tokens * look.width, parameter.rpartition(".")[0]
     while name.startswith(look.call.name):
@@ -61,7 +61,7 @@ def _around(look: Look, parameter: str) -> str | None:
     return None
 
 
-def _fused(look: Look, routers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def _fused(look: BlockLook, routers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Modules beside each other that read the same tensor."""
     groups: dict[tuple[str, int, int], dict[str, None]] = {}
     for product in look.products:
@@ -76,7 +76,7 @@ def _fused(look: Look, routers: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(members for members in found if len(members) > 1)
 
 
-def _norms(look: Look) -> tuple[Norm, ...]:
+def _norms(look: BlockLook) -> tuple[Norm, ...]:
     found = []
     for name, (given, gave) in look.call.modules.items():
         module = look.model.get_submodule(name)

@@ -20,6 +20,7 @@ class Rotary:
         inv_freq: radians per token of each pair, highest first, shape (pairs,).
         interleaved: pair j is dims (2j, 2j+1); otherwise (j, j + pairs), the rotate-half layout.
         head_dim: dims of a head; those beyond 2 * pairs are not rotated.
+        first: the first dim that is rotated: MLA keeps those behind the others.
         trained_freq: radians per token in training at the original length: without the scaling that came after it.
     """
 
@@ -27,11 +28,13 @@ class Rotary:
     interleaved: bool
     head_dim: int
     trained_freq: tuple[float, ...]
+    first: int = 0
 
     def pair_of(self, dim: int) -> int | None:
         """Which pair a dim belongs to; None if it is not rotated."""
         pairs = len(self.inv_freq)
-        if dim >= 2 * pairs:
+        dim -= self.first
+        if not 0 <= dim < 2 * pairs:
             return None
         return dim // 2 if self.interleaved else dim % pairs
 
@@ -50,24 +53,22 @@ def rotary_of(lm: LM, layer: int) -> Rotary | None:
     global frequencies) are the model's own. With dynamic scaling these are the values at load. Where the config names
     the length before scaling, the frequencies before scaling are kept beside them: one belongs to the other.
     """
-    if lm.anatomy.stage == "no RoPE" or lm.anatomy.layers[layer].attention is None:
+    mixer = lm.anatomy.layers[layer].mixer
+    if mixer is None or mixer.stage == "no RoPE":
         return None
     config = lm.model.config.get_text_config(decoder=True)
     decoder = lm.model.get_submodule(lm.anatomy.decoder)
     inv_freq = _inverse_frequencies(decoder, config, layer)
     if inv_freq is None:  # older model code keeps a rotary module in each attention
-        name = lm.anatomy.layers[layer].attention
-        assert name is not None
-        inv_freq = _inverse_frequencies(lm.model.get_submodule(name), config, layer)
+        inv_freq = _inverse_frequencies(lm.model.get_submodule(mixer.module), config, layer)
     if inv_freq is None:
         return None
-    interleaved = bool(getattr(config, "rope_interleave", False) or getattr(config, "rope_interleaved", False))
     live = tuple(inv_freq.float().tolist())
     scaling = _scaling(config, layer)
     trained = live
     if scaling is not None and scaling.original is not None and scaling.theta is not None:
         trained = tuple(scaling.theta ** (-pair / len(live)) for pair in range(len(live)))
-    return Rotary(live, interleaved, lm.anatomy.head_dim, trained)
+    return Rotary(live, mixer.interleaved, mixer.head_dim, trained, mixer.turned)
 
 
 def _inverse_frequencies(module: nn.Module, config: object, layer: int) -> torch.Tensor | None:

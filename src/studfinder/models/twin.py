@@ -4,7 +4,7 @@ weights. For models whose own weights are not numbers in memory: offloaded, quan
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +26,14 @@ def needs_twin(model: nn.Module) -> bool:
     return False
 
 
-def twin_of(model: Any, structure: Callable[[nn.Module], Hashable] | None) -> Any:
-    """The twin of a live model, on the CPU in float32.
+def twin_of(
+    model: Any, structure: Callable[[nn.Module], Hashable], *, whole: bool = False
+) -> tuple[Any, dict[str, Hashable]]:
+    """The twin of a live model, on the CPU in float32, and the structure of every member of its lists of modules.
 
     Args:
-        structure: gives what blocks of one structure have in common; None for all blocks.
+        structure: gives what blocks of one structure have in common.
+        whole: with all blocks, not one of each structure.
     """
     config = copy.deepcopy(model.config)
     for part in _parts(config):
@@ -41,11 +44,13 @@ def twin_of(model: Any, structure: Callable[[nn.Module], Hashable] | None) -> An
                 setattr(part, name, _EXPERTS)
     with torch.device("meta"):
         twin = type(model)._from_config(config, dtype=torch.float32)
-    for members in list(twin.modules()):
-        if structure is not None and isinstance(members, nn.ModuleList) and len(members) > 2:
-            _thin(twin, members, structure)
+    lists = {path: part for path, part in twin.named_modules() if isinstance(part, nn.ModuleList)}
+    structures = {f"{path}.{i}": structure(part) for path, parts in lists.items() for i, part in enumerate(parts)}
+    for path, members in lists.items():
+        if not whole and len(members) > 2:
+            _thin(twin, members, [structures[f"{path}.{i}"] for i in range(len(members))])
     _fill(twin)
-    return twin.eval()
+    return twin.eval(), structures
 
 
 def _parts(config: Any) -> list[Any]:
@@ -54,11 +59,11 @@ def _parts(config: Any) -> list[Any]:
     return [config, *(found for one in inner if one is not None for found in _parts(one))]
 
 
-def _thin(twin: Any, members: nn.ModuleList, structure: Callable[[nn.Module], Hashable]) -> None:
+def _thin(twin: Any, members: nn.ModuleList, structures: Sequence[Hashable]) -> None:
     """Keep the first member of each structure, and a second where all are alike; each keeps its name."""
     kept: dict[Any, list[int]] = {}
-    for number, member in enumerate(members):
-        kept.setdefault(structure(member), []).append(number)
+    for number, one in enumerate(structures):
+        kept.setdefault(one, []).append(number)
     wanted = sorted({numbers[0] for numbers in kept.values()} | ({1} if len(kept) == 1 else set()))
     depth = len(members)
     for part in _parts(twin.config):  # what a config lists by layer is looked up by place

@@ -83,8 +83,7 @@ class Meant:
 
 def meant_of(lm: LM, chosen: Iterable[Target] = ()) -> Meant:
     """What a live model holds now; of `chosen` experts files keep their matrices apart."""
-    config = getattr(lm.model.config, "dtype", None)
-    meant = Meant(also=() if config is None else (config,))
+    meant = Meant(also=_loaded_as(lm))
     for name, tensor in lm.model.state_dict().items():
         meant.add(name, tensor)
     for target in chosen:
@@ -95,9 +94,15 @@ def meant_of(lm: LM, chosen: Iterable[Target] = ()) -> Meant:
 
 def meant_of_files(lm: LM) -> Meant:
     """Nothing yet, for a checkpoint made from files: what its skeleton says of how they are loaded."""
-    config = getattr(lm.model.config, "dtype", None)
     kept = getattr(lm.model, "_keep_in_fp32_modules", None) or getattr(lm.model, "_keep_in_fp32_modules_strict", None)
-    return Meant(also=(*(() if config is None else (config,)), *((torch.float32,) if kept else ())), exact=False)
+    return Meant(also=(*_loaded_as(lm), *((torch.float32,) if kept else ())), exact=False)
+
+
+def _loaded_as(lm: LM) -> tuple[torch.dtype, ...]:
+    """The dtype that the config names, if any; by its name where the model was built and not loaded."""
+    named = getattr(lm.model.config, "dtype", None)
+    found = getattr(torch, named, None) if isinstance(named, str) else named
+    return (found,) if isinstance(found, torch.dtype) else ()
 
 
 def probe(lm: LM) -> list[list[int]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from studfinder.errors import StudfinderError
 from studfinder.models import LM, HeadRows, Mixer
-from studfinder.models.interface import globals_of, watch_attention
+from studfinder.models.interface import watch_attention
 from studfinder.patches import Journal
 from studfinder.sites.active import Active
 from studfinder.sites.events import AttentionCall
+from studfinder.sites.rotary_inputs import RotaryInputs
 from studfinder.sites.site import Site
 
 _KINDS = ("query", "key", "value", "query.pre_rope", "key.pre_rope")
@@ -27,7 +24,7 @@ def attention_hooks(lm: LM, active: Active, journal: Journal) -> None:
     """Install what is needed to see attention."""
     if not active.wants(AttentionCall) and not active.replaces(*_KINDS):
         return
-    rotary = _RotaryInputs(active) if active.pre_rope else None
+    rotary = RotaryInputs(active) if active.pre_rope else None
     shared: dict[nn.Module, list[tuple[int, Mixer]]] = {}
     for layer, part in enumerate(lm.anatomy.layers):
         for mixer in part.mixers:
@@ -70,7 +67,7 @@ class _Handler:
         self,
         owners: Sequence[tuple[int, Mixer]],
         active: Active,
-        rotary: _RotaryInputs | None,
+        rotary: RotaryInputs | None,
         module: nn.Module,
     ) -> None:
         self.owners, self.active, self.rotary = owners, active, rotary
@@ -86,7 +83,7 @@ class _Handler:
         if self.active.wants(AttentionCall):
             query_pre, key_pre = None, None
             if self.rotary is not None and mixer.stage == "post-RoPE":
-                query_pre, key_pre = self.rotary.take(layer, mixer, query, key)
+                query_pre, key_pre = self.rotary.take(query, key)
             self.active.show(
                 AttentionCall(
                     layer,
@@ -106,89 +103,6 @@ class _Handler:
                 )
             )
         return query, key, value
-
-
-# --- Q and K before RoPE ----------------------------------------------------------------------------------------
-
-
-class _RotaryInputs:
-    """Sees what goes into `apply_rotary_pos_emb` of the model's own file, and which layer is running it."""
-
-    def __init__(self, active: Active) -> None:
-        self.layer: int | None = None
-        self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.active = active
-
-    def watch(self, owners: Sequence[tuple[int, Mixer]], module: nn.Module, journal: Journal) -> None:
-        names = globals_of(module)
-        steps = [name for name in _STEPS if name in names]
-        if not steps or next(iter(inspect.signature(names[steps[0]]).parameters)) != "q":
-            raise StudfinderError(
-                f"{type(module).__name__} hides its rotary step, so Q and K before RoPE cannot be seen"
-            )
-
-        def entering(_module: nn.Module, _args: tuple) -> None:
-            self.layer, _ = self.active.uses.owner(owners)
-            _RUNNING.rotary = self
-
-        journal.hook(module, entering, before=True)
-        for name in steps:
-            journal.share(names, name, partial(_rotate, names[name]))
-
-    def show(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replace Q and K on their way into RoPE, and remember them."""
-        assert self.layer is not None
-        query = self.active.replaced(Site("query.pre_rope", self.layer), query)
-        key = self.active.replaced(Site("key.pre_rope", self.layer), key)
-        self.seen[self.layer] = (query, key)
-        return query, key
-
-    def take(
-        self, layer: int, mixer: Mixer, query: torch.Tensor, key: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Q and K of this call before RoPE. Dims that a partial RoPE passes by are the same before and after."""
-        self.layer = _RUNNING.rotary = None
-        if layer not in self.seen:
-            raise StudfinderError(f"layer {layer} ran attention without the rotary step of its own file")
-        query_pre, key_pre = self.seen.pop(layer)
-        return _placed(query, query_pre, mixer.turned), _placed(
-            key[..., -key_pre.shape[-2] :, :], key_pre, mixer.turned
-        )
-
-
-def _placed(whole_BHTD: torch.Tensor, part: torch.Tensor, first: int) -> torch.Tensor:
-    """The same with the dims from `first` on exchanged; a part that all heads share, as MLA's keys do, for each."""
-    turned = slice(first, first + part.shape[-1])
-    if part.shape == whole_BHTD.shape:
-        return part
-    placed = whole_BHTD.clone()
-    placed[..., turned] = part
-    return placed
-
-
-_STEPS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave")
-"""What transformers calls the function, of Q and K together, in the files of its models."""
-
-
-class _Running(threading.local):
-    """Whose attention module this thread is in, between its entry and its attention call."""
-
-    rotary: _RotaryInputs | None = None
-
-
-_RUNNING = _Running()
-
-
-def _rotate(original: Any) -> Any:
-    """What stands in front of a file's rotary step: models of one architecture share the file."""
-
-    @functools.wraps(original)
-    def rotate(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if _RUNNING.rotary is not None:
-            query, key = _RUNNING.rotary.show(query, key)
-        return original(query, key, *args, **kwargs)
-
-    return rotate
 
 
 # --- attention outside the interface ------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError, in_a_line
-from studfinder.models import LM, anatomy_of, check_finite
+from studfinder.errors import StudfinderError
+from studfinder.models import LM
 from studfinder.sites import check_causal
 from studfinder.texts.encoding import tokenizer_of
 
@@ -53,47 +52,20 @@ def trainable_note(lm: LM) -> str:
 
 
 def dequantized_model(lm: LM) -> LM:
-    """The model with its matrices as numbers again, by transformers: as they are read from the checkpoint where the
-    format has a way to, else in place.
-
-    Raises:
-        StudfinderError: the model is not quantised, or its format cannot be taken back.
-    """
+    """A model that was read as a dequantised copy. Raises StudfinderError if its checkpoint is not quantised."""
     if not _method(lm):
         raise StudfinderError(f"{lm.source.id} is not quantised", do="Leave --dequantize out")
-    quantizer = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is None:  # the checkpoint itself says that it is to be read so
-        return lm
-    config = quantizer.quantization_config
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the checkpoint's own settings are used, apart from this one
-            model: Any = (
-                type(lm.model).from_pretrained(
-                    str(lm.source.folder or lm.source.id),
-                    revision=lm.source.revision or "main",
-                    dtype=lm.dtype,
-                    quantization_config=type(config)(dequantize=True),
-                )
-                if hasattr(config, "dequantize")
-                else lm.model.dequantize()
-            )
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        raise StudfinderError(
-            f"{lm.source.id} cannot be dequantised ({in_a_line(error)})", do="Start from the full model"
-        ) from error
-    check_finite(model, lm.source.id)
-    return LM(model.eval(), lm.tokenizer, anatomy_of(model.eval()), lm.source)
+    return lm
 
 
 def _check_matrices(lm: LM, dequantised: bool) -> None:
     moved, held = _counts(lm)
     method = _method(lm)
-    if method and not (dequantised and not hasattr(lm.model, "hf_quantizer")):
+    if method and not dequantised:
         raise StudfinderError(
-            f"{lm.source.id} is quantised ({method}), and {moved / held:.0%} of it would train",
-            expected="matrices in floating point",
-            do="Start from the full model, or say --dequantize to train a dequantised copy",
+            f"{lm.source.id} is quantised ({method}): a dequantised copy of it would train",
+            expected="a full model",
+            do="Start from the full model, or say --dequantize to train that copy",
         )
     frozen = [
         name for name, tensor in (*lm.model.named_parameters(), *lm.model.named_buffers()) if _frozen_matrix(tensor)
@@ -106,23 +78,13 @@ def _check_matrices(lm: LM, dequantised: bool) -> None:
         )
 
 
-def _method(lm: LM) -> str:
-    """What the model or its checkpoint is quantised by, e.g. "compressed-tensors"; empty if neither is.
-
-    The checkpoint is asked too: transformers forgets it of some formats once it has read them.
-    """
+def _method(lm: LM) -> str | None:
+    """What the model or its checkpoint is quantised by, e.g. "compressed-tensors"; None if neither is."""
     quantizer = getattr(lm.model, "hf_quantizer", None)
-    if quantizer is not None:
-        found: Any = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
-        return str(getattr(found, "value", found))
-    if lm.source.folder is None and lm.source.revision is None and lm.source.origin != "the Hugging Face hub":
-        return ""
-    from transformers import PretrainedConfig
-
-    where = str(lm.source.folder or lm.source.id)
-    config, _ = PretrainedConfig.get_config_dict(where, revision=lm.source.revision or "main")
-    config = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
-    return str(config.get("quant_method", "quantised" if config else ""))
+    if quantizer is None:
+        return lm.source.quantised
+    found: Any = getattr(quantizer.quantization_config, "quant_method", type(quantizer).__name__)
+    return str(getattr(found, "value", found))
 
 
 def _frozen_matrix(tensor: torch.Tensor) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from studfinder.errors import NotApplicable, Unavailable
 from studfinder.measures.perplexity import windows_of
 from studfinder.measures.sweep import between
-from studfinder.models import LM, load
+from studfinder.models import LM
 from studfinder.quantizers.verify import fits_again
 
 TEXTS = (("proof", 256, None), ("wikitext2", 512, 16))
@@ -27,8 +28,8 @@ def scores_of(lm: LM, folder: Path) -> dict[str, str]:
     size = sum(tensor.numel() * tensor.element_size() for tensor in lm.model.state_dict().values())
     if not fits_again(size):
         return {"KL(original || quantised)": "not measured: the model does not fit into memory twice"}
-    trust = type(lm.model).__module__.startswith("transformers_modules")
-    made = load(folder, lm.tokenizer, device=lm.device, trust_remote_code=trust)
+    # As plain transformers runs it, which rounds inputs too where the scheme does: a dequantised copy would not.
+    made = replace(lm, model=type(lm.model).from_pretrained(folder).to(lm.device).eval())
     lines: dict[str, str] = {}
     for text, window, limit in TEXTS:
         try:
