@@ -53,7 +53,8 @@ class Fold:
             scale = scale_C[:, None] if ref.transposed else scale_C
             made[ref.parameter] = (parameter.float() * scale).to(parameter.dtype)
         source = model.get_submodule(self.source)
-        by_row = torch.ones(source.weight.shape[0]).index_copy_(0, self.row_C, scale_C)
+        rows = source.weight.shape[0]
+        by_row = torch.ones(rows).index_copy_(0, self.row_C, scale_C)
         for leaf, parameter in source.named_parameters(recurse=False):
             old = parameter.detach()
             if leaf == "weight" and old.dim() == 1:
