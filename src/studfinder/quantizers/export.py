@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError, unknown
+from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
-from studfinder.quantizers.targets import Target
+from studfinder.quantizers.targets import Target, left_experts
+from studfinder.report.words import count
 
 FORMATS = (
     "auto",
@@ -91,6 +93,25 @@ def holds_experts(scheme: Scheme, format: str) -> bool:
     if format == "pack-quantized":
         return scheme.zero == "none"
     return format == "dense" or (format == "float-quantized" and isinstance(scheme.block, str))
+
+
+def whole_experts(
+    lm: LM, found: Sequence[Target], skipped: Collection[str], scheme: Scheme, format: str
+) -> tuple[set[str], list[str]]:
+    """Fused groups of experts that stay as they are, because plain transformers would not read them from this format;
+    and what is said of all experts that do.
+
+    Args:
+        found: every matrix of the model that may be quantised.
+        skipped: fused groups that stay as they are for other reasons.
+    """
+    apart = [target for target in found if target.part is not None and target.fused not in skipped]
+    apart = [] if holds_experts(scheme, format) else apart
+    dtype = str(lm.dtype).removeprefix("torch.")
+    why = f"plain transformers does not read them from {format} with this scheme (of int4 it does with zero='none')"
+    counts = {why: len(apart), "transformers has them in one parameter, in files too": left_experts(lm, found)}
+    said = [f"{count(n, 'matrix', 'matrices')} of experts stay in {dtype}: {why}" for why, n in counts.items() if n]
+    return {target.fused for target in apart}, said
 
 
 def weight_arguments(scheme: Scheme) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from studfinder.quantizers import (
 )
 from studfinder.quantizers.apply import bench_for, check_fits, prepared
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.export import chosen_format, holds_experts
+from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
-from studfinder.quantizers.targets import left_experts, targets
+from studfinder.quantizers.targets import targets
 from studfinder.records.outside import whole_number
 from studfinder.records.presented import Presented
 from studfinder.report.words import count
@@ -228,7 +228,7 @@ def chosen_of(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Ta
     found = tuple(files.targets.values())
     lm = skeleton(files.folder)
     skipped = resolve(lm, found, plan.keep)[1]
-    left, notes = whole_experts(lm, [one for one in found if one.fused not in skipped], plan.method.scheme, plan.format)
+    left, notes = whole_experts(lm, found, skipped, plan.method.scheme, plan.format)
     skipped |= left
     chosen = tuple(target for target in found if target.fused not in skipped)
     if not chosen:
@@ -269,28 +269,12 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     keep = tuple(as_keeps(lm, plan.keep))
     bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
     bench.numbers = format == "dense"
-    left, said = whole_experts(lm, bench.targets, method.scheme, format)
+    left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, method.scheme, format)
     bench.skip(left)
     if not bench.targets:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     notes += said
     return LaidOut(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
-
-
-def whole_experts(lm: LM, found: Sequence[Target], scheme: Scheme, format: str) -> tuple[set[str], list[str]]:
-    """Fused groups of experts that stay as they are, because plain transformers would not read them from this format;
-    and what is said of experts that do."""
-    apart = [target for target in found if target.part is not None and not holds_experts(scheme, format)]
-    fused = left_experts(lm, found)
-    dtype = str(lm.dtype).removeprefix("torch.")
-    reasons = {
-        f"plain transformers does not read them from {format} with this scheme (4-bit with zero='none' it does)": len(
-            apart
-        ),
-        "transformers has them in one parameter, in files too": fused,
-    }
-    said = [f"{count(n, 'matrix', 'matrices')} of experts stay in {dtype}: {why}" for why, n in reasons.items() if n]
-    return {target.fused for target in apart}, said
 
 
 def bits_of_files(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
