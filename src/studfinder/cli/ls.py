@@ -31,7 +31,7 @@ def command(
             down, disk = builtin.megabytes
             table.add_row(builtin.name, f"{down} MB", f"{disk} MB", here, builtin.licence, builtin.origin)
         console.print(table)
-        console.print("Any folder, .gguf file or hub id of a known architecture works too.", style="dim")
+        console.print("Any folder, .gguf file or hub id of a decoder works too.", style="dim")
     elif what == "architectures":
         console.print("any decoder")
     elif what == "detectors":

@@ -78,9 +78,7 @@ class RotaryInputs:
         placed = []
         for whole, part in ((query, self.query), (key[..., -self.key.shape[-2] :, :], self.key)):
             if part.shape[1] not in (1, whole.shape[1]):
-                raise StudfinderError(
-                    f"layer {self.layer} repeats its heads after RoPE, so they cannot be seen before it"
-                )
+                raise StudfinderError(f"layer {self.layer} repeats its heads after RoPE: none is seen before it")
             if part.shape != whole.shape:
                 whole = whole.clone()
                 whole[..., mixer.turned : mixer.turned + part.shape[-1]] = part
