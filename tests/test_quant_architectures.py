@@ -209,3 +209,51 @@ def test_a_number_of_an_expert_is_held_out():
         assert [kept.value_N.tolist() for kept in held.values()] == [pytest.approx([value])]
         assert "experts.2.w3" in next(iter(held))
         assert lm.model.get_parameter(name)[2, rows - 1, 5].item() == pytest.approx(value)
+
+
+class ListedExperts(nn.Module):
+    """A mixture as many models' own code has it: experts are modules of a list, and each token goes to one."""
+
+    def __init__(self, width, inner, experts):
+        super().__init__()
+        self.choose = nn.Linear(width, experts, bias=False)
+        self.each = nn.ModuleList(Expert(width, inner) for _ in range(experts))
+
+    def forward(self, hidden):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        share, chosen = self.choose(flat).softmax(dim=-1).max(dim=-1)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.each):
+            if (mine := chosen == number).any():
+                out[mine] = expert(flat[mine]) * share[mine, None]
+        return out.view_as(hidden)
+
+
+class Expert(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.a, self.b = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
+        self.c = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden):
+        return self.c(nn.functional.silu(self.a(hidden)) * self.b(hidden))
+
+
+def test_experts_in_a_list_are_known_whether_tokens_reach_them_or_not():
+    model = built("llama")
+    torch.manual_seed(0)
+    for block in model.model.layers:  # more experts than probing has tokens
+        block.mlp = ListedExperts(64, 48, 40)
+    lm = load(model)
+    layer = lm.anatomy.layers[1]
+    assert layer.routers == ("model.layers.1.mlp.choose.weight",)
+    assert len(layer.writers) == 40
+    for number, writer in enumerate(layer.writers):
+        expert = f"model.layers.1.mlp.each.{number}"
+        names = (writer.parameter, writer.up.ref.parameter, writer.gate.ref.parameter)
+        assert names == tuple(f"{expert}.{leaf}.weight" for leaf in "cba")
+    groups = {target.name: target.fused for target in targets(lm)}
+    assert "model.layers.1.mlp.choose.weight" not in groups
+    for number in range(40):
+        expert = f"model.layers.1.mlp.each.{number}"
+        assert groups[f"{expert}.a.weight"] == groups[f"{expert}.b.weight"] == f"{expert}.a+b"

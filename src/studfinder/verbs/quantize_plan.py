@@ -42,9 +42,7 @@ from studfinder.report.words import count
 from studfinder.runs import check_place
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
-from studfinder.verbs.quantize_write import (
-    acts_of,
-)
+from studfinder.verbs.quantize_write import acts_of
 
 _GROUPS = (128, 64, 32)
 
@@ -117,8 +115,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     if source is None:
         source = load_as(model, config)
     shapes, dtype, experts = shapes_of(source)
-    usual = default_scheme(shapes.values(), dtype, experts=experts)
-    method = _method(config, usual)
+    method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
     return QuantizePlan(name, source, config, method, format, keep, changes)
