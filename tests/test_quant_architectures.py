@@ -85,7 +85,8 @@ def test_a_checkpoint_loads_as_the_model_in_memory(tmp_path, kind):
         return
     done = quantize(lm, W4, out=tmp_path / "out")
     assert "tensors bit-equal" in done.verified
-    assert done.verified.endswith("tokens too")  # the logits
+    # The logits too; a kernel may round otherwise where numbers lie otherwise in memory.
+    assert re.search(r"tokens (too|within [1-9]e-0[78] of their norm)$", done.verified)
     chosen, ignored = lists(tmp_path / "out")
     assert len(found) == done.quantized
     linear = {name for name, module in lm.model.named_modules() if isinstance(module, nn.Linear)}
