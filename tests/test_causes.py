@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers.models.auto.tokenization_auto  # noqa: F401 (binds its names before a test replaces them)
 
 import studfinder
 from checkpoints import checkpoint

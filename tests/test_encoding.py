@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
+import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import studfinder
 from studfinder.errors import StudfinderError
-from studfinder.measures import likelihood, passes
+from studfinder.measures import induction, likelihood, passes
 from studfinder.measures.choices import Question, per_token
 from studfinder.measures.perplexity import perplexity
 from studfinder.measures.recall import Prompt, recall
 from studfinder.models import LM, load
-from studfinder.texts import Text, encode, encode_pairs, encoding, token_ids
+from studfinder.texts import Text, as_text, encode, encode_pairs, encoding, token_ids
 from tiny import tiny, tokenizer
 from tokenizers_drawn import HABITS, KINDS, ROWS, WORDS, Drawn, drawn
 
@@ -113,9 +117,6 @@ def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
 
 def test_a_word_that_grows_together_with_the_answer_is_scored_whole(model):
     """ "ab" is one token, "a" another: the answer " b" without its space is part of the first."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer(models.BPE({"x": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
     lm = load(model, PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="x"))
     assert encode_pairs(lm, [("xa", "b")]) == [([0], [3])]  # the harness's cut would leave no answer at all
@@ -203,3 +204,94 @@ def _reads(function: ast.expr) -> bool:
 def _is_tokenizer(value: ast.expr) -> bool:
     name = value.attr if isinstance(value, ast.Attribute) else value.id if isinstance(value, ast.Name) else ""
     return name in ("tokenizer", "backend_tokenizer")
+
+
+# --- tokenizers as people have them -------------------------------------------------------------------------------
+
+
+def plain(**special: str):
+    """Twenty words as ids, for a model of 96 rows; with these special tokens and no others."""
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(20)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.mark.parametrize("special", [{}, {"eos_token": "w2", "pad_token": "w2"}, {"pad_token": "w1"}])
+def test_a_tokenizer_needs_no_bos_no_end_and_no_padding_of_its_own(special, tmp_path):
+    """Batches of unequal prompts find what the same prompts find by themselves, and every measure has an answer."""
+    lm = load(tiny("llama").model, plain(**special))
+    prompts = ["w3 w4 w5 w6 w2 w7", "w3 w2 w5"]
+    together, alone = (studfinder.scan(lm, prompts=prompts, prove=False, batch_size=size) for size in (2, 1))
+    found, wanted = ({(s.layer, s.head): s.strength for s in one.attention_sinks} for one in (together, alone))
+    assert found
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert together.prompts.token_ids == ((3, 4, 5, 6, 2, 7), (3, 2, 5))
+    studfinder.measure(lm, ["perplexity", "induction"], limit=2, out=tmp_path / "m")
+    if "eos_token" in special:
+        assert encode_pairs(lm, [("", "w3")]) == [([2], [3])]
+    else:
+        with pytest.raises(StudfinderError, match="Begin with BOS or another token"):
+            likelihood.log_likelihoods(lm, encode_pairs(lm, [("", "w3")]))
+
+
+class Ending:
+    """A tokenizer in Python, as SentencePiece's: an id that it does not have is an error."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def decode(self, ids, **options):
+        if max(ids, default=0) >= len(self):
+            raise IndexError("piece id is out of range.")
+        return self.inner.decode(ids, **options)
+
+
+def test_rows_past_the_tokenizer_are_never_drawn_and_are_no_text():
+    lm = load(tiny("llama").model, plain(eos_token="w2"))
+    assert lm.anatomy.vocabulary == 96
+    for seed in range(20):
+        assert max(max(ids) for ids in induction._sequences(lm, 16, 4, seed)) < 20
+    for reader in (lm.tokenizer, Ending(lm.tokenizer)):
+        assert as_text(reader, [3, 95, 20, 4]) == "w3 w4"
+        assert as_text(reader, [95]) == ""
+
+
+SENTENCES = {
+    "LlamaTokenizer": {"model_type": "bpe", "byte_fallback": True},
+    "GemmaTokenizer": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False},
+    "T5Tokenizer": {"model_type": "unigram"},
+    "Qwen2Tokenizer": {"model_type": "bpe"},
+    "PreTrainedTokenizerFast": {"model_type": "unigram"},
+}
+"""Classes that a tokenizer.model may be of, and what SentencePiece was told to train. The last two misread it."""
+
+
+@pytest.mark.parametrize("kind", SENTENCES)
+def test_a_sentencepiece_file_alone_is_read_as_sentencepiece_reads_it_or_not_at_all(kind, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    file, words = io.BytesIO(), random.Random(0)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(" ".join(words.choices(WORDS, k=8)) for _ in range(300)),
+        model_writer=file,
+        vocab_size=340,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **SENTENCES[kind],
+    )
+    architecture = "qwen2" if kind == "Qwen2Tokenizer" else "llama"
+    tiny(architecture).model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(file.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    lm = load(tmp_path)
+    own = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    if kind in list(SENTENCES)[3:]:
+        assert lm.tokenizer is None
+        with pytest.raises(StudfinderError, match=r"reads '.*' as \[.*\], and SentencePiece as \["):
+            encode(lm, [Text("t", "kaba")])
+        return
+    for text in (" ".join(WORDS[i : i + 4]) for i in range(20)):
+        assert token_ids(lm.tokenizer, [text], special=False) == [own.encode(text)]
+        assert as_text(lm.tokenizer, own.encode(text)) == text

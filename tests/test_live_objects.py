@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 import studfinder as sf
 from checkpoints import PROMPT
@@ -128,3 +135,46 @@ class Wrapped(torch.nn.Module):
 def test_other_objects_are_refused_by_name(wrap, tmp_path):
     with pytest.raises(StudfinderError, match="cannot load a "):
         sf.load(wrap(tiny("llama").model), tokenizer())
+
+
+ENDS = r"expected a causal language model, or an image-text or omni model, which contains one\."
+KINDS = {
+    "t5": (AutoModelForSeq2SeqLM, r"a T5ForConditionalGeneration \(t5\) is an encoder-decoder; " + ENDS),
+    "bert": (AutoModelForMaskedLM, r"a BertForMaskedLM \(bert\) is an encoder, which fills in masked tokens; " + ENDS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_decoder_is_refused_by_name(kind):
+    auto, line = KINDS[kind]
+    sizes = {"vocab_size": 96, "num_layers": 1, "num_hidden_layers": 1, "d_model": 32, "hidden_size": 32}
+    model = auto.from_config(AutoConfig.for_model(kind, **sizes, num_attention_heads=2, num_heads=2, d_kv=16, d_ff=48))
+    with pytest.raises(StudfinderError, match=line):
+        sf.load(model, tokenizer())
+
+
+@pytest.mark.parametrize("used", ["as peft gives it", "its model", "compiled", "added by transformers"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_an_adapter_on_a_live_model_is_refused_until_it_is_merged(used):
+    peft = pytest.importorskip("peft")
+    model, config = tiny("llama").model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    if used == "added by transformers":
+        model.add_adapter(config)
+        given = model
+    else:
+        wrapped = peft.get_peft_model(model, config)
+        ways = {"its model": lambda: wrapped.base_model.model, "compiled": lambda: whole(wrapped)}
+        given = ways.get(used, lambda: wrapped)()
+    with pytest.raises(
+        StudfinderError, match=r"carries an adapter \(peft\).*Give model\.merge_and_unload\(\), or load"
+    ):
+        sf.load(given, tokenizer())
+    if used == "as peft gives it":
+        assert sf.load(given.merge_and_unload(), tokenizer()).anatomy.architecture == "llama"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_model_that_torch_quantised_is_refused_by_name():
+    model = torch.ao.quantization.quantize_dynamic(tiny("llama").model, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(StudfinderError, match=r"this LlamaForCausalLM is quantised by torch\.ao"):
+        sf.load(model, tokenizer())

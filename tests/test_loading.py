@@ -16,7 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, check_checkpoint, content_hash, load, model_card, pretrained
 from studfinder.models.loading import Judgement
 from tampered import KINDS, Bench, Case
-from tiny import ARCHITECTURES, tiny, token_ids
+from tiny import ARCHITECTURES, CONFIGS, tiny, token_ids
 
 TOKENS = token_ids(1, 7)
 
@@ -215,6 +215,43 @@ def test_shards_that_are_lost_doubled_or_of_another_version(sharded, mistake):
     assert "but no model.safetensors.index.json" in mistake("scan", sharded)
 
 
+@pytest.mark.parametrize("stale", ["lm_head.scale", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.7.x"])
+def test_an_index_may_name_what_is_not_there_and_not_needed(sharded, stale, mistake):
+    index = sharded / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    files = list(good["weight_map"].values())
+    index.write_text(json.dumps({**good, "weight_map": {**good["weight_map"], stale: files[-1]}}))
+    assert load(sharded).source.notes == (f"named in its index and held by no shard: 1 tensor: {stale}",)
+    elsewhere = dict(zip(good["weight_map"], [*files[4:], *files[:4]], strict=True))  # the shards' own headers count
+    index.write_text(json.dumps({**good, "weight_map": elsewhere}))
+    assert load(sharded).source.notes == ()
+    index.write_text(json.dumps({"weight_map": good["weight_map"]}))
+    assert "has no metadata, which transformers reads" in mistake("scan", sharded)
+
+
+TIED = ("gemma", "gpt2", "qwen2", "bloom", "falcon", "mixtral")
+
+
+@pytest.mark.parametrize("kept", ["embedding", "head", "both"])
+@pytest.mark.parametrize("architecture", TIED)
+def test_a_tied_weight_may_be_stored_under_either_name(tmp_path, architecture, kept):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    config.tie_word_embeddings = True
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    tied = model.get_input_embeddings().weight
+    embedding, head = (name for name, one in model.named_parameters(remove_duplicate=False) if one is tied)
+    rest = {name: tensor for name, tensor in weights.items() if name not in (embedding, head)}
+    names = {"embedding": [embedding], "head": [head], "both": [embedding, head]}[kept]
+    save_file({**rest, **{name: tied.detach().clone() for name in names}}, tmp_path / "model.safetensors")
+    lm = load(tmp_path)
+    assert lm.source.notes == ()
+    assert torch.equal(logits(lm), model(TOKENS).logits)
+
+
 @pytest.mark.parametrize("where", [{}, [], None, {"a": 1}, {"a": "../../etc/passwd"}])
 def test_an_index_that_is_no_index(sharded, mistake, where):
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
@@ -250,8 +287,6 @@ def test_casts_without_a_scale_and_doubles_are_never_allowed(bench):
 
 def test_a_rope_that_is_scaled_is_part_of_the_hash():
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from tiny import CONFIGS
 
     hashes = set()
     for rope in (

@@ -42,7 +42,7 @@ def observe(
     if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
         options["logits_to_keep"] = 1  # nobody reads the others, and the head is a fifth of a small model's work
     masked = bool(bidirectional(lm))
-    pad = lm.model.config.get_text_config(decoder=True).pad_token_id
+    pad = getattr(lm.model.config.get_text_config(decoder=True), "pad_token_id", None)
     if not isinstance(pad, int) or not 0 <= pad < lm.anatomy.vocabulary:  # -1 is a way to say that there is none
         pad = 0
     finite = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ def greedy(lm: LM, prompts: Sequence[Sequence[int]], new: int, *, to_the_end: bo
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     config = GenerationConfig(
         max_new_tokens=new,
-        use_cache=True,
+        use_cache=takes_cache(lm),
         do_sample=False,
         num_beams=1,
         # What is None here would come from the checkpoint.
@@ -48,3 +49,9 @@ def greedy(lm: LM, prompts: Sequence[Sequence[int]], new: int, *, to_the_end: bo
     with torch.no_grad():
         output = lm.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
     return output[:, prompt.shape[1] :].tolist()
+
+
+def takes_cache(lm: LM) -> bool:
+    """Whether the model can go on from what it has read: code of a checkpoint's own may know no cache."""
+    given = inspect.signature(lm.model.forward).parameters
+    return any(name in given for name in ("past_key_values", "cache_params", "state"))

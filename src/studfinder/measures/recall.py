@@ -15,7 +15,7 @@ from studfinder.measures.greedy import greedy
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.measures.scores import Scores, scored
 from studfinder.models import LM
-from studfinder.texts import digest, encode_pairs
+from studfinder.texts import as_text, digest, encode_pairs
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the digits stand: at the prompt's start (0) to its end."""
@@ -91,6 +91,6 @@ def recall(
 def _said(lm: LM, context: Sequence[int], tokens: int) -> str:
     """The digits that the model begins its continuation with."""
     assert lm.tokenizer is not None
-    text = str(lm.tokenizer.decode(greedy(lm, [context], tokens + 1)[0], skip_special_tokens=True))
+    text = as_text(lm.tokenizer, greedy(lm, [context], tokens + 1)[0], skip_special_tokens=True)
     match = re.match(r"\s*(\d+)", text)
     return match[1] if match else ""

@@ -11,6 +11,7 @@ from studfinder.models.loading import Report
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _ADAPTER = re.compile(r"\.(lora_\w+|base_layer|modules_to_save)(\.|$)")
+_TEXT_PART = re.compile(r"(^|\.)(language_model|text_model)\.")
 _EXPERT = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
@@ -19,6 +20,12 @@ def cause(said: Report, missing: Iterable[str], leftover: Iterable[str]) -> str:
     missing, leftover = set(missing), set(leftover)
     if any(_ADAPTER.search(name) for name in leftover):
         return "An adapter is mixed into the weights: merge it (peft's merge_and_unload) and save the model again"
+    parts = [bool(_TEXT_PART.search(name)) for name in said.unexpected]
+    if missing and any(parts) and not all(parts):
+        return (
+            f"The weights are a whole image-text or omni model's, and config.json ({said.architecture}) is of its text "
+            "part alone: put the whole model's config.json there"
+        )
     prefix = _prefix(missing, leftover)
     if prefix:
         return f"Strip the prefix {prefix!r} from the names of its tensors"
@@ -79,8 +86,8 @@ def expert_gap(source: str, names: Iterable[str]) -> StudfinderError | None:
             kinds = numbers.setdefault(name[: last.start()], {})
             kinds.setdefault(name[last.end() :], set()).add(int(last[0]))
     for before, kinds in sorted(numbers.items()):
-        most = max(max(group) for group in kinds.values())
         for after, group in sorted(kinds.items()):
+            most = max(group)  # kinds may differ: experts that pass their input on have some tensors and not others
             if gaps := set(range(most + 1)) - group:
                 return StudfinderError(
                     f"{source} holds experts to {before}{most} but no {before}{min(gaps)}{after}",

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models.anatomy import MatrixRef
 from studfinder.models.files import SAFE, held_in
 from studfinder.models.lm import LM
+from studfinder.models.loading import destinations
 from studfinder.models.places import model_folder
 from studfinder.models.weights import matrix
 
@@ -97,16 +97,7 @@ class CheckpointFiles:
     @cached_property
     def sources(self) -> dict[str, list[str]]:
         """Which tensors of the files go into each parameter, experts in their order."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
-
-        model: Any = self.lm.model
-        mapping = get_model_conversion_mapping(model, hf_quantizer=getattr(model, "hf_quantizer", None))
-        renamings = [step for step in mapping if not isinstance(step, WeightConverter)]
-        converters = [step for step in mapping if isinstance(step, WeightConverter)]
-        state = model.state_dict()
         found: dict[str, list[str]] = {}
-        for name in sorted(self.files, key=dot_natural_key):
-            target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        for name, (target, _) in destinations(self.lm.model, self.files).items():
             found.setdefault(target, []).append(name)
         return found

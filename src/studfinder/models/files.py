@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError, in_a_line
+from studfinder.models.classes import diffusion
 from studfinder.models.headers import DTYPE_NAMES, DTYPES, read_header
 from studfinder.models.inside import check_distinct, check_links, inside, plain_name
 from studfinder.records.outside import irregular, read_json
 
 ADAPTER = "adapter_config.json"
+PIPELINE = "model_index.json"
 SAFE = ".safetensors"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -63,12 +65,14 @@ def check_folder(folder: Path, allow_pickle: bool) -> dict[str, Held]:
 
     Raises:
         StudfinderError: no config, no weights, a pipe or a dangling link, pickles that are not allowed, a file that is
-            cut off or damaged, a shard or a tensor that the index names and that is not there, a tensor in two shards,
-            a name that leads out of the folder.
+            cut off or damaged, a shard that the index names and that is not there, a tensor in two shards, a name that
+            leads out of the folder.
     """
     check_regular(folder)
     check_names(folder)
     if not (folder / "config.json").is_file():
+        if (folder / PIPELINE).is_file():
+            raise diffusion(str(folder), read_json(folder / PIPELINE).get("_class_name"))
         raise StudfinderError(f"folder {folder} has no config.json", expected="a Hugging Face checkpoint folder")
     read_json(folder / "config.json")
     weights = weights_of(folder)
@@ -108,9 +112,13 @@ def weights_of(folder: Path) -> WeightFiles:
     inside(folder, chosen)
     if not chosen.endswith(".index.json"):
         return WeightFiles((chosen,))
-    where = read_json(folder / chosen).get("weight_map")
+    index = read_json(folder / chosen)
+    where = index.get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise StudfinderError(f"{folder / chosen} has no weight_map", do="Download or save it again")
+    if "metadata" not in index:
+        what = f"{folder / chosen} has no metadata, which transformers reads"
+        raise StudfinderError(what, do='Add "metadata": {} to it')
     files = sorted(set(where.values()))
     for name in files:
         plain_name(name, folder / chosen)
@@ -147,8 +155,8 @@ def held_in(folder: Path) -> dict[str, Held]:
     """What the files hold that transformers reads from this folder, by tensor name; of pickles, too.
 
     Raises:
-        StudfinderError: as `weights_of`; a file is damaged, a shard or a tensor that the index names is not there, a
-            tensor is in two shards, or the weights are there twice, in one file and in shards.
+        StudfinderError: as `weights_of`; a file is damaged, a shard that the index names is not there, a tensor is in
+            two shards, or the weights are there twice, in one file and in shards.
     """
     weights = weights_of(folder)
     if weights.files == (_SINGLE,) and weights.index is None:
@@ -170,12 +178,6 @@ def held_in(folder: Path) -> dict[str, Held]:
                     do="Download or save the checkpoint again",
                 )
             held[name] = one
-    gone = sorted(set(weights.where) - set(held))
-    if gone:
-        raise StudfinderError(
-            f"the shards of {folder} lack {some(gone)}, which the index says are in {weights.where[gone[0]]}",
-            do="A shard is of another version of the model: download or save all of them again",
-        )
     return held
 
 

@@ -65,7 +65,7 @@ def read_gguf(
         )
         has_tokenizer = "tokenizer.ggml.model" in fields
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name) if has_tokenizer else None
-    found = judge(str(path), report_of(expanded, info, {}, asked=True))
+    found = judge(str(path), report_of(expanded, info, {}, {}, asked=True))
     for refused in (*found.absent, *found.refused):
         raise refused
     if rope is not None:

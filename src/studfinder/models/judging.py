@@ -24,7 +24,7 @@ from studfinder.models.loading import Judgement, Report
 _CACHE_SCALE = re.compile(r"(^|\.)((k|v|q|kv)_scale|kv_cache_scale|prob_output_scale|[kv]_proj\.output_scale)$")
 _TOWER = re.compile(
     r"(^|\.)(vision_\w+|visual|image_\w+|img_\w+|multi_modal_projector|mm_projector|audio_\w+|speech_\w+|embed_vision|"
-    r"embed_audio|talker|code2wav)(\.|$)"
+    r"embed_audio|talker|code2wav|token2wav)(\.|$)"
 )
 _AHEAD = re.compile(r"(^|[._])(mtp|nextn|eh_proj|enorm|hnorm|shared_head)([._]|$)")
 _NEED_NOT_BE = [_CACHE_SCALE.pattern, _TOWER.pattern, _AHEAD.pattern]
@@ -54,7 +54,7 @@ def _target(name: str, said: Report) -> str | None:
     for candidate in (name, name.removeprefix(start), start + name):
         if candidate in said.slots:
             return candidate
-    return None
+    return said.renamed.get(name)
 
 
 def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]:
@@ -76,6 +76,8 @@ def _listed(said: Report, targets: _Targets) -> tuple[list[str], frozenset[str]]
         seen |= new
         if new:
             listed.append(f"not loaded, {words}: {_count(new)}: {some(new)}")
+    if said.stale:
+        listed.append(f"named in its index and held by no shard: {_count(said.stale)}: {some(said.stale)}")
     defaults = [n for n in said.slots if n not in targets.values() and any(re.search(p, n) for p in said.filled)]
     constant = [name for name in defaults if said.slots[name].constant]
     if said.untied:
@@ -115,7 +117,12 @@ def _absent(source: str, said: Report, targets: _Targets, leftover: frozenset[st
             expected="a quantization_config in config.json that says what they are",
             do="Add the quantization_config that belongs to these weights, or load the model they were made from",
         )
-    if missing:
+    if lost := sorted(name for name in said.stale if _target(name, said) in missing):
+        yield StudfinderError(
+            f"the shards of {source} lack {some(lost)}, which the index says are in {said.stale[lost[0]]}",
+            do="A shard is of another version of the model: download or save all of them again",
+        )
+    elif missing:
         held = f"; the files hold instead {some(leftover)}" if leftover else ""
         yield StudfinderError(
             f"{len(missing):,} of {len(said.slots):,} tensors {'is' if len(missing) == 1 else 'are'} not in {source} "

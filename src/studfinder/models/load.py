@@ -16,6 +16,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
+from studfinder.models.classes import check_decoder
 from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
 from studfinder.models.places import hub_source, source_named
@@ -196,6 +197,18 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
     if isinstance(model, LM):
         return model
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper keeps the model there
+    made_by = {type(part).__module__ for part in model.modules()} if isinstance(model, torch.nn.Module) else set()
+    if any(name.startswith("peft.") for name in made_by):
+        raise StudfinderError(
+            f"this {type(model).__name__} carries an adapter (peft) that is not merged into its weights",
+            expected="a plain model",
+            do="Give model.merge_and_unload(), or load the adapter's folder with merge_adapter=True",
+        )
+    if any(name.startswith("torch.ao.nn.quantized") for name in made_by):
+        raise StudfinderError(
+            f"this {type(model).__name__} is quantised by torch.ao, which keeps no weights to read",
+            do="Give it before it was quantised",
+        )
     if not isinstance(model, PreTrainedModel):
         raise StudfinderError(
             f"cannot load a {type(model).__name__}",
@@ -207,6 +220,7 @@ def _wrap(model: Any, tokenizer: Any) -> LM:
             expected="a causal language model",
             do="Load it with AutoModelForCausalLM",
         )
+    check_decoder(f"a {type(model).__name__}", model.config)
     name = getattr(model.config, "_name_or_path", "") or "live"
     check_finite(model, name)
     return LM(model.eval(), _named(tokenizer), anatomy_of(model.eval()), Source(name, "a live model object"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Report:
     Attributes:
         held: the files' headers; empty where they cannot be read, and then only transformers' word is judged.
         slots: every parameter and saved buffer.
+        renamed: the slot of each tensor of the files that transformers loads under another name, as it is.
+        stale: what an index names and no shard holds: by its name, the shard that it should be in.
         missing, unexpected, mismatched: transformers' loading info; mismatched are (name, held, wanted).
         passed_over, filled: patterns of names that transformers' class ignores by name, unexpected and missing.
         prefix: the base model's attribute, which transformers adds to a name or takes away.
@@ -39,6 +41,8 @@ class Report:
 
     held: Mapping[str, Held]
     slots: Mapping[str, Slot]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     unexpected: frozenset[str] = frozenset()
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
@@ -66,8 +70,28 @@ class Judgement:
     listed: list[str] = field(default_factory=list)
 
 
-def report_of(model: Any, info: Mapping[str, Any], held: Mapping[str, Held], *, asked: bool) -> Report:
-    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, the rest `Report`'s."""
+def destinations(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """The tensor of a model that each tensor of its files goes into, by transformers' own renaming, and whether it is
+    converted on the way (stacked with others, say); experts in the order of their numbers."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(model, hf_quantizer=getattr(model, "hf_quantizer", None))
+    renamings = [step for step in mapping if not isinstance(step, WeightConverter)]
+    converters = [step for step in mapping if isinstance(step, WeightConverter)]
+    state = model.state_dict()
+    found = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        found[name] = target, pattern is not None
+    return found
+
+
+def report_of(
+    model: Any, info: Mapping[str, Any], held: Mapping[str, Held], index: Mapping[str, str], *, asked: bool
+) -> Report:
+    """The report of a model that was just loaded; `info` is what `output_loading_info` returns, `index` the file of
+    each tensor where an index says it, the rest `Report`'s."""
     state = model.state_dict(keep_vars=True)
     filled = tuple(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     config = model.config.get_text_config(decoder=True)
@@ -76,6 +100,8 @@ def report_of(model: Any, info: Mapping[str, Any], held: Mapping[str, Held], *, 
     named = getattr(model.config, "architectures", None)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     two = head is not None and embedding is not None and head.weight is not embedding.weight
+    alike = two and head.weight.shape == embedding.weight.shape  # rows of the embedding may be more than words
+    into = destinations(model, (name for name in {**held, **index} if name not in state))
     return Report(
         held=held,
         slots={
@@ -89,6 +115,8 @@ def report_of(model: Any, info: Mapping[str, Any], held: Mapping[str, Held], *, 
             )
             for name, tensor in state.items()
         },
+        renamed={name: target for name, (target, converted) in into.items() if target in state and not converted},
+        stale={name: file for name, file in index.items() if name not in held} if held else {},
         missing=frozenset(info["missing_keys"]),
         unexpected=frozenset(info["unexpected_keys"]),
         mismatched=tuple((name, tuple(a), tuple(b)) for name, a, b in sorted(info["mismatched_keys"])),
@@ -98,5 +126,5 @@ def report_of(model: Any, info: Mapping[str, Any], held: Mapping[str, Held], *, 
         layers=getattr(config, "num_hidden_layers", None),
         architecture=str(named[0]) if isinstance(named, list) and named else type(model).__name__,
         asked=asked,
-        untied=bool(getattr(model.config, "tie_word_embeddings", False)) and two,
+        untied=bool(getattr(model.config, "tie_word_embeddings", False)) and alike,
     )

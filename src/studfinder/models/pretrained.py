@@ -16,7 +16,8 @@ from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.builtin import BUILTINS
 from studfinder.models.causes import expert_gap, partner_gap
-from studfinder.models.files import Held, check_folder, held_in
+from studfinder.models.classes import auto_class_of, check_type, diffusion
+from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weights_of
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
@@ -51,29 +52,27 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
     Raises:
         StudfinderError: as `load`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     where = str(source.folder or source.id)
     held: dict[str, Held] = {}
     listed: list[str] = []
     if source.folder is not None:
         held = check_folder(source.folder, how.allow_pickle)
-        check_sizes(source.id, read_json(source.folder / "config.json"), {n: one.shape for n, one in held.items()})
     snapshot = hub_folder(source, "config.json") if source.folder is None else None
     if snapshot is not None:  # from here on this commit is read, whatever is pushed meanwhile
         source = dataclasses.replace(source, revision=commit_in(snapshot) or source.revision)
+    if (folder := source.folder or snapshot) is not None:
+        stored = read_json(folder / "config.json")
+        check_sizes(source.id, stored, {name: one.shape for name, one in held.items()})
+        check_type(source.id, stored, how.trust_remote_code)
+    elif (pipeline := hub_folder(source, PIPELINE)) is not None:
+        raise diffusion(source.id, read_json(pipeline / PIPELINE).get("_class_name"))
     common: dict[str, Any] = {"revision": source.revision or "main", "trust_remote_code": how.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(where, **common)
-        if source.folder is None:
-            check_sizes(source.id, config.to_dict(), {})
-        if False:
-            raise StudfinderError(
-                f"architecture {config.model_type!r} of {source.id} is unknown to studfinder",
-                expected="x",
-                do="CONTRIBUTING.md says how to add one",
-            )
         quantised = taken_out(source.id, config)
+        auto, config = auto_class_of(source.id, config, how.trust_remote_code)
         options: dict[str, Any] = {
             "dtype": how.dtype,
             "use_safetensors": None if how.allow_pickle else True,
@@ -85,15 +84,13 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
             options["device_map"] = how.device_map
         if how.attention is not None:
             options["attn_implementation"] = how.attention
-        with _without_its_report():
+        with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
             if quantised is None:
-                model, info = AutoModelForCausalLM.from_pretrained(where, **options)
+                model, info = auto.from_pretrained(where, config=config, **options)
             else:
                 folder = source.folder or fetched(source)
                 held = held or held_in(folder)
-                model, info, view = load_plain(
-                    source.id, quantised, AutoModelForCausalLM, config, folder, held, **options
-                )
+                model, info, view = load_plain(source.id, quantised, auto, config, folder, held, **options)
                 held, listed = view.held, [view.note]
     except StudfinderError:
         raise
@@ -110,7 +107,8 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
         raise kind(f"cannot load {source.id} ({in_a_line(error)})", do=advice) from error
     if snapshot is not None and quantised is None:
         held = held_in(snapshot)
-    report = report_of(model, info, held, asked=how.dtype != "auto")
+    index = weights_of(folder).where if folder is not None and quantised is None else {}
+    report = report_of(model, info, held, index, asked=how.dtype != "auto")
     found = judge(source.id, report)
     for refused in found.refused if how.allow_missing else (*found.absent, *found.refused):
         raise refused
@@ -127,13 +125,13 @@ def commit_in(folder: Path) -> str | None:
 
 
 @contextmanager
-def _without_its_report() -> Iterator[None]:
-    """Keep transformers from printing its table of missing and unexpected tensors: `judge` says it in a line."""
+def unsaid(by: str, words: str) -> Iterator[None]:
+    """Keep a module of transformers from printing what is said in a line of ours: its records that match `words`."""
 
     def said_here(record: logging.LogRecord) -> bool:
-        return not re.search("LOAD REPORT|will NOT tie", record.getMessage())
+        return not re.search(words, record.getMessage())
 
-    logger = logging.getLogger("transformers.modeling_utils")
+    logger = logging.getLogger(f"transformers.{by}")
     logger.addFilter(said_here)
     try:
         yield

@@ -11,6 +11,7 @@ from typing import Any
 from studfinder.errors import StudfinderError, Unavailable, in_a_line
 from studfinder.hub import hub_failure
 from studfinder.models.inside import check_distinct, plain_name
+from studfinder.models.pretrained import unsaid
 
 _FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "merges.txt")
 _PACKAGES = {
@@ -35,7 +36,10 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision or "main")
+        with unsaid("tokenization_utils_tokenizers", "Could not extract SentencePiece"):
+            found = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=trust_remote_code, revision=revision or "main"
+            )
         found("a", verbose=False)  # settings of a wrong type are noticed when a text is read
     except Exception as error:
         folder = Path(where)
@@ -47,11 +51,37 @@ def tokenizer_at(where: str | Path, trust_remote_code: bool, revision: str | Non
             f"the tokenizer of {where} cannot be loaded ({in_a_line(error)})",
             do="Download or save its tokenizer again",
         )
+    if (differs := _misread(found, str(where))) is not None:
+        return differs
     if isinstance(found.chat_template, dict):  # saving it makes a file of each
         check_distinct(
             [plain_name(f"{name}.jinja", f"the tokenizer of {where}") for name in found.chat_template], where
         )
     return found
+
+
+def _misread(found: Any, where: str) -> StudfinderError | None:
+    """What to raise where only SentencePiece's own file is there, and the tokenizer that transformers made of it, of a
+    class that it chose, cuts texts otherwise than SentencePiece: it loses spaces, or the mark before the first word."""
+    own_file = Path(str(getattr(found, "vocab_file", None) or "."))  # of a hub repository, in its cache
+    file = next(iter(sorted(Path(where).glob("*.model"))), own_file)
+    if file.suffix != ".model" or (file.parent / "tokenizer.json").is_file() or file.read_bytes()[:1] != b"\n":
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    own = SentencePieceProcessor(model_file=str(file))
+    words = [word for i in range(len(own)) if (word := own.id_to_piece(i).strip("▁")).isalnum() and len(word) > 1]
+    for i in range(0, len(words), len(words) // 8 + 1):
+        text = " ".join(words[i : i + 3])
+        meant = own.encode(text, out_type=str)
+        read = found.convert_ids_to_tokens(found.encode(text, add_special_tokens=False))
+        if read != meant:
+            return StudfinderError(
+                f"the tokenizer of {where}, which transformers makes of {file.name} as a {type(found).__name__}, reads "
+                f"{text!r} as {read}, and SentencePiece as {meant}",
+                do="Name the right tokenizer_class in tokenizer_config.json, or put its tokenizer.json there",
+            )
+    return None
 
 
 def _missing(name: str, folder: Path | None, error: BaseException) -> Unavailable | None:

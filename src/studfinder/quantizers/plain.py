@@ -32,10 +32,8 @@ def reload(folder: str, ask: dict[str, Any]) -> tuple[dict[str, Any], torch.Tens
     kind: Any = transformers.AutoModelForCausalLM
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=ask["trust"])
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    usual = kind._model_mapping.get(type(config), None)
-    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
-    if not own and named is not None and named is not usual:  # of several classes of a type the one that was saved
-        kind = named
+    if not own:  # a wrapper's type may stand for its text part as well
+        kind = getattr(transformers, (config.architectures or [""])[0], kind)
     if ask["blocks"] is not None:
         keep_blocks(config, ask["blocks"])
     options = {} if ask["attention"] is None else {"attn_implementation": ask["attention"]}

@@ -12,6 +12,7 @@ import torch
 
 from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models import LM, Source, anatomy_of, check_checkpoint
+from studfinder.models.classes import auto_class_of
 from studfinder.models.files import check_folder, weights_of
 from studfinder.models.fingerprint import marks
 from studfinder.models.headers import DTYPES, Stored, read_header
@@ -109,14 +110,15 @@ def stored_files(folder: Path) -> Files:
 
 def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
     """The model of a checkpoint without its numbers. Raises StudfinderError for an unknown architecture."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None):
             raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
+        auto, config = auto_class_of(str(folder), config, trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
     except StudfinderError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line

@@ -9,7 +9,7 @@ from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.pinned import commit_of, said, split_revision
 from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
 from studfinder.texts.relations import Relation, relations
-from studfinder.texts.tokens import token_class, token_text
+from studfinder.texts.tokens import as_text, token_class, token_text
 
 __all__ = [
     "ONE_DOCUMENT",
@@ -18,6 +18,7 @@ __all__ = [
     "Relation",
     "Text",
     "added_before",
+    "as_text",
     "batches",
     "check_ids",
     "commit_of",

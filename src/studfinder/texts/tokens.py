@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -33,7 +34,15 @@ def token_text(lm: Tokenized, token_id: int) -> str:
     """A token as text, e.g. " the" or "\\n"."""
     if lm.tokenizer is None:
         return str(token_id)
-    return str(lm.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+    return as_text(lm.tokenizer, [token_id], clean_up_tokenization_spaces=False)
+
+
+def as_text(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
+    """Token ids as text. Those past the tokenizer, where the embedding has more rows than it has tokens, are none."""
+    try:
+        return str(tokenizer.decode(ids, **options))
+    except (IndexError, KeyError):  # how tokenizers in Python answer those; the others pass over them
+        return str(tokenizer.decode([token for token in ids if token < len(tokenizer)], **options))
 
 
 def token_class(text: str, position: int) -> TokenClass:

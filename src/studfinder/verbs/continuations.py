@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from contextlib import nullcontext
 
-import torch
-
 from studfinder.edits import Edit, Weights, edited, matched_controls, zero
+from studfinder.measures.greedy import greedy
 from studfinder.models import LM
 from studfinder.records import Continuation, Findings, SuperWeight
 from studfinder.sites import check_causal
-from studfinder.texts import Text, encode
+from studfinder.texts import Text, as_text, encode
 
 PROMPT = "Photosynthesis is the process by which"
 _NEW = 40
@@ -40,20 +39,9 @@ def continuations(lm: LM, findings: Findings, *, bos: bool | None = None) -> tup
 
 def _greedy(lm: LM, ids: list[int], edits: tuple[Edit, ...]) -> str:
     with edited(lm, edits) if edits else nullcontext():
-        with torch.no_grad():
-            output = lm.model.generate(
-                torch.tensor([ids], device=lm.device),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=lm.device),
-                max_new_tokens=_NEW,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=0,
-            )
+        said = greedy(lm, [ids], _NEW)[0]
     assert lm.tokenizer is not None
-    return str(lm.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+    return as_text(lm.tokenizer, said, skip_special_tokens=True)
 
 
 def _name(weight: SuperWeight, control: Weights) -> str:

@@ -22,10 +22,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from studfinder.errors import StudfinderError
 from studfinder.measures.asked import Advance
+from studfinder.measures.greedy import takes_cache
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM
 from studfinder.sites import check_causal
-from studfinder.texts import check_ids, encode_pairs, token_ids
+from studfinder.texts import as_text, check_ids, encode_pairs, token_ids
 from studfinder.texts.encoding import first_token, tokenizer_of
 
 _GENERATED_TOKENS = 8192
@@ -50,7 +51,7 @@ class LiveLM(TemplateLM):
         self.max_length = resolve_max_length(lm.model.config, lm.tokenizer)
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
@@ -110,7 +111,8 @@ class LiveLM(TemplateLM):
             if settings["do_sample"]:
                 raise StudfinderError("the task samples its answers", expected="greedy decoding", do="Use another task")
             new = settings["max_gen_toks"]
-            eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+            ends = self.eot_token_id
+            eos = None if ends is None else self.tokenizer.decode([ends], skip_special_tokens=False)
             stop = handle_stop_sequences(list(settings["until"]), eos=eos)
             room = self.max_length - new
             if room < 1:
@@ -129,9 +131,8 @@ class LiveLM(TemplateLM):
     def _generated(self, prompts: list[list[int]], new: int, stop: list[str]) -> list[str]:
         check_causal(self.lm, "generated answers")
         width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        pad = self.eot_token_id if pad is None else pad
-        pad = pad if pad < self.lm.anatomy.vocabulary else 0
+        fillers = (self.tokenizer.pad_token_id, self.eot_token_id)  # a tokenizer may have neither, and masks hide them
+        pad = next((one for one in fillers if one is not None and one < self.lm.anatomy.vocabulary), 0)
         ids_BT = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self.lm.device)
         mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self.lm.device)
         with torch.no_grad():
@@ -145,10 +146,10 @@ class LiveLM(TemplateLM):
                 top_p=None,
                 top_k=None,
                 pad_token_id=pad,
-                use_cache=True,
+                use_cache=takes_cache(self.lm),
                 stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, width, len(prompts)),
             )
-        return self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
+        return [as_text(self.tokenizer, ids, skip_special_tokens=True) for ids in out_BT[:, width:].tolist()]
 
 
 def _batches(prompts: dict[int, list[int]], new: int) -> list[list[int]]:
