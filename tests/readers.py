@@ -339,6 +339,61 @@ def _(folder: Path) -> Any:
     return cached_content_hash(load(folder))
 
 
+def _anatomy_kept(folder: Path) -> Files:
+    import os
+
+    from studfinder.models import measured
+    from tiny import tiny
+
+    os.environ["STUDFINDER_CACHE"] = str(folder / "cache")
+    measured._KEPT.clear()
+    tiny("llama")
+    return sorted((folder / "cache" / "anatomy").glob("*.json"))
+
+
+@reader("anatomy that was kept", _anatomy_kept, "models/measured.py:_read", cost=6, same=True)
+def _(folder: Path) -> Any:
+    import os
+
+    from studfinder.models import measured
+    from tiny import tiny
+
+    os.environ["STUDFINDER_CACHE"] = str(folder / "cache")
+    measured._KEPT.clear()
+    return repr(tiny("llama").anatomy)
+
+
+def _quantised(folder: Path) -> Files:
+    from test_packed import pack
+
+    path, _ = pack(folder, "llama", "gptq")
+    return [path / "config.json", path / "model.safetensors"]
+
+
+@reader("quantised checkpoint", _quantised, "models/packed.py:plain_view", cost=8)
+def _(folder: Path) -> Any:
+    return _loaded(next(path.parent for path in sorted(folder.rglob("config.json")) if "plain" not in str(path)))
+
+
+def _pieces(folder: Path) -> Files:
+    import io
+
+    import sentencepiece
+
+    _model()(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    file, words = io.BytesIO(), [f"w{n} w{n + 1} w{n % 7}" for n in range(90)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=file, vocab_size=60, minloglevel=2, hard_vocab_limit=False
+    )
+    (folder / "tokenizer.model").write_bytes(file.getvalue())
+    return [folder / "tokenizer.model"]
+
+
+READERS["tokenizer.model"] = Reader("tokenizer.model", _pieces, _loaded, ("models/tokenizing.py:_misread",), cost=8)
+
+
 @reader("code beside a model", _text("config.json", '{"auto_map": {"A": "b.C"}}'), "models/beside.py:_brings_code")
 def _(folder: Path) -> Any:
     from studfinder.models.beside import _brings_code

@@ -72,17 +72,6 @@ def test_remote_code_is_refused(model, mistake):
     mistake("scan", model)
 
 
-def test_an_unknown_architecture(tmp_path, mistake):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model("codegen", vocab_size=32, n_embd=32, n_layer=1, n_head=4, rotary_dim=4)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "codegen")
-    line = mistake("scan", tmp_path / "codegen")
-    assert "architecture 'codegen'" in line
-    assert "is unknown" in line
-    assert "llama" in line
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_not_finite_are_named(model, mistake, value):
     weights = load_file(model / "model.safetensors")

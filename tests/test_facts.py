@@ -197,7 +197,7 @@ class Packed(nn.Module):
 
 
 def packed(draws: random.Random) -> tuple[Packed, int]:
-    wide, out = 8 * draws.randrange(2, 60), 8 * draws.randrange(2, 60)
+    wide, out = 48, 32  # as its config says
     ints, bytes_ = torch.int32, torch.uint8
     name, held, size = draws.choice(
         [

@@ -111,6 +111,8 @@ def as_version_1(findings: Findings) -> str:
     """What the version before wrote for this."""
     plain = to_plain(findings)
     del plain["others"], plain["prompts"]["token_ids"]
+    for name in ("experts", "unseen_experts", "without_attention"):
+        del plain["summary"][name]
     return json.dumps({**plain, "version": 1})
 
 

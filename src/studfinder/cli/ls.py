@@ -33,7 +33,11 @@ def command(
         console.print(table)
         console.print("Any folder, .gguf file or hub id of a decoder works too.", style="dim")
     elif what == "architectures":
-        console.print("any decoder")
+        from studfinder.models.tried import architectures_table
+        from studfinder.report.cells import print_table
+
+        print_table(architectures_table(), Screen(width=240))
+        console.print("Any other decoder is measured in the same way: studfinder anatomy MODEL", style="dim")
     elif what == "detectors":
         from studfinder.detectors import DETECTORS
 

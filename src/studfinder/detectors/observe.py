@@ -12,7 +12,7 @@ import torch
 from studfinder.detectors.detector import Detector
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.sites import bidirectional, tapped
+from studfinder.sites import BlockOutput, bidirectional, tapped
 from studfinder.texts import Batch, batches, check_ids
 
 _HELD_BYTES = 64 << 20
@@ -36,6 +36,9 @@ def observe(
 
     Returns:
         whether every last-token logit was finite.
+
+    Raises:
+        StudfinderError: the blocks of this model see something else than the tokens of the text.
     """
     watching = list(detectors)
     options: dict[str, Any] = {"use_cache": False}
@@ -48,7 +51,18 @@ def observe(
     finite = True
     queue = _Queue(watching)
     check_ids(lm, encoded)
-    with torch.no_grad(), tapped(lm, read=queue.read):
+
+    def check(event: BlockOutput) -> None:
+        places, given = event.hidden_BTC.shape[1], batch.input_ids_BT.shape[1]
+        if places != given:
+            raise StudfinderError(
+                f"the blocks of {lm.anatomy.architecture} see {places} places where the text has {given} tokens: what "
+                "is found there has no token",
+                expected="one place a token: no patches of bytes, no prefix of the model's own",
+            )
+
+    read = {**queue.read, BlockOutput: [check, *queue.read.get(BlockOutput, ())]}
+    with torch.no_grad(), tapped(lm, read=read):
         for batch in batches(encoded, batch_size, pad):
             for detector in watching:
                 detector.begin(batch)

@@ -64,16 +64,16 @@ def other_neurons(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> l
 
 
 def massive_rows(lm: LM, findings: Findings) -> dict[str, list[int]]:
-    """The rows of q_proj and k_proj that make the massive values, by parameter name: those of the massive dims, and of
-    the dims that rotate together with them. Empty where Q and K are not matrices of their own."""
+    """The rows of matrices that make the massive values of Q and K, by parameter name: those of the massive dims, and
+    of the dims that rotate together with them. Without those whose matrix is not known, or stored (in, out)."""
     rows: dict[str, set[int]] = {}
     for value in findings.massive_values:
-        attention = lm.anatomy.layers[value.layer].attention
-        leaf = {"query": "q_proj", "key": "k_proj"}.get(value.tensor)
-        if leaf is None or attention is None or not hasattr(lm.model.get_submodule(attention), leaf):
+        mixer = lm.anatomy.layers[value.layer].mixer
+        made = None if mixer is None else {"query": mixer.query, "key": mixer.key}.get(value.tensor)
+        if made is None or made.ref.transposed:
             continue
-        own = rows.setdefault(f"{attention}.{leaf}.weight", set())
-        own |= {value.head * lm.anatomy.head_dim + dim for dim in _turned_with(lm, value.layer, value.dim)}
+        own = rows.setdefault(made.ref.parameter, set())
+        own |= {made.first[value.head] + dim for dim in _turned_with(lm, value.layer, value.dim) if dim < made.width}
     return {name: sorted(own) for name, own in sorted(rows.items())}
 
 

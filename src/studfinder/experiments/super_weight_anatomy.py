@@ -28,7 +28,7 @@ from torch import nn
 
 from studfinder.edits import Weights, edited, zero
 from studfinder.experiments.weights import controls_of, super_weights_of
-from studfinder.models import LM
+from studfinder.models import LM, Writer
 from studfinder.records import Chart, Plot, SuperWeight, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import brief, number
@@ -99,7 +99,7 @@ def _apart(lm: LM, weight: SuperWeight, control: Weights, text: Sequence[int], c
     writers = lm.anatomy.layers[weight.layer].writers
     ref = writers[[ref.parameter for ref in writers].index(weight.parameter)]
     path = ref.module.rpartition(".")[0]
-    parts = None if weight.expert is not None else _gated(lm.model.get_submodule(path))
+    parts = None if weight.expert is not None else _gated(lm, ref)
     if parts is None:
         return seen
     with module_inputs(lm, [path]) as kept, torch.no_grad():
@@ -116,16 +116,18 @@ def _apart(lm: LM, weight: SuperWeight, control: Weights, text: Sequence[int], c
     }
 
 
-def _gated(ffn: nn.Module) -> _Gated | None:
+def _gated(lm: LM, writer: Writer) -> _Gated | None:
     """The parts of an FFN; None if it has no gate that we know of."""
+    ffn = lm.model.get_submodule(writer.module.rpartition(".")[0])
     act = getattr(ffn, "act_fn", None) or getattr(ffn, "activation_fn", None)
-    if isinstance(both := getattr(ffn, "gate_up_proj", None), nn.Linear):
-        gate, up = both.weight.detach().float().chunk(2)
-    elif isinstance(getattr(ffn, "gate_proj", None), nn.Linear):
-        gate, up = (getattr(ffn, name).weight.detach().float() for name in ("gate_proj", "up_proj"))
-    else:
+    if act is None or writer.gate is None or writer.up is None:
         return None
-    return None if act is None else (gate, up, act)
+    width = writer.view(lm.model.get_parameter(writer.parameter)).shape[1]
+    gate_FC, up_FC = (
+        rows.ref.view(lm.model.get_parameter(rows.ref.parameter)).detach().float()[rows.first :: rows.step][:width]
+        for rows in (writer.gate, writer.up)
+    )
+    return gate_FC, up_FC, act
 
 
 def _spike(weight: SuperWeight, parts: _Gated, normed_TC: torch.Tensor, channels: int) -> dict[str, Any]:
@@ -163,11 +165,11 @@ def _gains(lm: LM, weight: SuperWeight) -> list[float]:
     its median gain."""
     ratios = []
     for layer in lm.anatomy.layers[weight.layer + 1 :]:
-        for name, module in lm.model.get_submodule(layer.block).named_children():
-            gain_C = getattr(module, "weight", None)
-            if "norm" in name and isinstance(gain_C, torch.Tensor) and gain_C.shape == (lm.anatomy.hidden,):
-                # Gemma multiplies by 1 + weight; what its parameter is called does not tell, its class does.
-                size_C = (gain_C.detach().float() + (1.0 if "Gemma" in type(module).__name__ else 0.0)).abs()
+        for norm in layer.norms:
+            gain_C = getattr(lm.model.get_submodule(norm.module), "weight", None)
+            beside = norm.module.rpartition(".")[0] == layer.block  # others are inside attention
+            if beside and isinstance(gain_C, torch.Tensor) and gain_C.shape == (lm.anatomy.hidden,):
+                size_C = (gain_C.detach().float() + norm.offset).abs()
                 ratios.append(float(size_C[weight.row] / size_C.median()))
     return ratios
 

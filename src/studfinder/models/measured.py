@@ -40,7 +40,8 @@ def anatomy_of(model: Any) -> Anatomy:
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # wherever it is called, compiled or not
             found = _measured(model)
         with suppress(OSError, StudfinderError):  # a cache that cannot be written is none
-            private_text(_place(key), _RECORD.dump_json(found, exclude_defaults=True).decode())
+            text = _RECORD.dump_json(found, exclude_defaults=True)
+            private_text(_place(key), f"{hashlib.sha256(text).hexdigest()}\n{text.decode()}")
     _KEPT[key] = found
     return found
 
@@ -104,7 +105,10 @@ def _key(model: Any) -> str:
         )
         for name, module in model.named_modules(remove_duplicate=False)
     ]
-    shared = [name for name, _ in model.named_modules()]  # a module that layers share is named once
+    first = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    shared = [
+        (name, first[module]) for name, module in model.named_modules(remove_duplicate=False) if first[module] != name
+    ]
     versions = [transformers.__version__, torch.__version__, _code(), _file_of(type(model))]
     whole = json.dumps([said, shapes, shared, versions], default=str, sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
@@ -130,5 +134,7 @@ def _place(key: str) -> Path:
 
 def _read(key: str) -> Anatomy | None:
     with suppress(OSError, ValueError, StudfinderError):
-        return _RECORD.validate_json(_place(key).read_bytes())
+        checksum, _, text = _place(key).read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() == checksum:
+            return _RECORD.validate_json(text)
     return None

@@ -6,6 +6,7 @@ Nothing here knows the name of a part or of a class.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -101,14 +102,23 @@ def _handed(call: Call, after: Call | None) -> torch.Tensor | None:
 
 
 def structure_of(block: nn.Module) -> tuple:
-    """What blocks of one structure have in common: modules, shapes, settings (but numbers, which may count layers)."""
+    """What blocks of one structure have in common: modules, shapes, settings; of numbers, which may count layers, only
+    a 0 or 1 that does not say so by its name: some files write their switches like that."""
     found: list[Any] = []
     for name, module in block.named_modules(remove_duplicate=False):
         shapes = ((leaf, tuple(parameter.shape)) for leaf, parameter in module.named_parameters(recurse=False))
         plain = ((key, value) for key, value in vars(module).items() if not key.startswith("_") and key != "training")
-        settings = ((key, value if isinstance(value, bool | str) else value is None) for key, value in plain)
+        settings = ((key, value if _is_setting(key, value) else value is None) for key, value in plain)
         found.append((name, type(module), tuple(shapes), tuple(settings)))
     return tuple(found)
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    return isinstance(value, bool | str) or (isinstance(value, int) and value in (0, 1) and not _COUNTS.search(key))
+
+
+_COUNTS = re.compile("idx|index|layer|_id$")
+"""Of the name of a number: which block it is in."""
 
 
 def spread(

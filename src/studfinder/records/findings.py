@@ -114,7 +114,8 @@ class SuperWeight(OneLine):
     Attributes:
         layer: block, from 0.
         parameter: name of the Hugging Face parameter.
-        index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts).
+        index: literal index into that parameter (transposed for Conv1D, three numbers for fused experts, two where they
+            stand one under the other).
         checkpoint_tensor, checkpoint_index: the same entry in the checkpoint file, verified there; None if it was not.
         checkpoint_note: why not.
         expert: which expert, or None.
@@ -154,6 +155,12 @@ class SuperWeight(OneLine):
         matrix, expert = self.index[-2:], self.index[:-2]
         if self.layer < 0 or any(at < 0 for at in self.index):
             raise ValueError(f"{self}: a place below 0")
+        if self.expert is not None and not expert:  # experts one under the other in a matrix
+            within = self.row if matrix[1] == self.col else self.col
+            above = matrix[0] - within
+            if above < 0 or above % max(self.expert, 1) or bool(above) != bool(self.expert):
+                raise ValueError(f"{self}: index {list(self.index)} is of another expert")
+            matrix, expert = (within, matrix[1]), (self.expert,)
         if matrix not in ((self.row, self.col), (self.col, self.row)):
             raise ValueError(f"{self}: index {list(self.index)} is another place")
         if expert != (() if self.expert is None else (self.expert,)):

@@ -46,4 +46,4 @@ def _greedy(lm: LM, ids: list[int], edits: tuple[Edit, ...]) -> str:
 
 def _name(weight: SuperWeight, control: Weights) -> str:
     index = ", ".join(map(str, control.entries[0]))
-    return f"layers.{weight.layer} {control.parameter.rpartition('mlp.')[2]}[{index}]"
+    return f"layers.{weight.layer} {'.'.join(control.parameter.split('.')[-2:])}[{index}]"
