@@ -22,7 +22,7 @@ _WIDE = {
     **dict.fromkeys(("head_dim", "query_pre_attn_scalar"), WIDTH // 4),
 }
 FUSED = ("gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next")
-"""Their experts are one parameter: quantising is refused."""
+"""Their experts are one parameter: only symmetric schemes reach them in a packed checkpoint."""
 PLAIN_FAMILIES = tuple(name for name in ARCHITECTURES if name not in FUSED)
 SPECIAL = ("opt-350m", "gemma3", "remote")
 KINDS = (*PLAIN_FAMILIES, *SPECIAL)

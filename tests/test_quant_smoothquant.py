@@ -25,14 +25,14 @@ FOLDED = {
     "gemma3_text": ({"norm", "value", "up"}, 4),
     "stablelm": ({"norm", "value", "up"}, 4),
     "phi3": ({"norm", "up"}, 3),
-    "phi": ({"norm"}, 1),
+    "phi": ({"norm", "value"}, 2),
     "olmo": ({"value", "up"}, 2),
     "olmo2": ({"value", "up"}, 2),
     "gpt2": ({"norm"}, 2),
     "gpt_neox": ({"norm"}, 2),
     "falcon": ({"norm"}, 1),
     "bloom": ({"norm"}, 2),
-    "lfm2": ({"norm", "up"}, 3),
+    "lfm2": ({"norm", "value", "up"}, 4),
 }
 """By architecture: kinds of folds, and how many the block with the most has."""
 

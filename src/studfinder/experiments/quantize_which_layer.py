@@ -111,7 +111,7 @@ class _Work:
 
     def only(self, part: _Part, *, shift: bool = False, keep: HoldOut | None = None, what: str = "") -> ModelVariant:
         """Nothing but this part rounded; with its blocks begun half a block away, or with something of it kept."""
-        rest = [target.ref.module for target in self.targets if target.fused not in part.groups]
+        rest = [target.modules[0] for target in self.targets if target.fused not in part.groups]
         label = part.label + (", shifted" if shift else "") + (f", keep {what}" if what else "")
         return self._variant(label, rest, part.layer, shift, keep, part.label, what)
 
@@ -146,7 +146,7 @@ class _Work:
 
     def _modules(self, chosen: Sequence[_Part]) -> list[str]:
         groups = {group for part in chosen for group in part.groups}
-        return [target.ref.module for target in self.targets if target.fused in groups]
+        return [target.modules[0] for target in self.targets if target.fused in groups]
 
     def kept(self, proven: Sequence[SuperWeight], groups: Sequence[_Part]) -> Iterator[ModelVariant]:
         """Each matrix with proven super weights, and everything, with something of the former kept."""

@@ -60,9 +60,12 @@ def refs_of(look: BlockLook, writers: Sequence[Product]) -> tuple[Writer, ...]:
         stacked = shape[0] // product.experts if len(shape) == 2 and product.experts else 0
         routed = is_routed(look, product)
         experts: Sequence[int | None] = range(product.experts) if product.experts else [None]
-        for name in _beside(look, product.parameter) if routed and not product.experts else [product.parameter]:
+        names = beside(look, product.parameter) if routed and not product.experts else [product.parameter]
+        for place, name in enumerate(names):
+            inner = [rows and _in_list(look, rows, place, len(names)) for rows in (up, gate)]
             found[name] = [
-                Writer(name, one, product.transposed, stacked, _of(up, one), _of(gate, one), routed) for one in experts
+                Writer(name, one, product.transposed, stacked, _of(inner[0], one), _of(inner[1], one), routed)
+                for one in experts
             ]
     return tuple(writer for group in found.values() for writer in group)
 
@@ -74,7 +77,14 @@ def _of(rows: Rows | None, expert: int | None) -> Rows | None:
     return dataclasses.replace(rows, ref=dataclasses.replace(rows.ref, expert=expert))
 
 
-def _beside(look: BlockLook, parameter: str) -> list[str]:
+def _in_list(look: BlockLook, rows: Rows, place: int, members: int) -> Rows:
+    """The same rows of another member of a list."""
+    names = beside(look, rows.ref.parameter)
+    name = names[place] if len(names) == members else rows.ref.parameter
+    return dataclasses.replace(rows, ref=dataclasses.replace(rows.ref, parameter=name))
+
+
+def beside(look: BlockLook, parameter: str) -> list[str]:
     """The same parameter of every member of the list that an expert kept apart stands in."""
     parts = parameter.split(".")
     for at in range(len(parts) - 1, len(look.call.name.split(".")), -1):

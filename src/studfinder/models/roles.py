@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from studfinder.models.anatomy import Layer, Norm
+from studfinder.models.anatomy import Layer, Mixer, Norm
 from studfinder.models.dependence import BlockLook
-from studfinder.models.feeding import is_routed, refs_of, writers_of
+from studfinder.models.feeding import beside, is_routed, refs_of, writers_of
 from studfinder.models.mixing import convolutions, mixers_of
 from studfinder.models.trace import Call
 
@@ -35,14 +35,18 @@ def parts_of(model: Any, block: Call, level: Call, output: torch.Tensor) -> Laye
     mixing += [one for one in look.products if one.parameter.startswith(inside) and one not in mixing]
     mixers += convolutions(look, [mixer.module for mixer in mixers])
     writers = writers_of(look, direct, mixing)
-    experts = max((product.experts for product in writers), default=0)
-    routers = _routers(look, experts) if experts else ()
-    around = next((_around(look, product.parameter) for product in writers if is_routed(look, product)), None)
+    routed = [product for product in writers if is_routed(look, product)]
+    experts = max((product.experts or len(beside(look, product.parameter)) for product in routed), default=0)
+    routers = _routers(look, experts, mixers) if experts else ()
+    around = next((_around(look, product.parameter) for product in routed), None)
     return Layer(block.name, mixers, refs_of(look, writers), _norms(look), routers, _fused(look, routers), around)
 
 
-def _routers(look: BlockLook, experts: int) -> tuple[str, ...]:
-    found = [one.parameter for one in look.products if one.rows in (1, experts) and one.rows != look.width]
+def _routers(look: BlockLook, experts: int, mixers: Sequence[Mixer]) -> tuple[str, ...]:
+    """Matrices with a row for each expert, or with one; in a recurrence a row may be a head's."""
+    apart = tuple(f"{mixer.module}." for mixer in mixers if mixer.kind == "linear")
+    asked = [one for one in look.products if not one.parameter.startswith(apart)]
+    found = [one.parameter for one in asked if one.rows in (1, experts) and one.rows != look.width]
     return tuple(dict.fromkeys(found))
 
 
@@ -65,7 +69,11 @@ def _fused(look: BlockLook, routers: Sequence[str]) -> tuple[tuple[str, ...], ..
         if leaf == "weight" and not product.experts and product.parameter not in routers:
             place = owner.rpartition(".")[0], product.x.data_ptr(), product.x.numel()
             groups.setdefault(place, {})[owner] = None
-    return tuple(tuple(members) for members in groups.values() if len(members) > 1)
+    found: dict[tuple[str, ...], None] = {}
+    for members in groups.values():  # of experts in a list all, whether these tokens reached them or not
+        lists = [beside(look, f"{member}.weight") for member in members]
+        found |= {tuple(name.rpartition(".")[0] for name in same): None for same in zip(*lists, strict=False)}
+    return tuple(members for members in found if len(members) > 1)
 
 
 def _norms(look: BlockLook) -> tuple[Norm, ...]:
@@ -73,14 +81,14 @@ def _norms(look: BlockLook) -> tuple[Norm, ...]:
     for name, (given, gave) in look.call.modules.items():
         module = look.model.get_submodule(name)
         if given and gave and not list(module.children()) and given[0].shape == gave[0].shape:
-            offset = _norm_offset(module, given[0].detach())
+            offset = norm_offset(module, given[0].detach())
             if offset is not None:
                 found.append(Norm(name, offset))
     return tuple(found)
 
 
 @torch.no_grad()
-def _norm_offset(module: nn.Module, x: torch.Tensor) -> float | None:
+def norm_offset(module: nn.Module, x: torch.Tensor) -> float | None:
     """Of a norm: 1 if it multiplies by 1 + weight, else 0. None for any other module.
 
     A norm's output does not change with the size of its input, and changes with its direction.

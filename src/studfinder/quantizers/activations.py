@@ -25,12 +25,6 @@ from studfinder.records import Findings, SuperWeight
 from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
-_READ_RESIDUAL = {
-    *("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3"),
-    *("c_attn", "c_fc", "fc1", "query_key_value", "dense_h_to_4h"),
-}
-"""Matrices that read the residual stream through a norm."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Restore(Config):
@@ -134,7 +128,10 @@ def enter_rounding(bench: Workbench, config: ActivationScheme) -> None:
     """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
     with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
-    round_inputs(bench.journal, bench.lm, config, bench.targets, ranges)
+    chosen = [target for target in bench.targets if target.part is None]
+    round_inputs(bench.journal, bench.lm, config, chosen, ranges)
+    if len(chosen) < len(bench.targets):
+        bench.notes.append("inputs of experts in a fused parameter are not rounded, as plain transformers does not")
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"
     bench.notes.append(f"inputs of the quantised matrices rounded: {what}{held}")
@@ -174,9 +171,8 @@ def round_inputs(
                 raise StudfinderError(f"no range is known for the input of {target.name}", do="Calibrate it")
             low, high = ranges[target.name]
             grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
-        journal.hook(
-            lm.model.get_submodule(target.ref.module), partial(_round_input, config, channels, grid), before=True
-        )
+        module = lm.model.get_submodule(target.ref.module)
+        journal.hook(module, partial(_round_input, config, channels, grid), before=True)
 
 
 def fake_quantized(
@@ -231,9 +227,25 @@ def super_channels(lm: LM, findings: Findings | Sequence[SuperWeight]) -> tuple[
     for weight in meant(findings):
         places.setdefault(weight.parameter, set()).add(weight.col)
         for target in targets(lm):
-            if target.layer > weight.layer and target.ref.module.rpartition(".")[2] in _READ_RESIDUAL:
+            if target.layer > weight.layer and _reads_residual(lm, target):
                 places.setdefault(target.name, set()).add(weight.row)
     return tuple((name, tuple(sorted(channels))) for name, channels in places.items())
+
+
+def _reads_residual(lm: LM, target: Target) -> bool:
+    """Whether a matrix reads the residual stream through a norm: it is as wide, and reads no other matrices' results.
+
+    Raises:
+        StudfinderError: of an attention it is unknown which matrix reads its result.
+    """
+    layer = lm.anatomy.layers[target.layer]
+    for mixer in layer.mixers:
+        if mixer.output is None and mixer.kind == "softmax":
+            raise StudfinderError(f"which matrices of layer {target.layer} read the residual stream is unknown")
+    inner = {mixer.output.parameter for mixer in layer.mixers if mixer.output is not None}
+    inner |= {writer.parameter for writer in layer.writers}
+    width = lm.anatomy.hidden // lm.anatomy.streams
+    return target.part is None and target.name not in inner and target.weight(lm).shape[1] == width
 
 
 def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, Ends]:

@@ -44,7 +44,9 @@ def as_it_is(bench: Workbench, group: list[Target], moments: dict[str, torch.Ten
     """Nothing changed and nothing held out."""
     weights = {target.name: target.weight(bench.lm).float() for target in group}
     none = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    return _Way("as it is", weights, moments, none)
+    # An expert that no token reached: every input counts alike.
+    seen = {name: moments[name] if name in moments else torch.eye(weight.shape[1]) for name, weight in weights.items()}
+    return _Way("as it is", weights, seen, none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ class Auto(Config):
     def _way(self, bench: Workbench, group: list[Target], moments: dict[str, torch.Tensor]) -> _Way | None:
         """What is cheapest within the budget; None to skip the group."""
         plain = as_it_is(bench, group, moments)
-        size = sum(output_error(weight, moments[name]) for name, weight in plain.weights.items())
+        size = sum(output_error(weight, plain.moments[name]) for name, weight in plain.weights.items())
         for way in self._ways(bench, group, plain):
             error = 0.0
             for name, w in way.weights.items():
@@ -139,7 +141,7 @@ def _changed(bench: Workbench, target: Target, plain: _Way, asked: dict[str, tor
     """A down projection with the columns of its neurons sorted, or with those of kept weights rebalanced: the neurons'
     own rows, in the matrix before, are rounded as before (a power of two changes no code)."""
     ffn = find_ffn(bench.lm, target.layer)
-    if ffn is None or ffn.down != target.name:
+    if ffn is None or ffn.parameter != target.name:
         return
     name, down_RC, moment_CC = target.name, plain.weights[target.name], plain.moments[target.name]
     order = by_size(down_RC)

@@ -146,7 +146,12 @@ class AWQ(Config):
 
     def _clips(self, bench: Workbench, block: Block, clip: Clip) -> dict[str, torch.Tensor]:
         """The factor of each block's range, (out, groups), by parameter name."""
-        wanted = [t for t in block.targets if t.ref.module.rpartition(".")[2] not in ("q_proj", "k_proj")]
+        mixer = bench.lm.anatomy.layers[block.layer].mixer
+        scores = () if mixer is None else (mixer.query, mixer.key)
+        left = {rows.ref for rows in scores if rows is not None}
+        if mixer is not None and mixer.value is not None:  # which may be in one matrix with them
+            left.discard(mixer.value.ref)
+        wanted = [target for target in block.targets if target.ref not in left]
         moments = second_moments(block, [target.name for target in wanted])
         return {
             target.name: _best_clip(

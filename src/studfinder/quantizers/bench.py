@@ -66,8 +66,7 @@ class Workbench:
         if quantized.codes_RC.shape != weight.shape:
             raise ValueError(f"{target.name}: {tuple(quantized.codes_RC.shape)} for {tuple(weight.shape)}")
         made = quantized.dequantized()
-        index = () if target.ref.expert is None else (target.ref.expert,)
-        self.journal.write(target.name, made.T if target.ref.transposed else made, index)
+        self.journal.write(target.ref.parameter, made.T if target.ref.transposed else made, target.index)
         self.done[target.name] = quantized
         self.progress("quantise", len(self.done), len(self.targets))
 

@@ -17,6 +17,7 @@ from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.source import Files
+from studfinder.quantizers.targets import Target
 from studfinder.quantizers.verify import Meant
 
 
@@ -68,20 +69,26 @@ def bench_entries(bench: Workbench, format: str) -> list[TensorGroup]:
     """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name."""
     entries, seen = [], set()
     state = bench.lm.model.state_dict()
-    stands = {_place(state[name]): quantized for name, quantized in bench.done.items()}
+    by_name: dict[str, Quantized] = {}
+    parts: dict[str, list[Target]] = {}
+    for target in bench.targets if format != "dense" else ():
+        if target.name in bench.done:
+            # Modules that share a matrix are decompressed each by itself, so that every one needs it.
+            by_name |= dict.fromkeys((target.name, *target.also), bench.done[target.name])
+            if target.part is not None:
+                parts.setdefault(target.ref.parameter, []).append(target)
     for name, tensor in state.items():
-        # Two modules with one matrix are decompressed each by itself: both need what stands in it, which is what the
-        # last of them was rounded to.
-        quantized = stands[_place(tensor)] if name in bench.done else None
-        if _place(tensor) in seen and tensor.numel() and (quantized is None or format == "dense"):
+        made = parts.get(name, [])
+        for one in made or ([name] if name in by_name else []):
+            written = one if isinstance(one, str) else one.name
+            quantized = by_name[written]
+            make = partial(replace, quantized)  # as it is
+            shape = tuple(quantized.codes_RC.shape)
+            entries.append(_quantized_entry(written, shape, quantized.scheme, format, tensor.dtype, make))
+        if made or name in by_name or (_place(tensor) in seen and tensor.numel()):
             continue
         seen.add(_place(tensor))
-        shape = tuple(tensor.shape)
-        if quantized is None or format == "dense":
-            entries.append(TensorGroup({name: (tensor.dtype, shape)}, partial(dict, {name: tensor})))
-        else:
-            make = partial(replace, quantized)  # as it is
-            entries.append(_quantized_entry(name, shape, quantized.scheme, format, tensor.dtype, make))
+        entries.append(TensorGroup({name: (tensor.dtype, tuple(tensor.shape))}, partial(dict, {name: tensor})))
     return entries
 
 

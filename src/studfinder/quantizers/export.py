@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError, unknown
+from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
-from studfinder.quantizers.targets import Target
+from studfinder.quantizers.targets import Target, left_experts
+from studfinder.report.words import count
 
 FORMATS = (
     "auto",
@@ -76,7 +78,40 @@ def _problem(scheme: Scheme, dtype: torch.dtype, found: Sequence[Target]) -> str
     if scheme.remainder == "block" and not isinstance(scheme.block, str | tuple):
         return "compressed-tensors has no smaller last block"
     transposed = next((target.name for target in found if target.ref.transposed), None)
-    return f"{transposed} is a Conv1D, and compressed-tensors holds Linear only" if transposed else None
+    return (
+        f"{transposed} is stored (in, out), as Conv1D does, and compressed-tensors has Linear only"
+        if transposed
+        else None
+    )
+
+
+def holds_experts(scheme: Scheme, format: str) -> bool:
+    """Whether plain transformers reads experts that it fuses into one parameter from matrices in this format.
+
+    As it loads, it unpacks codes without zero points, and multiplies fp8 by one scale for each row or matrix.
+    """
+    if format == "pack-quantized":
+        return scheme.zero == "none"
+    return format == "dense" or (format == "float-quantized" and isinstance(scheme.block, str))
+
+
+def whole_experts(
+    lm: LM, found: Sequence[Target], skipped: Collection[str], scheme: Scheme, format: str
+) -> tuple[set[str], list[str]]:
+    """Fused groups of experts that stay as they are, because plain transformers would not read them from this format;
+    and what is said of all experts that do.
+
+    Args:
+        found: every matrix of the model that may be quantised.
+        skipped: fused groups that stay as they are for other reasons.
+    """
+    apart = [target for target in found if target.part is not None and target.fused not in skipped]
+    apart = [] if holds_experts(scheme, format) else apart
+    dtype = str(lm.dtype).removeprefix("torch.")
+    why = f"plain transformers does not read them from {format} with this scheme (of int4 it does with zero='none')"
+    counts = {why: len(apart), "transformers has them in one parameter, in files too": left_experts(lm, found)}
+    said = [f"{count(n, 'matrix', 'matrices')} of experts stay in {dtype}: {why}" for why, n in counts.items() if n]
+    return {target.fused for target in apart}, said
 
 
 def weight_arguments(scheme: Scheme) -> dict[str, Any]:
@@ -105,7 +140,7 @@ def quantization_config(
     ignore: Sequence[str],
     acts: dict | None = None,
     *,
-    linear: bool = True,
+    dense: bool = False,
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
@@ -116,7 +151,7 @@ def quantization_config(
         chosen: what is quantised.
         ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what neither list names.
         acts: QuantizationArgs of input activations, where a method quantises those too.
-        linear: whether all that is quantised is torch's Linear itself.
+        dense: have transformers dequantise weights as it loads them, not in the first forward pass.
 
     Raises:
         StudfinderError: nothing is quantised.
@@ -140,8 +175,7 @@ def quantization_config(
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if not linear or (scheme.zero == "integer" and format == "pack-quantized"):
-        # A Linear with a forward of its own (Falcon's) looks for a weight that compressed modules do not have.
+    if dense or (scheme.zero == "integer" and format == "pack-quantized"):
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True

@@ -1,66 +1,41 @@
-"""Where the matrices of a block's feed-forward network are: what reads each neuron, and what writes it."""
+"""The gated feed-forward network of a block as anatomy has it, and factors for its neurons."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
+from studfinder.models import LM, Rows, Writer
 from studfinder.quantizers.bench import Workbench
 
-_INNER = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
-"""By the name of the down projection: what enters the activation, and what multiplies it."""
 
-
-@dataclass(frozen=True)
-class FFN:
-    """A gated feed-forward network, down(act(gate(x)) * up(x)), by parameter names.
-
-    Attributes:
-        down: (hidden, neurons).
-        up: the parameter whose rows from `up_first` on are what multiplies, (neurons, hidden).
-        gate: the same for what goes through the activation. In phi3 both are one parameter.
-    """
-
-    down: str
-    up: str
-    up_first: int
-    gate: str
-    gate_first: int
-
-
-def find_ffn(lm: LM, layer: int) -> FFN | None:
-    """The feed-forward network of a block; None if it is not gated (what lies before the activation cannot be scaled),
-    or a mixture."""
+def find_ffn(lm: LM, layer: int) -> Writer | None:
+    """The down projection of a block's feed-forward network, with `up` and `gate`; None if it is not gated (what lies
+    before the activation cannot be scaled), or a mixture."""
     writers = lm.anatomy.layers[layer].writers
-    if len(writers) == 1 and writers[0].expert is None and not writers[0].transposed:
-        parent, _, leaf = writers[0].module.rpartition(".")
-        block = lm.model.get_submodule(parent)
-        down = writers[0].parameter
-        if leaf in _INNER and all(isinstance(getattr(block, name, None), nn.Linear) for name in _INNER[leaf]):
-            gate, up = (f"{parent}.{name}.weight" for name in _INNER[leaf])
-            return FFN(down, up, 0, gate, 0)
-        if isinstance(getattr(block, "gate_up_proj", None), nn.Linear):
-            both = f"{parent}.gate_up_proj.weight"
-            return FFN(down, both, lm.model.get_parameter(down).shape[1], both, 0)
-    return None
+    if len(writers) != 1 or writers[0].routed or writers[0].up is None or writers[0].gate is None:
+        return None
+    plain = not any(ref.transposed or ref.stacked for ref in (writers[0], writers[0].up.ref, writers[0].gate.ref))
+    return writers[0] if plain else None
 
 
-def ffn_of(lm: LM, layer: int) -> FFN:
-    """The same. Raises StudfinderError if there is none."""
+def ffn_of(lm: LM, layer: int) -> tuple[Writer, Rows, Rows]:
+    """The same, with its `up` and its `gate`. Raises StudfinderError if there is none."""
     found = find_ffn(lm, layer)
-    if found is not None:
-        return found
+    if found is not None and found.up is not None and found.gate is not None:
+        return found, found.up, found.gate
     raise StudfinderError(
         f"layer {layer} of this {lm.anatomy.architecture} model has no gated feed-forward network of its own",
         expected="down(act(gate(x)) * up(x))",
     )
 
 
-def scale_rows(bench: Workbench, name: str, rows: list[int], factors: torch.Tensor) -> None:
+def rows_of(rows: Rows, neurons: torch.Tensor) -> torch.Tensor:
+    """Which rows of their matrix make these neurons."""
+    return rows.first + rows.step * neurons
+
+
+def scale_rows(bench: Workbench, name: str, rows: torch.Tensor, factors: torch.Tensor) -> None:
     """Multiply rows of a matrix (out, in), and of its bias, by powers of two.
 
     Raises:
@@ -71,7 +46,7 @@ def scale_rows(bench: Workbench, name: str, rows: list[int], factors: torch.Tens
         bench.journal.write(parameter, _scaled(value, rows, column, 0, parameter))
 
 
-def scale_columns(bench: Workbench, name: str, cols: list[int], factors: torch.Tensor) -> None:
+def scale_columns(bench: Workbench, name: str, cols: torch.Tensor, factors: torch.Tensor) -> None:
     """Multiply columns of a matrix (out, in) by powers of two. Raises as `scale_rows`."""
     value = bench.lm.model.get_parameter(name).detach()
     bench.journal.write(name, _scaled(value, cols, factors.to(value)[None, :], 1, name))
@@ -84,9 +59,10 @@ def with_bias(lm: LM, name: str) -> dict[str, torch.Tensor]:
     return {f"{module}.{leaf}": value.detach() for leaf, value in found if leaf in ("weight", "bias")}
 
 
-def _scaled(value: torch.Tensor, places: list[int], factors: torch.Tensor, axis: int, name: str) -> torch.Tensor:
-    old = value.index_select(axis, torch.tensor(places, device=value.device))
+def _scaled(value: torch.Tensor, places: torch.Tensor, factors: torch.Tensor, axis: int, name: str) -> torch.Tensor:
+    places = places.to(value.device)
+    old = value.index_select(axis, places)
     new = old * factors
     if not torch.equal(new / factors, old) or not torch.isfinite(new).all():
         raise StudfinderError(f"{name} cannot be scaled exactly in {value.dtype}", do="Use a smaller factor")
-    return value.clone().index_copy_(axis, torch.tensor(places, device=value.device), new)
+    return value.clone().index_copy_(axis, places, new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,24 +13,11 @@ from torch import nn
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.ffn import find_ffn
+from studfinder.quantizers.ffn import find_ffn, rows_of
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.targets import matrix_of
+from studfinder.quantizers.targets import matrices_of
 from studfinder.quantizers.walk import Block
 from studfinder.sites import Journal
-
-_NORMS = (
-    "input_layernorm",
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "ln_1",
-    "ln_2",
-    "self_attn_layer_norm",
-    "final_layer_norm",
-    "operator_norm",
-    "ffn_norm",
-)
-"""What a block calls the norms in front of its matrices; which matrices read one is seen in a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +25,8 @@ class Fold:
     """Matrices that read the same channels, and what makes those channels.
 
     Attributes:
-        kind: "norm", "value" (v_proj makes what o_proj reads) or "up" (up_proj what down_proj reads).
+        kind: "norm", "value" (the value projection makes what attention's output projection reads) or "up" (the up
+            projection makes what the down projection reads).
         source: the module that makes the channels.
         row_C: which of the source's rows each input channel comes from: a value head is read by all its query heads.
         reads: the matrices.
@@ -65,7 +53,7 @@ class Fold:
             scale = scale_C[:, None] if ref.transposed else scale_C
             made[ref.parameter] = (parameter.float() * scale).to(parameter.dtype)
         source = model.get_submodule(self.source)
-        rows = source.weight.shape[-1] if type(source).__name__ == "Conv1D" else source.weight.shape[0]
+        rows = source.weight.shape[0]
         by_row = torch.ones(rows).index_copy_(0, self.row_C, scale_C)
         for leaf, parameter in source.named_parameters(recurse=False):
             old = parameter.detach()
@@ -94,48 +82,46 @@ def norm_folds(lm: LM, block: Block) -> list[Fold]:
     Which matrices read a norm is seen by running the block over one window. A norm without numbers of its own, and
     one that something else reads too, has no fold.
     """
-    path = lm.anatomy.layers[block.layer].block
-    owner = lm.model.get_submodule(path)
-    norms = {f"{path}.{name}": getattr(owner, name) for name in _NORMS if hasattr(owner, name)}
-    norms = {name: norm for name, norm in norms.items() if getattr(norm, "weight", None) is not None}
-    readers = _readers(lm, block, path, norms)
+    layer = lm.anatomy.layers[block.layer]
+    matrices = matrices_of(lm, block.layer)
+    readers = readers_of(lm, [norm.module for norm in layer.norms], partial(block.run, first=1), layer.block)
     found = []
-    for name, norm in norms.items():
-        seen = [matrix_of(reader, lm.model.get_submodule(reader)) for reader in readers[name]]
-        refs = tuple(ref for ref in seen if ref is not None)
-        if refs and len(refs) == len(seen):
-            row_C = torch.arange(norm.weight.shape[0])
-            found.append(Fold("norm", name, row_C, refs, _offset(norm), _common(readers[name], path)))
+    for norm in layer.norms:
+        names = readers[norm.module]
+        own = dict(lm.model.get_submodule(norm.module).named_parameters(recurse=False))
+        refs = tuple(matrices[reader] for reader in names if reader in matrices)
+        if refs and len(refs) == len(names) and "weight" in own and own.keys() <= {"weight", "bias"}:
+            row_C = torch.arange(len(own["weight"]))
+            found.append(Fold("norm", norm.module, row_C, refs, norm.offset, _common(names, layer.block)))
     return found
 
 
 def value_fold(lm: LM, layer: int, *, shared: bool = False) -> Fold | None:
-    """v_proj and o_proj of a block; None where they are not apart, or where query heads share values and `shared` is
-    False: then heads that share a value must share its factors."""
-    attention = lm.anatomy.layers[layer].attention
-    module = None if attention is None else lm.model.get_submodule(attention)
-    value, output = (getattr(module, name, None) for name in ("v_proj", "o_proj"))
-    if not isinstance(value, nn.Linear) or not isinstance(output, nn.Linear):
+    """The value and the output projection of a block's attention; None where values share their matrix with something
+    else or their rows are unknown, or where query heads share values and `shared` is False: then heads that share a
+    value must share its factors."""
+    mixer = lm.anatomy.layers[layer].mixer
+    if mixer is None or mixer.value is None or mixer.output is None or mixer.value.ref.transposed:
         return None
-    cols, rows = output.in_features, value.out_features
-    if cols != rows and (not shared or cols % rows):
+    first_G = torch.tensor(mixer.value.first)
+    heads = torch.arange(mixer.heads) // max(1, mixer.heads // len(first_G))
+    rows = lm.model.get_parameter(mixer.value.ref.parameter).shape[0]
+    cols = mixer.output.view(lm.model.get_parameter(mixer.output.parameter)).shape[1]
+    if rows != len(first_G) * mixer.value.width or cols != len(heads) * mixer.value.width:
         return None
-    dim = lm.anatomy.head_dim
-    heads = torch.arange(cols // dim) // (cols // rows)
-    row_C = (heads[:, None] * dim + torch.arange(dim)).flatten()
-    ref = MatrixRef(f"{attention}.o_proj.weight")
-    return Fold("value", f"{attention}.v_proj", row_C, (ref,), 0.0, ref.module)
+    if cols != rows and not shared:
+        return None
+    row_C = (first_G[heads][:, None] + torch.arange(mixer.value.width)).flatten()
+    return Fold("value", mixer.value.ref.module, row_C, (mixer.output,), 0.0, mixer.output.module)
 
 
 def up_fold(lm: LM, layer: int) -> Fold | None:
-    """up_proj and down_proj of a gated feed-forward network; None if there is none."""
-    ffn = find_ffn(lm, layer)
-    if ffn is None:
+    """The up and the down projection of a gated feed-forward network; None if there is none."""
+    down = find_ffn(lm, layer)
+    if down is None or down.up is None:
         return None
-    cols = lm.model.get_parameter(ffn.down).shape[1]
-    ref = MatrixRef(ffn.down)
-    row_C = torch.arange(cols) + ffn.up_first
-    return Fold("up", ffn.up.removesuffix(".weight"), row_C, (ref,), 0.0, ref.module)
+    row_C = rows_of(down.up, torch.arange(lm.model.get_parameter(down.parameter).shape[1]))
+    return Fold("up", down.up.ref.module, row_C, (down,), 0.0, down.module)
 
 
 def exact_folds(lm: LM, block: Block, *more: Fold | None) -> list[Fold]:
@@ -183,9 +169,15 @@ def swapped(lm: LM, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
         yield
 
 
-def _readers(lm: LM, block: Block, path: str, norms: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Which modules of a block are given the output of each norm, seen by running it over one window."""
-    readers: dict[str, list[str]] = {name: [] for name in norms}
+def readers_of(lm: LM, makers: Iterable[str], run: Callable[[], object], inside: str) -> dict[str, list[str]]:
+    """Which modules without parts of their own are given the output of each of some others, as it is.
+
+    Args:
+        makers: their names.
+        run: runs what they are in.
+        inside: the module that the readers are in.
+    """
+    readers: dict[str, list[str]] = {name: [] for name in makers}
     made: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no other tensor takes its address
 
@@ -199,22 +191,13 @@ def _readers(lm: LM, block: Block, path: str, norms: Mapping[str, nn.Module]) ->
                 readers[made[id(value)]].append(name)
 
     with Journal(lm.model) as journal:
-        for name, norm in norms.items():
-            journal.hook(norm, partial(after, name))
-        for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
+        for name in readers:
+            journal.hook(lm.model.get_submodule(name), partial(after, name))
+        for name, module in lm.model.get_submodule(inside).named_modules(prefix=inside):
             if not list(module.children()):
                 journal.hook(module, partial(before, name), before=True, with_kwargs=True)
-        block.run(first=1)
+        run()
     return readers
-
-
-@torch.no_grad()
-def _offset(norm: nn.Module) -> float:
-    """1 if the norm multiplies by 1 + weight: with a weight of 0 it still lets its input through."""
-    weight = norm.get_parameter("weight")
-    probe = torch.randn(1, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight)
-    zero = {name: torch.zeros_like(value) for name, value in norm.named_parameters()}
-    return float(torch.func.functional_call(norm, zero, (probe,)).abs().max() > 0)
 
 
 def _common(names: list[str], block: str) -> str:

@@ -15,7 +15,7 @@ from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
 from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, kept_entries, nearest
 from studfinder.quantizers.scheme import Scheme, tile
-from studfinder.quantizers.targets import by_fused
+from studfinder.quantizers.targets import by_input
 from studfinder.quantizers.walk import second_moments, walk
 from studfinder.records.config import Config, option
 
@@ -60,18 +60,18 @@ class GPTQ(Config):
     def run(self, bench: Workbench) -> None:
         for block in walk(bench):
             moments = second_moments(block)
-            for number, (fused, group) in enumerate(by_fused(block.targets).items()):
+            for number, (read, group) in enumerate(by_input(block.targets).items()):
                 names = [target.name for target in group]
                 if self.sequential and number:
                     moments.update(second_moments(block, names))
                 finite_inputs({name: moments[name] for name in names if name in moments})
                 weights = [finite_weight(target, bench.lm) for target in group]
                 if names[0] not in moments:
-                    bench.notes.append(f"{fused}: no calibration token came here; rounded to nearest")
+                    bench.notes.append(f"{read}: no calibration token came here; rounded to nearest")
                 moment_CC = moments.get(names[0], torch.eye(weights[0].shape[1]))
                 found, damping = gptq(weights, moment_CC, self, [bench.held.get(name) for name in names])
                 if damping > self.damping:
-                    bench.notes.append(f"{fused}: the Hessian was singular; damped by {damping:g}")
+                    bench.notes.append(f"{read}: the Hessian was singular; damped by {damping:g}")
                 for target, one in zip(group, found, strict=True):
                     bench.put(target, one)
 

@@ -152,8 +152,6 @@ def _weights(what: Any) -> list[Weights]:
     if isinstance(what, Selection):
         return _weights(meant(what))
     if isinstance(what, SuperWeight):
-        if what.expert is not None:
-            raise StudfinderError(f"{what} is in a fused expert", expected="a matrix of its own")
         return [Weights(parameter=what.parameter, entries=(what.index,))]
     if isinstance(what, Iterable) and not isinstance(what, str):
         return [weights for part in what for weights in _weights(part)]
@@ -163,31 +161,35 @@ def _weights(what: Any) -> list[Weights]:
 def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
     groups: set[str] = set()
     for name in one.names:
-        matched = {t.fused for t in found if any(fnmatch.fnmatchcase(n, name) for n in (t.name, t.ref.module))}
+        matched = {t.fused for t in found if any(fnmatch.fnmatchcase(n, name) for n in (t.name, *t.modules, *t.also))}
         if not matched:
-            raise StudfinderError(f"no matrix is called {name!r}", expected=f"one like {found[0].ref.module}")
+            raise StudfinderError(f"no matrix is called {name!r}", expected=f"one like {found[0].modules[0]}")
         groups |= matched
     return groups
 
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
-    by_name = {target.name: target for target in found}
     for weights in one.entries:
-        target = by_name.get(weights.parameter)
-        if target is None:
-            raise StudfinderError(f"{weights.parameter} is not quantised", expected="a Linear inside the blocks")
-        mask = _empty(lm, target)
-        own = mask.T if target.ref.transposed else mask
+        own = [target for target in found if weights.parameter in (target.name, target.ref.parameter, *target.also)]
+        if not own:
+            raise StudfinderError(f"{weights.parameter} is not quantised", expected="a matrix inside the blocks")
+        parameter = lm.model.get_parameter(own[0].ref.parameter)
+        whole = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+        places = own[0].of(whole) if weights.parameter == own[0].name and own[0].part else whole
         for entry in weights.entries:
             try:
-                own[tuple(slice(None) if at is None else at for at in entry)] = True
+                places[tuple(slice(None) if at is None else at for at in entry)] = True
             except IndexError:
                 raise StudfinderError(
-                    f"{list(entry)} is not an index into {target.name}", expected=f"one within {tuple(own.shape)}"
+                    f"{list(entry)} is not an index into {weights.parameter}",
+                    expected=f"one within {tuple(places.shape)}",
                 ) from None
-        if one.columns:
-            mask = mask.any(dim=0).expand_as(mask)
-        held[target.name] = held.get(target.name, _empty(lm, target)) | mask
+        for target in own:
+            mask = target.of(whole)
+            if one.columns:
+                mask = mask.any(dim=0).expand_as(mask)
+            if mask.any():
+                held[target.name] = held.get(target.name, _empty(lm, target)) | mask
     if one.fraction:
         for target in found:
             weight = finite_weight(target, lm)  # NaN would count as the largest

@@ -15,13 +15,12 @@ from studfinder.quantizers.grid import grid_of, nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
 from studfinder.records.config import Config, option
-from studfinder.sites import AttentionCall, ModelCall, Site, tapped
+from studfinder.sites import AttentionCall, BlockOutput, ModelCall, Site, tapped
 from studfinder.texts import batches
 
 _SCALE_BITS = 16
-_PLAIN = ("eager", "sdpa", "flex_attention")
-_SHIFTED = ("clipped_softmax", "alibi")
-"""Attention variants with a function of their own that still looks at differences of scores only."""
+_SEEN = (1e-4, 2e-2)
+"""By how much of its norm a block's output may change for other reasons than a constant, in 32 and in 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +138,13 @@ def check_supported(lm: LM, config: KVCache) -> None:
         )
     if config.centre != "dropped":
         return
-    for part in lm.anatomy.layers:
-        seen = None if part.attention is None else _sees_constants(lm, lm.model.get_submodule(part.attention))
-        if seen is not None:
-            raise StudfinderError(
-                f"{seen} sees a constant that is added to all scores of a query",
-                expected="a plain softmax",
-                do="Use centre='added'",
-            )
+    seen = _sees_constants(lm)
+    if seen is not None:
+        raise StudfinderError(
+            f"{seen} sees a constant that is added to all scores of a query",
+            expected="a plain softmax",
+            do="Use centre='added'",
+        )
 
 
 def key_means(
@@ -257,17 +255,40 @@ def _keys(
     return replaced
 
 
-def _sees_constants(lm: LM, module: Any) -> str | None:
-    """What in an attention module tells apart scores that differ by a constant; None if nothing does."""
-    config = lm.model.config.get_text_config(decoder=True)
-    if getattr(config, "attn_logit_softcapping", None) or getattr(module, "attn_logit_softcapping", None):
-        return "a soft cap on scores"
-    if getattr(module, "sinks", None) is not None:
-        return "a sink logit"
-    part = getattr(module, "weights_part", None)
-    if part is not None:
-        return None if part in _SHIFTED else part
-    name = lm.model.config._attn_implementation or "eager"
-    if lm.anatomy.interface and name not in _PLAIN and not name.startswith("flash_attention"):
-        return f"attention {name!r}, of which nothing is known,"
+@torch.no_grad()
+def _sees_constants(lm: LM) -> str | None:
+    """What in a model's attention tells apart scores that differ by a constant; None if nothing does.
+
+    Attention of unknown kind is asked: one vector is added to all keys, and whatever then changes has seen it.
+    """
+    from studfinder.attention.saved import variants_of
+
+    calls: dict[int, AttentionCall] = {}
+    outputs: dict[int, torch.Tensor] = {}
+    changed: list[int] = []
+
+    def compare(event: BlockOutput) -> None:
+        new = event.hidden_BTC.float()
+        old = outputs.setdefault(event.layer, new)
+        if not (new - old).norm() <= _SEEN[lm.dtype.itemsize < 4] * old.norm():
+            changed.append(event.layer)
+
+    def shifted(key_BGSD: torch.Tensor) -> torch.Tensor:
+        spread = torch.linspace(-1, 1, key_BGSD.shape[-1]).to(key_BGSD)
+        return key_BGSD + 2 * key_BGSD.abs().mean() * spread
+
+    attending = [layer for layer, part in enumerate(lm.anatomy.layers) if part.attention is not None]
+    ids_BT = torch.randint(lm.anatomy.vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(lm.device)
+    for replace in ({}, {Site("key", layer): shifted for layer in attending}):
+        readers: dict[type, Any] = {AttentionCall: (lambda event: calls.setdefault(event.layer, event),)}
+        with tapped(lm, read={**readers, BlockOutput: (compare,)}, replace=replace):
+            lm.model(input_ids=ids_BT, use_cache=False)
+    for layer, call in sorted(calls.items()):
+        if call.softcap:
+            return "a soft cap on scores"
+        if call.sinks is not None:
+            return "a sink logit"
+        if layer in changed and not call.comparable:
+            names = [variant.name for variant in variants_of(lm.model.config)]
+            return f"attention {' and '.join(names) or lm.model.config._attn_implementation!r}, in layer {layer},"
     return None

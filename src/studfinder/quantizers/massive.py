@@ -1,4 +1,4 @@
-"""Massive values of Q and K as weights for a quantiser: which rows of q_proj and k_proj an error hurts most in."""
+"""Massive values of Q and K as weights for a quantiser: which rows of their matrices an error hurts most in."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.rotary_pairs import mean_by_pair, pairs_of
+from studfinder.quantizers.rotary_pairs import all_rows, mean_by_pair, pairs_of, query_and_key
 
 
 def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
-    """How much a square error in each row of q_proj and k_proj counts, (out,), by parameter name.
+    """How much a square error in each row of the query and the key projection counts, (out,), by parameter name.
 
-    A score is sum_d q_d k_d, so an error in q_d counts with k_d^2: a row of q_proj gets the mean square of the keys of
-    its head at its dim, a row of k_proj the sum over the query heads that read it. Dims that rotate together get their
+    A score is sum_d q_d k_d, so an error in q_d counts with k_d^2: a query's row gets the mean square of the keys of
+    its head at its dim, a key's row the sum over the query heads that read it. Dims that rotate together get their
     mean, because rows are before RoPE and the map after it. Only what several rows share can be chosen by such weights:
     AWQ's factors, or a range shared by rows. Rounding to nearest and GPTQ minimise each row by itself, where a factor
     for the row changes nothing.
@@ -24,7 +24,7 @@ def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
         profile: profile.safetensors of a scan of this model, or its run folder.
 
     Raises:
-        StudfinderError: it holds no map, or one of another shape; q_proj and k_proj are not apart.
+        StudfinderError: it holds no map, or one of another shape; Q and K are not made apart.
     """
     from safetensors.torch import load_file
 
@@ -40,13 +40,12 @@ def row_weights(lm: LM, profile: str | Path) -> dict[str, torch.Tensor]:
         )
     weights = {}
     for place, layer in enumerate(maps["norm.query.layers"].tolist()):
-        attention = lm.model.get_submodule(str(lm.anatomy.layers[layer].attention))
-        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj")):
-            raise StudfinderError(f"{lm.anatomy.layers[layer].attention} makes Q and K in one matrix")
+        query, key = query_and_key(lm, layer)
         pair_D = pairs_of(lm, layer)
         squares = (maps[f"norm.{name}"][place].square() for name in ("query", "key"))
         query_HD, key_GD = (mean_by_pair(square, pair_D)[:, pair_D] for square in squares)
-        path_of = f"{lm.anatomy.layers[layer].attention}.{{}}_proj.weight"
-        weights[path_of.format("q")] = key_GD.repeat_interleave(heads // groups, dim=0).flatten()
-        weights[path_of.format("k")] = query_HD.view(groups, heads // groups, dim).sum(dim=1).flatten()
+        of_query_HD = key_GD.repeat_interleave(heads // groups, dim=0)
+        of_key_GD = query_HD.view(groups, heads // groups, dim).sum(dim=1)
+        for rows, size_HD in ((query, of_query_HD), (key, of_key_GD)):
+            weights[rows.ref.parameter] = torch.empty(size_HD.numel()).index_copy_(0, all_rows(rows), size_HD.flatten())
     return weights

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, rotary_of
+from studfinder.models import LM, HeadRows, rotary_of
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.ffn import scale_rows
 
@@ -33,31 +32,43 @@ class RotaryPairs:
         bench.notes.append("rotary pairs of K and Q rescaled by powers of two (exact)")
 
     def _layer(self, bench: Workbench, layer: int, attention: str) -> None:
-        lm = bench.lm
-        query, key = _projections(lm, attention)
-        heads, groups, dim = lm.anatomy.heads, lm.anatomy.kv_heads, lm.anatomy.head_dim
-        weight = lm.model.get_parameter(f"{key}.weight").detach().float().reshape(groups, dim, -1)
-        size_GD = weight.norm(dim=-1)
+        lm, mixer = bench.lm, bench.lm.anatomy.layers[layer].mixer
+        query, key = query_and_key(lm, layer)
+        if any(norm.module.startswith(f"{attention}.") for norm in lm.anatomy.layers[layer].norms):
+            raise StudfinderError(f"{attention} normalises Q and K", expected="nothing after them but the rotation")
+        if mixer is None or mixer.stage != "post-RoPE":
+            raise StudfinderError(f"{lm.anatomy.architecture} has no rotary positions that are known")
+        weight = lm.model.get_parameter(key.ref.parameter).detach().float()
+        size_GD = weight[all_rows(key).to(weight.device)].unflatten(0, (mixer.kv_heads, -1)).norm(dim=-1)
         pair_D = pairs_of(lm, layer).to(weight.device)
         size_GP = mean_by_pair(size_GD.square(), pair_D).sqrt()
         power_GP = (size_GP.mean(dim=1, keepdim=True) / size_GP).log2().round().nan_to_num(0, 0, 0)
         factor_GD = torch.exp2(power_GP.clamp(-self.most, self.most))[:, pair_D]
-        scale_rows(bench, f"{key}.weight", list(range(groups * dim)), factor_GD.flatten())
-        factor_HD = factor_GD.repeat_interleave(heads // groups, dim=0)
-        scale_rows(bench, f"{query}.weight", list(range(heads * dim)), 1 / factor_HD.flatten())
+        scale_rows(bench, key.ref.parameter, all_rows(key), factor_GD.flatten())
+        factor_HD = factor_GD.repeat_interleave(mixer.heads // mixer.kv_heads, dim=0)
+        scale_rows(bench, query.ref.parameter, all_rows(query), 1 / factor_HD.flatten())
 
 
-def _projections(lm: LM, attention: str) -> tuple[str, str]:
-    module = lm.model.get_submodule(attention)
-    norms = any(hasattr(module, name) for name in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
-    if norms or not all(isinstance(getattr(module, name, None), nn.Linear) for name in ("q_proj", "k_proj")):
-        raise StudfinderError(
-            f"{attention} normalises Q and K, or does not make them apart",
-            expected="q_proj and k_proj that nothing follows but the rotation",
-        )
-    if lm.anatomy.stage != "post-RoPE":
-        raise StudfinderError(f"{lm.anatomy.architecture} has no rotary positions that are known")
-    return f"{attention}.q_proj", f"{attention}.k_proj"
+def query_and_key(lm: LM, layer: int) -> tuple[HeadRows, HeadRows]:
+    """The rows of a block's query and key projections, each a matrix (out, in) that makes nothing else.
+
+    Raises:
+        StudfinderError: they are not, or probing could not tell.
+    """
+    mixer = lm.anatomy.layers[layer].mixer
+    found = [] if mixer is None else [rows for rows in (mixer.query, mixer.key) if rows is not None]
+    for rows in found:
+        size = lm.model.get_parameter(rows.ref.parameter).shape[0]
+        if rows.ref.transposed or size != len(rows.first) * rows.width:
+            raise StudfinderError(f"{rows.ref.parameter} makes more than Q or K", expected="a matrix for each of them")
+    if len(found) != 2:
+        raise StudfinderError(f"which matrices make Q and K in layer {layer} of {lm.source.id} is unknown")
+    return found[0], found[1]
+
+
+def all_rows(rows: HeadRows) -> torch.Tensor:
+    """The rows of all heads, one head after the other."""
+    return (torch.tensor(rows.first)[:, None] + torch.arange(rows.width)).flatten()
 
 
 def mean_by_pair(value_HD: torch.Tensor, pair_D: torch.Tensor) -> torch.Tensor:
@@ -68,10 +79,10 @@ def mean_by_pair(value_HD: torch.Tensor, pair_D: torch.Tensor) -> torch.Tensor:
 
 def pairs_of(lm: LM, layer: int) -> torch.Tensor:
     """Which pair each dim of a head belongs to, (D,); a dim that is not rotated is a pair of its own."""
-    rotary = rotary_of(lm, layer)
+    rotary, mixer = rotary_of(lm, layer), lm.anatomy.layers[layer].mixer
     found, alone = [], 0 if rotary is None else len(rotary.inv_freq)
-    for dim in range(lm.anatomy.head_dim):
-        pair = None if rotary is None else rotary.pair_of(dim)
+    for dim in range(0 if mixer is None else mixer.head_dim):
+        pair = None if rotary is None or mixer is None or dim < mixer.turned else rotary.pair_of(dim - mixer.turned)
         if pair is None:
             pair, alone = alone, alone + 1
         found.append(pair)

@@ -9,18 +9,8 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, MatrixRef
-
-_FUSED = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("w1", "w3"),
-    ("in_proj_qkvz", "in_proj_ba"),
-)
-"""Siblings that vLLM and others run as one matrix: they share a scheme, and are skipped together."""
-
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Small matrices that choose experts; every quantiser leaves them alone."""
+from studfinder.models import LM, Layer, MatrixRef, Writer
+from studfinder.quantizers.experts import Slice, slices_of
 
 
 @dataclass(frozen=True)
@@ -28,70 +18,146 @@ class Target:
     """One matrix to quantise.
 
     Attributes:
-        ref: where it is; `ref.view` gives it as (out, in).
-        layer: its block.
-        fused: a name shared by the matrices that are fused when served: decisions are taken for all of them.
-        linear: whether the module is torch's Linear itself, and not one that uses its weight in a way of its own.
+        ref: the live parameter that it is, or is a part of.
+        layer: its block; the first, if layers share it.
+        fused: a name shared by the matrices that must share a format when served: decisions are taken for all of them.
+        reads: a name shared by the matrices that are given the same input.
+        also: other names of the same parameter.
+        part: of an expert in a fused parameter: which part of it this is.
     """
 
     ref: MatrixRef
     layer: int
     fused: str
-    linear: bool = True
+    reads: str
+    also: tuple[str, ...] = ()
+    part: Slice | None = None
 
     @property
     def name(self) -> str:
-        """The Hugging Face parameter's name."""
-        return self.ref.parameter
+        """What it is called in a checkpoint that keeps all matrices apart: the parameter's name, but for experts."""
+        return self.ref.parameter if self.part is None else self.part.name
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that hold it, if they are kept apart."""
+        return tuple(name.rpartition(".")[0] for name in (self.name, *self.also))
+
+    @property
+    def index(self) -> tuple:
+        """Where in the parameter it is."""
+        part = self.part
+        return () if part is None else (part.expert, slice(part.first, part.first + part.rows))
+
+    def of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Of a tensor with the parameter's layout, what this matrix has there, as (out, in): a view."""
+        found = parameter[self.index]
+        return found.T if self.ref.transposed else found
 
     def weight(self, lm: LM) -> torch.Tensor:
         """The live matrix as (out, in), a view of the parameter."""
-        return self.ref.view(lm.model.get_parameter(self.name)).detach()
+        return self.of(lm.model.get_parameter(self.ref.parameter).detach())
 
 
 def targets(lm: LM, *, offloaded: bool = False) -> tuple[Target, ...]:
-    """Every Linear or Conv1D inside the blocks, in order; embeddings, the head and routers are left alone.
+    """Every matrix with a module of its own inside the blocks, in order, and those of experts in a fused parameter that
+    transformers loads from matrices kept apart. Embeddings, the head and routers are left alone.
 
     Args:
         offloaded: whether matrices without numbers in memory count too.
 
     Raises:
-        StudfinderError: experts fused into 3-D parameters, weights that are quantised already, or offloaded ones.
+        StudfinderError: weights that are quantised already, or offloaded ones.
     """
-    return tuple(target for layer in range(len(lm.anatomy.layers)) for target in _in_block(lm, layer, offloaded))
+    names: dict[int, list[str]] = {}
+    for name, parameter in lm.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    found: dict[str, Target] = {}
+    apart = slices_of(lm, [name for layer in lm.anatomy.layers for name in _fused_parameters(layer)])
+    for number, layer in enumerate(lm.anatomy.layers):
+        matrices = matrices_of(lm, number)
+        fused = {module: _shared_name(group) for group in layer.fused for module in group}
+        for name, module in lm.model.get_submodule(layer.block).named_modules(prefix=layer.block):
+            _refuse(lm, name, module, offloaded)
+            ref = matrices.get(name)
+            if ref is None or ref.parameter in layer.routers:
+                continue
+            same = names[id(lm.model.get_parameter(ref.parameter))]
+            if same[0] == ref.parameter:
+                group = fused.get(name, name)
+                found[ref.parameter] = Target(ref, number, group, group, tuple(same[1:]))
+        found |= {target.name: target for target in _experts(number, layer, apart)}
+    return tuple(found.values())
 
 
-def _in_block(lm: LM, layer: int, offloaded: bool) -> Iterator[Target]:
-    path = lm.anatomy.layers[layer].block
-    for name, module in lm.model.get_submodule(path).named_modules(prefix=path):
-        _refuse(lm, name, module, offloaded)
-        leaf = name.rpartition(".")[2]
-        ref = matrix_of(name, module)
-        if ref is not None and leaf not in _ROUTERS:
-            yield Target(ref, layer, fused_name(name), type(module) is nn.Linear)
+def matrices_of(lm: LM, layer: int) -> dict[str, MatrixRef]:
+    """The matrix of every module of a block that has one of its own, routers included, by the module's name."""
+    part = lm.anatomy.layers[layer]
+    known = {ref.module: ref for ref in _refs(part) if ref.parameter == f"{ref.module}.weight"}
+    known = {name: ref for name, ref in known.items() if lm.model.get_parameter(ref.parameter).dim() == 2}
+    modules = lm.model.get_submodule(part.block).named_modules(prefix=part.block)
+    linear = {name: MatrixRef(f"{name}.weight") for name, module in modules if isinstance(module, nn.Linear)}
+    return {**linear, **known}
 
 
-def matrix_of(name: str, module: nn.Module) -> MatrixRef | None:
-    """Where the matrix of a Linear or a Conv1D is; None for any other module."""
-    transposed = type(module).__name__ == "Conv1D"
-    return MatrixRef(f"{name}.weight", None, transposed) if transposed or isinstance(module, nn.Linear) else None
+def left_experts(lm: LM, found: Iterable[Target]) -> int:
+    """How many matrices of experts are no targets: transformers loads them as one parameter only."""
+    taken = {target.ref.parameter for target in found}
+    refs = {
+        (ref.parameter, ref.expert) for layer in lm.anatomy.layers for ref in _refs(layer) if ref.expert is not None
+    }
+    return sum(parameter not in taken for parameter, _ in refs)
 
 
 def by_fused(found: Iterable[Target]) -> dict[str, list[Target]]:
     """Matrices by the name that they share with those that they are fused with."""
+    return _grouped(found, "fused")
+
+
+def by_input(found: Iterable[Target]) -> dict[str, list[Target]]:
+    """Matrices by the name that they share with those that are given the same input."""
+    return _grouped(found, "reads")
+
+
+def _grouped(found: Iterable[Target], by: str) -> dict[str, list[Target]]:
     groups: dict[str, list[Target]] = {}
     for target in found:
-        groups.setdefault(target.fused, []).append(target)
+        groups.setdefault(getattr(target, by), []).append(target)
     return groups
 
 
-def fused_name(module: str) -> str:
-    """The name that a module shares with those it is fused with when served."""
-    parent, _, leaf = module.rpartition(".")
-    for siblings in _FUSED:
-        if leaf in siblings:
-            return f"{parent}.{'+'.join(siblings)}"
-    return module
+def _experts(number: int, layer: Layer, apart: Iterable[Slice]) -> Iterator[Target]:
+    down = {writer.parameter for writer in layer.writers}
+    own = set(_fused_parameters(layer))
+    for part in apart:
+        if part.parameter in own:
+            group = f"{layer.block}.experts" if layer.experts is None else layer.experts
+            read = part.parameter if part.parameter in down else group  # gate and up are given the same
+            yield Target(MatrixRef(part.parameter), number, group, f"{read}[{part.expert}]", part=part)
+
+
+def _fused_parameters(layer: Layer) -> list[str]:
+    """Where the feed-forward networks of experts are."""
+    refs = [ref for writer in layer.writers if writer.expert is not None for ref in (writer, *_inner(writer))]
+    return list(dict.fromkeys(ref.parameter for ref in refs if not ref.transposed and not ref.stacked))
+
+
+def _refs(layer: Layer) -> Iterator[MatrixRef]:
+    """Every matrix whose role is known."""
+    for mixer in layer.mixers:
+        yield from (rows.ref for rows in (mixer.query, mixer.key, mixer.value, mixer.gate) if rows is not None)
+        yield from () if mixer.output is None else (mixer.output,)
+    for writer in layer.writers:
+        yield from (writer, *_inner(writer))
+
+
+def _inner(writer: Writer) -> Iterator[MatrixRef]:
+    yield from (rows.ref for rows in (writer.up, writer.gate) if rows is not None)
+
+
+def _shared_name(modules: Collection[str]) -> str:
+    parents = [module.rpartition(".") for module in modules]
+    return f"{parents[0][0]}.{'+'.join(leaf for _, _, leaf in parents)}"
 
 
 def other_matrices(models: Iterable[nn.Module], chosen: Collection[str]) -> list[str]:
@@ -122,13 +188,7 @@ def _matrix(module: nn.Module) -> bool:
 
 def _refuse(lm: LM, name: str, module: nn.Module, offloaded: bool) -> None:
     for leaf, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d | nn.Conv2d):
-            raise StudfinderError(
-                f"{name}.{leaf} of {lm.source.id} holds all experts in one parameter",
-                expected="a model whose matrices are Linear or Conv1D modules",
-                do="Mixtures with fused experts cannot be quantised by studfinder yet",
-            )
-        if parameter.dim() == 2 and parameter.device.type == "meta" and not offloaded:
+        if parameter.dim() >= 2 and parameter.device.type == "meta" and not offloaded:
             raise StudfinderError(f"{name}.{leaf} is offloaded", do="Load the model without offloading to disk")
     quantised = isinstance(module, nn.Linear) and not module.weight.is_floating_point()
     if quantised or hasattr(module, "qweight") or hasattr(module, "weight_packed"):

@@ -13,9 +13,9 @@ import torch
 
 from studfinder.edits import meant
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, check_same_weights
+from studfinder.models import LM, Writer, check_same_weights
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.ffn import FFN, ffn_of, scale_columns, scale_rows, with_bias
+from studfinder.quantizers.ffn import ffn_of, rows_of, scale_columns, scale_rows, with_bias
 
 
 class Transform(Protocol):
@@ -61,11 +61,11 @@ class Rebalance:
 
     def apply(self, bench: Workbench) -> None:
         for layer, cols in _by_layer(self.neurons).items():
-            ffn = ffn_of(bench.lm, layer)
-            _check_neurons(bench, ffn, layer, cols)
-            factors = torch.full((len(cols),), 2.0**self.power)
-            scale_columns(bench, ffn.down, cols, factors)
-            scale_rows(bench, ffn.up, [ffn.up_first + col for col in cols], 1 / factors)
+            down, up, _ = ffn_of(bench.lm, layer)
+            _check_neurons(bench, down, layer, cols)
+            factors, neurons = torch.full((len(cols),), 2.0**self.power), torch.tensor(cols)
+            scale_columns(bench, down.parameter, neurons, factors)
+            scale_rows(bench, up.ref.parameter, rows_of(up, neurons), 1 / factors)
         bench.notes.append(f"{len(self.neurons)} neurons rebalanced by 2^{self.power} (exact)")
 
 
@@ -83,18 +83,20 @@ class Permute:
     def apply(self, bench: Workbench) -> None:
         lm = bench.lm
         for layer in range(len(lm.anatomy.layers)) if self.layers is None else self.layers:
-            ffn = ffn_of(lm, layer)
-            down = lm.model.get_parameter(ffn.down).detach()
+            writer, *inner = ffn_of(lm, layer)
+            down = lm.model.get_parameter(writer.parameter).detach()
             order = by_size(down)
-            bench.journal.write(ffn.down, down[:, order])
-            if ffn.down in bench.held:
-                bench.held[ffn.down] = bench.held[ffn.down][:, order]
-            inner = {ffn.gate: order, ffn.up: order}  # which row comes where
-            if ffn.up == ffn.gate:
-                inner = {ffn.up: torch.cat([order, order + ffn.up_first])}
-            for name, rows in inner.items():
+            bench.journal.write(writer.parameter, down[:, order])
+            if writer.parameter in bench.held:
+                bench.held[writer.parameter] = bench.held[writer.parameter][:, order]
+            moved: dict[str, torch.Tensor] = {}  # which row comes where; gate and up may be one matrix
+            for part in inner:
+                name = part.ref.parameter
+                rows = moved.setdefault(name, torch.arange(lm.model.get_parameter(name).shape[0]))
+                rows[rows_of(part, torch.arange(len(order)))] = rows_of(part, order.cpu())
+            for name, rows in moved.items():
                 for parameter, value in with_bias(lm, name).items():
-                    bench.journal.write(parameter, value[rows])
+                    bench.journal.write(parameter, value[rows.to(value.device)])
                 if name in bench.held:
                     bench.held[name] = bench.held[name][rows]
         bench.notes.append("neurons sorted by the largest weight they write (exact but for the order of a sum)")
@@ -128,25 +130,25 @@ class Split:
         copies = (self.times - 1) * max(map(len, by_layer.values()))
         wider = -(-(width + copies) // self.multiple) * self.multiple
         for layer in range(len(bench.lm.anatomy.layers)):
-            ffn = ffn_of(bench.lm, layer)
-            if ffn.up == ffn.gate:
+            down, up, gate = ffn_of(bench.lm, layer)
+            if up.ref == gate.ref:
                 raise StudfinderError("gate and up are one parameter here", expected="matrices of their own to split")
             cols = by_layer.get(layer, [])
-            _check_neurons(bench, ffn, layer, cols)
-            self._widen(bench, ffn, cols, wider - width)
+            _check_neurons(bench, down, layer, cols)
+            self._widen(bench, down.parameter, (gate.ref.parameter, up.ref.parameter), cols, wider - width)
         bench.journal.set(config, "intermediate_size", wider)
         bench.notes.append(
             f"{len(self.neurons)} neurons split in {self.times}; networks widened from {width} to {wider} neurons"
         )
 
-    def _widen(self, bench: Workbench, ffn: FFN, cols: list[int], added: int) -> None:
+    def _widen(self, bench: Workbench, written: str, inner: tuple[str, str], cols: list[int], added: int) -> None:
         lm, copies = bench.lm, cols * (self.times - 1)
-        down = lm.model.get_parameter(ffn.down).detach().clone()
+        down = lm.model.get_parameter(written).detach().clone()
         down[:, cols] = down[:, cols] / self.times
         new = torch.cat([down, down[:, copies], down.new_zeros(down.shape[0], added - len(copies))], dim=1)
-        _replace(bench, ffn.down, new, "in_features")
-        _widen_mask(bench, ffn.down, added, dim=1)
-        for name in (ffn.gate, ffn.up):
+        _replace(bench, written, new, "in_features")
+        _widen_mask(bench, written, added, dim=1)
+        for name in inner:
             for parameter, value in with_bias(lm, name).items():
                 zeros = value.new_zeros(added - len(copies), *value.shape[1:])
                 _replace(bench, parameter, torch.cat([value, value[copies], zeros]), "out_features")
@@ -176,8 +178,8 @@ def _by_layer(neurons: tuple[tuple[int, int], ...]) -> dict[int, list[int]]:
     return found
 
 
-def _check_neurons(bench: Workbench, ffn: FFN, layer: int, cols: list[int]) -> None:
-    width = bench.lm.model.get_parameter(ffn.down).shape[1]
+def _check_neurons(bench: Workbench, down: Writer, layer: int, cols: list[int]) -> None:
+    width = bench.lm.model.get_parameter(down.parameter).shape[1]
     for col in cols:
         if not 0 <= col < width:
             raise StudfinderError(f"layer {layer} has no neuron {col}", expected=f"0 to {width - 1}")

@@ -12,8 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from studfinder.models import LM
 from studfinder.quantizers import plain
 from studfinder.quantizers.decode import decoded, uncovered
 from studfinder.quantizers.free_memory import free_memory
+from studfinder.quantizers.targets import Target
 
 _WINDOWS, _LENGTH = 4, 32
 _NEAR = {"cpu": (1e-5, 5e-3), "elsewhere": (1e-3, 3e-2)}
@@ -41,6 +42,7 @@ class Meant:
 
     Attributes:
         also: dtypes besides a tensor's own.
+        apart: of tensors that files keep in parts the names of those, and their digests.
         exact: whether every tensor that is loaded must be here under its name; files may hold some under other names.
         size: bytes of all of them.
     """
@@ -48,13 +50,28 @@ class Meant:
     also: tuple[torch.dtype, ...] = ()
     exact: bool = True
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    apart: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     size: int = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Remember a tensor. What is no floating-point number has its own dtype only."""
-        kinds = dict.fromkeys((tensor.dtype, *(self.also if tensor.is_floating_point() else ())))
-        self.digests[name] = {str(kind): plain.tensor_digest(tensor.to(kind)) for kind in kinds}
+        """Remember a tensor."""
+        self.digests[name] = self._digests(tensor)
         self.size += tensor.numel() * tensor.element_size()
+
+    def add_part(self, whole: str, name: str, tensor: torch.Tensor) -> None:
+        """Remember that files have a part of a tensor under a name of its own."""
+        self.apart.setdefault(whole, {})[name] = self._digests(tensor)
+
+    def _digests(self, tensor: torch.Tensor) -> dict[str, str]:
+        """What is no floating-point number has its own dtype only."""
+        kinds = dict.fromkeys((tensor.dtype, *(self.also if tensor.is_floating_point() else ())))
+        return {str(kind): plain.tensor_digest(tensor.to(kind)) for kind in kinds}
+
+    def in_files(self) -> Meant:
+        """The same with parts in the place of what they are parts of."""
+        whole = {name: kinds for name, kinds in self.digests.items() if name not in self.apart}
+        parts = {name: kinds for found in self.apart.values() for name, kinds in found.items()}
+        return replace(self, digests=whole | parts, apart={})
 
     def check(self, name: str, dtype: str, digest: str) -> None:
         """Raise StudfinderError if a tensor that was read is not the one that was meant."""
@@ -64,20 +81,28 @@ class Meant:
             raise _refused(f"{name} reads back as other numbers than were meant{cast}")
 
 
-def meant_of(lm: LM) -> Meant:
-    """What a live model holds now."""
-    config = getattr(lm.model.config, "dtype", None)
-    meant = Meant(also=() if config is None else (config,))
+def meant_of(lm: LM, chosen: Iterable[Target] = ()) -> Meant:
+    """What a live model holds now; of `chosen` experts files keep their matrices apart."""
+    meant = Meant(also=_loaded_as(lm))
     for name, tensor in lm.model.state_dict().items():
         meant.add(name, tensor)
+    for target in chosen:
+        if target.part is not None:
+            meant.add_part(target.ref.parameter, target.name, target.weight(lm))
     return meant
 
 
 def meant_of_files(lm: LM) -> Meant:
     """Nothing yet, for a checkpoint made from files: what its skeleton says of how they are loaded."""
-    config = getattr(lm.model.config, "dtype", None)
     kept = getattr(lm.model, "_keep_in_fp32_modules", None) or getattr(lm.model, "_keep_in_fp32_modules_strict", None)
-    return Meant(also=(*(() if config is None else (config,)), *((torch.float32,) if kept else ())), exact=False)
+    return Meant(also=(*_loaded_as(lm), *((torch.float32,) if kept else ())), exact=False)
+
+
+def _loaded_as(lm: LM) -> tuple[torch.dtype, ...]:
+    """The dtype that the config names, if any; by its name where the model was built and not loaded."""
+    named = getattr(lm.model.config, "dtype", None)
+    found = getattr(torch, named, None) if isinstance(named, str) else named
+    return (found,) if isinstance(found, torch.dtype) else ()
 
 
 def probe(lm: LM) -> list[list[int]]:
@@ -129,7 +154,7 @@ def verify(
     }
     _check(uncovered(folder, lm.model, quantised))
     if not fits:
-        compared = _compare_decoded(folder, meant, quantised)
+        compared = _compare_decoded(folder, meant.in_files(), quantised)
     answer, logits = fresh(folder, ask)
     _check(missing(answer, whole=fits))
     tensors = compare_tensors(answer["tensors"], meant, whole=fits)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from studfinder.models import LM
+from studfinder.models.trace import Product, Products, experts_apart
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal, kept_outputs, resumed
@@ -41,7 +42,7 @@ class Block:
         `readers` by parameter name see what enters. See also `gathered`."""
         outputs = []
         for batch, entering in self.windows[:first]:
-            with _reading(self.lm, readers or {}, batch):
+            with _reading(self, readers or {}, batch):
                 outputs.append(hidden(_one_block(self.lm, batch, self.layer, entering)))
         return outputs
 
@@ -94,12 +95,12 @@ def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str
     Matrices that see the same input (q/k/v) share one tensor.
     """
     wanted = [t for t in block.targets if names is None or t.name in names]
-    first = {target.fused: target.name for target in reversed(wanted)}
+    first = {target.reads: target.name for target in reversed(wanted)}
     sums = gathered(
         block, first.values(), lambda _, x_NC: (squared(x_NC), len(x_NC)), lambda a, b: (a[0].add_(b[0]), a[1] + b[1])
     )
     means = {name: total / count for name, (total, count) in sums.items()}
-    return {target.name: means[first[target.fused]] for target in wanted if first[target.fused] in means}
+    return {target.name: means[first[target.reads]] for target in wanted if first[target.reads] in means}
 
 
 def squared(x_NC: torch.Tensor) -> torch.Tensor:
@@ -142,8 +143,10 @@ def _one_block(lm: LM, batch: Batch, layer: int, entering: Any) -> Any:
 
 
 @contextmanager
-def _reading(lm: LM, readers: Mapping[str, InputReader], batch: Batch) -> Iterator[None]:
-    with Journal(lm.model) as journal:
+def _reading(block: Block, readers: Mapping[str, InputReader], batch: Batch) -> Iterator[None]:
+    experts: dict[tuple[str, int | None], InputReader] = {}
+    of_experts = {target.name: target.part for target in block.targets if target.part is not None}
+    with Journal(block.lm.model) as journal:
         for name, reader in readers.items():
 
             def before(_module: Any, args: tuple, reader: InputReader = reader) -> None:
@@ -155,8 +158,32 @@ def _reading(lm: LM, readers: Mapping[str, InputReader], batch: Batch) -> Iterat
                 else:
                     reader(x_NC[real.to(x_NC.device)])
 
-            journal.hook(lm.model.get_submodule(name.rpartition(".")[0]), before, before=True)
-        yield
+            part = of_experts.get(name)
+            if part is not None:
+                experts[part.parameter, part.expert] = reader
+            else:
+                journal.hook(block.lm.model.get_submodule(name.rpartition(".")[0]), before, before=True)
+        with _experts_read(block, experts, journal) if experts else nullcontext():
+            yield
+
+
+def _experts_read(
+    block: Block, readers: Mapping[tuple[str, int | None], InputReader], journal: Journal
+) -> AbstractContextManager[Any]:
+    """Readers of what enters experts in fused parameters, by parameter and expert: no module of their own is called."""
+    path = block.lm.anatomy.layers[block.layer].block
+    module = block.lm.model.get_submodule(path)
+
+    def seen(product: Product) -> None:
+        apart = product.expert is not None or not product.experts
+        whole = product.x[None] if apart else product.x.reshape(product.experts, -1, product.width)
+        for number, x_NC in enumerate(whole):
+            reader = readers.get((f"{path}.{product.parameter}", product.expert if apart else number))
+            if reader is not None:
+                reader(x_NC.reshape(-1, product.width))
+
+    experts_apart(module, journal)
+    return Products(module, seen)
 
 
 def hidden(output: Any) -> torch.Tensor:

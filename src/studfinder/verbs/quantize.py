@@ -45,11 +45,9 @@ from studfinder.verbs.quantize_scores import scores_of
 from studfinder.verbs.quantize_write import (
     QUANTIZATION_FILE,
     acts_of,
-    rest_of,
-    verified,
+    settled,
     write_bench,
     write_card,
-    write_config,
     write_files,
 )
 
@@ -85,7 +83,7 @@ def run_quantize(plan: QuantizePlan) -> Quantization:
 def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
     name, config, method = plan.model, plan.config, plan.method
     assert isinstance(method, RTN)
-    lm, skipped, chosen = chosen_of(plan, files)
+    lm, skipped, chosen, said = chosen_of(plan, files)
     names = tuple(target.name for target in chosen)
     formats = {
         chosen_format(method.scheme, config.format, files.stored[name][0], tuple(files.targets.values()))
@@ -102,7 +100,7 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         quantized=len(names),
         skipped=tuple(skipped),
         kept=tuple(map(str, plan.keep)),
-        notes=tuple(notes),
+        notes=(*notes, *said),
     )
     run = _run(config, done, files=files.signature(), config=config_hash(lm))
     there = None if config.overwrite else run.finished()
@@ -114,8 +112,7 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
         write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
         carry(lm.source, work.path)
         written = read_json(files.folder / "config.json")
-        write_config(work.path, written, done, method, chosen, rest_of(lm, chosen, files))
-        done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=False))
+        done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant, files=files))
         write_card(work.path, done)
     return done
 
@@ -183,9 +180,9 @@ def _from_memory(laid: LaidOut) -> Quantization:
             chosen = [target for target in targets(lm) if target.name in bench.done]
             written = json.loads(lm.model.config.to_json_string(use_diff=False))
             written["architectures"] = [type(lm.model).__name__]
-            write_config(work.path, own_code(written, work.path), done, method, chosen, rest_of(lm, chosen))
-            meant = meant_of(lm) if config.verify else None
-            done = replace(done, verified=verified(work.path, lm, meant, done, chosen, live=True, method=method))
+            meant = meant_of(lm, () if format == "dense" else chosen) if config.verify else None
+            written = own_code(written, work.path)
+            done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant))
         if config.score:
             done = replace(done, scores=scores_of(lm, work.path))
         write_card(work.path, done)

@@ -32,7 +32,7 @@ from studfinder.quantizers import (
 )
 from studfinder.quantizers.apply import bench_for, check_fits, prepared
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.export import chosen_format
+from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
@@ -42,38 +42,41 @@ from studfinder.report.words import count
 from studfinder.runs import check_place
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
-from studfinder.verbs.quantize_write import (
-    acts_of,
-)
+from studfinder.verbs.quantize_write import acts_of
 
 _GROUPS = (128, 64, 32)
 
 
-def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
+def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype, *, experts: bool = False) -> Scheme:
     """4 bits, integer zero point, groups of 128, or of 64 or 32 where 128 does not divide every matrix.
 
     Args:
         shapes: (out, in) of what is quantised.
         dtype: of the model, in which scales are stored.
+        experts: whether experts in fused parameters are among them, which plain transformers reads without zero points.
     """
     sizes = [size for size in _GROUPS if all(shape[1] % size == 0 for shape in shapes)]
     scale: Any = str(dtype).removeprefix("torch.")
-    return Scheme(block=sizes[0] if sizes else "channel", zero="integer", scale=scale)
+    return Scheme(block=sizes[0] if sizes else "channel", zero="none" if experts else "integer", scale=scale)
 
 
-def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype]:
-    """(out, in) of every matrix that is quantised, by parameter name, and their dtype.
+def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype, bool]:
+    """(out, in) of every matrix that is quantised, by name, their dtype, and whether experts of a fused parameter are
+    among them.
 
     Args:
         source: a model, or the folder of one, which is not loaded.
     """
     if isinstance(source, LM):
-        return {t.name: tuple(t.weight(source).shape) for t in targets(source)}, source.dtype
+        found = targets(source)
+        shapes = {target.name: tuple(target.weight(source).shape) for target in found}
+        return shapes, source.dtype, any(target.part is not None for target in found)
     files = open_files(source)
     if files is None:
         return shapes_of(load(source))
-    stored = files.stored
-    return {name: stored[name][1] for name in files.targets}, stored[next(iter(files.targets))][0]
+    shapes = {name: files.stored[name][1] for name in files.targets}
+    experts = any(target.part is not None for target in files.targets.values())
+    return shapes, files.stored[next(iter(shapes))][0], experts
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     source: LM | Path | None = None if options_of(config) else folder
     if source is None:
         source = load_as(model, config)
-    shapes, dtype = shapes_of(source)
-    method = _method(config, shapes.values(), dtype)
+    shapes, dtype, experts = shapes_of(source)
+    method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
     return QuantizePlan(name, source, config, method, format, keep, changes)
@@ -123,12 +126,12 @@ def forecast(plan: QuantizePlan) -> list[str]:
     calibration text is not known before, and said to be so. Raises as `quantize`."""
     files = source_files(plan)
     if files is not None:
-        _, skipped, chosen = chosen_of(plan, files)
+        _, skipped, chosen, notes = chosen_of(plan, files)
         names = [target.name for target in chosen]
         sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
         bits = bits_of_files(files, names, plan.method.scheme)
         first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
-        return [first, *(f"left whole: {name}" for name in skipped)]
+        return [first, *(f"left whole: {name}" for name in skipped), *notes]
     laid = laid_out(plan)
     with prepared(laid.bench, chosen=False) as bench:
         sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
@@ -161,7 +164,7 @@ def source_files(plan: QuantizePlan) -> Files | None:
     return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
 
 
-def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Method:
+def _method(config: QuantizeConfig, usual: Scheme) -> Method:
     """The method with its scheme. Raises StudfinderError for what does not go together."""
     said = [name for name in ("scheme", "bits", "group", "zero") if getattr(config, name) is not None]
     if not isinstance(config.method, str):
@@ -172,21 +175,20 @@ def _method(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
     if isinstance(config.scheme, Scheme):
         scheme = config.scheme
     elif config.method == "smoothquant" and not said:
-        scheme = _scheme(replace(config, scheme="w8-channel"), shapes, dtype)  # beside 8-bit activations
+        scheme = _scheme(replace(config, scheme="w8-channel"), usual)  # beside 8-bit activations
     else:
-        scheme = _scheme(config, shapes, dtype)
+        scheme = _scheme(config, usual)
     return kind(scheme=scheme, **({"clip": Clip() if config.clip else None} if config.method == "rtn" else {}))
 
 
-def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: torch.dtype) -> Scheme:
-    own: Any = str(dtype).removeprefix("torch.")
+def _scheme(config: QuantizeConfig, usual: Scheme) -> Scheme:
     if config.scheme is not None:
         if config.scheme not in SCHEMES:
             raise unknown("there is no scheme", config.scheme, SCHEMES)
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
         known = SCHEMES[str(config.scheme)]
-        return replace(known, scale=own) if known.scale in ("bfloat16", "float16") else known
+        return replace(known, scale=usual.scale) if known.scale in ("bfloat16", "float16") else known
     changes: dict[str, Any] = {}
     if config.bits is not None:
         changes["element"] = f"int{config.bits}"
@@ -194,7 +196,7 @@ def _scheme(config: QuantizeConfig, shapes: Collection[tuple[int, ...]], dtype: 
         changes["zero"] = config.zero
     if config.group is not None:
         changes["block"] = whole_number(config.group) or str(config.group)[:40]
-    return replace(default_scheme(shapes, dtype), **changes)
+    return replace(usual, **changes)
 
 
 def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
@@ -218,17 +220,19 @@ def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
     return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
 
 
-def chosen_of(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...]]:
-    """The model without its weights, the fused groups that are skipped, and the matrices that are not."""
+def chosen_of(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...], list[str]]:
+    """The model without its weights, the fused groups that are skipped, the matrices that are not, and notes."""
     found = tuple(files.targets.values())
     lm = skeleton(files.folder)
     skipped = resolve(lm, found, plan.keep)[1]
+    left, notes = whole_experts(lm, found, skipped, plan.method.scheme, plan.format)
+    skipped |= left
     chosen = tuple(target for target in found if target.fused not in skipped)
     if not chosen:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     for target in chosen:
         check_fits(target.name, files.stored[target.name][1], plan.method)
-    return lm, sorted(skipped), chosen
+    return lm, sorted(skipped), chosen, notes
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,11 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     keep = tuple(as_keeps(lm, plan.keep))
     bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
     bench.numbers = format == "dense"
+    left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, method.scheme, format)
+    bench.skip(left)
+    if not bench.targets:
+        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
+    notes += said
     return LaidOut(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.models.beside import carry
 from studfinder.models.inside import outward
@@ -75,47 +77,50 @@ def write_bench(bench: Workbench, stage: Path, format: str) -> None:
 
 def rest_of(lm: LM, chosen: Sequence[Target], files: Files | None = None) -> list[str]:
     """What else holds a matrix: in the model, and in files that it does not load, e.g. heads for further tokens."""
-    modules = [target.ref.module for target in chosen]
+    modules = [module for target in chosen for module in target.modules]
     found = other_matrices([lm.model], modules)
     if files is None:
         return found
-    known = {name for name, _ in lm.model.named_modules(remove_duplicate=False)}
+    known = {*modules, *(name for name, _ in lm.model.named_modules(remove_duplicate=False))}
     stored = (name.removesuffix(".weight") for name, (_, shape) in files.stored.items() if len(shape) == 2)
     return [*found, *(name for name in stored if name not in known and "." in name and not name.endswith(".bias"))]
 
 
-def verified(
+def settled(
     stage: Path,
     lm: LM,
-    meant: Meant | None,
+    config: dict[str, Any],
     done: Quantization,
+    method: Method,
     chosen: Sequence[Target],
+    meant: Meant | None,
     *,
-    live: bool,
-    method: Method | None = None,
+    files: Files | None = None,
 ) -> str:
-    if meant is None:
-        return _UNVERIFIED
-    modules = () if done.stored_as == "dense" else [target.ref.module for target in chosen]
-    rounded = method is not None and acts_of(method, done.stored_as) is not None
-    return verify(stage, lm, meant, modules, live=live, rounded_inputs=rounded)
+    """Write config.json, and hold the checkpoint against what was meant: in words, what was checked.
 
-
-def write_config(
-    stage: Path, config: dict[str, Any], done: Quantization, method: Method, chosen: Sequence[Target], rest: list[str]
-) -> None:
-    if done.stored_as != "dense":
-        modules = [target.ref.module for target in chosen]
-        config["quantization_config"] = quantization_config(
-            method.scheme,
-            done.stored_as,
-            modules,
-            rest,
-            acts_of(method, done.stored_as),
-            linear=all(target.linear for target in chosen),
-        )
+    Some classes look for a `weight` before their modules' own forward, or beside it, and are to have dense weights as
+    soon as they are loaded; a few others cannot be loaded so. What is likely is tried first. Raises as `verify`.
+    """
+    acts = acts_of(method, done.stored_as)
+    modules = [] if done.stored_as == "dense" else [module for target in chosen for module in target.modules]
+    owners = [lm.model.get_submodule(target.ref.module) for target in chosen]
+    odd = any(target.also for target in chosen) or any(type(owner) is not nn.Linear for owner in owners)
+    rest = rest_of(lm, chosen, files)
     config = {name: value for name, value in config.items() if name != "transformers_weights"}  # they were written anew
-    write_text(stage / "config.json", json.dumps(config, indent=2))
+    # Of dense weights transformers does not round the inputs.
+    for dense in (False,) if not modules or acts is not None else (odd, not odd):
+        if modules:
+            made = quantization_config(method.scheme, done.stored_as, modules, rest, acts, dense=dense)
+            config["quantization_config"] = made
+        write_text(stage / "config.json", json.dumps(config, indent=2))
+        if meant is None:
+            return _UNVERIFIED
+        try:
+            return verify(stage, lm, meant, modules, live=files is None, rounded_inputs=acts is not None)
+        except StudfinderError as error:
+            failed = error
+    raise failed
 
 
 def write_card(stage: Path, done: Quantization) -> None:
