@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.models.roles import norm_offset
 from studfinder.patches import Journal
 from studfinder.sites.active import Active
 
@@ -40,15 +41,21 @@ def part_names(lm: LM) -> list[str]:
     """Attention modules (whose output is W_o's), FFN writers, norms of blocks, and the final norm."""
     names = []
     for layer in lm.anatomy.layers:
-        names += _norms(lm, layer.block)
+        names += [norm.module for norm in layer.norms if norm.module.rpartition(".")[0] == layer.block]
         names += [layer.attention] if layer.attention is not None else []
         names += list(dict.fromkeys(writer.module for writer in layer.writers))
-    return names + _norms(lm, lm.anatomy.decoder)
+    return names + _final_norm(lm)
 
 
-def _norms(lm: LM, parent: str) -> list[str]:
-    children = lm.model.get_submodule(parent).named_children()
-    return [f"{parent}.{name}" for name, child in children if "norm" in type(child).__name__.lower()]
+def _final_norm(lm: LM) -> list[str]:
+    """Norms beside the blocks."""
+    drawn_BTC = torch.zeros(1, 2, lm.anatomy.hidden, dtype=lm.dtype, device=lm.device)
+    beside = lm.model.get_submodule(lm.anatomy.decoder).named_children()
+    return [
+        f"{lm.anatomy.decoder}.{name}"
+        for name, module in beside
+        if not list(module.children()) and norm_offset(module, drawn_BTC) is not None
+    ]
 
 
 def _shown(name: str, active: Active) -> Any:
