@@ -106,6 +106,16 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 # --- what can be nested ----------------------------------------------------------------------------------------------
 
 
+RUN = ("rotated",)
+"""Kinds that run the model as they begin and hold what it gives against itself: they come before others change it."""
+
+
+def chosen(kinds: dict[str, Callable[[], Any]], chance: random.Random, before: list[str]) -> str:
+    """One of the kinds that fit into those that were entered before, to which it is added."""
+    before.append(chance.choice(sorted(name for name in kinds if name not in RUN or not before)))
+    return before[-1]
+
+
 def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
     """Every kind of change that this model takes, each drawn at random."""
     layer = chance.randrange(len(lm.anatomy.layers))
@@ -178,9 +188,10 @@ def nest(lm: LM, seed: int) -> None:
     """Enter some changes, run the model, leave them; every draw follows from the seed."""
     chance = random.Random(seed)
     with ExitStack() as stack:
+        names: list[str] = []
         for _ in range(chance.randint(1, 4)):
             kinds = contexts(lm, chance)
-            stack.enter_context(kinds[chance.choice(sorted(kinds))]())
+            stack.enter_context(kinds[chosen(kinds, chance, names)]())
             if chance.random() < 0.3:
                 logits(lm)
         logits(lm)
@@ -189,6 +200,8 @@ def nest(lm: LM, seed: int) -> None:
     # The same with the statement itself, whose end lies between two steps of this file.
     kinds = contexts(lm, chance)
     first, second = chance.sample(sorted(kinds), 2)
+    if second in RUN:
+        first, second = second, first
     with kinds[first](), contexts(lm, chance)[second]():
         logits(lm)
 

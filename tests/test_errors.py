@@ -17,6 +17,7 @@ PLAIN = {
     "quantizers/folds.py": "a look at the model's parts",
     "measures/tasks/cache.py": "hashing, which writes nothing",
     "models/pretrained.py": "raises it again",
+    "verbs/quantize_write.py": "raises the last one again",
     "models/checkpoint.py": "a look at the headers of files",
     "models/gguf.py": "raises it again",
     "experiments/massive_values_quantization.py": "is measured, and refused, again",

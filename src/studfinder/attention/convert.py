@@ -17,6 +17,8 @@ from studfinder.attention.saved import SavedVariant, config_class, model_class, 
 from studfinder.attention.variant import Part, Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Anatomy, anatomy_of
+from studfinder.models.probe import structure_of
+from studfinder.models.twin import twin_of
 
 _Model = TypeVar("_Model", bound=LM | torch.nn.Module)
 
@@ -97,7 +99,18 @@ def _plain_places(model: Any, anatomy: Anatomy | None) -> dict[str, AttentionPla
         if anatomy is None:
             with torch.enable_grad():
                 anatomy = anatomy_of(model)
+        if any(parameter.is_meta for parameter in model.parameters()):  # nothing can be run in it
+            return _places_by_twin(model, anatomy)
         return places_of(model, anatomy.layers)
+
+
+def _places_by_twin(model: Any, anatomy: Anatomy) -> dict[str, AttentionPlace]:
+    """The places of a model without numbers, by those of its twin, which has one block of each structure."""
+    twin, structures = twin_of(model, structure_of)
+    blocks = {name for name, _ in twin.named_modules()}
+    found = places_of(twin, [layer for layer in anatomy.layers if layer.block in blocks])
+    kinds = {structures[layer.block]: found[layer.attention] for layer in anatomy.layers if layer.attention in found}
+    return {layer.attention: kinds[structures[layer.block]] for layer in anatomy.layers if layer.attention is not None}
 
 
 def _own_config(model: Any) -> None:

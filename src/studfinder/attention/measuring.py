@@ -42,7 +42,7 @@ def places_of(model: Any, layers: Iterable[Layer]) -> dict[str, AttentionPlace]:
             f" ({outside})",
             expected="one whose queries, keys and values reach the interface",
         )
-    with Journal(model) as journal:
+    with torch.device("cpu"), Journal(model) as journal:  # wherever it is called: a model may be in the making on meta
         for config in configs_of(model):
             if str(getattr(config, "_attn_implementation", None)).startswith(("flash", "flex")):
                 journal.set(config, "_attn_implementation_internal", "eager")

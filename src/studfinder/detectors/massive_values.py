@@ -140,7 +140,7 @@ class MassiveValues(Detector):
     def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
         """`norm.query` (L,H,D) and its kin hold M, with `norm.query.layers` naming the layers of models that have some
         without attention; `rotary.never_turns` (L,D) is 1 where a dim never completes a turn within the training
-        length and 2 in layers without RoPE. They can weigh a quantiser."""
+        length and 2 in layers without RoPE and past a layer's own dims. They can weigh a quantiser."""
         profile = {}
         for tensor in QKV:
             layers = self.layers(tensor)
@@ -149,8 +149,11 @@ class MassiveValues(Detector):
                 profile[f"norm.{tensor}.layers"] = torch.tensor(layers)
         rotary = [rotary_of(self.lm, layer) for layer in self.layers("query")]
         if any(rotary):
-            none = (2,) * self.lm.anatomy.head_dim
-            flags = [none if facts is None else facts.never_turns(model.train_length) for facts in rotary]
+            widths = [self.norm_HD("query", layer).shape[-1] for layer in self.layers("query")]
+            found = [
+                () if facts is None else tuple(map(int, facts.never_turns(model.train_length))) for facts in rotary
+            ]
+            flags = [own + (2,) * (max(widths) - len(own)) for own in found]  # heads of one model may differ
             profile["rotary.never_turns"] = torch.tensor(flags, dtype=torch.uint8)
         return profile
 

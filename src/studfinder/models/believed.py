@@ -57,6 +57,10 @@ def _wrong(lm: LM, findings: Findings) -> Iterator[str]:
     for weight in findings.super_weights:
         if weight.layer >= layers:
             yield f"there is no layer {weight.layer}"
+        elif weight.expert is not None:
+            writers = anatomy.layers[weight.layer].writers
+            if all((ref.parameter, ref.expert) != (weight.parameter, weight.expert) for ref in writers):
+                yield f"there is no expert {weight.expert} in {weight.parameter}"
     for activation in findings.massive_activations:
         if activation.layer >= layers or activation.dim >= hidden:
             yield f"there is no dim {activation.dim} in layer {activation.layer}"

@@ -37,7 +37,8 @@ def anatomy_of(model: Any) -> Anatomy:
     key = _key(model)
     found = _KEPT.get(key) or _read(key)
     if found is None:
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):  # wherever it is called, compiled or not
+        # Wherever it is called: without gradients, compiled, where new tensors have no numbers.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), torch.device("cpu"):
             found = _measured(model)
         with suppress(OSError, StudfinderError):  # a cache that cannot be written is none
             text = _RECORD.dump_json(found, exclude_defaults=True)

@@ -35,6 +35,11 @@ def twin_of(
         structure: gives what blocks of one structure have in common.
         whole: with all blocks, not one of each structure.
     """
+    with torch.device("cpu"):  # wherever it is called
+        return _made(model, structure, whole)
+
+
+def _made(model: Any, structure: Callable[[nn.Module], Hashable], whole: bool) -> tuple[Any, dict[str, Hashable]]:
     config = copy.deepcopy(model.config)
     for part in _parts(config):
         if getattr(part, "quantization_config", None) is not None:
