@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -34,9 +35,16 @@ def command(
         console.print("Any folder, .gguf file or hub id of a decoder works too.", style="dim")
     elif what == "architectures":
         from studfinder.models.tried import architectures_table
-        from studfinder.report.cells import print_table
 
-        print_table(architectures_table(), Screen(width=240))
+        full = architectures_table()
+        table = Table(box=None, header_style="dim", padding=(0, 1), title=full.title, title_justify="left")
+        for number, column in enumerate(full.columns):
+            table.add_column(column, no_wrap=number == 0, justify="right" if column == "layers" else "left")
+        for row in full.rows:  # the reasons stand on the page
+            table.add_row(*(re.split(r"[:;(]", str(cell))[0].strip() for cell in row))
+        console.print(table)
+        console.print(str(full.note))
+        console.print("What did not work, and why: docs/results/architectures.md", style="dim")
         console.print("Any other decoder is measured in the same way: studfinder anatomy MODEL", style="dim")
     elif what == "detectors":
         from studfinder.detectors import DETECTORS
