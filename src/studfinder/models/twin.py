@@ -15,11 +15,14 @@ _EXPERTS = 32
 
 
 def needs_twin(model: nn.Module) -> bool:
-    """Whether some weight of a model is offloaded, or is no matrix of floating-point numbers."""
+    """Whether some weight of a model is offloaded or sharded, or is no matrix of floating-point numbers."""
     for module in model.modules():
         if hasattr(module, "_hf_hook") and getattr(module._hf_hook, "offload", False):
             return True
-        if any(one.is_meta or not one.is_floating_point() for one in module.parameters(recurse=False)):
+        own = list(module.parameters(recurse=False))
+        if any(one.is_meta or not one.is_floating_point() for one in own):
+            return True
+        if any(type(one.detach()) is not torch.Tensor for one in own):  # sharded over processes, or of a library
             return True
         if hasattr(module, "in_features") and not isinstance(getattr(module, "weight", None), nn.Parameter):
             return True

@@ -94,7 +94,10 @@ def matrices_of(lm: LM, layer: int) -> dict[str, MatrixRef]:
     """The matrix of every module of a block that has one of its own, routers included, by the module's name."""
     part = lm.anatomy.layers[layer]
     known = {ref.module: ref for ref in _refs(part) if ref.parameter == f"{ref.module}.weight"}
-    known = {name: ref for name, ref in known.items() if lm.model.get_parameter(ref.parameter).dim() == 2}
+    own = {name for name in known if type(lm.model.get_submodule(name)).__module__.startswith("studfinder.")}
+    known = {  # the parts of attention variants are small, and read more than one tensor
+        name: ref for name, ref in known.items() if name not in own and lm.model.get_parameter(ref.parameter).dim() == 2
+    }
     modules = lm.model.get_submodule(part.block).named_modules(prefix=part.block)
     linear = {name: MatrixRef(f"{name}.weight") for name, module in modules if isinstance(module, nn.Linear)}
     return {**linear, **known}
