@@ -169,9 +169,9 @@ def test_without_a_proven_super_weight(folder, undrawn):
 
 
 def test_an_architecture_that_takes_no_variant(folder, undrawn):
-    lm = with_end(provable("stablelm", planted=False)[0])
+    lm = with_end(provable("bloom", planted=False)[0])
     plan = plan_experiment(NAME, ["tiny"], settings={"text": str(folder / "t.txt"), **SMALL, "steps": 1})
-    result, _ = run_experiment(plan, out=folder / "stablelm", loader=lambda _: lm)
+    result, _ = run_experiment(plan, out=folder / "bloom", loader=lambda _: lm)
     assert [row[0] for row in result.tables[0].rows] == ["untrained", "plain"]
     assert sum("was left out" in note for note in result.notes) == 2
 
