@@ -124,6 +124,11 @@ def convert(kind: str, lm: LM) -> str:
     return "yes" if done == len(VARIANTS) else f"{done} of {len(VARIANTS)}; {reasons[0]}"
 
 
+def _a_line_a_type(record: dict[str, Any]) -> str:
+    types = ",\n".join(f"{json.dumps(kind)}: {json.dumps(row)}" for kind, row in record["types"].items())
+    return f'{{"made with": {json.dumps(record["made with"])},\n"types": {{\n{types}\n}}}}\n'
+
+
 def _said(wrong: list[str]) -> str:
     return f"no: {wrong[0]}" if wrong else "yes"
 
@@ -166,7 +171,7 @@ def main() -> None:
                 ]
         print(kind, *(f"{name}: {row[name]};" for name in row if name != "marks"), flush=True)
         record["types"] = dict(sorted(record["types"].items()))
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        RECORD.write_text(_a_line_a_type(record), encoding="utf-8")
     PAGE.write_text(
         "# Architectures\n\nWritten by `python benchmarks/architectures.py`; `studfinder ls architectures` shows the "
         "same.\n\n" + markdown(architectures_table()),

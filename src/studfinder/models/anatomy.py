@@ -107,6 +107,11 @@ class Mixer:
     turned: int = 0
     interleaved: bool = False
 
+    @property
+    def readable(self) -> bool:
+        """Whether Q, K and V can be read: at the interface, or where it is known which channels make them."""
+        return self.interface or None not in (self.query, self.key, self.value)
+
 
 @dataclass(frozen=True)
 class Writer(MatrixRef):

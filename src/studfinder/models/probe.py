@@ -48,7 +48,7 @@ def _probed(
         kind = structure_of(model.get_submodule(block.name))
         if kind not in kinds:
             kinds[kind] = block.name, parts_of(model, block, level[block.name], output)
-        layers.append(_renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
+        layers.append(renamed(kinds[kind][1], partial(_moved, model, names, kinds[kind][0], block.name)))
     return blocks[0].parent, tuple(layers), outputs[0].detach()
 
 
@@ -135,7 +135,7 @@ def spread(
     for child, _ in model.get_submodule(blocks).named_children():
         layer = kinds.get(structures[f"{blocks}.{child}"])
         if layer is not None:
-            found.append(_renamed(layer, partial(_moved, model, names, layer.block, f"{blocks}.{child}")))
+            found.append(renamed(layer, partial(_moved, model, names, layer.block, f"{blocks}.{child}")))
     return tuple(found)
 
 
@@ -151,12 +151,13 @@ def _moved(model: nn.Module, names: dict[nn.Module, str], old: str, new: str, na
         return f"{names.get(model.get_submodule(owner), owner)}.{leaf}"
 
 
-def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+def renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    """A record of anatomy with other names in it."""
     if isinstance(value, str):
         return rename(value)
     if isinstance(value, tuple):
-        return tuple(_renamed(one, rename) for one in value)
+        return tuple(renamed(one, rename) for one in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {one.name: _renamed(getattr(value, one.name), rename) for one in dataclasses.fields(value)}
+        fields = {one.name: renamed(getattr(value, one.name), rename) for one in dataclasses.fields(value)}
         return dataclasses.replace(value, **fields)
     return value

@@ -292,7 +292,7 @@ class Summary(OneLine):
         unreadable: matrices that are quantised, so that no term could be formed.
         bidirectional: why the model is not causal; empty if it is.
         experts: down projections of experts that were searched; `unseen_experts`: those that no prompt reached.
-        without_attention: layers whose tokens meet without a softmax, so that there is no Q and K to read.
+        without_attention: layers whose tokens meet without a softmax, or in one whose Q and K cannot be told.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)

@@ -99,8 +99,8 @@ def layers_and_experts(findings: Findings) -> list[tuple[str, str]]:
         found.append(
             (
                 "no attention",
-                f"{len(summary.without_attention)} of {findings.model.layers} layers mix tokens without softmax, or "
-                "not at all: no Q, K or sink is read there.",
+                f"{len(summary.without_attention)} of {findings.model.layers} layers mix tokens without softmax, "
+                "not at all, or in a way that is unknown: no Q, K or sink is read there.",
             )
         )
     return found

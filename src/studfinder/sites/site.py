@@ -86,7 +86,7 @@ class Site:
                 f"{self} cannot be reached: {lm.anatomy.architecture} attends outside transformers' interface",
                 do=f"Use {self.kind}.pre_rope",
             )
-        if not mixer.interface and None in (mixer.query, mixer.key, mixer.value):
+        if not mixer.readable:
             raise StudfinderError(
                 f"{self} cannot be reached: which channels make it is unknown in {lm.anatomy.architecture}"
             )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from studfinder.models import Anatomy, HeadRows, Layer, MatrixRef, Mixer, Rows, Writer
+from studfinder.models.probe import renamed
 
 _STAGES = {
     "post-RoPE": "queries and keys are read after RoPE, as attention receives them",
@@ -41,14 +41,7 @@ def anatomy_in_words(anatomy: Anatomy) -> list[tuple[str, list[tuple[str, str]]]
 
 def _relative(value: Any, block: str) -> Any:
     """The same with names relative to the block."""
-    if isinstance(value, str):
-        return value.removeprefix(f"{block}.") if value != block else ""
-    if isinstance(value, tuple):
-        return tuple(_relative(one, block) for one in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {one.name: _relative(getattr(value, one.name), block) for one in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return value
+    return renamed(value, lambda name: "" if name == block else name.removeprefix(f"{block}."))
 
 
 def _runs(numbers: Sequence[int]) -> str:

@@ -168,7 +168,9 @@ def _scanned(plan: ScanPlan, command: str) -> tuple[Findings, dict[str, torch.Te
         summary=Summary(
             thresholds={name: float(value) for name, value in vars(plan.thresholds).items()},
             bidirectional=bidirectional(plan.lm),
-            without_attention=tuple(n for n, layer in enumerate(plan.lm.anatomy.layers) if layer.mixer is None),
+            without_attention=tuple(
+                n for n, layer in enumerate(plan.lm.anatomy.layers) if layer.mixer is None or not layer.mixer.readable
+            ),
             **summary,
         ),
         nonfinite=(
