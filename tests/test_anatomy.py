@@ -152,3 +152,16 @@ def test_a_model_without_a_head_is_refused():
 def test_something_else_is_refused():
     with pytest.raises(StudfinderError, match="cannot load a Linear"):
         load(nn.Linear(2, 2))
+
+
+def test_memory_that_ends_is_said_as_such(monkeypatch):
+    from studfinder.models import measured
+
+    def ends(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    lm = tiny("llama", seed=9)
+    lm.model.config.initializer_range = 0.123  # a configuration that was not measured before
+    monkeypatch.setattr(measured, "probed", ends)
+    with pytest.raises(StudfinderError, match="memory"):
+        load(lm.model)

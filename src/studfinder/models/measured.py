@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import nn
 
-from studfinder.errors import StudfinderError, in_a_line
+from studfinder.errors import StudfinderError, in_a_line, known
 from studfinder.models import anatomy, dependence, feeding, mixing, probe, roles, trace, twin
 from studfinder.models.anatomy import Anatomy
 from studfinder.models.cache import private_folder, private_text
@@ -64,6 +64,8 @@ def _measured(model: Any) -> Anatomy:
         except Exception as error:
             tried = error
     assert tried is not None
+    if (said := known(tried)) is not None:  # memory that ends is no trait of a model
+        raise said from tried
     raise StudfinderError(
         f"{type(model).__name__} cannot be run on token ids alone ({in_a_line(tried)})",
         expected="a decoder that generates text",
