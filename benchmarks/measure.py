@@ -31,7 +31,7 @@ from lm_eval.models.huggingface import HFLM
 
 import studfinder as sf
 from studfinder.edits import neuron, zero
-from studfinder.measures import perplexity, sweep
+from studfinder.measures import effects_of, perplexity
 from studfinder.measures.tasks import TASKS, harness
 from studfinder.measures.tasks.adapter import LiveLM
 from studfinder.texts import Text, corpus, encode
@@ -40,7 +40,7 @@ BATCHES = (1, 4, 16, 64)
 CHOICES = ("piqa", "arc_easy")
 WINDOWS = (512, 2048)
 """Of word perplexity: the longest window of both sides."""
-_SWEEP = importlib.import_module("studfinder.measures.sweep")
+_SWEEP = importlib.import_module("studfinder.measures.effects")
 
 
 def seconds(function):
@@ -143,14 +143,14 @@ def edits(lm, windows, rounds):
 
     def alone():
         with from_start:
-            return np.concatenate([sweep(lm, windows, [variant]).kl for variant in variants])
+            return np.concatenate([effects_of(lm, windows, [variant]).kl for variant in variants])
 
     def shared():
         with from_start:
-            return sweep(lm, windows, variants).kl
+            return effects_of(lm, windows, variants).kl
 
     times, results = in_turns(
-        {"alone": alone, "shared": shared, "reused": lambda: sweep(lm, windows, variants).kl}, rounds
+        {"alone": alone, "shared": shared, "reused": lambda: effects_of(lm, windows, variants).kl}, rounds
     )
     return {
         "edits": len(variants),

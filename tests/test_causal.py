@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from scanned import a_scan
 from studfinder.edits import RandomDims, dims, edited, noise
 from studfinder.errors import StudfinderError
-from studfinder.measures import damage_matched, log_likelihoods, perplexity, sweep
+from studfinder.measures import damage_matched, effects_of, log_likelihoods, perplexity
 from studfinder.measures.greedy import greedy
 from studfinder.measures.induction import in_context_learning, induction
 from studfinder.measures.passkey import passkey
@@ -125,7 +125,7 @@ PATHS: dict[str, Callable[[LM], object]] = {
     "likelihoods": lambda lm: log_likelihoods(lm, [([5, 6], [7])]),
     "perplexity": lambda lm: perplexity(lm, ["w3 w4 w5 w6 " * 9], window=8),
     "word perplexity": lambda lm: perplexity(lm, ["w3 w4 w5 w6 " * 9], window=8, protocol="word"),
-    "sweep": lambda lm: sweep(lm, prompts(), [()]),
+    "sweep": lambda lm: effects_of(lm, prompts(), [()]),
     "damage": lambda lm: damage_matched(lm, prompts(), (), lambda _: ()),
     "proof": lambda lm: prove(lm, a_scan(found=False)[0]),
     "greedy": lambda lm: greedy(lm, [[5, 6]], 2),

@@ -6,7 +6,7 @@ import pytest
 
 from studfinder.edits import Activations, Everything, RandomDims, TopDims, dims, mean, noise, scale, zero
 from studfinder.errors import StudfinderError
-from studfinder.measures import damage_matched, next_token
+from studfinder.measures import damage_matched, effects_of
 from tiny import prompts, tiny
 
 
@@ -22,13 +22,15 @@ def test_noise_elsewhere_is_tuned_to_the_same_damage(start: float) -> None:
     assert match.matched
     assert len(match.tried) <= 12
     assert abs(match.kl.value / match.target.value - 1) <= 0.05
-    assert match.target.value == pytest.approx(next_token(lm, encoded, edits).kl_interval(0).value, rel=1e-3)
-    assert match.kl.value == pytest.approx(next_token(lm, encoded, make(match.strength)).kl_interval(0).value, rel=1e-3)
+    assert match.target.value == pytest.approx(effects_of(lm, encoded, [edits]).kl_interval(0).value, rel=1e-3)
+    assert match.kl.value == pytest.approx(
+        effects_of(lm, encoded, [make(match.strength)]).kl_interval(0).value, rel=1e-3
+    )
     assert match.edits == make(match.strength)
     assert match.difference.value == pytest.approx(match.kl.value - match.target.value, rel=1e-3, abs=1e-6)
     assert match.difference.low < match.difference.value < match.difference.high
     # What was looked for is not what anything gives: ten times the strength does more than the tolerance allows.
-    assert next_token(lm, encoded, make(10 * match.strength)).kl_interval(0).value > 1.05 * match.target.value
+    assert effects_of(lm, encoded, [make(10 * match.strength)]).kl_interval(0).value > 1.05 * match.target.value
 
 
 def test_damage_out_of_reach_is_said_to_be() -> None:

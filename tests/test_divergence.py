@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studfinder.edits import Weights, edited, scale
-from studfinder.measures import compare, sweep
+from studfinder.measures import compare, effects_of
 from studfinder.measures.divergence import Clean
 from studfinder.studies import Divergence, Original
 from tiny import tiny
@@ -21,7 +21,7 @@ def test_it_is_the_formula_in_fp64(dtype, width):
     clean, other = (4 * clean).to(dtype), (4 * clean + noise).to(dtype)
     next_T = torch.arange(20) % 7
     log_p, log_q = clean.double().log_softmax(-1), other.double().log_softmax(-1)
-    kl, nll = Clean(clean, next_T).against(other)
+    kl, nll = (one.double().sum() for one in Clean(clean, next_T).against(other))
     assert float(kl) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum()), rel=1e-5)
     assert float(nll) == pytest.approx(-float(log_q.gather(1, next_T[:, None]).sum()), rel=1e-6)
 
@@ -29,9 +29,9 @@ def test_it_is_the_formula_in_fp64(dtype, width):
 def test_of_equal_logits_it_is_zero():
     logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)) * 10
     clean = Clean(logits, torch.arange(50))
-    kl, nll = clean.against(logits.clone())
+    kl, nll = (one.double().sum() for one in clean.against(logits.clone()))
     assert float(kl) == 0
-    assert float(nll) == float(clean.nll)
+    assert float(nll) == float(clean.nll_T.double().sum())
 
 
 def test_windows_count_by_their_tokens():
@@ -41,7 +41,7 @@ def test_windows_count_by_their_tokens():
     off = scale(
         [Weights(parameter="model.layers.1.mlp.down_proj.weight", entries=tuple((i, i) for i in range(32)))], 100
     )
-    effects = sweep(lm, windows, [off])
+    effects = effects_of(lm, windows, [off])
     original = Original()
     original.see(lm, windows)
     with edited(lm, off):

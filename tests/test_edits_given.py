@@ -42,11 +42,11 @@ def test_lists_and_lines_mean_their_edits(case: int) -> None:
         found = logits(lm)
     with edited(lm, meant):
         assert torch.equal(found, logits(lm))
-    from studfinder.measures.sweep import next_token
+    from studfinder.measures.effects import effects_of
 
     what, _ = given(lm)[case]
     ids = [IDS[0].tolist()]
-    assert next_token(lm, ids, what).kl.tolist() == next_token(lm, ids, meant).kl.tolist()
+    assert effects_of(lm, ids, [what]).kl.tolist() == effects_of(lm, ids, [meant]).kl.tolist()
 
 
 def not_edits(lm: LM) -> list[tuple[object, str]]:

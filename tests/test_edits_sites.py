@@ -42,7 +42,7 @@ from studfinder.edits import (
     zero,
 )
 from studfinder.errors import StudfinderError
-from studfinder.measures import next_token, sweep
+from studfinder.measures import effects_of
 from studfinder.measures.likelihood import log_likelihoods
 from studfinder.models import LM, rotary_of
 from studfinder.records import MassiveActivation, MassiveValue, SuperWeight, from_json, to_json
@@ -796,7 +796,7 @@ def test_a_sweep_that_reuses_clean_blocks_equals_full_passes() -> None:
     places = ["embedding", "residual[0]", "residual[1]", "residual[2]", "query[2]", "value[1]", "key.pre_rope[1]"]
     variants = [scale(Activations(name, TopDims(1)), 30.0) for name in places]
     assert [layer_of(lm, edits) for edits in variants] == [0, 1, 2, 3, 2, 1, 1]
-    swept = sweep(lm, windows, variants)
+    swept = effects_of(lm, windows, variants)
     for number, edits in enumerate(variants):
         for window, ids in enumerate(windows):
             clean = logits(lm, torch.tensor([ids]))[0, :-1].log_softmax(dim=-1)
@@ -807,7 +807,7 @@ def test_a_sweep_that_reuses_clean_blocks_equals_full_passes() -> None:
             assert abs(swept.kl[number, window] - kl) < 1e-4 * max(1, kl)
     # Inside another edit of a site nothing may be passed by.
     with edited(lm, scale(Activations("residual[1]", Everything()), 1.5)):
-        inside = next_token(lm, windows, variants[4])
+        inside = effects_of(lm, windows, [variants[4]])
         clean = logits(lm, torch.tensor([windows[0]]))[0, :-1].log_softmax(dim=-1)
         with edited(lm, variants[4]):
             changed = logits(lm, torch.tensor([windows[0]]))[0, :-1].log_softmax(dim=-1)

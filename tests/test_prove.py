@@ -10,8 +10,8 @@ from proving import LAYER, provable
 from studfinder.detectors.published import TABLE, published_for
 from studfinder.edits import channel, entry, scale, zero
 from studfinder.errors import StudfinderError
-from studfinder.measures import next_token, perplexity, sweep
-from studfinder.measures.sweep import Effects
+from studfinder.measures import effects_of, perplexity
+from studfinder.measures.effects import Effects
 from studfinder.models import content_hash
 from studfinder.prove import _Case, _judge
 from studfinder.sites import kept_outputs, resumed
@@ -96,9 +96,9 @@ def test_a_sweep_equals_one_edit_at_a_time_and_a_dense_computation() -> None:
     lm, _ = provable("llama", planted=False)
     encoded = [token_ids(1, n, seed=n)[0].tolist() for n in (12, 7, 20)]
     variants = [zero(channel(lm, 2, 3)), scale(entry(lm, 0, 1, 2), 100.0)]
-    together = sweep(lm, encoded, variants)
+    together = effects_of(lm, encoded, variants)
     for number, edits in enumerate(variants):
-        alone = next_token(lm, encoded, edits)
+        alone = effects_of(lm, encoded, [edits])
         np.testing.assert_allclose(together.kl[number], alone.kl[0], rtol=1e-4, atol=1e-6)
         for window, ids in enumerate(encoded):
             with torch.no_grad():

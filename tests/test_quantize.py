@@ -18,8 +18,8 @@ from scanned import a_scan, findings_for
 from studfinder.cli.app import run_cli
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
+from studfinder.measures.effects import between
 from studfinder.measures.perplexity import perplexity, windows_of
-from studfinder.measures.sweep import between
 from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import ActivationScheme, WithActivations

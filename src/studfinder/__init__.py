@@ -28,7 +28,7 @@ _MOVED = {
     "set_to shuffle zero",
     "keep": "hold_out skip",
     "measures": "calibrate_facts compare contrast damage_matched facts_in_context facts_parametric_matched "
-    "log_likelihoods next_token perplexity sweep",
+    "log_likelihoods perplexity",
     "measures.tasks": "tasks",
     "quantizers": "AWQ Auto Clip ClipRestore GPTQ KVCache RTN Scheme SmoothQuant WithActivations calibration_windows "
     "quantized_cache",

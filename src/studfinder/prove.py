@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from studfinder.edits import Edit, Weights, matched_controls, zero
-from studfinder.measures import Effects, sweep
+from studfinder.measures import Effects, effects_of
 from studfinder.models import LM
 from studfinder.records import Effect, Findings, Interval, Proof, SuperWeight
 from studfinder.records.run import ids_hash
@@ -121,16 +121,14 @@ class _Bench:
     progress: Progress
 
     def run(self, what: str, variants: Sequence[Sequence[Edit]], windows: int | None = None) -> Effects:
-        done = 0
+        done = 0.0
 
-        def advance(count: int) -> None:
+        def advance(share: float) -> None:
             nonlocal done
-            done += count
-            self.progress(f"proving: {what}", done, max(done, total))
+            done += share
+            self.progress(f"proving: {what}", round(100 * done), 100)
 
-        chosen = self.windows[:windows]
-        total = len(variants) * max(1, round(sum(map(len, chosen)) / 1024))
-        return sweep(self.lm, chosen, variants, progress=advance)
+        return effects_of(self.lm, self.windows[:windows], variants, advance=advance)
 
 
 def _alone(bench: _Bench, tested: Sequence[SuperWeight], floor: float) -> list[_Case]:

@@ -20,7 +20,7 @@ from studfinder.edits import (
     restore_output,
     zero,
 )
-from studfinder.measures import sweep
+from studfinder.measures import effects_of
 from studfinder.records import SuperWeight
 from studfinder.texts import encode, proof_text
 
@@ -54,7 +54,7 @@ def test_the_super_activation_alone_brings_most_of_the_model_back(smollm2, windo
     without = zero(found)
     back = [*without, *restore_output(smollm2, found)]
     activation = zero(Activations("residual[11]", LargestEntry((507,))))
-    effects = sweep(smollm2, windows, [without, back, activation])
+    effects = effects_of(smollm2, windows, [without, back, activation])
     assert effects.kl_interval(0).low > 0.5
     assert effects.kl_interval(1, minus=0).high < 0
     assert effects.kl_interval(1).value < 0.2 * effects.kl_interval(0).value
@@ -66,7 +66,7 @@ def test_massive_dims_matter_more_than_random_ones_and_leave_nothing(smollm2, wi
     clean = smollm2.model(torch.tensor(windows[:1])).logits
     variants = [massive_value_disruption(smollm2, 1)]
     variants += [mean(dims(smollm2, select=RandomDims(1, seed))) for seed in range(2)]
-    effects = sweep(smollm2, windows, variants)
+    effects = effects_of(smollm2, windows, variants)
     for control in range(1, len(variants)):
         assert effects.kl_interval(0, minus=control).low > 0
     with edited(smollm2, mean(dims(smollm2, select=TopDims(1)))):

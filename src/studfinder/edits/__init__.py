@@ -30,6 +30,7 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
+from studfinder.edits.streams import stream_of
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.records.public import public
 
@@ -73,6 +74,7 @@ __all__ = [
     "selected",
     "set_to",
     "shuffle",
+    "stream_of",
     "tied_notes",
     "top_fraction",
     "zero",

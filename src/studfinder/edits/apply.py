@@ -68,7 +68,7 @@ class edited:
     def __enter__(self) -> edited:
         if self._context is not None:
             raise StudfinderError("these edits are in force already", do="Make another edited(...) of them")
-        self._context = self._applied()
+        self._context = self.applied()
         try:
             self._context.__enter__()
         except BaseException:
@@ -82,11 +82,17 @@ class edited:
         context, self._context = self._context, None
         if context is not None:
             context.__exit__(kind, error, trace)
-        if kind is None and self._sites is not None:
+        if kind is None:
+            self.check_done()
+
+    def check_done(self) -> None:
+        """Raise StudfinderError if the model ran and an edit changed nothing."""
+        if self._sites is not None:
             self._sites.check_done()
 
     @contextmanager
-    def _applied(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
+        """The same for a part of a forward pass: nobody asks yet whether everything has changed something."""
         with Journal(self._lm.model) as journal:
             for name, places, factor in self._plan:
                 old = [self._lm.model.get_parameter(name).detach()[place].clone() for place in places]

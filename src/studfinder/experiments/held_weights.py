@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from studfinder.edits import Weights, zero
 from studfinder.experiments.w8a8 import Windows
-from studfinder.measures import sweep
+from studfinder.measures import effects_of
 from studfinder.models import LM
 
 WeightPlaces = Sequence[tuple[str, Sequence[int]]]
@@ -81,7 +81,7 @@ def without(lm: LM, windows: Windows, groups: Mapping[str, WeightPlaces]) -> dic
     edits = [
         zero([Weights(parameter=name, entries=(tuple(index),)) for name, index in places]) for places in groups.values()
     ]
-    effects = sweep(lm, windows, edits)
+    effects = effects_of(lm, windows, edits)
     loss, kl = (sums / effects.tokens for sums in (effects.nll, effects.kl))
     found: dict[str, Any] = {"loss": (effects.clean_nll / effects.tokens).tolist()}
     return found | {name: {"loss": loss[i].tolist(), "kl": kl[i].tolist()} for i, name in enumerate(groups)}

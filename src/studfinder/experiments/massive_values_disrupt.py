@@ -31,7 +31,7 @@ from studfinder.experiments.disruptions_read import (
     disruption_notes,
     disruption_table,
 )
-from studfinder.measures import sweep
+from studfinder.measures import effects_of
 from studfinder.measures.matched_facts import calibrate_facts
 from studfinder.models import LM
 from studfinder.records.config import option
@@ -114,7 +114,7 @@ def _planned(bench: Bench, lm: LM) -> tuple[list[ModelVariant], list[tuple[str, 
 def _exists(lm: LM, attack: ModelVariant) -> bool:
     """Whether anything is above lambda: not every model has massive values."""
     try:
-        sweep(lm, neutral(lm)[1][:1], [attack.detail])
+        effects_of(lm, neutral(lm)[1][:1], [attack.detail])
     except WriteFailed:
         raise
     except StudfinderError:

@@ -1,6 +1,7 @@
-"""One score a file; sweep.py runs many edits and shares the work."""
+"""One score a file; effects.py measures many changes in one reading."""
 
 from studfinder.measures.damage import DamageMatch, damage_matched
+from studfinder.measures.effects import Effects, effects_of
 from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods
 from studfinder.measures.matched_facts import (
     Contrast,
@@ -12,7 +13,6 @@ from studfinder.measures.matched_facts import (
 from studfinder.measures.perplexity import perplexity
 from studfinder.measures.registry import MEASURES, Measure, measure_named
 from studfinder.measures.scores import Scores, compare, scored
-from studfinder.measures.sweep import Effects, next_token, sweep
 from studfinder.records.public import public
 
 __all__ = [
@@ -28,14 +28,13 @@ __all__ = [
     "compare",
     "contrast",
     "damage_matched",
+    "effects_of",
     "facts_in_context",
     "facts_parametric_matched",
     "log_likelihoods",
     "measure_named",
-    "next_token",
     "perplexity",
     "scored",
-    "sweep",
 ]
 
 public(globals())

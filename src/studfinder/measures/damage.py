@@ -14,7 +14,7 @@ import numpy as np
 
 from studfinder.edits import Edit
 from studfinder.errors import StudfinderError
-from studfinder.measures.sweep import Effects, next_token, sweep
+from studfinder.measures.effects import Effects, effects_of
 from studfinder.models import LM
 from studfinder.records import Interval
 
@@ -73,7 +73,7 @@ def damage_matched(
     """
     if not (start > 0 and tolerance > 0 and evaluations > 0):
         raise StudfinderError("start, tolerance and evaluations of a damage match", expected="numbers above 0")
-    first = sweep(lm, encoded, [edits, make(start)])
+    first = effects_of(lm, encoded, [edits, make(start)])
     goal = first.kl_interval(0)
     if not _UNDAMAGED < goal.value < math.inf:
         raise StudfinderError(
@@ -85,12 +85,12 @@ def damage_matched(
         strength = _next({s: _kl(*seen) for s, seen in tried.items()}, goal.value)
         if strength in tried or not 1e-9 < strength < 1e9:
             break
-        tried[strength] = (next_token(lm, encoded, make(strength)), 0)
+        tried[strength] = (effects_of(lm, encoded, [make(strength)]), 0)
     best = min(tried, key=lambda s: abs(math.log(max(_kl(*tried[s]), _UNDAMAGED) / goal.value)))
-    effects, number = tried[best]
+    found, number = tried[best]
     paired = Effects(
-        np.stack([first.kl[0], effects.kl[number]]),
-        np.stack([first.nll[0], effects.nll[number]]),
+        np.stack([first.kl[0], found.kl[number]]),
+        np.stack([first.nll[0], found.nll[number]]),
         first.clean_nll,
         first.tokens,
     )
@@ -100,13 +100,13 @@ def damage_matched(
         kl=paired.kl_interval(1),
         target=goal,
         difference=paired.kl_interval(1, minus=0),
-        matched=_near(_kl(effects, number), goal.value, tolerance),
+        matched=_near(_kl(found, number), goal.value, tolerance),
         tried=tuple((s, _kl(*seen)) for s, seen in tried.items()),
     )
 
 
-def _kl(effects: Effects, number: int) -> float:
-    return float(effects.kl[number].sum() / effects.tokens.sum())
+def _kl(found: Effects, number: int) -> float:
+    return float(found.kl[number].sum() / found.tokens.sum())
 
 
 def _near(kl: float, goal: float, tolerance: float) -> bool:

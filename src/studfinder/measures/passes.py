@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from studfinder import sites
-from studfinder.measures.head import head_of
 from studfinder.measures.packs import Pack, additive, packed
 from studfinder.models import LM
+from studfinder.passes.head import head_of
 
 _IN_CACHE = 8
 """Positions whose logits are turned into log-probabilities at a time on a CPU."""

@@ -1,7 +1,7 @@
 """Read, replace and patch a running model: the only place that hooks or writes, and undoes it."""
 
 from studfinder.patches import Journal
-from studfinder.sites.active import Replacement, Tap, replacing
+from studfinder.sites.active import Replacement, Tap, entering, quiet, replacing
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
@@ -25,8 +25,10 @@ __all__ = [
     "bidirectional",
     "capture",
     "check_causal",
+    "entering",
     "kept_outputs",
     "module_inputs",
+    "quiet",
     "replacing",
     "resumed",
     "tapped",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ from torch import nn
 
 from studfinder.models import LM
 from studfinder.patches import Journal
+from studfinder.sites.events import ModelCall
 from studfinder.sites.site import Site
 from studfinder.sites.uses import Uses
 
@@ -94,3 +96,26 @@ def replacing(lm: LM) -> bool:
     """
     active = ACTIVE.get(lm.model)
     return active is not None and bool(active.replacing)
+
+
+@contextmanager
+def quiet(lm: LM) -> Iterator[None]:
+    """While the context lasts no tap of this model sees or replaces anything: for passes not about the text."""
+    active = ACTIVE.get(lm.model)
+    if active is None:
+        yield
+        return
+    for problem in active.hooks.close():
+        raise problem
+    try:
+        yield
+    finally:
+        active.reinstall()
+
+
+def entering(lm: LM, call: ModelCall, layer: int) -> None:
+    """Tell taps that a block is about to be run by itself, as part of a call of the model."""
+    active = ACTIVE.get(lm.model)
+    if active is not None:
+        active.uses.at(layer)
+        active.show(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -45,7 +45,15 @@ class Uses:
         """Of the (layer, anything) pairs that share a module, the one that it is running for."""
         return next((pair for pair in owners if pair[0] == self.layer), owners[0])
 
-    def _begin(self, _module: nn.Module, _args: tuple) -> None:
+    def at(self, layer: int) -> None:
+        """As if all blocks before a layer had run."""
+        self._begin()
+        for block, layers in self.blocks.items():
+            place = layers.index(layer) if layer in layers else 0
+            if place:
+                self.calls.update(dict.fromkeys(block.modules(), place))
+
+    def _begin(self, *_: Any) -> None:
         self.layer = None
         self.calls.clear()
 

@@ -137,7 +137,7 @@ class Original:
                 for place, here in enumerate(stretches):
                     clean_TV, next_T = self._logits[piece][here], ids_BT[0, 1:][here]
                     if len(next_T):
-                        sums[place, piece] = float(Clean(clean_TV, next_T).against(changed_TV[here])[0])
+                        sums[place, piece] = float(Clean(clean_TV, next_T).against(changed_TV[here])[0].double().sum())
                         tokens[place, piece] = len(next_T)
         return [
             Divergence(nats[some], count[some])

@@ -1,4 +1,4 @@
-"""Many edits over one text, each against the clean model, in one reading (see `measures.sweep`)."""
+"""Many edits over one text, each against the clean model, in one reading (see `measures.effects`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from studfinder.edits import Edit, edits_hash
-from studfinder.measures import Effects, sweep
+from studfinder.measures import Effects, effects_of
 from studfinder.models import LM
 from studfinder.records import Comparison, Plot, Series, Table, point
 from studfinder.runs import Progress, silent
@@ -30,15 +30,15 @@ def swept(
         windows: token ids.
         tell: told (what, how many are done, of how many).
     """
-    done = 0
+    done = 0.0
 
-    def progress(pairs: int) -> None:
+    def advance(share: float) -> None:
         nonlocal done
-        done += pairs
-        tell(what, done, max(done, len(variants)))
+        done += share
+        tell(what, round(done * len(variants)), len(variants))
 
     def measure() -> dict[str, Any]:
-        effects = sweep(lm, windows, variants, progress=progress)
+        effects = effects_of(lm, windows, variants, advance=advance)
         return {name: getattr(effects, name).tolist() for name in ("kl", "nll", "clean_nll", "tokens")}
 
     found = run.once(f"{what} {edits_hash([edit for edits in variants for edit in edits])[:12]}", measure)

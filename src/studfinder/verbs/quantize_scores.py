@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from studfinder.errors import NotApplicable, Unavailable
+from studfinder.measures.effects import between
 from studfinder.measures.perplexity import windows_of
-from studfinder.measures.sweep import between
 from studfinder.models import LM
 from studfinder.quantizers.verify import fits_again
 

@@ -1,0 +1,50 @@
+"""Edits as a stream of the engine: in which blocks they are in force, and what of the first one they leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from studfinder.edits.apply import GivenEdits, edited
+from studfinder.edits.edit import Edit, SiteEdit, WeightEdit
+from studfinder.models import LM
+from studfinder.passes import Stream
+from studfinder.sites import Site
+
+
+def stream_of(lm: LM, edits: GivenEdits) -> Stream:
+    """The model under some edits, as a stream. Raises as `edited`, and at the end of a pass as that when it ends."""
+    change = edited(lm, edits)
+    places = [_places(lm, edit) for edit in change.edits]
+    first = min((layers[0] for layers, _ in places), default=len(lm.anatomy.layers))
+    last = max((layers[-1] for layers, _ in places), default=first)
+    touches = [names for layers, names in places if layers[0] == first]
+    known = [name for names in touches for name in names or ()]
+    return Stream(
+        enter=lambda layer: change.applied(),
+        first=first,
+        last=last,
+        touches=None if None in touches else tuple(known),
+        masked=any(isinstance(edit, SiteEdit) for edit in change.edits),
+        done=change.check_done,
+    )
+
+
+def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
+    """The layers in which an edit is in force (-1: before the blocks; their number: after them), and the modules that
+    it touches in the first; None if it may be any."""
+    if isinstance(edit, SiteEdit):
+        layer = Site.parse(edit.site).layer
+        return [0 if layer is None else layer], None
+    return _layers(lm, edit), (edit.target.parameter.rpartition(".")[0],)
+
+
+def _layers(lm: LM, edit: WeightEdit) -> list[int]:
+    """Wherever the parameter is used, under whatever name: it may be tied."""
+    depth = len(lm.anatomy.layers)
+    own = lm.model.get_parameter(edit.target.parameter)
+    names = {name for name, one in lm.model.named_parameters(remove_duplicate=False) if one is own}
+    blocks = [layer.block + "." for layer in lm.anatomy.layers]
+    layers = [number for number, block in enumerate(blocks) if any(name.startswith(block) for name in names)]
+    if any(not name.startswith(tuple(blocks)) for name in names):
+        return [-1, *layers, depth]
+    return layers
