@@ -4,7 +4,8 @@ zero:runs/qwen                                        the proven super weights o
 zero:runs/qwen#tested                                 all that were tested; #all: every candidate
 zero:runs/qwen#massive_activations                    where each channel first turns massive, its largest entry
 mean:runs/qwen#massive_values                         its massive dims, head by head
-scale=0.5:model.layers.11.mlp.down_proj.weight[507,1229]      one weight; ":" is all of an axis
+zero:layers.11 down_proj[507, 1229]                   one number, by the name that is printed of it (see `names`)
+scale=0.5:model.layers.11.mlp.down_proj.weight[:, 1229]       or by its whole name; ":" is all of an axis
 pooled-mean:query+key.top1@prefill                    a selection in all layers, or in some: query[0-3,7].top1
 deviation:key.pre_rope.above5                         before RoPE, the dims above 5 times their head's mean
 noise=0.1:residual[3].all                             any site of the model
@@ -34,6 +35,7 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
+from studfinder.edits.names import Names
 from studfinder.edits.select import WHICH, Selection, meant
 from studfinder.edits.selections import (
     AboveLambda,
@@ -60,7 +62,10 @@ _PLAIN: dict[str, Callable[..., Sequence[Edit]]] = {
 }
 _NUMBERED: dict[str, Callable[..., Sequence[Edit]]] = {"scale": scale, "set": set_to, "noise": noise}
 _KINDS = "zero, mean, pooled-mean, constant, deviation, shuffle, scale=FACTOR, set=VALUE or noise=STD"
-_TARGETS = "a scan (runs/name, runs/name#massive_values), PARAMETER[row,col], or SITES.SELECTION (query+key.top1)"
+_TARGETS = (
+    "a scan (runs/name, runs/name#massive_values), a number (layers.9 down_proj[260, 200]), or SITES.SELECTION "
+    "(query+key.top1)"
+)
 _SELECTIONS: dict[str, Callable[[str], Entries]] = {
     "top": lambda n: TopDims(int(n or 1)),
     "smallest": lambda n: TopDims(int(n or 1), largest=False),
@@ -74,7 +79,6 @@ _SELECTIONS: dict[str, Callable[[str], Entries]] = {
 }
 _SITES = re.compile(r"(?P<names>[a-z_+]+(?:\.(?:pre_rope|input|output))?)(?:\[(?P<layers>[\d,-]+)\])?\.(?P<select>.+)")
 _SELECT = re.compile(r"(?P<name>[a-z]+)(?P<number>[\d.,]*?)(?:\.seed(?P<seed>\d+))?")
-_WEIGHT = re.compile(r"(?P<name>[\w.]+)\[(?P<index>[\d:, ]+)\]")
 
 
 def parse_edits(lm: LM, text: str) -> tuple[Edit, ...]:
@@ -173,17 +177,15 @@ def _options(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _target(lm: LM, text: str) -> Editable:
-    weight = _WEIGHT.fullmatch(text)
-    if weight is not None and weight["name"] in dict(lm.model.named_parameters(remove_duplicate=False)):
-        index = tuple(None if at.strip() == ":" else _whole(at, text) for at in weight["index"].split(","))
-        return Weights(parameter=weight["name"], entries=(index,))
+    weights = Names(lm).find(text) if text.endswith(("]", ")")) and not Path(text).exists() else None
+    if weights is not None:
+        return weights
     sites = _SITES.fullmatch(text)
     if sites is not None and all(name.split(".")[0] in _FIRST_WORDS for name in sites["names"].split("+")):
         return _activations(lm, sites["names"], sites["layers"], _selection(sites["select"]))
     path, _, part = text.partition("#")
     if not Path(path).exists():
-        missing = f"there is no parameter {weight['name']!r}" if weight is not None else f"there is no {path!r}"
-        raise StudfinderError(f"{missing} to edit", expected=_TARGETS)
+        raise StudfinderError(f"there is no {path!r} to edit", expected=_TARGETS)
     return _from_scan(lm, Path(path), part or "proven")
 
 

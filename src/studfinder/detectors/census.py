@@ -1,0 +1,282 @@
+"""Census: what each number of a model carries, predicted from one backward pass a window (see `own_labels`).
+
+The KL of taking number i out is, to second order, 1/2 w_i^2 F_ii in nats per token: the saliency of optimal brain damage
+(LeCun et al. 1989) with the Fisher information for the Hessian. Large effects are underestimated (the second order does
+not see what collapses), entries of an embedding overestimated; whoever says that a number matters measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from studfinder.detectors.own_labels import floating, gradients
+from studfinder.edits import Edit, Weights, scale, zero
+from studfinder.models import LM
+from studfinder.models.gains import gain_offsets
+from studfinder.runs import Progress, silent
+
+LEAST, MOST = -16, 2
+"""Decades of predicted KL that are told apart: what lies below or above counts to the first or the last."""
+_BUDGET = 1 << 31
+"""Bytes of sums that are held at a time; a model of more is gone through in parts, each with passes of its own."""
+
+Groups = Callable[[str, torch.Tensor, torch.Tensor], Mapping[tuple[str, str], torch.Tensor]]
+"""From a parameter's name, its numbers w and their gradients g to sums of g w over groups of them, by (whose, which
+kind); sums under one key are added up over all parameters of a block. Half the mean of their squares is the predicted
+KL of taking a whole group out. A rounding error may stand in place of w."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A number in the order of what is predicted of it.
+
+    Attributes:
+        parameter, index: which; tied parameters have the name that the model lists first.
+        value: what it is.
+        kl: predicted KL of setting it to zero, in nats per token.
+        error: the standard error of `kl`, from the windows.
+        off: where it is the w of a gain 1 + w: predicted KL of taking the whole factor to zero; else None. Zeroing w
+            leaves the factor 1.
+    """
+
+    parameter: str
+    index: tuple[int, ...]
+    value: float
+    kl: float
+    error: float
+    off: float | None = None
+
+    @property
+    def most(self) -> float:
+        """The larger of what is predicted of its edits."""
+        return max(self.kl, self.off or 0.0)
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(parameter=self.parameter, entries=(self.index,))
+
+    def edits(self) -> dict[str, tuple[Edit, ...]]:
+        """What takes it out: "zero", and of a gain 1 + w "off", which takes the factor to zero."""
+        found = {"zero": zero(self.weights)}
+        if self.off is not None and self.value:
+            found["off"] = scale(self.weights, -1 / self.value)
+        return found
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Numbers of one parameter drawn at random, up to so many from each decade of predicted KL, each with the same
+    chance.
+
+    Attributes:
+        flat_N: flat indices, int64.
+        kl_N: predicted KL of each.
+        decade_N: decade of each.
+    """
+
+    flat_N: torch.Tensor
+    kl_N: torch.Tensor
+    decade_N: torch.Tensor
+
+
+@dataclass
+class Census:
+    """What was predicted of every number of a model, of which the largest, sums and a sample are kept.
+
+    Attributes:
+        tokens: of the windows.
+        top: the numbers of largest `Ranked.most`, the largest first.
+        decades: by parameter, how many of its numbers have a predicted KL of exactly 0 (w is 0, or no gradient reached
+            it), and then how many lie in each decade from `LEAST` to `MOST`.
+        totals: by parameter, the sum of its predicted KL.
+        drawn: by parameter, a sample.
+        groups: by (whose, which kind), predicted KL of taking whole groups out.
+        nonfinite: parameters whose gradients held inf or NaN; what is so counts as 0.
+    """
+
+    tokens: int
+    top: list[Ranked] = field(default_factory=list)
+    decades: dict[str, list[int]] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+    groups: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    nonfinite: list[str] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers there are."""
+        return sum(map(sum, self.decades.values()))
+
+
+def census(
+    lm: LM,
+    windows: Sequence[Sequence[int]],
+    *,
+    draws: int = 2,
+    top: int = 4096,
+    sample: int = 32,
+    groups: Groups | None = None,
+    map: Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Census:
+    """Predict for every floating parameter of a model (matrices, gains, biases, embeddings, convolutions, tied ones
+    once) the KL in nats per token of setting each of its numbers to zero.
+
+    Args:
+        windows: token ids, best of equal length; never those on which what is found is judged.
+        draws: of labels, for each window; each is a backward pass.
+        top: how many numbers are kept.
+        sample: how many numbers of each parameter and decade are drawn.
+        groups: sums over groups of numbers; by default rows, columns, experts, parameters and layers (`parts`).
+        map: where every prediction is written, as safetensors (fp32, in the parameters' shapes).
+        progress: told (what, done, total).
+
+    Raises:
+        StudfinderError: a parameter is offloaded.
+    """
+    found = Census(sum(len(ids) for ids in windows))
+    sums, offsets, portions = groups or parts(lm), gain_offsets(lm), list(_portions(lm))
+    whole: dict[str, torch.Tensor] = {}
+    for part, names in enumerate(portions):
+        tally = _Tally(lm, names, sums, draws)
+        for number, draw, own in gradients(lm, names, windows, draws=draws, seed=seed):
+            tally.add(own, last=draw == draws - 1)
+            done = (part * len(windows) + number) * draws + draw + 1
+            progress("census", done, len(portions) * len(windows) * draws)
+        for name in names:
+            fisher = tally.fisher(name, len(windows))
+            kl = _taken(found, name, tally.weights[name], fisher, offsets.get(name, 0.0), top)
+            found.drawn[name] = _drawn(kl.flatten(), sample, seed)
+            if map is not None:
+                whole[name] = kl.cpu()
+        found.groups |= {key: square / (2 * draws * found.tokens) for key, square in tally.groups.items()}
+    if map is not None:
+        from safetensors.torch import save_file
+
+        save_file(whole, map)
+    return found
+
+
+def parts(lm: LM) -> Groups:
+    """Rows, columns (of the last two axes), experts and whole parameters, and layers."""
+    blocks = {layer.block + ".": f"layers.{number}" for number, layer in enumerate(lm.anatomy.layers)}
+
+    def sums(name: str, w: torch.Tensor, g: torch.Tensor) -> dict[tuple[str, str], torch.Tensor]:
+        terms = w * g
+        found = {(name, "whole"): terms.sum()}
+        if terms.dim() >= 2:
+            found[name, "rows"], found[name, "columns"] = terms.sum(dim=-1), terms.sum(dim=-2)
+        if terms.dim() >= 3:
+            found[name, "slices"] = terms.flatten(1).sum(dim=1)
+        layer = next((layer for block, layer in blocks.items() if name.startswith(block)), "outside the layers")
+        return {**found, (layer, "layer"): found[name, "whole"]}
+
+    return sums
+
+
+def _portions(lm: LM) -> Iterator[list[str]]:
+    """Names of parameters whose sums fit into memory together; those of a block are not torn apart."""
+    blocks = [layer.block + "." for layer in lm.anatomy.layers]
+    portion: list[str] = []
+    held = 0
+    for _, together in groupby(floating(lm), lambda name: next(filter(name.startswith, blocks), name)):
+        names = list(together)
+        size = sum(12 * lm.model.get_parameter(name).numel() for name in names)
+        if portion and held + size > _BUDGET:
+            yield portion
+            portion, held = [], 0
+        portion, held = portion + names, held + size
+    yield portion
+
+
+class _Tally:
+    """Sums over windows of the squared gradients of some parameters, and of their squares."""
+
+    def __init__(self, lm: LM, names: Sequence[str], sums: Groups, draws: int) -> None:
+        self.weights = {name: lm.model.get_parameter(name).detach() for name in names}
+        self.sums, self.draws = sums, draws
+        self.first, self.second, self.window = (
+            {name: torch.zeros(w.shape, device=w.device) for name, w in self.weights.items()} for _ in range(3)
+        )
+        self.groups: dict[tuple[str, str], torch.Tensor] = {}
+
+    def add(self, gradients: Mapping[str, torch.Tensor], *, last: bool) -> None:
+        """Of a window and a draw; `last` of this window."""
+        grouped: dict[tuple[str, str], torch.Tensor] = {}
+        for name, gradient in gradients.items():
+            g = gradient.float()
+            for key, one in self.sums(name, self.weights[name].float(), g).items():
+                grouped[key] = grouped[key] + one if key in grouped else one
+            self.window[name].addcmul_(g, g, value=1 / self.draws)
+        for key, one in grouped.items():
+            square = one.square()
+            self.groups[key] = self.groups[key] + square if key in self.groups else square
+        if last:
+            for name, squares in self.window.items():
+                self.first[name] += squares
+                self.second[name].addcmul_(squares, squares)
+                squares.zero_()
+
+    def fisher(self, name: str, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each number of a parameter the sum over windows of the mean squared gradient, and its standard error, as
+        if windows were of one length (0 of a single one). It is not held any longer."""
+        first, second = self.first.pop(name), self.second.pop(name)
+        spread = (second - first.square() / windows).clamp_min_(0)
+        return first, (spread * windows / max(windows - 1, 1)).sqrt_()
+
+
+def _taken(
+    found: Census, name: str, weight: torch.Tensor, fisher: tuple[torch.Tensor, torch.Tensor], offset: float, top: int
+) -> torch.Tensor:
+    """Take a parameter in: its largest numbers, and how many there are of each size. Gives what is predicted of each."""
+    w = weight.float()
+    half, error = (one / (2 * found.tokens) for one in fisher)
+    if not bool(half.isfinite().all()):
+        found.nonfinite.append(name)
+        half, error = half.nan_to_num(0, 0, 0), error.nan_to_num(0, 0, 0)
+    kl = w.square() * half
+    off = (1 + w).square() * half if offset else None
+    size = kl if off is None else torch.maximum(kl, off)
+    values, flat = size.flatten().topk(min(top, size.numel()))
+    if len(found.top) == top:
+        flat = flat[values > found.top[-1].most]
+    columns = [flat, *(one.flatten()[flat] for one in (w, kl, error * w.square(), kl if off is None else off))]
+    for place, value, own, spread, gone in zip(*(column.tolist() for column in columns), strict=True):
+        index = tuple(int(at) for at in np.unravel_index(place, tuple(w.shape)))
+        one = Ranked(parameter=name, index=index, value=value, kl=own, error=spread, off=gone if offset else None)
+        found.top.append(one)
+    found.top.sort(key=lambda one: -one.most)
+    del found.top[top:]
+    found.totals[name] = float(kl.sum(dtype=torch.float64))
+    found.decades[name] = torch.bincount(_decade(kl.flatten()), minlength=MOST - LEAST + 2).tolist()
+    return kl
+
+
+def _decade(kl_N: torch.Tensor) -> torch.Tensor:
+    """0 for what is 0, else 1 for the decade from 10^LEAST (and all below it), and so on."""
+    places = kl_N.log10().floor_().clamp_(LEAST, MOST)
+    return torch.where(kl_N > 0, places - LEAST + 1, 0).to(torch.int64)
+
+
+def _drawn(kl_N: torch.Tensor, sample: int, seed: int) -> Drawn:
+    """A sample of a parameter, by decade. Large strata are not listed: places are drawn until enough lie in them."""
+    generator = torch.Generator().manual_seed(seed)
+    decade_N = _decade(kl_N).cpu()
+    chosen = []
+    for decade, count in enumerate(torch.bincount(decade_N).tolist()):
+        if count * 64 < len(decade_N) or count <= sample:
+            places = (decade_N == decade).nonzero()[:, 0]
+            chosen.append(places[torch.randperm(count, generator=generator)[:sample]])
+            continue
+        places = torch.randint(len(decade_N), (sample * 128,), generator=generator)
+        places = places[decade_N[places] == decade].unique()
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:sample]])
+    flat = torch.cat(chosen)
+    return Drawn(flat, kl_N.cpu()[flat], decade_N[flat])
