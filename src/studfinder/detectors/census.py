@@ -1,8 +1,9 @@
 """Census: what each number of a model carries, predicted from one backward pass a window (see `own_labels`).
 
-The KL of taking number i out is, to second order, 1/2 w_i^2 F_ii in nats per token: the saliency of optimal brain damage
-(LeCun et al. 1989) with the Fisher information for the Hessian. Large effects are underestimated (the second order does
-not see what collapses), entries of an embedding overestimated; whoever says that a number matters measures it.
+The KL of taking number i out is, to second order, 1/2 w_i^2 F_ii in nats per token: the saliency of optimal brain
+damage (LeCun et al. 1989) with the Fisher information for the Hessian. Large effects are underestimated (the second
+order does not see what collapses), entries of an embedding overestimated; whoever says that a number matters measures
+it.
 """
 
 from __future__ import annotations
@@ -235,7 +236,7 @@ class _Tally:
 def _taken(
     found: Census, name: str, weight: torch.Tensor, fisher: tuple[torch.Tensor, torch.Tensor], offset: float, top: int
 ) -> torch.Tensor:
-    """Take a parameter in: its largest numbers, and how many there are of each size. Gives what is predicted of each."""
+    """Take a parameter in: its largest numbers, how many there are of each size. Gives what is predicted of each."""
     w = weight.float()
     half, error = (one / (2 * found.tokens) for one in fisher)
     if not bool(half.isfinite().all()):

@@ -1,7 +1,7 @@
 """Gradients of the log-likelihood of labels that the model itself draws, a window and a draw at a time.
 
-With such labels the mean squared gradient is the Fisher information: half of w^2 times it is, to second order, the KL of
-taking w out, and what positions have in common cancels in expectation (their labels are drawn independently).
+With such labels the mean squared gradient is the Fisher information: half of w^2 times it is, to second order, the KL
+of taking w out, and what positions have in common cancels in expectation (their labels are drawn independently).
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
-from studfinder.edits.select import Selection, channel, entry, meant, neuron, selected, top_fraction
+from studfinder.edits.names import Names
+from studfinder.edits.select import Selection, channel, entry, meant, meant_numbers, neuron, selected, top_fraction
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
@@ -45,6 +46,7 @@ __all__ = [
     "Everything",
     "LargestEntry",
     "MatchedDims",
+    "Names",
     "RandomDims",
     "Selection",
     "SiteEdit",
@@ -65,6 +67,7 @@ __all__ = [
     "matched_controls",
     "mean",
     "meant",
+    "meant_numbers",
     "neuron",
     "noise",
     "parse_edits",

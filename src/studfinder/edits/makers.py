@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.edits.edit import Cache, Edit, SiteEdit, WeightEdit, Weights, When
-from studfinder.edits.select import Selection, meant
+from studfinder.edits.select import Selection, meant_numbers
 from studfinder.edits.selections import Coordinates, Entries, LargestEntry
 from studfinder.edits.values import (
     CleanOutput,
@@ -24,7 +24,7 @@ from studfinder.edits.values import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
+from studfinder.records import Findings, MassiveActivation, MassiveValue, OtherNumber, SuperWeight
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,15 @@ class Activations:
 
 
 Editable = (
-    Findings | Selection | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations | Iterable["Editable"]
+    Findings
+    | Selection
+    | SuperWeight
+    | OtherNumber
+    | MassiveActivation
+    | MassiveValue
+    | Weights
+    | Activations
+    | Iterable["Editable"]
 )
 _EXPECTED = "findings, one of them or a list, Weights or Activations"
 
@@ -54,8 +62,9 @@ _EXPECTED = "findings, one of them or a list, Weights or Activations"
 def zero(target: Editable, *, when: When = "always", cache: Cache = "touched") -> tuple[Edit, ...]:
     """Set to zero. Raises StudfinderError if the target is nothing.
 
-    Findings are their proven super weights (`Selection` says others). A super weight is its weight; a massive
-    activation is the residual stream at its position and dim; a massive value is its dim of its head at all tokens.
+    Findings are their proven super weights and other numbers (`Selection` says others). A super weight is its weight; a
+    massive activation is the residual stream at its position and dim; a massive value is its dim of its head at all
+    tokens. Of a gain that multiplies by 1 + w it is w: the factor is 1 then; scale(it, -1 / w) takes the factor to 0.
     """
     return scale(target, 0.0, when=when, cache=cache)
 
@@ -208,8 +217,8 @@ def _parts(target: Editable) -> list[Weights | Activations]:
             raise StudfinderError("no site is selected", expected="at least one, e.g. query[3]")
         return [target]
     if isinstance(target, Findings | Selection):
-        return _parts(meant(target))
-    if isinstance(target, SuperWeight):
+        return _parts(meant_numbers(target))
+    if isinstance(target, SuperWeight | OtherNumber):
         return [Weights(parameter=target.parameter, entries=(target.index,))]
     if isinstance(target, MassiveActivation):
         return [Activations(f"residual[{target.layer}]", Coordinates((target.dim,), None, (target.position,)))]

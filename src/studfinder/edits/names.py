@@ -17,12 +17,18 @@ from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM, MatrixRef
 
 _NUMBER = re.compile(
-    r"(?:layers\.(?P<layer>\d+)(?:\.experts\.(?P<expert>\d+))? )?(?P<path>[\w.-]+)\[(?P<index>[\d:, ]*)\](?: \(call \d+\))?"
+    r"(?:layers\.(?P<layer>\d+)(?:\.experts\.(?P<expert>\d+))? )?"
+    r"(?P<path>[\w.-]+)\[(?P<index>[\d:, ]*)\](?: \(call \d+\))?"
 )
 _WRITER = "down_proj"
 
 Index = tuple[int | None, ...]
 """Into a parameter; None for all along an axis."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text reads as the name of a number, of whatever model."""
+    return _NUMBER.fullmatch(text.strip()) is not None
 
 
 class Names:
@@ -65,15 +71,15 @@ class Names:
                 return f"{inside}{end}[{_text(index)}]"
         return f"{parameter}[{_text(index)}]"
 
-    def find(self, text: str) -> Weights | None:
-        """The number of a name, short or whole; None for a text that is not the name of a number.
+    def find(self, text: str) -> Weights:
+        """The number of a name, short or whole.
 
         Raises:
-            StudfinderError: there is no such layer, expert or parameter, or the name may mean several.
+            StudfinderError: that is no name, there is no such layer, expert or parameter, or it may mean several.
         """
         match = _NUMBER.fullmatch(text.strip())
         if match is None:
-            return None
+            raise StudfinderError(f"{text!r} is not the name of a number", expected="layers.9 down_proj[260, 200], say")
         index = tuple(_axis(at, text) for at in match["index"].split(",")) if match["index"].strip() else ()
         path, expert = match["path"], None if match["expert"] is None else int(match["expert"])
         if match["layer"] is None and path in self._place:
@@ -102,15 +108,13 @@ class Names:
 
     def _entry(self, refs: list[MatrixRef], index: Index, text: str) -> Weights:
         if len(refs) > 1:
-            names = " or ".join(self.of(ref.parameter, ref.index(*index)) for ref in refs if None not in index)  # type: ignore[arg-type]
-            raise StudfinderError(f"{text!r} may be an entry of {len(refs)} matrices", expected=names or "its whole name")
+            names = " or ".join(self.of(ref.parameter, ()).removesuffix("[]") for ref in refs)
+            raise StudfinderError(f"{text!r} may be an entry of {len(refs)} matrices", expected=names)
         if refs[0].stacked and index[0] is None:
             raise StudfinderError(f"{text!r}: the columns of experts in one matrix go on through all of them")
         return Weights(parameter=refs[0].parameter, entries=(refs[0].index(*index),))  # type: ignore[arg-type]
 
-    def _unknown(
-        self, home: int | None, path: str, expert: int | None, found: list[str], text: str
-    ) -> StudfinderError:
+    def _unknown(self, home: int | None, path: str, expert: int | None, found: list[str], text: str) -> StudfinderError:
         if found:
             names = " or ".join(self.of(name, ()).removesuffix("[]") for name in found)
             return StudfinderError(f"{text!r} may be of {len(found)} parameters", expected=names)

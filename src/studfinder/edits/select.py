@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 
 from studfinder.edits.edit import Weights
+from studfinder.edits.names import is_name
 from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM, MatrixRef, matrix
-from studfinder.records import Findings, SuperWeight
+from studfinder.records import Findings, OtherNumber, SuperWeight
 from studfinder.runs import read
 
 WHICH = ("proven", "tested", "all")
@@ -20,7 +21,7 @@ WHICH = ("proven", "tested", "all")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which super weights of a scan are meant: one rule for all that edits, keeps or rebalances them.
+    """Which numbers of a scan are meant: one rule for all that edits, keeps or rebalances them.
 
     Attributes:
         findings: the scan's; given alone, their proven ones are meant.
@@ -36,22 +37,31 @@ class Selection:
 
     @property
     def weights(self) -> tuple[SuperWeight, ...]:
-        """Those that are meant; may be none."""
+        """The super weights that are meant; may be none."""
+        return tuple(one for one in self.numbers if isinstance(one, SuperWeight))
+
+    @property
+    def numbers(self) -> tuple[SuperWeight | OtherNumber, ...]:
+        """Super weights and other numbers that are meant; may be none."""
         if self.which == "proven":
-            return self.findings.proven
-        return tuple(w for w in self.findings.super_weights if self.which == "all" or w.effect is not None)
+            return self.findings.proven_numbers
+        found: tuple[SuperWeight | OtherNumber, ...] = (*self.findings.super_weights, *self.findings.other_numbers)
+        return tuple(one for one in found if self.which == "all" or one.effect is not None)
 
     @property
     def nothing(self) -> str:
         """Why there are none."""
-        found, model = len(self.findings.super_weights), self.findings.model.id
-        if not found:
+        found, others = len(self.findings.super_weights), len(self.findings.other_numbers)
+        model = self.findings.model.id
+        if not found and not others:
             return f"the scan of {model} found no super-weight candidates"
-        return f"none of the {found} super-weight candidates of {model} is {self.which} (#all means all of them)"
+        more = f" and {others} other numbers" if others else ""
+        return f"none of the {found} super-weight candidates{more} of {model} is {self.which} (#all means all of them)"
 
 
 def selected(given: Any) -> Any:
-    """Findings, a run's folder or file, or its name with #proven, #tested or #all, as a Selection; all else as it is.
+    """Findings, a run's folder or file, or its name with #proven, #tested or #all, as a Selection; all else as it is,
+    the printed name of a number too.
 
     Raises:
         StudfinderError: there are no findings in that place, or another word behind the #.
@@ -59,6 +69,8 @@ def selected(given: Any) -> Any:
     if isinstance(given, Findings):
         return Selection(given)
     if not isinstance(given, str | Path):
+        return given
+    if is_name(str(given)) and not Path(given).exists():
         return given
     path, mark, which = str(given).rpartition("#")
     if not mark or Path(given).exists():
@@ -68,16 +80,24 @@ def selected(given: Any) -> Any:
 
 def meant(what: Any) -> tuple[SuperWeight, ...]:
     """The super weights of a selection, of findings or of a list. Raises StudfinderError if there are none."""
+    found = tuple(one for one in meant_numbers(what) if isinstance(one, SuperWeight))
+    if not found:
+        raise StudfinderError("there are no super weights", expected="at least one")
+    return found
+
+
+def meant_numbers(what: Any) -> tuple[SuperWeight | OtherNumber, ...]:
+    """The super weights and other numbers of a selection, of findings or of a list. Raises StudfinderError if there
+    are none."""
     what = selected(what)
     if isinstance(what, Selection):
-        weights = what.weights
-        if not weights:
+        if not what.numbers:
             raise StudfinderError(what.nothing, do="Name those that are meant")
-        return weights
-    weights = (what,) if isinstance(what, SuperWeight) else tuple(what)
-    if not weights:
+        return what.numbers
+    numbers = (what,) if isinstance(what, SuperWeight | OtherNumber) else tuple(what)
+    if not numbers:
         raise StudfinderError("there are no super weights", expected="at least one")
-    return weights
+    return numbers
 
 
 def entry(lm: LM, layer: int, row: int, col: int, writer: int = 0) -> Weights:

@@ -35,8 +35,8 @@ from studfinder.edits.makers import (
     shuffle,
     zero,
 )
-from studfinder.edits.names import Names
-from studfinder.edits.select import WHICH, Selection, meant
+from studfinder.edits.names import Names, is_name
+from studfinder.edits.select import WHICH, Selection, meant_numbers
 from studfinder.edits.selections import (
     AboveLambda,
     Coordinates,
@@ -49,7 +49,7 @@ from studfinder.edits.selections import (
 )
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
-from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
+from studfinder.records import Findings, MassiveActivation, MassiveValue, OtherNumber, SuperWeight
 from studfinder.runs import read
 from studfinder.sites import KINDS, Site
 
@@ -131,7 +131,9 @@ def _each(lm: LM, given: Any) -> Iterator[Edit]:
     elif isinstance(given, Iterable) and not isinstance(given, Mapping | bytes | torch.Tensor):
         for part in given:
             yield from _each(lm, part)
-    elif isinstance(given, Findings | SuperWeight | MassiveActivation | MassiveValue | Weights | Activations):
+    elif isinstance(
+        given, Findings | SuperWeight | OtherNumber | MassiveActivation | MassiveValue | Weights | Activations
+    ):
         raise StudfinderError(
             f"{type(given).__name__} says which numbers, not what becomes of them",
             expected="an edit",
@@ -177,9 +179,8 @@ def _options(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _target(lm: LM, text: str) -> Editable:
-    weights = Names(lm).find(text) if text.endswith(("]", ")")) and not Path(text).exists() else None
-    if weights is not None:
-        return weights
+    if is_name(text) and not Path(text).exists():
+        return Names(lm).find(text)
     sites = _SITES.fullmatch(text)
     if sites is not None and all(name.split(".")[0] in _FIRST_WORDS for name in sites["names"].split("+")):
         return _activations(lm, sites["names"], sites["layers"], _selection(sites["select"]))
@@ -253,7 +254,7 @@ def _from_scan(lm: LM, path: Path, part: str) -> Editable:
     check_findings(lm, findings)
     which: Any = {"super_weights": "proven", "candidates": "all"}.get(part, part)
     if which in WHICH:
-        return list(meant(Selection(findings, which)))
+        return list(meant_numbers(Selection(findings, which)))
     others: dict[str, Callable[[], Sequence[Any]]] = {
         "massive_activations": lambda: _first_massive(findings.massive_activations),
         "massive_values": lambda: findings.massive_values,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from studfinder.errors import StudfinderError
 from studfinder.models.fingerprint import content_hash
 from studfinder.models.lm import LM
-from studfinder.records import Findings
+from studfinder.records import Findings, OtherNumber, SuperWeight
 
 
 def check_same_weights(lm: LM, theirs: str, whose: str) -> None:
@@ -26,7 +26,7 @@ def check_same_weights(lm: LM, theirs: str, whose: str) -> None:
 def check_findings(lm: LM, findings: Findings) -> None:
     """Whether findings are of this model, and every place in them is a place of this model.
 
-    A super weight's parameter must exist, its index must be whole and inside, and the weight there must be the one that
+    A number's parameter must exist, its index must be whole and inside, and the weight there must be the one that
     was recorded; layers, heads and dims of everything else must be this model's.
 
     Raises:
@@ -40,7 +40,8 @@ def check_findings(lm: LM, findings: Findings) -> None:
 
 def _wrong(lm: LM, findings: Findings) -> Iterator[str]:
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
-    for weight in findings.super_weights:
+    numbers: tuple[SuperWeight | OtherNumber, ...] = (*findings.super_weights, *findings.other_numbers)
+    for weight in numbers:
         parameter = parameters.get(weight.parameter)
         if parameter is None:
             yield f"there is no parameter {weight.parameter}"
@@ -61,6 +62,9 @@ def _wrong(lm: LM, findings: Findings) -> Iterator[str]:
             writers = anatomy.layers[weight.layer].writers
             if all((ref.parameter, ref.expert) != (weight.parameter, weight.expert) for ref in writers):
                 yield f"there is no expert {weight.expert} in {weight.parameter}"
+    for number in findings.other_numbers:
+        if number.layer is not None and number.layer >= layers:
+            yield f"there is no layer {number.layer}"
     for activation in findings.massive_activations:
         if activation.layer >= layers or activation.dim >= hidden:
             yield f"there is no dim {activation.dim} in layer {activation.layer}"

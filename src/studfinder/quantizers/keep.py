@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from studfinder.edits import Selection, Weights, meant, selected
+from studfinder.edits import Names, Selection, Weights, meant_numbers, selected
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import largest
 from studfinder.quantizers.targets import Target
-from studfinder.records import Findings, SuperWeight
+from studfinder.records import Findings, OtherNumber, SuperWeight
 from studfinder.records.config import Config, option
 
 __all__ = ["HoldOut", "Keep", "Skip", "hold_out", "skip"]
@@ -26,13 +26,13 @@ class HoldOut(Config):
     """Entries that are taken out of their block before its range is computed, and keep their value.
 
     Attributes:
-        entries: which, as Weights; whole rows and columns may be named.
+        entries: which, as Weights, or by the name that is printed of a number; whole rows and columns may be named.
         fraction: besides, the largest by magnitude of every matrix, this share of them.
         columns: of the entries their whole columns: everything that the same input is multiplied with.
         model: content hash of the model that they were found in; of another one they are refused. "" is any.
     """
 
-    entries: tuple[Weights, ...] = ()
+    entries: tuple[Weights | str, ...] = ()
     fraction: float = option(0.0, least=0, below=1)
     columns: bool = False
     model: str = ""
@@ -45,9 +45,12 @@ class HoldOut(Config):
     def __str__(self) -> str:
         places: dict[str, list[str]] = {}
         for one in self.entries:
-            places.setdefault(one.parameter, []).extend(str(list(entry)) for entry in one.entries)
+            if isinstance(one, str):
+                places.setdefault(one, [])
+            else:
+                places.setdefault(one.parameter, []).extend(str(list(entry)) for entry in one.entries)
         whole = "what shares a column with " if self.columns else ""
-        parts = [f"{whole}{name} {', '.join(entries)}" for name, entries in places.items()]
+        parts = [f"{whole}{name} {', '.join(entries)}".rstrip() for name, entries in places.items()]
         if self.fraction:
             parts.append(f"the largest {self.fraction:.3%} of each matrix")
         return "held out: " + "; ".join(parts)
@@ -75,7 +78,8 @@ Keep = HoldOut | Skip
 
 
 def hold_out(what: Any = None, *, fraction: float = 0.0, columns: bool = False) -> HoldOut:
-    """Hold out findings (the proven super weights of a scan, or those that a Selection says), Weights, or a fraction.
+    """Hold out findings (the proven numbers of a scan, or those that a Selection says), Weights, the printed name of a
+    number (`layers.9 down_proj[260, 200]`), or a fraction. What findings hold outside matrices is never rounded.
 
     With `columns` the whole columns of those weights. A super weight meets an input that is hundreds of times the
     others, and so does every weight of its column: their rounding errors are what it multiplies. The super weight
@@ -113,17 +117,23 @@ def resolve(lm: LM, found: Sequence[Target], keep: Any) -> tuple[dict[str, torch
 
 
 def as_keeps(lm: LM, keep: Any) -> list[Keep]:
-    """What was given as `keep`, as records. Findings mean: hold out their proven super weights; where there are none,
+    """What was given as `keep`, as records. Findings mean: hold out their proven numbers; where there are none,
     nothing is kept, and `unkept` says so."""
     if keep is None:
         return []
-    if isinstance(keep, HoldOut | Skip):
+    if isinstance(keep, str):
+        keep = hold_out(keep)
+    if isinstance(keep, HoldOut):
+        names = Names(lm)
+        entries = tuple(names.find(one) if isinstance(one, str) else one for one in keep.entries)
+        return [replace(keep, entries=entries)]
+    if isinstance(keep, Skip):
         return [keep]
     if isinstance(keep, Findings | Selection):
         keep = selected(keep)
         check_findings(lm, keep.findings)  # also where nothing was found
-        return [hold_out(keep)] if keep.weights else []
-    if isinstance(keep, SuperWeight | Weights):
+        return [hold_out(keep)] if keep.numbers else []
+    if isinstance(keep, SuperWeight | OtherNumber | Weights):
         return [hold_out(keep)]
     if isinstance(keep, Iterable) and not isinstance(keep, str):
         return [one for part in keep for one in as_keeps(lm, part)]
@@ -141,19 +151,19 @@ def unkept(keep: Any) -> list[str]:
     if not isinstance(keep, Findings | Selection):
         return []
     chosen: Selection = selected(keep)
-    return [] if chosen.weights else [f"nothing is kept: {chosen.nothing}"]
+    return [] if chosen.numbers else [f"nothing is kept: {chosen.nothing}"]
 
 
-def _weights(what: Any) -> list[Weights]:
+def _weights(what: Any) -> list[Weights | str]:
     if what is None:
         return []
-    if isinstance(what, Weights):
+    if isinstance(what, Weights | str):
         return [what]
     if isinstance(what, Selection):
-        return _weights(meant(what))
-    if isinstance(what, SuperWeight):
+        return _weights(meant_numbers(what))
+    if isinstance(what, SuperWeight | OtherNumber):
         return [Weights(parameter=what.parameter, entries=(what.index,))]
-    if isinstance(what, Iterable) and not isinstance(what, str):
+    if isinstance(what, Iterable):
         return [weights for part in what for weights in _weights(part)]
     raise StudfinderError(f"cannot hold out a {type(what).__name__}", expected="findings or Weights")
 
@@ -170,7 +180,10 @@ def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
 
 def _hold(lm: LM, found: Sequence[Target], one: HoldOut, held: dict[str, torch.Tensor]) -> None:
     for weights in one.entries:
+        assert not isinstance(weights, str), "names are resolved before"
         own = [target for target in found if weights.parameter in (target.name, target.ref.parameter, *target.also)]
+        if not own and one.model:
+            continue  # a gain, say, that a scan found: it is not rounded
         if not own:
             raise StudfinderError(f"{weights.parameter} is not quantised", expected="a matrix inside the blocks")
         parameter = lm.model.get_parameter(own[0].ref.parameter)

@@ -26,6 +26,8 @@ Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
+Kind = Literal["gain", "bias", "embedding", "head", "down projection", "other weight"]
+"""Of a number: what its parameter is."""
 QKV: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 
 
@@ -177,6 +179,45 @@ class SuperWeight(OneLine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherNumber(OneLine):
+    """A number that was not found by a spike but by what is predicted of it: a gain, say (see `detectors.census`).
+
+    Attributes:
+        name: as it is printed and read, e.g. "layers.29 post_attention_layernorm[17]".
+        kind: what its parameter is.
+        layer: block, from 0; None outside the blocks.
+        parameter, index: name of the Hugging Face parameter and literal index into it.
+        value: the number, w.
+        predicted, error: predicted KL of setting it to zero, in nats per token, and its standard error.
+        predicted_off: of a gain that multiplies by 1 + w, where w at zero leaves the factor 1: the same of taking the
+            factor to zero. None for all else.
+        effect, verdict: of setting w to zero, filled in by the proof; `effect_off` of taking the factor to zero.
+    """
+
+    name: str
+    kind: Kind
+    layer: Place | None
+    parameter: str
+    index: tuple[Place, ...]
+    value: float
+    predicted: float
+    error: float
+    predicted_off: float | None = None
+    effect: Effect | None = None
+    effect_off: Effect | None = None
+    verdict: Verdict = "candidate"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self}: the number is {self.value}")
+        if self.verdict in ("proven", "proven-jointly") and (self.effect is None or not self.effect.kl.ordered):
+            raise ValueError(f"{self}: {self.verdict}, without an effect that could have shown it")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class MassiveActivation(OneLine):
     """A scalar of the residual stream with |a| > 100 and |a| > 1000 x the layer's median (Sun et al. 2024)."""
 
@@ -214,6 +255,7 @@ class AttentionSink(OneLine):
 
 LISTS: dict[str, type] = {
     "super_weights": SuperWeight,
+    "other_numbers": OtherNumber,
     "massive_activations": MassiveActivation,
     "massive_values": MassiveValue,
     "attention_sinks": AttentionSink,
@@ -328,6 +370,7 @@ class Findings(Presented):
     summary: Summary = field(default_factory=Summary)
     nonfinite: tuple[str, ...] = ()
     super_weights: tuple[SuperWeight, ...] = ()
+    other_numbers: tuple[OtherNumber, ...] = ()
     massive_activations: tuple[MassiveActivation, ...] = ()
     massive_values: tuple[MassiveValue, ...] = ()
     attention_sinks: tuple[AttentionSink, ...] = ()
@@ -359,6 +402,11 @@ class Findings(Presented):
         return tuple(w for w in self.super_weights if w.verdict in ("proven", "proven-jointly"))
 
     @property
+    def proven_numbers(self) -> tuple[SuperWeight | OtherNumber, ...]:
+        """All numbers whose removal was shown to matter: super weights, then others."""
+        return (*self.proven, *(n for n in self.other_numbers if n.verdict in ("proven", "proven-jointly")))
+
+    @property
     def strongest(self) -> tuple[SuperWeight, ...]:
         """Those proven, the one with the largest effect first."""
         return tuple(sorted(self.proven, key=lambda weight: -weight.effect.kl.value if weight.effect else 0.0))
@@ -371,6 +419,7 @@ class Findings(Presented):
     def __repr__(self) -> str:
         lists: dict[str, tuple] = {"massive activations": self.massive_activations}
         lists |= {"massive values": self.massive_values, "sinks": self.attention_sinks, **self.others}
+        lists |= {"other numbers": self.other_numbers} if self.other_numbers else {}
         counts = "".join(f", {len(of)} {visible(name)}" for name, of in lists.items())
         weights = f"{len(self.super_weights)} super-weight candidates ({len(self.proven)} proven)"
         return f"Findings({self.model.id!r}: {weights}{counts})"

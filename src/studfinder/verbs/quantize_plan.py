@@ -202,7 +202,7 @@ def _scheme(config: QuantizeConfig, usual: Scheme) -> Scheme:
 def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
     kept = [selected(one) for one in _flat(config.keep)]
     for one in map(selected, _flat(config.keep_columns)):
-        nothing = isinstance(one, Selection) and not one.weights
+        nothing = isinstance(one, Selection) and not one.numbers
         kept.append(one if nothing else hold_out(one, columns=True))
     if config.hold_fraction:
         kept.append(hold_out(fraction=config.hold_fraction))
