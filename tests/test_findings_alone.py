@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from proving import provable
-from studfinder.detectors import every_detector, observe
+from studfinder.detectors import DETECTORS, every_detector, observe
 from studfinder.edits import matched_controls
 from studfinder.errors import StudfinderError
 from studfinder.prove import prove
 from studfinder.records import Findings, Scorecard, Thresholds, from_json, read_record, to_json, to_plain
-from studfinder.records.findings import LISTS
 from studfinder.runs import write_text
 from studfinder.sites import capture
 from studfinder.verbs.configs import ScanConfig
@@ -39,12 +38,12 @@ def read_again(findings: Findings, folder: Path) -> Findings:
 def test_a_file_alone_locates_everything_again(architecture: str, tmp_path: Path) -> None:
     lm, _ = provable(architecture, planted=True)
     findings = read_again(scan(lm, prompts=PROMPTS, thresholds=LOW, prove=False), tmp_path)
-    assert all(getattr(findings, name) for name in LISTS)
+    assert all(getattr(findings, name) for name in DETECTORS)
     at = findings.summary.thresholds
     thresholds = Thresholds(**{name: type(value)(at[name]) for name, value in vars(LOW).items()})
     again = every_detector(lm, thresholds)
     observe(lm, findings.prompts.token_ids, again.values())
-    for name in LISTS:
+    for name in DETECTORS:
         assert tuple(again[name].found()) == getattr(findings, name)
     for entry in findings.massive_activations:
         site = f"residual[{entry.layer}]"
@@ -110,7 +109,7 @@ def test_what_a_scan_writes_fits_the_published_schema_and_comes_back() -> None:
 def as_version_1(findings: Findings) -> str:
     """What the version before wrote for this."""
     plain = to_plain(findings)
-    del plain["others"], plain["prompts"]["token_ids"]
+    del plain["others"], plain["other_numbers"], plain["prompts"]["token_ids"]
     for name in ("experts", "unseen_experts", "without_attention"):
         del plain["summary"][name]
     return json.dumps({**plain, "version": 1})
@@ -124,7 +123,7 @@ def test_version_1_is_read_as_version_2_without_what_it_does_not_know() -> None:
     assert as_version_1(findings) == json.dumps(old)
     assert from_json(Findings, to_json(findings)) == findings
     assert findings.proven
-    assert all(getattr(findings, name) for name in LISTS)
+    assert all(getattr(findings, name) for name in DETECTORS)
     assert read_record(Scorecard, VERSION_1 / "scorecard.json").measured
 
 

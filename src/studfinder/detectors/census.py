@@ -114,6 +114,13 @@ class Census:
         """How many numbers there are."""
         return sum(map(sum, self.decades.values()))
 
+    def predictions(self, parameter: str, shape: Sequence[int]) -> dict[tuple[int, ...], float]:
+        """What is known of a parameter: the sample and those at the top, by index."""
+        drawn = self.drawn[parameter]
+        places = np.stack(np.unravel_index(drawn.flat_N.numpy(), tuple(shape)), axis=-1).tolist()
+        found = dict(zip(map(tuple, places), drawn.kl_N.tolist(), strict=True))
+        return found | {one.index: one.kl for one in self.top if one.parameter == parameter}
+
 
 def census(
     lm: LM,

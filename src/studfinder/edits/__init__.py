@@ -1,7 +1,7 @@
 """Select which numbers, and change them for a while."""
 
 from studfinder.edits.apply import edited
-from studfinder.edits.controls import matched_controls
+from studfinder.edits.controls import controls_by_prediction, matched_controls
 from studfinder.edits.disruption import dims, massive_value_disruption
 from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
 from studfinder.edits.makers import (
@@ -56,6 +56,7 @@ __all__ = [
     "Weights",
     "channel",
     "constant_only",
+    "controls_by_prediction",
     "deviation_only",
     "dims",
     "edited",

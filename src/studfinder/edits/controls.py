@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -53,6 +54,50 @@ def matched_controls(
             taken[row, col] = True
             chosen.append((row, col))
     return tuple(Weights(parameter=ref.parameter, entries=(ref.index(row, col),)) for row, col in chosen)
+
+
+def controls_by_prediction(
+    lm: LM,
+    number: Weights,
+    predicted: Mapping[tuple[int, ...], float],
+    *,
+    count: int = 20,
+    exclude: Collection[tuple[int, ...]] = (),
+) -> tuple[Weights, ...]:
+    """Controls of any number: others of its own matrix (of its own expert) or vector, half nearest in |w|, half nearest
+    in what is predicted of them, by its logarithm.
+
+    Args:
+        number: one entry of a parameter.
+        predicted: of entries of that parameter, the number's own among them, the predicted KL of taking them out (see
+            `detectors.census`). Where it knows too few, those nearest in |w| stand in.
+        count: how many.
+        exclude: indices into the parameter that must not serve: other candidates.
+
+    Raises:
+        StudfinderError: the matrix or vector has too few other entries, or is quantised.
+    """
+    (index,) = number.entries
+    own = tuple(at for at in index if at is not None)
+    parameter = lm.model.get_parameter(number.parameter).detach()
+    if not parameter.is_floating_point():
+        raise StudfinderError(f"{number.parameter} is quantised", do="Prove on the unquantised model")
+    matrix_of = own[:-2]
+    size = parameter[matrix_of].abs().float().cpu()
+    distance = (size - size[own[len(matrix_of) :]]).abs()
+    taken = {own, *exclude}
+    there = [one[len(matrix_of) :] for one in taken if one[: len(matrix_of)] == matrix_of]
+    if distance.numel() - len(there) < count:
+        raise StudfinderError(f"{number.parameter} has too few entries for {count} controls")
+    near = [one for one in predicted if one[: len(matrix_of)] == matrix_of and one not in taken and predicted[one] > 0]
+    near.sort(key=lambda one: abs(math.log(predicted[one] / predicted[own])))
+    chosen = near[: count // 2]
+    for one in (*there, *(one[len(matrix_of) :] for one in chosen)):
+        distance[one] = math.inf
+    flat = distance.flatten().topk(count - len(chosen), largest=False).indices
+    places = zip(*(axis.tolist() for axis in torch.unravel_index(flat, distance.shape)), strict=True)
+    chosen += [(*matrix_of, *place) for place in places]
+    return tuple(Weights(parameter=number.parameter, entries=(one,)) for one in chosen)
 
 
 def _ref_of(lm: LM, candidate: SuperWeight) -> tuple[MatrixRef, int]:

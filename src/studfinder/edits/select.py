@@ -71,7 +71,7 @@ def selected(given: Any) -> Any:
     if not isinstance(given, str | Path):
         return given
     if is_name(str(given)) and not Path(given).exists():
-        return given
+        return str(given)
     path, mark, which = str(given).rpartition("#")
     if not mark or Path(given).exists():
         path, which = str(given), "proven"

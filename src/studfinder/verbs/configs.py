@@ -137,7 +137,7 @@ class QuantizeConfig(LoadConfig):
     keep: Any = option(
         (),
         line=list[Path],
-        help="Findings whose proven numbers are kept, RUN#tested or RUN#all are more; or one number by its printed name, "
+        help="Findings whose proven numbers are kept, RUN#tested or RUN#all are more; or one number by its name, "
         "'layers.9 down_proj[260, 200]' (repeatable).",
     )
     keep_columns: Any = option((), line=list[Path], help="The same, with their whole columns (repeatable).")
