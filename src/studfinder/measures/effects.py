@@ -17,7 +17,7 @@ from studfinder.models import LM
 from studfinder.passes import Ends, Stream, Work, carry
 from studfinder.records import Interval
 from studfinder.sites import check_causal
-from studfinder.stats import ratio_interval
+from studfinder.stats import crossed, ratio_interval
 from studfinder.texts import Batch, batches, check_ids
 
 _TOGETHER = 1024
@@ -47,6 +47,15 @@ class Effects:
         """KL per token of a change, or by how much it exceeds that of another."""
         sums = self.kl[edit] if minus is None else self.kl[edit] - self.kl[minus]
         return ratio_interval(sums, self.tokens, level=level)
+
+    def null_interval(self, nulls: Sequence[int], level: float = 0.95, of: int | None = None) -> Interval:
+        """Mean KL per token of several draws of a null edit (their places among the changes), or by how much that of
+        the edit it is `of` exceeds it; windows and draws are both resampled."""
+        sums = {"null": self.kl[list(nulls)], "tokens": self.tokens[None].astype(float)}
+        if of is None:
+            return crossed(lambda mean: mean["null"] / mean["tokens"], sums, level=level, what="windows")
+        sums["kl"] = self.kl[of][None]
+        return crossed(lambda mean: (mean["kl"] - mean["null"]) / mean["tokens"], sums, level=level, what="windows")
 
     def perplexity_ratio(self, edit: int, level: float = 0.95) -> Interval:
         """Perplexity with the change over perplexity without."""
