@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from studfinder.passes import Stream
 from studfinder.quantizers.apply import running
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.targets import Target
-from studfinder.passes import Stream
 
 
-def stream_of(bench: Workbench, method: Method) -> Stream:
+def quantized_stream(bench: Workbench, method: Method) -> Stream:
     """What a method makes of what is on a bench, as a stream; the bench's `bits` are known once it has been carried.
 
     Args:

@@ -172,4 +172,3 @@ def _experts_read(
 
     experts_apart(module, journal)
     return Products(module, seen)
-
