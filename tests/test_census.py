@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from studfinder.detectors.census import LEAST, Census, census
-from studfinder.detectors.own_labels import floating
-from studfinder.edits import Weights, controls_by_prediction, scale, zero
-from studfinder.errors import StudfinderError
+from studfinder.detectors.census import census
+from studfinder.edits import scale
 from studfinder.measures import effects_of
 from studfinder.models import LM
-from studfinder.models.gains import gain_offsets
-from tiny import ARCHITECTURES, prompts, tiny, token_ids
+from tiny import prompts, tiny, token_ids
 
 WINDOWS = prompts((12, 12, 12, 12))
 
@@ -32,7 +28,7 @@ def loud(architecture: str) -> LM:
 
 def by_hand(lm: LM, windows: list[list[int]]) -> dict[str, torch.Tensor]:
     """1/2 w^2 F, with the expectation over labels taken exactly: every label of every position has its own gradient."""
-    names = floating(lm)
+    names = [name for name, _ in lm.model.named_parameters()]
     leaves = [lm.model.get_parameter(name) for name in names]
     fisher = [torch.zeros_like(leaf) for leaf in leaves]
     for ids in windows:

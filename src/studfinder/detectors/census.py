@@ -1,4 +1,7 @@
-"""Census: what each number of a model carries, predicted from one backward pass a window (see `own_labels`).
+"""Census: what each number of a model carries, predicted from one backward pass a window.
+
+Labels are drawn from the model's own distribution, so that the mean squared gradient of their log-likelihood is the
+Fisher information: what positions have in common cancels in expectation.
 
 The KL of taking number i out is, to second order, 1/2 w_i^2 F_ii in nats per token: the saliency of optimal brain
 damage (LeCun et al. 1989) with the Fisher information for the Hessian. Large effects are underestimated (the second
@@ -8,24 +11,22 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from studfinder.detectors.own_labels import floating, gradients
 from studfinder.edits import Edit, Weights, scale, zero
 from studfinder.models import LM
 from studfinder.models.gains import gain_offsets
+from studfinder.passes import gradients, sampled_likelihood
 from studfinder.runs import Progress, silent
+from studfinder.texts import batches
 
 LEAST, MOST = -16, 2
 """Decades of predicted KL that are told apart: what lies below or above counts to the first or the last."""
-_BUDGET = 1 << 31
-"""Bytes of sums that are held at a time; a model of more is gone through in parts, each with passes of its own."""
 
 Groups = Callable[[str, torch.Tensor, torch.Tensor], Mapping[tuple[str, str], torch.Tensor]]
 """From a parameter's name, its numbers w and their gradients g to sums of g w over groups of them, by (whose, which
@@ -150,21 +151,23 @@ def census(
         StudfinderError: a parameter is offloaded.
     """
     found = Census(sum(len(ids) for ids in windows))
-    sums, offsets, portions = groups or parts(lm), gain_offsets(lm), list(_portions(lm))
+    sums, offsets = groups or parts(lm), gain_offsets(lm)
     whole: dict[str, torch.Tensor] = {}
-    for part, names in enumerate(portions):
-        tally = _Tally(lm, names, sums, draws)
-        for number, draw, own in gradients(lm, names, windows, draws=draws, seed=seed):
-            tally.add(own, last=draw == draws - 1)
-            done = (part * len(windows) + number) * draws + draw + 1
-            progress("census", done, len(portions) * len(windows) * draws)
-        for name in names:
-            fisher = tally.fisher(name, len(windows))
-            kl = _taken(found, name, tally.weights[name], fisher, offsets.get(name, 0.0), top)
+    tallies: dict[int, _Tally] = {}
+    one_each = list(batches(windows))
+    for done, piece in enumerate(gradients(lm, one_each, sampled_likelihood(draws, seed))):
+        progress("census", done, (len(lm.anatomy.layers) + 2) * len(windows) * draws)
+        tally = tallies.setdefault(piece.layer, _Tally(lm, sums, draws))
+        tally.add(piece.parameters, last=piece.draw == draws - 1)
+        if tally.windows < len(windows):
+            continue
+        for name in list(tally.first):
+            kl = _taken(found, name, lm.model.get_parameter(name), tally.fisher(name), offsets.get(name, 0.0), top)
             found.drawn[name] = _drawn(kl.flatten(), sample, seed)
             if map is not None:
                 whole[name] = kl.cpu()
         found.groups |= {key: square / (2 * draws * found.tokens) for key, square in tally.groups.items()}
+        del tallies[piece.layer]
     if map is not None:
         from safetensors.torch import save_file
 
@@ -189,62 +192,54 @@ def parts(lm: LM) -> Groups:
     return sums
 
 
-def _portions(lm: LM) -> Iterator[list[str]]:
-    """Names of parameters whose sums fit into memory together; those of a block are not torn apart."""
-    blocks = [layer.block + "." for layer in lm.anatomy.layers]
-    portion: list[str] = []
-    held = 0
-    for _, together in groupby(floating(lm), lambda name: next(filter(name.startswith, blocks), name)):
-        names = list(together)
-        size = sum(12 * lm.model.get_parameter(name).numel() for name in names)
-        if portion and held + size > _BUDGET:
-            yield portion
-            portion, held = [], 0
-        portion, held = portion + names, held + size
-    yield portion
-
-
 class _Tally:
-    """Sums over windows of the squared gradients of some parameters, and of their squares."""
+    """Sums over windows of the squared gradients of a block's parameters, and of their squares.
 
-    def __init__(self, lm: LM, names: Sequence[str], sums: Groups, draws: int) -> None:
-        self.weights = {name: lm.model.get_parameter(name).detach() for name in names}
-        self.sums, self.draws = sums, draws
-        self.first, self.second, self.window = (
-            {name: torch.zeros(w.shape, device=w.device) for name, w in self.weights.items()} for _ in range(3)
-        )
+    Attributes:
+        windows: how many were added up.
+        groups: by group, the sum over windows and draws of the square of its sum.
+    """
+
+    def __init__(self, lm: LM, sums: Groups, draws: int) -> None:
+        self.lm, self.sums, self.draws = lm, sums, draws
+        self.windows = 0
+        self.first: dict[str, torch.Tensor] = {}
         self.groups: dict[tuple[str, str], torch.Tensor] = {}
+        self._second: dict[str, torch.Tensor] = {}
+        self._window: dict[str, torch.Tensor] = {}
 
-    def add(self, gradients: Mapping[str, torch.Tensor], *, last: bool) -> None:
-        """Of a window and a draw; `last` of this window."""
+    def add(self, found: Mapping[str, torch.Tensor], *, last: bool) -> None:
+        """Take in the gradients of a window and a draw; `last` of this window."""
         grouped: dict[tuple[str, str], torch.Tensor] = {}
-        for name, gradient in gradients.items():
+        for name, gradient in found.items():
             g = gradient.float()
-            for key, one in self.sums(name, self.weights[name].float(), g).items():
+            for key, one in self.sums(name, self.lm.model.get_parameter(name).detach().float(), g).items():
                 grouped[key] = grouped[key] + one if key in grouped else one
-            self.window[name].addcmul_(g, g, value=1 / self.draws)
+            squares = g.square() / self.draws
+            self._window[name] = self._window[name].add_(squares) if name in self._window else squares
         for key, one in grouped.items():
-            square = one.square()
-            self.groups[key] = self.groups[key] + square if key in self.groups else square
+            self.groups[key] = one.square().add_(self.groups.get(key, 0))
         if last:
-            for name, squares in self.window.items():
-                self.first[name] += squares
-                self.second[name].addcmul_(squares, squares)
-                squares.zero_()
+            for name, squares in self._window.items():
+                self.first[name] = self.first[name].add_(squares) if name in self.first else squares.clone()
+                square = squares.square_()
+                self._second[name] = self._second[name].add_(square) if name in self._second else square.clone()
+            self._window.clear()
+            self.windows += 1
 
-    def fisher(self, name: str, windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def fisher(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each number of a parameter the sum over windows of the mean squared gradient, and its standard error, as
         if windows were of one length (0 of a single one). It is not held any longer."""
-        first, second = self.first.pop(name), self.second.pop(name)
-        spread = (second - first.square() / windows).clamp_min_(0)
-        return first, (spread * windows / max(windows - 1, 1)).sqrt_()
+        first, second = self.first.pop(name), self._second.pop(name)
+        spread = (second - first.square() / self.windows).clamp_min_(0)
+        return first, (spread * self.windows / max(self.windows - 1, 1)).sqrt_()
 
 
 def _taken(
     found: Census, name: str, weight: torch.Tensor, fisher: tuple[torch.Tensor, torch.Tensor], offset: float, top: int
 ) -> torch.Tensor:
     """Take a parameter in: its largest numbers, how many there are of each size. Gives what is predicted of each."""
-    w = weight.float()
+    w = weight.detach().float()
     half, error = (one / (2 * found.tokens) for one in fisher)
     if not bool(half.isfinite().all()):
         found.nonfinite.append(name)
