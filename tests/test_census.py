@@ -66,7 +66,7 @@ def test_a_small_change_has_the_predicted_effect() -> None:
         assert 100 * kl == pytest.approx(one.kl, rel=0.3, abs=3 * one.error)
 
 
-# --- what is planted ---------------------------------------------------------------------------------------------------
+# --- what is planted --------------------------------------------------------------------------------------------------
 
 
 def plant(lm: LM, name: str, index: tuple[int, ...]) -> None:

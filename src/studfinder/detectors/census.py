@@ -20,7 +20,7 @@ import torch
 
 from studfinder.edits import Edit, Weights, scale, zero
 from studfinder.models import LM
-from studfinder.models.gains import gain_offsets
+from studfinder.models.kinds import gain_offsets
 from studfinder.passes import gradients, sampled_likelihood
 from studfinder.runs import Progress, silent
 from studfinder.texts import batches

@@ -6,6 +6,7 @@ from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, r
 from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
+from studfinder.stats.unseen import most_unseen
 
 __all__ = [
     "INF",
@@ -18,6 +19,7 @@ __all__ = [
     "magnitude_bits",
     "mcnemar",
     "mean_interval",
+    "most_unseen",
     "ratio_interval",
     "to_bits",
 ]

@@ -1,4 +1,4 @@
-"""Gains: the weights of norms. Some multiply by w, some by 1 + w (Gemma's)."""
+"""What kind of number a parameter holds: gains (of which some multiply by w, some by 1 + w), biases, embeddings, ..."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from studfinder.models.lm import LM
 from studfinder.models.roles import norm_offset
+from studfinder.records.findings import Kind
 
 
 def gain_offsets(lm: LM) -> dict[str, float]:
@@ -23,3 +24,23 @@ def gain_offsets(lm: LM) -> dict[str, float]:
                 norms[name] = offset
     known = {name for name, _ in lm.model.named_parameters()}
     return {f"{name}.weight": offset for name, offset in norms.items() if f"{name}.weight" in known}
+
+
+def kinds_of(lm: LM) -> dict[str, Kind]:
+    """The kind of every parameter, tied ones by their first name."""
+    gains = gain_offsets(lm)
+    written = {ref.parameter for layer in lm.anatomy.layers for ref in layer.writers}
+    embedding, head = lm.model.get_input_embeddings(), lm.model.get_output_embeddings()
+    found: dict[str, Kind] = {}
+    for name, parameter in lm.model.named_parameters():
+        if name in gains:
+            found[name] = "gain"
+        elif name.endswith("bias"):
+            found[name] = "bias"
+        elif embedding is not None and parameter is embedding.weight:
+            found[name] = "embedding"
+        elif head is not None and parameter is head.weight:
+            found[name] = "head"
+        else:
+            found[name] = "down projection" if name in written else "other weight"
+    return found

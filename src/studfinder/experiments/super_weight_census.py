@@ -1,0 +1,243 @@
+"""Which numbers hold the model up, wherever they are? (ours; the score is LeCun et al.'s of 1989)
+
+The papers look where activations spike. Here every number of the model, gains, biases and embeddings too, is ranked by
+half of w^2 times the Fisher information, the predicted KL of setting it to zero (optimal brain damage, LeCun et al.
+1989; optimal brain surgeon, Hassibi and Stork 1993; the same diagonal chooses what stays exact in SqueezeLLM,
+2306.07629, and CherryQ, 2404.02837; Taylor importance, 1906.10771, is its first-order kin). What is new is that it is
+checked: what stands first in this and in other orders (the scan's spikes; |w|; |w| times the norm of its input, as in
+Wanda, 2306.11695), and a sample by decade of the prediction and by kind, is set to zero one by one, and all else in
+pools, on text that chose nothing: our prompts choose, our proof text judges. A number that is not on the list could
+only be missed by being in a pool that was not measured, and the bound says how many such there may be.
+
+Look at: how many of what carries more than .05 nats each order finds in its first k, and by how much predictions err.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from studfinder.detectors.census import LEAST, Census, census
+from studfinder.edits import Edit, Names, Weights, scale, zero
+from studfinder.experiments.census_pools import Pool, Pooled, drawn_pools, pool_counts, pool_stream
+from studfinder.experiments.census_rankings import Spot, by_size, by_size_and_input, by_spikes, in_turn
+from studfinder.experiments.census_tables import DEPTHS, FROM, carriers, errors, half_of, iceberg, recalls, where
+from studfinder.experiments.weights import load_findings
+from studfinder.measures import effects_of
+from studfinder.models import LM
+from studfinder.models.kinds import gain_offsets, kinds_of
+from studfinder.records import Interval, Table
+from studfinder.records.config import option
+from studfinder.stats import most_unseen
+from studfinder.studies import swept
+from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.texts import default_prompts, encode, proof_text
+
+CENSUS, SPIKES, BOTH = "census", "spikes", "census and spikes in turn"
+_SIZE, _WANDA = "|w|", "|w| x input"
+_TOGETHER = 48
+"""Numbers measured in one step of the run."""
+_GAINS = 16
+"""Gains that are taken out in two ways."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CensusConfig(StudyConfig):
+    """How much is measured, and on how much text."""
+
+    draws: int = option(2, help="Labels drawn at each token of our prompts.", least=1)
+    first: int = option(60, help="How many of each order are measured.", least=1)
+    sample: int = option(2, help="How many numbers of each decade and kind are measured besides.", least=0)
+    pools: int = option(300, help="How many pools of all other numbers are measured; 0 for none.", least=0)
+    windows: int = option(8, help="Pieces of our proof text that judge.", least=2)
+    tokens: int = option(128, help="Tokens of each.", least=8)
+    threshold: float = option(0.05, help="Nats per token from which a number carries something.", above=0)
+
+
+EXPERIMENT = Experiment(
+    name="super-weight/census",
+    paper="-",
+    shows="ours",
+    summary="Which numbers hold the model up, wherever they are, and how many may have been missed?",
+    needs="about 20 minutes and 4 GB with smollm2 in float32 on two cores",
+    presets={"cpu": CensusConfig()},
+)
+
+
+def run(bench: Bench, lm: LM) -> Outcome:
+    """Rank, measure, and bound what was not measured."""
+    own: CensusConfig = bench.config
+    judged = [ids[: own.tokens] for ids in encode(lm, proof_text())[0][: own.windows]]
+    found = bench.once("census", lambda: _counted(bench, lm))
+    rankings = {name: [_spot(one) for one in spots] for name, spots in found["rankings"].items()}
+    predicted = {_spot(one): kl for one, kl in found["predicted"]}
+    spots = [one for spots in rankings.values() for one in spots[: own.first]] + [_spot(one) for one in found["sample"]]
+    measured = _measured(bench, lm, judged, {one: zero(_weights(one)) for one in spots})
+    notes = []
+    if own.pools:
+        pooled = _pools(bench, lm, judged, found, list(measured))
+        measured |= _measured(bench, lm, judged, {one: zero(_weights(one)) for one in pooled.found}, "found in pools")
+        heavy = sum(kl.value > own.threshold for kl in measured.values())
+        notes.append(_bound(found, own.threshold, heavy, pooled))
+    table, iceberg_chart = iceberg(lm, found["decades"])
+    compared, chart = errors(lm, predicted, measured)
+    found_by, _ = recalls(measured, rankings, own.threshold)
+    tables = [carriers(lm, predicted, measured, rankings), found_by, compared]
+    tables += [table, where(lm, measured, own.threshold), *_gains(bench, lm, judged, rankings[CENSUS])]
+    notes.append(half_of(found["top"], found["totals"]))
+    notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
+    data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
+    return Outcome(tables, notes, [chart, iceberg_chart], data)
+
+
+def _spot(plain: Sequence[Any]) -> Spot:
+    """What a step remembers of a number."""
+    return plain[0], tuple(plain[1])
+
+
+def _weights(spot: Spot) -> Weights:
+    return Weights(parameter=spot[0], entries=(spot[1],))
+
+
+def _bound(found: dict[str, Any], threshold: float, heavy: int, pooled: Pooled) -> str:
+    numbers = sum(sum(counts) for counts in found["decades"].values())
+    most = most_unseen(len(pooled.found), pooled.chance)
+    return (
+        f"of {numbers:,} numbers {heavy} were measured above {threshold:g} nats per token, and are listed; with 95 % "
+        f"confidence at most {most} others are: {pooled.tested:,} of {pooled.of:,} pools that hold all the rest were "
+        f"set to zero ({pooled.loud} carried more, {len(pooled.found)} of them by one number), so that each number had "
+        f"a chance of {pooled.chance:.0%} or more to be seen."
+    )
+
+
+def _gains(bench: Bench, lm: LM, judged: Sequence[Sequence[int]], ranked: Sequence[Spot]) -> list[Table]:
+    """Of gains that multiply by 1 + w: w at zero beside the factor at zero."""
+    offsets = gain_offsets(lm)
+    values = {one: float(lm.model.get_parameter(one[0]).detach()[one[1]]) for one in ranked if offsets.get(one[0])}
+    values = {one: w for one, w in list(values.items())[:_GAINS] if w}
+    if not values:
+        return []
+    plain = _measured(bench, lm, judged, {one: zero(_weights(one)) for one in values}, "gains at one")
+    off = _measured(bench, lm, judged, {one: scale(_weights(one), -1 / w) for one, w in values.items()}, "gains off")
+    names = Names(lm)
+    rows = tuple((names.of(*one), w, plain[one], off[one]) for one, w in values.items())
+    columns = ("gain", "w", "KL, w at 0 (factor 1)", "KL, factor at 0")
+    note = "These norms multiply by 1 + w. An edit that zeroes the number leaves the factor 1."
+    return [Table(title="gains: two ways to take one out", columns=columns, rows=rows, note=note)]
+
+
+def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
+    """The census on our prompts, and the other orders, as plain data."""
+    own: CensusConfig = bench.config
+    prompts = encode(lm, default_prompts())[0]
+    most = max(*DEPTHS, own.first)
+    rankings = {
+        SPIKES: by_spikes(load_findings(bench, lm, prove=False)),
+        _SIZE: by_size(lm, most),
+        _WANDA: by_size_and_input(lm, prompts, most),
+    }
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "map.safetensors"
+        counted = census(lm, prompts, draws=own.draws, map=place, seed=own.seed, progress=bench.progress)
+        rankings[CENSUS] = [(one.parameter, one.index) for one in counted.top[:most]]
+        rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES])
+        sample = _sampled(lm, counted, own.sample, own.seed)
+        predicted = _looked_up(place, [*sample, *(one for spots in rankings.values() for one in spots)])
+    return {
+        "tokens": counted.tokens,
+        "decades": counted.decades,
+        "totals": counted.totals,
+        "wholes": {name: float(counted.groups.get((name, "whole"), 0.0)) for name in counted.totals},
+        "top": [one.kl for one in counted.top],
+        "nonfinite": counted.nonfinite,
+        "rankings": rankings,
+        "sample": sample,
+        "predicted": list(predicted.items()),
+    }
+
+
+def _sampled(lm: LM, counted: Census, each: int, seed: int) -> list[Spot]:
+    """So many numbers of each kind and decade, every number of them with the same chance."""
+    draws, kinds = np.random.default_rng(seed), kinds_of(lm)
+    chosen: list[Spot] = []
+    for kind in sorted(set(kinds.values())):
+        names = [name for name in counted.decades if kinds[name] == kind]
+        for decade in range(FROM - LEAST + 1, len(counted.decades[names[0]]) if names else 0):
+            sizes = np.array([counted.decades[name][decade] for name in names])
+            if not sizes.sum():
+                continue
+            for name in draws.choice(names, each, p=sizes / sizes.sum()):
+                drawn = counted.drawn[name]
+                flat = int(draws.choice(drawn.flat_N[drawn.decade_N == decade].numpy()))
+                shape = tuple(lm.model.get_parameter(name).shape)
+                chosen.append((str(name), tuple(int(at) for at in np.unravel_index(flat, shape))))
+    return list(dict.fromkeys(chosen))
+
+
+def _looked_up(place: Path, spots: Sequence[Spot]) -> dict[Spot, float]:
+    """What is predicted of some numbers, from the map of all."""
+    from safetensors import safe_open
+
+    by_name: dict[str, list[Spot]] = defaultdict(list)
+    for spot in spots:
+        by_name[spot[0]].append(spot)
+    found: dict[Spot, float] = {}
+    with safe_open(place, framework="pt") as file:
+        for name, own in by_name.items():
+            kl = file.get_tensor(name)
+            found |= {spot: float(kl[spot[1]]) for spot in own}
+    return found
+
+
+def _measured(
+    bench: Bench, lm: LM, judged: Sequence[Sequence[int]], edits: Mapping[Spot, Sequence[Edit]], what: str = "numbers"
+) -> dict[Spot, Interval]:
+    """KL of each edit on the judging text, so many a step; those of a parameter stand together, for they fork there."""
+    order = sorted(edits)
+    found: dict[Spot, Interval] = {}
+    for start in range(0, len(order), _TOGETHER):
+        spots = order[start : start + _TOGETHER]
+        effects = swept(bench, lm, f"{what} from {start}", judged, [edits[one] for one in spots], bench.progress)
+        found |= {spot: effects.kl_interval(row) for row, spot in enumerate(spots)}
+    return found
+
+
+def _pools(
+    bench: Bench, lm: LM, judged: Sequence[Sequence[int]], found: dict[str, Any], listed: Collection[Spot]
+) -> Pooled:
+    """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does."""
+    own: CensusConfig = bench.config
+    counts = pool_counts(found["totals"], found["wholes"], own.threshold / 4)
+    pools, chance = drawn_pools(counts, own.pools, own.seed)
+    pooled = Pooled(tested=len(pools), of=sum(counts.values()), chance=chance)
+    turn = 0
+    while pools:
+        loud: list[Pool] = []
+        for start in range(0, len(pools), _TOGETHER):
+            some = pools[start : start + _TOGETHER]
+            done = bench.once(f"pools {turn} from {start}", partial(_mean, lm, judged, some, listed))
+            loud += [pool for pool, kl in zip(some, done, strict=True) if kl > own.threshold]
+            bench.progress(f"pools, round {turn + 1}", start + len(some), len(pools))
+        if not turn:
+            pooled.loud = len(loud)
+        pools = []
+        for pool in loud:
+            places = pool.mask(lm, listed).nonzero().tolist()
+            if len(places) == 1:
+                pooled.found.append((pool.parameter, tuple(places[0])))
+            else:
+                pools += pool.split()
+        turn += 1
+    return pooled
+
+
+def _mean(lm: LM, judged: Sequence[Sequence[int]], pools: Sequence[Pool], listed: Collection[Spot]) -> list[float]:
+    effects = effects_of(lm, judged, [pool_stream(lm, pool, listed) for pool in pools])
+    return (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist()
