@@ -188,7 +188,7 @@ def test_every_parameter_of_every_type_is_counted(kind: str) -> None:
 # --- controls ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.o_proj.weight", "model.norm.weight"])
 def test_controls_are_alike_in_size_or_in_what_is_predicted(name: str) -> None:
     lm = tiny("llama")
     found, parameter = census(lm, WINDOWS, top=10_000), lm.model.get_parameter(name).detach()

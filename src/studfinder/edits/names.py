@@ -81,9 +81,9 @@ class Names:
         if match is None:
             raise StudfinderError(f"{text!r} is not the name of a number", expected="layers.9 down_proj[260, 200], say")
         index = tuple(_axis(at, text) for at in match["index"].split(",")) if match["index"].strip() else ()
-        path, expert = match["path"], None if match["expert"] is None else int(match["expert"])
-        if match["layer"] is None and path in self._place:
-            return Weights(parameter=path, entries=(index,))
+        path, expert = match["path"].removesuffix(".weight"), None if match["expert"] is None else int(match["expert"])
+        if match["layer"] is None and match["path"] in self._place:
+            return Weights(parameter=match["path"], entries=(index,))
         home = None
         if match["layer"] is not None:
             if int(match["layer"]) >= len(self._layers):

@@ -1,9 +1,9 @@
 """What was not measured one by one, measured in pools: all numbers of a pool at zero at once.
 
 A number is hidden in a pool only if the others undo what it does. So a pool that carries no more than a threshold holds
-no number that does, and a few hundred pools, each of so many numbers that what is predicted of them together stays far
-below it, hold a whole model. Every parameter is cut into pools at random, and of each the same share is measured at
-least: then every number had that chance of being in the sample (`stats.most_unseen`).
+no number that does, and some thousand pools, each of so many numbers that what is predicted of them all stays below
+it, hold a whole model. The numbers of a layer are cut into pools at random, and of each layer's the same share is
+measured at least: then every number had that chance of being in the sample (`stats.most_unseen`).
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from studfinder.sites import Journal
 
 @dataclass(frozen=True)
 class Pool:
-    """One of the pools that the numbers of a parameter are cut into; `halves` says which half of it, and of that.
+    """One of the pools that the numbers of some parameters are cut into; `halves` says which half of it, and of that.
 
     Attributes:
-        parameter: whose numbers.
+        parameters: whose numbers: those of a layer, or one outside the layers.
         number, of: which pool, of how many.
         seed: of the cut.
     """
 
-    parameter: str
+    parameters: tuple[str, ...]
     number: int
     of: int
     seed: int = 0
     halves: tuple[int, ...] = ()
 
-    def mask(self, lm: LM, listed: Collection[Spot]) -> torch.Tensor:
-        """Where its numbers are: booleans in the parameter's shape. What is listed is in no pool."""
-        shape = lm.model.get_parameter(self.parameter).shape
-        found = self._drawn(shape, self.of, self.seed) == self.number
-        for depth, half in enumerate(self.halves):
-            found &= self._drawn(shape, 2, self.seed + 1 + depth) == half
-        for parameter, index in listed:
-            if parameter == self.parameter:
-                found[index] = False
+    def masks(self, lm: LM, listed: Collection[Spot]) -> dict[str, torch.Tensor]:
+        """Where its numbers are: booleans in the parameters' shapes. What is listed is in no pool."""
+        shapes = {name: lm.model.get_parameter(name).shape for name in self.parameters}
+        cuts = [(self.of, self.number), *((2, half) for half in self.halves)]
+        found = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+        for depth, (most, which) in enumerate(cuts):
+            generator = torch.Generator().manual_seed(self.seed + depth)
+            for name, shape in shapes.items():
+                found[name] &= torch.randint(most, shape, generator=generator, dtype=torch.int16) == which
+        for name, index in listed:
+            if name in found:
+                found[name][index] = False
         return found
-
-    def _drawn(self, shape: torch.Size, most: int, seed: int) -> torch.Tensor:
-        return torch.randint(most, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int16)
 
     def split(self) -> tuple[Pool, Pool]:
         return replace(self, halves=(*self.halves, 0)), replace(self, halves=(*self.halves, 1))
@@ -74,45 +74,60 @@ class Pooled:
     found: list[Spot] = field(default_factory=list)
 
 
-def pool_counts(totals: Mapping[str, float], wholes: Mapping[str, float], most: float) -> dict[str, int]:
-    """How many pools each parameter is cut into, so that no more than `most` nats are predicted of any.
+def cut(lm: LM, totals: Mapping[str, float], wholes: Mapping[str, float], most: float) -> dict[tuple[str, ...], int]:
+    """Into how many pools the parameters of each layer, and each parameter outside, are cut so that no more than `most`
+    nats are predicted of any.
 
     Args:
-        totals: by parameter, the sum of its numbers' predicted KL, S.
-        wholes: predicted KL of taking all of it out at once, G: a share f of them carries f S + f^2 (G - S).
+        totals: by parameter, the sum of its numbers' predicted KL, those that are listed left out.
+        wholes: by parameter outside the layers and by layer ("layers.3"), predicted KL of taking all of it out, G. Of a
+            sum S a share f then carries f S + f^2 (G - S).
     """
+    places: dict[str, list[str]] = {}
+    blocks = {layer.block + ".": f"layers.{number}" for number, layer in enumerate(lm.anatomy.layers)}
+    for name in totals:
+        places.setdefault(next((at for block, at in blocks.items() if name.startswith(block)), name), []).append(name)
     counts = {}
-    for name, total in totals.items():
-        more = max(wholes[name] - total, 0.0)
-        share = most / total if not more else (math.sqrt(total**2 + 4 * more * most) - total) / (2 * more)
-        counts[name] = min(max(1, math.ceil(1 / share)), 1 << 14) if total else 1
+    for place, names in places.items():
+        total = sum(totals[name] for name in names)
+        more = max(wholes[place] - total, 0.0)
+        share = (math.sqrt(total**2 + 4 * more * most) - total) / (2 * more) if more else most / max(total, most)
+        counts[tuple(names)] = min(max(1, math.ceil(1 / share)), 1 << 14)
     return counts
 
 
-def drawn_pools(counts: Mapping[str, int], most: int, seed: int) -> tuple[list[Pool], float]:
-    """About `most` pools, the same share of each parameter's (at least one), and the smallest share."""
+def drawn_pools(counts: Mapping[tuple[str, ...], int], most: int, seed: int) -> tuple[list[Pool], float]:
+    """About `most` pools, the same share of each place's (at least one), and the smallest share."""
     share = min(1.0, most / sum(counts.values()))
     pools = []
-    for name, count in counts.items():
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-        pools += [Pool(name, number, count, seed) for number in order[: math.ceil(share * count)]]
+    for place, (names, count) in enumerate(counts.items()):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + place)).tolist()
+        pools += [Pool(names, number, count, seed) for number in order[: math.ceil(share * count)]]
     return pools, min(math.ceil(share * count) / count for count in counts.values())
 
 
 def pool_stream(lm: LM, pool: Pool, listed: Collection[Spot]) -> Stream:
     """The model without the numbers of a pool."""
-    shape = lm.model.get_parameter(pool.parameter).shape
-    of_any = stream_of(lm, zero(Weights(parameter=pool.parameter, entries=((0,) * len(shape),))))
-    parameter = lm.model.get_parameter(pool.parameter)
+    parameters = {name: lm.model.get_parameter(name) for name in pool.parameters}
+    one_each = [Weights(parameter=name, entries=((0,) * one.dim(),)) for name, one in parameters.items()]
     blocks = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
-    without = {place for place, block in enumerate(blocks) if all(one is not parameter for one in block.parameters())}
+    own = {id(one) for one in parameters.values()}
+    without = {place for place, block in enumerate(blocks) if not own & {id(one) for one in block.parameters()}}
 
     @contextmanager
     def emptied() -> Iterator[None]:
         with Journal(lm.model) as journal:
-            mask = pool.mask(lm, listed).to(parameter.device)
-            journal.write(pool.parameter, parameter.detach().masked_fill(mask, 0))
+            for name, mask in pool.masks(lm, listed).items():
+                journal.write(name, parameters[name].detach().masked_fill(mask.to(parameters[name].device), 0))
             yield
 
-    # A mask takes time to draw: blocks between an embedding and its head, which do not hold it, are spared it.
-    return replace(of_any, enter=lambda layer: nullcontext() if layer in without else emptied())
+    # Masks take time to draw: blocks between an embedding and its head, which do not hold it, are spared that.
+    return replace(stream_of(lm, zero(one_each)), enter=lambda at: nullcontext() if at in without else emptied())
+
+
+def singled(lm: LM, pool: Pool, listed: Collection[Spot]) -> list[Spot]:
+    """The numbers of a pool, two of them at most."""
+    found: list[Spot] = []
+    for name, mask in pool.masks(lm, listed).items():
+        found += [(name, tuple(place)) for place in mask.nonzero()[:2].tolist()]
+    return found[:2]

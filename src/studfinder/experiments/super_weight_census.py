@@ -26,7 +26,7 @@ import numpy as np
 
 from studfinder.detectors.census import LEAST, Census, census
 from studfinder.edits import Edit, Names, Weights, scale, zero
-from studfinder.experiments.census_pools import Pool, Pooled, drawn_pools, pool_counts, pool_stream
+from studfinder.experiments.census_pools import Pool, Pooled, cut, drawn_pools, pool_stream, singled
 from studfinder.experiments.census_rankings import Spot, by_size, by_size_and_input, by_spikes, in_turn
 from studfinder.experiments.census_tables import DEPTHS, FROM, carriers, errors, half_of, iceberg, recalls, where
 from studfinder.experiments.weights import load_findings
@@ -40,10 +40,12 @@ from studfinder.studies import swept
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.texts import default_prompts, encode, proof_text
 
-CENSUS, SPIKES, BOTH = "census", "spikes", "census and spikes in turn"
+CENSUS, SPIKES, BOTH = "census", "spikes", "the three in turn"
 _SIZE, _WANDA = "|w|", "|w| x input"
 _TOGETHER = 48
 """Numbers measured in one step of the run."""
+_FULL = 0.6
+"""What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
 _GAINS = 16
 """Gains that are taken out in two ways."""
 
@@ -147,14 +149,14 @@ def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
         place = Path(folder) / "map.safetensors"
         counted = census(lm, prompts, draws=own.draws, map=place, seed=own.seed, progress=bench.progress)
         rankings[CENSUS] = [(one.parameter, one.index) for one in counted.top[:most]]
-        rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES])
+        rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES], rankings[_WANDA])
         sample = _sampled(lm, counted, own.sample, own.seed)
         predicted = _looked_up(place, [*sample, *(one for spots in rankings.values() for one in spots)])
     return {
         "tokens": counted.tokens,
         "decades": counted.decades,
         "totals": counted.totals,
-        "wholes": {name: float(counted.groups.get((name, "whole"), 0.0)) for name in counted.totals},
+        "wholes": {of: float(kl) for (of, kind), kl in counted.groups.items() if kind in ("whole", "layer")},
         "top": [one.kl for one in counted.top],
         "nonfinite": counted.nonfinite,
         "rankings": rankings,
@@ -214,7 +216,10 @@ def _pools(
 ) -> Pooled:
     """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does."""
     own: CensusConfig = bench.config
-    counts = pool_counts(found["totals"], found["wholes"], own.threshold / 4)
+    totals, predicted = dict(found["totals"]), {_spot(one): kl for one, kl in found["predicted"]}
+    for name, index in listed:
+        totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
+    counts = cut(lm, totals, found["wholes"], _FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
     pooled = Pooled(tested=len(pools), of=sum(counts.values()), chance=chance)
     turn = 0
@@ -229,10 +234,10 @@ def _pools(
             pooled.loud = len(loud)
         pools = []
         for pool in loud:
-            places = pool.mask(lm, listed).nonzero().tolist()
-            if len(places) == 1:
-                pooled.found.append((pool.parameter, tuple(places[0])))
-            else:
+            numbers = singled(lm, pool, listed)
+            if len(numbers) == 1:
+                pooled.found += numbers
+            elif numbers:
                 pools += pool.split()
         turn += 1
     return pooled
