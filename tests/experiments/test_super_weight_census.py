@@ -1,0 +1,155 @@
+"""The census as an experiment, and the pools that bound what it missed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from experimented import run
+
+from proving import COL, LAYER, ROW, provable
+from studfinder.edits import TiedWeightsWarning, Weights, zero
+from studfinder.experiments.census_pools import Pool, cut, drawn_pools, pool_stream, singled
+from studfinder.experiments.census_rankings import by_size, by_size_and_input, in_turn
+from studfinder.measures import effects_of
+from studfinder.records import Interval
+from studfinder.stats import most_unseen
+from tiny import prompts, tiny
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return provable("llama", planted=True)[0]
+
+
+def test_what_carries_most_is_found_whatever_order_finds_it(planted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "cache"))
+    settings = {"draws": 1, "first": 8, "sample": 1, "pools": 12, "windows": 2, "tokens": 32}
+    result = run("super-weight/census", planted, tmp_path, **settings)
+    carriers, recalls, compared, iceberg, _ = result.tables
+    first = dict(zip(carriers.columns, carriers.rows[0], strict=True))
+    assert first["number"] == f"layers.{LAYER} down_proj[{ROW}, {COL}]"
+    assert isinstance(first["KL in nats per token"], Interval)
+    assert first["place: spikes"] == first["place: |w| x input"] == 1
+    turn = {row[0]: row[1:] for row in recalls.rows}
+    assert turn["the three in turn"][-1] >= turn["census"][-1]
+    assert sum(row[-1] for row in iceberg.rows) == sum(one.numel() for one in planted.model.parameters())
+    assert {row[0] for row in compared.rows} >= {"gain", "embedding", "down projection", "other weight", "head"}
+    assert "with 95 % confidence at most" in result.notes[0]
+
+
+def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "cache"))
+    settings = {"draws": 1, "first": 4, "sample": 0, "pools": 0, "windows": 2, "tokens": 32}
+    result = run("super-weight/census", provable("gemma3_text", planted=False)[0], tmp_path, **settings)
+    *_, gains = result.tables
+    assert "two ways" in gains.title
+    for _, w, at_one, off in gains.rows:
+        assert off.value > at_one.value or abs(w) > 1
+
+
+# --- orders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_size_and_size_times_input(architecture):
+    """A channel whose input is loud counts for more than the same weight at a silent one."""
+    lm = tiny(architecture)
+    ref = lm.anatomy.layers[1].writers[0]
+    with torch.no_grad():
+        lm.model.get_parameter(ref.parameter)[ref.index(3, 4)] = 9.0
+        for norm in lm.anatomy.layers[1].norms:
+            lm.model.get_submodule(norm.module).weight[7] = 50.0
+    spot = (ref.parameter, ref.index(3, 4))
+    assert by_size(lm, 1) == [spot]
+    loud = by_size_and_input(lm, prompts(), 20)
+    axis = 0 if architecture == "gpt2" else 1  # stored (in, out)
+    assert sum(index[axis] == 7 for name, index in loud if name != ref.parameter) > 10
+
+
+def test_in_turn():
+    assert in_turn([("a", (1,)), ("b", (2,))], [("b", (2,)), ("c", (3,)), ("d", (4,))]) == [
+        ("a", (1,)),
+        ("b", (2,)),
+        ("c", (3,)),
+        ("d", (4,)),
+    ]
+
+
+# --- pools ------------------------------------------------------------------------------------------------------------
+
+
+def test_pools_hold_every_number_once_and_nothing_that_is_listed():
+    lm = tiny("llama")
+    names = ("model.layers.1.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight")
+    listed = [(names[0], (3, 4)), (names[1], (5,))]
+    pools = [Pool(names, number, 7) for number in range(7)]
+    halves = [half for pool in pools for half in pool.split()]
+    for some in (pools, halves):
+        masks = [pool.masks(lm, listed) for pool in some]
+        for name in names:
+            counts = sum(mask[name].int() for mask in masks)
+            missing = [(name, tuple(place)) for place in (counts == 0).nonzero().tolist()]
+            assert int(counts.max()) == 1
+            assert missing == [one for one in listed if one[0] == name]
+
+
+@pytest.mark.parametrize("places", [("model.layers.1.mlp.up_proj.weight",), ("model.embed_tokens.weight",)])
+def test_a_pool_is_the_edit_that_zeroes_its_numbers(places):
+    lm, windows = tiny("gemma2"), prompts((8, 8))
+    pool = Pool(places, 1, 40)
+    (mask,) = pool.masks(lm, []).values()
+    weights = Weights(parameter=places[0], entries=tuple(map(tuple, mask.nonzero().tolist())))
+    before = {name: one.detach().clone() for name, one in lm.model.named_parameters()}
+    with pytest.warns(TiedWeightsWarning) if "embed" in places[0] else torch.no_grad():
+        effects = effects_of(lm, windows, [pool_stream(lm, pool, []), zero(weights)])
+    assert (effects.kl[0] == effects.kl[1]).all()
+    assert effects.kl[0].sum() > 0
+    assert all(torch.equal(one, before[name]) for name, one in lm.model.named_parameters())
+
+
+def test_halving_singles_a_number_out():
+    lm = tiny("llama")
+    hidden = ("model.layers.1.mlp.up_proj.weight", (7, 9))
+    (pool,) = [p for p in (Pool((hidden[0],), number, 5) for number in range(5)) if p.masks(lm, [])[hidden[0]][7, 9]]
+    while len(singled(lm, pool, [])) > 1:
+        pool = next(half for half in pool.split() if half.masks(lm, [])[hidden[0]][7, 9])
+    assert singled(lm, pool, []) == [hidden]
+    assert singled(lm, pool, [hidden]) == []
+
+
+def test_pools_are_so_many_that_little_is_predicted_of_each():
+    lm = tiny("llama")
+    names = [name for name, _ in lm.model.named_parameters()]
+    totals = dict.fromkeys(names, 0.0) | {names[0]: 1.0, "model.layers.1.mlp.up_proj.weight": 0.5}
+    wholes = {"layers.0": 0.0, "layers.1": 2.5, "layers.2": 0.0, **dict.fromkeys(names, 0.0)}
+    counts = cut(lm, totals, wholes, 0.01)
+    layer = next(count for own, count in counts.items() if "model.layers.1.mlp.up_proj.weight" in own)
+    assert counts[names[0],] == 100
+    assert layer > 50
+    assert 0.5 / layer + (2.5 - 0.5) / layer**2 <= 0.01
+    assert sum(map(len, counts)) == len(names)
+    pools, chance = drawn_pools(counts, 40, seed=0)
+    assert len(set(pools)) == len(pools) < 60
+    assert chance == min(sum(pool.parameters == own for pool in pools) / count for own, count in counts.items())
+    assert drawn_pools(counts, 10_000, seed=0)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seen", "chance", "most"), [(0, 1.0, 0), (5, 1.0, 0), (0, 0.5, 4), (0, 0.25, 10), (0, 0.01, 298)]
+)
+def test_how_many_may_be_unseen(seen, chance, most):
+    """Of none seen: the largest N with (1 - chance)^N at .05 or above."""
+    assert most_unseen(seen, chance) == most
+
+
+def test_the_bound_holds_as_often_as_it_says():
+    """Of 60 numbers, of which a sample by unequal strata sees each with a chance of .2 or .5, 95 % of bounds hold."""
+    draws = torch.Generator().manual_seed(0)
+    chances = torch.tensor([0.2] * 30 + [0.5] * 30)
+    seen = (torch.rand((2000, 60), generator=draws) < chances).sum(dim=1)
+    bounds = {int(count): most_unseen(int(count), 0.2) for count in seen.unique()}
+    held = sum(60 - int(count) <= bounds[int(count)] for count in seen) / len(seen)
+    assert held >= 0.95
+    assert most_unseen(12, 0.2) > most_unseen(12, 0.25)
