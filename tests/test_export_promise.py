@@ -16,7 +16,7 @@ from checkpoints import checkpoint
 from exported import FUSED, KINDS, image_logits, model_of, reloaded
 from studfinder.errors import StudfinderError
 from studfinder.models import Source, load
-from studfinder.models.beside import own_code
+from studfinder.models.beside import own_code, put_beside
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, quantized, skip, targets
 from studfinder.quantizers.activations import WithActivations
 from studfinder.quantizers.export import FORMATS, quantization_config

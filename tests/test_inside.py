@@ -26,6 +26,7 @@ from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.models.adapters import adapter_at, without_adapter
+from studfinder.models.beside import put_beside
 from studfinder.models.files import check_folder, held_in, weights_of
 from studfinder.models.inside import check_distinct, inside, leads_in, linked, outward, plain_name
 from studfinder.models.lm import Source
