@@ -169,8 +169,9 @@ class _Part:
             for number, stream in enumerate(self.streams)
             if number not in self.states and self._begins(stream) == step
         ]
-        # Whoever watches sees every part of a block in every stream.
-        inside = any(self.streams[number].touches is not None for number in forking) and not watched(self.blocks.lm)
+        # Whoever watches sees every part of a block in every stream; what is not direct may leave something for others.
+        inside = self.blocks.direct and not watched(self.blocks.lm)
+        inside = inside and any(self.streams[number].touches is not None for number in forking)
         module = self.blocks.modules[step]
         after, records = [], []
         for given, state in zip(self.given, clean, strict=True):
