@@ -23,6 +23,6 @@ another 2.5 %.
 """
 
 from studfinder.prove.proof import prove
-from studfinder.prove.rule import CONTROLS, FLOOR, LOOKS, MOST
+from studfinder.prove.rule import CONTROLS, FLOOR, LOOKS, MOST, VERSION
 
-__all__ = ["CONTROLS", "FLOOR", "LOOKS", "MOST", "prove"]
+__all__ = ["CONTROLS", "FLOOR", "LOOKS", "MOST", "VERSION", "prove"]
