@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from studfinder.patches import Journal
 
@@ -57,10 +58,11 @@ def recorded(block: nn.Module) -> Iterator[Record]:
     """Keep what every module inside a block gives while the context lasts."""
     record = Record()
     with Journal() as journal:
-        for name, module in block.named_modules():
-            if name:
-                journal.hook(module, _beginning(record, name), before=True)
-                journal.hook(module, _ending(record, name))
+        # Hooks of others are to run as ever, and once: what has any is not replayed.
+        plain = [(name, one) for name, one in block.named_modules() if name and not _is_hooked(one)]
+        for name, module in plain:
+            journal.hook(module, _beginning(record, name), before=True)
+            journal.hook(module, _ending(record, name))
         yield record
 
 
@@ -93,12 +95,22 @@ def _beginning(record: Record, name: str) -> Any:
 
 def _ending(record: Record, name: str) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> None:
-        record.events.append((name, output))
-        tensors = output if isinstance(output, tuple | list) else (output,)
-        kept = tuple((one, one._version) for one in tensors if isinstance(one, torch.Tensor))
-        record.versions.append(kept)
+        if _is_plain(output):
+            record.events.append((name, output))
+            record.versions.append(tuple((one, one._version) for one in tree_leaves(output) if one is not None))
 
     return after
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+def _is_plain(output: Any) -> bool:
+    """Whether nothing but tensors can be written into in it: an object may be changed and nobody sees it."""
+    if type(output) is tuple:
+        return all(map(_is_plain, output))
+    return output is None or isinstance(output, torch.Tensor)
 
 
 def _that_ran(name: str, began: Sequence[str]) -> str:

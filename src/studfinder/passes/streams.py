@@ -12,7 +12,7 @@ import torch
 from studfinder.models import LM
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.forks import recorded, replayed, share
-from studfinder.sites import replacing
+from studfinder.sites import watched
 from studfinder.texts import Batch
 
 _BUDGET = 1 << 30
@@ -81,6 +81,7 @@ class Work:
     blocks: float = 0.0
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def carry(
     lm: LM,
@@ -168,7 +169,8 @@ class _Part:
             for number, stream in enumerate(self.streams)
             if number not in self.states and self._begins(stream) == step
         ]
-        inside = any(self.streams[number].touches is not None for number in forking) and not replacing(self.blocks.lm)
+        # Whoever watches sees every part of a block in every stream.
+        inside = any(self.streams[number].touches is not None for number in forking) and not watched(self.blocks.lm)
         module = self.blocks.modules[step]
         after, records = [], []
         for given, state in zip(self.given, clean, strict=True):

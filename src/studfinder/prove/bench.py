@@ -75,7 +75,8 @@ class Bench:
             for row, change in enumerate(group):
                 self.kl[change] = np.concatenate([self.kl.get(change, np.zeros(0)), found.kl[row]])
                 self.nll[change] = np.concatenate([self.nll.get(change, np.zeros(0)), found.nll[row]])
-            self.clean_nll = np.concatenate([self.clean_nll[:seen], found.clean_nll])
+            if len(self.clean_nll) < upto:
+                self.clean_nll = np.concatenate([self.clean_nll[:seen], found.clean_nll])
 
     def cost(self, changes: Iterable[Change], windows: float) -> float:
         """What changes and the clean model beside them take, about; the head counts as so many blocks as it has

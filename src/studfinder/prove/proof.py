@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from studfinder.edits import matched_controls, zero
+import numpy as np
+
+from studfinder.edits import matched_controls, null, zero
 from studfinder.models import LM
 from studfinder.prove.bench import Bench, Change
 from studfinder.prove.rule import CONTROLS, FLOOR, MOST
@@ -14,8 +16,15 @@ from studfinder.prove.trial import Case, Trial
 from studfinder.records import Effect, Findings, Proof, SuperWeight
 from studfinder.records.run import ids_hash
 from studfinder.runs import Progress
+from studfinder.stats import student_interval
 from studfinder.texts import proof_windows
 from studfinder.texts.prompts import PROOF_TEXT
+
+
+_SMALL = 10
+"""Floors: below so many, what any change at all does may be a part of what an effect is."""
+_DRAWS = 4
+"""Of the null edit, on the windows of the first look."""
 
 
 def prove(
@@ -50,8 +59,14 @@ def prove(
     if tested:
         cases = [_case(lm, weight, replace(findings, super_weights=tested)) for weight in tested]
         trial = Trial(bench, cases, zero(tested), floor)
-        for weight, case, verdict in zip(tested, cases, trial.run(), strict=True):
+        verdicts = trial.run()
+        small = [case.alone for case in cases if trial.bounds(case.alone).value < _SMALL * floor]
+        nulls = {change: [null(change, seed) for seed in range(_DRAWS)] for change in small}
+        bench.look([draw for draws in nulls.values() for draw in draws], bench.looks[0])
+        for weight, case, verdict in zip(tested, cases, verdicts, strict=True):
             effect = _effect(trial, bench, case.alone)
+            if case.alone in nulls:
+                effect = _less(effect, bench, nulls[case.alone])
             effect = replace(effect, control_kl=case.worst, control_kls=case.against, marginal_kl=case.marginal)
             judged.append(replace(weight, effect=effect, verdict=verdict))
         joint = _effect(trial, bench, zero(tested))
@@ -93,3 +108,19 @@ def _effect(trial: Trial, bench: Bench, change: Change) -> Effect:
     nll = bench.nll[change]
     ratio = trial.interval(nll - bench.clean_nll[: len(nll)], exponential=True)
     return Effect(kl=trial.bounds(change), perplexity_ratio=ratio)
+
+
+def _less(effect: Effect, bench: Bench, draws: Sequence[Change]) -> Effect:
+    """The effect with its null's beside it and taken off. The two were not looked at on the same windows, so the ends
+    of the difference are those that the ends of both allow."""
+    sums = np.mean([bench.kl[draw] for draw in draws], axis=0)
+    beside, kl = student_interval(sums, bench.tokens[: len(sums)]), effect.kl
+    net = replace(
+        kl,
+        value=kl.value - beside.value,
+        low=kl.low - beside.high,
+        high=kl.high - beside.low,
+        level=min(kl.level, beside.level),
+        method=f"{kl.method}, less the null's {beside.method}",
+    )
+    return replace(effect, null_kl=beside, net_kl=net)

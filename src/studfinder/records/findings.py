@@ -40,6 +40,9 @@ class Effect:
         control_kls: the KL of every matched control, on as many windows as showed it to be below the weight's.
         marginal_kl: what the weight adds to the set of all candidates (KL of the set minus KL of the set
             without it).
+        null_kl: of a small effect, the KL of its null edit (the weight moved to a neighbour in its dtype), mean over
+            draws. What any change at all does.
+        net_kl: kl less that.
     """
 
     kl: Interval
@@ -47,6 +50,8 @@ class Effect:
     control_kl: Interval | None = None
     control_kls: tuple[float, ...] = ()
     marginal_kl: Interval | None = None
+    null_kl: Interval | None = None
+    net_kl: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
