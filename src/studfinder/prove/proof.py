@@ -20,7 +20,6 @@ from studfinder.stats import student_interval
 from studfinder.texts import proof_windows
 from studfinder.texts.prompts import PROOF_TEXT
 
-
 _SMALL = 10
 """Floors: below so many, what any change at all does may be a part of what an effect is."""
 _DRAWS = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -31,10 +31,9 @@ def bootstrap(
     """
     value = statistic(*(np.ones((1, size)) for size in sizes))
     rows = max(1, _CHUNK // max(width, *sizes))
-    if len(sizes) == 1 and sizes[0] <= _FEW:  # the same draws for everything that is asked of as many items
-        parts = ((drawn,) for drawn in _kept(sizes[0], rows))
-    else:
-        parts = _draws(sizes, rows)
+    # The draws are the same for everything that is asked of as many items.
+    one = len(sizes) == 1 and sizes[0] <= _FEW
+    parts: Iterable[tuple[np.ndarray, ...]] = _kept(sizes[0], rows) if one else _draws(sizes, rows)
     drawn = np.concatenate([statistic(*part) for part in parts])
     with np.errstate(invalid="ignore"):  # between two that are infinite
         ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -49,8 +48,8 @@ def _draws(sizes: Sequence[int], rows: int) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 @lru_cache(maxsize=8)
-def _kept(size: int, rows: int) -> tuple[np.ndarray, ...]:
-    return tuple(drawn for (drawn,) in _draws([size], rows))
+def _kept(size: int, rows: int) -> list[tuple[np.ndarray, ...]]:
+    return list(_draws([size], rows))
 
 
 def _counts(generator: np.random.Generator, size: int, rows: int) -> np.ndarray:
