@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from studfinder.prove.rule import LOOKS
+from studfinder.prove.rule import FLOOR, LOOKS
 from studfinder.prove.trial import Case, Trial
 
 HOME = Path(__file__).parent.parent / "docs" / "results"
@@ -153,6 +153,45 @@ def rates(measured: dict, scans: int, *, floor: float, found: bool = True, scale
 def upper(hits: int, tries: int) -> float:
     """The upper 95 % bound of a share (Clopper and Pearson)."""
     return float(beta.ppf(0.95, hits + 1, tries - hits)) if hits < tries else 1.0
+
+
+VARIANTS = {
+    "the rule": {"floor": FLOOR},
+    "without a floor": {"floor": 0.0},
+    "controls made loud (median 3 floors)": {"floor": FLOOR, "scale": 3 * FLOOR},
+}
+
+
+def page(measured: dict, scans: int) -> str:
+    """What `--measure` and the simulation found, as Markdown."""
+    pools = [
+        f"| {pool['candidate']} | {len(pool['controls'])} | {sum(one['found'] for one in pool['controls'])} | "
+        + " | ".join(f"{value:.2g}" for value in np.quantile(_values(pool, measured), (0.5, 0.9, 1.0)))
+        + f" | {pool['slots']} |"
+        for pool in measured["pools"]
+    ]
+    rows = []
+    for name, options in VARIANTS.items():
+        for found in (True, False):
+            for rounds, what in ((LOOKS, "as it is"), (LOOKS[-1:], "all windows for all")):
+                row = rates(measured, scans, found=found, rounds=rounds, **options)
+                cells = [f"{row[key] / scans:.4f} (at most {row[f'{key} at most']:.4f})" for key in ("proven", "false")]
+                rows.append(
+                    f"| {name} | {'all' if found else 'none found'} | {what} | {' | '.join(cells)} | {row['left']} |"
+                )
+                print(rows[-1], flush=True)
+    return TEXT.format(
+        pools="\n".join(pools),
+        rows="\n".join(rows),
+        scans=scans,
+        windows=len(measured["tokens"]),
+        tokens=measured["tokens"][0],
+        **{key: measured[key] for key in ("model", "dtype")},
+    )
+
+
+def _values(pool: dict, measured: dict) -> np.ndarray:
+    return np.array([sum(one["kl"]) for one in pool["controls"]]) / sum(measured["tokens"])
 
 
 def main() -> None:

@@ -231,6 +231,22 @@ def test_nothing_is_run_twice_and_looks_add_up(monkeypatch: pytest.MonkeyPatch) 
     assert told[-1][1] == told[-1][2]
 
 
+def test_a_small_effect_has_its_nulls_beside_it_and_taken_off() -> None:
+    lm, _ = provable("llama", planted=True)
+    findings = scan(lm, prove=False)
+    small = prove(lm, findings, floor=2.0).super_weights[0].effect  # 12 nats are below ten floors of 2
+    assert small is not None
+    assert small.null_kl is not None
+    assert small.net_kl is not None
+    assert 0 < small.null_kl.value < 1e-3 < small.kl.value
+    assert small.null_kl.n == LOOKS[0]
+    assert small.net_kl.value == small.kl.value - small.null_kl.value
+    assert small.net_kl.low < small.kl.low
+    large = prove(lm, findings).super_weights[0].effect
+    assert large is not None
+    assert (large.null_kl, large.net_kl) == (None, None)
+
+
 def test_candidates_are_told_before_the_proof_begins(capsys: pytest.CaptureFixture[str]) -> None:
     lm, index = provable("llama", planted=True)
     told: list[Findings] = []
