@@ -20,7 +20,7 @@ from studfinder.edits import Activations, LargestEntry, edited, scale, stream_of
 from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
 from studfinder.models import LM, load
-from studfinder.passes import Stream, Work, carry, gradients, likelihood
+from studfinder.passes import BlockRuns, Stream, carry, gradients, likelihood
 from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from tried import tokens
 
@@ -186,11 +186,11 @@ def test_parts_give_what_one_gives(monkeypatch):
     streams = [stream_of(lm, edits) for edits in three(lm)]
     many = texts(lm, 9, 6) + texts(lm, 7, 8)
 
-    def logits(work: Work) -> list[torch.Tensor]:
+    def logits(work: BlockRuns) -> list[torch.Tensor]:
         found = carry(lm, many, streams, work=work)
         return [of(ends, number) for ends in found for number in (None, *range(len(streams)))]
 
-    whole, parts = Work(), Work()
+    whole, parts = BlockRuns(), BlockRuns()
     expected = logits(whole)
     monkeypatch.setattr("studfinder.passes.streams._BUDGET", 1)
     assert all(map(same, expected, logits(parts)))
