@@ -2,7 +2,7 @@
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 from studfinder.stats.histogram import AbsHistogram
-from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval
+from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval, student_interval
 from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
@@ -21,5 +21,6 @@ __all__ = [
     "mean_interval",
     "most_unseen",
     "ratio_interval",
+    "student_interval",
     "to_bits",
 ]
