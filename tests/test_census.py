@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from architected import TYPES, built
-from studfinder.detectors.census import LEAST, census
+from studfinder.detectors.census import LEAST_DECADE, census
 from studfinder.edits import Weights, controls_by_prediction, scale
 from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
@@ -86,7 +86,7 @@ def test_what_is_kept_is_that_of_the_whole_map(tmp_path: Path) -> None:
     for name, counts in found.decades.items():
         own = kl[name].flatten()
         assert counts[0] == int((own == 0).sum())
-        assert counts[-4 - LEAST + 1] == int(((own >= 1e-4) & (own < 1e-3)).sum())
+        assert counts[-4 - LEAST_DECADE + 1] == int(((own >= 1e-4) & (own < 1e-3)).sum())
         drawn = found.drawn[name]
         assert torch.equal(own[drawn.flat_N], drawn.kl_N)
         assert len(drawn.flat_N.unique()) == len(drawn.flat_N)

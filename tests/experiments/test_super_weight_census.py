@@ -9,7 +9,7 @@ from experimented import run
 from proving import COL, LAYER, ROW, provable
 from studfinder.edits import TiedWeightsWarning, Weights, zero
 from studfinder.experiments.census_pools import Pool, cut, drawn_pools, pool_stream, singled
-from studfinder.experiments.census_rankings import by_size, by_size_and_input, in_turn
+from studfinder.experiments.census_rankings import by_contribution, by_magnitude, in_turn
 from studfinder.measures import effects_of
 from studfinder.records import Interval
 from studfinder.stats import most_unseen
@@ -62,8 +62,8 @@ def test_size_and_size_times_input(architecture):
         for norm in lm.anatomy.layers[1].norms:
             lm.model.get_submodule(norm.module).weight[7] = 50.0
     spot = (ref.parameter, ref.index(3, 4))
-    assert by_size(lm, 1) == [spot]
-    loud = by_size_and_input(lm, prompts(), 20)
+    assert by_magnitude(lm, 1) == [spot]
+    loud = by_contribution(lm, prompts(), 20)
     axis = 0 if architecture == "gpt2" else 1  # stored (in, out)
     assert sum(index[axis] == 7 for name, index in loud if name != ref.parameter) > 10
 

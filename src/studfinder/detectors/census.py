@@ -25,7 +25,7 @@ from studfinder.passes import gradients, sampled_likelihood
 from studfinder.runs import Progress, silent
 from studfinder.texts import batches
 
-LEAST, MOST = -16, 2
+LEAST_DECADE, MOST_DECADE = -16, 2
 """Decades of predicted KL that are told apart: what lies below or above counts to the first or the last."""
 
 Groups = Callable[[str, torch.Tensor, torch.Tensor], Mapping[tuple[str, str], torch.Tensor]]
@@ -35,7 +35,7 @@ KL of taking a whole group out. A rounding error may stand in place of w."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
+class PredictedNumber:
     """A number in the order of what is predicted of it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnNumbers:
     """Numbers of one parameter drawn at random, up to so many from each decade of predicted KL, each with the same
     chance.
 
@@ -93,9 +93,9 @@ class Census:
 
     Attributes:
         tokens: of the windows.
-        top: the numbers of largest `Ranked.most`, the largest first.
+        top: the numbers of largest `PredictedNumber.most`, the largest first.
         decades: by parameter, how many of its numbers have a predicted KL of exactly 0 (w is 0, or no gradient reached
-            it), and then how many lie in each decade from `LEAST` to `MOST`.
+            it), and then how many lie in each decade from `LEAST_DECADE` to `MOST_DECADE`.
         totals: by parameter, the sum of its predicted KL.
         drawn: by parameter, a sample.
         groups: by (whose, which kind), predicted KL of taking whole groups out.
@@ -103,10 +103,10 @@ class Census:
     """
 
     tokens: int
-    top: list[Ranked] = field(default_factory=list)
+    top: list[PredictedNumber] = field(default_factory=list)
     decades: dict[str, list[int]] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
-    drawn: dict[str, Drawn] = field(default_factory=dict)
+    drawn: dict[str, DrawnNumbers] = field(default_factory=dict)
     groups: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     nonfinite: list[str] = field(default_factory=list)
 
@@ -143,7 +143,7 @@ def census(
         draws: of labels, for each window; each is a backward pass.
         top: how many numbers are kept.
         sample: how many numbers of each parameter and decade are drawn.
-        groups: sums over groups of numbers; by default rows, columns, experts, parameters and layers (`parts`).
+        groups: sums over groups of numbers; by default rows, columns, experts, parameters and layers (`group_sums`).
         map: where every prediction is written, as safetensors (fp32, in the parameters' shapes).
         progress: told (what, done, total).
 
@@ -151,7 +151,7 @@ def census(
         StudfinderError: a parameter is offloaded.
     """
     found = Census(sum(len(ids) for ids in windows))
-    sums, offsets = groups or parts(lm), gain_offsets(lm)
+    sums, offsets = groups or group_sums(lm), gain_offsets(lm)
     whole: dict[str, torch.Tensor] = {}
     tallies: dict[int, _Tally] = {}
     one_each = list(batches(windows))
@@ -175,7 +175,7 @@ def census(
     return found
 
 
-def parts(lm: LM) -> Groups:
+def group_sums(lm: LM) -> Groups:
     """Rows, columns (of the last two axes), experts and whole parameters, and layers."""
     blocks = {layer.block + ".": f"layers.{number}" for number, layer in enumerate(lm.anatomy.layers)}
 
@@ -253,22 +253,24 @@ def _taken(
     columns = [flat, *(one.flatten()[flat] for one in (w, kl, error * w.square(), kl if off is None else off))]
     for place, value, own, spread, gone in zip(*(column.tolist() for column in columns), strict=True):
         index = tuple(int(at) for at in np.unravel_index(place, tuple(w.shape)))
-        one = Ranked(parameter=name, index=index, value=value, kl=own, error=spread, off=gone if offset else None)
+        one = PredictedNumber(
+            parameter=name, index=index, value=value, kl=own, error=spread, off=gone if offset else None
+        )
         found.top.append(one)
     found.top.sort(key=lambda one: -one.most)
     del found.top[top:]
     found.totals[name] = float(kl.sum(dtype=torch.float64))
-    found.decades[name] = torch.bincount(_decade(kl.flatten()), minlength=MOST - LEAST + 2).tolist()
+    found.decades[name] = torch.bincount(_decade(kl.flatten()), minlength=MOST_DECADE - LEAST_DECADE + 2).tolist()
     return kl
 
 
 def _decade(kl_N: torch.Tensor) -> torch.Tensor:
-    """0 for what is 0, else 1 for the decade from 10^LEAST (and all below it), and so on."""
-    places = kl_N.log10().floor_().clamp_(LEAST, MOST)
-    return torch.where(kl_N > 0, places - LEAST + 1, 0).to(torch.int64)
+    """0 for what is 0, else 1 for the decade from 10^LEAST_DECADE (and all below it), and so on."""
+    places = kl_N.log10().floor_().clamp_(LEAST_DECADE, MOST_DECADE)
+    return torch.where(kl_N > 0, places - LEAST_DECADE + 1, 0).to(torch.int64)
 
 
-def _drawn(kl_N: torch.Tensor, sample: int, seed: int) -> Drawn:
+def _drawn(kl_N: torch.Tensor, sample: int, seed: int) -> DrawnNumbers:
     """A sample of a parameter, by decade. Large strata are not listed: places are drawn until enough lie in them."""
     generator = torch.Generator().manual_seed(seed)
     decade_N = _decade(kl_N).cpu()
@@ -282,4 +284,4 @@ def _drawn(kl_N: torch.Tensor, sample: int, seed: int) -> Drawn:
         places = places[decade_N[places] == decade].unique()
         chosen.append(places[torch.randperm(len(places), generator=generator)[:sample]])
     flat = torch.cat(chosen)
-    return Drawn(flat, kl_N.cpu()[flat], decade_N[flat])
+    return DrawnNumbers(flat, kl_N.cpu()[flat], decade_N[flat])

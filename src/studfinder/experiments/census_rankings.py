@@ -21,12 +21,12 @@ def by_spikes(findings: Findings) -> list[Spot]:
     return list(dict.fromkeys((weight.parameter, weight.index) for weight in findings.super_weights))
 
 
-def by_size(lm: LM, most: int) -> list[Spot]:
+def by_magnitude(lm: LM, most: int) -> list[Spot]:
     """The largest |w| of the matrices in the blocks."""
     return _largest(((name, lm.model.get_parameter(name).detach().abs()) for name in _matrices(lm)), most)
 
 
-def by_size_and_input(lm: LM, windows: Sequence[Sequence[int]], most: int) -> list[Spot]:
+def by_contribution(lm: LM, windows: Sequence[Sequence[int]], most: int) -> list[Spot]:
     """The largest |w| times the norm of its input over all tokens, of the same matrices: those that are no module of
     their own (fused experts) have no input here."""
     modules = {name.removesuffix(".weight"): name for name in _matrices(lm) if name.endswith(".weight")}

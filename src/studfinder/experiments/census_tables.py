@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from studfinder.detectors.census import LEAST
+from studfinder.detectors.census import LEAST_DECADE
 from studfinder.edits import Names
 from studfinder.experiments.census_rankings import Spot
 from studfinder.models import LM
 from studfinder.models.kinds import kinds_of
 from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point
 
-DEPTHS = (10, 30, 100, 200)
+FIRST_K = (10, 30, 100, 200)
 """How many of each order are looked at."""
 FROM = -10
 """The decades of predicted KL below this one are one row."""
@@ -24,14 +24,14 @@ def iceberg(lm: LM, decades: Mapping[str, Sequence[int]]) -> tuple[Table, Chart]
     kinds = kinds_of(lm)
     named = sorted(set(kinds.values()))
     counts = {kind: np.sum([row for name, row in decades.items() if kinds[name] == kind], axis=0) for kind in named}
-    low = FROM - LEAST + 1
+    low = FROM - LEAST_DECADE + 1
     rows: list[tuple[Cell, ...]] = []
     sums: list[int] = []
     for place in range(len(counts[named[0]]) - 1, low - 1, -1):
         each = [int(counts[kind][place]) for kind in named]
         if sum(each) or rows:
             sums.append(sum(each))
-            rows.append((f"1e{place - 1 + LEAST} to 1e{place + LEAST}", *each, sum(each)))
+            rows.append((f"1e{place - 1 + LEAST_DECADE} to 1e{place + LEAST_DECADE}", *each, sum(each)))
     each = [int(counts[kind][:low].sum()) for kind in named]
     sums.append(sum(each))
     rows.append(("less", *each, sum(each)))
@@ -74,13 +74,13 @@ def recalls(
     true = {spot for spot, kl in measured.items() if kl.value > threshold}
     rows = []
     for name, spots in rankings.items():
-        shares = [len(true & set(spots[:k])) / len(true) if true else None for k in DEPTHS]
+        shares = [len(true & set(spots[:k])) / len(true) if true else None for k in FIRST_K]
         rows.append((name, *shares))
     note = (
         f"{len(true)} numbers were measured above {threshold:g} nats per token. All kinds count; orders by |w| know "
         "matrices in blocks only, and spikes only down projections."
     )
-    columns = ("order", *(f"in the first {k}" for k in DEPTHS))
+    columns = ("order", *(f"in the first {k}" for k in FIRST_K))
     return Table(title="what each order finds", columns=columns, rows=tuple(rows), note=note), len(true)
 
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.detectors.census import LEAST, Census, census
+from studfinder.detectors.census import LEAST_DECADE, Census, census
 from studfinder.edits import Edit, Names, Weights, scale, zero
 from studfinder.experiments.census_pools import Pool, Pooled, cut, drawn_pools, pool_stream, singled
-from studfinder.experiments.census_rankings import Spot, by_size, by_size_and_input, by_spikes, in_turn
-from studfinder.experiments.census_tables import DEPTHS, FROM, carriers, errors, half_of, iceberg, recalls, where
+from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes, in_turn
+from studfinder.experiments.census_tables import FIRST_K, FROM, carriers, errors, half_of, iceberg, recalls, where
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
@@ -139,11 +139,11 @@ def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
     """The census on our prompts, and the other orders, as plain data."""
     own: CensusConfig = bench.config
     prompts = encode(lm, default_prompts())[0]
-    most = max(*DEPTHS, own.first)
+    most = max(*FIRST_K, own.first)
     rankings = {
         SPIKES: by_spikes(load_findings(bench, lm, prove=False)),
-        _SIZE: by_size(lm, most),
-        _WANDA: by_size_and_input(lm, prompts, most),
+        _SIZE: by_magnitude(lm, most),
+        _WANDA: by_contribution(lm, prompts, most),
     }
     with TemporaryDirectory() as folder:
         place = Path(folder) / "map.safetensors"
@@ -171,7 +171,7 @@ def _sampled(lm: LM, counted: Census, each: int, seed: int) -> list[Spot]:
     chosen: list[Spot] = []
     for kind in sorted(set(kinds.values())):
         names = [name for name in counted.decades if kinds[name] == kind]
-        for decade in range(FROM - LEAST + 1, len(counted.decades[names[0]]) if names else 0):
+        for decade in range(FROM - LEAST_DECADE + 1, len(counted.decades[names[0]]) if names else 0):
             sizes = np.array([counted.decades[name][decade] for name in names])
             if not sizes.sum():
                 continue

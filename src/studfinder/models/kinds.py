@@ -6,7 +6,7 @@ import torch
 
 from studfinder.models.lm import LM
 from studfinder.models.roles import norm_offset
-from studfinder.records.findings import Kind
+from studfinder.records.findings import NumberKind
 
 
 def gain_offsets(lm: LM) -> dict[str, float]:
@@ -26,12 +26,12 @@ def gain_offsets(lm: LM) -> dict[str, float]:
     return {f"{name}.weight": offset for name, offset in norms.items() if f"{name}.weight" in known}
 
 
-def kinds_of(lm: LM) -> dict[str, Kind]:
+def kinds_of(lm: LM) -> dict[str, NumberKind]:
     """The kind of every parameter, tied ones by their first name."""
     gains = gain_offsets(lm)
     written = {ref.parameter for layer in lm.anatomy.layers for ref in layer.writers}
     embedding, head = lm.model.get_input_embeddings(), lm.model.get_output_embeddings()
-    found: dict[str, Kind] = {}
+    found: dict[str, NumberKind] = {}
     for name, parameter in lm.model.named_parameters():
         if name in gains:
             found[name] = "gain"

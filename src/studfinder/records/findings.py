@@ -26,7 +26,7 @@ Verdict = Literal["candidate", "proven", "proven-jointly", "inert"]
 Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 TokenClass = Literal["first", "delimiter", "low-semantic", "other"]
-Kind = Literal["gain", "bias", "embedding", "head", "down projection", "other weight"]
+NumberKind = Literal["gain", "bias", "embedding", "head", "down projection", "other weight"]
 """Of a number: what its parameter is."""
 QKV: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 
@@ -204,7 +204,7 @@ class OtherNumber(OneLine):
     """
 
     name: str
-    kind: Kind
+    kind: NumberKind
     layer: Place | None
     parameter: str
     index: tuple[Place, ...]
