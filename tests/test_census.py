@@ -181,7 +181,7 @@ def test_every_parameter_of_every_type_is_counted(kind: str) -> None:
     found = census(lm, [token_ids(1, 12)[0].tolist()], draws=1)
     assert found.numbers == sum(one.numel() for one in lm.model.parameters() if one.is_floating_point())
     assert found.nonfinite == []
-    assert found.top[0].kl > 0
+    assert found.top[0].most > 0
     assert len({(one.parameter, one.index) for one in found.top}) == len(found.top)
 
 
