@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from architected import PARTS, TYPES, built
-from carried import FORTY, texts
+from architected import PARTS, TYPES
+from carried import FORTY, loaded, texts
 from outside import quick_and_deep
 from patching import difference, traces
-from studfinder.models import LM, load
+from studfinder.models import LM
 from studfinder.passes import gradients, likelihood
 from studfinder.texts import Batch
 from tried import STATES
@@ -25,7 +25,7 @@ def kind(request) -> str:
 
 @pytest.fixture(scope="module")
 def lm(kind: str) -> LM:
-    return load(built(kind))
+    return loaded(kind)
 
 
 def floating(lm: LM) -> dict[str, torch.nn.Parameter]:
@@ -60,7 +60,7 @@ def close(one: torch.Tensor, other: torch.Tensor, share: float = 2e-5) -> bool:
 
 def test_gradients_are_those_of_one_graph(kind: str, lm: LM):
     """Of every parameter, once, and nothing is left."""
-    batch = texts(lm, 9, 6)[:1]
+    batch = texts(lm, 6, 4)[:1]
     expected, before = of_autograd(lm, batch[0]), traces(lm)
     found: dict[str, torch.Tensor] = {}
     for piece in gradients(lm, batch, likelihood()):

@@ -24,6 +24,8 @@ from studfinder.passes import Stream, Work, carry, gradients, likelihood
 from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from tried import tokens
 
+pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
+
 
 def looped() -> LM:
     """Layers 1 and 2 are one block."""
