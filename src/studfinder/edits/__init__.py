@@ -3,7 +3,7 @@
 from studfinder.edits.apply import edited
 from studfinder.edits.controls import matched_controls
 from studfinder.edits.disruption import dims, massive_value_disruption
-from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
+from studfinder.edits.edit import Edit, EditList, NullEdit, SiteEdit, WeightEdit, Weights, edits_hash, layer_of
 from studfinder.edits.makers import (
     Activations,
     Editable,
@@ -11,6 +11,7 @@ from studfinder.edits.makers import (
     deviation_only,
     mean,
     noise,
+    null,
     restore,
     restore_output,
     scale,
@@ -30,7 +31,7 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
-from studfinder.edits.streams import stream_of
+from studfinder.edits.streams import null_streams, stream_of
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.records.public import public
 
@@ -45,6 +46,7 @@ __all__ = [
     "Everything",
     "LargestEntry",
     "MatchedDims",
+    "NullEdit",
     "RandomDims",
     "Selection",
     "SiteEdit",
@@ -67,6 +69,8 @@ __all__ = [
     "meant",
     "neuron",
     "noise",
+    "null",
+    "null_streams",
     "parse_edits",
     "restore",
     "restore_output",

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
 
-from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit
+from studfinder.edits.edit import Edit, EditList, NullEdit, SiteEdit, WeightEdit
+from studfinder.edits.neighbours import Indices
 from studfinder.edits.offloaded import RecomputedRows, offloaded_writer
 from studfinder.edits.running import SiteEdits
 from studfinder.edits.spec import edits_of
@@ -47,15 +47,15 @@ class edited:
     def __init__(self, lm: LM, edits: GivenEdits) -> None:
         self.edits = edits_of(lm, edits)
         self._lm = lm
-        self._plan: list[tuple[str, list[tuple], float]] = []
-        recomputed: dict[Site, list[WeightEdit]] = {}
+        self._plan: list[tuple[WeightEdit | NullEdit, list[Indices]]] = []
+        recomputed: dict[Site, list[WeightEdit | NullEdit]] = {}
         for edit in self.edits:
-            if isinstance(edit, WeightEdit):
+            if not isinstance(edit, SiteEdit):
                 places = _places(lm, edit)
                 site = offloaded_writer(lm, edit.target.parameter)
                 if site is None:
                     _check(lm, edit.target.parameter)
-                    self._plan.append((edit.target.parameter, places, edit.factor))
+                    self._plan.append((edit, places))
                 else:
                     recomputed.setdefault(site, []).append(edit)
         for note in tied_notes(lm, self.edits):
@@ -94,10 +94,11 @@ class edited:
     def applied(self) -> Iterator[None]:
         """The same for a part of a forward pass: nobody asks yet whether everything has changed something."""
         with Journal(self._lm.model) as journal:
-            for name, places, factor in self._plan:
-                old = [self._lm.model.get_parameter(name).detach()[place].clone() for place in places]
-                for place, values in zip(places, old, strict=True):
-                    journal.write(name, 0 if factor == 0 else values * factor, place)
+            for edit, places in self._plan:
+                parameter = self._lm.model.get_parameter(edit.target.parameter).detach()
+                new = [edit.changed(parameter[place], place) for place in places]  # before any is written: they overlap
+                for place, values in zip(places, new, strict=True):
+                    journal.write(edit.target.parameter, values, place)
             if self._sites is None:
                 yield
             else:
@@ -124,11 +125,11 @@ def _check(lm: LM, name: str) -> None:
         raise StudfinderError(f"{name} is quantised ({parameter.dtype})", do="Edit the unquantised model")
 
 
-def _places(lm: LM, edit: WeightEdit) -> list[tuple]:
+def _places(lm: LM, edit: WeightEdit | NullEdit) -> list[Indices]:
     """Where to write: single entries all at once, rows and columns one by one."""
     parameter = _named(lm, edit.target.parameter)
     single: list[tuple[int, ...]] = []
-    places: list[tuple[Any, ...]] = []
+    places: list[Indices] = []
     for entry in edit.target.entries:
         if len(entry) != parameter.dim() or any(
             at is not None and not 0 <= at < size for at, size in zip(entry, parameter.shape, strict=False)

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 
+from studfinder.edits.neighbours import Indices, to_neighbours
 from studfinder.edits.selections import Entries
 from studfinder.edits.values import Value
 from studfinder.models import LM
@@ -45,6 +47,34 @@ class WeightEdit:
     target: Weights
     factor: float
 
+    def changed(self, values: torch.Tensor, _place: Indices) -> torch.Tensor:
+        """What the entries at a place of the parameter become."""
+        return torch.zeros_like(values) if self.factor == 0 else values * self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullEdit:
+    """Move each entry that an edit changes to the next number of its dtype instead, up or down by a coin.
+
+    Attributes:
+        of: the edit.
+        seed: of the coins; each entry of a parameter has its own, whatever else is edited.
+    """
+
+    kind: Literal["null"] = "null"
+    of: WeightEdit
+    seed: int
+
+    @property
+    def target(self) -> Weights:
+        """Which entries."""
+        return self.of.target
+
+    def changed(self, values: torch.Tensor, place: Indices) -> torch.Tensor:
+        """What the entries at a place of the parameter become."""
+        moved = to_neighbours(values, place, f"{self.seed} {self.target.parameter}")
+        return torch.where(self.of.changed(values, place) == values, values, moved)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteEdit:
@@ -71,7 +101,7 @@ class SiteEdit:
     cache: Cache = "touched"
 
 
-Edit = WeightEdit | SiteEdit
+Edit = WeightEdit | NullEdit | SiteEdit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from studfinder.edits.edit import Cache, Edit, SiteEdit, WeightEdit, Weights, When
+from studfinder.edits.edit import Cache, Edit, NullEdit, SiteEdit, WeightEdit, Weights, When
 from studfinder.edits.select import Selection, meant
 from studfinder.edits.selections import Coordinates, Entries, LargestEntry
 from studfinder.edits.values import (
@@ -22,7 +22,7 @@ from studfinder.edits.values import (
     Value,
     as_numbers,
 )
-from studfinder.errors import StudfinderError
+from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.models import LM
 from studfinder.records import Findings, MassiveActivation, MassiveValue, SuperWeight
 
@@ -69,6 +69,26 @@ def scale(target: Editable, factor: float, *, when: When = "always", cache: Cach
         else:
             edits += _at_sites(part, Scale(float(factor)), when, cache)
     return tuple(edits)
+
+
+def null(edits: Iterable[Edit], seed: int = 0) -> tuple[NullEdit, ...]:
+    """What edits do by the mere fact that they change stored numbers: each entry that an edit changes is moved to the
+    next number of its dtype instead, up or down by a coin. Its KL is the noise floor of theirs.
+
+    Args:
+        seed: of the coins; another one is another draw.
+
+    Raises:
+        NotApplicable: an edit of activations, which are stored nowhere.
+    """
+    found = []
+    for edit in edits:
+        if isinstance(edit, SiteEdit):
+            raise NotApplicable(
+                f"an edit of {edit.site} has no null edit", expected="weights, which are stored numbers"
+            )
+        found.append(NullEdit(of=edit.of if isinstance(edit, NullEdit) else edit, seed=seed))
+    return tuple(found)
 
 
 def mean(

@@ -8,10 +8,11 @@ weight's contribution from the output instead loses, in bf16, what a massive out
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from studfinder.edits.edit import WeightEdit
+from studfinder.edits.edit import NullEdit, WeightEdit
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, MatrixRef, matrix
 from studfinder.sites import ModelCall, Site
@@ -29,7 +30,7 @@ def offloaded_writer(lm: LM, parameter: str) -> Site | None:
 class RecomputedRows:
     """The edited output rows of one offloaded matrix."""
 
-    def __init__(self, lm: LM, site: Site, edits: Sequence[WeightEdit]) -> None:
+    def __init__(self, lm: LM, site: Site, edits: Sequence[WeightEdit | NullEdit]) -> None:
         self.lm, self.site, self.edits = lm, site, edits
         self.ref: MatrixRef = lm.anatomy.layers[site.layer or 0].writers[site.writer]
         self._input: torch.Tensor | None = None
@@ -53,15 +54,18 @@ class RecomputedRows:
             rows_RF = weight_CF[self.rows].detach().clone().to(self._input.device)
             bias = getattr(owner, "bias", None)
             bias_R = None if bias is None else bias.detach()[self.rows].to(self._input.device)
+        own = rows_RF.T if self.ref.transposed else rows_RF  # as the parameter has them
         for edit in self.edits:
             for entry in edit.target.entries:
-                row, col = self._row_col(entry)
-                at = (slice(None) if row is None else self.rows.index(row), slice(None) if col is None else col)
-                rows_RF[at] = 0 if edit.factor == 0 else rows_RF[at] * edit.factor
+                place = tuple(slice(None) if at is None else at for at in entry)
+                row, col = self._row_col(place)
+                row = row if isinstance(row, slice) else self.rows.index(row)
+                here = self._row_col((row, col))
+                own[here] = edit.changed(own[here], place)
         new = tensor.clone()
         new[..., self.rows] = torch.nn.functional.linear(self._input, rows_RF, bias_R)
         return new
 
-    def _row_col(self, entry: tuple[int | None, ...]) -> tuple[int | None, int | None]:
+    def _row_col(self, entry: tuple[Any, ...]) -> tuple[Any, Any]:
         first, second = entry
         return (second, first) if self.ref.transposed else (first, second)

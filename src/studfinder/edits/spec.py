@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from studfinder.edits.disruption import dims
-from studfinder.edits.edit import Edit, EditList, SiteEdit, WeightEdit, Weights
+from studfinder.edits.edit import Edit, EditList, SiteEdit, Weights
 from studfinder.edits.makers import (
     Activations,
     Editable,
@@ -118,7 +118,7 @@ def edits_of(lm: LM, given: Any) -> tuple[Edit, ...]:
 
 
 def _each(lm: LM, given: Any) -> Iterator[Edit]:
-    if isinstance(given, WeightEdit | SiteEdit):
+    if isinstance(given, Edit):
         yield given
     elif isinstance(given, str):
         yield from parse_edits(lm, given)

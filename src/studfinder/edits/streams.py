@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studfinder.edits.apply import GivenEdits, edited
-from studfinder.edits.edit import Edit, SiteEdit, WeightEdit
+from studfinder.edits.edit import Edit, NullEdit, SiteEdit, WeightEdit
+from studfinder.edits.makers import null
+from studfinder.edits.spec import edits_of
 from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.sites import Site
@@ -29,6 +31,12 @@ def stream_of(lm: LM, edits: GivenEdits) -> Stream:
     )
 
 
+def null_streams(lm: LM, edits: GivenEdits, draws: int = 8, seed: int = 0) -> list[Stream]:
+    """Several draws of the edits' null, each a stream; see `null`. Raises as `edited` and `null`."""
+    given = edits_of(lm, edits)
+    return [stream_of(lm, null(given, seed + draw)) for draw in range(draws)]
+
+
 def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
     """The layers in which an edit is in force (-1: before the blocks; their number: after them), and the modules that
     it touches in the first; None if it may be any."""
@@ -38,7 +46,7 @@ def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
     return _layers(lm, edit), (edit.target.parameter.rpartition(".")[0],)
 
 
-def _layers(lm: LM, edit: WeightEdit) -> list[int]:
+def _layers(lm: LM, edit: WeightEdit | NullEdit) -> list[int]:
     """Wherever the parameter is used, under whatever name: it may be tied."""
     depth = len(lm.anatomy.layers)
     own = lm.model.get_parameter(edit.target.parameter)

@@ -2,6 +2,7 @@
 
 from studfinder.measures.damage import DamageMatch, damage_matched
 from studfinder.measures.effects import Effects, effects_of
+from studfinder.measures.floor import NetEffect, net_effect
 from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods
 from studfinder.measures.matched_facts import (
     Contrast,
@@ -22,6 +23,7 @@ __all__ = [
     "Effects",
     "Likelihood",
     "Measure",
+    "NetEffect",
     "Scores",
     "batch_size",
     "calibrate_facts",
@@ -33,6 +35,7 @@ __all__ = [
     "facts_parametric_matched",
     "log_likelihoods",
     "measure_named",
+    "net_effect",
     "perplexity",
     "scored",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Layer, MatrixRef, Writer
 from studfinder.quantizers.experts import Slice, slices_of
@@ -57,6 +58,15 @@ class Target:
     def weight(self, lm: LM) -> torch.Tensor:
         """The live matrix as (out, in), a view of the parameter."""
         return self.of(lm.model.get_parameter(self.ref.parameter).detach())
+
+    def entries(self, lm: LM) -> Weights:
+        """All of it, to be edited; the null edit of rounding it is `null(zero(target.entries(lm)))`."""
+        axes = (None,) * lm.model.get_parameter(self.ref.parameter).dim()
+        part = self.part
+        rows = (
+            [axes] if part is None else [(part.expert, row, None) for row in range(part.first, part.first + part.rows)]
+        )
+        return Weights(parameter=self.ref.parameter, entries=tuple(rows))
 
 
 def targets(lm: LM, *, offloaded: bool = False) -> tuple[Target, ...]:

@@ -7,7 +7,6 @@ from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
-from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
 from studfinder.sites.tap import tapped, uncompiled
 
@@ -26,11 +25,9 @@ __all__ = [
     "capture",
     "check_causal",
     "entering",
-    "kept_outputs",
     "module_inputs",
     "quiet",
     "replacing",
-    "resumed",
     "tapped",
     "uncompiled",
     "watched",
