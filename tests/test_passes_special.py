@@ -20,7 +20,7 @@ from studfinder.edits import Activations, LargestEntry, edited, scale, stream_of
 from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
 from studfinder.models import load
-from studfinder.passes import Stream, Work, carry, gradients, likelihood
+from studfinder.passes import BlockRuns, Stream, carry, gradients, likelihood
 from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
 from tried import tokens
 
@@ -33,6 +33,17 @@ def test_special_models(name):
     lm, chance = SPECIAL[name](), random.Random(name)
     assert wrong(lm, [[edit] for edit in chance.sample(everywhere(lm), 3)], texts(lm, 9, 6)) == []
     assert wrong(lm, [[edit] for edit in chance.sample(at_sites(lm), 2)], texts(lm, 9, 6)) == []
+
+
+def test_a_matrix_that_a_block_uses_twice():
+    """An edit of it under its later name forks before the earlier use."""
+    lm = llama()
+    attention = lm.model.model.layers[2].self_attn
+    attention.o_proj.weight = attention.q_proj.weight
+    assert (
+        wrong(lm, [[scaled(lm, f"model.layers.2.self_attn.{name}_proj.weight")] for name in "qo"], texts(lm, 9, 6))
+        == []
+    )
 
 
 @pytest.mark.parametrize("how", ["cpu", "disk"])
@@ -115,11 +126,11 @@ def test_parts_give_what_one_gives(monkeypatch):
     streams = [stream_of(lm, edits) for edits in three(lm)]
     many = texts(lm, 9, 6) + texts(lm, 7, 8)
 
-    def logits(work: Work) -> list[torch.Tensor]:
+    def logits(work: BlockRuns) -> list[torch.Tensor]:
         found = carry(lm, many, streams, work=work)
         return [of(ends, number) for ends in found for number in (None, *range(len(streams)))]
 
-    whole, parts = Work(), Work()
+    whole, parts = BlockRuns(), BlockRuns()
     expected = logits(whole)
     monkeypatch.setattr("studfinder.passes.streams._BUDGET", 1)
     assert all(map(same, expected, logits(parts)))
