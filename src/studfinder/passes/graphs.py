@@ -106,7 +106,7 @@ def depending(given: Given) -> list[torch.Tensor]:
 def reached(outputs: Sequence[torch.Tensor]) -> set[int]:
     """The leaves, by id, that outputs depend on."""
     nodes = [one.grad_fn for one in outputs]
-    seen, found = set(), set()
+    seen, found = set(), {id(one) for one in outputs}  # a parameter may be handed to blocks as it is
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

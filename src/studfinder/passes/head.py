@@ -33,7 +33,7 @@ def head_of(lm: LM) -> Head | None:
 
     def head(hidden_NC: torch.Tensor) -> torch.Tensor:
         home = matrix.weight.device  # what is offloaded takes its input along by itself
-        logits_NV = matrix(hidden_NC if home.type == "meta" else hidden_NC.to(home))
+        logits_NV = matrix(hidden_NC if home.type == "meta" else hidden_NC.to(home)).to(dtype)
         if scale != 1.0:
             logits_NV = logits_NV * scale
         if cap is not None:
@@ -47,10 +47,11 @@ def head_of(lm: LM) -> Head | None:
     with torch.no_grad():
         with Journal(lm.model) as journal:
             journal.hook(matrix, lambda _module, args: given.append(args[0]), before=True)
-            own = lm.model(**options).logits[0].float()
+            own = lm.model(**options).logits[0]
+        dtype = own.dtype  # some cap in fp32
         if len(given) != 1 or given[0].dim() != 3:
             return None
-        ours = head(given[0][0]).float()
+        ours, own = head(given[0][0]).float(), own.float()
     tolerance = 4 * torch.finfo(lm.dtype).eps * float(own.nan_to_num().abs().max())
     same = ours.shape == own.shape and torch.allclose(ours, own.to(ours.device), 0, tolerance, equal_nan=True)
     return head if same else None
