@@ -155,6 +155,36 @@ def upper(hits: int, tries: int) -> float:
     return float(beta.ppf(0.95, hits + 1, tries - hits)) if hits < tries else 1.0
 
 
+TEXT = """# The proof when there is nothing to prove
+
+    python benchmarks/proof_null.py --measure smollm2 --dtype float32 --candidates 0 6 3 9 --windows 32
+    python benchmarks/proof_null.py
+
+Weights were measured as matched controls of super-weight candidates of {model} ({dtype}), each set to zero alone, on
+{windows} windows of the proof text ({tokens} scored tokens each; [the numbers](proof-null.json)). KL in nats a token:
+
+| matched to | weights | of them found by the scan | median | 9 of 10 below | largest | slots |
+|---|---|---|---|---|---|---|
+{pools}
+
+Under the null a candidate is one more control. A simulated scan has ten candidates, as the scan of this model has: each
+a random weight of a pool, held against 20 others of it. Windows are drawn anew, with replacement, and the proof's own
+code runs on the numbers. {scans:,} scans a row; "at most" is the upper 95 % bound (Clopper and Pearson).
+
+* **proven**: scans in which a weight is called proven, though it was picked blindly among its own controls.
+* **false**: scans in which that is untrue of one: over all measured windows its KL is not above the floor, or not the
+  largest.
+* **in the way**: controls, of all scans, that were left early and would have reached their candidate's lower bound.
+
+| rule | controls | looks | proven | false | in the way |
+|---|---|---|---|---|---|
+{rows}
+
+{remark}
+"""
+REMARK = """TO BE WRITTEN"""
+
+
 VARIANTS = {
     "the rule": {"floor": FLOOR},
     "without a floor": {"floor": 0.0},
@@ -184,6 +214,7 @@ def page(measured: dict, scans: int) -> str:
         pools="\n".join(pools),
         rows="\n".join(rows),
         scans=scans,
+        remark=REMARK,
         windows=len(measured["tokens"]),
         tokens=measured["tokens"][0],
         **{key: measured[key] for key in ("model", "dtype")},
@@ -204,7 +235,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows)
-        return
+    else:
+        PAGE.write_text(page(json.loads(MEASURED.read_text()), arguments.scans))
 
 
 if __name__ == "__main__":
