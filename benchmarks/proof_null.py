@@ -30,7 +30,7 @@ POOL = 21
 """Weights a pool: a candidate and its controls."""
 
 
-def measure(name: str, dtype: str | None, numbers: list[int], windows: int) -> None:
+def measure(name: str, dtype: str | None, numbers: list[int], windows: int, cut: int) -> None:
     """KL by window of the matched controls of some of a model's candidates, each set to zero alone; then of those of
     the last, each in its place in the set. Written after each of these."""
     import studfinder as sf
@@ -42,7 +42,7 @@ def measure(name: str, dtype: str | None, numbers: list[int], windows: int) -> N
     findings = sf.scan(lm, prove=False)
     tested = findings.super_weights[:10]
     found = {(one.parameter, one.index) for one in findings.super_weights}
-    bench = Bench(lm, proof_windows(lm)[:windows], lambda done, total: None)
+    bench = Bench(lm, proof_windows(lm, count=cut)[:windows], lambda done, total: None)
     measured = {
         "model": findings.model.id,
         "dtype": findings.model.dtype,
@@ -230,11 +230,12 @@ def main() -> None:
     parser.add_argument("--measure", metavar="MODEL")
     parser.add_argument("--dtype")
     parser.add_argument("--candidates", type=int, nargs="+", default=list(range(10)), help="by score, from 0")
-    parser.add_argument("--windows", type=int, default=64, help="of the proof text, to measure on")
+    parser.add_argument("--cut", type=int, default=16, help="windows that the proof text is cut into")
+    parser.add_argument("--windows", type=int, default=16, help="how many of them to measure on")
     parser.add_argument("--scans", type=int, default=10_000)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows)
+        measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows, arguments.cut)
     else:
         PAGE.write_text(page(json.loads(MEASURED.read_text()), arguments.scans))
 
