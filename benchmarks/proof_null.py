@@ -177,7 +177,7 @@ code runs on the numbers. {scans:,} scans a row; "at most" is the upper 95 % bou
 * **proven**: scans in which a weight is called proven, though it was picked blindly among its own controls.
 * **false**: scans in which that is untrue of one: over all measured windows its KL is not above the floor, or not the
   largest.
-* **in the way**: controls, of all scans, that were left early and would have stood in the way of a weight called proven.
+* **in the way**: controls, of all scans, that were left early and stood in the way of a weight called proven.
 
 | rule | controls | looks | proven | false | in the way |
 |---|---|---|---|---|---|
