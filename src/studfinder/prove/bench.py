@@ -11,7 +11,7 @@ import numpy as np
 from studfinder.edits import Edit, stream_of
 from studfinder.measures import effects_of
 from studfinder.models import LM
-from studfinder.passes import Stream, Work
+from studfinder.passes import BlockRuns, Stream
 from studfinder.prove.rule import LOOKS
 
 Change = tuple[Edit, ...]
@@ -61,7 +61,7 @@ class Bench:
         for seen, group in sorted(groups.items()):
             if not group and len(self.clean_nll) >= upto:
                 continue
-            cost, work = self.cost(group, upto - seen), Work()
+            cost, work = self.cost(group, upto - seen), BlockRuns()
 
             def advance(share: float, cost: float = cost) -> None:
                 nonlocal left
