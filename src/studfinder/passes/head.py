@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from studfinder.models import LM
+from studfinder.passes.forks import is_hooked
 from studfinder.patches import Journal
 
-Head = Callable[[torch.Tensor], torch.Tensor]
+WORDS = 4096
+"""Words of the vocabulary whose logits are made at a time: a large tensor costs the system more than to fill it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output matrix, with what the config says of scaling and soft capping."""
+
+    matrix: nn.Module
+    scale: float
+    cap: float | None
+
+    def __call__(self, hidden_NC: torch.Tensor) -> torch.Tensor:
+        """Logits (N,V)."""
+        home: Any = self.matrix.weight.device  # what is offloaded takes its input along by itself
+        return self._finished(self.matrix(hidden_NC if home.type == "meta" else hidden_NC.to(home)))
+
+    def pieces(self, hidden_NC: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits of some words (N,W) after those of others; all at once where the matrix is more than numbers."""
+        matrix: Any = self.matrix
+        plain = type(matrix) is nn.Linear and type(matrix.weight) is nn.Parameter and "forward" not in vars(matrix)
+        if not plain or is_hooked(matrix):
+            yield self(hidden_NC)
+            return
+        hidden_NC = hidden_NC.to(matrix.weight.device)
+        for start in range(0, len(matrix.weight), WORDS):
+            words = slice(start, start + WORDS)
+            bias = None if matrix.bias is None else matrix.bias[words]
+            yield self._finished(F.linear(hidden_NC, matrix.weight[words], bias))
+
+    def _finished(self, logits_NW: torch.Tensor) -> torch.Tensor:
+        if self.scale != 1.0:
+            logits_NW = logits_NW * self.scale
+        return logits_NW if self.cap is None else torch.tanh(logits_NW / self.cap) * self.cap
 
 
 class _Enough(Exception):
@@ -19,27 +55,15 @@ class _Enough(Exception):
 
 
 def head_of(lm: LM) -> Head | None:
-    """What turns what the output matrix is given (N,C) into logits (N,V) as the model does itself.
-
-    It is that matrix with what the config says of soft capping and scaling, tried on a few tokens against the model's
-    own logits. None if the two differ: the model does something else there, and its whole forward must run.
+    """What turns what the output matrix is given (N,C) into logits (N,V) as the model does itself, tried on a few
+    tokens against its own. None if the two differ: the model does something else there, and its whole forward must run.
     """
     matrix = lm.model.get_output_embeddings()
     if matrix is None:
         return None
     config = lm.model.config.get_text_config(decoder=True)
-    cap = getattr(config, "final_logit_softcapping", None)
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-
-    def head(hidden_NC: torch.Tensor) -> torch.Tensor:
-        home = matrix.weight.device  # what is offloaded takes its input along by itself
-        logits_NV = matrix(hidden_NC if home.type == "meta" else hidden_NC.to(home))
-        if scale != 1.0:
-            logits_NV = logits_NV * scale
-        if cap is not None:
-            logits_NV = torch.tanh(logits_NV / cap) * cap
-        return logits_NV
-
+    head = Head(matrix, scale, getattr(config, "final_logit_softcapping", None))
     ids = torch.arange(4, device=lm.device)[None] % lm.anatomy.vocabulary
     # A mask, so that ids which happen to be padding are read like any other.
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
