@@ -14,7 +14,7 @@ from studfinder.edits import Edit, stream_of
 from studfinder.errors import NotApplicable
 from studfinder.measures.divergence import Clean
 from studfinder.models import LM
-from studfinder.passes import Ends, Stream, Work, carry
+from studfinder.passes import BlockRuns, Ends, Stream, carry
 from studfinder.records import Interval
 from studfinder.sites import check_causal
 from studfinder.stats import crossed, ratio_interval
@@ -74,7 +74,7 @@ def effects_of(
     variants: Sequence[Sequence[Edit] | Stream],
     *,
     advance: Callable[[float], Any] = lambda share: None,
-    work: Work | None = None,
+    work: BlockRuns | None = None,
 ) -> Effects:
     """Measure several changes of a model against it as it is, each on its own, in one reading of the text.
 

@@ -16,7 +16,7 @@ from studfinder.patches import Journal
 
 
 @dataclass
-class Record:
+class BlockRecord:
     """What the modules inside one block gave in one run of it.
 
     Attributes:
@@ -54,9 +54,9 @@ _BEGAN = _Began()
 
 
 @contextmanager
-def recorded(block: nn.Module) -> Iterator[Record]:
+def recorded(block: nn.Module) -> Iterator[BlockRecord]:
     """Keep what every module inside a block gives while the context lasts."""
-    record = Record()
+    record = BlockRecord()
     with Journal() as journal:
         # Hooks of others are to run as ever, and once: what has any is not replayed.
         plain = [(name, one) for name, one in block.named_modules() if name and not is_hooked(one)]
@@ -67,7 +67,7 @@ def recorded(block: nn.Module) -> Iterator[Record]:
 
 
 @contextmanager
-def replayed(model: nn.Module, block: nn.Module, record: Record, touched: Sequence[str]) -> Iterator[None]:
+def replayed(model: nn.Module, block: nn.Module, record: BlockRecord, touched: Sequence[str]) -> Iterator[None]:
     """While the context lasts, modules of a block that ran before any of the touched ones give what they gave then."""
     with Journal(model) as journal:
         for name, output in record.before(touched).items():
@@ -75,7 +75,7 @@ def replayed(model: nn.Module, block: nn.Module, record: Record, touched: Sequen
         yield
 
 
-def share(block: nn.Module, record: Record, touched: Sequence[str]) -> float:
+def part_run(block: nn.Module, record: BlockRecord, touched: Sequence[str]) -> float:
     """How much of a block's matrices run when it forks there: 1 if all of them."""
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in block.named_modules()}
     return 1 - sum(sizes[name] for name in record.before(touched)) / max(1, sizes[""])
@@ -85,7 +85,7 @@ def _giving(output: Any) -> Any:
     return lambda *_args, **_kwargs: output
 
 
-def _beginning(record: Record, name: str) -> Any:
+def _beginning(record: BlockRecord, name: str) -> Any:
     def before(_module: nn.Module, _args: tuple) -> None:
         record.events.append((name, _BEGAN))
         record.versions.append(())
@@ -93,7 +93,7 @@ def _beginning(record: Record, name: str) -> Any:
     return before
 
 
-def _ending(record: Record, name: str) -> Any:
+def _ending(record: BlockRecord, name: str) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> None:
         if _is_plain(output):
             record.events.append((name, output))

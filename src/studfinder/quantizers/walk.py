@@ -16,7 +16,7 @@ from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal
 from studfinder.texts import Batch, batches
 
-Ends = tuple[torch.Tensor, torch.Tensor]
+Extremes = tuple[torch.Tensor, torch.Tensor]
 InputReader = Callable[[torch.Tensor], Any]
 """Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
 
@@ -93,7 +93,7 @@ def gathered(
     return found
 
 
-def wider(one: Ends, other: Ends) -> Ends:
+def wider(one: Extremes, other: Extremes) -> Extremes:
     """The smaller of two smallest numbers and the larger of two largest."""
     return torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])
 
