@@ -1,6 +1,22 @@
 """The one engine: streams of hidden states carried through a model block by block."""
 
 from studfinder.passes.blocks import Blocks, Given, State
+from studfinder.passes.gradients import Gradients, gradients
+from studfinder.passes.objectives import NO_LABEL, Objective, likelihood, sampled_likelihood
 from studfinder.passes.streams import Ends, Stream, Work, carry
 
-__all__ = ["Blocks", "Ends", "Given", "State", "Stream", "Work", "carry"]
+__all__ = [
+    "NO_LABEL",
+    "Blocks",
+    "Ends",
+    "Given",
+    "Gradients",
+    "Objective",
+    "State",
+    "Stream",
+    "Work",
+    "carry",
+    "gradients",
+    "likelihood",
+    "sampled_likelihood",
+]

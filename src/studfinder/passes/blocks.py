@@ -131,6 +131,13 @@ class Blocks:
         output = self.modules[step](*args, **kwargs)
         return (output,) if self.direct else (*state, _Left(output, [dict(one) for one in _shared(args, kwargs)]))
 
+    def entry(self, given: Given) -> torch.Tensor:
+        """The residual stream that enters the first block, where blocks are called directly."""
+        assert given.calls is not None
+        assert self._interface is not None
+        stream: torch.Tensor = self._interface.stream_in(given.calls[0])
+        return stream
+
     def stream(self, state: State) -> torch.Tensor:
         """The residual stream in a state."""
         return _stream(state[-1] if self.direct else state[-1].output)
