@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -40,9 +41,10 @@ def content_hash(lm: LM) -> str:
             )
         names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
     ordered = sorted(names.values())
+    wide = _kept_wide(lm)
     # hashlib lets go of the interpreter lock, so threads share the cores.
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        kinds = list(pool.map(lambda name: _stored_as(state[name], lm.source.stored), ordered))
+        kinds = list(pool.map(lambda name: _stored_as(state[name], None if wide(name) else lm.source.stored), ordered))
         digests = list(pool.map(lambda name, kind: tensor_hash(state[name], kind), ordered, kinds))
     whole = hashlib.sha256()
     for name, kind, digest in zip(ordered, kinds, digests, strict=True):
@@ -83,6 +85,14 @@ def tensor_hash(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bytes
     for part in tensor.detach().contiguous().reshape(-1).split(_CHUNK):
         digest.update(part.to(dtype or tensor.dtype).view(torch.uint8).cpu().numpy().data)
     return digest.digest()
+
+
+def _kept_wide(lm: LM) -> Callable[[str], object]:
+    """Whether a tensor is in fp32 even where a model is loaded as it is stored: its class names those."""
+    names = [*(getattr(lm.model, "_keep_in_fp32_modules_strict", None) or ())]
+    if lm.source.stored is torch.float16:
+        names += getattr(lm.model, "_keep_in_fp32_modules", None) or ()
+    return re.compile("|".join(name.replace("*", ".*") for name in names) or r"(?!)").search
 
 
 def _stored_as(tensor: torch.Tensor, stored: torch.dtype | None) -> torch.dtype:
