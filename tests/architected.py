@@ -25,8 +25,8 @@ def built(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **set
     """A live random model of a type: finite logits that depend on the input and on every block."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(FOLDER / f"{kind}.json")
-    for name, value in settings.items():
-        setattr(config, name, value)
+    if settings:
+        config = AutoConfig.for_model(**{**json.loads((FOLDER / f"{kind}.json").read_text()), **settings})
     auto = getattr(transformers, PARTS[kind]["auto"])
     model = auto.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)

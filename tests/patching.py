@@ -36,7 +36,9 @@ from studfinder.models import LM
 from studfinder.quantizers import RTN, KVCache, RotaryPairs, Rotate, Scheme, Split, quantized, quantized_cache
 from studfinder.quantizers.activations import ActivationScheme as Rounded
 from studfinder.quantizers.activations import round_inputs
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.folds import swapped
+from studfinder.quantizers.streams import quantized_stream
 from studfinder.quantizers.targets import targets
 from studfinder.sites import (
     AttentionCall,
@@ -44,9 +46,7 @@ from studfinder.sites import (
     Journal,
     Site,
     WriterCall,
-    kept_outputs,
     module_inputs,
-    resumed,
     tapped,
 )
 from tiny import tiny, token_ids
@@ -141,15 +141,14 @@ def contexts(lm: LM, chance: random.Random) -> dict[str, Callable[[], Any]]:
         "weights edited": lambda: edited(lm, scale(weights(), number)),
         "sites edited": lambda: edited(lm, change(Activations(site, chance.choice([Everything(), LargestEntry()])))),
         "both edited": lambda: edited(lm, [scale(weights(), number), zero(Activations("residual[1]", Everything()))]),
-        "resumed": lambda: resumed_anywhere(lm, chance),
         "read before RoPE": lambda: tapped(lm, read=read, pre_rope=rope),
         "replaced": lambda: tapped(lm, replace={Site("residual", layer): lambda x: x * 1.5}),
         "module inputs": lambda: module_inputs(lm, [lm.anatomy.layers[layer].block]),
-        "kept": lambda: kept_outputs(lm, [layer]),
         "another head": lambda: swapped(lm, {head_name(lm): torch.zeros(96, 32)}),
     }
     if lm.anatomy.layers[0].writers[0].expert is None:
         found["quantized"] = lambda: quantized(lm, W4)
+        found["a block of a stream"] = lambda: quantized_stream(bench_for(lm, W4), W4).at(layer)
         found["inputs rounded"] = lambda: rounded_inputs(lm, Rounded(element="int4"), targets(lm))
     if lm.anatomy.interface:
         found["cache rounded"] = lambda: quantized_cache(lm, KVCache(rope="pre" if rope else "post"))
@@ -169,18 +168,6 @@ def head_name(lm: LM) -> str:
 def rounded_inputs(lm: LM, config: Rounded, chosen: Any) -> Iterator[None]:
     with Journal(lm.model) as journal:
         round_inputs(journal, lm, config, chosen)
-        yield
-
-
-@contextmanager
-def resumed_anywhere(lm: LM, chance: random.Random) -> Iterator[None]:
-    layer = chance.randrange(1, len(lm.anatomy.layers))
-    with kept_outputs(lm, [layer - 1]) as kept:
-        logits(lm)
-    if layer - 1 not in kept:  # an outer one passes it by
-        yield
-        return
-    with resumed(lm, layer, kept[layer - 1]):
         yield
 
 

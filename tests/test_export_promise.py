@@ -16,7 +16,7 @@ from checkpoints import checkpoint
 from exported import FUSED, KINDS, image_logits, model_of, reloaded
 from studfinder.errors import StudfinderError
 from studfinder.models import Source, load
-from studfinder.models.beside import carry, own_code
+from studfinder.models.beside import own_code, put_beside
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, quantized, skip, targets
 from studfinder.quantizers.activations import WithActivations
 from studfinder.quantizers.export import FORMATS, quantization_config
@@ -360,16 +360,16 @@ def test_the_hub_s_files_come_from_its_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr("transformers.utils.hub.cached_file", cached)
     hub = Source("some/model", "the Hugging Face hub", None, "v2")
-    assert set(carry(hub, tmp_path / "out")) == set(BESIDE)
+    assert set(put_beside(hub, tmp_path / "out")) == set(BESIDE)
     assert ("some/model", "preprocessor_config.json", "v2", False) in asked
-    assert set(carry("some/model", tmp_path / "bare", tokenizer=False)) == set(BESIDE) - {
+    assert set(put_beside("some/model", tmp_path / "bare", tokenizer=False)) == set(BESIDE) - {
         "tokenizer.model",
         "own.tiktoken",
         "vocab.bpe",
         "merges.txt",
     }
     asked.clear()
-    assert carry(Source("live", "a live model object"), tmp_path / "none") == ()
+    assert put_beside(Source("live", "a live model object"), tmp_path / "none") == ()
     assert not asked  # the name of a live model may mean anything
     config = {"auto_map": {"AutoModel": "some/model--modeling_own.Own", "AutoTokenizer": [None, "other/x--tok.Tok"]}}
     (tmp_path / "out" / "modeling_own.py").write_text("")

@@ -113,6 +113,11 @@ def as_version_1(findings: Findings) -> str:
     del plain["others"], plain["prompts"]["token_ids"]
     for name in ("experts", "unseen_experts", "without_attention"):
         del plain["summary"][name]
+    proof = plain["proof"] or {}
+    for effect in (proof.get("joint"), *(weight["effect"] for weight in plain["super_weights"])):
+        for name in ("null_kl", "net_kl") if effect else ():
+            del effect[name]
+    proof.pop("looks", None)
     return json.dumps({**plain, "version": 1})
 
 

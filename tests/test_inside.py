@@ -26,7 +26,7 @@ from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.models.adapters import adapter_at, without_adapter
-from studfinder.models.beside import carry
+from studfinder.models.beside import put_beside
 from studfinder.models.files import check_folder, held_in, weights_of
 from studfinder.models.inside import check_distinct, inside, leads_in, linked, outward, plain_name
 from studfinder.models.lm import Source
@@ -287,7 +287,7 @@ def test_no_link_out_of_the_folder_is_followed(home, tmp_path, file, way):
         (tmp_path / "to").mkdir()
         if path.is_file():
             with pytest.raises(StudfinderError, match="leads out of its folder"):
-                carry(Source("x", "a local folder", home), tmp_path / "to")
+                put_beside(Source("x", "a local folder", home), tmp_path / "to")
         assert not any(
             "SECRET" in found.read_text("latin-1") for found in (tmp_path / "to").rglob("*") if found.is_file()
         )
@@ -324,7 +324,7 @@ def cached(model: Path, root: Path, *, shared: bool) -> Path:
 def test_the_hubs_cache_is_read_and_nothing_else_through_it(home, tmp_path, shared):
     snapshot = cached(home, tmp_path / "hub", shared=shared)
     check_folder(snapshot, allow_pickle=False)
-    assert carry(Source("some/model", "a local folder", snapshot), tmp_path / "to")
+    assert put_beside(Source("some/model", "a local folder", snapshot), tmp_path / "to")
     for target in ("../../../../secret.txt", "../../refs/main", "../../../models--other--model/blobs/x", "../../blobs"):
         (snapshot / "LICENSE").symlink_to(target)
         if target != "../../blobs":
@@ -383,7 +383,7 @@ def test_files_of_a_strangers_folder_do_not_take_our_places(home, tmp_path):
 def test_two_files_that_differ_in_case_only_are_not_copied(home, tmp_path):
     (home / "Tokenizer.json").write_text("{}")
     with pytest.raises(StudfinderError, match="hold for one"):
-        carry(Source("x", "a local folder", home), tmp_path)
+        put_beside(Source("x", "a local folder", home), tmp_path)
 
 
 def test_a_shard_with_the_longest_name_is_quantised(home, tmp_path):

@@ -25,13 +25,14 @@ from studfinder.experiments.quantize_transforms import Unrounded, _cache, _chang
 from studfinder.experiments.super_weight_block_size import Runs
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, KVCache, Scheme, quantized, skip, targets
+from studfinder.quantizers import RTN, KVCache, Scheme, hold_out, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
-from studfinder.studies import Original
+from studfinder.runs import Steps
+from studfinder.studies import Divergence, Grid, Original
 from studfinder.studies.experiment import StudyConfig
 from studfinder.studies.frontier import Member, steps, verdict
-from studfinder.studies.rounding import Rounding
+from studfinder.studies.rounding import ORIGINAL, Rounding
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
@@ -324,16 +325,36 @@ def test_which_layer(planted):
     )
 
 
-def test_a_change_from_a_later_block_on_needs_only_the_later_blocks(planted):
+def test_variants_that_are_streams_are_read_at_once_and_score_as_each_by_itself(planted, tmp_path):
     lm, _ = planted
-    original = Original(2, layers=True)
-    original.see(lm)
-    assert original.kl(lm).sums.tolist() == [0, 0]
-    with quantized(lm, RTN(scheme=Scheme(element="int3", block=16)), keep=skip("*.layers.0.*", "*.layers.1.*")):
-        with original.above(2):
-            above = original.kl(lm).sums
-        assert above == pytest.approx(original.kl(lm).sums, rel=1e-6)
-        assert above.min() > 0
+    rounding = Rounding(BENCH, lm, pieces=4)
+    method = RTN(scheme=Scheme(element="int3", block=16))
+    column = hold_out(load_findings(BENCH, lm).proven, columns=True)
+    variants = [
+        rounding.variant("everything", method),
+        rounding.variant("one", method, keep=[skip("*.layers.[02].*", "*.layers.1.self_attn.*"), column]),
+        rounding.variant("shifted", Shifted(rtn=method, shift=8), keep=skip("*.layers.0.*")),
+        rounding.variant("wrong", RTN(scheme=Scheme(element="int3", block=7))),
+    ]
+
+    def scored(steps, variants):
+        grid = {"lm": lm, "variants": [ORIGINAL, *variants], "measures": [Original(4)], "lenient": True}
+        return Grid(run=steps, **grid).scored()
+
+    path = tmp_path / "steps.jsonl"
+    together = scored(Steps(path, "r", "v"), variants)
+    alone = scored(Steps(None), [replace(variant, stream=None) for variant in variants])
+    assert together.refused("wrong") == alone.refused("wrong") != ""
+    for label in alone.labels[:-1]:
+        found, wanted = (Divergence.of(one.scores[label]["KL"]) for one in (together, alone))
+        assert found.sums == pytest.approx(wanted.sums, rel=1e-4)
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+        assert together.made[label] == alone.made[label]
+    # Killed at any line, the run ends with the same numbers.
+    lines = path.read_bytes().splitlines(keepends=True)
+    for done in range(len(lines)):
+        path.write_bytes(b"".join(lines[:done]))
+        assert scored(Steps(path, "r", "v"), variants).scores == together.scores
 
 
 def test_massive_values_quantization(planted):

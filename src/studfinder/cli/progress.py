@@ -1,4 +1,4 @@
-"""Progress on stderr, off when that is no terminal."""
+"""Progress on stderr: a bar, or lines where that is no terminal."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from studfinder.runs import Progress
-from studfinder.runs.progress import Bar
+from studfinder.runs.progress import Bar, Lines
+from studfinder.visible import say
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Progress]:
+def progress_bar(quiet: bool = False) -> Iterator[Bar | Lines]:
     """A function that is told (what is being done, how many are done, of how many). The bar appears when it is."""
     from tqdm import tqdm
 
-    bar = Bar(lambda: tqdm(file=sys.stderr, leave=False, disable=quiet or not sys.stderr.isatty()))
+    if quiet or sys.stderr.isatty():
+        progress: Bar | Lines = Bar(lambda: tqdm(file=sys.stderr, leave=False, disable=quiet))
+    else:
+        progress = Lines(lambda line: say(line, file=sys.stderr))
     try:
-        yield bar
+        yield progress
     finally:
-        bar.close()
+        progress.close()

@@ -38,8 +38,8 @@ def command(
     from dataclasses import replace
 
     from studfinder.errors import StudfinderError
-    from studfinder.records import to_json
-    from studfinder.report import print_findings
+    from studfinder.records import Findings, to_json
+    from studfinder.report import print_candidates, print_findings
     from studfinder.verbs.scan import plan_scan, run_scan, scan_run
 
     if config.folder is not None and config.folder.is_file():  # said before a model is loaded for nothing
@@ -56,7 +56,13 @@ def command(
                 + f": {place_of(scan_run(plan), config.overwrite)}"
             )
             return
-        findings, folder = run_scan(plan, write=True, command="studfinder " + " ".join(sys.argv[1:]))
+
+        def seen(found: Findings) -> None:
+            progress.close()
+            if found.super_weights and not as_json:
+                print_candidates(found)
+
+        findings, folder = run_scan(plan, write=True, command="studfinder " + " ".join(sys.argv[1:]), seen=seen)
     assert folder is not None
     say_if_older(findings.run)
     if as_json:

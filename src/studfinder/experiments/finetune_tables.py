@@ -17,11 +17,11 @@ UNTRAINED, PLAIN, DECAYED, OTHER = "untrained", "plain", "super weight decayed",
 
 Items = Sequence[float] | np.ndarray
 """One number a test window."""
-State = dict[str, Any]
+_State = dict[str, Any]
 """What was measured of one model; see `outlier_free_finetune.measured`."""
 
 
-def states(seen: dict[str, Any]) -> dict[str, State]:
+def states(seen: dict[str, Any]) -> dict[str, _State]:
     """The untrained model and every arm that was trained, by name."""
     return {UNTRAINED: seen["untrained"], **{k: v for k, v in seen["arms"].items() if "skipped" not in v}}
 
@@ -43,7 +43,7 @@ def _difference(after: Items, before: Items) -> Comparison:
     return Comparison(kind="difference", interval=window_change(after, before))
 
 
-def gap(state: State, way: str) -> np.ndarray:
+def gap(state: _State, way: str) -> np.ndarray:
     """What eight bits cost, nats a token, one number a window."""
     return np.asarray(state["eight bits"][way]) - np.asarray(state["loss"])
 
@@ -176,11 +176,11 @@ def finetune_notes(seen: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _need_of(state: State) -> np.ndarray:
+def _need_of(state: _State) -> np.ndarray:
     return np.asarray(state["super"]["kl"])
 
 
-def _answer(found: dict[str, State], items: Callable[[State], np.ndarray]) -> str:
+def _answer(found: dict[str, _State], items: Callable[[_State], np.ndarray]) -> str:
     """In which arms something fell, and in which it fell below plain training."""
 
     def lower(than: str) -> str:
@@ -192,7 +192,7 @@ def _answer(found: dict[str, State], items: Callable[[State], np.ndarray]) -> st
     return says + (f", and lower than after plain training in {lower(PLAIN)}." if PLAIN in found else ".")
 
 
-def _arm(label: str, found: dict[str, State]) -> str:
+def _arm(label: str, found: dict[str, _State]) -> str:
     """One arm against the untrained model and plain training."""
     state, before = found[label], found[UNTRAINED]
     loss = f"test loss {_said(window_change(state['loss'], before['loss']))} against the untrained model"
@@ -212,7 +212,7 @@ def _said(interval: Interval) -> str:
     return f"lower by {interval:+.3g}" if interval.high < 0 else f"not shown to change ({interval:+.3g})"
 
 
-def _won_back(found: dict[str, State]) -> str:
+def _won_back(found: dict[str, _State]) -> str:
     before, plain, decayed = found[UNTRAINED], found[PLAIN]["loss"], found[DECAYED]["loss"]
     lost = window_change(before["super"]["loss"], before["loss"])
     says = f"set to zero in the untrained model the super weight costs {lost} nats a token; decayed to zero in "

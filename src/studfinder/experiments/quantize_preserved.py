@@ -9,7 +9,7 @@ from studfinder.experiments.norms import norm_ratios, read_maps
 from studfinder.measures import Scores, scored
 from studfinder.models import LM
 from studfinder.records import Findings
-from studfinder.sites import kept_outputs
+from studfinder.sites import capture
 
 QUERY, KEY, SPIKE = "massive entries of Q kept", "massive entries of K kept", "super activation, error"
 
@@ -58,10 +58,7 @@ def spikes(lm: LM, findings: Findings) -> np.ndarray:
     saw it, shape (weights,)."""
     values = []
     for weight in findings.proven:
-        ids_BT = torch.tensor([findings.ids_of(weight)], device=lm.device)
-        with torch.no_grad(), kept_outputs(lm, [weight.layer]) as kept:
-            lm.model(input_ids=ids_BT, use_cache=False)
-        output = kept[weight.layer]
-        hidden_BTC = output if isinstance(output, torch.Tensor) else output[0]
+        site = f"residual[{weight.layer}]"
+        hidden_BTC = capture(lm, torch.tensor([findings.ids_of(weight)]), [site])[site]
         values.append(float(hidden_BTC[0, weight.position, weight.row]))
     return np.array(values)

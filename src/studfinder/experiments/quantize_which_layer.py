@@ -2,13 +2,13 @@
 
 What it asks: of all that a quantiser rounds, what does the damage, and does leaving that alone help? How: rounding to
 nearest, one layer at a time, one kind of matrix at a time, and one matrix (with what is fused with it when served) at a
-time, the rest in full precision; KL from the original on our proof text. Blocks before the change are not run again.
-Then everything is rounded but the worst few matrices, beside everything but as many others of the same kinds, drawn at
-random; the worst are chosen on every second window and judged on the others. Last, of the matrices that hold proven
-super weights: what in them must be kept, the weights themselves, or the columns that meet their inputs? Control: as
-many other columns. What to look at: whether the worst stand out beyond the phase null (the same groups begun at another
-column), whether the parts add up to the whole, whether skipping the worst beats skipping others, and whether a super
-weight's column makes its matrix as harmless as the median one.
+time, the rest in full precision; KL from the original on our proof text, all of them in one reading. Then everything is
+rounded but the worst few matrices, beside everything but as many others of the same kinds, drawn at random; the worst
+are chosen on every second window and judged on the others. Last, of the matrices that hold proven super weights: what
+in them must be kept, the weights themselves, or the columns that meet their inputs? Control: as many other columns.
+What to look at: whether the worst stand out beyond the phase null (the same groups begun at another column), whether
+the parts add up to the whole, whether skipping the worst beats skipping others, and whether a super weight's column
+makes its matrix as harmless as the median one.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Work:
 
     def __init__(self, bench: Bench, lm: LM) -> None:
         self.bench, self.lm, self.targets = bench, lm, targets(lm)
-        self.rounding = Rounding(bench, lm, pieces=bench.config.limit, layers=True)
+        self.rounding = Rounding(bench, lm, pieces=bench.config.limit)
         self.scheme = self.rounding.scheme()
 
     def scored(self, variants: Sequence[ModelVariant]) -> GridScores:
@@ -113,13 +113,12 @@ class _Work:
         """Nothing but this part rounded; with its blocks begun half a block away, or with something of it kept."""
         rest = [target.modules[0] for target in self.targets if target.fused not in part.groups]
         label = part.label + (", shifted" if shift else "") + (f", keep {what}" if what else "")
-        return self._variant(label, rest, part.layer, shift, keep, part.label, what)
+        return self._variant(label, rest, shift, keep, part.label, what)
 
     def _variant(
         self,
         label: str,
         skipped: Sequence[str],
-        start: int = 0,
         shift: bool = False,
         keep: HoldOut | None = None,
         family: str = "",
@@ -129,7 +128,7 @@ class _Work:
         if shift and isinstance(self.scheme.block, int):
             method = Shifted(rtn=RTN(scheme=self.scheme), shift=self.scheme.block // 2)
         keeps = [*([skip(*sorted(set(skipped)))] if skipped else []), *([keep] if keep else [])]
-        return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family, start=start)
+        return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family)
 
     def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[ModelVariant]:
         """Everything rounded; everything but the worst; everything but as many others of the same kinds."""

@@ -14,7 +14,7 @@ from studfinder.edits import Edit, stream_of
 from studfinder.errors import NotApplicable
 from studfinder.measures.divergence import Clean
 from studfinder.models import LM
-from studfinder.passes import Ends, Stream, Work, carry
+from studfinder.passes import BlockRuns, Ends, Stream, carry
 from studfinder.records import Interval
 from studfinder.sites import check_causal
 from studfinder.stats import crossed, ratio_interval
@@ -74,7 +74,7 @@ def effects_of(
     variants: Sequence[Sequence[Edit] | Stream],
     *,
     advance: Callable[[float], Any] = lambda share: None,
-    work: Work | None = None,
+    work: BlockRuns | None = None,
 ) -> Effects:
     """Measure several changes of a model against it as it is, each on its own, in one reading of the text.
 
@@ -91,7 +91,7 @@ def effects_of(
     _check_windows(lm, encoded)
     streams = [one if isinstance(one, Stream) else stream_of(lm, one) for one in variants]
     found = _Sums(len(streams), encoded)
-    for ends in carry(lm, _batched(encoded), streams, advance=advance, work=work):
+    for ends in carry(lm, batched(encoded), streams, advance=advance, work=work):
         found.take(ends.batch, lm.anatomy.vocabulary, ends.logits, _each(ends))
     return found.effects()
 
@@ -108,7 +108,7 @@ def between(lm: LM, other: LM, encoded: Sequence[Sequence[int]]) -> Effects:
         StudfinderError: no windows, or a window of fewer than two tokens.
     """
     _check_windows(lm, encoded)
-    found, cut = _Sums(1, encoded), _batched(encoded)
+    found, cut = _Sums(1, encoded), batched(encoded)
     for ends, others in zip(carry(lm, cut), carry(other, cut), strict=True):
         found.take(ends.batch, lm.anatomy.vocabulary, ends.logits, [others.logits])
     return found.effects()
@@ -128,7 +128,8 @@ def _check_windows(lm: LM, encoded: Sequence[Sequence[int]]) -> None:
     check_ids(lm, encoded)
 
 
-def _batched(encoded: Sequence[Sequence[int]]) -> list[Batch]:
+def batched(encoded: Sequence[Sequence[int]]) -> list[Batch]:
+    """Windows of token ids in batches that go through a block together."""
     return list(batches(encoded, max(1, _TOGETHER // max(len(ids) for ids in encoded))))
 
 

@@ -64,7 +64,7 @@ _ON_HUB = (
 """What is asked of the hub by name, since loading a model fetches only what it needs itself."""
 
 
-def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
+def put_beside(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[str, ...]:
     """Copy what lies beside a model's weights into the folder of a checkpoint made from it; gives their names.
 
     Copied are tokenizers, chat templates, processor and generation settings, terms of use, and the code of a model that
@@ -85,10 +85,10 @@ def carry(source: Source | str, to: Path, *, tokenizer: bool = True) -> tuple[st
 
 
 def files_beside(source: Source | str, *, tokenizer: bool = True) -> dict[str, Path]:
-    """What `carry` copies, by the names it will have: asked before any work, since it may be refused.
+    """What `put_beside` copies, by the names it will have: asked before any work, since it may be refused.
 
     Raises:
-        StudfinderError: as `carry`.
+        StudfinderError: as `put_beside`.
     """
     source = source_named(source) if isinstance(source, str) else source
     folder = model_folder(source, *_ON_HUB, fetch="hub" in source.origin)

@@ -63,8 +63,12 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
-        return self.model.get_input_embeddings().weight.device
+        """Where token ids go in; of an embedding that is offloaded, where it is computed with."""
+        embedding = self.model.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        if device.type != "meta":
+            return device
+        return torch.device(getattr(getattr(embedding, "_hf_hook", None), "execution_device", None) or "cpu")
 
     @property
     def dtype(self) -> torch.dtype:

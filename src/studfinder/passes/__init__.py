@@ -3,10 +3,11 @@
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.gradients import Gradients, gradients
 from studfinder.passes.objectives import NO_LABEL, Objective, likelihood, sampled_likelihood
-from studfinder.passes.streams import Ends, Stream, Work, carry
+from studfinder.passes.streams import BlockRuns, Ends, Stream, carry
 
 __all__ = [
     "NO_LABEL",
+    "BlockRuns",
     "Blocks",
     "Ends",
     "Given",
@@ -14,7 +15,6 @@ __all__ = [
     "Objective",
     "State",
     "Stream",
-    "Work",
     "carry",
     "gradients",
     "likelihood",

@@ -18,10 +18,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.passes.head import before_head, head_of
 from studfinder.patches import Journal
-from studfinder.sites import ModelCall, entering, quiet, replacing
+from studfinder.sites import ModelCall, entering, quiet, replacing, uncompiled
 from studfinder.texts import Batch
 
 State = tuple[Any, ...]
@@ -61,12 +62,12 @@ class Blocks:
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         by_layer = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
-        with quiet(lm):
+        with quiet(lm), uncompiled():
             self.head = head_of(lm)
         known = _KNOWN.get(lm.model)
         key = tuple(map(id, by_layer))
         if known is None or known[0] != key:
-            with quiet(lm), torch.no_grad():
+            with quiet(lm), uncompiled(), torch.inference_mode(False), torch.no_grad():
                 known = _KNOWN[lm.model] = (key, *_rehearsed(lm, by_layer))
         _, self.layers, self._interface = known
         self.modules = [by_layer[layer] for layer in self.layers]
@@ -94,7 +95,7 @@ class Blocks:
                 is padding.
         """
         mask = batch.mask_BT if (replacing(self.lm) if masked is None else masked) else None
-        ids_BT = batch.input_ids_BT.to(self.lm.device)
+        ids_BT = batch.input_ids_BT.to(self.lm.device, copy=True)  # gradients cannot take what is of inference mode
         mask = None if mask is None else mask.long().to(self.lm.device)
         options = {"input_ids": ids_BT, "attention_mask": mask, "use_cache": False}
         told = None if batch.mask_BT is None else batch.mask_BT.long().to(self.lm.device)
@@ -128,7 +129,8 @@ class Blocks:
         """Run a block; taps see it as they see it in a forward pass."""
         args, kwargs = self.arguments(step, given, state)
         entering(self.lm, given.call, self.layers[step])
-        output = self.modules[step](*args, **kwargs)
+        with uncompiled():
+            output = self.modules[step](*args, **kwargs)
         return (output,) if self.direct else (*state, _Left(output, [dict(one) for one in _shared(args, kwargs)]))
 
     def entry(self, given: Given) -> torch.Tensor:
@@ -254,7 +256,7 @@ def _passed_by(
         calls += 1
         return stub(calls - 1, args, kwargs)
 
-    with Journal(model) as journal:
+    with uncompiled(), Journal(model) as journal:
         for module in dict.fromkeys(modules):
             journal.set(module, "forward", forward)
         try:
@@ -276,6 +278,10 @@ def _asked(
         return interface.placeholder(number, (args, kwargs))
 
     _passed_by(root, modules, stub, lambda: root(**options))
+    if len(calls) != len(modules):
+        raise StudfinderError(
+            f"this model runs {len(calls)} of its {len(modules)} blocks on this text", expected="all blocks on any text"
+        )
     return tuple(calls)
 
 

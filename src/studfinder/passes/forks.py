@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from studfinder.patches import Journal
 
 
 @dataclass
-class Record:
+class BlockRecord:
     """What the modules inside one block gave in one run of it.
 
     Attributes:
@@ -53,19 +54,20 @@ _BEGAN = _Began()
 
 
 @contextmanager
-def recorded(block: nn.Module) -> Iterator[Record]:
+def recorded(block: nn.Module) -> Iterator[BlockRecord]:
     """Keep what every module inside a block gives while the context lasts."""
-    record = Record()
+    record = BlockRecord()
     with Journal() as journal:
-        for name, module in block.named_modules():
-            if name:
-                journal.hook(module, _beginning(record, name), before=True)
-                journal.hook(module, _ending(record, name))
+        # Hooks of others are to run as ever, and once: what has any is not replayed.
+        plain = [(name, one) for name, one in block.named_modules() if name and not _is_hooked(one)]
+        for name, module in plain:
+            journal.hook(module, _beginning(record, name), before=True)
+            journal.hook(module, _ending(record, name))
         yield record
 
 
 @contextmanager
-def replayed(model: nn.Module, block: nn.Module, record: Record, touched: Sequence[str]) -> Iterator[None]:
+def replayed(model: nn.Module, block: nn.Module, record: BlockRecord, touched: Sequence[str]) -> Iterator[None]:
     """While the context lasts, modules of a block that ran before any of the touched ones give what they gave then."""
     with Journal(model) as journal:
         for name, output in record.before(touched).items():
@@ -73,7 +75,7 @@ def replayed(model: nn.Module, block: nn.Module, record: Record, touched: Sequen
         yield
 
 
-def share(block: nn.Module, record: Record, touched: Sequence[str]) -> float:
+def part_run(block: nn.Module, record: BlockRecord, touched: Sequence[str]) -> float:
     """How much of a block's matrices run when it forks there: 1 if all of them."""
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in block.named_modules()}
     return 1 - sum(sizes[name] for name in record.before(touched)) / max(1, sizes[""])
@@ -83,7 +85,7 @@ def _giving(output: Any) -> Any:
     return lambda *_args, **_kwargs: output
 
 
-def _beginning(record: Record, name: str) -> Any:
+def _beginning(record: BlockRecord, name: str) -> Any:
     def before(_module: nn.Module, _args: tuple) -> None:
         record.events.append((name, _BEGAN))
         record.versions.append(())
@@ -91,14 +93,24 @@ def _beginning(record: Record, name: str) -> Any:
     return before
 
 
-def _ending(record: Record, name: str) -> Any:
+def _ending(record: BlockRecord, name: str) -> Any:
     def after(_module: nn.Module, _args: tuple, output: Any) -> None:
-        record.events.append((name, output))
-        tensors = output if isinstance(output, tuple | list) else (output,)
-        kept = tuple((one, one._version) for one in tensors if isinstance(one, torch.Tensor))
-        record.versions.append(kept)
+        if _is_plain(output):
+            record.events.append((name, output))
+            record.versions.append(tuple((one, one._version) for one in tree_leaves(output) if one is not None))
 
     return after
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+def _is_plain(output: Any) -> bool:
+    """Whether nothing but tensors can be written into in it: an object may be changed and nobody sees it."""
+    if type(output) is tuple:
+        return all(map(_is_plain, output))
+    return output is None or isinstance(output, torch.Tensor)
 
 
 def _that_ran(name: str, began: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.head import before_head
 from studfinder.passes.objectives import Objective
 from studfinder.patches import Journal
+from studfinder.sites import uncompiled
 from studfinder.texts import Batch
 
 _LOGITS = 1 << 23
@@ -90,6 +91,8 @@ def _wanted(lm: LM, names: Sequence[str] | None) -> _Wanted:
             )
         if known[name].is_meta:
             raise StudfinderError(f"{name} is offloaded, so it has no gradient", do="Load the model without offloading")
+        if known[name].is_inference():
+            raise StudfinderError(f"{name} was made in inference mode", do="Load the model outside it")
         if not known[name].is_floating_point():
             raise StudfinderError(f"{name} is quantised ({known[name].dtype})", do="Load a dequantised copy")
     return {name: known[name] for name in names}
@@ -365,7 +368,7 @@ def _reached(outputs: Sequence[torch.Tensor]) -> set[int]:
 def _differentiable(lm: LM, wanted: _Wanted) -> Iterator[None]:
     """Graphs are kept while the context lasts, of the wanted parameters and of no others."""
     taking = {id(one) for one in wanted.values()}
-    with Journal(lm.model) as journal, torch.inference_mode(False), torch.enable_grad():
+    with uncompiled(), Journal(lm.model) as journal, torch.inference_mode(False), torch.enable_grad():
         for one in lm.model.parameters():
             if one.requires_grad != (id(one) in taking):
                 journal.then(partial(one.requires_grad_, one.requires_grad))

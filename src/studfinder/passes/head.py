@@ -32,7 +32,8 @@ def head_of(lm: LM) -> Head | None:
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
     def head(hidden_NC: torch.Tensor) -> torch.Tensor:
-        logits_NV = matrix(hidden_NC.to(matrix.weight.device))
+        home = matrix.weight.device  # what is offloaded takes its input along by itself
+        logits_NV = matrix(hidden_NC if home.type == "meta" else hidden_NC.to(home))
         if scale != 1.0:
             logits_NV = logits_NV * scale
         if cap is not None:

@@ -11,8 +11,8 @@ import torch
 
 from studfinder.models import LM
 from studfinder.passes.blocks import Blocks, Given, State
-from studfinder.passes.forks import recorded, replayed, share
-from studfinder.sites import replacing
+from studfinder.passes.forks import part_run, recorded, replayed
+from studfinder.sites import watched
 from studfinder.texts import Batch
 
 _BUDGET = 1 << 30
@@ -70,7 +70,7 @@ class Ends:
 
 
 @dataclass
-class Work:
+class BlockRuns:
     """What a pass did.
 
     Attributes:
@@ -81,6 +81,7 @@ class Work:
     blocks: float = 0.0
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def carry(
     lm: LM,
@@ -88,7 +89,7 @@ def carry(
     streams: Sequence[Stream] = (),
     *,
     advance: Callable[[float], Any] = lambda done: None,
-    work: Work | None = None,
+    work: BlockRuns | None = None,
 ) -> Iterator[Ends]:
     """Carry windows through a model and through changed copies of it, block by block.
 
@@ -100,7 +101,7 @@ def carry(
         advance: told what share of all the work has been done since it was last told.
         work: counts what is done.
     """
-    blocks, streams, work = Blocks(lm), tuple(streams), work or Work()
+    blocks, streams, work = Blocks(lm), tuple(streams), work or BlockRuns()
     for part in _parts(lm, batches, len(streams)):
         yield from _Part(blocks, part, streams, work, advance, _size(part) / _size(batches)).run()
     for stream in streams:
@@ -131,7 +132,7 @@ class _Part:
     blocks: Blocks
     batches: Sequence[Batch]
     streams: Sequence[Stream]
-    work: Work
+    work: BlockRuns
     advance: Callable[[float], Any]
     weight: float
     given: list[Given] = field(default_factory=list)
@@ -168,7 +169,9 @@ class _Part:
             for number, stream in enumerate(self.streams)
             if number not in self.states and self._begins(stream) == step
         ]
-        inside = any(self.streams[number].touches is not None for number in forking) and not replacing(self.blocks.lm)
+        # Whoever watches sees every part of a block in every stream; what is not direct may leave something for others.
+        inside = self.blocks.direct and not watched(self.blocks.lm)
+        inside = inside and any(self.streams[number].touches is not None for number in forking)
         module = self.blocks.modules[step]
         after, records = [], []
         for given, state in zip(self.given, clean, strict=True):
@@ -192,7 +195,7 @@ class _Part:
                         made.append(self.blocks.run(step, given, state))
             self.states[number] = made
             record = records[0] if forks else None
-            self._count(1.0 if record is None else share(module, record, self._names(layer, stream)), total)
+            self._count(1.0 if record is None else part_run(module, record, self._names(layer, stream)), total)
         return after
 
     def _count(self, blocks: float, total: int) -> None:

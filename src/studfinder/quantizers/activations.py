@@ -20,7 +20,7 @@ from studfinder.quantizers.method import Method
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.targets import Target, targets
-from studfinder.quantizers.walk import Ends, gathered, walk, wider
+from studfinder.quantizers.walk import Extremes, gathered, walk, wider
 from studfinder.records import Findings, SuperWeight
 from studfinder.records.config import Config, option
 from studfinder.sites import Journal
@@ -142,7 +142,7 @@ def round_inputs(
     lm: LM,
     config: ActivationScheme,
     chosen: Sequence[Target],
-    ranges: Mapping[str, Ends] | None = None,
+    ranges: Mapping[str, Extremes] | None = None,
 ) -> None:
     """Round what enters matrices until the journal is closed.
 
@@ -248,18 +248,18 @@ def _reads_residual(lm: LM, target: Target) -> bool:
     return target.part is None and target.name not in inner and target.weight(lm).shape[1] == width
 
 
-def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, Ends]:
+def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, Extremes]:
     """The smallest and the largest number that enters each matrix on the calibration text, by parameter name.
 
     Super activations that will be held out do not count.
     """
     places = {} if restore is None else {name: torch.tensor(channels) for name, channels in restore.places}
 
-    def extrema(name: str, x_NC: torch.Tensor) -> Ends:
+    def extrema(name: str, x_NC: torch.Tensor) -> Extremes:
         low, high = _replaced(x_NC.float(), places.get(name), restore)[0].aminmax()
         return low, high
 
-    found: dict[str, Ends] = {}
+    found: dict[str, Extremes] = {}
     for block in walk(bench):
         found |= gathered(block, [target.name for target in block.targets], extrema, wider)
     finite_inputs({name: torch.stack(ends) for name, ends in found.items()})

@@ -17,7 +17,7 @@ from studfinder.quantizers.folds import Fold, exact_folds, no_fold, swapped, up_
 from studfinder.quantizers.grid import quantize_weight, ranges
 from studfinder.quantizers.massive import row_weights
 from studfinder.quantizers.scheme import Scheme, tile
-from studfinder.quantizers.walk import Block, gathered, hidden, second_moments, squared, walk
+from studfinder.quantizers.walk import Block, gathered, second_moments, squared, walk
 from studfinder.records.config import Config, option
 from studfinder.sites import Journal
 
@@ -236,7 +236,8 @@ def _by_output(lm: LM, block: Block, fold: Fold) -> Error:
 
 @torch.no_grad()
 def _first(module: torch.nn.Module, call: tuple[tuple, dict[str, Any]]) -> torch.Tensor:
-    return hidden(module(*call[0], **call[1]))
+    output = module(*call[0], **call[1])
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def _best_clip(

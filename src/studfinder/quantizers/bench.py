@@ -39,6 +39,7 @@ class Workbench:
         transforms: exact changes that are made before the method runs.
         progress: see `Progress`.
         done: what was put, by parameter name.
+        sizes: of what was put, by parameter name: its weights, and true bits a weight.
         notes: what methods and transforms report of themselves, for the card.
     """
 
@@ -55,6 +56,7 @@ class Workbench:
     transforms: tuple[Any, ...] = ()
     progress: Progress = lambda what, done, total: None
     done: dict[str, Quantized] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class Workbench:
         made = quantized.dequantized()
         self.journal.write(target.ref.parameter, made.T if target.ref.transposed else made, target.index)
         self.done[target.name] = quantized
+        self.sizes[target.name] = quantized.codes_RC.numel(), quantized.bits
         self.progress("quantise", len(self.done), len(self.targets))
 
     def skip_held(self) -> None:
@@ -91,9 +94,9 @@ class Workbench:
     def bits(self) -> float:
         """True bits a weight over all matrices; skipped ones count with their 16 (or 32) bits, and what a split added
         counts as a cost of the weights that were there before."""
-        if not self.done:
+        if not self.sizes:
             raise StudfinderError("nothing was quantised", expected="at least one matrix")
-        return self._over_all([(q.codes_RC.numel(), q.bits) for q in self.done.values()])
+        return self._over_all(list(self.sizes.values()))
 
     @property
     def planned(self) -> float:

@@ -160,8 +160,10 @@ def _weights(what: Any) -> list[Weights]:
 
 def _skipped(found: Sequence[Target], one: Skip) -> set[str]:
     groups: set[str] = set()
+    known = {name: target.fused for target in found for name in (target.name, *target.modules, *target.also)}
     for name in one.names:
-        matched = {t.fused for t in found if any(fnmatch.fnmatchcase(n, name) for n in (t.name, *t.modules, *t.also))}
+        one_group = {known[name]} if name in known else set()
+        matched = one_group or {fused for other, fused in known.items() if fnmatch.fnmatchcase(other, name)}
         if not matched:
             raise StudfinderError(f"no matrix is called {name!r}", expected=f"one like {found[0].modules[0]}")
         groups |= matched

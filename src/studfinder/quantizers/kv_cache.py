@@ -11,6 +11,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings
+from studfinder.passes import carry
 from studfinder.quantizers.grid import grid_of, nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.records import Findings
@@ -152,21 +153,17 @@ def key_means(
 ) -> dict[int, torch.Tensor]:
     """The mean key of each head over the calibration tokens, windows' first left out, by layer: (G, D) fp32."""
     sums: dict[int, torch.Tensor] = {}
-    tokens = 0
-    lengths: tuple[int, ...] = ()
+    tokens = sum(len(ids) - 1 for ids in windows)
 
     def read(call: AttentionCall) -> None:
         key = call.key_pre_BGTD if rope == "pre" else call.key_BGSD
         assert key is not None
-        for row, length in enumerate(lengths):
-            own = key[row, :, 1:length].float().sum(dim=1)
-            sums[call.layer] = sums[call.layer] + own if call.layer in sums else own
+        own = key[0, :, 1:].float().sum(dim=1)
+        sums[call.layer] = sums[call.layer] + own if call.layer in sums else own
 
-    with torch.no_grad(), tapped(lm, read={AttentionCall: (read,)}, pre_rope=rope == "pre"):
-        for batch in batches(windows):
-            lengths = batch.lengths
-            tokens += sum(length - 1 for length in lengths)
-            lm.model(input_ids=batch.input_ids_BT.to(lm.device), use_cache=False)
+    with tapped(lm, read={AttentionCall: (read,)}, pre_rope=rope == "pre"):
+        for _ in carry(lm, list(batches(windows))):
+            pass
     if not tokens:
         raise StudfinderError("windows of one token", expected="calibration windows of two tokens or more")
     means = {layer: total / tokens for layer, total in sums.items()}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from studfinder.models import LM
 from studfinder.models.trace import Product, Products, experts_apart
+from studfinder.passes import Blocks, Given, State
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.targets import Target
-from studfinder.sites import Journal, kept_outputs, resumed
+from studfinder.sites import Journal
 from studfinder.texts import Batch, batches
 
-Ends = tuple[torch.Tensor, torch.Tensor]
+Extremes = tuple[torch.Tensor, torch.Tensor]
 InputReader = Callable[[torch.Tensor], Any]
 """Told the inputs of a matrix, (tokens, in), one batch after the other; pad tokens are left out."""
 
@@ -26,44 +26,53 @@ class Block:
     """One block on the walk.
 
     Attributes:
-        layer: which.
+        blocks: all of the model's, of which it is the one that runs as number `step`.
+        step: see `Blocks`.
         targets: its matrices that are on the bench, in order.
-        lm: the model.
-        windows: calibration windows in batches, and what enters the block of each.
+        windows: calibration windows in batches, and what the blocks before it gave of each.
     """
 
-    layer: int
+    blocks: Blocks
+    step: int
     targets: tuple[Target, ...]
-    lm: LM
-    windows: Sequence[tuple[Batch, Any]]
+    windows: Sequence[tuple[Given, State]]
 
+    @property
+    def layer(self) -> int:
+        """Which layer it is."""
+        return self.blocks.layers[self.step]
+
+    @torch.no_grad()
     def run(self, readers: Mapping[str, InputReader] | None = None, *, first: int | None = None) -> list[torch.Tensor]:
         """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C).
         `readers` by parameter name see what enters. See also `gathered`."""
         outputs = []
-        for batch, entering in self.windows[:first]:
-            with _reading(self, readers or {}, batch):
-                outputs.append(hidden(_one_block(self.lm, batch, self.layer, entering)))
+        for given, state in self.windows[:first]:
+            with _reading(self, readers or {}, given.batch):
+                outputs.append(self.blocks.stream(self.blocks.run(self.step, given, state)))
         return outputs
 
 
+@torch.no_grad()
 def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
-    """The blocks that have targets, in order.
+    """The blocks that have targets, in order; one that several layers share when it first runs.
 
     A block's inputs come from the blocks before it as they stand when the walk reaches it: quantised, if the caller
-    has `put` them (as GPTQ does). What is kept is one residual stream of all windows, so the memory is that of one
-    layer. Positions and masks are made by the model's own forward pass.
+    has `put` them (as GPTQ does). What is kept is one residual stream of all windows.
     """
-    lm = bench.lm
-    windows: list[tuple[Batch, Any]] = [(batch, None) for batch in batches(bench.windows, batch_size)]
-    for layer in range(len(lm.anatomy.layers)):
-        own = tuple(target for target in bench.targets if target.layer == layer)
-        if own:
-            yield Block(layer, own, lm, windows)
-        if not any(target.layer > layer for target in bench.targets):
+    blocks = Blocks(bench.lm)
+    cut = list(batches(bench.windows, batch_size))
+    windows: list[tuple[Given, State]] = [(blocks.begin(batch, masked=True), ()) for batch in cut]
+    left = {target.layer for target in bench.targets}
+    for step, layer in enumerate(blocks.layers):
+        if layer in left:
+            yield Block(blocks, step, tuple(target for target in bench.targets if target.layer == layer), windows)
+        left.discard(layer)
+        if not left:
             return
-        for number, (batch, entering) in enumerate(windows):
-            windows[number] = batch, _one_block(lm, batch, layer, entering)
+        with blocks.at_hand(step):
+            for number, (given, state) in enumerate(windows):
+                windows[number] = given, blocks.run(step, given, state)
 
 
 def gathered(
@@ -84,7 +93,7 @@ def gathered(
     return found
 
 
-def wider(one: Ends, other: Ends) -> Ends:
+def wider(one: Extremes, other: Extremes) -> Extremes:
     """The smaller of two smallest numbers and the larger of two largest."""
     return torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])
 
@@ -120,33 +129,11 @@ def output_error(delta_RC: torch.Tensor, moment_CC: torch.Tensor) -> float:
     return float(((delta_RC @ moment_CC) * delta_RC).sum(dtype=torch.float64))
 
 
-class _Enough(Exception):
-    """The block has run; what comes after it is not needed."""
-
-
-@torch.no_grad()
-def _one_block(lm: LM, batch: Batch, layer: int, entering: Any) -> Any:
-    def stop(_module: Any, _args: Any, _output: Any) -> None:
-        raise _Enough
-
-    with resumed(lm, layer, entering), kept_outputs(lm, [layer]) as kept, Journal(lm.model) as journal:
-        # After the hook that keeps the output, so that it has been kept when this one ends the pass.
-        journal.hook(lm.model.get_submodule(lm.anatomy.layers[layer].block), stop)
-        mask = batch.mask_BT
-        with suppress(_Enough):
-            lm.model(
-                input_ids=batch.input_ids_BT.to(lm.device),
-                attention_mask=None if mask is None else mask.to(lm.device).long(),
-                use_cache=False,
-            )
-    return kept[layer]
-
-
 @contextmanager
 def _reading(block: Block, readers: Mapping[str, InputReader], batch: Batch) -> Iterator[None]:
     experts: dict[tuple[str, int | None], InputReader] = {}
     of_experts = {target.name: target.part for target in block.targets if target.part is not None}
-    with Journal(block.lm.model) as journal:
+    with Journal(block.blocks.lm.model) as journal:
         for name, reader in readers.items():
 
             def before(_module: Any, args: tuple, reader: InputReader = reader) -> None:
@@ -162,7 +149,7 @@ def _reading(block: Block, readers: Mapping[str, InputReader], batch: Batch) -> 
             if part is not None:
                 experts[part.parameter, part.expert] = reader
             else:
-                journal.hook(block.lm.model.get_submodule(name.rpartition(".")[0]), before, before=True)
+                journal.hook(block.blocks.lm.model.get_submodule(name.rpartition(".")[0]), before, before=True)
         with _experts_read(block, experts, journal) if experts else nullcontext():
             yield
 
@@ -171,8 +158,9 @@ def _experts_read(
     block: Block, readers: Mapping[tuple[str, int | None], InputReader], journal: Journal
 ) -> AbstractContextManager[Any]:
     """Readers of what enters experts in fused parameters, by parameter and expert: no module of their own is called."""
-    path = block.lm.anatomy.layers[block.layer].block
-    module = block.lm.model.get_submodule(path)
+    lm = block.blocks.lm
+    path = lm.anatomy.layers[block.layer].block
+    module = lm.model.get_submodule(path)
 
     def seen(product: Product) -> None:
         apart = product.expert is not None or not product.experts
@@ -184,8 +172,3 @@ def _experts_read(
 
     experts_apart(module, journal)
     return Products(module, seen)
-
-
-def hidden(output: Any) -> torch.Tensor:
-    """The hidden states among what a module gives."""
-    return output if isinstance(output, torch.Tensor) else output[0]

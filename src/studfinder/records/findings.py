@@ -36,10 +36,13 @@ class Effect:
     Attributes:
         kl: KL(clean || edited) in nats per token.
         perplexity_ratio: perplexity edited / clean.
-        control_kl: the largest KL among the matched controls.
-        control_kls: the KL of every matched control.
+        control_kl: the largest KL among the matched controls that were looked at to the end.
+        control_kls: the KL of every matched control, on as many windows as showed it to be below the weight's.
         marginal_kl: what the weight adds to the set of all candidates (KL of the set minus KL of the set
             without it).
+        null_kl: of a small effect, the KL of its null edit (the weight moved to a neighbour in its dtype), mean over
+            draws. What any change at all does.
+        net_kl: kl less that.
     """
 
     kl: Interval
@@ -47,6 +50,8 @@ class Effect:
     control_kl: Interval | None = None
     control_kls: tuple[float, ...] = ()
     marginal_kl: Interval | None = None
+    null_kl: Interval | None = None
+    net_kl: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,10 @@ class Proof(OneLine):
     """How the candidates were tested.
 
     Attributes:
-        text, text_hash, windows, tokens: the proof text (always our own), its token ids' hash and its size.
+        text, text_hash, windows, tokens: the proof text (always our own), the hash of its token ids as they were cut
+            into windows and ordered, and its size.
+        looks: how many windows had been seen each time that candidates and controls could be left; the last are all.
+            Empty where that was done otherwise.
         floor: KL in nats per token below which nothing matters.
         level: confidence level of each candidate's interval, corrected for the number tested.
         tested: how many candidates were tested; the rest keep the verdict "candidate".
@@ -73,6 +81,7 @@ class Proof(OneLine):
     skipped: int
     joint: Effect | None
     clean_perplexity: float
+    looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

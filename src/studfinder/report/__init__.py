@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from studfinder.report.terminal import print_findings
+from studfinder.report.terminal import print_candidates, print_findings
 
 if TYPE_CHECKING:
     from studfinder.report.comparison import print_comparison as print_comparison
     from studfinder.report.html import comparison_page as comparison_page
     from studfinder.report.html import page as page
 
-__all__ = ["comparison_page", "page", "print_comparison", "print_findings"]
+__all__ = ["comparison_page", "page", "print_candidates", "print_comparison", "print_findings"]
 
 _LATER = {
     "comparison_page": "studfinder.report.html",

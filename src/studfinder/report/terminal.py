@@ -40,6 +40,15 @@ def print_findings(findings: Findings, folder: Path | None, console: Screen | No
     _tail(findings, folder, console)
 
 
+def print_candidates(findings: Findings, console: Screen | None = None) -> None:
+    """Print on stderr what looks like a super weight, before the proof says whether it is one."""
+    console = console or Screen(100, stderr=True)
+    console.print(
+        f"Found {count(len(findings.super_weights), 'super-weight candidate')}; the proof begins.", style="bold"
+    )
+    _super_weights(findings, console)
+
+
 def _head(findings: Findings, console: Screen) -> None:
     model, prompts = findings.model, findings.prompts
     grid = Table.grid(padding=(0, 2))

@@ -1,15 +1,14 @@
 """Read, replace and patch a running model: the only place that hooks or writes, and undoes it."""
 
 from studfinder.patches import Journal
-from studfinder.sites.active import Replacement, Tap, entering, quiet, replacing
+from studfinder.sites.active import Replacement, Tap, entering, quiet, replacing, watched
 from studfinder.sites.capture import capture
 from studfinder.sites.causal import bidirectional, check_causal
 from studfinder.sites.events import AttentionCall, BlockOutput, ModelCall, WriterCall
 from studfinder.sites.modules import module_inputs
 from studfinder.sites.parts import PartOutput
-from studfinder.sites.resume import kept_outputs, resumed
 from studfinder.sites.site import KINDS, Site
-from studfinder.sites.tap import tapped
+from studfinder.sites.tap import tapped, uncompiled
 
 __all__ = [
     "KINDS",
@@ -26,10 +25,10 @@ __all__ = [
     "capture",
     "check_causal",
     "entering",
-    "kept_outputs",
     "module_inputs",
     "quiet",
     "replacing",
-    "resumed",
     "tapped",
+    "uncompiled",
+    "watched",
 ]

@@ -98,6 +98,11 @@ def replacing(lm: LM) -> bool:
     return active is not None and bool(active.replacing)
 
 
+def watched(lm: LM) -> bool:
+    """Whether anything is being read or replaced in this model right now."""
+    return lm.model in ACTIVE
+
+
 @contextmanager
 def quiet(lm: LM) -> Iterator[None]:
     """While the context lasts no tap of this model sees or replaces anything: for passes not about the text."""

@@ -49,7 +49,7 @@ def tapped(
     for site in replace or {}:
         site.check(lm)
     tap = Tap(read or {}, replace or {}, pre_rope)
-    with _uncompiled(), Journal(lm.model) as journal:
+    with uncompiled(), Journal(lm.model) as journal:
         with held:
             installed = ACTIVE.setdefault(lm.model, Active(lm, _HOOKS))
             installed.taps.append(tap)
@@ -59,9 +59,9 @@ def tapped(
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Parts of the model that torch.compile has compiled run as they were written: hooks would be compiled along with
-    them, or passed by. What they compute is the same."""
+def uncompiled() -> Iterator[None]:
+    """Parts of the model that torch.compile has compiled run as they were written while the context lasts: hooks would
+    be compiled along with them, or passed by. What they compute is the same."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         yield
         return

@@ -2,7 +2,7 @@
 
 from studfinder.stats.bits import INF, magnitude_bits, to_bits
 from studfinder.stats.histogram import AbsHistogram
-from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval
+from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, ratio_interval, student_interval
 from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
@@ -19,5 +19,6 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "ratio_interval",
+    "student_interval",
     "to_bits",
 ]

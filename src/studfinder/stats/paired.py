@@ -31,6 +31,23 @@ def ratio_interval(
     return _interval(ends, len(sums), f"paired bootstrap over {what}", level)
 
 
+def student_interval(
+    sums: np.ndarray, weights: np.ndarray, *, level: float = 0.95, exponential: bool = False, what: str = "windows"
+) -> Interval:
+    """The same of few items: Student's t, with the spread of a ratio from its residuals (the delta method). Of one item
+    the ends are infinite. Takes what `ratio_interval` takes."""
+    from scipy.special import stdtrit
+
+    n, size = len(sums), weights.sum()
+    with np.errstate(invalid="ignore", over="ignore"):
+        ratio = sums.sum() / size
+        spread = np.sqrt(n / (n - 1) * np.square(sums - ratio * weights).sum()) if n > 1 else np.inf
+        reach = (stdtrit(n - 1, (1 + level) / 2) if n > 1 else 1.0) * spread / size
+        ends = np.array([ratio, ratio - reach, ratio + reach])
+        ends = np.exp(ends) if exponential else ends
+    return _interval(ends, n, f"Student's t over {what}", level)
+
+
 def mean_interval(
     values: Sequence[float] | np.ndarray,
     clusters: Sequence[int | float | str] | None = None,

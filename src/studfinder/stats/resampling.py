@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 DRAWS = 10_000
 _CHUNK = 1 << 17
 """Numbers held at a time: 1 MB, which stays in a cache."""
+_FEW = 256
+"""Items whose draws are kept for the next time: 20 MB at most."""
 
 
 def bootstrap(
@@ -27,18 +30,26 @@ def bootstrap(
         Value, low and high, of shape (3, ...).
     """
     value = statistic(*(np.ones((1, size)) for size in sizes))
-    generators = [np.random.default_rng(place) for place in range(len(sizes))]
     rows = max(1, _CHUNK // max(width, *sizes))
-    drawn = np.concatenate(
-        [
-            statistic(*(_counts(*pair, min(rows, DRAWS - start)) for pair in zip(generators, sizes, strict=True)))
-            for start in range(0, DRAWS, rows)
-        ]
-    )
+    # The draws are the same for everything that is asked of as many items.
+    one = len(sizes) == 1 and sizes[0] <= _FEW
+    parts: Iterable[tuple[np.ndarray, ...]] = _kept(sizes[0], rows) if one else _draws(sizes, rows)
+    drawn = np.concatenate([statistic(*part) for part in parts])
     with np.errstate(invalid="ignore"):  # between two that are infinite
         ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     # Of items that are all alike, sums over other counts differ by their rounding.
     return np.concatenate([value, np.where(np.isclose(ends, value, rtol=1e-12, atol=0), value, ends)])
+
+
+def _draws(sizes: Sequence[int], rows: int) -> Iterator[tuple[np.ndarray, ...]]:
+    generators = [np.random.default_rng(place) for place in range(len(sizes))]
+    for start in range(0, DRAWS, rows):
+        yield tuple(_counts(*pair, min(rows, DRAWS - start)) for pair in zip(generators, sizes, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _kept(size: int, rows: int) -> list[tuple[np.ndarray, ...]]:
+    return list(_draws([size], rows))
 
 
 def _counts(generator: np.random.Generator, size: int, rows: int) -> np.ndarray:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from studfinder.measures import Scores
+from studfinder.measures import Scores, effects_of
 from studfinder.measures.divergence import Clean
+from studfinder.measures.effects import batched
 from studfinder.models import LM
+from studfinder.passes import Stream, carry
 from studfinder.records import Interval
-from studfinder.sites import kept_outputs, resumed
 from studfinder.stats import ratio_interval
 from studfinder.studies.scored import KL
-from studfinder.texts import encode, proof_text
+from studfinder.texts import Batch, batches, encode, proof_text
+
+Once = Callable[[str, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -70,56 +72,58 @@ class Divergence:
 
 
 class Original:
-    """What the original model says on pieces of our proof text, kept while changed models are held against it.
+    """What the original model says on pieces of our proof text, held against what changed models say of them.
 
-    Logits are kept in the model's own dtype.
+    Changed models that are streams are carried beside it in one reading. Of others every one is read by itself, and
+    the original's logits are kept meanwhile, in its own dtype: to make them again of its last hidden states would take
+    a fifth of each reading, and a change of the output matrix changes them.
 
     Args:
         pieces: at most so many; None is all.
         name: what tables call it.
         skip: so many tokens at the start of each piece are left out, of what the model reads too.
         cuts: positions at which the KL is cut, into a score for each stretch between two of them, "KL, 0 to 7".
-        layers: keep what each block returns too, so that a change from block l on only costs the blocks from l on (see
-            `above`).
     """
 
-    def __init__(
-        self,
-        pieces: int | None = None,
-        *,
-        layers: bool = False,
-        name: str = KL,
-        skip: int = 0,
-        cuts: Sequence[int] = (),
-    ) -> None:
-        self.pieces, self.layers, self.name, self.skip, self.cuts = pieces, layers, name, skip, tuple(cuts)
-        self._start = 0
-        self.encoded: list[torch.Tensor] = []
+    def __init__(self, pieces: int | None = None, *, name: str = KL, skip: int = 0, cuts: Sequence[int] = ()) -> None:
+        self.pieces, self.name, self.skip, self.cuts = pieces, name, skip, tuple(cuts)
+        self._batches: list[Batch] = []
         self._logits: list[torch.Tensor] = []
-        self._blocks: list[Any] = []
 
     def see(self, lm: LM, windows: Sequence[Sequence[int]] = ()) -> None:
         """Read the original, on our proof text if no other windows are given; once."""
-        if self.encoded:
-            return
-        windows = windows or encode(lm, proof_text()[: self.pieces])[0]
-        self.encoded = [torch.tensor([list(ids[self.skip :])], device=lm.device) for ids in windows]
-        with torch.no_grad():
-            for ids_BT in self.encoded:
-                with kept_outputs(lm, range(len(lm.anatomy.layers)) if self.layers else ()) as kept:
-                    self._logits.append(lm.model(input_ids=ids_BT, use_cache=False).logits[0, :-1])
-                self._blocks.append(kept)
+        if not self._batches:
+            self._batches = list(batches(self._windows(lm, windows)))
+            self._logits = list(self._read(lm))
 
-    @contextmanager
-    def above(self, start: int) -> Iterator[None]:
-        """While this lasts, nothing differs below block `start`."""
-        if start and not self.layers:
-            raise ValueError("what blocks return was not kept")
-        before, self._start = self._start, start
-        try:
-            yield
-        finally:
-            self._start = before
+    def _windows(self, lm: LM, windows: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+        return [list(ids[self.skip :]) for ids in windows or encode(lm, proof_text()[: self.pieces])[0]]
+
+    def _read(self, lm: LM) -> Iterator[torch.Tensor]:
+        """Logits at every position of a piece but the last, (T,V), one piece after the other."""
+        return (ends.logits((0, slice(0, -1))) for ends in carry(lm, self._batches))
+
+    def streamed(
+        self, lm: LM, streams: Sequence[Stream], once: Once, advance: Callable[[float], Any]
+    ) -> list[dict[str, Scores]]:
+        """Scores of several streams beside the model as it is, in one reading.
+
+        Args:
+            once: given a name and how to compute it, does a part of the reading, or knows what came of it.
+            advance: told what share of the reading has been done since it was last told.
+        """
+        assert not self.cuts, "stretches are read one model after the other"
+        windows, sums = self._windows(lm), []
+        for batch in batched(windows):
+            some = [windows[number] for number in batch.prompts]
+
+            def read(some: Sequence[Sequence[int]] = some) -> Any:
+                share = len(some) / len(windows)
+                return effects_of(lm, some, streams, advance=lambda done: advance(done * share)).kl.tolist()
+
+            sums.append(once(f"pieces {batch.prompts[0] + 1} to {batch.prompts[-1] + 1}", read))
+        tokens = np.array([len(ids) - 1 for ids in windows])
+        return [{self.name: Divergence(kl, tokens).scores()} for kl in np.concatenate(sums, axis=1)]
 
     def kl(self, lm: LM) -> Divergence:
         """KL(original || changed)."""
@@ -127,18 +131,14 @@ class Original:
 
     def _kl(self, lm: LM, stretches: Sequence[slice]) -> list[Divergence]:
         """The same for each stretch of positions; a piece that does not reach it counts nothing."""
-        sums, start = np.zeros((len(stretches), len(self.encoded))), self._start
+        sums = np.zeros((len(stretches), len(self._batches)))
         tokens = np.zeros_like(sums)
-        with torch.no_grad():
-            for piece, ids_BT in enumerate(self.encoded):
-                context: Any = resumed(lm, start, self._blocks[piece][start - 1]) if start else nullcontext()
-                with context:
-                    changed_TV = lm.model(input_ids=ids_BT, use_cache=False).logits[0, :-1]
-                for place, here in enumerate(stretches):
-                    clean_TV, next_T = self._logits[piece][here], ids_BT[0, 1:][here]
-                    if len(next_T):
-                        sums[place, piece] = float(Clean(clean_TV, next_T).against(changed_TV[here])[0].double().sum())
-                        tokens[place, piece] = len(next_T)
+        for piece, changed_TV in enumerate(self._read(lm)):
+            clean_TV, next_T = self._logits[piece], self._batches[piece].input_ids_BT[0, 1:]
+            for place, here in enumerate(stretches):
+                if len(next_T[here]):
+                    kl_T, _ = Clean(clean_TV[here], next_T[here]).against(changed_TV[here])
+                    sums[place, piece], tokens[place, piece] = float(kl_T.double().sum()), len(kl_T)
         return [
             Divergence(nats[some], count[some])
             for nats, count in zip(sums, tokens, strict=True)
@@ -155,8 +155,4 @@ class Original:
 
     def equal(self, lm: LM) -> list[bool]:
         """In which windows every logit is bit for bit the original's."""
-        with torch.no_grad():
-            return [
-                torch.equal(clean_TV, lm.model(input_ids=ids_BT, use_cache=False).logits[0, :-1])
-                for ids_BT, clean_TV in zip(self.encoded, self._logits, strict=True)
-            ]
+        return [torch.equal(*both) for both in zip(self._logits, self._read(lm), strict=True)]

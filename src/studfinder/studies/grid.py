@@ -7,16 +7,19 @@ measuring. Where that is done is the executor's business.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from studfinder.edits import Edit, edited, edits_hash
 from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import Scores, measure_named
 from studfinder.models import LM
+from studfinder.passes import Stream
 from studfinder.records import to_plain
 from studfinder.runs import Progress, silent
 from studfinder.studies.scored import MADE, GridScores, ModelVariant
@@ -37,6 +40,21 @@ class Watch(Protocol):
 
     def scores(self, lm: LM) -> Mapping[str, Scores]:
         """Scores by the names that tables call them."""
+
+
+@runtime_checkable
+class StreamWatch(Watch, Protocol):
+    """A watch that can look at many changed models in one reading, where they are streams."""
+
+    def streamed(
+        self,
+        lm: LM,
+        streams: Sequence[Stream],
+        once: Callable[[str, Callable[[], Any]], Any],
+        advance: Callable[[float], Any],
+        /,
+    ) -> Sequence[Mapping[str, Scores]]:
+        """The scores of each; see `Original.streamed`."""
 
 
 class Remembers(Protocol):
@@ -100,6 +118,7 @@ class Grid:
         Raises:
             StudfinderError: no measure can be taken, or what is not passed over.
         """
+        self._stream()
         found = GridScores()
         total = len(self.variants) * len(self.measures)
         for number, variant in enumerate(self.variants):
@@ -112,6 +131,54 @@ class Grid:
                 scores.pop(measure, None)
         self.progress("measured", total, total)
         return found
+
+    def _stream(self) -> None:
+        """The cells of variants that are streams, in one reading, where nothing else is measured of them. One that
+        cannot be read so, and a reading that fails, are left to `executor`, which says what is wrong of the variant
+        that is."""
+        watch = self.measures[0]
+        if len(self.measures) > 1 or not isinstance(watch, StreamWatch):
+            return
+        cells = {variant.label: self._cells(variant) for variant in self.variants}
+        entered: dict[str, tuple[Stream, Any]] = {}
+        for variant in self.variants:
+            if variant.stream is not None and not variant.lm:
+                with suppress(StudfinderError):
+                    entered[variant.label] = variant.stream()
+        missing = [label for label in entered if not self.run.has(cells[label][0].step)]
+        if not missing:
+            return
+        every = hashlib.sha256("\n".join(one[0].step for one in cells.values()).encode()).hexdigest()[:12]
+        # Remembered, so that the reading is the same one for a run that was killed while its cells were put.
+        labels = self.run.once(f"streams of {every}", lambda: missing)
+        streams, made = zip(*(entered[label] for label in labels), strict=True)
+        parts: list[dict[str, Any]] = []
+
+        def once(part: str, read: Callable[[], Any]) -> Any:
+            def timed() -> dict[str, Any]:
+                began, value = time.monotonic(), read()
+                return {"value": value, "given": [_given(one) for one in made], "seconds": time.monotonic() - began}
+
+            parts.append(self.run.once(f"{watch.name} of {every}, {part}", timed))
+            return parts[-1]["value"]
+
+        done = [0.0]
+
+        def advance(share: float) -> None:
+            done[0] += share
+            self.progress(f"{watch.name}, {len(labels)} variants at once", int(done[0] * len(cells)), len(cells))
+
+        try:
+            scores = watch.streamed(self.lm, streams, once, advance)
+        except WriteFailed:
+            raise
+        except StudfinderError:
+            return
+        seconds = sum(part["seconds"] for part in parts) / len(labels)
+        for label, found, given in zip(labels, scores, parts[0]["given"], strict=True):
+            value = {"scores": {name: to_plain(one) for name, one in found.items()}, "seconds": seconds}
+            for cell, one in zip(cells[label], (value, given), strict=True):
+                self.run.once(cell.step, partial(dict, one))
 
     def _cells(self, variant: ModelVariant) -> list[GridCell]:
         return [
@@ -184,7 +251,7 @@ def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Pu
     """Here, one after the other."""
     grid.see()
     with variant.change() as made:
-        given = {"bits": getattr(made, "bits", None), "notes": list(getattr(made, "notes", ()))}
+        given = _given(made)
         for cell in cells:
             try:
                 value: Any = given if cell.measure == MADE else grid.take(cell, variant.lm or grid.lm)
@@ -195,6 +262,11 @@ def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Pu
                 if grid.lenient:  # what could be entered has its bits, even if it cannot be measured
                     put(cells[-1], given)
             put(cell, value)
+
+
+def _given(made: Any) -> dict[str, Any]:
+    """What entering a variant gave, as a cell holds it."""
+    return {"bits": getattr(made, "bits", None), "notes": list(getattr(made, "notes", ()))}
 
 
 def name_of(measure: str | Watch) -> str:

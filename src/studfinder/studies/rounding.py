@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
@@ -12,8 +12,11 @@ from typing import Any
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers import Scheme, calibration_windows, quantized, targets
+from studfinder.passes import Stream
+from studfinder.quantizers import Scheme, Workbench, calibration_windows, quantized, targets
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.grid import fits
+from studfinder.quantizers.streams import quantized_stream
 from studfinder.records import Chart, Plot, Series, point
 from studfinder.records.config import option
 from studfinder.studies import KL, GridScores, ModelVariant, Original, Watch, spoken
@@ -24,7 +27,7 @@ CAVEAT = (
     "groups of 64 and more."
 )
 NAMES = {"rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "clip-restore": "CLIP-restore"}
-ORIGINAL = ModelVariant("original")
+ORIGINAL = ModelVariant("original", stream=lambda: (Stream(enter=lambda layer: nullcontext(), first=0, last=-1), None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,9 @@ class Rounding:
         original: measures the KL of changed models from this one, on our proof text.
     """
 
-    def __init__(self, bench: Bench, lm: LM, *, pieces: int | None = None, layers: bool = False) -> None:
+    def __init__(self, bench: Bench, lm: LM, *, pieces: int | None = None) -> None:
         self.bench, self.lm = bench, lm
-        self.original = Original(pieces or bench.config.pieces, layers=layers)
+        self.original = Original(pieces or bench.config.pieces)
 
     @cached_property
     def windows(self) -> list[list[int]]:
@@ -90,23 +93,23 @@ class Rounding:
         transforms: Sequence[Any] = (),
         kept: str = "",
         family: str = "",
-        start: int = 0,
     ) -> ModelVariant:
         """The model quantised by a method, with something kept.
 
         Args:
             transforms: exact changes that are made first.
             kept: in words, what.
-            start: the first block that differs; above 0 only with `layers`.
         """
+        parts = keep if isinstance(keep, list | tuple) else [keep]
+        calibrated = any(getattr(part, "calibrated", False) for part in (method, *parts, *transforms))
 
-        @contextmanager
-        def change() -> Iterator[Any]:
-            parts = keep if isinstance(keep, list | tuple) else [keep]
-            calibrated = any(getattr(part, "calibrated", False) for part in (method, *parts, *transforms))
+        def change() -> AbstractContextManager[Workbench]:
             more = {"keep": keep, "transforms": transforms, "windows": self.windows if calibrated else ()}
-            with self.original.above(start), quantized(self.lm, method, **more) as bench:
-                yield bench
+            return quantized(self.lm, method, **more)
+
+        def stream() -> tuple[Stream, Workbench]:
+            bench = bench_for(self.lm, method, keep=keep)
+            return quantized_stream(bench, method), bench
 
         return ModelVariant(
             label,
@@ -115,6 +118,7 @@ class Rounding:
             family or label,
             kept,
             SimpleNamespace(method=method, transforms=transforms),
+            stream=None if calibrated or transforms else stream,
         )
 
     def entered(

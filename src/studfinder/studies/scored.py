@@ -12,6 +12,7 @@ import numpy as np
 
 from studfinder.measures import Scores, compare
 from studfinder.models import LM
+from studfinder.passes import Stream
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, from_json, point
 from studfinder.stats import averaged, crossed
 
@@ -36,6 +37,8 @@ class ModelVariant:
         family, kept: what it shares with others, and what it keeps that others of its family do not.
         detail: whatever an experiment needs to know of it again.
         lm: another model than the grid's.
+        stream: the change as a stream of the engine, and what `change` gives, of which `bits` and `notes` are read when
+            the stream has been carried; None if it cannot be one. Anew at each call.
     """
 
     label: str
@@ -45,6 +48,7 @@ class ModelVariant:
     kept: str = ""
     detail: Any = None
     lm: LM | None = None
+    stream: Callable[[], tuple[Stream, Any]] | None = None
 
 
 @dataclass

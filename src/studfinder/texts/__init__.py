@@ -7,7 +7,7 @@ from studfinder.texts.encoding import WHOLE, added_before, check_ids, token_ids,
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.pinned import commit_of, said, split_revision
-from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, read_prompts
+from studfinder.texts.prompts import Text, default_prompts, encode, proof_text, proof_windows, read_prompts
 from studfinder.texts.relations import Relation, relations
 from studfinder.texts.tokens import as_text, token_class, token_text
 
@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "nonce_names",
     "proof_text",
+    "proof_windows",
     "read_prompts",
     "relations",
     "said",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from studfinder.errors import StudfinderError
 from studfinder.records.outside import json_lines, read_text
-from studfinder.texts.encoding import check_ids, token_ids, tokenizer_of
+from studfinder.texts.encoding import WHOLE, check_ids, token_ids, tokenizer_of
 from studfinder.texts.tokens import Tokenized
 
 DEFAULT_PROMPTS = "studfinder-prompts-1"
@@ -94,3 +95,24 @@ def encode(
         encoded.append(ids[:limit])
     begins = first is not None and all(ids[0] == first for ids in encoded)
     return encoded, begins
+
+
+def proof_windows(lm: Tokenized, *, bos: bool | None = None, count: int = 64) -> list[list[int]]:
+    """The proof text as windows of equal length, spread over all of it, each beginning as the tokenizer begins a text.
+
+    Their order is random, and always the same: the first few are a random sample of all. A tokenizer that makes fewer
+    tokens of the text than would fill them gives fewer windows.
+
+    Args:
+        bos, raises: as in `encode`.
+        count: how many.
+    """
+    (probe,), _ = encode(lm, [Text("probe", "a")], bos=bos)
+    begin = probe[: max(0, len(probe) - len(token_ids(tokenizer_of(lm), ["a"], special=False)[0]))]
+    pieces, _ = encode(lm, proof_text(), bos=bos, limit=WHOLE)
+    ids = [token for piece in pieces for token in piece[len(begin) :]]
+    apart = max(2, len(ids) // count)
+    length = min(apart, (lm.anatomy.max_positions or 2048) - len(begin))
+    windows = [[*begin, *ids[start : start + length]] for start in range(0, len(ids) - apart + 1, apart)][:count]
+    draw = random.Random(0)
+    return sorted(windows or [[*begin, *ids]], key=lambda _: draw.random())

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from studfinder.texts import Text
     from studfinder.training import ToyTask
 
-Given = str | os.PathLike[str]
+_Given = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutConfig(Config):
     """Where a run goes."""
 
-    out: Given | None = option(
+    out: _Given | None = option(
         None, line=Path, help="Run folder.", otherwise="runs/<model>/<verb>-<key>", identity=False
     )
     overwrite: bool = option(False, help="Make it anew, and replace what is there.", identity=False)
@@ -120,7 +120,7 @@ class QuantizeConfig(LoadConfig):
 
     method: Method | str = option("rtn", line=str, help="How to round: rtn, gptq, awq, smoothquant or clip-restore.")
     _: KW_ONLY
-    out: Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
+    out: _Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
     scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")
     bits: int | None = option(None, help="Bits of an integer, 2 to 8.", otherwise="4")

@@ -13,7 +13,7 @@ from typing import Any
 
 from studfinder.errors import StudfinderError
 from studfinder.models import BUILTINS, LM, config_hash, content_hash
-from studfinder.models.beside import carry, files_beside, own_code
+from studfinder.models.beside import files_beside, own_code, put_beside
 from studfinder.quantizers import (
     RTN,
     Method,
@@ -110,7 +110,7 @@ def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
     meant = meant_of_files(lm) if config.verify else None
     with run.work(overwrite=config.overwrite, sources=[files.folder]) as work, _resumable(work):
         write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
-        carry(lm.source, work.path)
+        put_beside(lm.source, work.path)
         written = read_json(files.folder / "config.json")
         done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant, files=files))
         write_card(work.path, done)

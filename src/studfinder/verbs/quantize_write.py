@@ -12,7 +12,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.models.beside import carry
+from studfinder.models.beside import put_beside
 from studfinder.models.inside import outward
 from studfinder.quantizers import RTN, Method, Target
 from studfinder.quantizers.bench import Workbench
@@ -67,7 +67,7 @@ def write_bench(bench: Workbench, stage: Path, format: str) -> None:
     for file, entries in files.items():
         write_shard(stage / file, entries)
     write_index(stage, files)
-    carry(lm.source, stage)
+    put_beside(lm.source, stage)
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(stage)
     generation = getattr(lm.model, "generation_config", None)

@@ -16,6 +16,7 @@ from studfinder.detectors.iterative import iterative_search
 from studfinder.detectors.published import published_for
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
+from studfinder.prove import VERSION
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import (
     Findings,
@@ -84,6 +85,7 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
         "bos": prompts.bos,
         "train_length": card.train_length,
         "prove": prove,
+        "proof": VERSION if prove else None,
         **{f"threshold_{name}": value for name, value in vars(thresholds).items()},
         "scoring": SCORING,
     }
@@ -95,7 +97,7 @@ def scan(model: LM | str | os.PathLike[str], config: ScanConfig) -> Findings:
     """Find the super-weight candidates, massive activations, massive values and attention sinks of a model.
 
     One forward pass per prompt feeds every detector. The candidates are then proved: the model runs without each of
-    them on our proof text, against matched controls (studfinder/prove.py), and is left bit for bit as it was.
+    them on our proof text, against matched controls (see studfinder/prove), and is left bit for bit as it was.
 
     Args:
         model: from `sf.load`, or what it takes.
@@ -109,36 +111,44 @@ def scan(model: LM | str | os.PathLike[str], config: ScanConfig) -> Findings:
 
 
 def run_scan(
-    plan: ScanPlan, *, write: bool = False, command: str = "", root: Path = Path("runs")
+    plan: ScanPlan,
+    *,
+    write: bool = False,
+    command: str = "",
+    root: Path = Path("runs"),
+    seen: Callable[[Findings], Any] = lambda findings: None,
 ) -> tuple[Findings, Path | None]:
     """Carry out a planned scan, or read it where it is finished; returns the findings, and the run folder if any.
 
     Args:
         write: write a run folder even without `out`, at its default place.
         root: where default places are.
+        seen: told what was found before any of it is put to the proof, which takes longer.
     """
     config = plan.config
     if config.out is None and not write:
-        return _scanned(plan, command)[0], None
+        return _scanned(plan, command, seen)[0], None
     run = scan_run(plan, root)
     found = None if config.overwrite else run.finished()
     if found is not None:  # the key says that these are its prompts; findings of version 1 do not know their ids
         return replace(read(found, Findings), prompts=plan.prompts), found
     # The folder is claimed first, so that a mistake in --out costs no time.
     with run.work(overwrite=config.overwrite, sources=[plan.lm.source.folder]) as work:
-        findings, profile = _scanned(plan, command)
+        findings, profile = _scanned(plan, command, seen)
         _write(work.path, run.path, findings, profile)
     return findings, run.path
 
 
 def scan_run(plan: ScanPlan, root: Path = Path("runs")) -> Run:
     """The run of a planned scan; nothing is written."""
-    before = {name: value for name, value in plan.settings.items() if name not in ("config", "device", "scoring")}
+    before = {
+        name: value for name, value in plan.settings.items() if name not in ("config", "device", "scoring", "proof")
+    }
     out = plan.config.folder
     return run_of("scan", plan.model.id, plan.settings, result="findings.json", out=out, root=root, before=before)
 
 
-def _scanned(plan: ScanPlan, command: str) -> tuple[Findings, dict[str, torch.Tensor]]:
+def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> tuple[Findings, dict[str, torch.Tensor]]:
     """The findings, and the arrays for profile.safetensors."""
     started, clock = now(), time.monotonic()
     progress, bos = plan.config.progress, plan.config.bos
@@ -181,6 +191,7 @@ def _scanned(plan: ScanPlan, command: str) -> tuple[Findings, dict[str, torch.Te
         **{name: tuple(entries) for name, entries in lists.items() if name in LISTS},  # type: ignore[arg-type]
     )
     if plan.prove:
+        seen(findings)
         findings = prove_candidates(plan.lm, findings, bos=bos, progress=progress)
         if findings.super_weights:
             said = continuations(plan.lm, findings, bos=bos)

@@ -17,7 +17,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash
-from studfinder.models.beside import carry
+from studfinder.models.beside import put_beside
 from studfinder.models.fingerprint import file_hash
 from studfinder.records import RunCard, Training, to_json
 from studfinder.records.config import makes
@@ -233,7 +233,7 @@ def _export(fitted: Fitted, source: SequenceSource, tokenizer: Any, folder: Path
     with writing("the model", whole, clean=clean):
         fitted.model.save_pretrained(half, state_dict=fitted.weights)
         if base is not None:
-            carry(base, half, tokenizer=False)
+            put_beside(base, half, tokenizer=False)
         tokenizer.save_pretrained(half)
         shutil.rmtree(whole, ignore_errors=True)
         half.rename(whole)

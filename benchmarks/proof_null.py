@@ -1,0 +1,211 @@
+"""How often the proof calls a weight proven that is one of many.
+
+    python benchmarks/proof_null.py --measure smollm2 --dtype float32   measure matched controls, window by window
+    python benchmarks/proof_null.py [--scans 10000]                     simulate scans from them, and write the page
+
+Under the null a candidate is one more control. A simulated scan has ten candidates. Each draws one of the weights that
+were measured as matched controls of one super-weight candidate, and is held against 20 others of the same; the windows
+of the proof text are drawn anew, with replacement, in random order, the same for all. It then goes through the proof's
+own code (`studfinder.prove.trial`), with measured numbers in place of a model. A share of the set is drawn likewise,
+from the shares that matched controls have in a set that breaks the model, so that this test is never left out for the
+set's doing too little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import beta
+
+from studfinder.prove.rule import FLOOR, LOOKS
+from studfinder.prove.trial import Case, Trial
+
+HOME = Path(__file__).parent.parent / "docs" / "results"
+MEASURED = HOME / "proof-null.json"
+PAGE = HOME / "proof.md"
+POOL = 21
+"""Weights a pool: a candidate and its controls."""
+
+
+def measure(name: str, dtype: str | None, numbers: list[int], windows: int) -> None:
+    """KL by window of the matched controls of some of a model's candidates, each set to zero alone; then of those of
+    the last, each in its place in the set. Written after each of these."""
+    import studfinder as sf
+    from studfinder.edits import matched_controls, zero
+    from studfinder.prove.bench import Bench
+    from studfinder.texts import proof_windows
+
+    lm = sf.load(name, dtype=dtype)
+    findings = sf.scan(lm, prove=False)
+    tested = findings.super_weights[:10]
+    found = {(one.parameter, one.index) for one in findings.super_weights}
+    bench = Bench(lm, proof_windows(lm)[:windows], lambda done, total: None)
+    measured = {
+        "model": findings.model.id,
+        "dtype": findings.model.dtype,
+        "tokens": bench.tokens.tolist(),
+        "versions": {key: findings.run.versions[key] for key in ("studfinder", "torch", "transformers", "cpu")},
+        "pools": [],
+        "shares": [],
+    }
+    for number in numbers:
+        candidate = tested[number]
+        taken = {one.index for one in tested if one.parameter == candidate.parameter}
+        controls = matched_controls(lm, candidate, findings, count=POOL, exclude=taken)
+        bench.look([zero(candidate), *map(zero, controls)], len(bench.windows))
+        rows = [
+            {
+                "index": list(one.entries[0]),
+                "found": (one.parameter, one.entries[0]) in found,
+                "kl": rounded(bench.kl[zero(one)]),
+            }
+            for one in controls
+        ]
+        pool = {"candidate": str(candidate), "kl": rounded(bench.kl[zero(candidate)]), "controls": rows}
+        measured["pools"].append(pool)
+        MEASURED.write_text(json.dumps(measured) + "\n")
+        print(candidate, f"{bench.work:,.0f} blocks x windows", flush=True)
+    without = zero([one for one in tested if one is not candidate])
+    swapped = [(*without, *zero(one)) for one in controls]
+    bench.look([without, *swapped], len(bench.windows))
+    measured["shares"] = [rounded(bench.kl[one] - bench.kl[without]) for one in swapped]
+    MEASURED.write_text(json.dumps(measured) + "\n")
+
+
+def rounded(sums: np.ndarray) -> list[float]:
+    """KL summed over each window's tokens, to four digits."""
+    return [float(f"{value:.4g}") for value in sums]
+
+
+class Drawn:
+    """A bench of measured numbers: KL by window of every change, shown as far as it was looked at."""
+
+    def __init__(self, sums: dict, tokens: np.ndarray, looks: list[int]) -> None:
+        self.sums, self.tokens, self.looks, self.kl, self.ahead = sums, tokens, looks, {}, 0.0
+
+    def look(self, changes, upto: int) -> None:
+        self.kl.update((one, self.sums[one][:upto]) for one in changes if len(self.kl.get(one, ())) < upto)
+
+    def cost(self, changes, windows: float) -> float:
+        return 0.0
+
+
+def scan(
+    chance, alone: list[np.ndarray], shares: np.ndarray, tokens: np.ndarray, floor: float, looks: list[int]
+) -> dict:
+    """One simulated scan: of each slot a pool of weights (weights, windows), and of all the shares that weights have.
+
+    Returns how many were called proven, how many of those wrongly (of all windows that are drawn from, the largest is
+    another, or it does not reach the floor), and how many controls were left though they stood in the way.
+    """
+    windows = chance.integers(0, len(tokens), len(tokens))
+    size = tokens[windows]
+    everything = size * 1.0
+    sums, truth, cases = {"everything": everything}, {}, []
+    for slot, pool in enumerate(alone):
+        rows, other = chance.permutation(len(pool))[:POOL], chance.permutation(len(shares))[:POOL]
+        own, share = pool[rows], shares[other]
+        without = everything - share[0, windows]
+        keys = [(slot, place) for place in range(len(own))], [(slot, place, "swapped") for place in range(len(share))]
+        sums |= dict(zip(keys[0], own[:, windows], strict=True))
+        sums |= dict(zip(keys[1], without + share[:, windows], strict=True)) | {(slot, "without"): without}
+        truth[slot] = own.sum(axis=1) / tokens.sum(), share.sum(axis=1) / tokens.sum()
+        cases.append(Case(keys[0][0], (slot, "without"), lambda keys=keys: (keys[0][1:], keys[1][1:])))
+    bench = Drawn(sums, size, looks)
+    verdicts = Trial(bench, cases, "everything", floor).run()
+    told = {"proven": 0, "false": 0, "left": 0}
+    for slot, (case, verdict) in enumerate(zip(cases, verdicts, strict=True)):
+        if verdict in ("proven", "proven-jointly"):
+            own = truth[slot][verdict == "proven-jointly"]
+            told["proven"] += 1
+            told["false"] += own[0] <= max(floor, *own[1:])
+        if case.against:
+            low = Trial(bench, cases, "everything", floor).bounds(case.alone).low
+            ends = [sums[key].sum() / size.sum() for key in case.controls()[0] if len(bench.kl[key]) < len(size)]
+            told["left"] += sum(end >= low for end in ends)
+    return told
+
+
+def rates(measured: dict, scans: int, *, floor: float, found: bool = True, scale: float | None = None, rounds=LOOKS):
+    """The share of scans with a proof and with a false one, each with its upper 95 % bound.
+
+    Args:
+        found: with controls that the scan itself had found and left untested.
+        scale: what the median of each pool is made.
+    """
+    tokens = np.array(measured["tokens"])
+    slots, shares = [], np.array(measured["shares"])
+    for pool in measured["pools"]:
+        rows = np.array([one["kl"] for one in pool["controls"] if found or not one["found"]])
+        if scale is not None:
+            rows *= scale * tokens.sum() / np.median(rows.sum(axis=1))
+        slots += [rows] * pool["slots"]
+    chance = np.random.default_rng(0)
+    told = [scan(chance, slots, shares, tokens, floor, list(rounds)) for _ in range(scans)]
+    row = {key: sum(bool(one[key]) for one in told) for key in ("proven", "false")}
+    row["left"] = sum(one["left"] for one in told)
+    return row | {f"{key} at most": upper(row[key], scans) for key in ("proven", "false")}
+
+
+def upper(hits: int, tries: int) -> float:
+    """The upper 95 % bound of a share (Clopper and Pearson)."""
+    return float(beta.ppf(0.95, hits + 1, tries - hits)) if hits < tries else 1.0
+
+
+VARIANTS = {
+    "the rule": {"floor": FLOOR},
+    "without a floor": {"floor": 0.0},
+    "controls made loud (median 3 floors)": {"floor": FLOOR, "scale": 3 * FLOOR},
+}
+
+
+def page(measured: dict, scans: int) -> str:
+    """What `--measure` and the simulation found, as Markdown."""
+    pools = [
+        f"| {pool['candidate']} | {len(pool['controls'])} | {sum(one['found'] for one in pool['controls'])} | "
+        + " | ".join(f"{value:.2g}" for value in np.quantile(_values(pool, measured), (0.5, 0.9, 1.0)))
+        + f" | {pool['slots']} |"
+        for pool in measured["pools"]
+    ]
+    rows = []
+    for name, options in VARIANTS.items():
+        for found in (True, False):
+            for rounds, what in ((LOOKS, "as it is"), (LOOKS[-1:], "all windows for all")):
+                row = rates(measured, scans, found=found, rounds=rounds, **options)
+                cells = [f"{row[key] / scans:.4f} (at most {row[f'{key} at most']:.4f})" for key in ("proven", "false")]
+                rows.append(
+                    f"| {name} | {'all' if found else 'none found'} | {what} | {' | '.join(cells)} | {row['left']} |"
+                )
+                print(rows[-1], flush=True)
+    return TEXT.format(
+        pools="\n".join(pools),
+        rows="\n".join(rows),
+        scans=scans,
+        windows=len(measured["tokens"]),
+        tokens=measured["tokens"][0],
+        **{key: measured[key] for key in ("model", "dtype")},
+    )
+
+
+def _values(pool: dict, measured: dict) -> np.ndarray:
+    return np.array([sum(one["kl"]) for one in pool["controls"]]) / sum(measured["tokens"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measure", metavar="MODEL")
+    parser.add_argument("--dtype")
+    parser.add_argument("--candidates", type=int, nargs="+", default=list(range(10)), help="by score, from 0")
+    parser.add_argument("--windows", type=int, default=64, help="of the proof text, to measure on")
+    parser.add_argument("--scans", type=int, default=10_000)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows)
+        return
+
+
+if __name__ == "__main__":
+    main()

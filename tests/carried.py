@@ -1,0 +1,112 @@
+"""A pass through the engine beside the model's own: edits as streams, and what differs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from architected import built
+from studfinder.edits import Activations, Edit, LargestEntry, edited, scale, stream_of
+from studfinder.edits.edit import SiteEdit, WeightEdit, Weights
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, load
+from studfinder.passes import Ends, carry
+from studfinder.texts import Batch, batches
+from tried import apart, tokens
+
+FORTY = apart(40, ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "llama4_text", "gpt_oss"))
+"""The types that differ most in structure: those that every run of the tests tries."""
+
+DOWN, QUERY = "model.layers.2.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"
+
+
+def llama() -> LM:
+    return load(built("llama"))
+
+
+def texts(lm: LM, *lengths: int) -> list[Batch]:
+    """Two batches: windows of these lengths, and others, the other way round."""
+    both = (*lengths, *lengths[::-1])
+    ids = tokens(lm, len(both), max(both))
+    return list(batches([row[:length] for row, length in zip(ids, both, strict=True)], len(lengths)))
+
+
+def own(lm: LM, batch: Batch, masked: bool = False) -> torch.Tensor:
+    """What the model itself gives."""
+    mask = batch.mask_BT.long() if masked and batch.mask_BT is not None else None
+    with torch.no_grad():
+        return lm.model(input_ids=batch.input_ids_BT, attention_mask=mask, use_cache=False).logits
+
+
+def of(ends: Ends, stream: int | None = None) -> torch.Tensor:
+    """All logits (B,T,V) of a stream, or of the clean one."""
+    shape = ends.clean.shape[:2]
+    rows = torch.cartesian_prod(*map(torch.arange, shape)).unbind(1)
+    return ends.logits(rows, stream).unflatten(0, shape)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def scaled(lm: LM, name: str, factor: float = -3.0) -> WeightEdit:
+    """The first row of a parameter, or its first number."""
+    dims = lm.model.get_parameter(name).dim()
+    entry = (0, *[None if dims > 1 else 0] * (dims - 1))
+    return WeightEdit(target=Weights(parameter=name, entries=(entry,)), factor=factor)
+
+
+def everywhere(lm: LM, layer: int | None = None) -> list[WeightEdit]:
+    """One edit in every parameter of a block, by default one in the middle, and in two before and after the blocks."""
+    blocks = [one.block + "." for one in lm.anatomy.layers]
+    names = [name for name, one in lm.model.named_parameters() if one.is_floating_point() and one.numel()]
+    inside = [name for name in names if name.startswith(blocks[len(blocks) // 2 if layer is None else layer])]
+    outside = [name for name in names if not name.startswith(tuple(blocks))]
+    return [scaled(lm, name) for name in dict.fromkeys([*inside, *outside[:2], *outside[-2:]])]
+
+
+def at_sites(lm: LM) -> list[SiteEdit]:
+    """An edit of every kind of site that the model has: in the middle of the blocks that attend, and of the last
+    block's output."""
+    depth = len(lm.anatomy.layers)
+    attending = [number for number, layer in enumerate(lm.anatomy.layers) if layer.mixer is not None] or [depth // 2]
+    layer = attending[len(attending) // 2]
+    parts = ("query", "key", "value", "query.pre_rope", "key.pre_rope", "down_proj.input", "down_proj.output")
+    names = ["embedding", f"residual[{layer}]", f"residual[{depth - 1}]", *(f"{part}[{layer}]" for part in parts)]
+    found = []
+    for name in names:
+        with suppress(StudfinderError):  # it has none
+            edits = scale(Activations(name, LargestEntry()), -2.0)
+            edited(lm, edits)
+            found += edits
+    return found
+
+
+def wrong(lm: LM, variants: Sequence[Sequence[Edit]], texts: Sequence[Batch]) -> list[Any]:
+    """The edits whose stream differs from the model's own forward pass with them; None for that of no edits."""
+    streams = [stream_of(lm, edits) for edits in variants]
+    masked = any(stream.masked for stream in streams)
+    found: list[Any] = []
+    for ends in carry(lm, texts, streams):
+        found += [] if same(of(ends), own(lm, ends.batch, masked)) else [None]
+        for number, edits in enumerate(variants):
+            with edited(lm, edits):
+                theirs = own(lm, ends.batch, masked)
+            found += [] if same(of(ends, number), theirs) else [edits]
+    return found
+
+
+def drawn(lm: LM, kind: str, count: int) -> list[list[WeightEdit]]:
+    """Lists of edits anywhere in the model, drawn at random."""
+    chance = random.Random(kind)
+    names = [name for name, one in lm.model.named_parameters() if one.is_floating_point() and one.numel()]
+    return [[scaled(lm, name) for name in chance.sample(names, chance.randint(1, 3))] for _ in range(count)]
+
+
+def three(lm: LM) -> list[list[WeightEdit]]:
+    """Streams that fork inside a block, at its beginning, and before all blocks."""
+    return [[scaled(lm, name)] for name in (DOWN, QUERY, "model.embed_tokens.weight")]

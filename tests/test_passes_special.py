@@ -1,0 +1,273 @@
+"""The engine on models that are special, and streams that end early, are watched, or change nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+
+from architected import built
+from carried import DOWN, at_sites, everywhere, llama, of, own, same, scaled, texts, three, wrong
+from patching import at_step, difference, interrupted, ready, traces
+from studfinder.edits import Activations, LargestEntry, edited, scale, stream_of
+from studfinder.errors import StudfinderError
+from studfinder.measures import effects_of
+from studfinder.models import LM, load
+from studfinder.passes import BlockRuns, Stream, carry, gradients, likelihood
+from studfinder.sites import AttentionCall, BlockOutput, WriterCall, tapped
+from tried import tokens
+
+
+def looped() -> LM:
+    """Layers 1 and 2 are one block."""
+    model = built("llama")
+    model.model.layers[2] = model.model.layers[1]
+    return load(model)
+
+
+def spoiling() -> LM:
+    """Blocks write into what they are given."""
+    model = built("llama")
+    for layer in model.model.layers:
+
+        def forward(hidden_states: torch.Tensor, *args: Any, _own: Any = layer.forward, **options: Any) -> torch.Tensor:
+            found = _own(hidden_states.clone(), *args, **options)
+            hidden_states.zero_()
+            return found
+
+        layer.forward = forward
+    return load(model)
+
+
+def hooked() -> LM:
+    """Somebody's hooks change what parts give."""
+    lm = load(built("llama"))
+    block = lm.model.model.layers[2]
+    block.self_attn.register_forward_hook(lambda _module, _args, output: (output[0] * 2, *output[1:]))
+    block.post_attention_layernorm.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
+    return lm
+
+
+def inside_out() -> LM:
+    """Attention's output goes through an object, and is written into afterwards."""
+    lm = load(built("llama"))
+    block = lm.model.model.layers[2]
+    up, gate = block.mlp.up_proj, block.mlp.gate_proj
+
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"up": up(x), "gate": gate(x)}
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.down_proj = Both(), block.mlp.down_proj
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.both(x)
+            found["up"] = found["up"].mul_(found["gate"])
+            return self.down_proj(found["up"])
+
+    block.mlp = Network()
+    return lm
+
+
+SHARING = {
+    "num_kv_shared_layers": 2,
+    "per_layer_config": None,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+}
+SPECIAL = {
+    "keys shared by layers, gemma4": lambda: load(built("gemma4_text", **SHARING)),
+    "keys shared by layers, gemma3n": lambda: load(built("gemma3n_text", **SHARING)),
+    "blocks called several times": lambda: load(built("hrm_text")),
+    "one block serves two layers": looped,
+    "blocks that write into their input": spoiling,
+    "hooks of somebody else": hooked,
+    "an object handed on and changed": inside_out,
+    "the head does something of its own": lambda: load(built("xlstm")),
+    "bf16": lambda: load(built("llama", dtype=torch.bfloat16)),
+    "bf16 with experts": lambda: load(built("gpt_oss", dtype=torch.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_models(name):
+    """Law 11 where forks and stored inputs might go wrong."""
+    lm, chance = SPECIAL[name](), random.Random(name)
+    assert wrong(lm, [[edit] for edit in chance.sample(everywhere(lm), 3)], texts(lm, 9, 6)) == []
+    assert wrong(lm, [[edit] for edit in chance.sample(at_sites(lm), 2)], texts(lm, 9, 6)) == []
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+def test_an_offloaded_model(how, tmp_path):
+    """Law 11: offloaded is resident."""
+    whole, lm = llama(), built("llama")
+    if how == "cpu":
+        cpu_offload(lm, execution_device=torch.device("cpu"))
+    else:
+        disk_offload(lm, tmp_path, execution_device=torch.device("cpu"))
+    lm = load(lm)
+    assert lm.model.lm_head.weight.is_meta
+    for ends in carry(lm, texts(lm, 9, 6)):
+        assert same(of(ends), own(whole, ends.batch))
+    assert wrong(lm, [[scaled(lm, DOWN)]], texts(lm, 9, 6)) == []
+    with pytest.raises(StudfinderError, match="offloaded"):
+        gradients(lm, texts(lm, 9), likelihood())
+
+
+def test_a_compiled_model():
+    """It runs as it was written: replaced forwards would be compiled along, or passed by."""
+    lm = llama()
+    plain = [own(lm, batch) for batch in texts(lm, 9, 6)]
+    runs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        runs.append(1)
+        return graph.forward
+
+    lm.model.compile(backend=backend)
+    for layer in lm.model.model.layers:
+        layer.compile(backend=backend)
+    for ends, theirs in zip(carry(lm, texts(lm, 9, 6), [stream_of(lm, three(lm)[0])]), plain, strict=True):
+        assert same(of(ends), theirs)
+        assert not same(of(ends, 0), theirs)
+    assert not runs
+
+
+def test_a_model_that_skips_blocks_is_refused():
+    """What is known of how blocks are called is known of all of them."""
+    lm = llama()
+    list(carry(lm, texts(lm, 9)))
+    lm.model.model.layers[3].forward = None
+    lm.model.config.num_hidden_layers = 3  # llama runs so many
+    with pytest.raises(StudfinderError, match="runs 3 of its 5 blocks"):
+        list(carry(lm, texts(lm, 9)))
+
+
+def test_a_stream_that_changes_nothing_is_the_clean_one():
+    """Its divergence is 0, not about 0."""
+    lm = llama()
+    idle = [
+        Stream(enter=lambda _: nullcontext(), first=first, last=last)
+        for first, last in [(-1, 5), (0, 0), (2, 4), (5, 5)]
+    ]
+    inside = Stream(enter=lambda _: nullcontext(), first=2, last=2, touches=("model.layers.2.mlp.up_proj",))
+    effects = effects_of(lm, tokens(lm, 3, 9), [*idle, inside, [scaled(lm, DOWN, 1.0)]])
+    assert not effects.kl.any()
+    assert (effects.nll == effects.clean_nll).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_enters_its_change_layer_by_layer(seed):
+    """A change of several blocks need only be in force in the block that runs."""
+    lm, chance = llama(), random.Random(seed)
+    layers = sorted(chance.sample(range(5), 3))
+    changes = {layer: edited(lm, scaled(lm, f"model.layers.{layer}.mlp.down_proj.weight")) for layer in layers}
+    first, last = chance.randint(-1, layers[0]), chance.randint(layers[-1], 5)
+    stream = Stream(enter=lambda at: changes[at].applied() if at in changes else nullcontext(), first=first, last=last)
+    (ends,) = carry(lm, texts(lm, 9)[:1], [stream])
+    with ExitStack() as stack:
+        for change in changes.values():
+            stack.enter_context(change)
+        theirs = own(lm, ends.batch)
+    assert same(of(ends, 0), theirs)
+
+
+def test_parts_give_what_one_gives(monkeypatch):
+    lm = llama()
+    streams = [stream_of(lm, edits) for edits in three(lm)]
+    many = texts(lm, 9, 6) + texts(lm, 7, 8)
+
+    def logits(work: BlockRuns) -> list[torch.Tensor]:
+        found = carry(lm, many, streams, work=work)
+        return [of(ends, number) for ends in found for number in (None, *range(len(streams)))]
+
+    whole, parts = BlockRuns(), BlockRuns()
+    expected = logits(whole)
+    monkeypatch.setattr("studfinder.passes.streams._BUDGET", 1)
+    assert all(map(same, expected, logits(parts)))
+    assert parts.blocks == pytest.approx(whole.blocks)
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["plain", "edited"])
+def test_readers_see_each_block_of_each_stream_once(outer):
+    """As in passes of the model itself, whatever forks inside a block, and inside an outer edit too."""
+    lm = llama()
+    streams = [stream_of(lm, edits) for edits in three(lm)]
+    batch = texts(lm, 9, 6)[0]
+    seen: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    read = {
+        BlockOutput: [lambda event: seen["block", event.layer].append(event.hidden_BTC)],
+        AttentionCall: [lambda event: seen["attention", event.layer].append(event.query_BHTD)],
+        WriterCall: [lambda event: seen["writer", event.layer].append(event.output_NC)],
+    }
+    with edited(lm, scale(Activations("residual[1]", LargestEntry()), 2.0)) if outer else nullcontext():
+        with tapped(lm, read=read):
+            (ends,) = carry(lm, [batch], streams)
+        carried = {place: [one.clone() for one in found] for place, found in seen.items()}
+        seen.clear()
+        with tapped(lm, read=read):
+            clean = own(lm, batch, outer)
+            changed = []
+            for edits in three(lm):
+                with edited(lm, edits):
+                    changed.append(own(lm, batch, outer))
+        assert same(of(ends), clean)
+        assert all(same(of(ends, number), theirs) for number, theirs in enumerate(changed))
+    assert set(carried) == set(seen)
+    forked = {0: -1, 3: -1, 1: 2, 2: 2}  # from where each runs, in this order: those that began earlier come first
+    for place, theirs in seen.items():
+        run = [number for number, first in forked.items() if place[1] >= first]
+        assert len(carried[place]) == len(run)
+        assert all(same(one, theirs[number]) for one, number in zip(carried[place], run, strict=True))
+
+
+def test_what_ends_in_the_middle_leaves_nothing():
+    """Law 2: an exception in a stream or a reader, a consumer that stops, Ctrl-C at any instruction."""
+    lm = llama()
+    batch, streams = texts(lm, 9, 6), [stream_of(lm, edits) for edits in three(lm)]
+    own(lm, batch[0])
+    before = traces(lm)
+
+    class Ends(Exception):
+        pass
+
+    @contextmanager
+    def failing(layer: int) -> Iterator[None]:
+        with edited(lm, scaled(lm, DOWN)).applied():
+            yield
+            if layer == 3:
+                raise Ends
+
+    def stop(event: BlockOutput) -> None:
+        if event.layer == 3:
+            raise Ends
+
+    with pytest.raises(Ends):
+        list(carry(lm, batch, [*streams, Stream(enter=failing, first=1, last=4)]))
+    with pytest.raises(Ends), tapped(lm, read={BlockOutput: [stop]}):
+        list(carry(lm, batch, streams))
+    next(carry(lm, batch, streams))
+    next(gradients(lm, batch, likelihood()))
+    assert difference(before, traces(lm)) == []
+
+    def run() -> None:
+        list(carry(lm, batch, streams))
+        list(gradients(lm, batch, likelihood()))
+
+    with ready():
+        before, chance = traces(lm), random.Random(0)
+        send, counted = at_step(signal.SIGINT, 0)
+        interrupted(run, send)
+        for _ in range(6):
+            send, _ = at_step(signal.SIGINT, chance.randint(1, counted[0]))
+            assert interrupted(run, send) is not None
+            assert difference(before, traces(lm)) == []
