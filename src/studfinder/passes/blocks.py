@@ -168,6 +168,10 @@ class Blocks:
         """Logits (...,V) of some of what `last` gave (...,X)."""
         return last_NX if self.head is None else self.head(last_NX)
 
+    def pieces(self, last_NX: torch.Tensor) -> Iterable[torch.Tensor]:
+        """The same, of some words of the vocabulary (...,W) after the others."""
+        return [last_NX] if self.head is None else self.head.pieces(last_NX)
+
 
 # --- how blocks are called -------------------------------------------------------------------------------------------
 

@@ -68,6 +68,15 @@ class Ends:
         with self.streams[stream].at(self.blocks.depth):
             return self.blocks.logits(self.changed[stream][rows])
 
+    @torch.no_grad()
+    def pieces(self, rows: Any, stream: int | None = None) -> Iterator[torch.Tensor]:
+        """The same, of some words of the vocabulary after the others; see `Head.pieces`."""
+        if stream is None:
+            yield from self.blocks.pieces(self.clean[rows])
+            return
+        with self.streams[stream].at(self.blocks.depth):
+            yield from self.blocks.pieces(self.changed[stream][rows])
+
 
 @dataclass
 class BlockRuns:
