@@ -172,7 +172,7 @@ def inside_out() -> LM:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found = self.both(x)
-            found["up"] = found["up"].mul_(found["gate"])
+            found["up"] = found["up"] * found["gate"]
             return self.down_proj(found["up"])
 
     block.mlp = Network()
