@@ -102,7 +102,7 @@ def carry(
         work: counts what is done.
     """
     blocks, streams, work = Blocks(lm), tuple(streams), work or BlockRuns()
-    for part in _parts(lm, batches, len(streams)):
+    for part in in_parts(lm, batches, len(streams)):
         yield from _Part(blocks, part, streams, work, advance, _size(part) / _size(batches)).run()
     for stream in streams:
         stream.done()
@@ -112,7 +112,7 @@ def _size(batches: Sequence[Batch]) -> int:
     return sum(batch.input_ids_BT.numel() for batch in batches)
 
 
-def _parts(lm: LM, batches: Sequence[Batch], streams: int) -> Iterator[list[Batch]]:
+def in_parts(lm: LM, batches: Sequence[Batch], streams: int = 0) -> Iterator[list[Batch]]:
     """Batches whose states, of all streams, fit into memory together."""
     per_token = (streams + 2) * lm.anatomy.hidden * lm.dtype.itemsize
     part: list[Batch] = []
