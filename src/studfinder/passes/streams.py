@@ -111,7 +111,7 @@ def carry(
         work: counts what is done.
     """
     blocks, streams, work = Blocks(lm), tuple(streams), work or BlockRuns()
-    for part in _parts(blocks, batches, streams):
+    for part in in_parts(blocks, batches, streams):
         yield from _Part(blocks, part, streams, work, advance, _size(part) / _size(batches)).run()
     for stream in streams:
         stream.done()
@@ -121,7 +121,7 @@ def _size(batches: Sequence[Batch]) -> int:
     return sum(batch.input_ids_BT.numel() for batch in batches)
 
 
-def _parts(blocks: Blocks, batches: Sequence[Batch], streams: Sequence[Stream]) -> Iterator[list[Batch]]:
+def in_parts(blocks: Blocks, batches: Sequence[Batch], streams: Sequence[Stream] = ()) -> Iterator[list[Batch]]:
     """Batches whose states, of all streams, fit into memory together."""
     anatomy = blocks.lm.anatomy
     per_token = (len(streams) + 2) * anatomy.hidden * (1 if blocks.direct else len(blocks.modules))
