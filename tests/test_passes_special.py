@@ -138,8 +138,9 @@ def test_parts_give_what_one_gives(monkeypatch):
     assert parts.blocks == pytest.approx(whole.blocks)
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["all readers", "of attention"])
 @pytest.mark.parametrize("outer", [False, True], ids=["plain", "edited"])
-def test_readers_see_each_block_of_each_stream_once(outer):
+def test_readers_see_each_block_of_each_stream_once(outer, alone):
     """As in passes of the model itself, whatever forks inside a block, and inside an outer edit too."""
     lm = llama()
     streams = [stream_of(lm, edits) for edits in three(lm)]
@@ -150,6 +151,7 @@ def test_readers_see_each_block_of_each_stream_once(outer):
         AttentionCall: [lambda event: seen["attention", event.layer].append(event.query_BHTD)],
         WriterCall: [lambda event: seen["writer", event.layer].append(event.output_NC)],
     }
+    read = {AttentionCall: read[AttentionCall]} if alone else read
     with edited(lm, scale(Activations("residual[1]", LargestEntry()), 2.0)) if outer else nullcontext():
         with tapped(lm, read=read):
             (ends,) = carry(lm, [batch], streams)
