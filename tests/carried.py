@@ -156,7 +156,7 @@ def hooked() -> LM:
 
 
 def inside_out() -> LM:
-    """Attention's output goes through an object, and is written into afterwards."""
+    """What matrices give goes through an object, and is written into there."""
     lm = load(built("llama"))
     block = lm.model.model.layers[2]
     up, gate = block.mlp.up_proj, block.mlp.gate_proj
@@ -172,10 +172,26 @@ def inside_out() -> LM:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found = self.both(x)
-            found["up"] = found["up"].mul_(found["gate"])
+            found["up"] = found["up"] * found["gate"]
             return self.down_proj(found["up"])
 
     block.mlp = Network()
+    return lm
+
+
+def overwriting() -> LM:
+    """What one matrix gives is written into before the next runs."""
+    lm = llama()
+
+    class Network(torch.nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.up_proj, self.gate_proj, self.down_proj = own.up_proj, own.gate_proj, own.down_proj
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.up_proj(x).mul_(self.gate_proj(x)))
+
+    lm.model.model.layers[2].mlp = Network(lm.model.model.layers[2].mlp)
     return lm
 
 
@@ -192,6 +208,7 @@ SPECIAL = {
     "blocks that write into their input": spoiling,
     "hooks of somebody else": hooked,
     "an object handed on and changed": inside_out,
+    "an output that is written into": overwriting,
     "the head does something of its own": lambda: load(built("xlstm")),
     "bf16": lambda: load(built("llama", dtype=torch.bfloat16)),
     "bf16 with experts": lambda: load(built("gpt_oss", dtype=torch.bfloat16)),

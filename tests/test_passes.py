@@ -51,5 +51,10 @@ def test_streams_of_an_edit_of_any_parameter_are_the_models_own_forward_pass(kin
 
 @pytest.mark.deep
 def test_streams_in_bf16_are_the_models_own_forward_pass(kind: str):
-    lm = load(built(kind, dtype=torch.bfloat16))
+    model = built(kind, dtype=torch.bfloat16)
+    try:
+        model(input_ids=torch.arange(3, 9)[None], use_cache=False)
+    except RuntimeError as error:
+        pytest.skip(f"{kind} itself does not run in bf16: {error}")
+    lm = load(model)
     assert wrong(lm, drawn(lm, kind, 4), texts(lm, 9, 6)) == []

@@ -30,9 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWar
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_models(name):
     """Law 11 where forks and stored inputs might go wrong."""
-    lm, chance = SPECIAL[name](), random.Random(name)
-    assert wrong(lm, [[edit] for edit in chance.sample(everywhere(lm), 3)], texts(lm, 9, 6)) == []
-    assert wrong(lm, [[edit] for edit in chance.sample(at_sites(lm), 2)], texts(lm, 9, 6)) == []
+    lm = SPECIAL[name]()
+    few = slice(None, None, 6 if "several" in name else 1)
+    assert wrong(lm, [[edit] for edit in everywhere(lm)[few]], texts(lm, 6, 4)) == []
+    assert wrong(lm, [[edit] for edit in at_sites(lm)[few]], texts(lm, 6, 4)[:1]) == []
 
 
 def test_a_matrix_that_a_block_uses_twice():

@@ -20,8 +20,8 @@ WORDS = 4096
 
 @dataclass(frozen=True)
 class Head:
-    """The output matrix, with what the config says of scaling and soft capping, in the dtype of the
-    model's logits (some cap in fp32)."""
+    """The output matrix, with what the config says of scaling and soft capping, in the dtype of the model's own logits:
+    some cap in fp32."""
 
     matrix: nn.Module
     scale: float
