@@ -171,8 +171,9 @@ Weights were measured as matched controls of super-weight candidates of {model} 
 {pools}
 
 Under the null a candidate is one more control. A simulated scan has ten candidates, the pools taking turns: each is a
-random weight of its pool, held against 20 others of it; its share of the set is what it does alone, as if effects added
-up. Windows are drawn anew, with replacement, and the proof's own code runs on the numbers. "At most" is the upper 95 % bound (Clopper and Pearson).
+random weight of its pool, held against 20 others of it; its share of the set is what it does alone, as if effects
+added up. Windows are drawn anew, with replacement, and the proof's own code runs on the numbers. "At most" is the upper
+95 % bound (Clopper and Pearson).
 
 * **proven**: scans in which a weight is called proven, though it was picked blindly among its own controls.
 * **false**: scans in which that is untrue of one: over all measured windows its KL is not above the floor, or not the

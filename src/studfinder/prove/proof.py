@@ -10,7 +10,7 @@ import numpy as np
 
 from studfinder.edits import matched_controls, null, zero
 from studfinder.models import LM
-from studfinder.prove.bench import ProofBench, EditSet
+from studfinder.prove.bench import EditSet, ProofBench
 from studfinder.prove.rule import CONTROLS, FLOOR, MOST
 from studfinder.prove.trial import Case, Trial
 from studfinder.records import Effect, Findings, Proof, SuperWeight

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from studfinder.prove.bench import ProofBench, EditSet
-from studfinder.prove.rule import CONTROLS, bounds, early, does_nothing, stands_out, still_open, verdict_of
+from studfinder.prove.bench import EditSet, ProofBench
+from studfinder.prove.rule import CONTROLS, bounds, does_nothing, early, stands_out, still_open, verdict_of
 from studfinder.records import Interval
 from studfinder.records.findings import Verdict
 
