@@ -7,8 +7,8 @@ Under the null a candidate is one more control. A simulated scan has ten candida
 were measured as matched controls of one super-weight candidate, and is held against 20 others of the same; the windows
 of the proof text are drawn anew, with replacement, in random order, the same for all. It then goes through the proof's
 own code (`studfinder.prove.trial`), with measured numbers in place of a model. A share of the set is drawn likewise,
-from the shares that matched controls have in a set that breaks the model, so that this test is never left out for the
-set's doing too little.
+from the shares that matched controls have in a set that breaks the model; or, where these were not measured, from what
+all of them do alone. This test is never left out for the set's doing too little.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from studfinder.prove.rule import FLOOR, LOOKS
+from studfinder.prove.rule import FLOOR, LOOKS, MOST
 from studfinder.prove.trial import Case, Trial
 
 HOME = Path(__file__).parent.parent / "docs" / "results"
@@ -30,7 +30,7 @@ POOL = 21
 """Weights a pool: a candidate and its controls."""
 
 
-def measure(name: str, dtype: str | None, numbers: list[int], windows: int) -> None:
+def measure(name: str, dtype: str | None, numbers: list[int], windows: int, cut: int) -> None:
     """KL by window of the matched controls of some of a model's candidates, each set to zero alone; then of those of
     the last, each in its place in the set. Written after each of these."""
     import studfinder as sf
@@ -42,7 +42,7 @@ def measure(name: str, dtype: str | None, numbers: list[int], windows: int) -> N
     findings = sf.scan(lm, prove=False)
     tested = findings.super_weights[:10]
     found = {(one.parameter, one.index) for one in findings.super_weights}
-    bench = Bench(lm, proof_windows(lm)[:windows], lambda done, total: None)
+    bench = Bench(lm, proof_windows(lm, count=cut)[:windows], lambda done, total: None)
     measured = {
         "model": findings.model.id,
         "dtype": findings.model.dtype,
@@ -99,9 +99,9 @@ def scan(
     """One simulated scan: of each slot a pool of weights (weights, windows), and of all the shares that weights have.
 
     Returns how many were called proven, how many of those wrongly (of all windows that are drawn from, the largest is
-    another, or it does not reach the floor), and how many controls were left though they stood in the way.
+    another, or it does not reach the floor), and how many controls were left that would have stood in the way of one.
     """
-    windows = chance.integers(0, len(tokens), len(tokens))
+    windows = chance.integers(0, len(tokens), looks[-1])
     size = tokens[windows]
     everything = size * 1.0
     sums, truth, cases = {"everything": everything}, {}, []
@@ -122,10 +122,10 @@ def scan(
             own = truth[slot][verdict == "proven-jointly"]
             told["proven"] += 1
             told["false"] += own[0] <= max(floor, *own[1:])
-        if case.against:
+        if verdict == "proven":
             low = Trial(bench, cases, "everything", floor).bounds(case.alone).low
-            ends = [sums[key].sum() / size.sum() for key in case.controls()[0] if len(bench.kl[key]) < len(size)]
-            told["left"] += sum(end >= low for end in ends)
+            left = [sums[key] for key in case.controls()[0] if len(bench.kl[key]) < len(size)]
+            told["left"] += sum(bool(one.sum() / size.sum() >= low) for one in left)
     return told
 
 
@@ -142,8 +142,10 @@ def rates(measured: dict, scans: int, *, floor: float, found: bool = True, scale
         rows = np.array([one["kl"] for one in pool["controls"] if found or not one["found"]])
         if scale is not None:
             rows *= scale * tokens.sum() / np.median(rows.sum(axis=1))
-        slots += [rows] * pool["slots"]
+        slots.append(rows)
     chance = np.random.default_rng(0)
+    slots = [slots[slot % len(slots)] for slot in range(MOST)]
+    shares = shares if len(shares) else np.concatenate(slots[: len(measured["pools"])])
     told = [scan(chance, slots, shares, tokens, floor, list(rounds)) for _ in range(scans)]
     row = {key: sum(bool(one[key]) for one in told) for key in ("proven", "false")}
     row["left"] = sum(one["left"] for one in told)
@@ -153,6 +155,37 @@ def rates(measured: dict, scans: int, *, floor: float, found: bool = True, scale
 def upper(hits: int, tries: int) -> float:
     """The upper 95 % bound of a share (Clopper and Pearson)."""
     return float(beta.ppf(0.95, hits + 1, tries - hits)) if hits < tries else 1.0
+
+
+TEXT = """# The proof when there is nothing to prove
+
+    python benchmarks/proof_null.py --measure smollm2 --dtype float32 --candidates 0 6 --cut 64 --windows 32
+    python benchmarks/proof_null.py
+
+Weights were measured as matched controls of super-weight candidates of {model} ({dtype}), each set to zero alone, on
+{windows} windows of the proof text ({tokens} scored tokens each; [the numbers](proof-null.json)). KL in nats a token:
+
+| matched to | weights | of them found by the scan | median | 9 of 10 below | largest |
+|---|---|---|---|---|---|
+{pools}
+
+Under the null a candidate is one more control. A simulated scan has ten candidates, the pools taking turns: each is a
+random weight of its pool, held against 20 others of it, and its share of the set is that of a random weight, held
+against the shares of 20 others. Windows are drawn anew, with replacement, and the proof's own
+code runs on the numbers. {scans:,} scans a row; "at most" is the upper 95 % bound (Clopper and Pearson).
+
+* **proven**: scans in which a weight is called proven, though it was picked blindly among its own controls.
+* **false**: scans in which that is untrue of one: over all measured windows its KL is not above the floor, or not the
+  largest.
+* **in the way**: controls, of all scans, that were left early and stood in the way of a weight called proven.
+
+| rule | controls | looks | proven | false | in the way |
+|---|---|---|---|---|---|
+{rows}
+
+{remark}
+"""
+REMARK = """TO BE WRITTEN"""
 
 
 VARIANTS = {
@@ -167,7 +200,7 @@ def page(measured: dict, scans: int) -> str:
     pools = [
         f"| {pool['candidate']} | {len(pool['controls'])} | {sum(one['found'] for one in pool['controls'])} | "
         + " | ".join(f"{value:.2g}" for value in np.quantile(_values(pool, measured), (0.5, 0.9, 1.0)))
-        + f" | {pool['slots']} |"
+        + " |"
         for pool in measured["pools"]
     ]
     rows = []
@@ -184,6 +217,7 @@ def page(measured: dict, scans: int) -> str:
         pools="\n".join(pools),
         rows="\n".join(rows),
         scans=scans,
+        remark=REMARK,
         windows=len(measured["tokens"]),
         tokens=measured["tokens"][0],
         **{key: measured[key] for key in ("model", "dtype")},
@@ -199,12 +233,14 @@ def main() -> None:
     parser.add_argument("--measure", metavar="MODEL")
     parser.add_argument("--dtype")
     parser.add_argument("--candidates", type=int, nargs="+", default=list(range(10)), help="by score, from 0")
-    parser.add_argument("--windows", type=int, default=64, help="of the proof text, to measure on")
+    parser.add_argument("--cut", type=int, default=16, help="windows that the proof text is cut into")
+    parser.add_argument("--windows", type=int, default=16, help="how many of them to measure on")
     parser.add_argument("--scans", type=int, default=10_000)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows)
-        return
+        measure(arguments.measure, arguments.dtype, arguments.candidates, arguments.windows, arguments.cut)
+    else:
+        PAGE.write_text(page(json.loads(MEASURED.read_text()), arguments.scans))
 
 
 if __name__ == "__main__":
