@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from architected import PARTS, TYPES, built
 from patching import difference, traces
 from studfinder.edits import Weights, entry, neuron, null, scale, zero
-from studfinder.measures import effects_of
+from studfinder.measures import effects_of, log_likelihoods
 from studfinder.models import LM, content_hash, load
 from studfinder.models.carried import is_carried
 from studfinder.models.measured import _measured
@@ -107,6 +107,14 @@ def test_generating_editing_and_nulls_are_the_same(tmp_path) -> None:
     # A null edit is one of what is stored: its neighbours are those in bfloat16.
     ours, theirs = (effects_of(one, WINDOWS, [null(zero(every))]) for one in (lm, whole))
     assert ours.kl.sum() > 5 * theirs.kl.sum()
+
+
+def test_likelihoods_are_the_same_whatever_else_runs_side_by_side(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    whole, lm = both(written("llama", tmp_path))
+    requests = [(window[:9], window[9 : 12 + row]) for row, window in enumerate(WINDOWS * 3)]
+    ours, theirs = (log_likelihoods(one, requests, batch_tokens=16) for one in (lm, whole))
+    assert ours == theirs
 
 
 def test_a_gradient_is_the_same_and_keeps_no_cast_matrix(tmp_path) -> None:

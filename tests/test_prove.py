@@ -16,7 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of, perplexity
 from studfinder.models import content_hash
 from studfinder.prove import LOOKS, prove
-from studfinder.prove.rule import bounds, silent, still_open, verdict_of
+from studfinder.prove.rule import bounds, does_nothing, still_open, verdict_of
 from studfinder.prove.trial import Case, Trial
 from studfinder.records import Findings, Interval
 from studfinder.report import print_candidates
@@ -115,11 +115,11 @@ def test_controls_are_left_when_a_bound_allows(controls: dict[str, float], left:
 
 
 def test_what_could_still_matter_is_not_silent() -> None:
-    assert silent(sums(0.001, 4), TOKENS, 0.01, tested=10)
-    assert not silent(sums(0.0095, 4), TOKENS, 0.01, tested=10)
-    assert not silent(sums(0.004, 4, spread=1.0), TOKENS, 0.01, tested=10)  # its windows differ too much to say
-    assert silent(sums(0.004, 16, spread=1.0), TOKENS, 0.01, tested=10)
-    assert not silent(np.full(4, np.nan), TOKENS, 0.01, tested=10)
+    assert does_nothing(sums(0.001, 4), TOKENS, 0.01, tested=10)
+    assert not does_nothing(sums(0.0095, 4), TOKENS, 0.01, tested=10)
+    assert not does_nothing(sums(0.004, 4, spread=1.0), TOKENS, 0.01, tested=10)  # its windows differ too much to say
+    assert does_nothing(sums(0.004, 16, spread=1.0), TOKENS, 0.01, tested=10)
+    assert not does_nothing(np.full(4, np.nan), TOKENS, 0.01, tested=10)
 
 
 class Numbers:

@@ -64,7 +64,7 @@ _Progress = Callable[[int], Any]
 
 
 def _by_block(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
-    """All prompts through one block, then through the next: what a detector reads of a layer it reads of all of them."""
+    """All prompts through one block, then through the next: what a detector reads of a layer it reads of all."""
     lm, prompts, told = blocks.lm, sum(len(batch.prompts) for batch in part), 0
     given = [blocks.begin(batch, masked=bool(bidirectional(lm)) or None) for batch in part]
     states: list[State] = [()] * len(part)
@@ -94,7 +94,11 @@ def _in_one_go(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _
             # Padding is on the right, where a causal model's real tokens cannot see it.
             mask = batch.mask_BT.long().to(lm.device) if ahead and batch.mask_BT is not None else None
             inputs = {"input_ids": batch.input_ids_BT.to(lm.device), "attention_mask": mask, **options}
-            (output,) = queue.reading([batch], lambda _number, inputs=inputs: lm.model(**inputs))
+
+            def run(_number: int, inputs: dict[str, Any] = inputs) -> Any:
+                return lm.model(**inputs)
+
+            (output,) = queue.reading([batch], run)
             finite &= bool(torch.isfinite(output.logits).all())
             progress(len(batch.prompts))
     return finite

@@ -42,7 +42,7 @@ def early(tested: int) -> int:
     return tested * (len(LOOKS) - 1)
 
 
-def silent(sums: np.ndarray, tokens: np.ndarray, floor: float, tested: int) -> bool:
+def does_nothing(sums: np.ndarray, tokens: np.ndarray, floor: float, tested: int) -> bool:
     """Whether a change does nothing that matters, at an early look."""
     return bounds(sums, tokens, early(tested)).high < floor
 
