@@ -14,7 +14,7 @@ from studfinder.models import LM
 from studfinder.passes.forks import is_hooked
 from studfinder.patches import Journal
 
-WORDS = 4096
+VOCABULARY_PIECE = 4096
 """Words of the vocabulary whose logits are made at a time: a large tensor costs the system more than to fill it."""
 
 
@@ -39,8 +39,8 @@ class Head:
             yield self(hidden_NC)
             return
         hidden_NC = hidden_NC.to(matrix.weight.device)
-        for start in range(0, len(matrix.weight), WORDS):
-            words = slice(start, start + WORDS)
+        for start in range(0, len(matrix.weight), VOCABULARY_PIECE):
+            words = slice(start, start + VOCABULARY_PIECE)
             bias = None if matrix.bias is None else matrix.bias[words]
             yield self._finished(F.linear(hidden_NC, matrix.weight[words], bias))
 
