@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from studfinder.passes.head import VOCABULARY_PIECE
+from studfinder.passes.head import WORDS_AT_ONCE
 
 _IN_CACHE = 1 << 19
 """Logits that are worked on at a time on a CPU: 2 MB in fp32."""
@@ -62,7 +62,7 @@ class Clean:
 
 def _cut(pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """What comes in larger pieces is cut like the rest: of two models' logits one may."""
-    return (part for piece in pieces for part in piece.split(VOCABULARY_PIECE, dim=1))
+    return (part for piece in pieces for part in piece.split(WORDS_AT_ONCE, dim=1))
 
 
 def _parts(logits_TW: torch.Tensor) -> Iterator[slice]:

@@ -14,17 +14,19 @@ from studfinder.models import LM
 from studfinder.passes.forks import is_hooked
 from studfinder.patches import Journal
 
-VOCABULARY_PIECE = 4096
+WORDS_AT_ONCE = 4096
 """Words of the vocabulary whose logits are made at a time: a large tensor costs the system more than to fill it."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output matrix, with what the config says of scaling and soft capping."""
+    """The output matrix, with what the config says of scaling and soft capping, in the dtype of the model's own logits:
+    some cap in fp32."""
 
     matrix: nn.Module
     scale: float
     cap: float | None
+    dtype: torch.dtype
 
     def __call__(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """Logits (N,V)."""
@@ -39,12 +41,13 @@ class Head:
             yield self(hidden_NC)
             return
         hidden_NC = hidden_NC.to(matrix.weight.device)
-        for start in range(0, len(matrix.weight), VOCABULARY_PIECE):
-            words = slice(start, start + VOCABULARY_PIECE)
+        for start in range(0, len(matrix.weight), WORDS_AT_ONCE):
+            words = slice(start, start + WORDS_AT_ONCE)
             bias = None if matrix.bias is None else matrix.bias[words]
             yield self._finished(F.linear(hidden_NC, matrix.weight[words], bias))
 
     def _finished(self, logits_NW: torch.Tensor) -> torch.Tensor:
+        logits_NW = logits_NW.to(self.dtype)
         if self.scale != 1.0:
             logits_NW = logits_NW * self.scale
         return logits_NW if self.cap is None else torch.tanh(logits_NW / self.cap) * self.cap
@@ -63,7 +66,6 @@ def head_of(lm: LM) -> Head | None:
         return None
     config = lm.model.config.get_text_config(decoder=True)
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    head = Head(matrix, scale, getattr(config, "final_logit_softcapping", None))
     ids = torch.arange(4, device=lm.device)[None] % lm.anatomy.vocabulary
     # A mask, so that ids which happen to be padding are read like any other.
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
@@ -71,10 +73,12 @@ def head_of(lm: LM) -> Head | None:
     with torch.no_grad():
         with Journal(lm.model) as journal:
             journal.hook(matrix, lambda _module, args: given.append(args[0]), before=True)
-            own = lm.model(**options).logits[0].float()
+            own = lm.model(**options).logits[0]
         if len(given) != 1 or given[0].dim() != 3:
             return None
-        ours = head(given[0][0]).float()
+        cap = getattr(config, "final_logit_softcapping", None)
+        head = Head(matrix, scale, cap, own.dtype)
+        ours, own = head(given[0][0]).float(), own.float()
     tolerance = 4 * torch.finfo(lm.dtype).eps * float(own.nan_to_num().abs().max())
     same = ours.shape == own.shape and torch.allclose(ours, own.to(ours.device), 0, tolerance, equal_nan=True)
     return head if same else None
