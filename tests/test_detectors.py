@@ -300,10 +300,10 @@ def test_detectors_of_two_halves_merge_into_that_of_the_whole(architecture):
 
 def run(lm: LM, some, watching) -> None:
     """Observe by hand, each event at once: batches keep the numbers of their prompts."""
-    read: dict[type, list] = {}
+    batch, read = None, {}
     for detector in watching:
         for event, reader in detector.readers.items():
-            read.setdefault(event, []).append(lambda event, reader=reader: reader([event]))
+            read.setdefault(event, []).append(lambda event, reader=reader: reader([(batch, event)]))
     with torch.no_grad(), tapped(lm, read=read):
         for batch in some:
             for detector in watching:

@@ -64,7 +64,7 @@ def test_kurtosis_of_a_gaussian_is_three():
 
     torch.manual_seed(0)
     moments = Moments()
-    moments._blocks([BlockOutput(0, torch.randn(4, 64, 2048))])
+    moments._blocks([(None, BlockOutput(0, torch.randn(4, 64, 2048)))])
     assert moments.kurtosis == pytest.approx(3, abs=0.02)
     assert moments.paper_kurtosis == pytest.approx(3, abs=0.02)
 

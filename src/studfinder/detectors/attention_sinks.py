@@ -7,16 +7,18 @@ that spreads evenly over T = 64 tokens has alpha = 0.07.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from studfinder.detectors.detector import Detector, stacked
+from studfinder.detectors.detector import Detector, by_place, stacked
 from studfinder.models import LM
 from studfinder.records import AttentionSink, ModelCard, Thresholds
 from studfinder.sites import AttentionCall
+from studfinder.texts import Batch
 
 _CHUNK = 256
 """Query positions whose scores are held at once."""
@@ -34,19 +36,17 @@ class AttentionSinks(Detector):
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {AttentionCall: self._read}
 
-    def _read(self, events: list[AttentionCall]) -> None:
-        lengths = torch.tensor(self.batch.lengths).clamp_max(self.at.sink_tokens)
-        usable = lengths > 1
-        if not bool(usable.any()):
-            return
-        for event in events:
-            if not event.comparable:
-                continue
-            alpha_BH = first_token_attention(event, lengths).cpu().double()[usable]
-            if event.layer not in self.totals:
-                self.totals[event.layer] = torch.zeros(alpha_BH.shape[1], dtype=torch.float64)
-            self.totals[event.layer] += alpha_BH.sum(dim=0)
-            self.counts[event.layer] = self.counts.get(event.layer, 0) + int(usable.sum())
+    def _read(self, seen: list[tuple[Batch, AttentionCall]]) -> None:
+        for group in by_place(seen, "layer"):
+            for event, lengths in _together(group, self.at.sink_tokens):
+                usable = lengths > 1
+                if not event.comparable or not bool(usable.any()):
+                    continue
+                alpha_BH = first_token_attention(event, lengths).cpu().double()[usable]
+                if event.layer not in self.totals:
+                    self.totals[event.layer] = torch.zeros(alpha_BH.shape[1], dtype=torch.float64)
+                self.totals[event.layer] += alpha_BH.sum(dim=0)
+                self.counts[event.layer] = self.counts.get(event.layer, 0) + len(alpha_BH)
 
     def merge(self, other: AttentionSinks) -> None:
         super().merge(other)
@@ -87,6 +87,24 @@ class AttentionSinks(Detector):
 
     def nonfinite(self) -> list[str]:
         return [f"attention[{layer}]" for layer, total in self.totals.items() if not torch.isfinite(total).all()]
+
+
+def _together(group: list[tuple[Batch, AttentionCall]], tokens: int) -> Iterator[tuple[AttentionCall, torch.Tensor]]:
+    """Calls of one layer with as many tokens that count, as one: the first tokens are all that a causal one needs. The
+    others as they are, each with how many tokens of its rows count."""
+    alike: dict[int, list[AttentionCall]] = {}
+    for batch, event in group:
+        lengths = torch.tensor(batch.lengths).clamp_max(tokens)
+        if event.causal and event.mask is None and int(lengths.min()) == int(lengths.max()):
+            alike.setdefault(int(lengths[0]), []).append(event)
+        else:
+            yield event, lengths
+    for length, events in alike.items():
+        query_BHTD, key_BGSD = (
+            torch.cat([getattr(event, name)[:, :, :length] for event in events]) for name in ("query_BHTD", "key_BGSD")
+        )
+        one = replace(events[0], query_BHTD=query_BHTD, key_BGSD=key_BGSD)
+        yield one, torch.full((len(query_BHTD),), length)
 
 
 def first_token_attention(event: AttentionCall, lengths_B: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -38,21 +38,17 @@ class Detector:
         at: when a number stands out.
     """
 
-    batch: Batch
-    """What is running."""
-
     def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
         self.lm, self.at = lm, at or Thresholds()
         self.prompts: dict[int, list[int]] = {}  # token ids of what was seen
 
     def begin(self, batch: Batch) -> None:
-        """Told the batch that is about to run."""
-        self.batch = batch
+        """Told a batch that is about to run."""
         self.prompts |= batch.ids
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
-        """By kind of event, a function that reads a list of them, all of one forward pass."""
+        """By kind of event, a function that reads a list of them, each with the batch that ran."""
         raise NotImplementedError
 
     def merge(self, other: Any) -> None:
@@ -74,6 +70,14 @@ class Detector:
     def nonfinite(self) -> Sequence[str]:
         """Sites where inf or NaN appeared."""
         return ()
+
+
+def by_place(seen: Iterable[tuple[Batch, Any]], *names: str) -> list[list[tuple[Batch, Any]]]:
+    """Events that are alike in some attributes, together: of one layer, say."""
+    groups: dict[Any, list[tuple[Batch, Any]]] = {}
+    for batch, event in seen:
+        groups.setdefault(tuple(getattr(event, name) for name in names), []).append((batch, event))
+    return list(groups.values())
 
 
 def stacked(layers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from studfinder.detectors.detector import Detector
+from studfinder.detectors.detector import Detector, by_place
 from studfinder.models import LM
 from studfinder.records import MassiveActivation, ModelCard, Thresholds
 from studfinder.sites import BlockOutput
@@ -34,28 +34,18 @@ class MassiveActivations(Detector):
     def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
         super().__init__(lm, at)
         self.layers = {layer: _Layer(TopK(KEPT), AbsHistogram()) for layer in range(-1, len(lm.anatomy.layers))}
-        self._rows: torch.Tensor | None = None
-        self._where = torch.empty(0, 2, dtype=torch.long)
-
-    def begin(self, batch: Batch) -> None:
-        super().begin(batch)
-        self._rows = batch.real_N
-        flat = self._rows if self._rows is not None else torch.arange(batch.input_ids_BT.numel())
-        self._where = batch.where(flat)
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {BlockOutput: self._read}
 
-    def _read(self, events: list[BlockOutput]) -> None:
-        for event in events:
-            hidden_NC = event.hidden_BTC.reshape(-1, event.hidden_BTC.shape[-1])
-            if self._rows is not None:
-                hidden_NC = hidden_NC[self._rows.to(hidden_NC.device)]
-            layer = self.layers[event.layer]
-            bits = magnitude_bits(hidden_NC)
-            layer.top.add(hidden_NC, self._where, bits)
-            layer.magnitudes.add_bits(bits)
+    def _read(self, seen: list[tuple[Batch, BlockOutput]]) -> None:
+        for group in by_place(seen, "layer"):
+            layer = self.layers[group[0][1].layer]
+            hidden_NC = torch.cat([batch.real(event.hidden_BTC.flatten(0, 1)) for batch, event in group])
+            bits_NC = magnitude_bits(hidden_NC)
+            layer.top.add(hidden_NC, torch.cat([batch.places_N2 for batch, _ in group]), bits_NC)
+            layer.magnitudes.add_bits(bits_NC)
 
     def merge(self, other: MassiveActivations) -> None:
         super().merge(other)

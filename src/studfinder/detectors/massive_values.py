@@ -20,6 +20,7 @@ from studfinder.records import MassiveValue, MassiveValueSummary, ModelCard, Thr
 from studfinder.records.findings import QKV
 from studfinder.sites import AttentionCall
 from studfinder.stats import SumOfSquares
+from studfinder.texts import Batch
 
 _NULL_DRAWS = 999
 
@@ -40,18 +41,16 @@ class MassiveValues(Detector):
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {AttentionCall: self._read}
 
-    def _read(self, events: list[AttentionCall]) -> None:
-        for event in events:
+    def _read(self, seen: list[tuple[Batch, AttentionCall]]) -> None:
+        for batch, event in seen:
             new = event.query_BHTD.shape[2]  # with a cache, keys hold history that was counted before
             tensors = (event.query_BHTD, event.key_BGSD[:, :, -new:], event.value_BGSD[:, :, -new:])
-            for name, tensor in zip(QKV, tensors, strict=True):
-                self.sums.setdefault((name, event.layer), SumOfSquares()).add(self._squares(tensor))
-
-    def _squares(self, tensor_BHTD: torch.Tensor) -> torch.Tensor:
-        values = tensor_BHTD.float()
-        if self.batch.mask_BT is not None:
-            values = values * self.batch.mask_BT[:, None, :, None].to(values.device)
-        return values.square().sum(dim=(0, 2))
+            for name, tensor_BHTD in zip(QKV, tensors, strict=True):
+                values = tensor_BHTD.float()
+                if batch.mask_BT is not None:
+                    values = values * batch.mask_BT[:, None, :, None].to(values.device)
+                squares_HD = values.square().sum(dim=(0, 2))
+                self.sums.setdefault((name, event.layer), SumOfSquares()).add(squares_HD)
 
     def merge(self, other: MassiveValues) -> None:
         super().merge(other)

@@ -16,18 +16,20 @@ others: what happens at a first token is a regime of its own and would hide the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from studfinder.detectors.detector import Detector
+from studfinder.detectors.detector import Detector, by_place
 from studfinder.models import LM, CheckpointFiles, MatrixRef, matrix
 from studfinder.records import ModelCard, SuperWeight, Thresholds
 from studfinder.sites import WriterCall
 from studfinder.stats import INF, AbsHistogram, magnitude_bits, to_bits
-from studfinder.texts import token_text
+from studfinder.texts import Batch, token_text
 
 _ROWS = 16
 """Output channels remembered for each matrix and token class."""
@@ -101,36 +103,49 @@ class SuperWeights(Detector):
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {WriterCall: self._read}
 
-    def _read(self, events: list[WriterCall]) -> None:
-        for event in events:
-            x_NF, y_NC, flat = self._real(event)
-            if not y_NC.numel():
+    def _read(self, seen: list[tuple[Batch, WriterCall]]) -> None:
+        for group in by_place(seen, "layer", "writer", "call"):
+            event = group[0][1]
+            real = [one for one in map(_real, *zip(*group, strict=True)) if one[1].numel()]
+            if not real:
                 continue
             self.reached.add((event.layer, event.writer))
             if event.call > 1:
                 self._repeated.add(event.ref.parameter)
-            y_bits = magnitude_bits(y_NC)
-            if int(y_bits.max()) >= INF:
-                self.overflowed.add(f"down_proj.output[{event.layer}]")
-                y_bits = y_bits.where(y_bits < INF, 0)
+            inputs, outputs, places = zip(*real, strict=True)
+            y_NC, place_N2 = torch.cat(outputs), torch.cat(places)
+            y_bits_NC = magnitude_bits(y_NC)
             # The median is only a scale: some forty tokens of each call give it as well as all would.
-            self.magnitudes[event.layer].add_bits(y_bits[:: max(1, len(y_bits) // 40)])
-            self._trace(event.layer, x_NF, magnitude_bits(x_NF), flat)
-            for kind, tokens in enumerate(self._classes(flat)):
-                if tokens is not None:
-                    self._peaks(event, kind, tokens, x_NF, y_NC, y_bits, flat)
+            some = [bits[:: max(1, len(bits) // 40)] for bits in y_bits_NC.split(list(map(len, outputs)))]
+            self._trace(event.layer, inputs, place_N2)
+            first_N = place_N2[:, 1] == 0
+            if int(y_bits_NC.max()) >= INF:
+                self.overflowed.add(f"down_proj.output[{event.layer}]")
+                y_bits_NC.masked_fill_(y_bits_NC >= INF, 0)
+            self.magnitudes[event.layer].add_bits(torch.cat(some))
+            firsts = first_N.nonzero()[:, 0].to(y_NC.device)
+            first_bits_KC = y_bits_NC[firsts]
+            y_bits_NC[firsts] = 0
+            if len(firsts):
+                self._peaks(event, 0, firsts, inputs, y_NC, first_bits_KC, place_N2)
+            if len(firsts) < len(place_N2):
+                self._peaks(event, 1, None, inputs, y_NC, y_bits_NC, place_N2)
 
-    def _trace(self, layer: int, x_NF: torch.Tensor, bits: torch.Tensor, flat: torch.Tensor) -> None:
-        peak = int(bits.max())
-        if peak >= INF:
+    def _trace(self, layer: int, inputs: Sequence[torch.Tensor], place_N2: torch.Tensor) -> None:
+        """Remember the largest input."""
+        ends = torch.stack([end for x_NF in inputs for end in x_NF.aminmax()])
+        peaks = magnitude_bits(ends).view(-1, 2).amax(dim=1).tolist()
+        if max(peaks) >= INF:
             self.overflowed.add(f"down_proj.input[{layer}]")
-            bits = bits.where(bits < INF, 0)
-            peak = int(bits.max())
-        if peak < self.input_spikes[layer].bits:
-            return
-        row, channel = divmod(int(bits.argmax()), bits.shape[1])
-        prompt, position = self.batch.where(flat[row : row + 1])[0].tolist()
-        found = Spike(float(x_NF[row, channel]), prompt, position, channel, peak)
+            finite = [bits.where(bits < INF, 0) for bits in map(magnitude_bits, inputs)]
+            peaks = [int(bits.max()) for bits in finite]
+        which = peaks.index(max(peaks))
+        bits_NF = magnitude_bits(inputs[which])
+        bits_NF = bits_NF.where(bits_NF < INF, 0)
+        row = int(bits_NF.amax(dim=1).argmax())
+        channel = int(bits_NF[row].argmax())
+        prompt, position = place_N2[sum(map(len, inputs[:which])) + row].tolist()
+        found = Spike(float(inputs[which][row, channel]), prompt, position, channel, peaks[which])
         self.input_spikes[layer] = min(self.input_spikes[layer], found, key=lambda spike: spike.order)
 
     @property
@@ -139,30 +154,18 @@ class SuperWeights(Detector):
         largest = [min(peaks.items(), key=lambda item: (item[1].order, item[0]), default=None) for peaks in self.peaks]
         return [Spike() if found is None else found[1] for found in largest]
 
-    def _classes(self, flat: torch.Tensor) -> Iterator[torch.Tensor | slice | None]:
-        """Which rows are first tokens, and which are others; None where there are none."""
-        width = self.batch.input_ids_BT.shape[1]
-        if len(flat) == width and len(self.batch.prompts) == 1:  # one whole prompt: slices cost nothing
-            yield slice(0, 1)
-            yield slice(1, width) if width > 1 else None
-            return
-        first = flat % width == 0
-        for mask in (first, ~first):
-            yield mask.nonzero()[:, 0] if bool(mask.any()) else None
-
     def _peaks(
         self,
         event: WriterCall,
         kind: int,
-        tokens: torch.Tensor | slice,
-        x_NF: torch.Tensor,
+        tokens: torch.Tensor | None,
+        inputs: Sequence[torch.Tensor],
         y_NC: torch.Tensor,
-        y_bits: torch.Tensor,
-        flat: torch.Tensor,
+        bits_KC: torch.Tensor,
+        place_N2: torch.Tensor,
     ) -> None:
-        """Remember the channels whose largest output, among these tokens, beats what was seen before."""
-        bits = y_bits[tokens]
-        here = bits.amax(dim=0)
+        """Remember the channels whose largest output, among some tokens, beats what was seen before."""
+        here = bits_KC.amax(dim=0)
         place = (event.layer, event.writer, event.call, kind)
         before = self._best.get(place)
         if before is None:
@@ -174,18 +177,18 @@ class SuperWeights(Detector):
         if not len(rows):
             return
         self._best[place] = _Best.of(before.bits_C.index_copy(0, rows, here[rows]), before.least)
-        token = bits[:, rows].argmax(dim=0)
-        token = token + tokens.start if isinstance(tokens, slice) else tokens.to(token.device)[token]
+        token = bits_KC[:, rows].argmax(dim=0)
+        token = token if tokens is None else tokens[token]
         with matrix(self.lm, event.ref) as weight_CF:
             if weight_CF is None:
                 self.unreadable.add(event.ref.parameter)
                 return
-            inputs_SF = x_NF[token].float()
+            inputs_SF = _rows(inputs, token.tolist()).float()
             weights_SF = weight_CF[rows.to(weight_CF.device)].to(inputs_SF.device).float()
             terms_SF = inputs_SF * weights_SF
             cols = terms_SF.abs().topk(min(TERMS, terms_SF.shape[1]), dim=1).indices
             largest = [tensor.gather(1, cols).tolist() for tensor in (terms_SF, weights_SF, inputs_SF)]
-        values, where = y_NC[token, rows].float().tolist(), self.batch.where(flat[token.cpu()]).tolist()
+        values, where = y_NC[token, rows].float().tolist(), place_N2[token.cpu()].tolist()
         columns = zip(values, where, rows.tolist(), here[rows].tolist(), cols.tolist(), *largest, strict=True)
         for value, (prompt, position), row, bits, *terms in columns:
             peak = _Peak(value, prompt, position, row, bits, *map(tuple, terms))
@@ -195,22 +198,6 @@ class SuperWeights(Detector):
         held = self.peaks[layer].get(place)
         if held is None or peak.order < held.order:
             self.peaks[layer][place] = peak
-
-    def _real(self, event: WriterCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Input, output and flat index of the real tokens that the matrix saw."""
-        x_NF, y_NC = event.input_NF, event.output_NC
-        if event.token_N is None:
-            real = self.batch.real_N
-            if real is None:
-                return x_NF, y_NC, torch.arange(x_NF.shape[0])
-            on_device = real.to(x_NF.device)
-            return x_NF[on_device], y_NC[on_device], real
-        flat = event.token_N.cpu()
-        if self.batch.mask_BT is None:
-            return x_NF, y_NC, flat
-        keep = self.batch.mask_BT.flatten()[flat]
-        on_device = keep.to(x_NF.device)
-        return x_NF[on_device], y_NC[on_device], flat[keep]
 
     def merge(self, other: SuperWeights) -> None:
         super().merge(other)
@@ -332,6 +319,26 @@ class SuperWeights(Detector):
                 break
             running, members = running + share, members + 1
         return [running if which < members else 0.0 for which in range(len(shares))]
+
+
+def _real(batch: Batch, event: WriterCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input, output and (prompt, position) of the real tokens that the matrix saw."""
+    x_NF, y_NC = event.input_NF, event.output_NC
+    if event.token_N is None:
+        return batch.real(x_NF), batch.real(y_NC), batch.places_N2
+    flat = event.token_N.cpu()
+    if batch.mask_BT is None:
+        return x_NF, y_NC, batch.where(flat)
+    keep = batch.mask_BT.flatten()[flat]
+    on_device = keep.to(x_NF.device)
+    return x_NF[on_device], y_NC[on_device], batch.where(flat[keep])
+
+
+def _rows(parts: Sequence[torch.Tensor], numbers: Sequence[int]) -> torch.Tensor:
+    """Some rows of matrices one below the other, which are not put together for so few."""
+    ends = list(accumulate(map(len, parts)))
+    found = [(bisect_right(ends, number), number) for number in numbers]
+    return torch.stack([parts[part][number - ends[part]] for part, number in found])  # counted from the end
 
 
 def expert_name(layer: int, ref: MatrixRef) -> str:

@@ -3,7 +3,7 @@
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.gradients import Gradients, gradients
 from studfinder.passes.objectives import NO_LABEL, Objective, likelihood, sampled_likelihood
-from studfinder.passes.streams import BlockRuns, Ends, Stream, carry
+from studfinder.passes.streams import BlockRuns, Ends, Stream, carry, in_parts
 
 __all__ = [
     "NO_LABEL",
@@ -17,6 +17,7 @@ __all__ = [
     "Stream",
     "carry",
     "gradients",
+    "in_parts",
     "likelihood",
     "sampled_likelihood",
 ]

@@ -34,9 +34,10 @@ class TopK:
         if values_NC.numel() == 0:
             return
         bits = magnitude_bits(values_NC) if bits_NC is None else bits_NC
-        floor = max(1, self._floor(bits))
         # Rows first: one cheap reduction leaves only the few rows that can matter.
-        rows = (bits.amax(dim=1) >= floor).nonzero()[:, 0]
+        most_N = bits.amax(dim=1)
+        floor = max(1, self._floor(bits, most_N))
+        rows = (most_N >= floor).nonzero()[:, 0]
         if not len(rows):
             return
         block = bits[rows]
@@ -50,12 +51,13 @@ class TopK:
         """Take in another stream's entries. The result equals one made of both streams, exactly."""
         self._keep(other.entries)
 
-    def _floor(self, bits: torch.Tensor) -> int:
-        """The bits below which no entry can be among the k."""
+    def _floor(self, bits: torch.Tensor, most_N: torch.Tensor) -> int:
+        """Bits below which no entry can be among the k."""
         if len(self.entries) == self.k:
             return to_bits(abs(self.entries[-1][0]))
-        finite = bits.flatten()
-        finite = finite.where(finite < INF, 0)
+        # The k-th largest of the rows' largest is no larger than that of all.
+        among = most_N if len(most_N) >= self.k and int(most_N.max()) < INF else bits.flatten()
+        finite = among.where(among < INF, 0)
         return int(finite.topk(min(self.k, finite.numel())).values[-1])
 
     def _keep(self, more: list[_Entry]) -> None:

@@ -38,6 +38,15 @@ class Batch:
         """Flat indices (b * T + t) of the real tokens; None when all are."""
         return None if self.mask_BT is None else self.mask_BT.flatten().nonzero()[:, 0]
 
+    @cached_property
+    def places_N2(self) -> torch.Tensor:
+        """(prompt, position) of the real tokens."""
+        return self.where(torch.arange(self.input_ids_BT.numel()) if self.real_N is None else self.real_N)
+
+    def real(self, tensor_NX: torch.Tensor) -> torch.Tensor:
+        """The rows of the real tokens, of a tensor with one for each token."""
+        return tensor_NX if self.real_N is None else tensor_NX[self.real_N.to(tensor_NX.device)]
+
     @property
     def ids(self) -> dict[int, list[int]]:
         """The real token ids of each prompt."""

@@ -55,8 +55,8 @@ class Moments(Detector):
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
         return {BlockOutput: self._blocks, PartOutput: self._parts}
 
-    def _blocks(self, events: list[BlockOutput]) -> None:
-        for event in events:
+    def _blocks(self, seen: list[tuple[Batch, BlockOutput]]) -> None:
+        for _, event in seen:
             if event.layer < 0:
                 continue
             hidden_BTC = event.hidden_BTC.float()
@@ -67,8 +67,8 @@ class Moments(Detector):
             self.tails[event.layer].add(squares.square().mean(dim=-1) / spread)
             self._paper(f"block {event.layer}", hidden_BTC)
 
-    def _parts(self, events: list[PartOutput]) -> None:
-        for event in events:
+    def _parts(self, seen: list[tuple[Batch, PartOutput]]) -> None:
+        for _, event in seen:
             self._paper(event.name, event.output.float())
 
     def _paper(self, name: str, tensor: torch.Tensor) -> None:
