@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,13 +63,15 @@ class Blocks:
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         by_layer = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
-        with quiet(lm), uncompiled():
-            self.head = head_of(lm)
         known = _KNOWN.get(lm.model)
         key = tuple(map(id, by_layer))
-        if known is None or known[0] != key:
-            with quiet(lm), uncompiled(), torch.inference_mode(False), torch.no_grad():
-                known = _KNOWN[lm.model] = (key, *_rehearsed(lm, by_layer))
+        with quiet(lm), uncompiled(), Journal(lm.model) as journal:
+            for module in lm.model.modules():  # a few keep something of the last pass in their attributes
+                journal.then(partial(_put_back, module, dict(vars(module))))
+            self.head = head_of(lm)
+            if known is None or known[0] != key:
+                with torch.inference_mode(False), torch.no_grad():
+                    known = _KNOWN[lm.model] = (key, *_rehearsed(lm, by_layer))
         _, self.layers, self._interface = known
         self.modules = [by_layer[layer] for layer in self.layers]
 
@@ -231,6 +234,13 @@ class _Left:
 def _shared(args: tuple, kwargs: dict[str, Any]) -> list[Any]:
     """Keys and values that later blocks read again, say."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, MutableMapping)]
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
+    now = vars(module)
+    if now.keys() != attributes.keys() or any(now[name] is not one for name, one in attributes.items()):
+        now.clear()
+        now.update(attributes)
 
 
 class _Enough(Exception):
