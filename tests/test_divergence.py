@@ -9,13 +9,13 @@ import torch
 from studfinder.edits import Weights, edited, scale
 from studfinder.measures import compare, effects_of
 from studfinder.measures.divergence import Clean
-from studfinder.passes.head import WORDS
+from studfinder.passes.head import WORDS_AT_ONCE
 from studfinder.studies import Divergence, Original
 from tiny import tiny
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("width", "piece"), [(7, 7), (60_000, 60_000), (60_000, WORDS)])
+@pytest.mark.parametrize(("width", "piece"), [(7, 7), (60_000, 60_000), (60_000, WORDS_AT_ONCE)])
 def test_it_is_the_formula_in_fp64(dtype, width, piece):
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(20, width, generator=generator) for _ in range(2))
