@@ -305,7 +305,7 @@ def run(lm: LM, some, watching) -> None:
         for event, reader in detector.readers.items():
             read.setdefault(event, []).append(lambda event, reader=reader: reader([(batch, event)]))
     with torch.no_grad(), tapped(lm, read=read):
-        for batch in some:  # noqa: B007
+        for batch in some:
             for detector in watching:
                 detector.begin(batch)
             lm.model(input_ids=batch.input_ids_BT, use_cache=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ _Progress = Callable[[int], Any]
 
 
 def _by_block(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
-    """All prompts through one block, then through the next: what a detector reads of a layer it reads of all of them."""
+    """All prompts through one block, then through the next: a detector reads a layer of all of them at once."""
     blocks, prompts, told = Blocks(lm), sum(len(batch.prompts) for batch in part), 0
     given = [blocks.begin(batch, masked=bool(bidirectional(lm)) or None) for batch in part]
     states: list[State] = [()] * len(part)
@@ -92,10 +93,14 @@ def _in_one_go(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress
             # Padding is on the right, where a causal model's real tokens cannot see it.
             mask = batch.mask_BT.long().to(lm.device) if ahead and batch.mask_BT is not None else None
             inputs = {"input_ids": batch.input_ids_BT.to(lm.device), "attention_mask": mask, **options}
-            (output,) = queue.reading([batch], lambda _number, inputs=inputs: lm.model(**inputs))
+            (output,) = queue.reading([batch], partial(_called, lm, inputs))
             finite &= bool(torch.isfinite(output.logits).all())
             progress(len(batch.prompts))
     return finite
+
+
+def _called(lm: LM, inputs: dict[str, Any], _number: int) -> Any:
+    return lm.model(**inputs)
 
 
 class _ChangedInPlace(Exception):

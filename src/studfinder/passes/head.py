@@ -28,7 +28,7 @@ class _Enough(Exception):
 class Head:
     """What turns what the output matrix is given (N,C) into logits (N,V)."""
 
-    matrix: nn.Module
+    matrix: Any
     scale: float
     cap: float | None
     plain: bool
