@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,14 +19,23 @@ from studfinder.passes import Ends, carry
 from studfinder.texts import Batch, batches
 from tried import apart, tokens
 
-FORTY = apart(40, ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "llama4_text", "gpt_oss"))
-"""The types that differ most in structure: those that every run of the tests tries."""
+_SLOW = {"axk2", "bailing_hybrid", "deepseek_v4", "glm5_next", "inkling2", "inkling_mm_model", "kimi_linear"}
+_SLOW |= {"muse_spark", "zaya"}
+_FIRST = ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "llama4_text", "gpt_oss")
+FORTY = [kind for kind in apart(49, _FIRST) if kind not in _SLOW]
+"""The types that differ most in structure, but for the slowest: those that every run of the tests tries."""
 
 DOWN, QUERY = "model.layers.2.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"
 
 
 def llama() -> LM:
     return load(built("llama"))
+
+
+@cache
+def loaded(kind: str) -> LM:
+    """A model of a type, for all tests that leave it as it is."""
+    return load(built(kind))
 
 
 def texts(lm: LM, *lengths: int) -> list[Batch]:
@@ -110,3 +120,96 @@ def drawn(lm: LM, kind: str, count: int) -> list[list[WeightEdit]]:
 def three(lm: LM) -> list[list[WeightEdit]]:
     """Streams that fork inside a block, at its beginning, and before all blocks."""
     return [[scaled(lm, name)] for name in (DOWN, QUERY, "model.embed_tokens.weight")]
+
+
+# --- models that are special -----------------------------------------------------------------------------------------
+
+
+def looped() -> LM:
+    """Layers 1 and 2 are one block."""
+    model = built("llama")
+    model.model.layers[2] = model.model.layers[1]
+    return load(model)
+
+
+def spoiling() -> LM:
+    """Blocks write into what they are given."""
+    model = built("llama")
+    for layer in model.model.layers:
+
+        def forward(hidden_states: torch.Tensor, *args: Any, _own: Any = layer.forward, **options: Any) -> torch.Tensor:
+            found = _own(hidden_states.clone(), *args, **options)
+            hidden_states.zero_()
+            return found
+
+        layer.forward = forward
+    return load(model)
+
+
+def hooked() -> LM:
+    """Somebody's hooks change what parts give."""
+    lm = load(built("llama"))
+    block = lm.model.model.layers[2]
+    block.self_attn.register_forward_hook(lambda _module, _args, output: (output[0] * 2, *output[1:]))
+    block.post_attention_layernorm.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
+    return lm
+
+
+def inside_out() -> LM:
+    """What matrices give goes through an object, and is written into there."""
+    lm = load(built("llama"))
+    block = lm.model.model.layers[2]
+    up, gate = block.mlp.up_proj, block.mlp.gate_proj
+
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"up": up(x), "gate": gate(x)}
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.down_proj = Both(), block.mlp.down_proj
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.both(x)
+            found["up"] = found["up"] * found["gate"]
+            return self.down_proj(found["up"])
+
+    block.mlp = Network()
+    return lm
+
+
+def overwriting() -> LM:
+    """What one matrix gives is written into before the next runs."""
+    lm = llama()
+
+    class Network(torch.nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.up_proj, self.gate_proj, self.down_proj = own.up_proj, own.gate_proj, own.down_proj
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.up_proj(x).mul_(self.gate_proj(x)))
+
+    lm.model.model.layers[2].mlp = Network(lm.model.model.layers[2].mlp)
+    return lm
+
+
+SHARING = {
+    "num_kv_shared_layers": 2,
+    "per_layer_config": None,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+}
+SPECIAL = {
+    "keys shared by layers, gemma4": lambda: load(built("gemma4_text", **SHARING)),
+    "keys shared by layers, gemma3n": lambda: load(built("gemma3n_text", **SHARING)),
+    "blocks called several times": lambda: load(built("hrm_text")),
+    "one block serves two layers": looped,
+    "blocks that write into their input": spoiling,
+    "hooks of somebody else": hooked,
+    "an object handed on and changed": inside_out,
+    "an output that is written into": overwriting,
+    "the head does something of its own": lambda: load(built("xlstm")),
+    "bf16": lambda: load(built("llama", dtype=torch.bfloat16)),
+    "bf16 with experts": lambda: load(built("gpt_oss", dtype=torch.bfloat16)),
+}

@@ -9,27 +9,28 @@ import torch
 from studfinder.edits import Weights, edited, scale
 from studfinder.measures import compare, effects_of
 from studfinder.measures.divergence import Clean
+from studfinder.passes.head import WORDS_AT_ONCE
 from studfinder.studies import Divergence, Original
 from tiny import tiny
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width", [7, 60_000])
-def test_it_is_the_formula_in_fp64(dtype, width):
+@pytest.mark.parametrize(("width", "piece"), [(7, 7), (60_000, 60_000), (60_000, WORDS_AT_ONCE)])
+def test_it_is_the_formula_in_fp64(dtype, width, piece):
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(20, width, generator=generator) for _ in range(2))
     clean, other = (4 * clean).to(dtype), (4 * clean + noise).to(dtype)
     next_T = torch.arange(20) % 7
     log_p, log_q = clean.double().log_softmax(-1), other.double().log_softmax(-1)
-    kl, nll = (one.double().sum() for one in Clean(clean, next_T).against(other))
+    kl, nll = (one.double().sum() for one in Clean(clean.split(piece, 1), next_T).against([other]))
     assert float(kl) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum()), rel=1e-5)
     assert float(nll) == pytest.approx(-float(log_q.gather(1, next_T[:, None]).sum()), rel=1e-6)
 
 
 def test_of_equal_logits_it_is_zero():
-    logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)) * 10
-    clean = Clean(logits, torch.arange(50))
-    kl, nll = (one.double().sum() for one in clean.against(logits.clone()))
+    logits = torch.randn(50, 10_000, generator=torch.Generator().manual_seed(0)) * 10
+    clean = Clean([logits], torch.arange(50))
+    kl, nll = (one.double().sum() for one in clean.against([logits.clone()]))
     assert float(kl) == 0
     assert float(nll) == float(clean.nll_T.double().sum())
 

@@ -19,6 +19,7 @@ LAWS = {
     7: "each attention variant equals its naive.py, however it is run",
     8: "an identity start is bit-exact and trainable",
     10: "results do not depend on batch size, order or workers",
+    11: "blocks run one at a time are the model's own forward pass",
     12: "a killed or resumed run ends with the same numbers",
 }
 

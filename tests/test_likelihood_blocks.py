@@ -27,7 +27,7 @@ def test_pieces_of_the_vocabulary_agree_with_the_whole(positions, vocabulary, ta
     which = torch.randint(positions, (targets,), generator=generator)
     target = torch.randint(vocabulary, (targets,), generator=generator)
     target[::2] = logits.float().argmax(-1)[which][::2]
-    pieces = [(begin, logits[:, begin : begin + step].clone()) for begin in range(0, vocabulary, step)]
+    pieces = [logits[:, begin : begin + step].clone() for begin in range(0, vocabulary, step)]
     log_p, greedy = at_targets(pieces, target, which)
     expected = logits.double().log_softmax(-1)[which, target]
     assert log_p.tolist() == pytest.approx(expected.tolist(), abs=1e-5)

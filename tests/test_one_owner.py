@@ -24,6 +24,10 @@ REASONS = {
     "models/adapters.py": {"write": "a merged model takes gradients again, as a loaded one does"},
     "quantizers/plain.py": {"setattr": "builds a model in a process of its own"},
     "models/twin.py": {"setattr": "the twin's own copy of a config, before it is built"},
+    "models/carried.py": {
+        "forward": "a change for good, asked for by the user, before anything else is done with the model",
+        "del forward": "the same taken back where the model's code does not let it",
+    },
     "models/gguf.py": {"setattr": "builds a model"},
     "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/wiring.py": {"hook": "convert: a change for good, asked for by the user"},

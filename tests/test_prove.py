@@ -16,7 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of, perplexity
 from studfinder.models import content_hash
 from studfinder.prove import LOOKS, prove
-from studfinder.prove.rule import bounds, silent, still_open, verdict_of
+from studfinder.prove.rule import bounds, does_nothing, still_open, verdict_of
 from studfinder.prove.trial import Case, Trial
 from studfinder.records import Findings, Interval
 from studfinder.report import print_candidates
@@ -115,11 +115,11 @@ def test_controls_are_left_when_a_bound_allows(controls: dict[str, float], left:
 
 
 def test_what_could_still_matter_is_not_silent() -> None:
-    assert silent(sums(0.001, 4), TOKENS, 0.01, tested=10)
-    assert not silent(sums(0.0095, 4), TOKENS, 0.01, tested=10)
-    assert not silent(sums(0.004, 4, spread=1.0), TOKENS, 0.01, tested=10)  # its windows differ too much to say
-    assert silent(sums(0.004, 16, spread=1.0), TOKENS, 0.01, tested=10)
-    assert not silent(np.full(4, np.nan), TOKENS, 0.01, tested=10)
+    assert does_nothing(sums(0.001, 4), TOKENS, 0.01, tested=10)
+    assert not does_nothing(sums(0.0095, 4), TOKENS, 0.01, tested=10)
+    assert not does_nothing(sums(0.004, 4, spread=1.0), TOKENS, 0.01, tested=10)  # its windows differ too much to say
+    assert does_nothing(sums(0.004, 16, spread=1.0), TOKENS, 0.01, tested=10)
+    assert not does_nothing(np.full(4, np.nan), TOKENS, 0.01, tested=10)
 
 
 class Numbers:
@@ -153,19 +153,19 @@ def trial(candidates: list[float], control: float, share: float = 0.0, top: floa
 def test_only_the_largest_control_is_looked_at_to_the_end() -> None:
     verdicts, seen = trial([1.0, 0.001], control=1e-4, top=2e-4)
     assert verdicts == ["proven", "inert"]
-    assert seen["0, control 0"] == 64
-    assert all(seen[f"0, control {place}"] == 4 for place in range(1, 20))
-    assert (seen["0"], seen["1"], seen["1, without"]) == (64, 4, 4)
+    assert seen["0, control 0"] == LOOKS[-1]
+    assert all(seen[f"0, control {place}"] == LOOKS[0] for place in range(1, 20))
+    assert (seen["0"], seen["1"], seen["1, without"]) == (LOOKS[-1], LOOKS[0], LOOKS[0])
     assert not any(key.startswith("1, control") for key in seen)
 
 
 def test_a_look_alike_is_not_proven_and_its_other_controls_are_left() -> None:
     verdicts, seen = trial([1.0], control=1e-4, top=2.0)
     assert verdicts == ["candidate"]
-    assert [seen[f"0, control {place}"] for place in range(3)] == [64, 4, 4]
+    assert [seen[f"0, control {place}"] for place in range(3)] == [LOOKS[-1], LOOKS[0], LOOKS[0]]
     verdicts, seen = trial([1.0], control=1.0)
     assert verdicts == ["candidate"]
-    assert min(seen[f"0, control {place}"] for place in range(20)) > 4  # too near to be left at once
+    assert min(seen[f"0, control {place}"] for place in range(20)) > LOOKS[0]  # too near to be left at once
 
 
 def test_shares_are_held_against_the_shares_of_controls() -> None:
@@ -173,7 +173,7 @@ def test_shares_are_held_against_the_shares_of_controls() -> None:
     assert trial([0.001, 0.002], control=2.0, share=1.0)[0] == ["candidate"] * 2
     verdicts, seen = trial([0.001, 0.002], control=1e-4, share=-1.0)
     assert verdicts == ["inert"] * 2
-    assert seen["0, without"] == 4
+    assert seen["0, without"] == LOOKS[1]
 
 
 def test_under_the_null_few_are_proven() -> None:
@@ -193,7 +193,7 @@ def test_under_the_null_few_are_proven() -> None:
 def test_windows_are_equal_random_and_begin_as_a_text_does() -> None:
     lm, _ = provable("llama", planted=False)
     windows = proof_windows(lm)
-    assert len(windows) == 64
+    assert len(windows) == LOOKS[-1]
     assert len({len(ids) for ids in windows}) == 1
     assert windows == proof_windows(lm)
     whole = "".join(piece.text for piece in proof_text())
@@ -225,7 +225,7 @@ def test_nothing_is_run_twice_and_looks_add_up(monkeypatch: pytest.MonkeyPatch) 
     assert weight.effect.perplexity_ratio.value == pytest.approx(whole.perplexity_ratio(0).value, rel=1e-5)
     assert proved.proof is not None
     assert proved.proof.clean_perplexity == pytest.approx(whole.clean_perplexity, rel=1e-5)
-    assert (proved.proof.windows, proved.proof.looks) == (64, LOOKS)
+    assert (proved.proof.windows, proved.proof.looks) == (LOOKS[-1], LOOKS)
     assert {what for what, _, _ in told} == {"proving"}  # one bar, from the beginning to the end
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1][1] == told[-1][2]

@@ -201,6 +201,15 @@ def test_progress_is_shown_in_notebooks_only(lm, monkeypatch, capsys, shell):
     assert asked == [("observing", 1, 1)]
 
 
+def test_where_there_is_no_terminal_progress_is_a_line_now_and_then():
+    said, seconds = [], iter([0, 10, 16, 20, 31, 60, 90])
+    lines = progress.Lines(said.append, every=15.0, clock=lambda: next(seconds))
+    for done, total in [(0, 400), (100, 400), (100, 500), (150, 500), (250, 500), (500, 500)]:
+        lines("proving", done, total)
+    lines("drawing", 1, 2)  # what has just begun says nothing yet
+    assert said == ["proving: 20%, about 64 s left", "proving: 50%, about 31 s left"]
+
+
 # --- wrong arguments ----------------------------------------------------------------------------------------------
 
 WRONG = [None, 5, 2.5, True, "./nowhere", Path("/no/where/at/all"), [1], {}, b"x", object()]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 
+from architected import built
 from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.quantizers import RTN, Clip, Scheme, calibration_windows, hold_out, quantized, skip, targets
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.walk import second_moments, walk
+from studfinder.sites import Journal
 from tiny import ARCHITECTURES, C, F, prompts, tiny, token_ids, tokenizer
 
 W4 = RTN(scheme=Scheme(block="channel", zero="integer", scale="float32"))
@@ -205,6 +208,29 @@ def test_the_walk_sees_what_the_quantised_model_would():
             torch.testing.assert_close(got, torch.cat(whole[name]), rtol=1e-4, atol=1e-5)
         assert got.shape == (sum(map(len, windows)), target.weight(lm).shape[1])
     bench.restore()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3n_text", "glm_moe_dsa", "hrm_text", "openai-gpt"])
+def test_what_enters_on_the_walk_is_bit_for_bit_what_enters_in_a_forward_pass(kind):
+    """Also where blocks are given more than the stream, or run several times over: then when they first run."""
+    lm = load(built(kind), None)
+    ids = list(range(3, 15))
+    chosen = [target for target in bench_for(lm, W4, windows=[ids]).targets if target.part is None]
+    whole: dict[str, torch.Tensor] = {}
+    with Journal(lm.model) as journal:
+        for target in chosen:
+
+            def hook(_module, args, name=target.name):
+                whole.setdefault(name, args[0].reshape(-1, args[0].shape[-1]))
+
+            journal.hook(lm.model.get_submodule(target.ref.module), hook, before=True)
+        with torch.no_grad():
+            lm.model(input_ids=torch.tensor([ids]), use_cache=False)
+    seen: dict[str, torch.Tensor] = {}
+    for block in walk(bench_for(lm, W4, windows=[ids])):
+        block.run({t.name: partial(seen.setdefault, t.name) for t in block.targets if t.part is None})
+    assert len(whole) == len(chosen)
+    assert all(torch.equal(seen[name], x_NC) for name, x_NC in whole.items())
 
 
 def test_second_moments_are_those_of_the_inputs():

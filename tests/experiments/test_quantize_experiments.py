@@ -311,9 +311,13 @@ def test_rotary_pairs_in_a_cache():
 def test_which_layer(planted):
     lm, folder = planted
     result = run("quantize/which-layer", lm, folder, limit=4, element="int3", block="16", worst=2, draws=2)
-    by_layer, by_kind, by_group, skips, kept = result.tables
+    by_layer, by_kind, by_group, small, skips, kept = result.tables
     assert (len(by_layer.rows), len(by_kind.rows), len(by_group.rows)) == (3, 4, 12)
     assert all(row[1].value > 0 for row in by_group.rows)
+    assert len(small.rows) == 8
+    for _, kl, null, net in small.rows:
+        assert 0 <= null.value < kl.value / 10
+        assert net.interval.value == pytest.approx(kl.value - null.value)
     assert [row[0] for row in skips.rows][:2] == ["everything", "all but the worst"]
     assert skips.rows[1][2].interval.value < 0
     # The planted weight is alone in its matrix; every weight of its column meets the spike.

@@ -67,6 +67,13 @@ def test_ablation(planted, folder):
     assert isinstance(pruned["perplexity proof"], Comparison)
     alone = cells(units, f"L{LAYER} [{ROW}, {COL}] alone")["KL in nats per token"]
     control = units.rows[1][1]
+    assert units.columns[1:4] == ("KL in nats per token", "its null edit's", "beyond that")
+    assert alone.value > 0.01
+    assert units.rows[0][2:4] == (None, None)
+    for _, kl, floor, beyond, _ in units.rows:
+        if kl.value < 0.01:
+            assert beyond.value == pytest.approx(kl.value - floor.value)
+            assert beyond.method.endswith("and 8 draws")
     assert isinstance(alone, Interval)
     assert isinstance(control, Interval)
     assert alone.low > control.high

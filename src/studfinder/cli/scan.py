@@ -52,7 +52,7 @@ def command(
                 f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) "
                 f"on {len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
                 + ", with the paper's loop (zero, look again)" * config.iterative
-                + ", and prove up to 10 candidates on 4,000 tokens (some 60 passes)" * plan.prove
+                + ", and prove up to 10 candidates on 4,000 tokens (some 20 passes)" * plan.prove
                 + f": {place_of(scan_run(plan), config.overwrite)}"
             )
             return

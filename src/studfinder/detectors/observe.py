@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -52,20 +51,21 @@ def observe(
     # Some parts are outside the blocks: only the model's own pass shows them.
     run = _in_one_go if PartOutput in queue.readers else _by_block
     with torch.inference_mode(False), torch.no_grad():
-        for part in in_parts(lm, every):
+        blocks = Blocks(lm)
+        for part in in_parts(blocks, every):
             for batch in part:
                 for detector in watching:
                     detector.begin(batch)
-            finite &= run(lm, part, queue, progress or (lambda prompts: None))
+            finite &= run(blocks, part, queue, progress or (lambda prompts: None))
     return finite
 
 
 _Progress = Callable[[int], Any]
 
 
-def _by_block(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
-    """All prompts through one block, then through the next: a detector reads a layer of all of them at once."""
-    blocks, prompts, told = Blocks(lm), sum(len(batch.prompts) for batch in part), 0
+def _by_block(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
+    """All prompts through one block, then through the next: what a detector reads of a layer it reads of all."""
+    lm, prompts, told = blocks.lm, sum(len(batch.prompts) for batch in part), 0
     given = [blocks.begin(batch, masked=bool(bidirectional(lm)) or None) for batch in part]
     states: list[State] = [()] * len(part)
     with tapped(lm, read=queue.read):
@@ -82,8 +82,9 @@ def _by_block(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress)
     return all(bool(torch.isfinite(blocks.logits(end)).all()) for end in ends)
 
 
-def _in_one_go(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
+def _in_one_go(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
     """One pass of the model's own for each batch."""
+    lm = blocks.lm
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
         options["logits_to_keep"] = 1  # nobody reads the others, and the head is a fifth of a small model's work
@@ -93,14 +94,14 @@ def _in_one_go(lm: LM, part: Sequence[Batch], queue: _Queue, progress: _Progress
             # Padding is on the right, where a causal model's real tokens cannot see it.
             mask = batch.mask_BT.long().to(lm.device) if ahead and batch.mask_BT is not None else None
             inputs = {"input_ids": batch.input_ids_BT.to(lm.device), "attention_mask": mask, **options}
-            (output,) = queue.reading([batch], partial(_called, lm, inputs))
+
+            def run(_number: int, inputs: dict[str, Any] = inputs) -> Any:
+                return lm.model(**inputs)
+
+            (output,) = queue.reading([batch], run)
             finite &= bool(torch.isfinite(output.logits).all())
             progress(len(batch.prompts))
     return finite
-
-
-def _called(lm: LM, inputs: dict[str, Any], _number: int) -> Any:
-    return lm.model(**inputs)
 
 
 class _ChangedInPlace(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studfinder.edits.apply import GivenEdits, edited
-from studfinder.edits.edit import Edit, NullEdit, SiteEdit, WeightEdit
+from studfinder.edits.edit import Edit, SiteEdit
 from studfinder.edits.makers import null
 from studfinder.edits.spec import edits_of
 from studfinder.models import LM
@@ -43,16 +43,12 @@ def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
     if isinstance(edit, SiteEdit):
         layer = Site.parse(edit.site).layer
         return [0 if layer is None else layer], None
-    return _layers(lm, edit), (edit.target.parameter.rpartition(".")[0],)
-
-
-def _layers(lm: LM, edit: WeightEdit | NullEdit) -> list[int]:
-    """Wherever the parameter is used, under whatever name: it may be tied."""
     depth = len(lm.anatomy.layers)
     own = lm.model.get_parameter(edit.target.parameter)
-    names = {name for name, one in lm.model.named_parameters(remove_duplicate=False) if one is own}
+    # Wherever it is used, under whatever name: it may be tied.
+    names = [name for name, one in lm.model.named_parameters(remove_duplicate=False) if one is own]
     blocks = [layer.block + "." for layer in lm.anatomy.layers]
     layers = [number for number, block in enumerate(blocks) if any(name.startswith(block) for name in names)]
     if any(not name.startswith(tuple(blocks)) for name in names):
-        return [-1, *layers, depth]
-    return layers
+        return [-1, *layers, depth], None
+    return layers, tuple(name.rpartition(".")[0] for name in names if name.startswith(blocks[layers[0]]))

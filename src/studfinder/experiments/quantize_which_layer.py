@@ -6,27 +6,32 @@ time, the rest in full precision; KL from the original on our proof text, all of
 rounded but the worst few matrices, beside everything but as many others of the same kinds, drawn at random; the worst
 are chosen on every second window and judged on the others. Last, of the matrices that hold proven super weights: what
 in them must be kept, the weights themselves, or the columns that meet their inputs? Control: as many other columns.
-What to look at: whether the worst stand out beyond the phase null (the same groups begun at another column), whether
-the parts add up to the whole, whether skipping the worst beats skipping others, and whether a super weight's column
-makes its matrix as harmless as the median one.
+Beside small costs: the null edit's, which moves every number of the matrix to a neighbour in its dtype. What to look
+at: whether small costs exceed that, whether the worst stand out beyond the phase null (the same groups begun at another
+column), whether the parts add up to the whole, whether skipping the worst beats skipping others, and whether a super
+weight's column makes its matrix as harmless as the median one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from studfinder.edits import Edit, null, stream_of, zero
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, WEIGHTS, other_columns
 from studfinder.experiments.quantize_phase import Shifted
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
+from studfinder.passes import Stream
 from studfinder.quantizers import RTN, HoldOut, Target, hold_out, skip, targets
 from studfinder.records import Cell, Chart, Comparison, Plot, Series, SuperWeight, Table, point
 from studfinder.records.config import option
-from studfinder.studies import KL, Divergence, GridScores, ModelVariant
+from studfinder.stats import crossed
+from studfinder.studies import KL, Divergence, GridScores, ModelVariant, with_edits
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.rounding import CAVEAT, Rounding, SchemeConfig
 
@@ -38,6 +43,7 @@ class WhichLayerConfig(SchemeConfig):
     limit: int = option(16, help="Pieces of our proof text; half of them choose the worst.", least=2)
     worst: int = option(3, help="Matrices that are left in full precision.", least=1)
     draws: int = option(5, help="Draws of as many others.", least=1)
+    nulls: int = option(2, help="Draws of the null edit of the matrices that cost little.", least=1)
 
 
 EXPERIMENT = Experiment(
@@ -72,8 +78,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     worst = sorted(groups, key=lambda part: -_chosen_by(alone, part.label))[: bench.config.worst]
     rest = work.scored([*(work.only(part, shift=True) for part in worst), *work.without(worst, groups)])
     kept = work.scored(list(work.kept(load_findings(bench, lm).proven, groups)))
+    small = _small(groups, alone)
+    nulls = work.scored([null for part in small for null in work.nulls(part)])
     outcome = Outcome(remarks=[CAVEAT], data={"groups": [[p.layer, p.kind, _value(alone, p.label)] for p in groups]})
     _add_parts(outcome, every, alone)
+    _add_nulls(outcome, alone, nulls, small)
     _add_rest(outcome, every, alone, rest, worst)
     _add_kept(outcome, alone, rest, kept, float(np.median([_value(alone, part.label) for part in groups])))
     return outcome
@@ -130,6 +139,14 @@ class _Work:
         keeps = [*([skip(*sorted(set(skipped)))] if skipped else []), *([keep] if keep else [])]
         return self.rounding.variant(label, method, keep=keeps, kept=kept, family=family)
 
+    def nulls(self, part: _Part) -> Iterator[ModelVariant]:
+        """Every number of a part moved to a neighbour in its dtype, several times."""
+        own = [target.entries(self.lm) for target in self.targets if target.fused in part.groups]
+        for draw in range(self.bench.config.nulls):
+            edits = null(zero(own), self.bench.config.seed + draw)
+            moved = with_edits(self.lm, f"{part.label}, null, draw {draw + 1}", edits, f"{part.label}, null")
+            yield replace(moved, stream=partial(_moved, self.lm, edits))
+
     def without(self, worst: Sequence[_Part], groups: Sequence[_Part]) -> Iterator[ModelVariant]:
         """Everything rounded; everything but the worst; everything but as many others of the same kinds."""
         yield self._variant(EVERYTHING, [])
@@ -167,6 +184,10 @@ class _Work:
         return keeps | {f"{OTHER_COLUMNS}, draw {draw}": keep for draw, keep in enumerate(others, 1)}
 
 
+def _moved(lm: LM, edits: Sequence[Edit]) -> tuple[Stream, None]:
+    return stream_of(lm, edits), None
+
+
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
@@ -201,6 +222,31 @@ def _add_parts(outcome: Outcome, every: tuple[list[_Part], ...], alone: GridScor
 
 def _line(some: Sequence[_Part], alone: GridScores) -> dict[str, Any]:
     return {"x": tuple(p.layer for p in some), "points": tuple(point(_value(alone, p.label)) for p in some)}
+
+
+def _small(groups: Sequence[_Part], alone: GridScores) -> list[_Part]:
+    """Of each kind of matrix the one that costs least, and the median one."""
+    found: list[_Part] = []
+    for kind in dict.fromkeys(part.kind for part in groups):
+        own = sorted((part for part in groups if part.kind == kind), key=lambda part: _value(alone, part.label))
+        found += dict.fromkeys((own[0], own[len(own) // 2]))
+    return found
+
+
+def _add_nulls(outcome: Outcome, alone: GridScores, nulls: GridScores, small: Sequence[_Part]) -> None:
+    rows = []
+    for part in small:
+        kl = _kl(alone, part.label)
+        sums = {"null": nulls.drawn(f"{part.label}, null", KL, "kl"), "kl": kl.sums[None], "tokens": kl.tokens[None]}
+        noise = crossed(lambda mean: mean["null"] / mean["tokens"], sums, what="windows")
+        net = crossed(lambda mean: (mean["kl"] - mean["null"]) / mean["tokens"], sums, what="windows")
+        rows.append((part.label, kl.interval(), noise, Comparison(kind="difference", interval=net)))
+    note = (
+        "Of each kind of matrix the one that costs least and the median one. Null: every number of it moved to a "
+        "neighbour in the dtype that it is stored in, which any change of it does at least; pieces and draws resampled."
+    )
+    columns = ("quantised", "KL", "null", "- null")
+    outcome.tables.append(Table(title="small costs and noise", columns=columns, rows=tuple(rows), note=note))
 
 
 def _add_rest(

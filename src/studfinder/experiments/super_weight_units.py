@@ -8,7 +8,7 @@ from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, t
 from studfinder.models import LM, matrix
 from studfinder.records import Chart, Findings, SuperWeight
 from studfinder.report.words import brief
-from studfinder.studies import effects_plot, effects_table, swept
+from studfinder.studies import effects_plot, effects_table, nulled, swept
 from studfinder.studies.experiment import Bench, Outcome
 from studfinder.texts import encode, proof_text
 
@@ -30,9 +30,11 @@ def add_units(
     named = _unit_edits(lm, weights, findings, others)
     labels = [label for label, _ in named]
     windows = encode(lm, proof_text())[0][: bench.config.windows]
-    effects = swept(bench, lm, "one edit at a time", windows, [edits for _, edits in named], bench.progress)
+    variants = [edits for _, edits in named]
+    effects = swept(bench, lm, "one edit at a time", windows, variants, bench.progress)
+    nulls = nulled(bench, lm, "one edit at a time", windows, variants, effects, bench.progress)
     note = "On our proof text; intervals over its windows. A control stands under what it controls for."
-    outcome.tables.append(effects_table("one edit at a time", labels, effects, note, "set to zero"))
+    outcome.tables.append(effects_table("one edit at a time", labels, effects, note, "set to zero", nulls))
     plot = effects_plot(labels, effects, "perplexity / original, proof text")
     outcome.charts.append(Chart(name="units", plots=(plot,)))
     moves = [label for place, label in enumerate(labels) if effects.kl_interval(place).low > 0.01]

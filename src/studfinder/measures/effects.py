@@ -20,7 +20,7 @@ from studfinder.sites import check_causal
 from studfinder.stats import crossed, ratio_interval
 from studfinder.texts import Batch, batches, check_ids
 
-_TOGETHER = 1024
+_TOGETHER = 512
 """Tokens that go through a block together: fewer leave cores idle, more leave their caches."""
 
 _LOGITS = 1 << 24
@@ -92,7 +92,7 @@ def effects_of(
     streams = [one if isinstance(one, Stream) else stream_of(lm, one) for one in variants]
     found = _Sums(len(streams), encoded)
     for ends in carry(lm, batched(encoded), streams, advance=advance, work=work):
-        found.take(ends.batch, lm.anatomy.vocabulary, ends.logits, _each(ends))
+        found.take(ends.batch, lm.anatomy.vocabulary, ends.pieces, _each(ends))
     return found.effects()
 
 
@@ -110,15 +110,15 @@ def between(lm: LM, other: LM, encoded: Sequence[Sequence[int]]) -> Effects:
     _check_windows(lm, encoded)
     found, cut = _Sums(1, encoded), batched(encoded)
     for ends, others in zip(carry(lm, cut), carry(other, cut), strict=True):
-        found.take(ends.batch, lm.anatomy.vocabulary, ends.logits, [others.logits])
+        found.take(ends.batch, lm.anatomy.vocabulary, ends.pieces, [others.pieces])
     return found.effects()
 
 
-_Logits = Callable[[Any], torch.Tensor]
+_Logits = Callable[[Any], Iterable[torch.Tensor]]
 
 
 def _each(ends: Ends) -> Iterable[_Logits]:
-    return [partial(ends.logits, stream=number) for number in range(len(ends.changed))]
+    return [partial(ends.pieces, stream=number) for number in range(len(ends.changed))]
 
 
 def _check_windows(lm: LM, encoded: Sequence[Sequence[int]]) -> None:
@@ -152,7 +152,7 @@ class _Sums:
             own = Clean(clean(rows), batch.input_ids_BT[rows[0], rows[1] + 1])
             np.add.at(self.clean_nll, windows, own.nll_T.double().cpu().numpy())
             for number, logits in enumerate(changed):
-                kl_T, nll_T = own.against(logits(rows).to(own.device))
+                kl_T, nll_T = own.against(logits(rows))
                 np.add.at(self.kl[number], windows, kl_T.double().cpu().numpy())
                 np.add.at(self.nll[number], windows, nll_T.double().cpu().numpy())
 

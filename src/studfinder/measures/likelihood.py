@@ -22,6 +22,7 @@ from studfinder.measures.asked import Advance
 from studfinder.measures.packs import packed
 from studfinder.measures.scorer import Likelihood, Scored, ScoredRow, scoring
 from studfinder.models import LM
+from studfinder.models.carried import is_carried
 from studfinder.texts import check_ids
 from studfinder.texts.pairs import common
 
@@ -151,8 +152,9 @@ def _passes(lm: LM, rows: list[ScoredRow], size: int) -> Iterator[Scored]:
             work = [partial(_fitted, read_packs, group) for group in _alike(packs, size)]
         else:
             work = [partial(_fitted, scorer.whole, group) for group in _alike(rows, size)]
-        threads = 1 if sites.replacing(lm) or lm.device.type != "cpu" else torch.get_num_threads()
-        yield from _side_by_side(work, threads)
+        # A block whose weights are carried in runs once at a time.
+        alone = sites.replacing(lm) or is_carried(lm.model) or lm.device.type != "cpu"
+        yield from _side_by_side(work, 1 if alone else torch.get_num_threads())
 
 
 def _fitted(read: Callable[[Sequence[Any]], Scored], group: Sequence[Any]) -> Scored:

@@ -168,7 +168,7 @@ class Scorer:
         step = max(1, _LOGITS // self.lm.anatomy.vocabulary)
         for start in range(0, len(flat), step):
             slice_SX = states_PX[start : start + step]
-            pieces = [(0, slice_SX)] if self.head is None else self.head.pieces(slice_SX)
+            pieces = [slice_SX] if self.head is None else self.head.pieces(slice_SX)
             here_M = ((which_N >= start) & (which_N < start + step)).nonzero()[:, 0]
             log_p_N[here_M], greedy_N[here_M] = at_targets(pieces, target_N[here_M], which_N[here_M] - start)
         found, begin = [], 0
@@ -182,20 +182,20 @@ class Scorer:
 
 
 def at_targets(
-    pieces: Iterable[tuple[int, torch.Tensor]], target_N: torch.Tensor, which_N: torch.Tensor
+    pieces: Iterable[torch.Tensor], target_N: torch.Tensor, which_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target at its position, and whether it is the likeliest token there: of equal logits the
     first, as for argmax, which is slow.
 
     Args:
-        pieces: logits (P,.) of all positions for a piece of the vocabulary after the other, with its first token. They
-            are written into.
+        pieces: logits (P,.) of some words after those of others; see `Head.pieces`. They are written into.
         target_N: tokens.
         which_N: the position of each.
     """
     own_N, before_N = torch.zeros(len(target_N)), torch.full((len(target_N),), -torch.inf)
     top_P1: torch.Tensor | None = None
-    for begin, piece in pieces:
+    begin = 0
+    for piece in pieces:
         logits_PS = piece.float()
         most_P1 = logits_PS.amax(dim=1, keepdim=True)
         if top_P1 is None:
@@ -211,7 +211,7 @@ def at_targets(
         both_P1 = torch.maximum(top_P1, most_P1)
         sum_P1 = sum_P1 * (top_P1 - both_P1).double().exp()
         sum_P1 += logits_PS.sub_(both_P1).exp_().sum(dim=1, keepdim=True)
-        top_P1 = both_P1
+        top_P1, begin = both_P1, begin + piece.shape[1]
     assert top_P1 is not None
     top_N, sum_N = (one.cpu()[which_N, 0] for one in (top_P1, sum_P1))
     return (own_N - top_N).double() - sum_N.log(), (own_N == top_N) & (before_N < own_N)

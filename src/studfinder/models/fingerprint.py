@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,14 +16,15 @@ from studfinder.errors import StudfinderError
 from studfinder.models.cache import keep_private, private_folder, private_text
 from studfinder.models.lm import LM
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _PIECES, _PIECE = 64, 4096
 
 
 def content_hash(lm: LM) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of every parameter and saved buffer, in name order.
 
-    Tied tensors count once. The live object is read, so an edited model has another hash than its files. Rotary
+    Tied tensors count once. The live object is read, so an edited model has another hash than its files; one that was
+    cast to a wider dtype as it was loaded has theirs (whoever keys anything by the hash adds the dtype). Rotary
     frequencies, which no file holds, count where they are scaled (linear, YaRN, Llama 3, LongRoPE): plain ones, a
     geometric series from 1, follow from the config.
 
@@ -39,13 +41,14 @@ def content_hash(lm: LM) -> str:
             )
         names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
     ordered = sorted(names.values())
+    wide = _kept_wide(lm)
     # hashlib lets go of the interpreter lock, so threads share the cores.
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        digests = list(pool.map(lambda name: tensor_hash(state[name]), ordered))
+        kinds = list(pool.map(lambda name: _stored_as(state[name], None if wide(name) else lm.source.stored), ordered))
+        digests = list(pool.map(lambda name, kind: tensor_hash(state[name], kind), ordered, kinds))
     whole = hashlib.sha256()
-    for name, digest in zip(ordered, digests, strict=True):
-        tensor = state[name]
-        whole.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + digest)
+    for name, kind, digest in zip(ordered, kinds, digests, strict=True):
+        whole.update(f"{name}|{kind}|{tuple(state[name].shape)}|".encode() + digest)
     for name, scaled in _scaled_rotations(lm.model):
         whole.update(f"{name}|".encode() + scaled)
     return whole.hexdigest()
@@ -76,13 +79,28 @@ def _plain(inv_freq: torch.Tensor) -> bool:
     return bool(torch.allclose(steps, line, rtol=0, atol=1e-5))
 
 
-def tensor_hash(tensor: torch.Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def tensor_hash(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> bytes:
+    """SHA-256 of a tensor's bytes, or of those that it has in another dtype."""
     digest = hashlib.sha256()
-    for start in range(0, flat.numel(), _CHUNK):
-        digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
+    for part in tensor.detach().contiguous().reshape(-1).split(_CHUNK):
+        digest.update(part.to(dtype or tensor.dtype).view(torch.uint8).cpu().numpy().data)
     return digest.digest()
+
+
+def _kept_wide(lm: LM) -> Callable[[str], object]:
+    """Whether a tensor is in fp32 even where a model is loaded as it is stored: its class names those."""
+    names = [*(getattr(lm.model, "_keep_in_fp32_modules_strict", None) or ())]
+    if lm.source.stored is torch.float16:
+        names += getattr(lm.model, "_keep_in_fp32_modules", None) or ()
+    return re.compile("|".join(name.replace("*", ".*") for name in names) or r"(?!)").search
+
+
+def _stored_as(tensor: torch.Tensor, stored: torch.dtype | None) -> torch.dtype:
+    """The dtype that a tensor had in the files: its own if a number of it is none of the narrower one."""
+    if stored is None or not tensor.is_floating_point() or tensor.dtype.itemsize <= stored.itemsize:
+        return tensor.dtype
+    parts = tensor.detach().reshape(-1).split(_CHUNK)
+    return stored if all(torch.equal(part.to(stored).to(part.dtype), part) for part in parts) else tensor.dtype
 
 
 def file_hash(path: Path) -> str:
@@ -140,7 +158,8 @@ def _signature(lm: LM) -> str | None:
         return None
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".json"))
     seen = [(path.name, marks(path)) for path in files]
-    text = json.dumps([str(folder.resolve()), seen, str(lm.dtype), torch.__version__, lm.source.quantised])
+    parts = [str(folder.resolve()), seen, str(lm.dtype), torch.__version__, lm.source.quantised]
+    text = json.dumps(parts if lm.source.stored is None else [*parts, str(lm.source.stored)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

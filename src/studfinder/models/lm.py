@@ -29,6 +29,7 @@ class Source:
         allowed: what is missing or was left out because the caller allowed it.
         merged: the adapter that was merged into the weights.
         quantised: the method by which its files are quantised: a dequantised copy of them is in memory.
+        stored: the dtype of its files, where they were cast to a wider one: the content hash is theirs all the same.
         no_tokenizer: why its tokenizer could not be loaded, where it has one.
     """
 
@@ -40,6 +41,7 @@ class Source:
     allowed: tuple[str, ...] = ()
     merged: str | None = None
     quantised: str | None = None
+    stored: torch.dtype | None = None
     no_tokenizer: StudfinderError | None = None
 
 

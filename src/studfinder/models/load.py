@@ -42,6 +42,7 @@ def load(
     allow_pickle: bool = False,
     allow_missing: bool = False,
     merge_adapter: bool = False,
+    carried: bool = False,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -59,6 +60,9 @@ def load(
         allow_missing: load although tensors are missing (they are random) or have no place in the model (they are left
             out); `lm.source.allowed` says which, and so does every record made of the model.
         merge_adapter: of an adapter's folder, load its base model and merge the adapter into it (needs peft).
+        carried: where `dtype` is wider than the checkpoint's own, keep the blocks' weights as they are stored, and cast
+            each block's while it runs: the same numbers in about half of the memory (models/carried.py). For a model
+            that is read or edited; edits are rounded to what is stored. Not with `device_map`, nor of quantised files.
 
     A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
     is the method that its files are packed by). What was done, and what is not loaded and need not be
@@ -91,7 +95,7 @@ def load(
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        live, tokenizer, source = _open(source, tokenizer, how)
+        live, tokenizer, source = _open(source, tokenizer, how, carried)
     if device is not None:
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
@@ -109,7 +113,7 @@ def _slow(lm: LM) -> Iterator[str]:
     if not here or lm.dtype is not torch.bfloat16 or fast_bfloat16():
         return
     if sum(parameter.numel() for parameter in lm.model.parameters()) >= _LARGE:
-        yield "this processor has no bfloat16 arithmetic: --dtype float32 is several times as fast, in twice the memory"
+        yield "this processor has no bfloat16 arithmetic: --dtype float32 is several times as fast"
 
 
 def fast_bfloat16() -> bool:
@@ -126,14 +130,14 @@ def _say(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _open(source: Source, tokenizer: Any, how: ReadConfig) -> tuple[Any, Any, Source]:
+def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
     trusted = how.trust_remote_code
     if not how.merge_adapter:
         refuse_adapter(source)
     adapter = adapter_at(source) if how.merge_adapter else None
     if adapter is None:
-        live, opened = from_pretrained(source, how)
+        live, opened = from_pretrained(source, how, carried=carried)
         return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
     if adapter.base is None:
         base = source

@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from studfinder.errors import StudfinderError, Unavailable, in_a_line, known
 from studfinder.hub import hub_failure
 from studfinder.models.adapters import refuse_adapter
 from studfinder.models.builtin import BUILTINS
+from studfinder.models.carried import blocks_as_stored, carry_blocks, narrow_dtype
 from studfinder.models.causes import expert_gap, partner_gap
 from studfinder.models.classes import auto_class_of, check_type, diffusion
 from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weights_of
@@ -43,8 +45,11 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[
     return from_pretrained(source, how)[1].notes
 
 
-def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
+def from_pretrained(source: Source, how: ReadConfig, *, carried: bool = False) -> tuple[Any, Source]:
     """The model of a folder or hub repository, held against its files.
+
+    Args:
+        carried: as in `load`.
 
     Returns:
         The model, and its source with what is listed and what was allowed.
@@ -86,7 +91,11 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
             options["attn_implementation"] = how.attention
         with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
             if quantised is None:
-                model, info = auto.from_pretrained(where, config=config, **options)
+                carried = carried and how.dtype != "auto" and how.device_map is None
+                with blocks_as_stored(partial(_held, source, held)) if carried else nullcontext():
+                    model, info = auto.from_pretrained(where, config=config, **options)
+                if carried:
+                    carry_blocks(model, how.dtype)
             else:
                 folder = source.folder or fetched(source)
                 held = held or held_in(folder)
@@ -115,7 +124,15 @@ def from_pretrained(source: Source, how: ReadConfig) -> tuple[Any, Source]:
     done = (one.what.replace("and would be random", "but random").replace("would be", "are") for one in found.absent)
     allowed = tuple(f"allowed: {what}" for what in done)
     method = None if quantised is None else str(quantised["quant_method"])
-    return model, dataclasses.replace(source, notes=(*listed, *found.listed), allowed=allowed, quantised=method)
+    notes = (*listed, *found.listed)
+    stored = narrow_dtype(held, how.dtype) if how.dtype != "auto" and quantised is None else None
+    return model, dataclasses.replace(source, notes=notes, allowed=allowed, quantised=method, stored=stored)
+
+
+def _held(source: Source, held: dict[str, Held]) -> dict[str, Held]:
+    """What the files hold, those of the hub once they are here."""
+    folder = None if held else hub_folder(source, "config.json")
+    return held if folder is None else held_in(folder)
 
 
 def commit_in(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """A twin to be probed in a model's place: the same configuration and real widths, one block of each structure, random
-weights. For models whose own weights are not numbers in memory: offloaded, quantised, not finite."""
+weights. For models whose own weights are not numbers that stay in memory: offloaded, quantised, cast as they are used,
+not finite."""
 
 from __future__ import annotations
 
@@ -10,12 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from studfinder.models.carried import is_carried
+
 _EXPERTS = 32
 """How many experts of a layer a twin has at most: enough for the groups that routers choose from."""
 
 
 def needs_twin(model: nn.Module) -> bool:
-    """Whether some weight of a model is offloaded or sharded, or is no matrix of floating-point numbers."""
+    """Whether some weight of a model is offloaded or sharded, is no matrix of floating-point numbers, or is cast each
+    time it is used, where a trace would keep every cast."""
+    if is_carried(model):
+        return True
     for module in model.modules():
         if hasattr(module, "_hf_hook") and getattr(module._hf_hook, "offload", False):
             return True

@@ -121,6 +121,8 @@ class Blocks:
 
         with quiet(self.lm):
             _passed_by(self.lm.model, self.modules, stub, lambda: self.lm.model(**given.options))
+        if not calls:
+            raise _skipping(step, self.modules)
         return calls[0]
 
     def run(self, step: int, given: Given, state: State) -> State:
@@ -163,6 +165,10 @@ class Blocks:
     def logits(self, last_NX: torch.Tensor) -> torch.Tensor:
         """Logits (...,V) of some of what `last` gave (...,X)."""
         return last_NX if self.head is None else self.head(last_NX)
+
+    def pieces(self, last_NX: torch.Tensor) -> Iterable[torch.Tensor]:
+        """The same, of some words of the vocabulary (...,W) after the others."""
+        return [last_NX] if self.head is None else self.head.pieces(last_NX)
 
 
 # --- how blocks are called -------------------------------------------------------------------------------------------
@@ -278,10 +284,14 @@ def _asked(
 
     _passed_by(root, modules, stub, lambda: root(**options))
     if len(calls) != len(modules):
-        raise StudfinderError(
-            f"this model runs {len(calls)} of its {len(modules)} blocks on this text", expected="all blocks on any text"
-        )
+        raise _skipping(len(calls), modules)
     return tuple(calls)
+
+
+def _skipping(run: int, modules: Sequence[nn.Module]) -> StudfinderError:
+    return StudfinderError(
+        f"this model runs {run} of its {len(modules)} blocks on this text", expected="as many on any text"
+    )
 
 
 # --- whether they can be called by themselves ------------------------------------------------------------------------

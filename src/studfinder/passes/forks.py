@@ -59,7 +59,7 @@ def recorded(block: nn.Module) -> Iterator[BlockRecord]:
     record = BlockRecord()
     with Journal() as journal:
         # Hooks of others are to run as ever, and once: what has any is not replayed.
-        plain = [(name, one) for name, one in block.named_modules() if name and not _is_hooked(one)]
+        plain = [(name, one) for name, one in block.named_modules() if name and not is_hooked(one)]
         for name, module in plain:
             journal.hook(module, _beginning(record, name), before=True)
             journal.hook(module, _ending(record, name))
@@ -102,7 +102,8 @@ def _ending(record: BlockRecord, name: str) -> Any:
     return after
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether anybody has hooked a module or what is in it."""
     return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
 
 

@@ -10,24 +10,31 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.passes.blocks import Blocks, Given, State
+from studfinder.passes.graphs import (
+    Found,
+    Wanted,
+    depending,
+    differentiable,
+    from_head,
+    full,
+    holders,
+    pulled,
+    reached,
+    summed,
+)
 from studfinder.passes.head import before_head
 from studfinder.passes.objectives import Objective
 from studfinder.patches import Journal
-from studfinder.sites import uncompiled
 from studfinder.texts import Batch
-
-_LOGITS = 1 << 23
-"""Logits that are held at a time: 32 MB in fp32, and a few times as much for what is computed from them."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,7 @@ def gradients(
     return _at_once(blocks, batches, of, wanted)
 
 
-_Wanted = dict[str, nn.Parameter]
-_Found = list[torch.Tensor | None]
-
-
-def _wanted(lm: LM, names: Sequence[str] | None) -> _Wanted:
+def _wanted(lm: LM, names: Sequence[str] | None) -> Wanted:
     known = dict(lm.model.named_parameters())
     if names is None:
         names = [name for name, one in known.items() if one.is_floating_point()]
@@ -104,19 +107,20 @@ def _wanted(lm: LM, names: Sequence[str] | None) -> _Wanted:
 class _Descent:
     """Places are the blocks by number, their number for what comes after them, and -1 for what comes before."""
 
-    def __init__(self, blocks: Blocks, batches: Sequence[Batch], of: Objective, wanted: _Wanted) -> None:
+    def __init__(self, blocks: Blocks, batches: Sequence[Batch], of: Objective, wanted: Wanted) -> None:
         self.blocks, self.batches, self.of, self.wanted = blocks, batches, of, wanted
-        self.uses = {name: _holding(blocks.modules, parameter) for name, parameter in wanted.items()}
+        held = holders(blocks.modules)
+        self.uses = {name: set(held.get(id(parameter), ())) for name, parameter in wanted.items()}
         """The places where a parameter counts: blocks that hold it, and what depends on it in the first batch."""
         self.given: list[Given] = []
         self.ends: list[Any] = []
         self.entering: dict[tuple[int, int], torch.Tensor] = {}
         """By place and batch: the stream that enters."""
-        self.slopes: dict[tuple[int, int], _Found] = {}
+        self.slopes: dict[tuple[int, int], Found] = {}
         """By place and batch: for each draw, the gradient of the stream that leaves."""
         self.beside: list[list[torch.Tensor]] = []
         """By batch: what blocks are given besides the stream and depends on parameters, as leaves of their graphs."""
-        self.beside_slopes: list[dict[int, _Found]] = []
+        self.beside_slopes: list[dict[int, Found]] = []
         """By batch and draw: the gradients of those."""
 
     def run(self) -> Iterator[Gradients]:
@@ -130,12 +134,12 @@ class _Descent:
             self._forget(place)
 
     def _begin(self, batch: Batch) -> None:
-        with _differentiable(self.blocks.lm, self.wanted):
+        with differentiable(self.blocks.lm, self.wanted):
             given = self.blocks.begin(batch)
-            depending = _depending(given)
+            found = depending(given)
         if not self.given:
-            self._watch(-1, depending)
-        leaves = {id(one): one.detach().requires_grad_() for one in depending}
+            self._watch(-1, found)
+        leaves = {id(one): one.detach().requires_grad_() for one in found}
         calls = tree_map_only(torch.Tensor, lambda one: leaves.get(id(one), one), given.calls)
         self.given.append(replace(given, calls=calls))
         self.beside.append(list(leaves.values()))
@@ -155,7 +159,7 @@ class _Descent:
 
     def _backward(self, place: int, number: int) -> list[tuple[dict[str, torch.Tensor], torch.Tensor | None]]:
         """For every draw, gradients of the parameters that count here and nowhere below, and of what enters."""
-        with _differentiable(self.blocks.lm, self.wanted):
+        with differentiable(self.blocks.lm, self.wanted):
             outputs, inputs = self._graph(place, number)
             if not number and place >= 0:
                 self._watch(place, outputs)
@@ -165,9 +169,9 @@ class _Descent:
                 if place >= 0:
                     self.slopes.setdefault((place - 1, number), []).append(found[0])
                     sums = self.beside_slopes[number].setdefault(len(totals), [None] * (len(inputs) - 1))
-                    sums[:] = map(_sum, sums, found[1 : len(inputs)])
+                    sums[:] = map(summed, sums, found[1 : len(inputs)])
                 totals.append(
-                    {name: _full(one, self.wanted[name]) for name, one in zip(own, found[len(inputs) :], strict=True)}
+                    {name: full(one, self.wanted[name]) for name, one in zip(own, found[len(inputs) :], strict=True)}
                 )
             for other in sorted({one for name in own for one in self.uses[name]} - {place}):
                 shared = [name for name in own if other in self.uses[name]]
@@ -175,7 +179,7 @@ class _Descent:
                 for total, found in zip(totals, self._pulled(other, number, outputs, inputs, shared), strict=True):
                     for name, one in zip(shared, found[len(inputs) :], strict=True):
                         if one is not None:
-                            total[name] += one
+                            total[name] = total[name] + one  # not in place: it may be the very tensor of another
         streams = self.slopes[place - 1, number] if place >= 0 else [None] * len(totals)
         return list(zip(totals, streams, strict=True))
 
@@ -183,7 +187,7 @@ class _Descent:
         """What a place gives, and the leaves that it depends on besides parameters: what enters, first."""
         if place < 0:
             given = self.blocks.begin(self.batches[number])
-            return [self.blocks.entry(given), *_depending(given)], []
+            return [self.blocks.entry(given), *depending(given)], []
         stream = self.entering[place, number].detach().requires_grad_()
         inputs = [stream, *self.beside[number]]
         if place < self.blocks.depth:
@@ -195,25 +199,25 @@ class _Descent:
 
     def _pulled(
         self, place: int, number: int, outputs: list[torch.Tensor], inputs: list[torch.Tensor], names: list[str]
-    ) -> Iterator[_Found]:
+    ) -> Iterator[Found]:
         """For every draw, gradients of the inputs and of some parameters, in this order."""
         parameters = [self.wanted[name] for name in names]
         if place == self.blocks.depth:
-            yield from _from_head(self.blocks, outputs[0], self.batches[number], self.of, inputs, parameters)
+            yield from from_head(self.blocks, outputs[0], self.batches[number], self.of, inputs, parameters)
             return
-        slopes: list[_Found] = [[slope] for slope in self.slopes[place, number]]
+        slopes: list[Found] = [[slope] for slope in self.slopes[place, number]]
         if place < 0:
             slopes = [[*one, *self.beside_slopes[number][draw]] for draw, one in enumerate(slopes)]
         for draw, of_outputs in enumerate(slopes):
-            yield _pull(outputs, of_outputs, [*inputs, *parameters], more=draw < len(slopes) - 1)
+            yield pulled(outputs, of_outputs, [*inputs, *parameters], more=draw < len(slopes) - 1)
 
     def _watch(self, place: int, outputs: Sequence[torch.Tensor]) -> None:
         """See what some outputs depend on."""
         if place == self.blocks.depth:
             outputs = [self.blocks.logits(outputs[0][0, :1])]
-        reached = _reached(outputs)
+        leaves = reached(outputs)
         for name, parameter in self.wanted.items():
-            if id(parameter) in reached:
+            if id(parameter) in leaves:
                 assert place < 0 or min(self.uses[name], default=place) <= place, f"{name} is used by block {place} too"
                 self.uses[name].add(place)
 
@@ -229,14 +233,15 @@ class _Descent:
 # --- all at once ----------------------------------------------------------------------------------------------------
 
 
-def _at_once(blocks: Blocks, batches: Sequence[Batch], of: Objective, wanted: _Wanted) -> Iterator[Gradients]:
+def _at_once(blocks: Blocks, batches: Sequence[Batch], of: Objective, wanted: Wanted) -> Iterator[Gradients]:
     lm, depth = blocks.lm, blocks.depth
     by_layer = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
-    place_of = {name: min(_holding(by_layer, parameter), default=-1) for name, parameter in wanted.items()}
+    held = holders(by_layer)
+    place_of = {name: min(held.get(id(parameter), {-1})) for name, parameter in wanted.items()}
     # The embedding takes gradients even if nobody wants them: else the stream that enters would not.
     taking = {**wanted, "": lm.model.get_input_embeddings().weight}
     for batch in batches:
-        with _differentiable(lm, taking), _streams(by_layer) as streams:
+        with differentiable(lm, taking), _streams(by_layer) as streams:
             options = blocks.begin(batch).options
 
             def run(options: dict[str, Any] = options) -> Any:
@@ -245,12 +250,12 @@ def _at_once(blocks: Blocks, batches: Sequence[Batch], of: Objective, wanted: _W
             last = run().logits if blocks.head is None else before_head(lm, run)
             uses = [(place, one) for place, found in streams.items() for one in found if one.requires_grad]
             inputs = [one for _, one in uses]
-            drawn = list(_from_head(blocks, last, batch, of, inputs, list(wanted.values())))
+            drawn = list(from_head(blocks, last, batch, of, inputs, list(wanted.values())))
         for place in range(depth, -2, -1):
             for draw, found in enumerate(drawn):
                 entering = [one for (at, _), one in zip(uses, found, strict=False) if at == place and one is not None]
                 named = zip(wanted.items(), found[len(inputs) :], strict=True)
-                own = {name: _full(one, weight) for (name, weight), one in named if place_of[name] == place}
+                own = {name: full(one, weight) for (name, weight), one in named if place_of[name] == place}
                 yield Gradients(place, batch, draw, own, sum(entering[1:], entering[0]) if entering else None)
 
 
@@ -276,101 +281,3 @@ def _streams(blocks: Sequence[nn.Module]) -> Iterator[dict[int, list[torch.Tenso
             journal.hook(block, before, before=True, with_kwargs=True)
             journal.hook(block, after)
         yield found
-
-
-# --- what both need -------------------------------------------------------------------------------------------------
-
-
-def _from_head(
-    blocks: Blocks,
-    last: torch.Tensor,
-    batch: Batch,
-    of: Objective,
-    inputs: Sequence[torch.Tensor],
-    parameters: Sequence[torch.Tensor],
-) -> Iterator[_Found]:
-    """For every draw, gradients of the objective, from what the output matrix is given, a slice of the positions after
-    the other: all logits at once would not fit."""
-    row_N = torch.cat([torch.full((length,), row) for row, length in enumerate(batch.lengths)])
-    place_N = torch.cat([torch.arange(length) for length in batch.lengths])
-    step = max(1, _LOGITS // blocks.lm.anatomy.vocabulary)
-    slopes: list[torch.Tensor] = []
-    sums: list[_Found] = []
-    for start in range(0, len(row_N), step):
-        rows = row_N[start : start + step], place_N[start : start + step]
-        part_NX = last.detach()[rows].requires_grad_()
-        logits_NV = blocks.logits(part_NX)
-        values = of(logits_NV.to(_wide(logits_NV)), batch, *rows).unbind()
-        for draw, value in enumerate(values):
-            if draw == len(slopes):
-                slopes.append(torch.zeros_like(last))
-                sums.append([None] * len(parameters))
-            part, *found = _pull([value], [torch.ones_like(value)], [part_NX, *parameters], more=draw < len(values) - 1)
-            if part is not None:
-                slopes[draw][rows] = part
-            sums[draw] = list(map(_sum, sums[draw], found))
-    for draw, slope in enumerate(slopes):
-        found = _pull([last], [slope], [*inputs, *parameters], more=draw < len(slopes) - 1)
-        yield [*found[: len(inputs)], *map(_sum, found[len(inputs) :], sums[draw])]
-
-
-def _pull(outputs: Sequence[torch.Tensor], slopes: _Found, inputs: Sequence[torch.Tensor], *, more: bool) -> _Found:
-    """Gradients of inputs from those of outputs; None where nothing depends on one."""
-    pairs = zip(outputs, slopes, strict=True)
-    counting = [(one, slope.to(one.dtype)) for one, slope in pairs if one.requires_grad and slope is not None]
-    if not counting or not inputs:
-        return [None] * len(inputs)
-    ends, given = zip(*counting, strict=True)
-    return list(torch.autograd.grad(ends, inputs, given, retain_graph=more, allow_unused=True))
-
-
-def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one.to(_wide(one)) + other
-
-
-def _full(found: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """A gradient in fp32; zeros if there is none."""
-    return torch.zeros_like(like, dtype=_wide(like)) if found is None else found.to(_wide(found))
-
-
-def _wide(tensor: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _holding(blocks: Sequence[nn.Module], parameter: nn.Parameter) -> set[int]:
-    """The blocks that hold a parameter."""
-    return {step for step, block in enumerate(blocks) if any(one is parameter for one in block.parameters())}
-
-
-def _depending(given: Given) -> list[torch.Tensor]:
-    """The tensors among what blocks are given that depend on parameters, in order."""
-    tensors = [one for one in tree_leaves(given.calls) if isinstance(one, torch.Tensor) and one.requires_grad]
-    return list({id(one): one for one in tensors}.values())
-
-
-def _reached(outputs: Sequence[torch.Tensor]) -> set[int]:
-    """The leaves, by id, that outputs depend on."""
-    nodes = [one.grad_fn for one in outputs]
-    seen, found = set(), set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))
-        nodes += [above for above, _ in node.next_functions]
-    return found
-
-
-@contextmanager
-def _differentiable(lm: LM, wanted: _Wanted) -> Iterator[None]:
-    """Graphs are kept while the context lasts, of the wanted parameters and of no others."""
-    taking = {id(one) for one in wanted.values()}
-    with uncompiled(), Journal(lm.model) as journal, torch.inference_mode(False), torch.enable_grad():
-        for one in lm.model.parameters():
-            if one.requires_grad != (id(one) in taking):
-                journal.then(partial(one.requires_grad_, one.requires_grad))
-                one.requires_grad_(id(one) in taking)
-        yield

@@ -68,6 +68,15 @@ class Ends:
         with self.streams[stream].at(self.blocks.depth):
             return self.blocks.logits(self.changed[stream][rows])
 
+    @torch.no_grad()
+    def pieces(self, rows: Any, stream: int | None = None) -> Iterator[torch.Tensor]:
+        """The same, of some words of the vocabulary after the others; see `Head.pieces`."""
+        if stream is None:
+            yield from self.blocks.pieces(self.clean[rows])
+            return
+        with self.streams[stream].at(self.blocks.depth):
+            yield from self.blocks.pieces(self.changed[stream][rows])
+
 
 @dataclass
 class BlockRuns:
@@ -102,7 +111,7 @@ def carry(
         work: counts what is done.
     """
     blocks, streams, work = Blocks(lm), tuple(streams), work or BlockRuns()
-    for part in in_parts(lm, batches, len(streams)):
+    for part in in_parts(blocks, batches, streams):
         yield from _Part(blocks, part, streams, work, advance, _size(part) / _size(batches)).run()
     for stream in streams:
         stream.done()
@@ -112,9 +121,13 @@ def _size(batches: Sequence[Batch]) -> int:
     return sum(batch.input_ids_BT.numel() for batch in batches)
 
 
-def in_parts(lm: LM, batches: Sequence[Batch], streams: int = 0) -> Iterator[list[Batch]]:
+def in_parts(blocks: Blocks, batches: Sequence[Batch], streams: Sequence[Stream] = ()) -> Iterator[list[Batch]]:
     """Batches whose states, of all streams, fit into memory together."""
-    per_token = (streams + 2) * lm.anatomy.hidden * lm.dtype.itemsize
+    anatomy = blocks.lm.anatomy
+    per_token = (len(streams) + 2) * anatomy.hidden * (1 if blocks.direct else len(blocks.modules))
+    if any(stream.touches is not None for stream in streams):  # what parts of a block gave, where they fork inside one
+        per_token += 8 * anatomy.hidden + 4 * anatomy.intermediate
+    per_token *= blocks.lm.dtype.itemsize
     part: list[Batch] = []
     for batch in batches:
         if part and _size([*part, batch]) * per_token > _BUDGET:

@@ -14,11 +14,11 @@ from studfinder.models import LM
 from studfinder.passes import BlockRuns, Stream
 from studfinder.prove.rule import LOOKS
 
-Change = tuple[Edit, ...]
+EditSet = tuple[Edit, ...]
 
 
 @dataclass
-class Bench:
+class ProofBench:
     """What changes of a model do to the windows of the proof text, a few windows at a time.
 
     Attributes:
@@ -33,13 +33,13 @@ class Bench:
     lm: LM
     windows: list[list[int]]
     progress: Callable[[int, int], Any]
-    kl: dict[Change, np.ndarray] = field(default_factory=dict)
-    nll: dict[Change, np.ndarray] = field(default_factory=dict)
+    kl: dict[EditSet, np.ndarray] = field(default_factory=dict)
+    nll: dict[EditSet, np.ndarray] = field(default_factory=dict)
     clean_nll: np.ndarray = field(default_factory=lambda: np.zeros(0))
     done: float = 0.0
     ahead: float = 0.0
     work: float = 0.0
-    _streams: dict[Change, Stream] = field(default_factory=dict)
+    _streams: dict[EditSet, Stream] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens = np.array([len(ids) - 1 for ids in self.windows])
@@ -48,10 +48,10 @@ class Bench:
         matrix = self.lm.anatomy.vocabulary * self.lm.anatomy.hidden
         self._head = matrix / max(1, sum(p.numel() for p in block.parameters()))
 
-    def look(self, changes: Iterable[Change], upto: int) -> None:
+    def look(self, changes: Iterable[EditSet], upto: int) -> None:
         """Run of the first `upto` windows what was not run yet, under each change; changes that have come equally far
         together, beside one clean stream."""
-        groups: dict[int, list[Change]] = {}
+        groups: dict[int, list[EditSet]] = {}
         for change in dict.fromkeys(changes):
             groups.setdefault(len(self.kl.get(change, ())), []).append(change)
         groups.setdefault(len(self.clean_nll), [])
@@ -78,7 +78,7 @@ class Bench:
             if len(self.clean_nll) < upto:
                 self.clean_nll = np.concatenate([self.clean_nll[:seen], found.clean_nll])
 
-    def cost(self, changes: Iterable[Change], windows: float) -> float:
+    def cost(self, changes: Iterable[EditSet], windows: float) -> float:
         """What changes and the clean model beside them take, about; the head counts as so many blocks as it has
         numbers."""
         depth = len(self.lm.anatomy.layers)
@@ -91,7 +91,7 @@ class Bench:
         with np.errstate(over="ignore"):
             return float(np.exp(self.clean_nll.sum() / self.tokens[: len(self.clean_nll)].sum()))
 
-    def _stream(self, change: Change) -> Stream:
+    def _stream(self, change: EditSet) -> Stream:
         if change not in self._streams:
             self._streams[change] = stream_of(self.lm, change)
         return self._streams[change]

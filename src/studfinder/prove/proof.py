@@ -10,7 +10,7 @@ import numpy as np
 
 from studfinder.edits import matched_controls, null, zero
 from studfinder.models import LM
-from studfinder.prove.bench import Bench, Change
+from studfinder.prove.bench import EditSet, ProofBench
 from studfinder.prove.rule import CONTROLS, FLOOR, MOST
 from studfinder.prove.trial import Case, Trial
 from studfinder.records import Effect, Findings, Proof, SuperWeight
@@ -51,7 +51,7 @@ def prove(
     Raises:
         StudfinderError: a model that is not causal; findings that do not know the token ids of their prompts.
     """
-    bench = Bench(lm, proof_windows(lm, bos=bos), lambda done, total: progress("proving", done, total))
+    bench = ProofBench(lm, proof_windows(lm, bos=bos), lambda done, total: progress("proving", done, total))
     tested, rest = findings.super_weights[:most], findings.super_weights[most:]
     judged: list[SuperWeight] = []
     joint = None
@@ -94,7 +94,7 @@ def _case(lm: LM, weight: SuperWeight, tested: Findings) -> Case:
     without = zero(others) if others else ()
 
     @cache
-    def controls() -> tuple[Sequence[Change], Sequence[Change]]:
+    def controls() -> tuple[Sequence[EditSet], Sequence[EditSet]]:
         own = (weight.parameter, weight.expert)
         taken = {one.index for one in tested.super_weights if (one.parameter, one.expert) == own}
         found = [zero(one) for one in matched_controls(lm, weight, tested, count=CONTROLS, exclude=taken)]
@@ -103,13 +103,13 @@ def _case(lm: LM, weight: SuperWeight, tested: Findings) -> Case:
     return Case(zero(weight), without, controls)
 
 
-def _effect(trial: Trial, bench: Bench, change: Change) -> Effect:
+def _effect(trial: Trial, bench: ProofBench, change: EditSet) -> Effect:
     nll = bench.nll[change]
     ratio = trial.interval(nll - bench.clean_nll[: len(nll)], exponential=True)
     return Effect(kl=trial.bounds(change), perplexity_ratio=ratio)
 
 
-def _less(effect: Effect, bench: Bench, draws: Sequence[Change]) -> Effect:
+def _less(effect: Effect, bench: ProofBench, draws: Sequence[EditSet]) -> Effect:
     """The effect with its null's beside it and taken off. The two were not looked at on the same windows, so the ends
     of the difference are those that the ends of both allow."""
     sums = np.mean([bench.kl[draw] for draw in draws], axis=0)

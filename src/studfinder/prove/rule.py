@@ -18,7 +18,7 @@ FLOOR = 0.01
 CONTROLS = 20
 MOST = 10
 """Candidates tested, best score first; the proof of a long list of look-alikes would take hours on a large model."""
-LOOKS = (4, 8, 16, 32, 64)
+LOOKS = (2, 4, 8, 16)
 """Windows seen when something may be left; the last are all."""
 VERSION = 2
 """Raised when the same model may get other numbers or verdicts."""
@@ -42,7 +42,7 @@ def early(tested: int) -> int:
     return tested * (len(LOOKS) - 1)
 
 
-def silent(sums: np.ndarray, tokens: np.ndarray, floor: float, tested: int) -> bool:
+def does_nothing(sums: np.ndarray, tokens: np.ndarray, floor: float, tested: int) -> bool:
     """Whether a change does nothing that matters, at an early look."""
     return bounds(sums, tokens, early(tested)).high < floor
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from studfinder.prove.bench import Bench, Change
-from studfinder.prove.rule import CONTROLS, bounds, early, silent, stands_out, still_open, verdict_of
+from studfinder.prove.bench import EditSet, ProofBench
+from studfinder.prove.rule import CONTROLS, bounds, does_nothing, early, stands_out, still_open, verdict_of
 from studfinder.records import Interval
 from studfinder.records.findings import Verdict
 
@@ -26,9 +26,9 @@ class Case:
         marginal: its share of the set; `others`: what each control's would be in its place.
     """
 
-    alone: Change
-    without: Change
-    controls: Callable[[], tuple[Sequence[Change], Sequence[Change]]]
+    alone: EditSet
+    without: EditSet
+    controls: Callable[[], tuple[Sequence[EditSet], Sequence[EditSet]]]
     against: tuple[float, ...] = ()
     worst: Interval | None = None
     marginal: Interval | None = None
@@ -41,10 +41,10 @@ class _Race:
     does, or from the clean model."""
 
     case: Case
-    controls: Sequence[Change]
-    base: Change | None
+    controls: Sequence[EditSet]
+    base: EditSet | None
     needed: float
-    open: list[Change] = field(default_factory=list)
+    open: list[EditSet] = field(default_factory=list)
 
 
 class Trial:
@@ -55,7 +55,7 @@ class Trial:
         floor: KL in nats per token below which nothing matters.
     """
 
-    def __init__(self, bench: Bench, cases: Sequence[Case], everything: Change, floor: float) -> None:
+    def __init__(self, bench: ProofBench, cases: Sequence[Case], everything: EditSet, floor: float) -> None:
         self.bench, self.cases, self.everything, self.floor = bench, list(cases), everything, floor
         self.tested, self.all = len(cases), bench.looks[-1]
 
@@ -69,7 +69,7 @@ class Trial:
             for case in self.cases
         ]
 
-    def bounds(self, change: Change) -> Interval:
+    def bounds(self, change: EditSet) -> Interval:
         """The KL of a change, on the windows it was looked at."""
         return self.interval(self.bench.kl[change])
 
@@ -142,15 +142,15 @@ class Trial:
         return cost(alone * CONTROLS, self.all / 12) + cost(alone, self.all) + cost(shares, self.all / 4)
 
     def _silent(self, sums: np.ndarray) -> bool:
-        return silent(sums, self.bench.tokens, self.floor, self.tested)
+        return does_nothing(sums, self.bench.tokens, self.floor, self.tested)
 
-    def _sums(self, change: Change, base: Change | None) -> np.ndarray:
+    def _sums(self, change: EditSet, base: EditSet | None) -> np.ndarray:
         sums = self.bench.kl[change]
         return sums if base is None else sums - self.bench.kl[base][: len(sums)]
 
     def _share(self, case: Case) -> np.ndarray:
         return -self._sums(case.without, self.everything)
 
-    def _value(self, change: Change, base: Change | None = None) -> float:
+    def _value(self, change: EditSet, base: EditSet | None = None) -> float:
         sums = self._sums(change, base)
         return float(sums.sum() / self.bench.tokens[: len(sums)].sum())

@@ -3,7 +3,7 @@
 from studfinder.studies.divergence import Divergence, Original
 from studfinder.studies.grid import Executor, Grid, GridCell, Put, Remembers, Watch, serial, with_edits
 from studfinder.studies.scored import FEWEST, KL, PAIRED, GridScores, ModelVariant, head, spoken
-from studfinder.studies.swept import effects_plot, effects_table, ratio, swept
+from studfinder.studies.swept import effects_plot, effects_table, nulled, ratio, swept
 
 __all__ = [
     "FEWEST",
@@ -22,6 +22,7 @@ __all__ = [
     "effects_plot",
     "effects_table",
     "head",
+    "nulled",
     "ratio",
     "serial",
     "spoken",

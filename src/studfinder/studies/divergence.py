@@ -88,7 +88,7 @@ class Original:
     def __init__(self, pieces: int | None = None, *, name: str = KL, skip: int = 0, cuts: Sequence[int] = ()) -> None:
         self.pieces, self.name, self.skip, self.cuts = pieces, name, skip, tuple(cuts)
         self._batches: list[Batch] = []
-        self._logits: list[torch.Tensor] = []
+        self._logits: list[list[torch.Tensor]] = []
 
     def see(self, lm: LM, windows: Sequence[Sequence[int]] = ()) -> None:
         """Read the original, on our proof text if no other windows are given; once."""
@@ -99,9 +99,9 @@ class Original:
     def _windows(self, lm: LM, windows: Sequence[Sequence[int]] = ()) -> list[list[int]]:
         return [list(ids[self.skip :]) for ids in windows or encode(lm, proof_text()[: self.pieces])[0]]
 
-    def _read(self, lm: LM) -> Iterator[torch.Tensor]:
-        """Logits at every position of a piece but the last, (T,V), one piece after the other."""
-        return (ends.logits((0, slice(0, -1))) for ends in carry(lm, self._batches))
+    def _read(self, lm: LM) -> Iterator[list[torch.Tensor]]:
+        """Logits at every position of a piece but the last, one piece of text after the other; see `Head.pieces`."""
+        return (list(ends.pieces((0, slice(0, -1)))) for ends in carry(lm, self._batches))
 
     def streamed(
         self, lm: LM, streams: Sequence[Stream], once: Once, advance: Callable[[float], Any]
@@ -133,11 +133,12 @@ class Original:
         """The same for each stretch of positions; a piece that does not reach it counts nothing."""
         sums = np.zeros((len(stretches), len(self._batches)))
         tokens = np.zeros_like(sums)
-        for piece, changed_TV in enumerate(self._read(lm)):
-            clean_TV, next_T = self._logits[piece], self._batches[piece].input_ids_BT[0, 1:]
+        for piece, changed in enumerate(self._read(lm)):
+            clean, next_T = self._logits[piece], self._batches[piece].input_ids_BT[0, 1:]
             for place, here in enumerate(stretches):
                 if len(next_T[here]):
-                    kl_T, _ = Clean(clean_TV[here], next_T[here]).against(changed_TV[here])
+                    own, other = ([words[here] for words in logits] for logits in (clean, changed))
+                    kl_T, _ = Clean(own, next_T[here]).against(other)
                     sums[place, piece], tokens[place, piece] = float(kl_T.double().sum()), len(kl_T)
         return [
             Divergence(nats[some], count[some])
@@ -155,4 +156,5 @@ class Original:
 
     def equal(self, lm: LM) -> list[bool]:
         """In which windows every logit is bit for bit the original's."""
-        return [torch.equal(*both) for both in zip(self._logits, self._read(lm), strict=True)]
+        both = zip(self._logits, self._read(lm), strict=True)
+        return [all(map(torch.equal, clean, changed)) for clean, changed in both]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from studfinder.edits import Edit, edits_hash
+from studfinder.edits import Edit, SiteEdit, edits_hash, null
 from studfinder.measures import Effects, effects_of
 from studfinder.models import LM
-from studfinder.records import Comparison, Plot, Series, Table, point
+from studfinder.records import Comparison, Interval, Plot, Series, Table, point
 from studfinder.runs import Progress, silent
 from studfinder.studies.grid import Remembers
+
+_SMALL, _DRAWS = 0.01, 8
+NULL_NOTE = (
+    f"Where the KL is below {_SMALL}, that of the null edit is beside it: each entry that the edit changes moved to a "
+    f"random neighbour in its dtype instead ({_DRAWS} draws)."
+)
 
 
 def swept(
@@ -45,10 +53,58 @@ def swept(
     return Effects(**{name: np.array(values) for name, values in found.items()})
 
 
-def effects_table(title: str, labels: Sequence[str], effects: Effects, note: str = "", first: str = "edit") -> Table:
-    """A row an edit: its KL and what becomes of the perplexity."""
-    rows = tuple((label, effects.kl_interval(i), effects.perplexity_ratio(i)) for i, label in enumerate(labels))
-    return Table(title=title, columns=(first, "KL in nats per token", "perplexity / original"), rows=rows, note=note)
+def nulled(
+    run: Remembers,
+    lm: LM,
+    what: str,
+    windows: Sequence[Sequence[int]],
+    variants: Sequence[Sequence[Edit]],
+    effects: Effects,
+    tell: Progress = silent,
+) -> dict[int, tuple[Interval, Interval]]:
+    """Of the small ones among the effects that `swept` gave, by their places: the KL of the null edit, and by how much
+    the edit's exceeds it. Edits of activations have none."""
+    small = [
+        place
+        for place, edits in enumerate(variants)
+        if effects.kl_interval(place).value < _SMALL and not any(isinstance(edit, SiteEdit) for edit in edits)
+    ]
+    if not small:
+        return {}
+    nulls = [null(variants[place], seed) for place in small for seed in range(_DRAWS)]
+    found = swept(run, lm, f"{what}: null edits", windows, nulls, tell)
+    both = replace(effects, kl=np.concatenate([effects.kl, found.kl]), nll=np.concatenate([effects.nll, found.nll]))
+    rows = {place: range(start, start + _DRAWS) for place, start in zip(small, count(len(variants), _DRAWS))}
+    return {place: (both.null_interval(draws), both.null_interval(draws, of=place)) for place, draws in rows.items()}
+
+
+def effects_table(
+    title: str,
+    labels: Sequence[str],
+    effects: Effects,
+    note: str = "",
+    first: str = "edit",
+    nulls: Mapping[int, tuple[Interval, Interval]] | None = None,
+) -> Table:
+    """A row an edit: its KL and what becomes of the perplexity; with `nulls`, what `nulled` says of the small ones."""
+    columns = [
+        first,
+        "KL in nats per token",
+        *(["its null edit's", "beyond that"] if nulls else []),
+        "perplexity / original",
+    ]
+    rows = tuple(
+        (
+            label,
+            effects.kl_interval(place),
+            *(nulls.get(place, (None, None)) if nulls else ()),
+            effects.perplexity_ratio(place),
+        )
+        for place, label in enumerate(labels)
+    )
+    if nulls:
+        note += f" {NULL_NOTE}"
+    return Table(title=title, columns=tuple(columns), rows=rows, note=note.strip())
 
 
 def effects_plot(labels: Sequence[str], effects: Effects, x: str = "perplexity / original") -> Plot:

@@ -26,7 +26,8 @@ def load_as(model: Any, config: SourceConfig, **more: Any) -> LM:
     """
     options = options_of(config)
     if not isinstance(model, LM):
-        return load(model, **{**options, **more})
+        # What is only read is not cast whole: that would take twice the memory.
+        return load(model, **{"carried": isinstance(config, ReadConfig), **options, **more})
     if options:
         raise StudfinderError(
             f"{next(iter(options))} of a model that is loaded already", expected="its name", do="Or say it to sf.load"

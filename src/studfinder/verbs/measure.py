@@ -99,6 +99,7 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
         "device": lm.device.type,
         "against": against.source.id if against is not None else "",
         "against_hash": _hash(config.against, against) if against is not None else "",
+        **({"against_dtype": str(against.dtype)} if against is not None and against.dtype != lm.dtype else {}),
         "against_config": config_hash(against) if against is not None else "",
         "scoring": SCORING,
     }
