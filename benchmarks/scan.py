@@ -56,6 +56,22 @@ def peak_megabytes(model, dtype, what):
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def observation(lm, rounds, prompts=None):
+    """By round: the observation pass over a plain one that also computes only the last logits, and over one that
+    computes all. `prompts`: only so many, where a pass is slow (bf16 on a processor without its arithmetic)."""
+    encoded = encode(lm, default_prompts())[0][:prompts]
+    like, full = [], []
+    plain(lm, encoded), observed(lm, encoded)
+    for _ in range(rounds):
+        first = seconds(plain, lm, encoded, logits_to_keep=1)
+        with_us = seconds(observed, lm, encoded)
+        everything = seconds(plain, lm, encoded)
+        again = seconds(plain, lm, encoded, logits_to_keep=1)
+        like.append(2 * with_us / (first + again))
+        full.append(with_us / everything)
+    return like, full
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?", default="smollm2")
@@ -77,16 +93,7 @@ def main():
     print(f"{'dtype':10}{'observe / plain':>28}{'observe / plain, all logits':>32}{'peak memory':>14}")
     for dtype in ("float32", "bfloat16"):
         lm = sf.load(arguments.model, dtype=dtype)
-        encoded, _ = encode(lm, default_prompts())
-        like, full = [], []
-        plain(lm, encoded), observed(lm, encoded)
-        for _ in range(arguments.rounds):
-            first = seconds(plain, lm, encoded, logits_to_keep=1)
-            with_us = seconds(observed, lm, encoded)
-            everything = seconds(plain, lm, encoded)
-            again = seconds(plain, lm, encoded, logits_to_keep=1)
-            like.append(2 * with_us / (first + again))
-            full.append(with_us / everything)
+        like, full = observation(lm, arguments.rounds)
         del lm
         memory = peak_megabytes(arguments.model, dtype, "observed") / peak_megabytes(arguments.model, dtype, "plain")
         cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval(ratios)) for ratios in (like, full)]

@@ -9,9 +9,9 @@ import studfinder.attention as sa
 from studfinder import sites
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
-from studfinder.measures import head, likelihood
-from studfinder.measures import passes as passes_
+from studfinder.measures import likelihood, scorer
 from studfinder.measures.likelihood import batch_size, log_likelihoods
+from studfinder.passes import head
 from tiny import ARCHITECTURES, V, tiny, token_ids
 
 
@@ -118,7 +118,7 @@ def test_an_error_in_one_of_several_passes_ends_them_all(monkeypatch):
         calls.append(1)
         raise StudfinderError("broken")
 
-    monkeypatch.setattr(passes_, "_at", broken)
+    monkeypatch.setattr(scorer, "at_targets", broken)
     with pytest.raises(StudfinderError, match="broken"):
         log_likelihoods(lm, choices(), batch_tokens=8)
     assert len(calls) < 24
@@ -126,8 +126,8 @@ def test_an_error_in_one_of_several_passes_ends_them_all(monkeypatch):
 
 def test_models_that_cannot_share_do_not():
     for architecture, shares in {"llama": True, "gpt2": True, "opt": True, "falcon": True, "bloom": False}.items():
-        with torch.no_grad():
-            assert passes_.Engine(tiny(architecture)).takes_packs() is shares
+        with torch.no_grad(), scorer.scoring(tiny(architecture)) as one:
+            assert one.takes_packs() is shares
 
 
 def test_variants_of_attention_that_keep_more_than_keys_and_values():
@@ -145,9 +145,9 @@ def test_while_a_site_is_replaced_every_request_is_one_full_masked_pass(monkeypa
         log_likelihoods(lm, choices(head=20))
     finally:
         hook.remove()
-    assert all(kwargs["past_key_values"] is None for kwargs in seen[2:])
-    assert {tuple(row) for kwargs in seen[2:] for row in kwargs["attention_mask"].tolist()}
-    assert sum(len(kwargs["input_ids"]) for kwargs in seen[2:]) == len({(*c, *a[:-1]) for c, a in choices(head=20)})
+    assert all(kwargs["past_key_values"] is None for kwargs in seen[1:])
+    assert {tuple(row) for kwargs in seen[1:] for row in kwargs["attention_mask"].tolist()}
+    assert sum(len(kwargs["input_ids"]) for kwargs in seen[1:]) == len({(*c, *a[:-1]) for c, a in choices(head=20)})
     agree(lm, choices(head=20))
 
 
@@ -227,14 +227,14 @@ def test_where_memory_does_not_hold_a_pass_it_is_read_in_halves(monkeypatch):
     whole = log_likelihoods(lm, requests, batch_tokens=100_000)
     sizes = []
 
-    def read(self, rows, *rest, own=passes_.Engine.whole):
+    def read(self, rows, *rest, own=scorer.Scorer.whole):
         sizes.append(len(rows))
         if len(rows) > 5:
             raise torch.OutOfMemoryError("too much")
         return own(self, rows)
 
     monkeypatch.setattr(likelihood, "_can_share", lambda *_: False)
-    monkeypatch.setattr(passes_.Engine, "whole", read)
+    monkeypatch.setattr(scorer.Scorer, "whole", read)
     for a, b in zip(whole, log_likelihoods(lm, requests, batch_tokens=100_000), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-9)
     assert max(sizes) > 5 >= min(sizes)
@@ -245,7 +245,7 @@ def test_one_sequence_that_memory_does_not_hold_is_an_error(monkeypatch):
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(likelihood, "_can_share", lambda *_: False)
-    monkeypatch.setattr(passes_.Engine, "whole", read)
+    monkeypatch.setattr(scorer.Scorer, "whole", read)
     with pytest.raises(StudfinderError, match="a sequence of 3 tokens does not fit into memory"):
         log_likelihoods(tiny("gpt2"), [([1, 2, 3], [4])])
 

@@ -76,7 +76,8 @@ def _by_block(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _P
 
             states = queue.reading(part, run)
             done = prompts * (step + 1) // len(blocks.layers)
-            progress(done - told)
+            if done > told:
+                progress(done - told)
             told = done
     ends = [blocks.last(*pair)[:, -1] for pair in zip(given, states, strict=True)]
     return all(bool(torch.isfinite(blocks.logits(end)).all()) for end in ends)

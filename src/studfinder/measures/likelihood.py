@@ -20,7 +20,7 @@ from studfinder import sites
 from studfinder.errors import StudfinderError
 from studfinder.measures.asked import Advance
 from studfinder.measures.packs import packed
-from studfinder.measures.passes import Engine, Likelihood, Scored, ScoredRow
+from studfinder.measures.scorer import Likelihood, Scored, ScoredRow, scoring
 from studfinder.models import LM
 from studfinder.models.carried import is_carried
 from studfinder.texts import check_ids
@@ -141,22 +141,20 @@ def _rows(requests: Sequence[Request]) -> list[ScoredRow]:
 
 def _passes(lm: LM, rows: list[ScoredRow], size: int) -> Iterator[Scored]:
     """The results of one pass after the other."""
-    with torch.no_grad():
-        engine = Engine(lm)
-        sharing = _can_share(lm, rows) and engine.takes_packs()
-        start = _beginning(rows) if sharing else 0
-        cache = engine.read(rows[0].ids[:start]) if start else None
-    if sharing:
-        row = size if lm.device.type == "cpu" else min(size, _PACK)
-        packs = sorted(packed([one.ids for one in rows], start, row), key=lambda pack: -len(pack.ids))
-        read_packs = partial(engine.packs, rows, cache=cache, start=start)
-        work = [partial(_fitted, read_packs, group) for group in _alike(packs, size)]
-    else:
-        work = [partial(_fitted, engine.whole, group) for group in _alike(rows, size)]
-    alone = (
-        sites.replacing(lm) or is_carried(lm.model) or lm.device.type != "cpu"
-    )  # a carried block runs once at a time
-    yield from _side_by_side(work, 1 if alone else torch.get_num_threads())
+    with torch.no_grad(), scoring(lm) as scorer:
+        sharing = _can_share(lm, rows) and scorer.takes_packs()
+        if sharing:
+            start = _beginning(rows)
+            cache = scorer.read(rows[0].ids[:start]) if start else None
+            row = size if lm.device.type == "cpu" else min(size, _PACK)
+            packs = sorted(packed([one.ids for one in rows], start, row), key=lambda pack: -len(pack.ids))
+            read_packs = partial(scorer.packs, rows, cache=cache, start=start)
+            work = [partial(_fitted, read_packs, group) for group in _alike(packs, size)]
+        else:
+            work = [partial(_fitted, scorer.whole, group) for group in _alike(rows, size)]
+        # A block whose weights are carried in runs once at a time.
+        alone = sites.replacing(lm) or is_carried(lm.model) or lm.device.type != "cpu"
+        yield from _side_by_side(work, 1 if alone else torch.get_num_threads())
 
 
 def _fitted(read: Callable[[Sequence[Any]], Scored], group: Sequence[Any]) -> Scored:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.passes.head import before_head, head_of
+from studfinder.passes.head import Head, before_head, head_of
 from studfinder.patches import Journal
 from studfinder.sites import ModelCall, entering, quiet, replacing, uncompiled
 from studfinder.texts import Batch
@@ -62,14 +63,14 @@ class Blocks:
     def __init__(self, lm: LM) -> None:
         self.lm = lm
         by_layer = [lm.model.get_submodule(layer.block) for layer in lm.anatomy.layers]
-        with quiet(lm), uncompiled():
-            self.head = head_of(lm)
         known = _KNOWN.get(lm.model)
-        key = tuple(map(id, by_layer))
+        key = (id(lm.model.get_output_embeddings()), *map(id, by_layer))
         if known is None or known[0] != key:
-            with quiet(lm), uncompiled(), torch.inference_mode(False), torch.no_grad():
-                known = _KNOWN[lm.model] = (key, *_rehearsed(lm, by_layer))
-        _, self.layers, self._interface = known
+            with quiet(lm), uncompiled(), torch.inference_mode(False), torch.no_grad(), Journal(lm.model) as journal:
+                for module in lm.model.modules():  # a few keep something of the last pass in their attributes
+                    journal.then(partial(_put_back, module, dict(vars(module))))
+                known = _KNOWN[lm.model] = (key, head_of(lm), *_rehearsed(lm, by_layer))
+        _, self.head, self.layers, self._interface = known
         self.modules = [by_layer[layer] for layer in self.layers]
 
     @property
@@ -212,7 +213,8 @@ class _Interface:
         return self.stream_in(call) if form is None else (self.stream_in(call), *[None] * (form - 1))
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[int], _Interface | None]] = WeakKeyDictionary()
+_Known = tuple[tuple[int, ...], Head | None, list[int], _Interface | None]
+_KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,13 @@ class _Left:
 def _shared(args: tuple, kwargs: dict[str, Any]) -> list[Any]:
     """Keys and values that later blocks read again, say."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, MutableMapping)]
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
+    now = vars(module)
+    if now.keys() != attributes.keys() or any(now[name] is not one for name, one in attributes.items()):
+        now.clear()
+        now.update(attributes)
 
 
 class _Enough(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,8 @@ class Head:
     def pieces(self, hidden_NC: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits of some words (N,W) after those of others; all at once where the matrix is more than numbers."""
         matrix: Any = self.matrix
-        plain = type(matrix) is nn.Linear and type(matrix.weight) is nn.Parameter and "forward" not in vars(matrix)
+        plain = type(matrix) is nn.Linear and type(matrix.weight) is nn.Parameter
+        plain = plain and getattr(matrix.forward, "is_linear", "forward" not in vars(matrix))
         if not plain or is_hooked(matrix):
             yield self(hidden_NC)
             return
@@ -53,8 +56,11 @@ class Head:
         return logits_NW if self.cap is None else torch.tanh(logits_NW / self.cap) * self.cap
 
 
+_STOPPING: ContextVar[bool] = ContextVar("stop in front of the output matrix", default=False)
+
+
 class _Enough(Exception):
-    """The head has been reached."""
+    """The head has been reached; what it is given."""
 
 
 def head_of(lm: LM) -> Head | None:
@@ -84,19 +90,36 @@ def head_of(lm: LM) -> Head | None:
     return head if same else None
 
 
-def before_head(lm: LM, run: Callable[[], Any]) -> torch.Tensor:
-    """What the output matrix is given (B,T,C) when the model runs; it is not multiplied with."""
-    given: list[torch.Tensor] = []
+@contextmanager
+def headless(lm: LM) -> Iterator[Callable[[Callable[[], Any]], torch.Tensor]]:
+    """While the context lasts, gives what the output matrix is given (B,T,C) when a function runs the model, which goes
+    no further. Threads may do so side by side; the matrix itself is there as ever."""
+    matrix: nn.Module = lm.model.get_output_embeddings()
+    own = matrix.forward
 
-    def stop(hidden_BTC: torch.Tensor) -> None:
-        given.append(hidden_BTC)
-        raise _Enough
+    def forward(hidden: torch.Tensor) -> Any:
+        if _STOPPING.get():
+            raise _Enough(hidden)
+        return own(hidden)
 
-    with Journal(lm.model) as journal:
-        matrix: nn.Module = lm.model.get_output_embeddings()
-        journal.set(matrix, "forward", stop)
+    def before(run: Callable[[], Any]) -> torch.Tensor:
+        outer = _STOPPING.set(True)
         try:
             run()
-        except _Enough:
-            return given[0]
-    raise AssertionError("a head that was understood is not reached")
+        except _Enough as reached:
+            given: torch.Tensor = reached.args[0]
+            return given
+        finally:
+            _STOPPING.reset(outer)
+        raise AssertionError("a head that was understood is not reached")
+
+    forward.is_linear = "forward" not in vars(matrix)  # type: ignore[attr-defined]
+    with Journal(lm.model) as journal:
+        journal.set(matrix, "forward", forward)
+        yield before
+
+
+def before_head(lm: LM, run: Callable[[], Any]) -> torch.Tensor:
+    """What the output matrix is given (B,T,C) when the model runs; it is not multiplied with."""
+    with headless(lm) as before:
+        return before(run)

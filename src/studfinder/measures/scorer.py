@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from studfinder import sites
 from studfinder.measures.packs import Pack, additive, packed
 from studfinder.models import LM
-from studfinder.passes.head import head_of
+from studfinder.passes.head import Head, head_of, headless
 
-_IN_CACHE = 8
-"""Positions whose logits are turned into log-probabilities at a time on a CPU."""
+_LOGITS = 1 << 26
+"""Logits that are held at a time, where the vocabulary is not cut."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,29 @@ Scored = list[tuple[int, Likelihood]]
 """(request, result) of one pass."""
 
 
-class Engine:
-    """Forward passes, and what they say of the rows."""
+@contextmanager
+def scoring(lm: LM) -> Iterator[Scorer]:
+    """A scorer of a model, which goes no further than its output matrix while the context lasts."""
+    head = head_of(lm)
+    if head is None:
+        yield Scorer(lm, None, lambda run: run().logits)
+        return
+    with headless(lm) as before:
+        yield Scorer(lm, head, before)
 
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-        self.decoder = lm.model.get_submodule(lm.anatomy.decoder)
-        self.head = head_of(lm)
-        self.slice = max(1, (1 << 26) // lm.anatomy.vocabulary)
+
+@dataclass
+class Scorer:
+    """What passes of the model's own say of rows.
+
+    Attributes:
+        head: what turns what the output matrix is given into logits; None where that is not understood.
+        before: what the output matrix is given when a function runs the model (see `headless`), or its logits.
+    """
+
+    lm: LM
+    head: Head | None
+    before: Callable[[Callable[[], Any]], torch.Tensor]
 
     def takes_packs(self) -> bool:
         """Whether sequences in one row, with a mask and positions, are to this model what they are apart: tried."""
@@ -84,7 +100,7 @@ class Engine:
 
         # Without a config no layer of the cache forgets what has left its sliding window: the mask sees to that.
         cache = DynamicCache()
-        self.decoder(input_ids=torch.tensor([list(ids)], device=self.lm.device), past_key_values=cache, use_cache=True)
+        self._hidden(torch.tensor([list(ids)]), None, cache)
         return cache
 
     @torch.no_grad()
@@ -112,7 +128,7 @@ class Engine:
         )
 
     def _packed(self, packs: Sequence[Pack], cache: Any, start: int) -> torch.Tensor:
-        """The decoder's output (B,N,C) for a batch of packs, behind what is cached."""
+        """What the output matrix is given (B,N,C) for a batch of packs, behind what is cached."""
         size = max(len(pack.ids) for pack in packs)
         ids_BN = torch.tensor([pack.ids + pack.ids[-1:] * (size - len(pack.ids)) for pack in packs])
         cache = cache and _copied(cache, len(packs))
@@ -123,16 +139,14 @@ class Engine:
         return self._hidden(ids_BN, mask, cache, position_ids=depth_BN.to(self.lm.device))
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor | None, cache: Any, **options: Any) -> torch.Tensor:
-        """The decoder's output, or the logits of a model whose head is not understood."""
+        """What the output matrix is given, or the logits of a model whose head is not understood."""
         options |= {
             "input_ids": ids.to(self.lm.device),
             "attention_mask": None if mask is None else mask.to(self.lm.device),
             "past_key_values": cache,
             "use_cache": cache is not None,
         }
-        if self.head is None:
-            return self.lm.model(**options).logits
-        return self.decoder(**options).last_hidden_state
+        return self.before(lambda: self.lm.model(**options))
 
     def _scored(
         self, states_BNX: torch.Tensor, places: Iterable[tuple[int, ScoredRow, Callable[[int], int]]]
@@ -151,11 +165,12 @@ class Engine:
             torch.zeros(len(target_N), dtype=torch.float64),
             torch.zeros(len(target_N), dtype=torch.bool),
         )
-        for begin in range(0, len(flat), self.slice):
-            slice_SX = states_PX[begin : begin + self.slice]
-            logits_SV = slice_SX if self.head is None else self.head(slice_SX)
-            here_M = ((which_N >= begin) & (which_N < begin + len(slice_SX))).nonzero()[:, 0]
-            log_p_N[here_M], greedy_N[here_M] = _at(logits_SV, target_N[here_M], which_N[here_M] - begin)
+        step = max(1, _LOGITS // self.lm.anatomy.vocabulary)
+        for start in range(0, len(flat), step):
+            slice_SX = states_PX[start : start + step]
+            pieces = [slice_SX] if self.head is None else self.head.pieces(slice_SX)
+            here_M = ((which_N >= start) & (which_N < start + step)).nonzero()[:, 0]
+            log_p_N[here_M], greedy_N[here_M] = at_targets(pieces, target_N[here_M], which_N[here_M] - start)
         found, begin = [], 0
         for number, tokens in asked:
             end = begin + len(tokens)
@@ -166,29 +181,40 @@ class Engine:
         return found
 
 
-def _at(logits_PV: torch.Tensor, target_N: torch.Tensor, which_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target at its position, and whether it is the likeliest token there.
+def at_targets(
+    pieces: Iterable[torch.Tensor], target_N: torch.Tensor, which_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target at its position, and whether it is the likeliest token there: of equal logits the
+    first, as for argmax, which is slow.
 
-    On a CPU a few positions at a time, so that their logits stay in its cache. Of equal logits the first is the
-    likeliest, as for argmax, which is slow.
+    Args:
+        pieces: logits (P,.) of some words after those of others; see `Head.pieces`. They are written into.
+        target_N: tokens.
+        which_N: the position of each.
     """
-    device = logits_PV.device
-    target_N, which_N = target_N.to(device), which_N.to(device)
-    own_N = logits_PV[which_N, target_N].float()
-    top_P = torch.empty(len(logits_PV), device=device)
-    rest_P = torch.empty_like(top_P)
-    step = _IN_CACHE if device.type == "cpu" else len(logits_PV)
-    for begin in range(0, len(logits_PV), step):
-        logits_RV = logits_PV[begin : begin + step].to(torch.float32, copy=True)
-        top_R1 = torch.amax(logits_RV, dim=-1, keepdim=True)
-        top_P[begin : begin + step] = top_R1[:, 0]
-        rest_P[begin : begin + step] = logits_RV.sub_(top_R1).exp_().sum(dim=-1)
-    log_p_N = (own_N - top_P[which_N]).double() - rest_P[which_N].double().log()
-    greedy_N = own_N == top_P[which_N]
-    for i in greedy_N.nonzero()[:, 0].tolist():
-        earlier_T = logits_PV[which_N[i], : target_N[i]]
-        greedy_N[i] = not len(earlier_T) or earlier_T.float().amax() < own_N[i]
-    return log_p_N.cpu(), greedy_N.cpu()
+    own_N, before_N = torch.zeros(len(target_N)), torch.full((len(target_N),), -torch.inf)
+    top_P1: torch.Tensor | None = None
+    begin = 0
+    for piece in pieces:
+        logits_PS = piece.float()
+        most_P1 = logits_PS.amax(dim=1, keepdim=True)
+        if top_P1 is None:
+            top_P1, sum_P1 = torch.full_like(most_P1, -torch.inf), torch.zeros_like(most_P1, dtype=torch.float64)
+        here = ((target_N >= begin) & (target_N < begin + logits_PS.shape[1])).nonzero()[:, 0]
+        row, column = which_N[here].to(piece.device), (target_N[here] - begin).to(piece.device)
+        chosen = logits_PS[row, column]
+        own_N[here], before_N[here] = chosen.cpu(), top_P1[row, 0].cpu()
+        for number in (chosen == most_P1[row, 0]).nonzero()[:, 0].tolist():
+            earlier = logits_PS[row[number], : column[number]]
+            if len(earlier):
+                before_N[here[number]] = max(before_N[here[number]], earlier.amax().cpu())
+        both_P1 = torch.maximum(top_P1, most_P1)
+        sum_P1 = sum_P1 * (top_P1 - both_P1).double().exp()
+        sum_P1 += logits_PS.sub_(both_P1).exp_().sum(dim=1, keepdim=True)
+        top_P1, begin = both_P1, begin + piece.shape[1]
+    assert top_P1 is not None
+    top_N, sum_N = (one.cpu()[which_N, 0] for one in (top_P1, sum_P1))
+    return (own_N - top_N).double() - sum_N.log(), (own_N == top_N) & (before_N < own_N)
 
 
 def _copied(cache: Any, rows: int) -> Any:
