@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import studfinder
 from studfinder.errors import StudfinderError
-from studfinder.measures import induction, likelihood, passes
+from studfinder.measures import induction, likelihood, scorer
 from studfinder.measures.choices import Question, per_token
 from studfinder.measures.perplexity import perplexity
 from studfinder.measures.recall import Prompt, recall
@@ -92,7 +92,7 @@ def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
     seen: list[tuple[list[int], list[int]]] = []
     rows = likelihood._rows
 
-    def watched(requests: list) -> list[passes.ScoredRow]:
+    def watched(requests: list) -> list[scorer.ScoredRow]:
         seen.extend(requests)
         return rows(requests)
 

@@ -95,8 +95,12 @@ class edited:
         """The same for a part of a forward pass: nobody asks yet whether everything has changed something."""
         with Journal(self._lm.model) as journal:
             for edit, places in self._plan:
-                parameter = self._lm.model.get_parameter(edit.target.parameter).detach()
-                new = [edit.changed(parameter[place], place) for place in places]  # before any is written: they overlap
+                parameter = self._lm.model.get_parameter(edit.target.parameter)
+                stored = getattr(parameter, "stored_dtype", parameter.dtype)
+                old = [parameter.detach()[place].to(stored) for place in places]
+                new = [
+                    edit.changed(*both).to(parameter.dtype) for both in zip(old, places, strict=True)
+                ]  # they overlap
                 for place, values in zip(places, new, strict=True):
                     journal.write(edit.target.parameter, values, place)
             if self._sites is None:

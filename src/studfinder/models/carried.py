@@ -117,19 +117,40 @@ def _carrying(kind: Any, dtype: torch.dtype) -> Callable[..., Any]:
 
     @functools.wraps(kind.forward)
     def forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        cast: dict[int, torch.Tensor] = {}
-        with Journal(block) as journal, saved_tensors_hooks(partial(_packed, cast), _unpacked):
-            for module in block.modules():
-                for name, one in module.named_parameters(recurse=False):
-                    if _narrower(one, dtype):
-                        wide = one.to(dtype)
-                        cast[wide.untyped_storage().data_ptr()] = one
-                        # A gradient goes on to what is stored; where there is none, it looks like a parameter.
-                        journal.set(module, name, wide if wide.requires_grad else nn.Parameter(wide, False))
+        with _widened(block, dtype) as cast, saved_tensors_hooks(partial(_packed, cast), _unpacked):
             return kind.forward(block, *args, **kwargs)
 
     forward.computes_in = dtype  # type: ignore[attr-defined]
     return forward
+
+
+@contextmanager
+def at_hand(block: nn.Module) -> Iterator[None]:
+    """The weights of a carried block cast while the context lasts, once for many runs of it without gradients. An edit
+    of one is rounded to `stored_dtype`, as if it were made where the weight is stored."""
+    dtype = getattr(block.forward, "computes_in", None)
+    if dtype is None or torch.is_grad_enabled():
+        yield
+        return
+    with _widened(block, dtype):
+        yield
+
+
+@contextmanager
+def _widened(block: nn.Module, dtype: torch.dtype) -> Iterator[dict[int, torch.Tensor]]:
+    """A block's narrower parameters cast while the context lasts; gives the stored one by the place of its copy."""
+    cast: dict[int, torch.Tensor] = {}
+    with Journal(block) as journal:
+        for module in block.modules():
+            for name, one in module.named_parameters(recurse=False):
+                if _narrower(one, dtype):
+                    wide = one.to(dtype)
+                    cast[wide.untyped_storage().data_ptr()] = one
+                    # A gradient goes on to what is stored; where there is none, it looks like a parameter.
+                    made: Any = wide if wide.requires_grad else nn.Parameter(wide, False)
+                    made.stored_dtype = one.dtype
+                    journal.set(module, name, made)
+        yield cast
 
 
 def _packed(cast: Mapping[int, torch.Tensor], saved: torch.Tensor) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.models.carried import at_hand
 from studfinder.passes.head import Head, before_head, head_of
 from studfinder.patches import Journal
 from studfinder.sites import ModelCall, entering, quiet, replacing, uncompiled
@@ -83,8 +84,8 @@ class Blocks:
         return len(self.lm.anatomy.layers)
 
     def at_hand(self, step: int) -> AbstractContextManager[Any]:
-        """A block's weights brought to where it runs, while the context lasts: they are resident."""
-        return nullcontext()
+        """A block's weights where it runs and in the dtype that it computes in, while the context lasts."""
+        return at_hand(self.modules[step])
 
     def begin(self, batch: Batch, *, masked: bool | None = None) -> Given:
         """What the model's own code makes of a batch before its blocks.

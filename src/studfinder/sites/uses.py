@@ -25,6 +25,7 @@ class Uses:
         self.lm = lm
         self.layer: int | None = None
         self.calls: Counter[nn.Module] = Counter()
+        self._entered: dict[int, Counter[nn.Module]] = {}
         self.blocks: dict[nn.Module, list[int]] = {}
         for layer, part in enumerate(lm.anatomy.layers):
             self.blocks.setdefault(lm.model.get_submodule(part.block), []).append(layer)
@@ -46,12 +47,18 @@ class Uses:
         return next((pair for pair in owners if pair[0] == self.layer), owners[0])
 
     def at(self, layer: int) -> None:
-        """As if all blocks before a layer had run."""
-        self._begin()
-        for block, layers in self.blocks.items():
-            place = layers.index(layer) if layer in layers else 0
-            if place:
-                self.calls.update(dict.fromkeys(block.modules(), place))
+        """As if all blocks before a layer had run: with what they counted, if they did, whatever text they ran for."""
+        if layer == 0:
+            self._entered.clear()
+        if layer not in self._entered:
+            counted = Counter(self.calls) if layer - 1 in self._entered else self._one_each(layer)
+            self._entered[layer] = counted
+        self.layer, self.calls = None, Counter(self._entered[layer])
+
+    def _one_each(self, layer: int) -> Counter[nn.Module]:
+        """What is counted where every layer before calls every module of its block once."""
+        served = [block for block, layers in self.blocks.items() for one in layers if one < layer]
+        return Counter(module for block in served for module in block.modules())
 
     def _begin(self, *_: Any) -> None:
         self.layer = None
