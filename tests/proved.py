@@ -7,7 +7,7 @@ import dataclasses
 import random
 
 from studfinder.records import Continuation, Effect, Findings, Interval, Proof, PublishedWeight
-from studfinder.records.findings import Verdict
+from studfinder.records.numbers import Verdict
 
 FLOOR = 0.01
 _FIRST: list[tuple[float, Verdict]] = [(2.31, "proven"), (0.0062, "proven-jointly"), (0.013, "candidate")]

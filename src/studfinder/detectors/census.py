@@ -11,7 +11,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from studfinder.texts import batches
 LEAST_DECADE, MOST_DECADE = -16, 2
 """Decades of predicted KL that are told apart: what lies below or above counts to the first or the last."""
 
+Spot = tuple[str, tuple[int, ...]]
+"""Of a number: its parameter's name and its index."""
 Groups = Callable[[str, torch.Tensor, torch.Tensor], Mapping[tuple[str, str], torch.Tensor]]
 """From a parameter's name, its numbers w and their gradients g to sums of g w over groups of them, by (whose, which
 kind); sums under one key are added up over all parameters of a block. Half the mean of their squares is the predicted
@@ -94,6 +96,7 @@ class Census:
     Attributes:
         tokens: of the windows.
         top: the numbers of largest `PredictedNumber.most`, the largest first.
+        also: the numbers that were asked for, however small.
         decades: by parameter, how many of its numbers have a predicted KL of exactly 0 (w is 0, or no gradient reached
             it), and then how many lie in each decade from `LEAST_DECADE` to `MOST_DECADE`.
         totals: by parameter, the sum of its predicted KL.
@@ -104,6 +107,7 @@ class Census:
 
     tokens: int
     top: list[PredictedNumber] = field(default_factory=list)
+    also: dict[Spot, PredictedNumber] = field(default_factory=dict)
     decades: dict[str, list[int]] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
     drawn: dict[str, DrawnNumbers] = field(default_factory=dict)
@@ -129,6 +133,7 @@ def census(
     *,
     draws: int = 2,
     top: int = 4096,
+    also: Collection[Spot] = (),
     sample: int = 32,
     groups: Groups | None = None,
     map: Path | None = None,
@@ -142,6 +147,7 @@ def census(
         windows: token ids, best of equal length; never those on which what is found is judged.
         draws: of labels, for each window; each is a backward pass.
         top: how many numbers are kept.
+        also: numbers of which the prediction is kept however small it is.
         sample: how many numbers of each parameter and decade are drawn.
         groups: sums over groups of numbers; by default rows, columns, experts, parameters and layers (`group_sums`).
         map: where every prediction is written, as safetensors (fp32, in the parameters' shapes).
@@ -162,7 +168,9 @@ def census(
         if tally.windows < len(windows):
             continue
         for name in list(tally.first):
-            kl = _taken(found, name, lm.model.get_parameter(name), tally.fisher(name), offsets.get(name, 0.0), top)
+            kl = _taken(
+                found, name, lm.model.get_parameter(name), tally.fisher(name), offsets.get(name, 0.0), top, also
+            )
             found.drawn[name] = _drawn(kl.flatten(), sample, seed)
             if map is not None:
                 whole[name] = kl.cpu()
@@ -236,7 +244,13 @@ class _Tally:
 
 
 def _taken(
-    found: Census, name: str, weight: torch.Tensor, fisher: tuple[torch.Tensor, torch.Tensor], offset: float, top: int
+    found: Census,
+    name: str,
+    weight: torch.Tensor,
+    fisher: tuple[torch.Tensor, torch.Tensor],
+    offset: float,
+    top: int,
+    also: Collection[Spot],
 ) -> torch.Tensor:
     """Take a parameter in: its largest numbers, how many there are of each size. Gives what is predicted of each."""
     w = weight.detach().float()
@@ -250,13 +264,18 @@ def _taken(
     values, flat = size.flatten().topk(min(top, size.numel()))
     if len(found.top) == top:
         flat = flat[values > found.top[-1].most]
-    columns = [flat, *(one.flatten()[flat] for one in (w, kl, error * w.square(), kl if off is None else off))]
-    for place, value, own, spread, gone in zip(*(column.tolist() for column in columns), strict=True):
-        index = tuple(int(at) for at in np.unravel_index(place, tuple(w.shape)))
-        one = PredictedNumber(
-            parameter=name, index=index, value=value, kl=own, error=spread, off=gone if offset else None
-        )
-        found.top.append(one)
+
+    def predicted(flat: torch.Tensor) -> Iterator[PredictedNumber]:
+        columns = [flat, *(one.flatten()[flat] for one in (w, kl, error * w.square(), kl if off is None else off))]
+        for place, value, own, spread, gone in zip(*(column.tolist() for column in columns), strict=True):
+            index = tuple(int(at) for at in np.unravel_index(place, tuple(w.shape)))
+            yield PredictedNumber(
+                parameter=name, index=index, value=value, kl=own, error=spread, off=gone if offset else None
+            )
+
+    found.top += predicted(flat)
+    asked = [int(np.ravel_multi_index(index, tuple(w.shape))) for parameter, index in also if parameter == name]
+    found.also |= {(name, one.index): one for one in predicted(torch.tensor(asked, dtype=torch.int64, device=w.device))}
     found.top.sort(key=lambda one: -one.most)
     del found.top[top:]
     found.totals[name] = float(kl.sum(dtype=torch.float64))

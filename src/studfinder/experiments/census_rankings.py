@@ -8,12 +8,10 @@ from itertools import chain, zip_longest
 import torch
 from torch import nn
 
+from studfinder.detectors.census import Spot
 from studfinder.models import LM
 from studfinder.records import Findings
 from studfinder.sites import module_inputs
-
-Spot = tuple[str, tuple[int, ...]]
-"""Parameter and index."""
 
 
 def by_spikes(findings: Findings) -> list[Spot]:

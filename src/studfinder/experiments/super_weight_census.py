@@ -26,13 +26,13 @@ import numpy as np
 
 from studfinder.detectors.census import LEAST_DECADE, Census, census
 from studfinder.edits import Edit, Names, Weights, scale, zero
-from studfinder.experiments.census_pools import Pool, Pooled, cut, drawn_pools, pool_stream, singled
 from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes, in_turn
 from studfinder.experiments.census_tables import FIRST_K, FROM, carriers, errors, half_of, iceberg, recalls, where
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets, kinds_of
+from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, search_pools
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.stats import most_unseen
@@ -71,6 +71,24 @@ EXPERIMENT = Experiment(
     needs="about 20 minutes and 4 GB with smollm2 in float32 on two cores",
     presets={"cpu": CensusConfig()},
 )
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What pools said.
+
+    Attributes:
+        tested, of: how many were measured, of how many.
+        chance: the smallest chance of any number to be in one of them.
+        loud: how many carried more than the threshold.
+        found: the single numbers in them that do.
+    """
+
+    tested: int
+    of: int
+    chance: float
+    loud: int
+    found: list[Spot]
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -221,26 +239,17 @@ def _pools(
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
     counts = cut(lm, totals, found["wholes"], _FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
-    pooled = Pooled(tested=len(pools), of=sum(counts.values()), chance=chance)
-    turn = 0
-    while pools:
-        loud: list[Pool] = []
-        for start in range(0, len(pools), _TOGETHER):
-            some = pools[start : start + _TOGETHER]
-            done = bench.once(f"pools {turn} from {start}", partial(_mean, lm, judged, some, listed))
-            loud += [pool for pool, kl in zip(some, done, strict=True) if kl > own.threshold]
-            bench.progress(f"pools, round {turn + 1}", start + len(some), len(pools))
-        if not turn:
-            pooled.loud = len(loud)
-        pools = []
-        for pool in loud:
-            numbers = singled(lm, pool, listed)
-            if len(numbers) == 1:
-                pooled.found += numbers
-            elif numbers:
-                pools += pool.split()
-        turn += 1
-    return pooled
+
+    def measure(turn: int, some: Sequence[Pool]) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(some), _TOGETHER):
+            part = some[start : start + _TOGETHER]
+            found += bench.once(f"pools {turn} from {start}", partial(_mean, lm, judged, part, listed))
+            bench.progress(f"pools, round {turn + 1}", len(found), len(some))
+        return found
+
+    loud, singles = search_pools(lm, pools, listed, measure, own.threshold)
+    return Pooled(tested=len(pools), of=sum(counts.values()), chance=chance, loud=loud, found=singles)
 
 
 def _mean(lm: LM, judged: Sequence[Sequence[int]], pools: Sequence[Pool], listed: Collection[Spot]) -> list[float]:

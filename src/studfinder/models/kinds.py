@@ -6,7 +6,7 @@ import torch
 
 from studfinder.models.lm import LM
 from studfinder.models.roles import norm_offset
-from studfinder.records.findings import NumberKind
+from studfinder.records.numbers import NumberKind
 
 
 def gain_offsets(lm: LM) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from studfinder.records import Interval
-from studfinder.records.findings import Verdict
+from studfinder.records.numbers import Verdict
 from studfinder.stats import ratio_interval, student_interval
 
 FLOOR = 0.01

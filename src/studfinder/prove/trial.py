@@ -11,7 +11,7 @@ import numpy as np
 from studfinder.prove.bench import EditSet, ProofBench
 from studfinder.prove.rule import CONTROLS, bounds, does_nothing, early, stands_out, still_open, verdict_of
 from studfinder.records import Interval
-from studfinder.records.findings import Verdict
+from studfinder.records.numbers import Verdict
 
 
 @dataclass

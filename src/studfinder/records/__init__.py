@@ -4,20 +4,18 @@ from studfinder.records.chart import Chart, Plot, Point, Series, line, point
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
-    Effect,
     Findings,
     MassiveActivation,
     MassiveValue,
     MassiveValueSummary,
-    OtherNumber,
     Proof,
     PublishedWeight,
     Summary,
-    SuperWeight,
     Thresholds,
 )
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
+from studfinder.records.numbers import CensusCard, CensusPlace, Effect, OtherNumber, SuperWeight
 from studfinder.records.quantization import Quantization
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
@@ -26,6 +24,8 @@ from studfinder.records.training import Training
 __all__ = [
     "AttentionSink",
     "Cell",
+    "CensusCard",
+    "CensusPlace",
     "Chart",
     "Comparison",
     "Continuation",

@@ -9,14 +9,14 @@ measured at least: then every number had that chance of being in the sample (`st
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
+from studfinder.detectors.census import Spot
 from studfinder.edits import Weights, stream_of, zero
-from studfinder.experiments.census_rankings import Spot
 from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.sites import Journal
@@ -56,24 +56,6 @@ class Pool:
         return replace(self, halves=(*self.halves, 0)), replace(self, halves=(*self.halves, 1))
 
 
-@dataclass
-class Pooled:
-    """What pools said.
-
-    Attributes:
-        tested, of: how many were measured, of how many.
-        chance: the smallest chance of any number to be in one of them.
-        loud: how many carried more than the threshold.
-        found: the single numbers in them that do.
-    """
-
-    tested: int
-    of: int
-    chance: float
-    loud: int = 0
-    found: list[Spot] = field(default_factory=list)
-
-
 def cut(lm: LM, totals: Mapping[str, float], wholes: Mapping[str, float], most: float) -> dict[tuple[str, ...], int]:
     """Into how many pools the parameters of each layer, and each parameter outside, are cut so that no more than `most`
     nats are predicted of any.
@@ -104,6 +86,36 @@ def drawn_pools(counts: Mapping[tuple[str, ...], int], most: int, seed: int) -> 
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + place)).tolist()
         pools += [Pool(names, number, count, seed) for number in order[: math.ceil(share * count)]]
     return pools, min(math.ceil(share * count) / count for count in counts.values())
+
+
+def search_pools(
+    lm: LM,
+    pools: Sequence[Pool],
+    listed: Collection[Spot],
+    measure: Callable[[int, Sequence[Pool]], Sequence[float]],
+    threshold: float,
+) -> tuple[int, list[Spot]]:
+    """How many pools carry more than the threshold, and the single numbers in them that do: a loud pool is halved, and
+    what is loud of it again, down to the number.
+
+    Args:
+        listed: numbers that are in no pool.
+        measure: from the round of halving, from 0, and pools, the KL of each in nats per token.
+    """
+    found: list[Spot] = []
+    first, turn = 0, 0
+    while pools:
+        loud = [pool for pool, kl in zip(pools, measure(turn, pools), strict=True) if kl > threshold]
+        first = first if turn else len(loud)
+        halves: list[Pool] = []
+        for pool in loud:
+            numbers = singled(lm, pool, listed)
+            if len(numbers) == 1:
+                found += numbers
+            elif numbers:
+                halves += pool.split()
+        pools, turn = halves, turn + 1
+    return first, found
 
 
 def pool_stream(lm: LM, pool: Pool, listed: Collection[Spot]) -> Stream:
