@@ -8,7 +8,7 @@ from experimented import run
 
 from proving import COL, LAYER, ROW, provable
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.experiments.census_pools import Pool, cut, drawn_pools, pool_stream, singled
+from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.experiments.census_rankings import by_contribution, by_magnitude, in_turn
 from studfinder.measures import effects_of
 from studfinder.records import Interval
