@@ -10,7 +10,7 @@ from typing import Any
 from studfinder.records import Findings, Result, Scorecard, Table
 from studfinder.report.cells import text
 from studfinder.report.tables import ranked
-from studfinder.report.words import kind_of
+from studfinder.report.words import number_kind
 from studfinder.visible import visible
 
 _ROWS = 5
@@ -36,7 +36,7 @@ def _tables(record: Any) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
     if isinstance(record, Findings):
         shown = ranked(record.proven_numbers or record.super_weights)[:_ROWS]
         rows = [
-            (str(one), kind_of(one), f"{one.value:+.4g}", str(one.effect.kl) if one.effect else "", one.verdict)
+            (str(one), number_kind(one), f"{one.value:+.4g}", str(one.effect.kl) if one.effect else "", one.verdict)
             for one in shown
         ]
         return [(("number", "kind", "value", "KL, nats", "verdict"), [*rows])] if rows else []

@@ -31,7 +31,7 @@ INK, MUTED, RULE, PAPER = "#1c2026", "#666c75", "#dcd9d2", "#fffefc"
 VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY = "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#9a9fa8"
 CATEGORIES = (VERMILLION, BLUE, GREEN, PURPLE)
 MARKERS = ("o", "s", "^", "D")
-KINDS = {
+KIND_LOOKS = {
     "gain": (VERMILLION, "o"),
     "down projection": (BLUE, "s"),
     "other weight": (GREEN, "^"),

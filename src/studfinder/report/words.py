@@ -50,7 +50,7 @@ _NOUNS = {
 """Of a kind of number, one and many; all others are weights."""
 
 
-def kind_of(number: SuperWeight | OtherNumber) -> NumberKind:
+def number_kind(number: SuperWeight | OtherNumber) -> NumberKind:
     """What its parameter is."""
     return number.kind if isinstance(number, OtherNumber) else "down projection"
 
@@ -90,7 +90,7 @@ def verdict_sentence(findings: Findings) -> str:
 
 
 def _nouns(number: SuperWeight | OtherNumber) -> tuple[str, str]:
-    return _NOUNS.get(kind_of(number), ("weight", "weights"))
+    return _NOUNS.get(number_kind(number), ("weight", "weights"))
 
 
 def _noun(number: SuperWeight | OtherNumber) -> str:

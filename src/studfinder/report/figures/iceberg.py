@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from studfinder.records import CensusCard, Findings
 from studfinder.report.profile import Profile
-from studfinder.report.style import INK, KINDS, MUTED, PAPER, RULE, WIDE, log_ticks, new_figure
+from studfinder.report.style import INK, KIND_LOOKS, MUTED, PAPER, RULE, WIDE, log_ticks, new_figure
 
 _LEAST = -9
 """Decades below this one are one row."""
@@ -34,7 +34,7 @@ def _decades(card: CensusCard) -> tuple[list[int], dict[str, np.ndarray]]:
     most = max(_LEAST, card.least_decade + int(filled[-1]) if len(filled) else _LEAST)
     decades = list(range(most, _LEAST - 1, -1))
     at = [decade - card.least_decade + 1 for decade in decades]
-    kinds = [kind for kind in KINDS if kind in counts]
+    kinds = [kind for kind in KIND_LOOKS if kind in counts]
     return decades, {kind: np.append(counts[kind][at], counts[kind][: at[-1]].sum()) for kind in kinds}
 
 
@@ -50,7 +50,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     middles = [decade + 0.5 for decade in decades] + [decades[-1] - 1.0]
     axes.barh(middles, total - 0.6, left=0.6, height=0.82, color=RULE)
     for kind, each in counts.items():
-        colour, marker = KINDS[kind]
+        colour, marker = KIND_LOOKS[kind]
         seen = each > 0
         axes.plot(each[seen], np.array(middles)[seen], marker, color=colour, markersize=6.5, mew=0)
     for y, n in zip(middles, total, strict=True):
@@ -72,7 +72,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.grid(axis="x")
     key: list[Line2D | Patch] = [Patch(color=RULE, label="all")]
     for kind in counts:
-        colour, marker = KINDS[kind]
+        colour, marker = KIND_LOOKS[kind]
         key.append(Line2D([], [], color=colour, marker=marker, markersize=7, mew=0, linewidth=0, label=kind))
     line = f"{card.threshold:g} nats"
     key.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=line))

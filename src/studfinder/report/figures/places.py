@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from studfinder.records import CensusCard, Findings
 from studfinder.report.profile import Profile
-from studfinder.report.style import KINDS, WIDE, new_figure
+from studfinder.report.style import KIND_LOOKS, WIDE, new_figure
 from studfinder.report.words import number
 
 APART = "embedding"
@@ -26,7 +26,7 @@ def _sums(card: CensusCard) -> dict[str, np.ndarray]:
     """By kind the sum of predicted KL in each layer, and at the end outside the layers; without the embedding."""
     layers = 1 + max((place.layer for place in card.places if place.layer is not None), default=-1)
     kinds = {place.kind for place in card.places}
-    sums: dict[str, np.ndarray] = {kind: np.zeros(layers + 1) for kind in KINDS if kind in kinds and kind != APART}
+    sums: dict[str, np.ndarray] = {kind: np.zeros(layers + 1) for kind in KIND_LOOKS if kind in kinds and kind != APART}
     for place in card.places:
         if place.kind in sums:
             sums[place.kind][layers if place.layer is None else place.layer] += place.predicted
@@ -44,7 +44,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes = figure.add_subplot()
     bottom = np.zeros(layers + 1)
     for kind, each in sums.items():
-        axes.bar(x, each, bottom=bottom, width=0.8, color=KINDS[kind][0])
+        axes.bar(x, each, bottom=bottom, width=0.8, color=KIND_LOOKS[kind][0])
         bottom += each
     axes.set_xlim(-0.7, layers + 1.2)
     axes.set_xlabel("layer")
@@ -54,7 +54,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     axes.set_xticks([*shown, layers + 0.5], [*map(str, shown), "outside"])
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y")
-    key = [Patch(color=KINDS[kind][0], label=kind) for kind in sums]
+    key = [Patch(color=KIND_LOOKS[kind][0], label=kind) for kind in sums]
     figure.legend(handles=key, loc="outside upper left", ncols=6 if wide else 2, borderaxespad=0.2)
     return figure
 

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 
 from studfinder.records import Findings, Interval, OtherNumber, SuperWeight
 from studfinder.report.profile import Profile
-from studfinder.report.style import INK, KINDS, MUTED, WIDE, log_ticks, new_figure
-from studfinder.report.words import brief, count, kind_of
+from studfinder.report.style import INK, KIND_LOOKS, MUTED, PAPER, WIDE, log_ticks, new_figure
+from studfinder.report.words import brief, count, number_kind
 
 _NAMED = 5
 """Numbers with their names beside them, those that carry most."""
@@ -46,7 +46,7 @@ def _points(findings: Findings) -> list[_Edit]:
         for name, predicted, effect in edits:
             if predicted and effect is not None:
                 proven = one.verdict in ("proven", "proven-jointly")
-                found.append(_Edit(name, kind_of(one), predicted, effect.kl, proven))
+                found.append(_Edit(name, number_kind(one), predicted, effect.kl, proven))
     return sorted(found, key=lambda point: -point.kl.value)
 
 
@@ -58,14 +58,12 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     x, y = _limits([p.predicted for p in shown]), _limits([p.kl.value for p in shown])
     ends = (min(x[0], y[0]), max(x[1], y[1]))
     axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    for point in reversed(shown):
-        colour, marker = KINDS[point.kind]
-        low, middle, high = (
-            min(max(kl, y[0] * 1.1), y[1] / 1.1) for kl in (point.kl.low, point.kl.value, point.kl.high)
-        )
-        axes.plot([point.predicted] * 2, [low, high], color=colour, linewidth=1.2, alpha=0.6)
-        fill = colour if point.proven else "none"
-        axes.plot(point.predicted, middle, marker, color=colour, markersize=7, mfc=fill, mew=1.4)
+    for edit in reversed(shown):
+        colour, marker = KIND_LOOKS[edit.kind]
+        low, middle, high = (min(max(kl, y[0] * 1.1), y[1] / 1.1) for kl in (edit.kl.low, edit.kl.value, edit.kl.high))
+        axes.plot([edit.predicted] * 2, [low, high], color=colour, linewidth=1.2, alpha=0.6)
+        fill = colour if edit.proven else "none"
+        axes.plot(edit.predicted, middle, marker, color=colour, markersize=7, mfc=fill, mew=1.4)
     _name(axes, shown, (x, y), width)
     axes.set(xscale="log", yscale="log", xlim=x, ylim=y)
     axes.set_xlabel("predicted KL, nats per token")
@@ -74,8 +72,8 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     log_ticks(axes.yaxis)
     axes.grid()
     key = [
-        Line2D([], [], color=KINDS[kind][0], marker=KINDS[kind][1], markersize=7, linewidth=0, label=kind)
-        for kind in KINDS
+        Line2D([], [], color=KIND_LOOKS[kind][0], marker=KIND_LOOKS[kind][1], markersize=7, linewidth=0, label=kind)
+        for kind in KIND_LOOKS
         if any(point.kind == kind for point in shown)
     ]
     if not all(point.proven for point in shown):
@@ -93,26 +91,37 @@ def _limits(values: list[float]) -> tuple[float, float]:
 
 
 def _name(axes: Axes, shown: list[_Edit], limits: Sequence[tuple[float, float]], width: float) -> None:
-    """The names of those that carry most, one left out where it would meet another."""
-    taken: list[tuple[float, float, float]] = []
-    letter, line, gap = 7.5 / width, 0.035, 12 / width
-    for point in shown:
-        kl = min(max(point.kl.value, limits[1][0]), limits[1][1])
-        at, up = (
-            float(np.log(value / low) / np.log(high / low))
-            for value, (low, high) in zip((point.predicted, kl), limits, strict=True)
-        )
-        long = letter * len(point.name)
+    """The names of those that carry most, one left out where it would hide another name or a point."""
+    spots = [
+        [
+            float(np.log(min(max(value, low), high) / low) / np.log(high / low))
+            for value, (low, high) in zip(of, limits, strict=True)
+        ]
+        for of in ((edit.predicted, edit.kl.value) for edit in shown)
+    ]
+    letter, line, gap = 7.5 / width, 0.035, 9 / width
+    taken: list[tuple[float, float, float]] = [(up, at, at) for at, up in spots]
+    for edit, (at, up) in zip(shown, spots, strict=True):
+        long = letter * len(edit.name)
         left = at + gap + long > 1
-        start = at - gap - long if left else at + gap
-        if any(abs(up - other) < line and start < end and begin < start + long for other, begin, end in taken):
+        start, end = (at - gap - long, at - gap) if left else (at + gap, at + gap + long)
+        if any(abs(up - other) < line and start < last and first < end for other, first, last in taken):
             continue
-        taken.append((up, start, start + long))
-        side = "right" if left else "left"
-        offset = (-9 if left else 9, 0)
-        at_point = (point.predicted, kl)
-        axes.annotate(point.name, at_point, xytext=offset, textcoords="offset points", ha=side, va="center", color=INK)
-        if len(taken) == (_NAMED if width > 600 else 2):
+        taken.append((up, start, end))
+        side, offset = ("right", -9) if left else ("left", 9)
+        behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # the line of what is as predicted
+        axes.annotate(
+            edit.name,
+            (at, up),
+            xycoords="axes fraction",
+            xytext=(offset, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            color=INK,
+            bbox=behind,
+        )
+        if len(taken) == len(shown) + (_NAMED if width > 600 else 2):
             return
 
 
