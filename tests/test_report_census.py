@@ -196,6 +196,17 @@ def test_what_is_predicted_of_super_weights_is_shown_where_there_is_room(width: 
     assert "predicted" not in printed(replace(findings, super_weights=weights, census=None), width)
 
 
+def test_a_long_name_is_shown_whole_and_what_has_no_room_is_left_out():
+    name, rows = "layers.29 post_attention_layernorm[17]", []
+    for kind, width in (("gain", 110), ("down projection", 110), ("down projection", 100), ("gain", 80)):
+        text = printed(scan_of(gain(name, LARGE, "proven-jointly", kind=kind)), width)
+        (row,) = (line for line in text.split(" other number ")[1].splitlines() if name in line)
+        rows.append(" ".join(row.split()).removeprefix(name))
+    end = "3 x 17 proven-jointly"
+    expected = [f" gain +60.5 0.7 {end}", f" down projection +60.5 0.7 {end}", f" down projection 0.7 {end}", f" {end}"]
+    assert rows == expected
+
+
 def test_before_the_proof_no_number_is_listed(capsys: pytest.CaptureFixture[str]):
     print_candidates(replace(a_scan()[0], other_numbers=(gain(),), census=CARD))
     assert "norm[17]" not in capsys.readouterr().err

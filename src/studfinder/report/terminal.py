@@ -93,14 +93,9 @@ def _super_weights(findings: Findings, console: Screen) -> None:
     if not proved:
         columns["score"] = [f"{weight.score:,.0f}" for weight in shown]
     else:
-        columns["predicted"] = [number(weight.predicted) for weight in shown]
+        columns |= {"predicted": [number(weight.predicted) for weight in shown]} if findings.census else {}
         columns |= _effects([weight.effect for weight in shown])
-    table = _table(columns, [weight.verdict for weight in shown])
-    wanted = console.measure(table, options=console.options.update(width=10**4)).maximum
-    if "predicted" in columns and (not findings.census or wanted > console.width):
-        del columns["predicted"]
-        table = _table(columns, [weight.verdict for weight in shown])
-    console.print(table)
+    _print_table(columns, [weight.verdict for weight in shown], ("predicted",), console)
     more = weights[_ROWS:]
     if more:
         console.print(f"  and {len(more)} more ({_by_verdict(more)}) in findings.json", style="dim")
@@ -120,7 +115,7 @@ def _other_numbers(findings: Findings, console: Screen) -> None:
             rows.append(("  its factor 1 + w at 0", "", "", number(one.predicted_off), one.effect_off, ""))
     names, kinds, values, predicted, effects, verdicts = zip(*rows, strict=True)
     columns = {"other number": names, "kind": kinds, "weight": values, "predicted": predicted, **_effects(effects)}
-    console.print(_table(columns, verdicts))
+    _print_table(columns, verdicts, ("weight", "kind", "predicted"), console)
     if any(map(one_more, tested[:_ROWS])):
         console.print("  of a gain 1 + w the first line sets w to 0, which leaves the factor 1", style="dim")
     more = tested[_ROWS:]
@@ -131,14 +126,23 @@ def _other_numbers(findings: Findings, console: Screen) -> None:
     console.print()
 
 
-def _table(columns: Mapping[str, Sequence[str]], verdicts: Sequence[str]) -> Table:
+def _print_table(
+    columns: Mapping[str, Sequence[str]], verdicts: Sequence[str], less: Sequence[str], console: Screen
+) -> None:
+    """A row a number, its name first and its verdict last; columns in `less` are left out, the first first, where there
+    is no room for them."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for place, name in enumerate(columns):
         table.add_column(name, justify="left" if not place or name == "kind" else "right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for *cells, verdict in zip(*columns.values(), verdicts, strict=True):
         table.add_row(*cells, Text(verdict, style=_STYLE.get(verdict, "")))
-    return table
+    wanted = console.measure(table, options=console.options.update(width=10**4)).maximum
+    if wanted > console.width and less:
+        narrower = {name: cells for name, cells in columns.items() if name != less[0]}
+        return _print_table(narrower, verdicts, less[1:], console)
+    console.print(table)
+    return None
 
 
 def _effects(effects: Sequence[Effect | None]) -> dict[str, list[str]]:
