@@ -70,7 +70,7 @@ def test_the_page_can_be_explored(scanned: ScanRun, browser: Any):
         box = overview.bounding_box()
         overview.click(position={"x": 60, "y": 9 + (box["height"] - 29) * 5.5 / 30})
         assert page.locator("#layer-name").text_content() == "5"
-        page.locator("#more").click()
+        page.locator("button.more").first.click()
         assert page.locator("#super-weights tr.hidden").count() == 0
         assert heard == []
 
