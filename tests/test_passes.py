@@ -13,7 +13,7 @@ from architected import PARTS, TYPES, built
 from carried import FORTY, at_sites, drawn, everywhere, loaded, texts, wrong
 from outside import quick_and_deep
 from studfinder.models import LM, load
-from tried import NO_TOKENS
+from tried import EIGHT, NO_TOKENS
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
 
@@ -36,6 +36,7 @@ def test_streams_are_the_models_own_forward_pass(kind: str, lm: LM):
     assert wrong(lm, [*([edit] for edit in single), *drawn(lm, kind, 2)], texts(lm, 6, 4)) == []
 
 
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT), indirect=True, scope="module")
 def test_streams_of_edited_activations_are_the_models_own_forward_pass(kind: str, lm: LM):
     if kind in NO_TOKENS:
         pytest.skip(NO_TOKENS[kind])
