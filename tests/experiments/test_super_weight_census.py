@@ -7,10 +7,11 @@ import torch
 from experimented import run
 
 from proving import COL, LAYER, ROW, provable
+from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
-from studfinder.experiments.census_rankings import by_contribution, by_magnitude, in_turn
+from studfinder.experiments.census_rankings import by_contribution, by_magnitude
 from studfinder.measures import effects_of
+from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.records import Interval
 from studfinder.stats import most_unseen
 from tiny import prompts, tiny

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, zip_longest
 
 import torch
 from torch import nn
@@ -44,11 +43,6 @@ def by_contribution(lm: LM, windows: Sequence[Sequence[int]], most: int) -> list
                 yield modules[name], weight * square.sqrt()[:, None]
 
     return _largest(scored(), most)
-
-
-def in_turn(*rankings: Sequence[Spot]) -> list[Spot]:
-    """The first of each, the second of each, and so on, each number once."""
-    return list(dict.fromkeys(one for one in chain.from_iterable(zip_longest(*rankings)) if one is not None))
 
 
 def _matrices(lm: LM) -> list[str]:

@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 
 from studfinder.detectors.census import LEAST_DECADE, Census, census
+from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import Edit, Names, Weights, scale, zero
-from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes, in_turn
+from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes
 from studfinder.experiments.census_tables import FIRST_K, FROM, carriers, errors, half_of, iceberg, recalls, where
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets, kinds_of
-from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, search_pools
+from studfinder.prove.pools import FULL, Pool, Pooled, cut, drawn_pools, pool_stream, search_pools
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.stats import most_unseen
@@ -44,8 +45,6 @@ CENSUS, SPIKES, BOTH = "census", "spikes", "the three in turn"
 _SIZE, _WANDA = "|w|", "|w| x input"
 _TOGETHER = 48
 """Numbers measured in one step of the run."""
-_FULL = 0.6
-"""What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
 _GAINS = 16
 """Gains that are taken out in two ways."""
 
@@ -71,24 +70,6 @@ EXPERIMENT = Experiment(
     needs="about 20 minutes and 4 GB with smollm2 in float32 on two cores",
     presets={"cpu": CensusConfig()},
 )
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """What pools said.
-
-    Attributes:
-        tested, of: how many were measured, of how many.
-        chance: the smallest chance of any number to be in one of them.
-        loud: how many carried more than the threshold.
-        found: the single numbers in them that do.
-    """
-
-    tested: int
-    of: int
-    chance: float
-    loud: int
-    found: list[Spot]
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -237,7 +218,7 @@ def _pools(
     totals, predicted = dict(found["totals"]), {_spot(one): kl for one, kl in found["predicted"]}
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
-    counts = cut(lm, totals, found["wholes"], _FULL * own.threshold)
+    counts = cut(lm, totals, found["wholes"], FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:
