@@ -24,6 +24,7 @@ from studfinder.runs import run_of
 from studfinder.verbs.report import read_run, report, write_report
 from studfinder.verbs.results import write_sheet
 
+pytestmark = pytest.mark.usefixtures("true_figures")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 

@@ -13,9 +13,3 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.real)
-
-
-@pytest.fixture(autouse=True)
-def drawn_once(monkeypatch):
-    """Drawing is half of a small run: a figure is drawn for the page, at both widths, and not again for its files."""
-    monkeypatch.setattr("studfinder.verbs.results.rendered", lambda *_, **__: b"a figure")
