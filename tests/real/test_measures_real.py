@@ -55,6 +55,7 @@ def test_it_copies_by_induction_and_a_head_shows_it(smollm2):
     assert scores.details["prefix matching"] > 0.5
 
 
+@pytest.mark.deep
 def test_without_its_super_weight_context_and_memory_both_suffer(smollm2, read):
     """Layer 11's down_proj[507, 1229]: the pairs are the same items, the model is not."""
     weight = smollm2.model.model.layers[11].mlp.down_proj.weight

@@ -136,13 +136,11 @@ def test_gemma_is_read_with_its_bos_and_its_qk_norm():
     assert [entry.layers for entry in found.summary.massive_values] == [18, 18, 18]
 
 
-@pytest.mark.parametrize("prompts", ["the paper's", "ours, their beginnings"])
+@pytest.mark.parametrize("prompts", ["the paper's", pytest.param("ours, their beginnings", marks=pytest.mark.deep)])
 def test_the_papers_loop_finds_both_of_its_super_weights(prompts):
     lm = sf.load("smollm2", dtype="float32")  # quicker than bfloat16 where the processor has none
     texts = (
-        [Text("paper", "Apple Inc. is a worldwide tech company.")]
-        if prompts == "the paper's"
-        else default_prompts()[:5]
+        [Text("paper", "Apple Inc. is a worldwide tech company.")] if prompts == "the paper's" else default_prompts()
     )
     encoded = [ids[:32] for ids in encode(lm, texts)[0]]
     found = [(weight.layer, weight.row, weight.col) for weight in iterative_search(lm, encoded)]
