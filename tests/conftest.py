@@ -41,6 +41,18 @@ def gradients():
 
 
 @pytest.fixture
+def whole_scans() -> None:
+    """For tests of what a scan proves: with the census that it takes by default."""
+
+
+@pytest.fixture(autouse=True)
+def scans_without_a_census(request, monkeypatch) -> None:
+    """It takes five times as long as the rest of a small scan."""
+    if "whole_scans" not in request.fixturenames:
+        monkeypatch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)
+
+
+@pytest.fixture
 def true_figures() -> None:
     """For tests of what is in the files of figures."""
 

@@ -28,7 +28,8 @@ from studfinder.verbs.scan import plan_scan, run_scan, scan
 from tiny import ARCHITECTURES, UNLIKE, token_ids
 
 
-@pytest.mark.real  # whole scans
+@pytest.mark.usefixtures("whole_scans")
+@pytest.mark.real
 @pytest.mark.parametrize("architecture", quick_and_deep(ARCHITECTURES, *UNLIKE))
 def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     lm, _ = provable(architecture, planted=False)
@@ -38,7 +39,8 @@ def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     assert findings.summary.nearest_super_weight is None or findings.summary.nearest_super_weight.score < 50
 
 
-@pytest.mark.real  # whole scans
+@pytest.mark.usefixtures("whole_scans")
+@pytest.mark.real
 @pytest.mark.parametrize("architecture", quick_and_deep(ARCHITECTURES, *UNLIKE))
 def test_a_planted_super_weight_is_proven_at_its_coordinates(architecture: str) -> None:
     lm, index = provable(architecture, planted=True)
