@@ -41,6 +41,19 @@ def gradients():
 
 
 @pytest.fixture
+def true_figures() -> None:
+    """For tests of what is in the files of figures."""
+
+
+@pytest.fixture(autouse=True)
+def figures_in_pages_alone(request, monkeypatch) -> None:
+    """Drawing is half of a small run: figures are drawn for the page, but not again for files of their own."""
+    if "true_figures" not in request.fixturenames:
+        for module in ("report", "results"):
+            monkeypatch.setattr(f"studfinder.verbs.{module}.rendered", lambda *_, **__: b"a figure")
+
+
+@pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Figures take most of a small run: files of the same names are written in their place."""
     from studfinder.verbs import report, results
