@@ -98,8 +98,8 @@ def _census(findings: Findings) -> str:
     if card.pools:
         text += (
             f" The others were set to zero many at a time: {card.pools:,} of {card.pools_of:,} pools were measured, "
-            f"{card.loud:,} of them carried more than {card.threshold:g} nats and were taken apart. A number can hide "
-            "only where the rest of its pool undoes what it does."
+            f"{card.loud:,} of them carried more than {card.threshold:g} nats and were taken apart. In a pool "
+            "that was measured a number can hide only where the others undo what it does."
         )
     if card.nonfinite:
         names = ", ".join(card.nonfinite[:4]) + (" and more" if len(card.nonfinite) > 4 else "")
