@@ -1,15 +1,20 @@
-"""Orders in which numbers may be looked at: by the census, by spikes, by size, by size times input (Wanda)."""
+"""Orders in which numbers may be looked at: by spikes, by size, by size times input (Wanda), by impact (CherryQ)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from studfinder.detectors.census import Spot
 from studfinder.models import LM
+from studfinder.quantizers import RTN, Scheme
+from studfinder.quantizers.rtn import round_to_nearest
+from studfinder.quantizers.targets import targets
 from studfinder.records import Findings
 from studfinder.sites import module_inputs
 
@@ -42,6 +47,30 @@ def by_contribution(lm: LM, windows: Sequence[Sequence[int]], most: int) -> list
                 yield modules[name], weight * square.sqrt()
             elif weight.shape[0] == len(square):  # stored (in, out)
                 yield modules[name], weight * square.sqrt()[:, None]
+
+    return _largest(scored(), most)
+
+
+def by_impact(lm: LM, predicted: Path, most: int, scheme: Scheme | None = None) -> list[Spot]:
+    """The largest F of the matrices that are quantised: what CherryQ (2404.02837) calls a parameter's impact, where all
+    are moved by as much. With a scheme F times the square of what rounding to nearest moves each by, as SqueezeLLM
+    (2306.07629) weighs errors.
+
+    Args:
+        predicted: the census's map: 1/2 w^2 F of every number.
+    """
+
+    def scored() -> Iterator[tuple[str, torch.Tensor]]:
+        with safe_open(predicted, framework="pt") as file:
+            for target in targets(lm):
+                if target.part is None:  # experts in one fused parameter are left out, as in `by_contribution`
+                    w = lm.model.get_parameter(target.name).detach().float()
+                    impact = (file.get_tensor(target.name) / w.square()).nan_to_num(0, 0, 0)
+                    if scheme is not None:
+                        own_RC = target.of(w)
+                        moved_RC = own_RC - round_to_nearest(own_RC, RTN(scheme=scheme)).dequantized()
+                        impact *= target.of(moved_RC).square()  # turned twice is as it was
+                    yield target.name, impact
 
     return _largest(scored(), most)
 

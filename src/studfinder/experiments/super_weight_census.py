@@ -26,13 +26,21 @@ import numpy as np
 
 from studfinder.detectors.census import LEAST_DECADE, Census, census
 from studfinder.edits import Edit, Names, Weights, scale, zero
-from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes, in_turn
-from studfinder.experiments.census_tables import FIRST_K, FROM, carriers, errors, half_of, iceberg, recalls, where
+from studfinder.experiments.census_rankings import (
+    Spot,
+    by_contribution,
+    by_impact,
+    by_magnitude,
+    by_spikes,
+    in_turn,
+)
+from studfinder.experiments.census_tables import FIRST_K, carriers, errors, half_of, iceberg, recalls, where
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets, kinds_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, search_pools
+from studfinder.quantizers import Scheme
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.stats import most_unseen
@@ -41,8 +49,12 @@ from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfi
 from studfinder.texts import default_prompts, encode, proof_text
 
 CENSUS, SPIKES, BOTH = "census", "spikes", "the three in turn"
-_SIZE, _WANDA = "|w|", "|w| x input"
-_TOGETHER = 48
+_SIZE, _WANDA, _CHERRY, _ROUNDED = "|w|", "|w| x input", "impact", "impact x rounding error"
+_SCHEME = Scheme(element="int4", block=64, zero="integer", remainder="block")
+"""Of the rounding errors."""
+_FLOOR = -8
+"""The lowest decade of predicted KL that is sampled: what fp32 rounds away is about 1e-6."""
+_TOGETHER = 24
 """Numbers measured in one step of the run."""
 _FULL = 0.6
 """What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
@@ -55,11 +67,11 @@ class CensusConfig(StudyConfig):
     """How much is measured, and on how much text."""
 
     draws: int = option(2, help="Labels drawn at each token of our prompts.", least=1)
-    first: int = option(60, help="How many of each order are measured.", least=1)
-    sample: int = option(2, help="How many numbers of each decade and kind are measured besides.", least=0)
-    pools: int = option(300, help="How many pools of all other numbers are measured; 0 for none.", least=0)
+    first: int = option(40, help="How many of each order are measured.", least=1)
+    sample: int = option(4, help="How many numbers of each decade and kind are measured besides.", least=0)
+    pools: int = option(200, help="How many pools of all other numbers are measured; 0 for none.", least=0)
     windows: int = option(8, help="Pieces of our proof text that judge.", least=2)
-    tokens: int = option(128, help="Tokens of each.", least=8)
+    tokens: int = option(64, help="Tokens of each.", least=8)
     threshold: float = option(0.05, help="Nats per token from which a number carries something.", above=0)
 
 
@@ -110,7 +122,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     compared, chart = errors(lm, predicted, measured)
     found_by, _ = recalls(measured, rankings, own.threshold)
     tables = [carriers(lm, predicted, measured, rankings), found_by, compared]
-    tables += [table, where(lm, measured, own.threshold), *_gains(bench, lm, judged, rankings[CENSUS])]
+    tables += [table, where(lm, measured, own.threshold), *_gains(bench, lm, judged, rankings[CENSUS], measured)]
     notes.append(half_of(found["top"], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
     data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
@@ -137,17 +149,26 @@ def _bound(found: dict[str, Any], threshold: float, heavy: int, pooled: Pooled) 
     )
 
 
-def _gains(bench: Bench, lm: LM, judged: Sequence[Sequence[int]], ranked: Sequence[Spot]) -> list[Table]:
+def _gains(
+    bench: Bench,
+    lm: LM,
+    judged: Sequence[Sequence[int]],
+    ranked: Sequence[Spot],
+    measured: Mapping[Spot, Interval],
+) -> list[Table]:
     """Of gains that multiply by 1 + w: w at zero beside the factor at zero."""
     offsets = gain_offsets(lm)
-    values = {one: float(lm.model.get_parameter(one[0]).detach()[one[1]]) for one in ranked if offsets.get(one[0])}
+    values = {
+        one: float(lm.model.get_parameter(one[0]).detach()[one[1]])
+        for one in ranked
+        if one in measured and offsets.get(one[0])
+    }
     values = {one: w for one, w in list(values.items())[:_GAINS] if w}
     if not values:
         return []
-    plain = _measured(bench, lm, judged, {one: zero(_weights(one)) for one in values}, "gains at one")
     off = _measured(bench, lm, judged, {one: scale(_weights(one), -1 / w) for one, w in values.items()}, "gains off")
     names = Names(lm)
-    rows = tuple((names.of(*one), w, plain[one], off[one]) for one, w in values.items())
+    rows = tuple((names.of(*one), w, measured[one], off[one]) for one, w in values.items())
     columns = ("gain", "w", "KL, w at 0 (factor 1)", "KL, factor at 0")
     note = "These norms multiply by 1 + w. An edit that zeroes the number leaves the factor 1."
     return [Table(title="gains: two ways to take one out", columns=columns, rows=rows, note=note)]
@@ -168,6 +189,8 @@ def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
         counted = census(lm, prompts, draws=own.draws, map=place, seed=own.seed, progress=bench.progress)
         rankings[CENSUS] = [(one.parameter, one.index) for one in counted.top[:most]]
         rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES], rankings[_WANDA])
+        rankings[_CHERRY] = by_impact(lm, place, most)
+        rankings[_ROUNDED] = by_impact(lm, place, most, _SCHEME)
         sample = _sampled(lm, counted, own.sample, own.seed)
         predicted = _looked_up(place, [*sample, *(one for spots in rankings.values() for one in spots)])
     return {
@@ -189,7 +212,7 @@ def _sampled(lm: LM, counted: Census, each: int, seed: int) -> list[Spot]:
     chosen: list[Spot] = []
     for kind in sorted(set(kinds.values())):
         names = [name for name in counted.decades if kinds[name] == kind]
-        for decade in range(FROM - LEAST_DECADE + 1, len(counted.decades[names[0]]) if names else 0):
+        for decade in range(_FLOOR - LEAST_DECADE + 1, len(counted.decades[names[0]]) if names else 0):
             sizes = np.array([counted.decades[name][decade] for name in names])
             if not sizes.sum():
                 continue
