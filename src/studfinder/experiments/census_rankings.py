@@ -26,13 +26,13 @@ def by_spikes(findings: Findings) -> list[Spot]:
 
 def by_magnitude(lm: LM, most: int) -> list[Spot]:
     """The largest |w| of the matrices in the blocks."""
-    return _largest(((name, lm.model.get_parameter(name).detach().abs()) for name in _matrices(lm)), most)
+    return _largest(((name, lm.model.get_parameter(name).detach().abs()) for name in matrices_of_blocks(lm)), most)
 
 
 def by_contribution(lm: LM, windows: Sequence[Sequence[int]], most: int) -> list[Spot]:
     """The largest |w| times the norm of its input over all tokens, of the same matrices: those that are no module of
     their own (fused experts) have no input here."""
-    modules = {name.removesuffix(".weight"): name for name in _matrices(lm) if name.endswith(".weight")}
+    modules = {name.removesuffix(".weight"): name for name in matrices_of_blocks(lm) if name.endswith(".weight")}
     squares: dict[str, torch.Tensor] = {}
     for ids in windows:
         with module_inputs(lm, list(modules)) as inputs, torch.no_grad():
@@ -80,7 +80,8 @@ def in_turn(*rankings: Sequence[Spot]) -> list[Spot]:
     return list(dict.fromkeys(one for one in chain.from_iterable(zip_longest(*rankings)) if one is not None))
 
 
-def _matrices(lm: LM) -> list[str]:
+def matrices_of_blocks(lm: LM) -> list[str]:
+    """Parameters of two axes or more inside the blocks."""
     blocks = tuple(layer.block + "." for layer in lm.anatomy.layers)
     return [n for n, p in lm.model.named_parameters() if n.startswith(blocks) and p.dim() >= 2]
 

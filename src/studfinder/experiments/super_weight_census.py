@@ -34,7 +34,18 @@ from studfinder.experiments.census_rankings import (
     by_spikes,
     in_turn,
 )
-from studfinder.experiments.census_tables import FIRST_K, carriers, errors, half_of, iceberg, recalls, where
+from studfinder.experiments.census_tables import (
+    FIRST_K,
+    biases,
+    carriers,
+    early,
+    errors,
+    half_of,
+    iceberg,
+    recalled,
+    recalls,
+    where,
+)
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
@@ -120,9 +131,10 @@ def run(bench: Bench, lm: LM) -> Outcome:
         notes.append(_bound(found, own.threshold, heavy, pooled))
     table, iceberg_chart = iceberg(lm, found["decades"])
     compared, chart = errors(lm, predicted, measured)
-    found_by, _ = recalls(measured, rankings, own.threshold)
-    tables = [carriers(lm, predicted, measured, rankings), found_by, compared]
-    tables += [table, where(lm, measured, own.threshold), *_gains(bench, lm, judged, rankings[CENSUS], measured)]
+    tables = [carriers(lm, predicted, measured, rankings), *recalls(lm, measured, rankings, own.threshold)]
+    tables += [compared, biases(lm, predicted, measured), table, *where(lm, measured, found["totals"], own.threshold)]
+    tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
+    notes += recalled(measured, rankings[BOTH], BOTH, own.threshold) + early(lm, measured, own.threshold)
     notes.append(half_of(found["top"], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
     data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
