@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from proving import COL, LAYER, ROW, provable
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, in_turn
+from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, in_turn, rounded
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.quantizers import Scheme
@@ -91,8 +91,8 @@ def test_impact_and_impact_times_rounding_error(architecture, tmp_path):
     save_file({name: one.clone() for name, one in kl.items()}, tmp_path / "map")
     assert by_impact(lm, tmp_path / "map", 1) == [(ref.parameter, ref.index(5, 6))]
     scheme = Scheme(element="int4", block=8, zero="integer", remainder="block")
-    rounded = by_impact(lm, tmp_path / "map", 4, scheme)
-    assert {(ref.parameter, ref.index(3, col)) for col in range(8)} > set(rounded)
+    found = by_impact(lm, tmp_path / "map", 4, rounded(scheme))
+    assert {(ref.parameter, ref.index(3, col)) for col in range(8)} > set(found)
 
 
 def test_in_turn():

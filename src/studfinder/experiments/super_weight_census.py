@@ -33,6 +33,7 @@ from studfinder.experiments.census_rankings import (
     by_magnitude,
     by_spikes,
     in_turn,
+    rounded,
 )
 from studfinder.experiments.census_tables import (
     FIRST_K,
@@ -202,7 +203,7 @@ def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
         rankings[CENSUS] = [(one.parameter, one.index) for one in counted.top[:most]]
         rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES], rankings[_WANDA])
         rankings[_CHERRY] = by_impact(lm, place, most)
-        rankings[_ROUNDED] = by_impact(lm, place, most, _SCHEME)
+        rankings[_ROUNDED] = by_impact(lm, place, most, rounded(_SCHEME))
         sample = _sampled(lm, counted, own.sample, own.seed)
         predicted = _looked_up(place, [*sample, *(one for spots in rankings.values() for one in spots)])
     return {
