@@ -151,9 +151,7 @@ def _note(scored: GridScores, label: str, beside: str, share: float) -> str:
     assert change is not None
     lower, higher = change.interval.high < 0, change.interval.low > 0
     verdict = "its KL is lower" if lower else "its KL is higher" if higher else "their KLs are not told apart"
-    return (
-        f"{label} ({share:.2%} of the weights): its KL {verdict} from {beside} at equal bits, {change.interval} nats."
-    )
+    return f"{label} ({share:.2%} of the weights), at equal bits with {beside}: {verdict}, {change.interval} nats."
 
 
 def _chart(scored: GridScores) -> Chart:
