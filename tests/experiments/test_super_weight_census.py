@@ -8,8 +8,9 @@ from experimented import run
 from safetensors.torch import save_file
 
 from proving import COL, LAYER, ROW, provable
+from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, in_turn, rounded
+from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.quantizers import Scheme

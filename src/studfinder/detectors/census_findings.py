@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from studfinder.detectors.census import LEAST_DECADE, Census, PredictedNumber, S
 from studfinder.edits import Names
 from studfinder.models import LM
 from studfinder.models.kinds import kinds_of
-from studfinder.records import CensusCard, CensusPlace, Findings, OtherNumber
+from studfinder.records import CensusCard, CensusPlace, Findings, OtherNumber, SuperWeight
 from studfinder.records.numbers import NumberKind
 
 BIAS: Mapping[NumberKind, float] = {"embedding": 0.02}
@@ -21,6 +23,21 @@ THRESHOLD = 0.05
 """Nats per token from which a number is said to carry something."""
 _LISTED = 100
 _LEAST = 0.01
+
+Entry = TypeVar("Entry", bound=Hashable)
+
+
+def in_turn(*rankings: Sequence[Entry]) -> list[Entry]:
+    """The first of each, the second of each, and so on, each once."""
+    return list(dict.fromkeys(one for one in chain.from_iterable(zip_longest(*rankings)) if one is not None))
+
+
+def in_order(findings: Findings) -> list[SuperWeight | OtherNumber]:
+    """All candidates, those to be tested first at the front: what spikes (by what is predicted of it and by its score
+    in turn, for a prediction sees no effect that has saturated) and what does not, in turn."""
+    spikes = findings.super_weights
+    likely = sorted(spikes, key=lambda weight: -(weight.predicted or 0.0)) if findings.census else ()
+    return in_turn(in_turn(likely, spikes), findings.other_numbers)
 
 
 def with_census(lm: LM, findings: Findings, found: Census, draws: int) -> Findings:

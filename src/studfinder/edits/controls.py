@@ -71,11 +71,11 @@ def controls_by_prediction(
         number: one entry of a parameter.
         predicted: of entries of that parameter, the number's own among them, the predicted KL of taking them out (see
             `detectors.census`). Where it knows too few, those nearest in |w| stand in.
-        count: how many.
+        count: how many; fewer where the matrix or vector has no more.
         exclude: indices into the parameter that must not serve: other candidates.
 
     Raises:
-        StudfinderError: the matrix or vector has too few other entries, or is quantised.
+        StudfinderError: the parameter is quantised.
     """
     (index,) = number.entries
     own = tuple(at for at in index if at is not None)
@@ -87,9 +87,9 @@ def controls_by_prediction(
     distance = (size - size[own[len(matrix_of) :]]).abs()
     taken = {own, *exclude}
     there = [one[len(matrix_of) :] for one in taken if one[: len(matrix_of)] == matrix_of]
-    if distance.numel() - len(there) < count:
-        raise StudfinderError(f"{number.parameter} has too few entries for {count} controls")
+    count = min(count, distance.numel() - len(set(there)))
     near = [one for one in predicted if one[: len(matrix_of)] == matrix_of and one not in taken and predicted[one] > 0]
+    near = near if predicted.get(own) else []
     near.sort(key=lambda one: abs(math.log(predicted[one] / predicted[own])))
     chosen = near[: count // 2]
     for one in (*there, *(one[len(matrix_of) :] for one in chosen)):

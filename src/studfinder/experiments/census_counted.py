@@ -12,13 +12,12 @@ import numpy as np
 from safetensors import safe_open
 
 from studfinder.detectors.census import LEAST_DECADE, Census, Spot, census
-from studfinder.detectors.census_findings import BIAS
+from studfinder.detectors.census_findings import BIAS, in_turn
 from studfinder.experiments.census_rankings import (
     by_contribution,
     by_impact,
     by_magnitude,
     by_spikes,
-    in_turn,
     rounded,
 )
 from studfinder.models import LM

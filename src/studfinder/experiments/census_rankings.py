@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +99,6 @@ def at_random(lm: LM, most: int, seed: int) -> list[Spot]:
     draws = torch.Generator().manual_seed(seed)
     sizes = ((name, lm.model.get_parameter(name).shape) for name in matrices_of_blocks(lm))
     return _largest(((name, torch.rand(shape, generator=draws)) for name, shape in sizes), most)
-
-
-def in_turn(*rankings: Sequence[Spot]) -> list[Spot]:
-    """The first of each, the second of each, and so on, each number once."""
-    return list(dict.fromkeys(one for one in chain.from_iterable(zip_longest(*rankings)) if one is not None))
 
 
 def matrices_of_blocks(lm: LM) -> list[str]:

@@ -38,7 +38,7 @@ from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets
-from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, search_pools
+from studfinder.prove.pools import FULL, Pool, Pooled, cut, drawn_pools, pool_stream, search_pools
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.stats import most_unseen
@@ -50,8 +50,6 @@ _TOGETHER = 24
 """Numbers measured in one step of the run."""
 _DEEPER = 2
 """The combined order is measured so many times as far as each other."""
-_FULL = 0.6
-"""What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
 _GAINS = 16
 """Gains that are taken out in two ways."""
 
@@ -77,24 +75,6 @@ EXPERIMENT = Experiment(
     needs="about 20 minutes and 4 GB with smollm2 in float32 on two cores",
     presets={"cpu": CensusConfig()},
 )
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """What pools said.
-
-    Attributes:
-        tested, of: how many were measured, of how many.
-        chance: the smallest chance of any number to be in one of them.
-        loud: how many carried more than the threshold.
-        found: the single numbers in them that do.
-    """
-
-    tested: int
-    of: int
-    chance: float
-    loud: int
-    found: list[Spot]
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -200,7 +180,7 @@ def _pools(
     totals, predicted = dict(found["totals"]), {spot_of(one): kl for one, kl in found["predicted"]}
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
-    counts = cut(lm, totals, found["wholes"], _FULL * own.threshold)
+    counts = cut(lm, totals, found["wholes"], FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:

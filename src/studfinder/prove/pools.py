@@ -15,11 +15,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from studfinder.detectors.census import Spot
+from studfinder.detectors.census import Census, Spot
 from studfinder.edits import Weights, stream_of, zero
+from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.passes import Stream
+from studfinder.runs import Progress
 from studfinder.sites import Journal
+
+FULL = 0.6
+"""What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
+_TOGETHER = 16
+"""Pools measured in one pass."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,24 @@ class Pool:
         return replace(self, halves=(*self.halves, 0)), replace(self, halves=(*self.halves, 1))
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """What pools said.
+
+    Attributes:
+        tested, of: how many were measured, of how many.
+        chance: the smallest chance of any number to be in one of them.
+        loud: how many carried more than the threshold.
+        found: the single numbers in them that do.
+    """
+
+    tested: int
+    of: int
+    chance: float
+    loud: int
+    found: list[Spot]
+
+
 def cut(lm: LM, totals: Mapping[str, float], wholes: Mapping[str, float], most: float) -> dict[tuple[str, ...], int]:
     """Into how many pools the parameters of each layer, and each parameter outside, are cut so that no more than `most`
     nats are predicted of any.
@@ -86,6 +111,43 @@ def drawn_pools(counts: Mapping[tuple[str, ...], int], most: int, seed: int) -> 
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + place)).tolist()
         pools += [Pool(names, number, count, seed) for number in order[: math.ceil(share * count)]]
     return pools, min(math.ceil(share * count) / count for count in counts.values())
+
+
+def missed(
+    lm: LM,
+    census: Census,
+    listed: Collection[Spot],
+    windows: Sequence[Sequence[int]],
+    most: int,
+    threshold: float,
+    progress: Progress,
+) -> Pooled:
+    """About `most` pools of all numbers but the listed ones, measured on the windows.
+
+    Args:
+        census: of this model.
+        threshold: KL in nats per token from which a number carries something.
+    """
+    known = {(one.parameter, one.index): one.kl for one in census.top} | {at: one.kl for at, one in census.also.items()}
+    totals = dict(census.totals)
+    for name, index in listed:
+        totals[name] = max(0.0, totals[name] - known.get((name, index), 0.0))
+    wholes = {of: float(kl) for (of, kind), kl in census.groups.items() if kind in ("whole", "layer")}
+    counts = cut(lm, totals, wholes, FULL * threshold)
+    pools, chance = drawn_pools(counts, most, 0)
+
+    def measure(turn: int, some: Sequence[Pool]) -> list[float]:
+        what = "looking for what was missed" if not turn else f"looking closer, round {turn}"
+        found: list[float] = []
+        for start in range(0, len(some), _TOGETHER):
+            part = some[start : start + _TOGETHER]
+            progress(what, start, len(some))
+            effects = effects_of(lm, windows, [pool_stream(lm, pool, listed) for pool in part])
+            found += (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist()
+        return found
+
+    loud, singles = search_pools(lm, pools, listed, measure, threshold)
+    return Pooled(tested=len(pools), of=sum(counts.values()), chance=chance, loud=loud, found=singles)
 
 
 def search_pools(

@@ -16,11 +16,13 @@ from studfinder.stats import ratio_interval, student_interval
 
 FLOOR = 0.01
 CONTROLS = 20
-MOST = 10
-"""Candidates tested, best score first; the proof of a long list of look-alikes would take hours on a large model."""
+MOST = 24
+"""Candidates tested, the likeliest first; the proof of a long list of look-alikes would take hours on a large model."""
+POOLS = 64
+"""Pools of all other numbers that are measured."""
 LOOKS = (2, 4, 8, 16)
 """Windows seen when something may be left; the last are all."""
-VERSION = 2
+VERSION = 3
 """Raised when the same model may get other numbers or verdicts."""
 
 Key = TypeVar("Key", bound=Hashable)

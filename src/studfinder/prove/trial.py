@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         alone: the change that sets it to zero.
-        without: the change that sets all others of the set to zero; empty if there are none.
+        without: the change that sets all others of the set to zero; empty if there are none, or it is in no set.
         controls: gives the changes of its matched controls, each alone and in its place in the set.
         against: the KL of each control; `worst`: the largest one's interval. Empty where it does nothing by itself.
         marginal: its share of the set; `others`: what each control's would be in its place.
@@ -51,13 +51,14 @@ class Trial:
     """Candidates that are tested together.
 
     Args:
-        everything: the change that sets all of them to zero.
+        everything: the change that sets to zero all of them that are tested as a set too; empty if none are.
         floor: KL in nats per token below which nothing matters.
     """
 
     def __init__(self, bench: ProofBench, cases: Sequence[Case], everything: EditSet, floor: float) -> None:
         self.bench, self.cases, self.everything, self.floor = bench, list(cases), everything, floor
         self.tested, self.all = len(cases), bench.looks[-1]
+        self.together = [everything] if everything else []
 
     def run(self) -> list[Verdict]:
         """The verdict on each."""
@@ -82,7 +83,7 @@ class Trial:
         bench, still, loud = self.bench, self.cases, self.cases[: self.tested // 2]
         for upto in bench.looks:
             bench.ahead = bench.cost([case.alone for case in still], self.all - upto) + self._guessed(loud)
-            bench.look([self.everything, *(case.alone for case in still)], upto)
+            bench.look([*self.together, *(case.alone for case in still)], upto)
             if upto < self.all:
                 still = [case for case in still if not self._silent(bench.kl[case.alone])]
                 loud = [case for case in still if self._value(case.alone) > self.floor]

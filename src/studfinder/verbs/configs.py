@@ -89,6 +89,14 @@ class ScanConfig(OutConfig, ReadConfig):
     )
     train_length: int | None = option(None, least=1, help="Training context.", otherwise="the config's")
     prove: bool = option(True, help="Test the candidates (minutes).")
+    census: bool | None = option(
+        None,
+        help="Rank every number of the model, gains and biases too, by what one backward pass predicts of it.",
+        otherwise="with the proof",
+    )
+    pools: int = option(
+        64, least=0, help="Pools of all numbers that were not tested, measured to bound what was missed; 0 for none."
+    )
     iterative: bool = option(False, help="Candidates from the paper's own loop.")
 
 

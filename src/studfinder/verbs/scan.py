@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from studfinder.detectors import Detector, every_detector, observe
+from studfinder.detectors.census import census
+from studfinder.detectors.census_findings import with_census
 from studfinder.detectors.iterative import iterative_search
 from studfinder.detectors.published import published_for
 from studfinder.errors import StudfinderError
@@ -39,6 +41,9 @@ from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.continuations import PROMPT, continuations
 from studfinder.verbs.load import load_as
 
+_DRAWS = 2
+"""Of labels, in the census."""
+
 
 @dataclass(frozen=True)
 class ScanPlan(Presented):
@@ -49,6 +54,7 @@ class ScanPlan(Presented):
     prompts: PromptCard
     thresholds: Thresholds
     prove: bool
+    census: bool
     config: ScanConfig
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -73,6 +79,11 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
     prompts = PromptCard.of(source, [text.name for text in texts], encoded, bos=begins)
     card = model_card(lm, hash_of(lm), config.train_length)
     prove = config.prove and not bidirectional(lm)  # a proof is a likelihood, which such a model has not
+    # The gradients of a census need all weights at hand.
+    able = not any(one.is_meta or one.is_inference() for one in lm.model.parameters())
+    census = prove and able if config.census is None else config.census
+    if census and bidirectional(lm):
+        raise StudfinderError(f"no census: {bidirectional(lm)}", do="Leave --census out")
     settings = {
         **identity(config),
         "model": card.id,
@@ -85,18 +96,20 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
         "bos": prompts.bos,
         "train_length": card.train_length,
         "prove": prove,
+        "census": census,
         "proof": VERSION if prove else None,
         **{f"threshold_{name}": value for name, value in vars(thresholds).items()},
         "scoring": SCORING,
     }
-    return ScanPlan(lm, card, prompts, thresholds, prove, config, settings)
+    return ScanPlan(lm, card, prompts, thresholds, prove, census, config, settings)
 
 
 @takes(ScanConfig)
 def scan(model: LM | str | os.PathLike[str], config: ScanConfig) -> Findings:
     """Find the super-weight candidates, massive activations, massive values and attention sinks of a model.
 
-    One forward pass per prompt feeds every detector. The candidates are then proved: the model runs without each of
+    One forward pass per prompt feeds every detector, and one backward pass predicts what each number of the model
+    carries (`detectors.census`). The candidates of both are then proved: the model runs without each of
     them on our proof text, against matched controls (see studfinder/prove), and is left bit for bit as it was.
 
     Args:
@@ -190,9 +203,17 @@ def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> t
         others={name: tuple(map(to_plain, entries)) for name, entries in lists.items() if name not in LISTS},
         **{name: tuple(entries) for name, entries in lists.items() if name in LISTS},  # type: ignore[arg-type]
     )
-    if plan.prove:
+    if plan.prove or plan.census:
         seen(findings)
-        findings = prove_candidates(plan.lm, findings, bos=bos, progress=progress)
+    counted = None
+    if plan.census:
+        spikes = [(weight.parameter, weight.index) for weight in findings.super_weights]
+        counted = census(plan.lm, plan.prompts.token_ids, draws=_DRAWS, also=spikes, progress=progress)
+        findings = with_census(plan.lm, findings, counted, _DRAWS)
+    if plan.prove:
+        findings = prove_candidates(
+            plan.lm, findings, census=counted, bos=bos, pools=plan.config.pools, progress=progress
+        )
         if findings.super_weights:
             said = continuations(plan.lm, findings, bos=bos)
             findings = replace(findings, continuation_prompt=PROMPT, continuations=said)
