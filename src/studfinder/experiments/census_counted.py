@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import safe_open
 
 from studfinder.detectors.census import LEAST_DECADE, Census, Spot, census
-from studfinder.detectors.census_findings import BIAS, in_turn
+from studfinder.detectors.census_findings import in_turn
 from studfinder.experiments.census_rankings import (
     by_contribution,
     by_impact,
@@ -24,10 +24,11 @@ from studfinder.models import LM
 from studfinder.models.kinds import kinds_of
 from studfinder.quantizers import Scheme
 from studfinder.records import Findings
+from studfinder.records.numbers import NumberKind
 from studfinder.runs import Progress
 from studfinder.texts import default_prompts, encode
 
-CENSUS, SPIKES, WANDA, COMBINED = "census", "spikes", "|w| x input", "the combined order"
+CENSUS, SPIKES, WANDA, COMBINED = "census", "spikes", "|w| x input", "the three in turn"
 _SIZE, _CHERRY, _ROUNDED = "|w|", "impact", "impact x rounding error"
 _SCHEME = Scheme(element="int4", block=64, zero="integer", remainder="block")
 """Of the rounding errors."""
@@ -74,15 +75,18 @@ def counted(
     }
 
 
-def combined(lm: LM, top: Sequence[Sequence[Any]], rankings: Mapping[str, Sequence[Spot]]) -> list[Spot]:
-    """The census with embeddings' predictions at their known bias, spikes, and |w| x input in turn: the last two see
-    what fills its vector, where a norm holds the slope at 0.
+def combined(
+    lm: LM, top: Sequence[Sequence[Any]], rankings: Mapping[str, Sequence[Spot]], bias: Mapping[NumberKind, float]
+) -> list[Spot]:
+    """The census, spikes, and |w| x input in turn: the last two see what fills its vector, where a norm holds the slope
+    at 0.
 
     Args:
         top: parameter, index, predicted KL, and the largest that is predicted of its edits.
+        bias: by kind, what predictions are multiplied with.
     """
     kinds = kinds_of(lm)
-    expected = {spot_of(one): one[3] * BIAS.get(kinds[one[0]], 1.0) for one in top}
+    expected = {spot_of(one): one[3] * bias.get(kinds[one[0]], 1.0) for one in top}
     return in_turn(sorted(expected, key=lambda spot: -expected[spot]), rankings[SPIKES], rankings[WANDA])
 
 

@@ -23,6 +23,7 @@ _KNOW = (
     "The census knows every number; |w|, |w| x input and impacts know matrices in blocks only, and spikes only down "
     "projections."
 )
+_CHOSEN = "Of the sample by decade and kind, and of the census's first; what other orders chose is not among them."
 FROM = -10
 """The decades of predicted KL below this one are one row."""
 
@@ -132,7 +133,9 @@ def errors(lm: LM, predicted: Mapping[Spot, float], measured: Mapping[Spot, Inte
             line.append((10 ** (decade + 0.5), (middle, low, high)))
         series.append(Series(name=kind, x=tuple(x for x, _ in line), points=tuple(ends for _, ends in line)))
     columns = ("kind", "predicted", "numbers", "measured: 10 %", "median", "90 %")
-    table = Table(title="predicted against measured", columns=columns, rows=tuple(rows), note="KL in nats per token.")
+    table = Table(
+        title="predicted against measured", columns=columns, rows=tuple(rows), note=f"KL in nats per token. {_CHOSEN}"
+    )
     plot = Plot(
         kind="lines",
         series=tuple(series),
@@ -155,7 +158,7 @@ def biases(lm: LM, predicted: Mapping[Spot, float], measured: Mapping[Spot, Inte
         (kind, len(own), *np.quantile(own, (0.1, 0.5, 0.9)).tolist()) for kind, own in sorted(ratios.items())
     ]
     columns = ("kind", "numbers", "measured / predicted: 10 %", "median", "90 %")
-    note = f"Numbers of which {SEEN:g} nats or more are predicted."
+    note = f"Numbers of which {SEEN:g} nats or more are predicted. {_CHOSEN}"
     return Table(title="by how much predictions err, by kind", columns=columns, rows=tuple(rows), note=note)
 
 
