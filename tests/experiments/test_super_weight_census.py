@@ -11,6 +11,7 @@ from proving import COL, LAYER, ROW, provable
 from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
 from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded
+from studfinder.experiments.census_tables import biases, early, recalled, recalls, where
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.quantizers import Scheme
@@ -59,6 +60,58 @@ def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch)
     assert "two ways" in gains.title
     for _, w, at_one, off in gains.rows:
         assert off.value > at_one.value or abs(w) > 1
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+GAIN, UP, DOWN = (f"model.layers.1.{name}.weight" for name in ("input_layernorm", "mlp.up_proj", "mlp.down_proj"))
+
+
+def at(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value, level=0.95, n=4, method="")
+
+
+def test_recall_is_of_what_was_measured_above_the_threshold():
+    """Of three numbers above .05 an order that begins with the gain has one in its first 10; of the two in matrices,
+    with the gain passed over, another place counts."""
+    measured = {(GAIN, (1,)): at(0.9), (UP, (2, 3)): at(0.06), (DOWN, (4, 5)): at(0.3), (DOWN, (0, 0)): at(0.04)}
+    filler = [(GAIN, (n,)) for n in range(2, 12)]
+    order = [(GAIN, (1,)), *filler, (UP, (2, 3)), (DOWN, (0, 0))]
+    of_all, of_matrices = recalls(tiny("llama"), measured, {"order": order}, 0.05)
+    assert of_all.rows[0][1:3] == (1 / 3, 2 / 3)
+    assert of_matrices.rows[0][1:3] == (1 / 2, 1 / 2)
+    assert of_all.rows[0][-1] == share_interval(2, 3, what="numbers")
+    (said,) = recalled(measured, order, "order", 0.05)
+    assert said.startswith("of the 3 numbers measured above 0.05 nats per token 66.7% [9.4%, 99.2%] stand among")
+    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05) == [
+        "no number was measured above 0.05 nats per token."
+    ]
+
+
+def test_where_what_carries_lies():
+    lm = tiny("llama")
+    measured = {(GAIN, (1,)): at(0.9), (DOWN, (4, 5)): at(0.3), ("model.embed_tokens.weight", (1, 1)): at(0.1)}
+    totals = {GAIN: 1.0, DOWN: 3.0, "model.embed_tokens.weight": 4.0}
+    lies, predicted = where(lm, measured, totals, 0.2)
+    assert {row[0]: row[1:] for row in lies.rows} == {"gain": (0, 1, 0, 0), "down projection": (0, 1, 0, 0)}
+    assert {row[0]: row[1:] for row in predicted.rows} == {
+        "down projection": (0, 37.5, 0, 0),
+        "embedding": (0, 0, 0, 50),
+        "gain": (0, 12.5, 0, 0),
+    }
+    (said,) = early(lm, measured, 0.2)
+    assert said.startswith("0% [0%, 84%] of what was measured above 0.2 nats lies in down projections of the first")
+    assert "layers.1 input_layernorm[1]" in said
+
+
+def test_errors_by_kind_leave_out_what_fp32_rounds_away():
+    measured = {(DOWN, (0, n)): at(0.02 * n) for n in range(1, 4)} | {(DOWN, (1, 1)): at(5.0), (GAIN, (1,)): at(0.1)}
+    predicted = {(DOWN, (0, n)): 0.01 for n in range(1, 4)} | {(DOWN, (1, 1)): 1e-7, (GAIN, (1,)): 1.0}
+    table = biases(tiny("llama"), predicted, measured)
+    assert [(row[0], row[1], pytest.approx(row[3])) for row in table.rows] == [
+        ("down projection", 3, 4.0),
+        ("gain", 1, 0.1),
+    ]
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
