@@ -63,10 +63,10 @@ def carriers(
     predicted: Mapping[Spot, float],
     measured: Mapping[Spot, Interval],
     rankings: Mapping[str, Sequence[Spot]],
-    most: int = 40,
+    threshold: float,
 ) -> Table:
-    """What carries most of all that was measured, with its place in each order."""
-    kinds, names = kinds_of(lm), Names(lm)
+    """All that carries more than the threshold, and as much else as makes 20, with its place in each order."""
+    kinds, names, most = kinds_of(lm), Names(lm), max(20, len(_above(measured, threshold)))
     rows = []
     for spot in sorted(measured, key=lambda one: -measured[one].value)[:most]:
         places = [spots.index(spot) + 1 if spot in spots else None for spots in rankings.values()]
@@ -82,20 +82,25 @@ def recalls(
     """Of what was measured above the threshold, which share each order has in its first k: of all numbers, and of the
     matrices in the blocks, with the orders' other numbers passed over."""
     true, inside = _above(measured, threshold), set(matrices_of_blocks(lm))
+    if not true:
+        return []
     note = f"{len(true)} numbers were measured above {threshold:g} nats per token. Exact intervals at {FIRST_K[-1]}."
     tables = [_recall("what each order finds, of all numbers", true, rankings, f"{note} {_KNOW}")]
     own = {name: [spot for spot in spots if spot[0] in inside] for name, spots in rankings.items()}
     true = {spot for spot in true if spot[0] in inside}
     note = f"{len(true)} of them lie there. Numbers elsewhere are passed over in every order."
-    return [*tables, _recall("what each order finds, of the matrices in the blocks", true, own, note)]
+    return [
+        *tables,
+        *([_recall("what each order finds, of the matrices in the blocks", true, own, note)] if true else []),
+    ]
 
 
 def _recall(title: str, true: set[Spot], rankings: Mapping[str, Sequence[Spot]], note: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, spots in rankings.items():
         hits = [len(true & set(spots[:k])) for k in FIRST_K]
-        last = share_interval(hits[-1], len(true), what="numbers") if true else None
-        rows.append((name, *(count / len(true) if true else None for count in hits[:-1]), last))
+        last = share_interval(hits[-1], len(true), what="numbers")
+        rows.append((name, *(count / len(true) for count in hits[:-1]), last))
     columns = ("order", *(f"in the first {k}" for k in FIRST_K))
     return Table(title=title, columns=columns, rows=tuple(rows), note=note)
 

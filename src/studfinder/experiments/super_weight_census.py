@@ -104,7 +104,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     chosen = {spot: measured[spot] for spot in sorted(by_prediction)}
     compared, chart = errors(lm, predicted, chosen)
     shown = {name: rankings[name] for name in (CENSUS, SPIKES, WANDA, COMBINED)}
-    tables = [carriers(lm, predicted, measured, shown), *recalls(lm, measured, rankings, own.threshold)]
+    tables = [carriers(lm, predicted, measured, shown, own.threshold), *recalls(lm, measured, rankings, own.threshold)]
     tables += [compared, biases(lm, predicted, chosen), table, *where(lm, measured, found["totals"], own.threshold)]
     tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
     for name in (COMBINED, _AT_A_FIFTH):
