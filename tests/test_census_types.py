@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 
 from architected import TYPES, built
+from outside import quick_and_deep
 from planted import FIRST, plants
 from studfinder.detectors.census import census
 from studfinder.models import load
-from test_architectures import FORTY
 from tiny import token_ids
+from tried import EIGHT
 
 RECORD = json.loads((Path(__file__).parent.parent / "docs" / "results" / "census-types.json").read_text("utf-8"))
 """By type and kind of parameter, what benchmarks/census_types.py found."""
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.real if kind in FORTY else pytest.mark.deep) for kind in TYPES]
-)
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT))
 def test_every_parameter_of_every_type_is_counted(kind: str) -> None:
     lm = load(built(kind))
     found = census(lm, [token_ids(1, 12)[0].tolist()], draws=1)

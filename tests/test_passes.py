@@ -15,7 +15,7 @@ from outside import quick_and_deep
 from studfinder.edits import stream_of
 from studfinder.models import LM, load
 from studfinder.passes import BlockRuns, Blocks, carry
-from tried import NO_TOKENS
+from tried import EIGHT, NO_TOKENS
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
 
@@ -38,6 +38,7 @@ def test_streams_are_the_models_own_forward_pass(kind: str, lm: LM):
     assert wrong(lm, [*([edit] for edit in single), *drawn(lm, kind, 2)], texts(lm, 6, 4)) == []
 
 
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT), indirect=True, scope="module")
 def test_streams_of_edited_activations_are_the_models_own_forward_pass(kind: str, lm: LM):
     if kind in NO_TOKENS:
         pytest.skip(NO_TOKENS[kind])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from experimented import run
+from safetensors.torch import save_file
 
 from proving import COL, LAYER, ROW, provable
 from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.experiments.census_rankings import by_contribution, by_magnitude
+from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded
+from studfinder.experiments.census_tables import biases, early, recalled, recalls, where
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
+from studfinder.quantizers import Scheme
 from studfinder.records import Interval
-from studfinder.stats import most_unseen
+from studfinder.stats import most_unseen, share_interval
 from tiny import prompts, tiny
 
 
@@ -27,16 +30,25 @@ def test_what_carries_most_is_found_whatever_order_finds_it(planted, tmp_path, m
     monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "cache"))
     settings = {"draws": 1, "first": 8, "sample": 1, "pools": 12, "windows": 2, "tokens": 32}
     result = run("super-weight/census", planted, tmp_path, **settings)
-    carriers, recalls, compared, iceberg, _ = result.tables
+    carriers, recalls, inside, compared, _, iceberg, where, predicted = result.tables
     first = dict(zip(carriers.columns, carriers.rows[0], strict=True))
     assert first["number"] == f"layers.{LAYER} down_proj[{ROW}, {COL}]"
     assert isinstance(first["KL in nats per token"], Interval)
     assert first["place: spikes"] == first["place: |w| x input"] == 1
-    turn = {row[0]: row[1:] for row in recalls.rows}
-    assert turn["the three in turn"][-1] >= turn["census"][-1]
+    carrying = [row[3].value for row in carriers.rows if row[3].value > 0.05]
+    assert sum(sum(row[1:]) for row in where.rows) >= len(carrying) > 1
+    assert sum(sum(row[1:]) for row in predicted.rows) == pytest.approx(100)
+    for table in (recalls, inside):
+        for _, *shares, last in table.rows:
+            assert shares == sorted(shares)
+            assert last.low <= last.value <= last.high
+    of_all, of_matrices = ({row[0]: row[-1] for row in table.rows} for table in (recalls, inside))
+    assert of_all["spikes"].n > of_matrices["spikes"].n  # gains are left out
+    assert of_all["spikes"].value < of_matrices["spikes"].value
     assert sum(row[-1] for row in iceberg.rows) == sum(one.numel() for one in planted.model.parameters())
     assert {row[0] for row in compared.rows} >= {"gain", "embedding", "down projection", "other weight", "head"}
     assert "with 95 % confidence at most" in result.notes[0]
+    assert "stand among the first 200" in result.notes[1]
 
 
 def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch):
@@ -48,6 +60,58 @@ def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch)
     assert "two ways" in gains.title
     for _, w, at_one, off in gains.rows:
         assert off.value > at_one.value or abs(w) > 1
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+GAIN, UP, DOWN = (f"model.layers.1.{name}.weight" for name in ("input_layernorm", "mlp.up_proj", "mlp.down_proj"))
+
+
+def at(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value, level=0.95, n=4, method="")
+
+
+def test_recall_is_of_what_was_measured_above_the_threshold():
+    """Of three numbers above .05 an order that begins with the gain has one in its first 10; of the two in matrices,
+    with the gain passed over, another place counts."""
+    measured = {(GAIN, (1,)): at(0.9), (UP, (2, 3)): at(0.06), (DOWN, (4, 5)): at(0.3), (DOWN, (0, 0)): at(0.04)}
+    filler = [(GAIN, (n,)) for n in range(2, 12)]
+    order = [(GAIN, (1,)), *filler, (UP, (2, 3)), (DOWN, (0, 0))]
+    of_all, of_matrices = recalls(tiny("llama"), measured, {"order": order}, 0.05)
+    assert of_all.rows[0][1:3] == (1 / 3, 2 / 3)
+    assert of_matrices.rows[0][1:3] == (1 / 2, 1 / 2)
+    assert of_all.rows[0][-1] == share_interval(2, 3, what="numbers")
+    (said,) = recalled(measured, order, "order", 0.05)
+    assert said.startswith("of the 3 numbers measured above 0.05 nats per token 66.7% [9.4%, 99.2%] stand among")
+    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05) == [
+        "no number was measured above 0.05 nats per token."
+    ]
+
+
+def test_where_what_carries_lies():
+    lm = tiny("llama")
+    measured = {(GAIN, (1,)): at(0.9), (DOWN, (4, 5)): at(0.3), ("model.embed_tokens.weight", (1, 1)): at(0.1)}
+    totals = {GAIN: 1.0, DOWN: 3.0, "model.embed_tokens.weight": 4.0}
+    lies, predicted = where(lm, measured, totals, 0.2)
+    assert {row[0]: row[1:] for row in lies.rows} == {"gain": (0, 1, 0, 0), "down projection": (0, 1, 0, 0)}
+    assert {row[0]: row[1:] for row in predicted.rows} == {
+        "down projection": (0, 37.5, 0, 0),
+        "embedding": (0, 0, 0, 50),
+        "gain": (0, 12.5, 0, 0),
+    }
+    (said,) = early(lm, measured, 0.2)
+    assert said.startswith("0% [0%, 84%] of what was measured above 0.2 nats lies in down projections of the first")
+    assert "layers.1 input_layernorm[1]" in said
+
+
+def test_errors_by_kind_leave_out_what_fp32_rounds_away():
+    measured = {(DOWN, (0, n)): at(0.02 * n) for n in range(1, 4)} | {(DOWN, (1, 1)): at(5.0), (GAIN, (1,)): at(0.1)}
+    predicted = {(DOWN, (0, n)): 0.01 for n in range(1, 4)} | {(DOWN, (1, 1)): 1e-7, (GAIN, (1,)): 1.0}
+    table = biases(tiny("llama"), predicted, measured)
+    assert [(row[0], row[1], pytest.approx(row[3])) for row in table.rows] == [
+        ("down projection", 3, 4.0),
+        ("gain", 1, 0.1),
+    ]
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
@@ -67,6 +131,22 @@ def test_size_and_size_times_input(architecture):
     loud = by_contribution(lm, prompts(), 20)
     axis = 0 if architecture == "gpt2" else 1  # stored (in, out)
     assert sum(index[axis] == 7 for name, index in loud if name != ref.parameter) > 10
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_impact_and_impact_times_rounding_error(architecture, tmp_path):
+    """A predicted KL of w^2 for all is an impact of 1; of rounding errors those of the block with the widest range."""
+    lm = tiny(architecture)
+    ref = lm.anatomy.layers[1].writers[0]
+    with torch.no_grad():
+        lm.model.get_parameter(ref.parameter)[ref.index(3, 4)] = 9.0
+    kl = {name: one.detach().square() for name, one in lm.model.named_parameters()}
+    kl[ref.parameter][ref.index(5, 6)] *= 7
+    save_file({name: one.clone() for name, one in kl.items()}, tmp_path / "map")
+    assert by_impact(lm, tmp_path / "map", 1) == [(ref.parameter, ref.index(5, 6))]
+    scheme = Scheme(element="int4", block=8, zero="integer", remainder="block")
+    found = by_impact(lm, tmp_path / "map", 4, rounded(scheme))
+    assert {(ref.parameter, ref.index(3, col)) for col in range(8)} > set(found)
 
 
 def test_in_turn():
@@ -143,6 +223,14 @@ def test_pools_are_so_many_that_little_is_predicted_of_each():
 def test_how_many_may_be_unseen(seen, chance, most):
     """Of none seen: the largest N with (1 - chance)^N at .05 or above."""
     assert most_unseen(seen, chance) == most
+
+
+def test_exact_intervals_of_shares():
+    """As tables of Clopper and Pearson's have them: all of 24 leave 14 % to be missing."""
+    for hits, of, low, high in [(24, 24, 0.858, 1.0), (0, 10, 0.0, 0.308), (5, 10, 0.187, 0.813), (1, 2, 0.013, 0.987)]:
+        found = share_interval(hits, of, what="numbers")
+        assert (found.value, found.n) == (hits / of, of)
+        assert (round(found.low, 3), round(found.high, 3)) == (low, high)
 
 
 def test_the_bound_holds_as_often_as_it_says():

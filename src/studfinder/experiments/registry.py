@@ -16,6 +16,7 @@ EXPERIMENTS: dict[str, str] = {
     "super-weight/block-size": "studfinder.experiments.super_weight_block_size",
     "super-weight/activation-quantization": "studfinder.experiments.super_weight_activation_quantization",
     "super-weight/census": "studfinder.experiments.super_weight_census",
+    "super-weight/census-keep": "studfinder.experiments.super_weight_census_keep",
     "super-weight/positions": "studfinder.experiments.super_weight_positions",
     "massive-activations/where": "studfinder.experiments.massive_activations_where",
     "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",

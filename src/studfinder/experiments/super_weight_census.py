@@ -14,37 +14,45 @@ Look at: how many of what carries more than .05 nats each order finds in its fir
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from studfinder.detectors.census import LEAST_DECADE, Census, census
-from studfinder.detectors.census_findings import in_turn
+from studfinder.detectors.census import Spot
+from studfinder.detectors.census_findings import BIAS
 from studfinder.edits import Edit, Names, Weights, scale, zero
-from studfinder.experiments.census_rankings import Spot, by_contribution, by_magnitude, by_spikes
-from studfinder.experiments.census_tables import FIRST_K, FROM, carriers, errors, half_of, iceberg, recalls, where
+from studfinder.experiments.census_counted import CENSUS, COMBINED, SPIKES, WANDA, combined, counted, spot_of
+from studfinder.experiments.census_tables import (
+    FIRST_K,
+    biases,
+    carriers,
+    early,
+    errors,
+    half_of,
+    iceberg,
+    recalled,
+    recalls,
+    where,
+)
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
-from studfinder.models.kinds import gain_offsets, kinds_of
+from studfinder.models.kinds import gain_offsets
 from studfinder.prove.pools import FULL, Pool, Pooled, cut, drawn_pools, pool_stream, search_pools
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
 from studfinder.stats import most_unseen
 from studfinder.studies import swept
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
-from studfinder.texts import default_prompts, encode, proof_text
+from studfinder.texts import encode, proof_text
 
-CENSUS, SPIKES, BOTH = "census", "spikes", "the three in turn"
-_SIZE, _WANDA = "|w|", "|w| x input"
-_TOGETHER = 48
+_AT_A_FIFTH = "the same, embeddings at a fifth"
+"""Of their prediction, in place of their median bias: some entries, of frequent tokens, are not overestimated."""
+_TOGETHER = 24
 """Numbers measured in one step of the run."""
+_DEEPER = 2
+"""The combined order is measured so many times as far as each other."""
 _GAINS = 16
 """Gains that are taken out in two ways."""
 
@@ -54,11 +62,11 @@ class CensusConfig(StudyConfig):
     """How much is measured, and on how much text."""
 
     draws: int = option(2, help="Labels drawn at each token of our prompts.", least=1)
-    first: int = option(60, help="How many of each order are measured.", least=1)
-    sample: int = option(2, help="How many numbers of each decade and kind are measured besides.", least=0)
-    pools: int = option(300, help="How many pools of all other numbers are measured; 0 for none.", least=0)
+    first: int = option(40, help="How many of each order are measured.", least=1)
+    sample: int = option(4, help="How many numbers of each decade and kind are measured besides.", least=0)
+    pools: int = option(200, help="How many pools of all other numbers are measured; 0 for none.", least=0)
     windows: int = option(8, help="Pieces of our proof text that judge.", least=2)
-    tokens: int = option(128, help="Tokens of each.", least=8)
+    tokens: int = option(64, help="Tokens of each.", least=8)
     threshold: float = option(0.05, help="Nats per token from which a number carries something.", above=0)
 
 
@@ -77,30 +85,35 @@ def run(bench: Bench, lm: LM) -> Outcome:
     own: CensusConfig = bench.config
     judged = [ids[: own.tokens] for ids in encode(lm, proof_text())[0][: own.windows]]
     found = bench.once("census", lambda: _counted(bench, lm))
-    rankings = {name: [_spot(one) for one in spots] for name, spots in found["rankings"].items()}
-    predicted = {_spot(one): kl for one, kl in found["predicted"]}
-    spots = [one for spots in rankings.values() for one in spots[: own.first]] + [_spot(one) for one in found["sample"]]
-    measured = _measured(bench, lm, judged, {one: zero(_weights(one)) for one in spots})
+    rankings = {name: [spot_of(one) for one in spots] for name, spots in found["rankings"].items()}
+    predicted = {spot_of(one): kl for one, kl in found["predicted"]}
+    by_prediction = {*rankings[CENSUS][: own.first], *map(spot_of, found["sample"])}
+    spots = {one for order in rankings.values() for one in order[: own.first]} | by_prediction
+    measured = _zeroed(bench, lm, judged, spots, "numbers")
+    rankings[COMBINED] = combined(lm, found["top"], rankings, BIAS)
+    rankings[_AT_A_FIFTH] = combined(lm, found["top"], rankings, {"embedding": 0.2})
+    more = [one for one in rankings[COMBINED][: _DEEPER * own.first] if one not in measured]
+    measured |= _zeroed(bench, lm, judged, more, "numbers of the combined order")
     notes = []
     if own.pools:
         pooled = _pools(bench, lm, judged, found, list(measured))
-        measured |= _measured(bench, lm, judged, {one: zero(_weights(one)) for one in pooled.found}, "found in pools")
+        measured |= _zeroed(bench, lm, judged, pooled.found, "found in pools")
         heavy = sum(kl.value > own.threshold for kl in measured.values())
         notes.append(_bound(found, own.threshold, heavy, pooled))
     table, iceberg_chart = iceberg(lm, found["decades"])
-    compared, chart = errors(lm, predicted, measured)
-    found_by, _ = recalls(measured, rankings, own.threshold)
-    tables = [carriers(lm, predicted, measured, rankings), found_by, compared]
-    tables += [table, where(lm, measured, own.threshold), *_gains(bench, lm, judged, rankings[CENSUS])]
-    notes.append(half_of(found["top"], found["totals"]))
+    chosen = {spot: measured[spot] for spot in sorted(by_prediction)}
+    compared, chart = errors(lm, predicted, chosen)
+    shown = {name: rankings[name] for name in (CENSUS, SPIKES, WANDA, COMBINED)}
+    tables = [carriers(lm, predicted, measured, shown, own.threshold), *recalls(lm, measured, rankings, own.threshold)]
+    tables += [compared, biases(lm, predicted, chosen), table, *where(lm, measured, found["totals"], own.threshold)]
+    tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
+    for name in (COMBINED, _AT_A_FIFTH):
+        notes += recalled(measured, rankings[name], name, own.threshold)
+    notes += early(lm, measured, own.threshold)
+    notes.append(half_of([one[2] for one in found["top"]], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
     data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
     return Outcome(tables, notes, [chart, iceberg_chart], data)
-
-
-def _spot(plain: Sequence[Any]) -> Spot:
-    """What a step remembers of a number."""
-    return plain[0], tuple(plain[1])
 
 
 def _weights(spot: Spot) -> Weights:
@@ -118,87 +131,45 @@ def _bound(found: dict[str, Any], threshold: float, heavy: int, pooled: Pooled) 
     )
 
 
-def _gains(bench: Bench, lm: LM, judged: Sequence[Sequence[int]], ranked: Sequence[Spot]) -> list[Table]:
+def _gains(
+    bench: Bench,
+    lm: LM,
+    judged: Sequence[Sequence[int]],
+    ranked: Sequence[Spot],
+    measured: Mapping[Spot, Interval],
+) -> list[Table]:
     """Of gains that multiply by 1 + w: w at zero beside the factor at zero."""
     offsets = gain_offsets(lm)
-    values = {one: float(lm.model.get_parameter(one[0]).detach()[one[1]]) for one in ranked if offsets.get(one[0])}
+    values = {
+        one: float(lm.model.get_parameter(one[0]).detach()[one[1]])
+        for one in ranked
+        if one in measured and offsets.get(one[0])
+    }
     values = {one: w for one, w in list(values.items())[:_GAINS] if w}
     if not values:
         return []
-    plain = _measured(bench, lm, judged, {one: zero(_weights(one)) for one in values}, "gains at one")
     off = _measured(bench, lm, judged, {one: scale(_weights(one), -1 / w) for one, w in values.items()}, "gains off")
     names = Names(lm)
-    rows = tuple((names.of(*one), w, plain[one], off[one]) for one, w in values.items())
+    rows = tuple((names.of(*one), w, measured[one], off[one]) for one, w in values.items())
     columns = ("gain", "w", "KL, w at 0 (factor 1)", "KL, factor at 0")
     note = "These norms multiply by 1 + w. An edit that zeroes the number leaves the factor 1."
     return [Table(title="gains: two ways to take one out", columns=columns, rows=rows, note=note)]
 
 
 def _counted(bench: Bench, lm: LM) -> dict[str, Any]:
-    """The census on our prompts, and the other orders, as plain data."""
     own: CensusConfig = bench.config
-    prompts = encode(lm, default_prompts())[0]
-    most = max(*FIRST_K, own.first)
-    rankings = {
-        SPIKES: by_spikes(load_findings(bench, lm, prove=False)),
-        _SIZE: by_magnitude(lm, most),
-        _WANDA: by_contribution(lm, prompts, most),
-    }
-    with TemporaryDirectory() as folder:
-        place = Path(folder) / "map.safetensors"
-        counted = census(lm, prompts, draws=own.draws, map=place, seed=own.seed, progress=bench.progress)
-        rankings[CENSUS] = [(one.parameter, one.index) for one in counted.top[:most]]
-        rankings[BOTH] = in_turn(rankings[CENSUS], rankings[SPIKES], rankings[_WANDA])
-        sample = _sampled(lm, counted, own.sample, own.seed)
-        predicted = _looked_up(place, [*sample, *(one for spots in rankings.values() for one in spots)])
-    return {
-        "tokens": counted.tokens,
-        "decades": counted.decades,
-        "totals": counted.totals,
-        "wholes": {of: float(kl) for (of, kind), kl in counted.groups.items() if kind in ("whole", "layer")},
-        "top": [one.kl for one in counted.top],
-        "nonfinite": counted.nonfinite,
-        "rankings": rankings,
-        "sample": sample,
-        "predicted": list(predicted.items()),
-    }
+    findings, most = load_findings(bench, lm, prove=False), max(*FIRST_K, own.first)
+    return counted(lm, findings, own.draws, most, own.sample, own.seed, bench.progress)
 
 
-def _sampled(lm: LM, counted: Census, each: int, seed: int) -> list[Spot]:
-    """So many numbers of each kind and decade, every number of them with the same chance."""
-    draws, kinds = np.random.default_rng(seed), kinds_of(lm)
-    chosen: list[Spot] = []
-    for kind in sorted(set(kinds.values())):
-        names = [name for name in counted.decades if kinds[name] == kind]
-        for decade in range(FROM - LEAST_DECADE + 1, len(counted.decades[names[0]]) if names else 0):
-            sizes = np.array([counted.decades[name][decade] for name in names])
-            if not sizes.sum():
-                continue
-            for name in draws.choice(names, each, p=sizes / sizes.sum()):
-                drawn = counted.drawn[name]
-                flat = int(draws.choice(drawn.flat_N[drawn.decade_N == decade].numpy()))
-                shape = tuple(lm.model.get_parameter(name).shape)
-                chosen.append((str(name), tuple(int(at) for at in np.unravel_index(flat, shape))))
-    return list(dict.fromkeys(chosen))
-
-
-def _looked_up(place: Path, spots: Sequence[Spot]) -> dict[Spot, float]:
-    """What is predicted of some numbers, from the map of all."""
-    from safetensors import safe_open
-
-    by_name: dict[str, list[Spot]] = defaultdict(list)
-    for spot in spots:
-        by_name[spot[0]].append(spot)
-    found: dict[Spot, float] = {}
-    with safe_open(place, framework="pt") as file:
-        for name, own in by_name.items():
-            kl = file.get_tensor(name)
-            found |= {spot: float(kl[spot[1]]) for spot in own}
-    return found
+def _zeroed(
+    bench: Bench, lm: LM, judged: Sequence[Sequence[int]], spots: Iterable[Spot], what: str
+) -> dict[Spot, Interval]:
+    return _measured(bench, lm, judged, {one: zero(_weights(one)) for one in spots}, what)
 
 
 def _measured(
-    bench: Bench, lm: LM, judged: Sequence[Sequence[int]], edits: Mapping[Spot, Sequence[Edit]], what: str = "numbers"
+    bench: Bench, lm: LM, judged: Sequence[Sequence[int]], edits: Mapping[Spot, Sequence[Edit]], what: str
 ) -> dict[Spot, Interval]:
     """KL of each edit on the judging text, so many a step; those of a parameter stand together, for they fork there."""
     order = sorted(edits)
@@ -215,7 +186,7 @@ def _pools(
 ) -> Pooled:
     """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does."""
     own: CensusConfig = bench.config
-    totals, predicted = dict(found["totals"]), {_spot(one): kl for one, kl in found["predicted"]}
+    totals, predicted = dict(found["totals"]), {spot_of(one): kl for one, kl in found["predicted"]}
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
     counts = cut(lm, totals, found["wholes"], FULL * own.threshold)

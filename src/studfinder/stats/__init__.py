@@ -6,7 +6,7 @@ from studfinder.stats.paired import averaged, crossed, mcnemar, mean_interval, r
 from studfinder.stats.resampling import bootstrap
 from studfinder.stats.sums import SumOfSquares
 from studfinder.stats.topk import TopK
-from studfinder.stats.unseen import most_unseen
+from studfinder.stats.unseen import most_unseen, share_interval
 
 __all__ = [
     "INF",
@@ -21,6 +21,7 @@ __all__ = [
     "mean_interval",
     "most_unseen",
     "ratio_interval",
+    "share_interval",
     "student_interval",
     "to_bits",
 ]

@@ -1,6 +1,8 @@
-"""How many of a kind a random sample may have missed."""
+"""How many of a kind there may be, from how many were seen."""
 
 from __future__ import annotations
+
+from studfinder.records import Interval
 
 
 def most_unseen(seen: int, chance: float, level: float = 0.95) -> int:
@@ -25,3 +27,16 @@ def most_unseen(seen: int, chance: float, level: float = 0.95) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if binom.cdf(seen, seen + middle, chance) > 1 - level else (low, middle)
     return low
+
+
+def share_interval(hits: int, of: int, *, level: float = 0.95, what: str) -> Interval:
+    """A share with its exact two-sided interval (Clopper and Pearson); `of` at least 1.
+
+    Args:
+        what: the name of what was counted, for the record.
+    """
+    from scipy.stats import binomtest  # slow to load
+
+    ends = binomtest(hits, of).proportion_ci(level, method="exact")
+    found = (float(ends.low), float(ends.high))
+    return Interval(value=hits / of, low=found[0], high=found[1], level=level, n=of, method=f"exact, over {what}")
