@@ -51,14 +51,23 @@ def main() -> None:
     record = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
     for kind in parser.parse_args().types or TYPES:
         record[kind] = {one.kind: _plain(asdict(one), one.best, one.carries_most) for one in plants(kind)}
-        RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", "utf-8")
+        RECORD.write_text(_text(record), "utf-8")
         print(kind, len(record[kind]), "planted,", sum(one["best"] <= FIRST for one in record[kind].values()), "first")
-    RECORD.with_suffix(".md").write_text(_page(record), "utf-8")
+    RECORD.with_suffix(".md").write_text(_page(dict(sorted(record.items()))), "utf-8")
 
 
 def _plain(plant: dict[str, Any], best: int, carries_most: bool) -> dict[str, Any]:
     rounded = {name: float(f"{plant[name]:.3g}") for name in ("loudest", "kl", "predicted")}
     return {"factor": plant["factor"], **rounded, "places": plant["places"], "best": best, "most": carries_most}
+
+
+def _text(record: dict[str, dict[str, Any]]) -> str:
+    """JSON, one plant a line."""
+    types = [
+        f'"{kind}": {{\n' + ",\n".join(f" {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()) + "}"
+        for kind, found in sorted(record.items())
+    ]
+    return "{\n" + ",\n".join(types) + "\n}\n"
 
 
 def _page(record: dict[str, dict[str, dict[str, Any]]]) -> str:

@@ -46,8 +46,8 @@ class Plant:
         kl: what it carries, on text that ranks nothing.
         predicted: by the census.
         places: from 1, in each order that holds it: "census" (among embeddings only, if it is in one), "spikes",
-            "|w| x input", "|w| / median" of its parameter; "own kind" is that in the census among parameters of the same
-            name but for numbers.
+            "|w| x input", "|w| / median" of its parameter; "own kind" is that in the census among parameters of the
+            same name but for numbers.
     """
 
     kind: str
