@@ -214,6 +214,7 @@ VERBS = {
     "cli/measure.py": ("measure",),
     "cli/quantize.py": ("quantize",),
     "cli/report.py": ("report",),
+    "verbs/scan.py": ("scan",),
     "cli/train.py": ("train",),
     "cli/experiment.py": ("experiment",),
     "cli/options.py": ("measure", "experiment"),
