@@ -15,6 +15,8 @@ from studfinder.models import load
 from tiny import token_ids
 from tried import EIGHT
 
+pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
+
 RECORD = json.loads((Path(__file__).parent.parent / "docs" / "results" / "census-types.json").read_text("utf-8"))
 """By type and kind of parameter, what benchmarks/census_types.py found."""
 
