@@ -172,6 +172,34 @@ def test_dry_run_writes_nothing(here, capsys):
     assert not (here / "runs").exists()
 
 
+def test_a_preset_that_brings_its_texts(here, monkeypatch):
+    """The vehicle, with a tenth of its text and two of its steps."""
+    for name in ("text/public_domain_en.txt", "calibration/wikipedia.txt", "wikitext2/wiki.test.raw"):
+        file = here / "data" / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text(f"The quick brown fox of {name} jumps over the lazy dog.\n" * 60)
+    monkeypatch.setenv("STUDFINDER_DATA", str(here / "data"))
+    small = {"preset": "vehicle-span", "steps": 2, "test": 4, "look_every": 1, "quiet": True}
+    record, _ = train(**small)
+    assert (record.parameters, record.tokens) == (228_032, 2 * 8 * 65)
+    assert (
+        record.run.settings["data_source"]
+        == "text/public_domain_en.txt (STUDFINDER_DATA) + wikipedia (STUDFINDER_DATA)"
+    )
+    assert {name: record.run.settings[name] for name in ("data_repeat", "model_scaled_init", "schedule")} == {
+        "data_repeat": 16,
+        "model_scaled_init": True,
+        "schedule": "cool-down",
+    }
+    plans = [plan_train(**small), plan_train(**small, test_text="wikipedia"), plan_train(**small, repeat=8)]
+    plans.append(plan_train(**small, text="wikipedia"))
+    assert len({str(sorted(plan.settings.items(), key=str)) for plan in plans}) == 4
+    assert plans[3].config.test_text is None  # its own last windows
+    for settings in ({"repeat": 4}, {"test_text": "wikitext2"}):
+        with pytest.raises(StudfinderError, match="a task makes its own sequences"):
+            plan_train(**PLAN, **settings)
+
+
 def test_ctrl_c_and_the_same_command_again(here, capsys, monkeypatch):
     from transformers import TrainerCallback
 

@@ -167,6 +167,17 @@ def test_accumulation_changes_nothing_but_rounding():
         assert a == pytest.approx(b, abs=1e-4)
 
 
+def test_a_cool_down_is_constant_then_linear_to_nothing():
+    seen = []
+
+    class Rates(TrainerCallback):
+        def on_step_begin(self, args, state, control, lr_scheduler=None, **_):
+            seen.append(lr_scheduler.get_last_lr()[0] / RECIPE.lr)
+
+    fit(model(), SOURCE, dataclasses.replace(RECIPE, schedule="cool-down"), callbacks=[Rates()])
+    assert seen == pytest.approx([0, 1 / 2, *[1] * 8, 2 / 3, 1 / 3])
+
+
 def test_scores_are_those_of_the_scored_labels():
     fitted = fit(model(), SOURCE, RECIPE)
     rows = collate([SequenceRows(SOURCE, "test", 0, 8)[i] for i in range(8)])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.texts import documents
+from studfinder.texts import documents, fingerprint
 from studfinder.training import PRESETS, ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.apart import keeps_apart
 from studfinder.training.estimate import estimate, estimate_of
+from studfinder.training.spans import with_repeat
 from studfinder.training.streams import SequenceRows, collate
 from studfinder.training.text import END, train_tokenizer
 from tiny import tiny
@@ -174,6 +176,78 @@ def test_a_vocabulary_smaller_than_bytes():
         train_tokenizer([STORY], 100)
 
 
+def test_a_span_comes_twice():
+    window_T, spans = np.arange(64), set()
+    for seed in range(300):
+        made_T = with_repeat(window_T, 16, np.random.default_rng(seed))
+        (changed,) = np.nonzero(made_T != window_T)
+        there, span = int(changed[0]), len(changed)
+        start = int(made_T[there])
+        assert changed.tolist() == list(range(there, there + span))  # one run, and the rest is as it was
+        assert made_T[there : there + span].tolist() == list(range(start, start + span))
+        assert start + span <= there
+        spans.add(span)
+    assert spans == set(range(16, 33))
+
+
+def test_windows_with_a_span_twice_begin_with_end_and_are_numbered(file):
+    source, tokenizer = tokenized(str(file), 33, None, repeat=4)
+    assert tokenizer.decode(source.tokens_N) == "".join(documents(file)[1])
+    assert source.windows == len(source.tokens_N) // 32
+    for split in ("train", "test"):
+        row = source.row(split, 0, 1)
+        assert row["input_ids"].shape == (33,)
+        assert row["input_ids"][0] == source.end
+        assert row["labels"].tolist() == row["input_ids"].tolist() == source.row(split, 0, 1)["input_ids"].tolist()
+        place = source._place(split, 0, 1) * 32
+        plain_T = source.tokens_N[place : place + 32]
+        changed = np.count_nonzero(row["input_ids"][1:] != plain_T)
+        assert 0 < changed <= 8
+    with pytest.raises(StudfinderError, match="expected windows of 17 or more"):
+        tokenized(str(file), 16, None, repeat=4)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_several_texts_and_another_to_test_on(file, tmp_path, kept):
+    other = tmp_path / "other.txt"
+    other.write_text("abc " * 100)
+    test_text = tmp_path / "test.txt"
+    test_text.write_text("xyz " * 100)
+    both, folder = f"{file} + {other}", tmp_path if kept else None
+    plain, tokenizer = tokenized(str(file), 16, None)
+    for _ in range(2):  # the second time the tokens are found in the folder
+        source, _ = tokenized(both, 16, None, limit=300, folder=folder, test_text=str(test_text))
+        assert tokenizer.decode(source.tokens_N) == tokenizer.decode(plain.tokens_N[:300]) + END + ("abc " * 75)[:299]
+        assert source.train_windows == source.windows
+        assert source.test_rows == round(0.95 * source.tests.windows)
+        rows = [source.row("test", seed, index)["input_ids"] for seed in range(2) for index in range(source.test_rows)]
+        assert set(np.concatenate(rows)) <= set(tokenizer("xyz ")["input_ids"]) | {source.end}
+        assert [row.tolist() for row in rows[: source.test_rows]] == [row.tolist() for row in rows[source.test_rows :]]
+    said = documents(both)
+    assert said[0] == f"{file.name} + other.txt"
+    assert len(list(said[1])) == 11
+    assert source.settings()["tests"]["text"] == str(test_text)
+    before = fingerprint(both)
+    other.write_text("abd " * 100)
+    assert fingerprint(both) != before
+
+
+def test_what_writes_to_the_stream_can_start_smaller():
+    for architecture in ("llama", "opt"):
+        shape = ModelShape(architecture=architecture, layers=2, hidden=16, heads=2)
+        plain, scaled = (
+            dict(build_model(one, [], vocabulary=32, length=16, seed=0).named_parameters())
+            for one in (shape, replace(shape, scaled_init=True))
+        )
+        ratios = {
+            name: float((scaled[name] / plain[name]).detach().nanmean()) for name in plain if plain[name].dim() > 1
+        }
+        halved = {name for name, ratio in ratios.items() if ratio == pytest.approx(0.5)}
+        assert len(halved) == 4
+        assert all(".layers." in name and ratios[name] == 0.5 for name in halved)
+        assert all(ratio == pytest.approx(1) for name, ratio in ratios.items() if name not in halved)
+
+
 def test_a_source_says_what_it_is(file):
     source, _ = tokenized(str(file), 16, None)
     other = TextSource(source.tokens_N[::-1].copy(), 16, 257, source.name)
@@ -181,7 +255,13 @@ def test_a_source_says_what_it_is(file):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions", "tokens"), [("opt-125m", 125, 12.3e9), ("kv-shift-1.5b", 1560, 10e9), ("1m", 1.05, 20.5e6)]
+    ("name", "millions", "tokens"),
+    [
+        ("opt-125m", 125, 12.3e9),
+        ("kv-shift-1.5b", 1560, 10e9),
+        ("1m", 1.05, 20.5e6),
+        ("vehicle-span", 0.22816, 4000 * 8 * 65),
+    ],
 )
 def test_presets_have_the_sizes_of_their_papers(name, millions, tokens):
     preset = PRESETS[name]

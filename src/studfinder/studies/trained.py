@@ -22,6 +22,7 @@ from studfinder.studies.seeds import DIVERGED, Cells, Curve, Trained
 from studfinder.training import ModelShape, Outliers, TrainingRecipe, build_model, fit, variants_from
 from studfinder.training.fit import Fitted
 from studfinder.training.outliers import PREFIX
+from studfinder.training.recipe import Schedule
 from studfinder.training.streams import SequenceSource
 
 CHECKPOINTS = "checkpoints"
@@ -39,7 +40,7 @@ class CourseConfig(StudyConfig):
     micro: int | None = option(None, help="Sequences a forward pass on one device; none is as many.", least=1)
     lr: float = option(2e-3, help="Learning rate after the warm-up.")
     warmup: int = option(50, help="Steps over which it rises from 0.", least=0)
-    schedule: Literal["constant", "cosine", "linear"] = option("constant", help="What becomes of it then.")
+    schedule: Schedule = option("constant", help="What becomes of it then.")
     look_every: int = option(50, help="Steps between evaluations.", least=1)
 
     def recipe(self, **more: Any) -> TrainingRecipe:

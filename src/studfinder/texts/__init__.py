@@ -1,7 +1,7 @@
 """Corpora, our own prompts and proof text, BOS, windows: every text comes from here."""
 
 from studfinder.texts.batches import Batch, batches
-from studfinder.texts.corpora import ONE_DOCUMENT, corpus, documents, fingerprint
+from studfinder.texts.corpora import ONE_DOCUMENT, corpus, documents, fingerprint, texts_in
 from studfinder.texts.digest import digest
 from studfinder.texts.encoding import WHOLE, added_before, check_ids, token_ids, tokenizer_of
 from studfinder.texts.nonce import filler, nonce_names
@@ -37,6 +37,7 @@ __all__ = [
     "relations",
     "said",
     "split_revision",
+    "texts_in",
     "token_class",
     "token_ids",
     "token_text",

@@ -50,7 +50,8 @@ def documents(name: str | Path, *, most: int | None = None) -> tuple[str, Iterat
     * a data set of the hub, "owner/name" or "owner/name:config": the "text" of each row of its split "train".
 
     What is of the hub can be pinned to a branch, tag or commit: "wikitext2@REVISION", "owner/name:config@REVISION". The
-    commit that is read is part of the name that is given back. Blank documents are left out.
+    commit that is read is part of the name that is given back. Blank documents are left out. "A + B" is two texts, one
+    after the other.
 
     Args:
         most: of a data set of the hub, at most so many.
@@ -59,6 +60,9 @@ def documents(name: str | Path, *, most: int | None = None) -> tuple[str, Iterat
         StudfinderError: it is in none of these places (there is no silent substitute); while documents are read: it
             cannot be, or holds none.
     """
+    if len(parts := texts_in(name)) > 1:
+        texts = [documents(part, most=most) for part in parts]
+        return " + ".join(called for called, _ in texts), chain.from_iterable(found for _, found in texts)
     if (found := _here(name)) is not None:
         called, path = found
         if not path.is_dir():
@@ -81,9 +85,16 @@ def documents(name: str | Path, *, most: int | None = None) -> tuple[str, Iterat
     return f"{key} (hub{said(commit, revision)})", _checked(name, rows)
 
 
+def texts_in(name: str | Path) -> list[str]:
+    """The texts that a name joins with " + "."""
+    return [str(name)] if _here(name) is not None else str(name).split(" + ")
+
+
 def fingerprint(name: str | Path) -> str:
     """A short hash of a local text's size and beginning, or its name: whether it is still the same text."""
     digest = hashlib.sha256(str(name).encode())
+    if len(parts := texts_in(name)) > 1:
+        digest.update("".join(map(fingerprint, parts)).encode())
     if (found := _here(name)) is not None:
         path = found[1]
         for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:

@@ -27,7 +27,12 @@ from studfinder.training.streams import SequenceRows, SequenceSource, collate
 from studfinder.training.tasks.task import IGNORED
 
 _TIMES = ("_runtime", "_per_second")
-_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "linear": "linear"}
+_SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "cosine": "cosine",
+    "linear": "linear",
+    "cool-down": "warmup_stable_decay",
+}
 
 
 @dataclass(frozen=True)
@@ -154,11 +159,13 @@ def _arguments(recipe: TrainingRecipe, place: Path, *, save: bool, report_to: Se
     if recipe.precision == "auto":
         raise ValueError("the precision is settled before training, so that a run is the same wherever it resumes")
     cuda = torch.cuda.is_available()
+    decay = {"num_decay_steps": recipe.steps // 4, "decay_type": "linear"}
     arguments = TrainingArguments(
         output_dir=str(place),
         max_steps=recipe.steps,
         learning_rate=recipe.lr,
         lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        lr_scheduler_kwargs=decay if recipe.schedule == "cool-down" else None,
         warmup_steps=recipe.warmup,
         adam_beta1=recipe.beta1,
         adam_beta2=recipe.beta2,

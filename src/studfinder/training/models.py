@@ -16,6 +16,8 @@ from studfinder.records.config import Config, option, worded
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
 _FRESH_FIRST = frozenset({"gated"})
+_WRITERS = (".o_proj.weight", ".down_proj.weight", ".out_proj.weight", ".fc2.weight")
+"""What writes to the residual stream, in both architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class ModelShape(Config):
         tied: whether the head is the embedding matrix.
         rope_base: of the rotary angles.
         init_std: of every matrix at the start.
+        scaled_init: divide what writes to the residual stream by sqrt(2 layers) then (as GPT-2).
         dropout: on hidden states (opt only).
     """
 
@@ -43,6 +46,7 @@ class ModelShape(Config):
     rope_base: float = 100_000.0
     init_std: float = 0.02
     dropout: float = 0.0
+    scaled_init: bool = option(False, late=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +74,11 @@ def build_model(shape: ModelShape, variants: Sequence[Variant], *, vocabulary: i
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    if shape.scaled_init:
+        with torch.no_grad():
+            for name, matrix in model.named_parameters():
+                if name.endswith(_WRITERS):
+                    matrix.div_((2 * shape.layers) ** 0.5)
     return put_in(model, variants)
 
 

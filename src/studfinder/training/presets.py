@@ -10,6 +10,24 @@ from studfinder.training.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """What a vehicle, a small model that is made to grow outliers, must exceed at the end of its training before
+    anything is concluded from it; `studies.vehicle` says how each number is taken.
+
+    Attributes:
+        sink: the largest mean attention of a head to the first token.
+        ratio: the largest |a| in the residual stream, if it is on the first token, over its layer's median.
+        kurtosis: of the residual stream of a window.
+        damage: nats a token lost in W8A6 with the residual stream rounded too.
+    """
+
+    sink: float
+    ratio: float
+    kurtosis: float
+    damage: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A language model and how to train it.
 
@@ -20,6 +38,8 @@ class Preset:
         vocabulary: of the BPE trained in place; None is plain bytes.
         attention: variants, as `variants_from` reads them.
         source: where the numbers come from.
+        text, test_text, repeat: what it is trained and tested on, and how windows are cut; see `training.TextSource`.
+        threshold: of a vehicle.
     """
 
     shape: ModelShape
@@ -28,6 +48,10 @@ class Preset:
     vocabulary: int | None
     attention: tuple[str, ...] = ()
     source: str = "ours"
+    text: str | None = None
+    test_text: str | None = None
+    repeat: int = 0
+    threshold: Threshold | None = None
 
     @property
     def tokens(self) -> int:
@@ -53,6 +77,18 @@ PRESETS: dict[str, Preset] = {
         recipe=TrainingRecipe(steps=12_000, batch=32, micro=8, lr=1e-3, schedule="cosine", warmup=500),
         length=512,
         vocabulary=8192,
+    ),
+    "vehicle-span": Preset(
+        shape=ModelShape(layers=4, hidden=64, heads=4, intermediate=168, rope_base=10_000.0, scaled_init=True),
+        recipe=TrainingRecipe(
+            steps=4000, batch=8, lr=1e-2, schedule="cool-down", warmup=200, weight_decay=0.3, precision="fp32"
+        ),
+        length=65,
+        vocabulary=None,
+        text="text/public_domain_en.txt + wikipedia",
+        test_text="wikitext2",
+        repeat=16,
+        threshold=Threshold(sink=0.5, ratio=100, kurtosis=500, damage=0.15),
     ),
     "opt-125m": Preset(
         shape=ModelShape(

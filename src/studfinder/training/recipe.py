@@ -9,6 +9,8 @@ from typing import Literal
 from studfinder.errors import StudfinderError
 from studfinder.records.config import Config, option
 
+Schedule = Literal["constant", "cosine", "linear", "cool-down"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(Config):
@@ -19,7 +21,8 @@ class TrainingRecipe(Config):
         batch: sequences an optimizer step, over all devices.
         micro: sequences a forward pass on one device; None is as many as there are. Gradients are accumulated.
         lr: learning rate after the warm-up.
-        schedule: "constant", "cosine" (to 0) or "linear" (to 0).
+        schedule: "constant", "cosine" (to 0), "linear" (to 0) or "cool-down" (constant, then linear to 0 over the last
+            quarter of the steps).
         warmup: steps over which the rate rises from 0.
         beta1, beta2, weight_decay, clip: AdamW's, and the largest gradient norm. Norms, biases and KV shift's scalars
             are not decayed (`studfinder.attention.parameter_groups`).
@@ -35,7 +38,7 @@ class TrainingRecipe(Config):
     batch: int = option(64, least=1)
     micro: int | None = None
     lr: float = option(1e-3, above=0, below=inf)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Schedule = "constant"
     warmup: int = 100
     beta1: float = 0.9
     beta2: float = 0.95
@@ -57,6 +60,10 @@ class TrainingRecipe(Config):
     def keep(self) -> int:
         """Steps between checkpoints."""
         return self.keep_every or self.look
+
+    def text_tokens(self, length: int) -> int:
+        """Tokens of a text that are made, at most: what a run with such windows sees, and a twentieth to test on."""
+        return int(self.steps * self.batch * length * 1.06) + 2 * length
 
     def micro_batch(self, processes: int) -> int:
         """Sequences a forward pass on one device.

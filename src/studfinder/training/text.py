@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +14,9 @@ import numpy as np
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.runs import write_bytes, write_text
-from studfinder.texts import check_ids, documents, token_ids
-from studfinder.training.streams import _Split
+from studfinder.texts import check_ids, documents, texts_in, token_ids
+from studfinder.training.spans import with_repeat
+from studfinder.training.streams import _generator, _Split
 
 END = "<|endoftext|>"
 """Between documents, and the first token of a text."""
@@ -58,6 +59,9 @@ class TextSource:
         end: the id of END.
         apart: keep packed documents from seeing each other: positions start anew at each, which KV shift and most of
             transformers' masks take as the border of a document (`training.apart.keeps_apart` tells).
+        repeat: begin each window with END, which then stands nowhere else, and copy a span of so many to twice as many
+            tokens over a later one.
+        tests: the text that test rows come from instead, in an order that is always the same.
     """
 
     tokens_N: np.ndarray
@@ -66,8 +70,16 @@ class TextSource:
     name: str
     end: int = 0
     apart: bool = False
+    repeat: int = 0
+    tests: TextSource | None = None
 
     def __post_init__(self) -> None:
+        if 4 * self.repeat >= self.length:
+            raise StudfinderError(
+                f"windows of {self.length} tokens in which {2 * self.repeat} come twice",
+                expected=f"windows of {4 * self.repeat + 1} or more",
+                do="Give a smaller --repeat, or a larger --length",
+            )
         if self.windows < 2:
             raise StudfinderError(
                 f"text {self.name!r} has {len(self.tokens_N):,} tokens, too few for windows of {self.length}",
@@ -78,21 +90,31 @@ class TextSource:
     @property
     def windows(self) -> int:
         """Whole windows in the text."""
-        return len(self.tokens_N) // self.length
+        return len(self.tokens_N) // self._read
+
+    @property
+    def _read(self) -> int:
+        """Tokens of the text in a window."""
+        return self.length - bool(self.repeat)
 
     @property
     def test_rows(self) -> int:
         """Windows kept for evaluation."""
-        return max(1, round(HELD_OUT * self.windows))
+        return max(1, round(HELD_OUT * self.windows)) if self.tests is None else self.tests.train_windows
 
     @property
     def train_windows(self) -> int:
         """Windows of an epoch."""
-        return self.windows - self.test_rows
+        return self.windows - (self.test_rows if self.tests is None else 0)
 
     def row(self, split: _Split, seed: int, index: int) -> dict[str, np.ndarray]:
-        place = self._place(split, seed, index) * self.length
-        tokens_T = np.array(self.tokens_N[place : place + self.length], dtype=np.int64)
+        if split == "test" and self.tests is not None:
+            return self.tests.row("train", 0, index % self.tests.train_windows)
+        place = self._place(split, seed, index) * self._read
+        tokens_T = np.array(self.tokens_N[place : place + self._read], dtype=np.int64)
+        if self.repeat:
+            copied_T = with_repeat(tokens_T, self.repeat, _generator(split, seed, index))
+            tokens_T = np.concatenate([[self.end], copied_T])
         if not self.apart:
             return {"input_ids": tokens_T, "labels": tokens_T}
         begins_T = tokens_T == self.end
@@ -115,6 +137,8 @@ class TextSource:
             "length": self.length,
             "vocabulary": self.vocabulary,
             "apart": self.apart,
+            **({"repeat": self.repeat} if self.repeat else {}),
+            **({} if self.tests is None else {"tests": self.tests.settings()}),
         }
 
 
@@ -139,6 +163,8 @@ def tokenized(
     apart: bool = False,
     lm: LM | None = None,
     limit: int | None = None,
+    repeat: int = 0,
+    test_text: str | None = None,
     sample: int = 50_000_000,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[TextSource, Any]:
@@ -148,7 +174,9 @@ def tokenized(
         name: see `texts.documents`.
         vocabulary: of the BPE; None is plain bytes.
         lm: a trained model whose tokenizer is used instead.
-        limit: stop after so many tokens: what the run will see.
+        limit: stop after so many tokens of each text: what the run will see.
+        repeat: see `TextSource`.
+        test_text: the text of its `tests`.
         sample: characters that the tokenizer is trained on, from the start of the text.
         progress: told the tokens so far.
 
@@ -158,28 +186,31 @@ def tokenized(
     """
     tokenizer = None if lm is None else lm.tokenizer
     ids = folder / "tokens.npy" if folder is not None else None
-    if ids is not None and ids.is_file():
+    kept = ids is not None and ids.is_file()
+    if ids is not None and kept:
         tokenizer = tokenizer or _kept_tokenizer(ids.with_name("tokenizer.json"))
-        if tokenizer is not None:
-            return _packed(np.load(ids, mmap_mode="r"), tokenizer, name, length, apart), tokenizer
     trained = tokenizer is None
     tokenizer = tokenizer or train_tokenizer(_sample(documents(name)[1], sample), vocabulary)
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    chunks = _chunks(documents(name)[1], tokenizer, kind, limit, progress)
-    if lm is not None:
-        chunks = _in_embedding(lm, chunks, name)
+
+    def chunks(text: str) -> Iterator[np.ndarray]:
+        for part in texts_in(text):
+            found = _chunks(documents(part)[1], tokenizer, kind, limit, progress, marked=not repeat)
+            yield from found if lm is None else _in_embedding(lm, found, part)
+
     if ids is None:
-        tokens_N = _gathered(chunks, kind)
+        tokens_N = _gathered(chunks(name), kind)
     else:
-        write_bytes(ids, lambda path: _save(path, chunks, kind))
+        if not kept or trained:
+            write_bytes(ids, lambda path: _save(path, chunks(name), kind))
         tokens_N = np.load(ids, mmap_mode="r")
         if trained:
             write_text(ids.with_name("tokenizer.json"), tokenizer.backend_tokenizer.to_str())
-    return _packed(tokens_N, tokenizer, name, length, apart), tokenizer
-
-
-def _packed(tokens_N: np.ndarray, tokenizer: Any, name: str, length: int, apart: bool) -> TextSource:
-    return TextSource(tokens_N, length, len(tokenizer), name, tokenizer.eos_token_id, apart)
+    source = TextSource(tokens_N, length, len(tokenizer), name, tokenizer.eos_token_id, apart, repeat)
+    if test_text is not None:
+        tests = replace(source, tokens_N=_gathered(chunks(test_text), kind), name=test_text)
+        source = replace(source, tests=tests)
+    return source, tokenizer
 
 
 def _kept_tokenizer(file: Path) -> Any:
@@ -226,15 +257,20 @@ def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _chunks(
-    texts: Iterable[str], tokenizer: Any, kind: np.dtype, limit: int | None, progress: Callable[[int], Any] | None
+    texts: Iterable[str],
+    tokenizer: Any,
+    kind: np.dtype,
+    limit: int | None,
+    progress: Callable[[int], Any] | None,
+    marked: bool,
 ) -> Iterator[np.ndarray]:
-    """The tokens of a few documents at a time, END before each, up to the limit."""
+    """The tokens of a few documents at a time, END before each if they are marked, up to the limit."""
     end = tokenizer.eos_token_id
     if end is None:
         raise StudfinderError("this tokenizer has no end-of-text token", expected="one to put between documents")
     total = 0
     for batch in _batched(texts):
-        tokens = [np.array([end, *ids], dtype=kind) for ids in token_ids(tokenizer, batch, special=False)]
+        tokens = [np.array([end, *ids][not marked :], dtype=kind) for ids in token_ids(tokenizer, batch, special=False)]
         chunk = np.concatenate(tokens)[: None if limit is None else limit - total]
         total += len(chunk)
         yield chunk

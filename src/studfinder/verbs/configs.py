@@ -190,8 +190,18 @@ class TrainConfig(OutConfig, SourceConfig):
     task: ToyTask | str | None = option(
         None, line=str, help="Toy task: induction, n-gram, hop-k, recall, backcopy; settings after a colon."
     )
-    text: str | None = option(None, help="A file, a folder, a name below STUDFINDER_DATA, or a hub data set.")
-    preset: str | None = option(None, help="toy, 1m, 10m, opt-125m or kv-shift-1.5b: model, recipe, tokens.")
+    text: str | None = option(
+        None, help='A file, a folder, a name below STUDFINDER_DATA, or a hub data set; several: "A + B".'
+    )
+    test_text: str | None = option(None, help="Another text to test on.", otherwise="the last 5 % of the text")
+    repeat: int | None = option(
+        None,
+        least=1,
+        help="Windows begin with the end-of-text token and hold a span of so many to twice as many twice.",
+    )
+    preset: str | None = option(
+        None, help="toy, 1m, 10m, vehicle-span, opt-125m or kv-shift-1.5b: model, recipe, tokens."
+    )
     base: str | None = option(None, flag="--from", help="Go on with a trained model instead.")
     attention: Sequence[str] | None = option(
         None, help="A variant, e.g. kv_shift or gated:kind=linear,pi_init=0.25 (repeatable); vanilla is none."
@@ -200,8 +210,8 @@ class TrainConfig(OutConfig, SourceConfig):
     batch: int | None = option(None, least=1, help="Sequences a step, over all devices.")
     micro: int | None = option(None, least=1, help="Sequences a forward pass on one device.")
     lr: float | None = option(None, help="Learning rate.")
-    schedule: Literal["constant", "cosine", "linear"] | None = option(
-        None, help="constant, cosine or linear, after the warm-up."
+    schedule: Literal["constant", "cosine", "linear", "cool-down"] | None = option(
+        None, help="constant, cosine, linear or cool-down (linear in the last quarter), after the warm-up."
     )
     warmup: int | None = option(None, least=0, help="Steps of warm-up.")
     weight_decay: float | None = option(None, least=0, help="AdamW's.")
@@ -230,6 +240,7 @@ class TrainConfig(OutConfig, SourceConfig):
     rope_base: float | None = option(None, line=False, help="Of the rotary angles.")
     init_std: float | None = option(None, line=False, help="Of every matrix at the start.")
     dropout: float | None = option(None, line=False, help="On hidden states (opt only).")
+    scaled_init: bool | None = option(None, line=False, help="What writes to the stream starts 1/sqrt(2 layers).")
     tensorboard: bool | None = option(None, help="Write its files.", otherwise="if it is installed", identity=False)
     quiet: bool = option(False, line=False, identity=False, help="No line on the terminal.")
 

@@ -192,6 +192,8 @@ def _source(plan: TrainPlan, base: LM | None, work: Work) -> tuple[SequenceSourc
         apart=plan.config.apart,
         lm=base,
         limit=plan.text_tokens,
+        repeat=plan.config.repeat or 0,
+        test_text=plan.config.test_text,
         progress=lambda done: progress("tokenize", done, plan.text_tokens),
     )
     if source.train_windows < plan.recipe.batch:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from studfinder.attention import Variant
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.records.config import makes
+from studfinder.records.config import identity, makes
 from studfinder.records.presented import Presented
 from studfinder.runs import process_count
 from studfinder.texts import check_ids, documents, fingerprint, token_ids, tokenizer_of
@@ -76,10 +76,10 @@ class TrainPlan(Presented):
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of the text that are made, at most: what the run will see, and a twentieth to test on."""
+        """Tokens of the text that are made, at most (of each, if there are several)."""
         if self.config.text is None:
             return 0
-        return int(self.recipe.steps * self.recipe.batch * self.length * 1.06) + 2 * self.length
+        return self.recipe.text_tokens(self.length)
 
 
 @makes(TrainConfig)
@@ -89,6 +89,9 @@ def plan_train(config: TrainConfig) -> TrainPlan:
     Raises:
         StudfinderError: an unknown name, settings that do not fit, no text.
     """
+    if config.preset and config.task is None and config.text is None:
+        own = preset(config.preset)
+        config = replace(config, text=own.text, test_text=config.test_text or own.test_text)
     base, text, length, vocabulary = config.base, config.text, config.length, config.vocabulary
     task = task_from(config.task) if isinstance(config.task, str) else config.task
     if (task is None) == (text is None):
@@ -98,6 +101,8 @@ def plan_train(config: TrainConfig) -> TrainPlan:
         )
     default = GO_ON if base else TASK_PRESET if task is not None else preset("toy")
     chosen = preset(config.preset) if config.preset else default
+    if text is not None:
+        config = replace(config, repeat=config.repeat or chosen.repeat or None)
     if config.dequantize and not base:
         raise StudfinderError("nothing to dequantise", expected="a trained model", do="Say --from MODEL")
     lm = base_model(config) if base else None
@@ -172,6 +177,8 @@ def _checked(plan: TrainPlan, lm: LM | None, shape: Any) -> str:
         raise StudfinderError(
             "a task has its own length and vocabulary", do=f"Say --task {plan.task.name}:length=...,vocabulary=..."
         )
+    if plan.task is not None and (asked.test_text or asked.repeat):
+        raise StudfinderError("a task makes its own sequences", do="Leave --test-text and --repeat out")
     if plan.config.base and plan.task is not None:
         raise StudfinderError("a toy task has token ids of its own", expected="a model from scratch, or a text")
     if lm is not None:
@@ -186,6 +193,8 @@ def _checked(plan: TrainPlan, lm: LM | None, shape: Any) -> str:
     if lm is not None:
         ids = token_ids(tokenizer_of(lm), [first[:_LOOKED_AT]], special=False)
         check_ids(lm, ids, f"the tokens of {asked.text!r}")
+    if asked.test_text is not None:
+        next(documents(asked.test_text)[1])
     return source
 
 
@@ -228,12 +237,16 @@ def _estimate(plan: TrainPlan, lm: LM | None) -> Estimate:
 
 
 def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
-    data = (
+    data: dict[str, Any] = (
         plan.task.to_dict()
         if plan.task is not None
         else {"text": plan.config.text, "text_print": fingerprint(plan.config.text or "")}
     )
-    model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else asdict(plan.shape)
+    if plan.config.test_text is not None:
+        data |= {"test_text": plan.config.test_text, "test_text_print": fingerprint(plan.config.test_text)}
+    if plan.config.repeat:
+        data["repeat"] = plan.config.repeat
+    model: dict[str, Any] = {"base": plan.config.base} if plan.shape is None else identity(plan.shape)
     if plan.config.dequantize:
         model["dequantize"] = True
     return {
@@ -243,5 +256,5 @@ def _settings(plan: TrainPlan, attention: Sequence[str]) -> dict[str, Any]:
         "apart": plan.config.apart,
         **{f"model_{name}": value for name, value in model.items()},
         "attention": " ".join(attention),
-        **asdict(plan.recipe),
+        **identity(plan.recipe),
     }
