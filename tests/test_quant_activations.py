@@ -6,24 +6,29 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from patching import rounded_inputs
 from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
-from studfinder.quantizers import RTN, Scheme, quantized, targets
+from studfinder.models import load
+from studfinder.quantizers import RTN, Scheme, quantized, rounded_stream, targets
 from studfinder.quantizers.activations import (
     ActivationScheme,
     Restore,
     WithActivations,
     fake_quantized,
     input_ranges,
+    rounded_after,
     super_activations,
     super_channels,
 )
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.smoothquant import SmoothQuant
+from studfinder.training import ModelShape, build_model
 from studfinder.verbs.quantize_write import acts_of
-from tiny import C, prompts, tiny, token_ids
+from tiny import C, H, prompts, tiny, token_ids
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 FINE = RTN(scheme=Scheme(element="int8", block="channel", scale="float32"))
@@ -90,6 +95,71 @@ def test_hooks_round_what_enters_and_leave_no_trace():
     assert not torch.equal(changed, before)
     assert all(row.unique().numel() <= 15 for row in seen["x"].reshape(-1, seen["x"].shape[-1]))
     assert not module._forward_pre_hooks
+
+
+def by_hand(model, ids_1T, bits, first):
+    """A llama of ours with inputs and residual stream rounded, written out."""
+
+    def cut(x_1TC):
+        rest = x_1TC[:, first:]
+        step = rest.abs().max() / (2 ** (bits - 1) - 1)
+        return torch.cat([x_1TC[:, :first], (rest / step).round() * step], dim=1)
+
+    def heads(x_1TC):
+        return x_1TC.unflatten(-1, (H, -1)).transpose(1, 2)
+
+    x = cut(model.model.embed_tokens(ids_1T))
+    turn = model.model.rotary_emb(x, torch.arange(ids_1T.shape[1])[None])
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        normed = cut(block.input_layernorm(x))
+        query, key, value = (heads(normed @ getattr(attention, f"{name}_proj").weight.T) for name in "qkv")
+        query, key = apply_rotary_pos_emb(query, key, *turn)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + cut(mixed) @ attention.o_proj.weight.T
+        normed = cut(block.post_attention_layernorm(x))
+        inner = F.silu(normed @ mlp.gate_proj.weight.T) * (normed @ mlp.up_proj.weight.T)
+        x = cut(x + cut(inner) @ mlp.down_proj.weight.T)
+    return model.lm_head(model.model.norm(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [5, 6, 8])
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_residual_stream_is_rounded_too(bits, first):
+    shape = ModelShape(layers=2, hidden=32, heads=H)
+    lm = load(build_model(shape, [], vocabulary=64, length=16, seed=0))
+    with torch.no_grad():  # the first token is loud, so that its range is not the others'
+        lm.model.model.embed_tokens.weight[3, 5] = 1.0
+    ids_1T = torch.tensor([[3, *range(10, 22)]])
+    plain = lm.model(ids_1T).logits
+    config = ActivationScheme(element=f"int{bits}", scope="tensor")
+    with rounded_stream(lm, config, first=first):
+        found = lm.model(ids_1T).logits
+    torch.testing.assert_close(found, by_hand(lm.model, ids_1T, bits, first), rtol=1e-4, atol=1e-6)
+    assert torch.equal(lm.model(ids_1T).logits, plain)
+    error, other = (
+        float((found - plain)[:, 1:].norm()),
+        float((by_hand(lm.model, ids_1T, bits, 1 - first) - plain)[:, 1:].norm()),
+    )
+    assert (error > 2 * other) == (first == 0)
+
+
+def test_a_stream_that_cannot_be_rounded():
+    lm = tiny("llama")
+    for config in (
+        ActivationScheme(scope="tensor", range="static"),
+        ActivationScheme(restore=Restore(places=((DOWN, (1,)),))),
+    ):
+        with pytest.raises(StudfinderError, match="rounded by what is in it"), rounded_stream(lm, config):
+            pass
+    with (
+        pytest.raises(StudfinderError, match="experts in a fused parameter"),
+        rounded_stream(tiny("qwen3_moe"), ActivationScheme()),
+    ):
+        pass
+    with pytest.raises(StudfinderError, match="without their positions"):
+        rounded_after(rows(), 1, ActivationScheme())
 
 
 def test_static_ranges_come_from_calibration_text():

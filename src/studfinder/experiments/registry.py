@@ -39,6 +39,7 @@ EXPERIMENTS: dict[str, str] = {
     "kv-shift/ablations": "studfinder.experiments.kv_shift_ablations",
     "kv-shift/pretrain": "studfinder.experiments.kv_shift_pretrain",
     "outlier-free/pretrain": "studfinder.experiments.outlier_free_pretrain",
+    "outlier-free/vehicle": "studfinder.experiments.outlier_free_vehicle",
     "outlier-free/finetune": "studfinder.experiments.outlier_free_finetune",
     "massive-values/rope-control": "studfinder.experiments.rope_control",
     "outlier-free/backcopy": "studfinder.experiments.outlier_free_backcopy",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from studfinder.models import LM
-from studfinder.quantizers import RTN, ActivationScheme, Method, Scheme, WithActivations, quantized
+from studfinder.quantizers import RTN, ActivationScheme, Method, Scheme, WithActivations, quantized, rounded_stream
 
 _WEIGHTS = RTN(scheme=Scheme(element="int8", block="tensor", narrow=True))
 STATIC = "static per tensor"
@@ -51,6 +51,17 @@ def w8a8_losses(lm: LM, windows: Windows, calibration: Windows) -> dict[str, lis
         with quantized(lm, method, windows=calibration):
             found[name] = window_losses(lm, windows)
     return found
+
+
+def stream_losses(lm: LM, windows: Windows, activations: ActivationScheme, *, first: int = 0) -> list[float]:
+    """The loss of each window, nats a token, with matrices in eight bits, and what enters them and the residual
+    stream rounded as `activations` says; the model is as it was afterwards.
+
+    Args:
+        first: so many first positions stay as they are, and set no range: what is left of the loss is not theirs.
+    """
+    with quantized(lm, _WEIGHTS), rounded_stream(lm, activations, first=first):
+        return window_losses(lm, windows)
 
 
 @torch.no_grad()

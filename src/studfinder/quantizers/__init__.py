@@ -13,6 +13,7 @@ from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, dequantiz
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
 from studfinder.quantizers.kv_cache import KVCache, quantized_cache
 from studfinder.quantizers.method import METHODS, Method, method_class
+from studfinder.quantizers.residual import rounded_stream
 from studfinder.quantizers.rotary_pairs import RotaryPairs
 from studfinder.quantizers.rotation import Rotate
 from studfinder.quantizers.rtn import RTN
@@ -62,6 +63,7 @@ __all__ = [
     "quantize_weight",
     "quantized",
     "quantized_cache",
+    "rounded_stream",
     "skip",
     "super_channels",
     "targets",

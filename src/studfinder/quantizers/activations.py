@@ -143,12 +143,14 @@ def round_inputs(
     config: ActivationScheme,
     chosen: Sequence[Target],
     ranges: Mapping[str, Extremes] | None = None,
+    first: int = 0,
 ) -> None:
     """Round what enters matrices until the journal is closed.
 
     Args:
         chosen: the matrices.
         ranges: smallest and largest input by parameter name, for static ranges; see `input_ranges`.
+        first: so many first positions stay as they are, and set no range.
 
     Raises:
         StudfinderError: static ranges are wanted and missing for a matrix, or a place to restore is not among them.
@@ -172,7 +174,7 @@ def round_inputs(
             low, high = ranges[target.name]
             grid = grid_of(low.reshape(1, 1), high.reshape(1, 1), config.scheme)
         module = lm.model.get_submodule(target.ref.module)
-        journal.hook(module, partial(_round_input, config, channels, grid), before=True)
+        journal.hook(module, partial(_round_input, config, first, channels, grid), before=True)
 
 
 def fake_quantized(
@@ -267,10 +269,28 @@ def input_ranges(bench: Workbench, restore: Restore | None = None) -> dict[str, 
 
 
 def _round_input(
-    config: ActivationScheme, channels: torch.Tensor | None, grid: RoundingGrid | None, _module: nn.Module, args: tuple
+    config: ActivationScheme,
+    first: int,
+    channels: torch.Tensor | None,
+    grid: RoundingGrid | None,
+    _module: nn.Module,
+    args: tuple,
 ) -> tuple:
-    x = args[0]
-    if not x.numel():  # an expert without a token
+    if not args[0].numel():  # an expert without a token
         return args
-    made = fake_quantized(x.reshape(-1, x.shape[-1]), config, channels, grid)
-    return (made.view(x.shape), *args[1:])
+    return (rounded_after(args[0], first, config, channels, grid), *args[1:])
+
+
+def rounded_after(
+    x: torch.Tensor,
+    first: int,
+    config: ActivationScheme,
+    channels: torch.Tensor | None = None,
+    grid: RoundingGrid | None = None,
+) -> torch.Tensor:
+    """Activations (..., T, C) rounded, but for the first positions."""
+    if first and x.dim() < 3:
+        raise StudfinderError("a matrix is given tokens without their positions", expected="first=0")
+    rest = x[..., first:, :]
+    made = fake_quantized(rest.reshape(-1, x.shape[-1]), config, channels, grid).view(rest.shape)
+    return torch.cat([x[..., :first, :], made], dim=-2) if first else made

@@ -16,8 +16,8 @@ class Threshold:
 
     Attributes:
         sink: the largest mean attention of a head to the first token.
-        ratio: the largest |a| in the residual stream, if it is on the first token, over its layer's median.
-        kurtosis: of the residual stream of a window.
+        ratio: the largest |a| on the first token over its layer's median.
+        kurtosis: of all numbers of the residual stream in a window, largest over layers.
         damage: nats a token lost in W8A6 with the residual stream rounded too.
     """
 
