@@ -28,7 +28,9 @@ from studfinder.report.style import WIDE
 from studfinder.studies import trained
 from studfinder.studies.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
 from studfinder.studies.trained import shift_scalars
+from studfinder.studies.vehicle import missed, verdict, window_kurtosis
 from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
+from studfinder.training.presets import Threshold
 from studfinder.training.tasks import HopK
 from tiny import tiny
 
@@ -95,6 +97,85 @@ def test_pretraining_is_measured_in_eight_bits(tmp_path, monkeypatch):
     assert gap.low < 0 < gap.high, "two seeds of two steps can show nothing"
     assert result.notes[-2].startswith(f"W8A8 {STATIC} is not shown to cost vanilla attention anything")
     assert f"({gap} nats a token)" in result.notes[-2]
+
+
+def test_a_vehicle_says_first_whether_it_passed(tmp_path, monkeypatch):
+    """A few steps grow nothing, and so nothing is said of any arm; seeds without time are left out."""
+    for name in ("text/public_domain_en.txt", "calibration/wikipedia.txt", "wikitext2/wiki.test.raw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("The quick brown fox jumps over the lazy dog, and then it sleeps.\n" * 60)
+    monkeypatch.setenv("STUDFINDER_DATA", str(tmp_path))
+    monkeypatch.setattr("studfinder.experiments.run.draw_into", lambda *_: None)
+    seconds = iter([30.0, 30.0, 30.0, 99.0])
+    real = trained.run_cell
+    monkeypatch.setattr(trained, "run_cell", lambda *a, **k: real(*a, **k) | {"seconds": next(seconds)})
+    settings = {"arms": ["linear gate", "sink logit"], "minutes": 1.25, "warmup": 1}
+    result, _ = ran("outlier-free/vehicle", tmp_path / "run", **settings)
+    assert list(result.data) == ["vanilla", "linear gate"]
+    assert [len(seeds) for seeds in result.data.values()] == [2, 1]
+    assert list(result.notes[:2]) == [
+        "Vanilla attention passed the vehicle's threshold at 0 of 2 seeds: what outliers do could not be decided here.",
+        "Not trained, for want of time: linear gate (1 of 2 seeds), sink logit (2 of 2 seeds).",
+    ]
+    by_seed, ends, costs, differences = result.tables
+    assert [row[0] for row in by_seed.rows] == ["0", "1"]
+    assert by_seed.rows[0][-1] == "no: sink, ratio, kurtosis, damage"
+    for seeds in result.data.values():
+        for cell in seeds:
+            assert last(cell, "full") == pytest.approx(last(cell, "test"), rel=1e-5)
+            assert 0 < last(cell, "ratio") < 100
+            assert len(cell["kurtosis"]) == 2
+    assert [row[0] for row in ends.rows] == [row[0] for row in costs.rows] == ["vanilla", "linear gate"]
+    assert [row[0] for row in differences.rows] == ["linear gate"]
+    with pytest.raises(StudfinderError, match="there is no arm 'linear'"):
+        plan_experiment("outlier-free/vehicle", settings={"arms": ["linear"]})
+
+
+def grown(**changed):
+    """A cell that just passes the threshold of `NEEDED`, with numbers changed."""
+    numbers = {"sink": 0.51, "ratio": 101, "kurtosis": 501, "damage": 0.16} | changed
+    curves = {name: [[0, -9.0], [9, value]] for name, value in numbers.items()}
+    return {"outliers": {"top_sink": curves.pop("sink")}, **curves}
+
+
+NEEDED = Threshold(sink=0.5, ratio=100, kurtosis=500, damage=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "lacking"),
+    [
+        ({}, []),
+        ({"sink": 0.5}, ["sink"]),
+        ({"sink": math.nan, "ratio": 100}, ["sink", "ratio"]),
+        ({"kurtosis": 3, "damage": -1}, ["kurtosis", "damage"]),
+    ],
+)
+def test_what_a_vehicle_lacks(changed, lacking):
+    assert missed(grown(**changed), NEEDED) == lacking
+    assert missed({}, NEEDED) == ["sink", "ratio", "kurtosis", "damage"]
+
+
+@pytest.mark.parametrize(("good", "decided"), [(5, True), (3, True), (2, False), (0, False)])
+def test_most_seeds_of_a_vehicle_must_pass(good, decided):
+    seeds = [grown(damage=0.2 if number < good else 0.1) for number in range(5)]
+    said, table = verdict(seeds, NEEDED, 7)
+    assert said.startswith(f"Vanilla attention passed the vehicle's threshold at {good} of 5 seeds")
+    assert ("could not be decided here" in said) == (not decided)
+    assert [row[0] for row in table.rows] == ["7", "8", "9", "10", "11"]
+    assert [row[-1] for row in table.rows] == ["yes"] * good + ["no: damage"] * (5 - good)
+
+
+def test_the_kurtosis_of_a_window():
+    from scipy.stats import kurtosis
+
+    x_BTC = torch.randn(3, 5, 8)
+    x_BTC[0, 0, 3] = 50
+    assert window_kurtosis(x_BTC) == pytest.approx(
+        kurtosis(x_BTC.flatten(1).numpy(), axis=1, fisher=False).mean(), rel=1e-4
+    )
+    spike_BTC = torch.zeros(1, 65, 64)
+    spike_BTC[0, 0, 1] = 1
+    assert window_kurtosis(spike_BTC) == pytest.approx(65 * 64, rel=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class VehicleConfig(TrainedConfig):
 
     arms: Sequence[str] = option(tuple(arms(1)), help="Kinds of attention beside vanilla, in the order of training.")
     minutes: float | None = option(
-        None, above=0, help="An arm is begun only if at the pace so far it ends within so many minutes of training."
+        None, above=0, help="No model is begun after so many minutes of training.", otherwise="all are trained"
     )
 
     def __post_init__(self) -> None:
@@ -118,15 +118,18 @@ def run(bench: Bench) -> Outcome:
     finish = partial(in_few_bits, own.test, source)
     cells: Cells = {}
     for name, attention in {"vanilla": [], **{name: arms(own.length)[name] for name in own.arms}}.items():
-        if own.minutes is not None and _minutes(cells) * (len(cells) + 1) > own.minutes * len(cells):
-            break
+        rest = {
+            "minutes": None if own.minutes is None else own.minutes - _minutes(cells),
+            "weight_decay": _VEHICLE.recipe.weight_decay,
+        }
         kind = {name: ModelKind(shape, attention, [watch])}
-        decay = _VEHICLE.recipe.weight_decay
-        cells |= every_cell(bench, source, kind, watch=True, logged=LOGGED, finish=finish, weight_decay=decay)
-    left = [name for name in own.arms if name not in cells]
+        found = every_cell(bench, source, kind, watch=True, logged=LOGGED, finish=finish, **rest)
+        cells |= found if found[name] else {}
+    lacks = {name: own.seeds - len(cells.get(name, ())) for name in ("vanilla", *own.arms)}
+    left = [f"{name} ({seeds} of {own.seeds} seeds)" for name, seeds in lacks.items() if seeds]
     said, by_seed = verdict(cells["vanilla"], _VEHICLE.threshold, own.seed)
     compared = against(cells, "vanilla", _JUDGED) if passed(cells["vanilla"], _VEHICLE.threshold) else []
-    notes = [said, *compared, *([f"Not trained within {own.minutes:g} minutes: {', '.join(left)}."] if left else [])]
+    notes = [said, *compared, *([f"Not trained, for want of time: {', '.join(left)}."] if left else [])]
     tables = [
         by_seed,
         ends_table(f"After {own.steps} steps", cells, _SCORES, note="Means over seeds; 95 % intervals."),

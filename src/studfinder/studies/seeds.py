@@ -59,8 +59,8 @@ def _mean(values: list[float]) -> Interval | str | None:
 
 
 def pairs(one: Sequence[Trained], other: Sequence[Trained]) -> list[tuple[Trained, Trained]]:
-    """Two kinds at the same seeds, where neither diverged."""
-    return [(a, b) for a, b in zip(one, other, strict=True) if not (a.get("stopped") or b.get("stopped"))]
+    """Two kinds at the same seeds, where neither diverged; one that has fewer seeds has the first ones."""
+    return [(a, b) for a, b in zip(one, other, strict=False) if not (a.get("stopped") or b.get("stopped"))]
 
 
 def last(cell: Trained, curve: str = "accuracy") -> float:

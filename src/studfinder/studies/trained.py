@@ -116,6 +116,7 @@ def every_cell(
     watch: bool = False,
     logged: str = "",
     finish: Callable[[Any], dict[str, Any]] = lambda model: {},
+    minutes: float | None = None,
     **more: Any,
 ) -> Cells:
     """Train every kind of model at every seed: plain numbers of what came of each, by name, one a seed.
@@ -124,6 +125,7 @@ def every_cell(
         watch: look at outliers at each evaluation.
         logged: how the names of what the callbacks log begin; it is kept as curves under the rest of the names.
         finish: what else to measure of the trained model; nothing is, where training diverged.
+        minutes: see `all_trained`; a kind has fewer seeds then.
         more: of the recipe, beside the config.
     """
     own = bench.config
@@ -141,19 +143,24 @@ def every_cell(
         for seed in seeds
         for name, kind in kinds.items()
     }
-    found = all_trained(bench, trainings)
-    return {name: [found[f"{name}, seed {seed}"] for seed in seeds] for name in kinds}
+    found = all_trained(bench, trainings, minutes)
+    return {name: [found[one] for seed in seeds if (one := f"{name}, seed {seed}") in found] for name in kinds}
 
 
-def all_trained(bench: Bench, trainings: Mapping[str, Callable[[Path], Trained]]) -> dict[str, Trained]:
+def all_trained(
+    bench: Bench, trainings: Mapping[str, Callable[[Path], Trained]], minutes: float | None = None
+) -> dict[str, Trained]:
     """Carry out each training that is not done yet.
 
     Args:
         trainings: given a folder for checkpoints, which is removed once what came of the training is remembered.
+        minutes: none is begun when those before took as many.
     """
-    found = {}
+    found: dict[str, Trained] = {}
     bench.work.keep()  # an interrupted one goes on from its checkpoint
     for number, (name, train) in enumerate(trainings.items()):
+        if minutes is not None and sum(cell["seconds"] for cell in found.values()) >= 60 * minutes:
+            break
         bench.progress(name, number, len(trainings))
         folder = bench.folder / CHECKPOINTS / re.sub(r"[^\w.-]+", "-", name)
         found[name] = bench.once(name, partial(train, folder))
