@@ -28,7 +28,7 @@ from studfinder.report.style import WIDE
 from studfinder.studies import trained
 from studfinder.studies.seeds import about, against, curves, ends_table, last, over, over_seeds, steps_to
 from studfinder.studies.trained import shift_scalars
-from studfinder.studies.vehicle import missed, verdict, window_kurtosis
+from studfinder.studies.vehicle import shortfalls, vehicle_verdict, window_kurtosis
 from studfinder.training import ModelShape, TextSource, build_model, tokenized, variants_from
 from studfinder.training.presets import Threshold
 from studfinder.training.tasks import HopK
@@ -151,14 +151,14 @@ NEEDED = Threshold(sink=0.5, ratio=100, kurtosis=500, damage=0.15)
     ],
 )
 def test_what_a_vehicle_lacks(changed, lacking):
-    assert missed(grown(**changed), NEEDED) == lacking
-    assert missed({}, NEEDED) == ["sink", "ratio", "kurtosis", "damage"]
+    assert shortfalls(grown(**changed), NEEDED) == lacking
+    assert shortfalls({}, NEEDED) == ["sink", "ratio", "kurtosis", "damage"]
 
 
 @pytest.mark.parametrize(("good", "decided"), [(5, True), (3, True), (2, False), (0, False)])
 def test_most_seeds_of_a_vehicle_must_pass(good, decided):
     seeds = [grown(damage=0.2 if number < good else 0.1) for number in range(5)]
-    said, table = verdict(seeds, NEEDED, 7)
+    said, table = vehicle_verdict(seeds, NEEDED, 7)
     assert said.startswith(f"Vanilla attention passed the vehicle's threshold at {good} of 5 seeds")
     assert ("could not be decided here" in said) == (not decided)
     assert [row[0] for row in table.rows] == ["7", "8", "9", "10", "11"]

@@ -29,7 +29,7 @@ from studfinder.records.result import Cell
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.seeds import Cells, about, against, curves, ends_table, last, seed_change
 from studfinder.studies.trained import ModelKind, TrainedConfig, every_cell
-from studfinder.studies.vehicle import GROWN, LOGGED, growth, passed, vehicle_source, verdict
+from studfinder.studies.vehicle import LOGGED, TELLING, growth, passed, vehicle_source, vehicle_verdict
 from studfinder.training import TextSource, preset
 
 _VEHICLE = preset("vehicle-span")
@@ -39,7 +39,7 @@ _ACTIVATIONS = {
     6: ActivationScheme(element="int6", scope="tensor"),
     5: ActivationScheme(element="int5", scope="tensor"),
 }
-_SCORES = {"test": "test loss", "outliers/inf_norm": "inf norm", **GROWN, "outliers/kurtosis": "kurtosis of a token"}
+_SCORES = {"test": "test loss", "outliers/inf_norm": "inf norm", **TELLING, "outliers/kurtosis": "kurtosis of a token"}
 _BITS = {
     "gap/W8A8": "W8A8, inputs alone",
     "gap/W8A8 + stream": "W8A8",
@@ -127,7 +127,7 @@ def run(bench: Bench) -> Outcome:
         cells |= found if found[name] else {}
     lacks = {name: own.seeds - len(cells.get(name, ())) for name in ("vanilla", *own.arms)}
     left = [f"{name} ({seeds} of {own.seeds} seeds)" for name, seeds in lacks.items() if seeds]
-    said, by_seed = verdict(cells["vanilla"], _VEHICLE.threshold, own.seed)
+    said, by_seed = vehicle_verdict(cells["vanilla"], _VEHICLE.threshold, own.seed)
     compared = against(cells, "vanilla", _JUDGED) if passed(cells["vanilla"], _VEHICLE.threshold) else []
     notes = [said, *compared, *([f"Not trained, for want of time: {', '.join(left)}."] if left else [])]
     tables = [
@@ -138,7 +138,7 @@ def run(bench: Bench) -> Outcome:
     ]
     charts = [
         curves(cells, {"test": "test loss, nats a token"}, name="loss"),
-        curves(cells, GROWN, name="growth", log=("ratio", "kurtosis")),
+        curves(cells, TELLING, name="growth", log=("ratio", "kurtosis")),
     ]
     return Outcome(tables, [*notes, *about(cells)], charts, cells)
 

@@ -20,7 +20,7 @@ from studfinder.training.presets import Threshold
 LOGGED = "vehicle/"
 CURVES = {"sink": "outliers/top_sink", "ratio": "ratio", "kurtosis": "kurtosis", "damage": "damage"}
 """Where in a trained cell the numbers of a `Threshold` are."""
-GROWN = {
+TELLING = {
     "outliers/top_sink": "largest attention of a head to BOS",
     "ratio": "largest activation on BOS over the median",
     "kurtosis": "kurtosis of a window",
@@ -58,19 +58,19 @@ def window_kurtosis(x_BTC: torch.Tensor) -> float:
     return float((squares.square().mean(dim=1) / squares.mean(dim=1).square()).mean())
 
 
-def missed(cell: Trained, threshold: Threshold) -> list[str]:
+def shortfalls(cell: Trained, threshold: Threshold) -> list[str]:
     """What of the threshold a trained model did not exceed; a number that is not there is not exceeded."""
     return [name for name, least in asdict(threshold).items() if not last(cell, CURVES[name]) > least]
 
 
 def passed(seeds: Sequence[Trained], threshold: Threshold) -> bool:
     """Whether most seeds of vanilla attention did: else nothing can be decided."""
-    return 2 * sum(not missed(cell, threshold) for cell in seeds) > len(seeds)
+    return 2 * sum(not shortfalls(cell, threshold) for cell in seeds) > len(seeds)
 
 
-def verdict(seeds: Sequence[Trained], threshold: Threshold, first: int) -> tuple[str, Table]:
+def vehicle_verdict(seeds: Sequence[Trained], threshold: Threshold, first: int) -> tuple[str, Table]:
     """Whether a vehicle passed its threshold, in a sentence, and by seed. `first` is the first seed."""
-    good = sum(not missed(cell, threshold) for cell in seeds)
+    good = sum(not shortfalls(cell, threshold) for cell in seeds)
     what = f"vanilla attention passed the vehicle's threshold at {good} of {len(seeds)} seeds"
     said = "" if passed(seeds, threshold) else ": what outliers do could not be decided here"
     asked = asdict(threshold)
@@ -78,7 +78,7 @@ def verdict(seeds: Sequence[Trained], threshold: Threshold, first: int) -> tuple
         (
             str(first + number),
             *(last(cell, CURVES[name]) for name in asked),
-            f"no: {', '.join(short)}" if (short := missed(cell, threshold)) else "yes",
+            f"no: {', '.join(short)}" if (short := shortfalls(cell, threshold)) else "yes",
         )
         for number, cell in enumerate(seeds)
     )
