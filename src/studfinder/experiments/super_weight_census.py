@@ -105,8 +105,10 @@ def run(bench: Bench, lm: LM) -> Outcome:
     notes = []
     if own.pools:
         pooled = _pools(bench, lm, judged, found, list(measured))
-        measured |= _zeroed(bench, lm, judged, pooled.found, "found in pools")
-        notes.append(_bound(lm, found, own.threshold, measured, pooled))
+        rest = [one for one in (*rankings[COMBINED][: FIRST_K[-1]], *pooled.found) if one not in measured]
+        measured |= _zeroed(bench, lm, judged, rest, "numbers of the rest")
+        seen = set(pooled.found) - set(rankings[COMBINED][: FIRST_K[-1]])
+        notes.append(_bound(lm, found, own.threshold, measured, pooled, len(seen)))
     table, iceberg_chart = iceberg(lm, found["decades"])
     chosen = {spot: measured[spot] for spot in sorted(by_prediction)}
     compared, chart = errors(lm, predicted, chosen)
@@ -136,18 +138,21 @@ def _weights(spot: Spot) -> Weights:
     return Weights(parameter=spot[0], entries=(spot[1],))
 
 
-def _bound(lm: LM, found: dict[str, Any], threshold: float, measured: Mapping[Spot, Interval], pooled: Pooled) -> str:
+def _bound(
+    lm: LM, found: dict[str, Any], threshold: float, measured: Mapping[Spot, Interval], pooled: Pooled, seen: int
+) -> str:
+    """The sentence of what was missed. Seen is what pools hold and the list has not: a number of the list is none of
+    those that may be unseen, whether it was in a pool or not."""
     kinds = kinds_of(lm)
     inside = {name for name, kind in kinds.items() if kind not in ("embedding", "head")}
     numbers = sum(sum(counts) for name, counts in found["decades"].items() if name in inside)
     heavy = sum(spot[0] in inside and kl.value > threshold for spot, kl in measured.items())
-    most = most_unseen(len(pooled.found), pooled.chance)
     return (
         f"of {numbers:,} numbers outside the embedding and the output matrix {heavy} were measured above {threshold:g} "
-        f"nats per token, and are listed; with 95 % confidence at most {most} others are: {pooled.tested:,} of "
-        f"{pooled.of:,} pools that hold all the rest were set to zero ({pooled.loud} carried more, "
-        f"{len(pooled.found)} of them by one number), so that each number had a chance of {pooled.chance:.0%} or more "
-        "to be seen."
+        f"nats per token, and are listed; with 95 % confidence at most {most_unseen(seen, pooled.chance)} others are: "
+        f"{pooled.tested:,} of {pooled.of:,} pools that hold the rest were set to zero ({pooled.loud} carried more, by "
+        f"{len(pooled.found)} single numbers, of which {seen} are not among the first {FIRST_K[-1]} of {COMBINED}), so "
+        f"that each number had a chance of {pooled.chance:.0%} or more to be seen."
     )
 
 
