@@ -86,11 +86,9 @@ def test_recall_is_of_what_was_measured_above_the_threshold():
     assert of_all.rows[0][1:3] == (1 / 3, 2 / 3)
     assert of_matrices.rows[0][1:3] == (1 / 2, 1 / 2)
     assert of_all.rows[0][-1] == share_interval(2, 3, what="numbers")
-    (said,) = recalled(measured, order, "order", 0.05)
+    said = recalled(measured, order, "order", 0.05)
     assert said.startswith("of the 3 numbers measured above 0.05 nats per token 66.7% [9.4%, 99.2%] stand among")
-    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05) == [
-        "no number was measured above 0.05 nats per token."
-    ]
+    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05).startswith("no number was measured above 0.05")
 
 
 def test_where_what_carries_lies():

@@ -105,16 +105,16 @@ def _recall(title: str, true: set[Spot], rankings: Mapping[str, Sequence[Spot]],
     return Table(title=title, columns=columns, rows=tuple(rows), note=note)
 
 
-def recalled(measured: Mapping[Spot, Interval], spots: Sequence[Spot], name: str, threshold: float) -> list[str]:
-    """The sentence about the order that is meant to find all."""
+def recalled(measured: Mapping[Spot, Interval], spots: Sequence[Spot], name: str, threshold: float) -> str:
+    """The sentence about an order that is meant to find all."""
     true = _above(measured, threshold)
     if not true:
-        return [f"no number was measured above {threshold:g} nats per token."]
+        return f"no number was measured above {threshold:g} nats per token."
     share = share_interval(len(true & set(spots[: FIRST_K[-1]])), len(true), what="numbers")
-    return [
+    return (
         f"of the {len(true)} numbers measured above {threshold:g} nats per token {share:.1%} stand among the first "
         f"{FIRST_K[-1]} of {name}."
-    ]
+    )
 
 
 def _above(measured: Mapping[Spot, Interval], threshold: float) -> set[Spot]:
@@ -181,7 +181,7 @@ def where(lm: LM, measured: Mapping[Spot, Interval], totals: Mapping[str, float]
         rows=tuple((kind, *row) for kind, row in shares.items()),
         note=f"Shares of the sum over all numbers of their predicted KL, {whole:.3g} nats.",
     )
-    return [Table(title=title, columns=("kind", *PARTS), rows=rows), predicted]
+    return [*([Table(title=title, columns=("kind", *PARTS), rows=rows)] if rows else []), predicted]
 
 
 def early(lm: LM, measured: Mapping[Spot, Interval], threshold: float) -> list[str]:

@@ -116,17 +116,19 @@ def run(bench: Bench, lm: LM) -> Outcome:
     tables = [carriers(lm, predicted, measured, shown, own.threshold), *recalls(lm, measured, rankings, own.threshold)]
     tables += [compared, biases(lm, predicted, chosen), table, *where(lm, measured, found["totals"], own.threshold)]
     tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
-    if carried is None:
-        notes.append("logits are no plain product with the output matrix: what its entries carry is not known.")
-    else:
+    if head:
         unlisted = sum(spot not in measured for spot, _ in head)
         notes.append(
             f"{len(head):,} entries of the output matrix carry more than {own.threshold:g} nats each (closed form); "
             f"{unlisted:,} of them no order named: without them a rare token becomes likely, which no slope sees."
         )
-        tables += head_tables(lm, head, of_head, predicted) if head else []
-    for name in (COMBINED, _AT_A_FIFTH):
-        notes += recalled(measured, rankings[name], name, own.threshold)
+        tables += head_tables(lm, head, of_head, predicted)
+    elif carried is None:
+        notes.append("logits are no plain product with the output matrix: what its entries carry is not known.")
+    else:
+        notes.append(f"no entry of the output matrix carries more than {own.threshold:g} nats (closed form).")
+    said = [recalled(measured, rankings[name], name, own.threshold) for name in (COMBINED, _AT_A_FIFTH)]
+    notes += dict.fromkeys(said)
     notes += early(lm, measured, own.threshold)
     notes.append(half_of([one[2] for one in found["top"]], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
