@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Tests are compiled once, and not by every process again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: scan test unit deep check setup clean
 .DEFAULT_GOAL := help
 
@@ -33,7 +36,7 @@ check: $(STAMP)
 	$(BIN)/deptry src
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not real and not deep"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real and not deep"
 
 test: check unit
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "real and not deep"

@@ -73,10 +73,20 @@ def scaled(lm: LM, name: str, factor: float = -3.0) -> WeightEdit:
 def everywhere(lm: LM, layer: int | None = None) -> list[WeightEdit]:
     """One edit in every parameter of a block, by default one in the middle, and in two before and after the blocks."""
     blocks = [one.block + "." for one in lm.anatomy.layers]
-    names = [name for name, one in lm.model.named_parameters() if one.is_floating_point() and one.numel()]
-    inside = [name for name in names if name.startswith(blocks[len(blocks) // 2 if layer is None else layer])]
-    outside = [name for name in names if not name.startswith(tuple(blocks))]
-    return [scaled(lm, name) for name in dict.fromkeys([*inside, *outside[:2], *outside[-2:]])]
+    inside = [name for name in numbered(lm) if name.startswith(blocks[len(blocks) // 2 if layer is None else layer])]
+    around = outside(lm)
+    return [scaled(lm, name) for name in dict.fromkeys([*inside, *around[:2], *around[-2:]])]
+
+
+def outside(lm: LM) -> list[str]:
+    """The parameters outside of blocks."""
+    blocks = tuple(one.block + "." for one in lm.anatomy.layers)
+    return [name for name in numbered(lm) if not name.startswith(blocks)]
+
+
+def numbered(lm: LM) -> list[str]:
+    """The parameters that hold numbers."""
+    return [name for name, one in lm.model.named_parameters() if one.is_floating_point() and one.numel()]
 
 
 def at_sites(lm: LM) -> list[SiteEdit]:
@@ -113,8 +123,7 @@ def wrong(lm: LM, variants: Sequence[Sequence[Edit]], texts: Sequence[Batch]) ->
 def drawn(lm: LM, kind: str, count: int) -> list[list[WeightEdit]]:
     """Lists of edits anywhere in the model, drawn at random."""
     chance = random.Random(kind)
-    names = [name for name, one in lm.model.named_parameters() if one.is_floating_point() and one.numel()]
-    return [[scaled(lm, name) for name in chance.sample(names, chance.randint(1, 3))] for _ in range(count)]
+    return [[scaled(lm, name) for name in chance.sample(numbered(lm), chance.randint(1, 3))] for _ in range(count)]
 
 
 def three(lm: LM) -> list[list[WeightEdit]]:
@@ -195,6 +204,14 @@ def overwriting() -> LM:
     return lm
 
 
+def read_early() -> LM:
+    """The gain of the last norm is used in front of the blocks too."""
+    lm = llama()
+    norm = lm.model.model.norm
+    lm.model.model.embed_tokens.register_forward_hook(lambda _module, _args, output: output + norm.weight)
+    return lm
+
+
 SHARING = {
     "num_kv_shared_layers": 2,
     "per_layer_config": None,
@@ -209,6 +226,7 @@ SPECIAL = {
     "hooks of somebody else": hooked,
     "an object handed on and changed": inside_out,
     "an output that is written into": overwriting,
+    "the last norm's gain is read early": read_early,
     "the head does something of its own": lambda: load(built("xlstm")),
     "bf16": lambda: load(built("llama", dtype=torch.bfloat16)),
     "bf16 with experts": lambda: load(built("gpt_oss", dtype=torch.bfloat16)),

@@ -41,6 +41,31 @@ def gradients():
 
 
 @pytest.fixture
+def whole_scans() -> None:
+    """For tests of what a scan proves: with the census that it takes by default."""
+
+
+@pytest.fixture(autouse=True)
+def scans_without_a_census(request, monkeypatch) -> None:
+    """It takes five times as long as the rest of a small scan."""
+    if "whole_scans" not in request.fixturenames:
+        monkeypatch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)
+
+
+@pytest.fixture
+def true_figures() -> None:
+    """For tests of what is in the files of figures."""
+
+
+@pytest.fixture(autouse=True)
+def figures_in_pages_alone(request, monkeypatch) -> None:
+    """Drawing is half of a small run: figures are drawn for the page, but not again for files of their own."""
+    if "true_figures" not in request.fixturenames:
+        for module in ("report", "results"):
+            monkeypatch.setattr(f"studfinder.verbs.{module}.rendered", lambda *_, **__: b"a figure")
+
+
+@pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Figures take most of a small run: files of the same names are written in their place."""
     from studfinder.verbs import report, results

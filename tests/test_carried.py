@@ -12,6 +12,7 @@ import transformers
 from torch.nn.functional import linear
 
 from architected import PARTS, TYPES, built
+from outside import quick_and_deep
 from patching import difference, traces
 from studfinder.edits import Weights, entry, neuron, null, scale, zero
 from studfinder.measures import effects_of, log_likelihoods
@@ -21,10 +22,9 @@ from studfinder.models.measured import _measured
 from studfinder.sites import BlockOutput, tapped
 from studfinder.verbs.configs import ExperimentConfig, MeasureConfig, QuantizeConfig, ScanConfig
 from studfinder.verbs.load import load_as
+from test_architectures import FORTY
 from tiny import tiny
-from tried import apart
 
-FORTY = apart(40, ("qwen3_5_text", "gemma4_text", "deepseek_v3", "glm4_moe", "llama4_text", "gpt_oss"))
 QUICK = ("llama", "gpt2", "gemma3_text", "gpt_oss", "falcon_mamba", "bloom", "zamba2", "deepseek_v3")
 WINDOWS = [[(7 * row + 3 * at) % 90 + 3 for at in range(24)] for row in range(3)]
 
@@ -42,12 +42,7 @@ def both(folder: Path) -> tuple[LM, LM]:
     return load(folder, dtype="float32"), load(folder, dtype="float32", carried=True)
 
 
-def of(kind: str) -> object:
-    marks = () if kind in QUICK else pytest.mark.real if kind in FORTY else pytest.mark.deep
-    return pytest.param(kind, marks=marks)
-
-
-@pytest.mark.parametrize("kind", [of(kind) for kind in TYPES])
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *QUICK))
 def test_every_pass_is_that_of_the_model_cast_whole(kind, tmp_path) -> None:
     if not hasattr(transformers, PARTS[kind]["cls"]):
         pytest.skip(f"transformers {transformers.__version__} has no {kind} yet")

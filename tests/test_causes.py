@@ -214,6 +214,7 @@ VERBS = {
     "cli/measure.py": ("measure",),
     "cli/quantize.py": ("quantize",),
     "cli/report.py": ("report",),
+    "verbs/scan.py": ("scan",),
     "cli/train.py": ("train",),
     "cli/experiment.py": ("experiment",),
     "cli/options.py": ("measure", "experiment"),
@@ -237,8 +238,8 @@ def _mentions() -> list[tuple[str, int, str, str]]:
         name = path.relative_to(SOURCES).as_posix()
         if name.startswith("attention/"):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if OPTION.search(text) else ():
             if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith(("typer.Option", "option")):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):

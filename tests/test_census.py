@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from architected import TYPES, built
+from outside import quick_and_deep
 from studfinder.detectors.census import LEAST_DECADE, census
 from studfinder.edits import Weights, controls_by_prediction, scale
-from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
 from studfinder.models import LM, load
 from studfinder.models.kinds import gain_offsets, kinds_of
-from test_architectures import FORTY
 from tiny import prompts, tiny, token_ids
+from tried import EIGHT
 
 WINDOWS = prompts((12, 12, 12, 12))
 
@@ -173,9 +173,7 @@ def test_a_planted_down_projection_is_among_the_first_of_its_matrices(architectu
     assert (ref.parameter, index) in [(one.parameter, one.index) for one in top[:3]]
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.real if kind in FORTY else pytest.mark.deep) for kind in TYPES]
-)
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT))
 def test_every_parameter_of_every_type_is_counted(kind: str) -> None:
     lm = load(built(kind))
     found = census(lm, [token_ids(1, 12)[0].tolist()], draws=1)
@@ -217,5 +215,6 @@ def test_controls_of_an_expert_are_of_the_same_expert() -> None:
     chosen = controls_by_prediction(lm, number, known, count=6)
     assert {one.entries[0][0] for one in chosen} == {2}
     assert chosen[0].entries == ((2, 0, 0),)
-    with pytest.raises(StudfinderError, match="too few entries for 40 controls"):
-        controls_by_prediction(lm, Weights(parameter="model.norm.weight", entries=((1,),)), {(1,): 1.0}, count=40)
+    norm = Weights(parameter="model.norm.weight", entries=((1,),))
+    width = lm.model.get_parameter("model.norm.weight").numel()
+    assert len(controls_by_prediction(lm, norm, {(1,): 1.0}, count=width + 8)) == width - 1  # all there are

@@ -17,6 +17,8 @@ from studfinder.report import figures, style
 from studfinder.report.charts import draw_chart
 from studfinder.report.style import attempted, new_figure, rendered, styled
 
+pytestmark = pytest.mark.usefixtures("true_figures")
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch, cache):

@@ -109,7 +109,10 @@ def test_what_a_scan_writes_fits_the_published_schema_and_comes_back() -> None:
 def as_version_1(findings: Findings) -> str:
     """What the version before wrote for this."""
     plain = to_plain(findings)
-    del plain["others"], plain["other_numbers"], plain["prompts"]["token_ids"]
+    del plain["others"], plain["other_numbers"], plain["census"], plain["prompts"]["token_ids"]
+    for weight in (*plain["super_weights"], plain["summary"]["nearest_super_weight"]):
+        if weight:
+            del weight["predicted"]
     for name in ("experts", "unseen_experts", "without_attention"):
         del plain["summary"][name]
     proof = plain["proof"] or {}

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from architected import PARTS, TYPES, built
-from carried import DOWN, FORTY, SPECIAL, llama, loaded, scaled, texts
+from carried import DOWN, SPECIAL, llama, loaded, scaled, texts
 from outside import quick_and_deep
 from patching import difference, traces
 from studfinder.edits import Activations, LargestEntry, edited, scale
@@ -19,12 +19,12 @@ from studfinder.models import LM, load
 from studfinder.passes import NO_LABEL, Gradients, gradients, likelihood, sampled_likelihood
 from studfinder.patches import Journal
 from studfinder.texts import Batch, batches
-from tried import STATES, tokens
+from tried import EIGHT, STATES, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
 
 
-@pytest.fixture(scope="module", params=quick_and_deep(TYPES, *FORTY))
+@pytest.fixture(scope="module", params=quick_and_deep(TYPES, *EIGHT))
 def kind(request) -> str:
     if not hasattr(transformers, PARTS[request.param]["cls"]):
         pytest.skip(f"transformers {transformers.__version__} has no {request.param} yet")

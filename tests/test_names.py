@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from architected import TYPES, built
+from outside import quick_and_deep
 from studfinder.edits import Names, Weights, edited, entry, parse_edits, zero
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
-from test_architectures import FORTY
 from tiny import ARCHITECTURES, L, tiny
+from tried import EIGHT
 
 
 def corners(lm: LM):
@@ -35,9 +36,7 @@ def test_what_is_printed_is_read(architecture: str) -> None:
     reads_what_it_prints(tiny(architecture))
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.real if kind in FORTY else pytest.mark.deep) for kind in TYPES]
-)
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT))
 def test_what_is_printed_is_read_in_every_type(kind: str) -> None:
     reads_what_it_prints(load(built(kind)))
 

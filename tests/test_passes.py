@@ -10,10 +10,12 @@ import torch
 import transformers
 
 from architected import PARTS, TYPES, built
-from carried import FORTY, at_sites, drawn, everywhere, loaded, texts, wrong
+from carried import FORTY, at_sites, drawn, everywhere, loaded, outside, scaled, texts, wrong
 from outside import quick_and_deep
+from studfinder.edits import stream_of
 from studfinder.models import LM, load
-from tried import NO_TOKENS
+from studfinder.passes import BlockRuns, Blocks, carry
+from tried import EIGHT, NO_TOKENS
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
 
@@ -36,10 +38,26 @@ def test_streams_are_the_models_own_forward_pass(kind: str, lm: LM):
     assert wrong(lm, [*([edit] for edit in single), *drawn(lm, kind, 2)], texts(lm, 6, 4)) == []
 
 
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT), indirect=True, scope="module")
 def test_streams_of_edited_activations_are_the_models_own_forward_pass(kind: str, lm: LM):
     if kind in NO_TOKENS:
         pytest.skip(NO_TOKENS[kind])
     assert wrong(lm, [[edit] for edit in at_sites(lm)], texts(lm, 6, 4)[:1]) == []
+
+
+def test_what_only_the_end_uses_is_edited_there(kind: str, lm: LM):
+    """The last norm and an untied head: no block runs again for them."""
+    names, work = [name for name in outside(lm) if name in Blocks(lm).after], BlockRuns()
+    assert names or kind == "openai-gpt"  # it has no last norm, and its head is tied
+    edits = [[scaled(lm, name)] for name in names]
+    assert wrong(lm, edits, texts(lm, 6, 4)) == []
+    list(carry(lm, texts(lm, 6, 4), [stream_of(lm, one) for one in edits], work=work))
+    assert work.blocks == len(Blocks(lm).layers)
+
+
+@pytest.mark.deep
+def test_streams_of_an_edit_outside_the_blocks_are_the_models_own_forward_pass(kind: str, lm: LM):
+    assert wrong(lm, [[scaled(lm, name)] for name in outside(lm)], texts(lm, 9, 9)[:1]) == []
 
 
 @pytest.mark.deep

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from outside import quick_and_deep
 from proving import LAYER, provable
 from studfinder.detectors.published import TABLE, published_for
 from studfinder.edits import channel, entry, scale, zero
@@ -24,11 +25,12 @@ from studfinder.stats import ratio_interval, student_interval
 from studfinder.texts import proof_text, proof_windows
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan
-from tiny import ARCHITECTURES, token_ids
+from tiny import ARCHITECTURES, UNLIKE, token_ids
 
 
-@pytest.mark.real  # whole scans
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("whole_scans")
+@pytest.mark.real
+@pytest.mark.parametrize("architecture", quick_and_deep(ARCHITECTURES, *UNLIKE))
 def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     lm, _ = provable(architecture, planted=False)
     findings = scan(lm)
@@ -37,8 +39,9 @@ def test_nothing_is_proven_in_a_random_model(architecture: str) -> None:
     assert findings.summary.nearest_super_weight is None or findings.summary.nearest_super_weight.score < 50
 
 
-@pytest.mark.real  # whole scans
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("whole_scans")
+@pytest.mark.real
+@pytest.mark.parametrize("architecture", quick_and_deep(ARCHITECTURES, *UNLIKE))
 def test_a_planted_super_weight_is_proven_at_its_coordinates(architecture: str) -> None:
     lm, index = provable(architecture, planted=True)
     before = content_hash(lm)

@@ -33,11 +33,24 @@ REFUSED = {
 }
 """Types whose checkpoints cannot be compressed, and why. They are refused before anything is left at --out."""
 SHORT = (
-    *("llama", "gemma3_text", "gemma3n_text", "gemma4_text", "phi3", "cohere2", "glm4", "nanochat"),
-    *("falcon", "bloom", "mpt", "gptj", "opt", "gpt_bigcode", "stablelm", "modernbert-decoder", "bitnet"),
-    *("qwen3_moe", "mixtral", "gpt_oss", "dbrx", "deepseek_v3", "granitemoe", "longcat_flash", "olmoe", "jetmoe"),
-    *("qwen3_next", "mamba", "falcon_h1", "zamba", "zamba2", "recurrent_gemma", "rwkv", "xlstm", "lfm2_moe"),
-    *("llava", "qwen2_5_vl", "idefics3", "git", "phi4_multimodal", "blt", "hy_v4", "molmo2", "laguna", "diffllama"),
+    "llama",
+    "blt",  # blocks see patches of bytes
+    "bloom",  # one fused matrix
+    "dbrx",  # experts in one parameter
+    "deepseek_v3",  # latent attention; experts from matrices kept apart
+    "gemma3n_text",  # matrices outside the blocks
+    "gpt_bigcode",  # one key for all heads
+    "gpt_oss",  # experts in one parameter, with biases
+    "llava",  # a language model within another
+    "longcat_flash",  # two attentions in a layer; experts without a down projection
+    "mamba",  # no attention
+    "mixtral",  # experts that files name otherwise
+    "modernbert-decoder",  # a head of two matrices
+    "phi3",  # fused rows of q, k and v
+    "phi4_multimodal",  # towers, and adapters beside matrices
+    "qwen3_next",  # linear attention beside experts
+    "rwkv",
+    "zamba2",  # attention that layers share
 )
 """Types that differ in structure."""
 OUTSIDE = (

@@ -24,18 +24,23 @@ from studfinder.runs import run_of
 from studfinder.verbs.report import read_run, report, write_report
 from studfinder.verbs.results import write_sheet
 
+pytestmark = pytest.mark.usefixtures("true_figures")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(params=["proved", "candidates", "none"])
+@pytest.fixture(scope="module", params=["proved", "candidates", "none"])
 def state(request: pytest.FixtureRequest) -> tuple[Findings, Profile]:
     findings, profile = a_scan(found=request.param != "none")
     return (made_up_proof(findings) if request.param == "proved" else findings), profile
 
 
-def test_every_state_has_the_same_sections(state):
-    findings, profile = state
-    html = page(findings, profile)
+@pytest.fixture(scope="module")
+def html(state) -> str:
+    return page(*state)
+
+
+def test_every_state_has_the_same_sections(state, html):
+    findings, _ = state
     order = ["verdict", "continuations", "effects", "depth", "spikes", "maps", "sinks", "findings"]
     places = [html.index(f'id="{name}"') for name in [*order, "caveats", "provenance"]]
     assert places == sorted(places)
@@ -53,8 +58,7 @@ def test_every_figure_is_a_figure_with_words(state):
         assert len(figures.describe(name, *state)) > 40
 
 
-def test_every_chart_has_a_title_and_a_description(state):
-    html = page(*state)
+def test_every_chart_has_a_title_and_a_description(html):
     charts = re.findall(r"<svg class=\"chart.*?</svg>", html, flags=re.DOTALL)
     assert len(charts) == 6  # three drawings, each for a wide and a narrow screen
     for chart in charts:
@@ -63,8 +67,8 @@ def test_every_chart_has_a_title_and_a_description(state):
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_loads_nothing(state):
-    html = unescape(page(*state))
+def test_the_page_loads_nothing(html):
+    html = unescape(html)
     assert "default-src 'none'" in html
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", html)
     assert not re.search(r"https?://", html)

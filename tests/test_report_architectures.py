@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outside import quick_and_deep
 from studfinder.models import model_card, rotary_of
 from studfinder.records import PromptCard, Thresholds
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.report import read_run
 from studfinder.verbs.scan import ScanPlan, run_scan
-from tiny import ARCHITECTURES, D, tiny, token_ids
+from tiny import ARCHITECTURES, UNLIKE, D, tiny, token_ids
 
 
 @pytest.mark.real  # whole scans
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", quick_and_deep(ARCHITECTURES, *UNLIKE))
 def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
     prompts = PromptCard.of("given", ("one", "two"), token_ids(2, 12).tolist(), bos=False)

@@ -11,6 +11,7 @@ from architected import TYPES, built
 from tiny import tokenizer
 from tried import NO_TOKENS
 
+pytestmark = pytest.mark.usefixtures("true_figures")
 FEW = ("gemma4", "deepseek_v4", "gemma3n_text", "mamba2", "zamba2", "dbrx", "gptj", "jetmoe", "qwen4_exp")
 
 

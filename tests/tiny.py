@@ -111,6 +111,8 @@ CONFIGS: dict[str, dict] = {
     },
 }
 ARCHITECTURES = sorted(CONFIGS)
+UNLIKE = ("bloom", "gemma3_text", "gpt2", "gpt_oss", "lfm2", "llama", "mixtral", "qwen3_next")
+"""Those that differ most, for whole scans: what a scan is made of is tried on all."""
 
 
 def tiny(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> LM:

@@ -43,6 +43,11 @@ NO_TOKENS = {
 STATES = {"recurrent_gemma": "it keeps the recurrence's state in its attributes"}
 """Types that leave traces of a pass on themselves."""
 
+EIGHT = ("bloom", "codegen", "deepseek_v3", "falcon_mamba", "gemma4_text", "gpt_oss", "qwen3_5_text", "zamba2")
+"""Types of every kind of structure, for what follows from laws that hold on forty: attention that is a block's own, a
+fused matrix, latent attention and experts, no attention, norms everywhere, stacked experts with biases and sinks,
+linear attention with gates, blocks that layers share."""
+
 EVENTS = (ModelCall, BlockOutput, AttentionCall, WriterCall)
 
 

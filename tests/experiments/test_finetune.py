@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
     (folder / "t.txt").write_text(" ".join(random.choice(words, 2500)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)  # no census, as in every test
         patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
         patch.delenv("STUDFINDER_DATA", raising=False)
         yield folder

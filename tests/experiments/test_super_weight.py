@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     write(folder, "passages.jsonl", [{"text": words(random, 9)} for _ in range(12)])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)  # no census, as in every test
         patch.setenv("STUDFINDER_DATA", str(folder / "data"))
         patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")

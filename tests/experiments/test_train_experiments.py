@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from experimented import drawn
 from transformers import TrainerCallback
 
 from rerun import interrupted
@@ -52,8 +53,7 @@ def whole(result, folder, name):
     for table in result.tables:
         assert table.rows
     assert any(isinstance(cell, Interval) for row in result.tables[0].rows for cell in row)
-    assert list(folder.glob("figure*.png"))
-    assert (folder / "report.html").is_file()
+    drawn(result, folder)
 
 
 @pytest.mark.parametrize("name", TOY)
@@ -173,7 +173,7 @@ def test_what_diverges_is_said_and_drawn(tmp_path, name):
     result, folder = ran(name, tmp_path / "run", **settings, steps=4, lr=1e10, warmup=0)
     assert result.notes[-2].startswith("Diverged, and left out")
     assert all("diverged" in row for row in result.tables[0].rows)
-    assert list(folder.glob("figure*.png"))
+    drawn(result, folder)
 
 
 def test_a_diverged_seed_is_in_no_mean():

@@ -7,7 +7,7 @@ import torch
 
 import studfinder as sf
 from builtins_here import REAL_DTYPE
-from studfinder.measures import compare
+from studfinder.measures import Scores, compare
 from studfinder.measures.facts import facts
 from studfinder.measures.induction import induction
 from studfinder.measures.likelihood import log_likelihoods
@@ -23,6 +23,12 @@ def smollm2() -> sf.LM:
     return sf.load("smollm2", dtype=REAL_DTYPE)
 
 
+@pytest.fixture(scope="module")
+def read(smollm2) -> Scores:
+    """How well it reads facts, as it is."""
+    return facts_in_context(smollm2, limit=45)
+
+
 def test_fast_likelihoods_are_the_plain_ones_in_fp32():
     lm = sf.load("smollm2", dtype="float32")
     texts = [prompt.text for prompt in default_prompts()[:3]]
@@ -35,11 +41,10 @@ def test_fast_likelihoods_are_the_plain_ones_in_fp32():
         assert found.logprob == pytest.approx(float(log_p[range(len(continuation)), continuation].sum()), abs=5e-3)
 
 
-def test_it_knows_facts_and_reads_them_with_headroom(smollm2):
+def test_it_knows_facts_and_reads_them_with_headroom(smollm2, read):
     known = facts(smollm2, limit=90)
     assert 0.5 < known.value < 0.95
     assert known.interval.low > 2 * known.chance
-    read = facts_in_context(smollm2, limit=45)
     assert 0.5 < read.value < 0.95
 
 
@@ -50,10 +55,11 @@ def test_it_copies_by_induction_and_a_head_shows_it(smollm2):
     assert scores.details["prefix matching"] > 0.5
 
 
-def test_without_its_super_weight_context_and_memory_both_suffer(smollm2):
+@pytest.mark.deep
+def test_without_its_super_weight_context_and_memory_both_suffer(smollm2, read):
     """Layer 11's down_proj[507, 1229]: the pairs are the same items, the model is not."""
     weight = smollm2.model.model.layers[11].mlp.down_proj.weight
-    runs = [measure(smollm2, limit=45) for measure in (facts_in_context, facts_parametric_matched)]
+    runs = [read, facts_parametric_matched(smollm2, limit=45)]
     keys = passkey(smollm2, "128", limit=5)
     before = weight[507, 1229].item()
     with torch.no_grad():

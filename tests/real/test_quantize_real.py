@@ -48,6 +48,7 @@ def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(tmp_path
         assert torch.equal(torch.load(tmp_path / "logits.pt"), lm.model(torch.tensor([IDS])).logits)
 
 
+@pytest.mark.deep
 def test_the_zero_point_matters_and_a_clip_helps_only_what_holds_out(lm, data):
     """Per-channel W4: a float minimum, an integer zero point, a clip search by weight error alone, and the same with
     the largest half percent held out."""

@@ -13,6 +13,7 @@ import pytest
 import studfinder as sf
 from builtins_here import REAL_DTYPE
 from studfinder.report.profile import head_ratios
+from studfinder.texts import default_prompts
 from studfinder.verbs.report import ScanRun, read_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -28,7 +29,7 @@ _FLAGS = (
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> ScanRun:
     folder = tmp_path_factory.mktemp("report") / "smollm2"
-    sf.scan(sf.load("smollm2", dtype=REAL_DTYPE), out=folder, prove=False)
+    sf.scan(sf.load("smollm2", dtype=REAL_DTYPE), prompts=default_prompts()[:3], out=folder, prove=False)
     return read_run(folder)
 
 
@@ -70,7 +71,7 @@ def test_the_page_can_be_explored(scanned: ScanRun, browser: Any):
         box = overview.bounding_box()
         overview.click(position={"x": 60, "y": 9 + (box["height"] - 29) * 5.5 / 30})
         assert page.locator("#layer-name").text_content() == "5"
-        page.locator("#more").click()
+        page.locator("button.more").first.click()
         assert page.locator("#super-weights tr.hidden").count() == 0
         assert heard == []
 

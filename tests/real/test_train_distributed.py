@@ -56,11 +56,19 @@ def launched(folder: Path, *options: str, processes: int, sharded: bool = False)
     )
 
 
-def test_two_processes_train_the_same_model_as_one(tmp_path):
-    one = launched(tmp_path / "one", processes=1)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """What one process trains."""
+    folder = tmp_path_factory.mktemp("alone") / "one"
+    done = launched(folder, processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_processes_train_the_same_model_as_one(one, tmp_path):
     two = launched(tmp_path / "two", processes=2)
-    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
-    alone, together = (read_record(Training, tmp_path / name / "result.json") for name in ("one", "two"))
+    assert two.returncode == 0, two.stderr[-3000:]
+    alone, together = (read_record(Training, folder / "result.json") for folder in (one, tmp_path / "two"))
     assert (alone.processes, together.processes) == (1, 2)
     # The same sequences in each step: equal up to rounding.
     for name in ("loss", "eval_loss", "outliers/inf_norm"):
@@ -103,20 +111,20 @@ def test_processes_wait_longer_for_a_text_than_for_each_other(tmp_path):
     assert done.stdout.split() == ["ready", "0", "ready", "1"]
 
 
-def test_a_sharded_model_trains_is_looked_at_resumes_and_is_written_whole(tmp_path):
-    one = launched(tmp_path / "one", processes=1)
-    two = launched(tmp_path / "two", processes=2, sharded=True)
-    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+def test_a_sharded_model_trains_is_looked_at_resumes_and_is_written_whole(one, tmp_path):
+    folders = (one, tmp_path / "two")
+    two = launched(folders[1], processes=2, sharded=True)
+    assert two.returncode == 0, two.stderr[-3000:]
 
     def same():
-        alone, together = (read_record(Training, tmp_path / name / "result.json") for name in ("one", "two"))
+        alone, together = (read_record(Training, folder / "result.json") for folder in folders)
         assert (alone.processes, together.processes) == (1, 2)
         for name in ("loss", "eval_loss", "outliers/inf_norm", "outliers/kurtosis"):
             assert together.curve(name), name
             assert [value for _, value in together.curve(name)] == pytest.approx(
                 [value for _, value in alone.curve(name)], rel=1e-3
             )
-        weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+        weights = [load_file(folder / "model" / "model.safetensors") for folder in folders]
         assert weights[0].keys() == weights[1].keys()
         for name, tensor in weights[0].items():
             torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6)

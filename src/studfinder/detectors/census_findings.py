@@ -24,10 +24,10 @@ THRESHOLD = 0.05
 _LISTED = 100
 _LEAST = 0.01
 
-Entry = TypeVar("Entry", bound=Hashable)
+_Ranked = TypeVar("_Ranked", bound=Hashable)
 
 
-def in_turn(*rankings: Sequence[Entry]) -> list[Entry]:
+def in_turn(*rankings: Sequence[_Ranked]) -> list[_Ranked]:
     """The first of each, the second of each, and so on, each once."""
     return list(dict.fromkeys(one for one in chain.from_iterable(zip_longest(*rankings)) if one is not None))
 

@@ -9,7 +9,7 @@ from studfinder.edits.edit import Edit, SiteEdit
 from studfinder.edits.makers import null
 from studfinder.edits.spec import edits_of
 from studfinder.models import LM
-from studfinder.passes import Stream
+from studfinder.passes import Blocks, Stream
 from studfinder.sites import Site
 
 
@@ -49,6 +49,7 @@ def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
     names = [name for name, one in lm.model.named_parameters(remove_duplicate=False) if one is own]
     blocks = [layer.block + "." for layer in lm.anatomy.layers]
     layers = [number for number, block in enumerate(blocks) if any(name.startswith(block) for name in names)]
-    if any(not name.startswith(tuple(blocks)) for name in names):
-        return [-1, *layers, depth], None
+    outside = {name for name in names if not name.startswith(tuple(blocks))}
+    if outside:
+        return [*layers, depth] if outside <= Blocks(lm).after else [-1, *layers, depth], None
     return layers, tuple(name.rpartition(".")[0] for name in names if name.startswith(blocks[layers[0]]))

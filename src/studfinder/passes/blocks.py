@@ -66,6 +66,7 @@ class Blocks:
         layers: which layer each step is: they run in order, in a few models several times over.
         modules: the module of each step; one may serve several layers.
         head: what turns what the output matrix is given into logits, or None if that is not understood; see `head_of`.
+        after: names of the parameters that only what comes after the blocks uses.
         direct: whether blocks can be called with nothing else than what the model's own code gives any of them.
     """
 
@@ -79,7 +80,7 @@ class Blocks:
                 for module in lm.model.modules():  # a few keep something of the last pass in their attributes
                     journal.then(partial(_put_back, module, dict(vars(module))))
                 known = _KNOWN[lm.model] = (key, head_of(lm), *rehearsed(lm, by_layer))
-        _, self.head, self.layers, self._interface = known
+        _, self.head, self.layers, self._interface, self.after = known
         self.modules = [by_layer[layer] for layer in self.layers]
 
     @property
@@ -187,7 +188,7 @@ class Blocks:
         return [last_NX] if self.head is None else self.head.pieces(last_NX)
 
 
-_Known = tuple[tuple[int, ...], Head | None, list[int], BlockInterface | None]
+_Known = tuple[tuple[int, ...], Head | None, list[int], BlockInterface | None, frozenset[str]]
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 

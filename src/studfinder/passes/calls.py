@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
@@ -138,16 +140,20 @@ def skipping(run: int, modules: Sequence[nn.Module]) -> StudfinderError:
 # --- whether they can be called by themselves ------------------------------------------------------------------------
 
 
-def rehearsed(lm: LM, modules: Sequence[nn.Module]) -> tuple[list[int], BlockInterface | None]:
-    """Which layers run, in order, and how they are called if the stream is all that changes between them: read off a
-    pass over a few tokens, and proven by carrying those through the blocks by hand. None if it is not all."""
+def rehearsed(lm: LM, modules: Sequence[nn.Module]) -> tuple[list[int], BlockInterface | None, frozenset[str]]:
+    """Which layers run, in order; how they are called if the stream is all that changes between them: read off a pass
+    over a few tokens, and proven by carrying those through the blocks by hand, None if it is not all; and the names of
+    the parameters that are used after the blocks only."""
     ids_BT = (torch.arange(24, device=lm.device) % lm.anatomy.vocabulary).view(2, 12)
     options = {"input_ids": ids_BT, "attention_mask": None, "use_cache": False}
-    with _watching(dict.fromkeys(modules)) as (calls, outputs):
+    with _watching(dict.fromkeys(modules)) as (calls, outputs), _FirstUses(outputs) as first:
         own = lm.model(**options).logits
+    parameters = lm.model.named_parameters(remove_duplicate=False)
+    after = frozenset(name for name, one in parameters if first.uses.get(one) == len(outputs))
     layers = _in_order(calls, modules)
     interface = _interface(calls, outputs) if layers == list(range(len(modules))) else None
-    return layers, interface if interface and _proven(lm, modules, options, interface, calls, own) else None
+    proven = interface is not None and _proven(lm, modules, options, interface, calls, own)
+    return layers, interface if proven else None, after
 
 
 def _in_order(calls: Sequence[Any], modules: Sequence[nn.Module]) -> list[int]:
@@ -208,6 +214,23 @@ def _watching(modules: Iterable[nn.Module]) -> Iterator[tuple[list[tuple[nn.Modu
             journal.hook(module, before, before=True, with_kwargs=True)
             journal.hook(module, after)
         yield calls, outputs
+
+
+class _FirstUses(TorchFunctionMode):
+    """How many blocks had run when each parameter was first used; one that nobody is seen to use is not there."""
+
+    def __init__(self, outputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.uses: dict[torch.Tensor, int] = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") != "__get__" or isinstance(result, torch.Tensor):  # not of a dtype, say
+            for one in tree_leaves((args, kwargs)):
+                if isinstance(one, nn.Parameter):
+                    self.uses.setdefault(one, len(self.outputs))
+        return result
 
 
 def _interface(calls: Sequence[Any], outputs: Sequence[Any]) -> BlockInterface | None:

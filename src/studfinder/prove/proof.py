@@ -109,7 +109,8 @@ def _tried(
     if not tested:
         bench.look([], bench.looks[-1])
         return {}, None
-    together = zero([one for one in tested if isinstance(one, SuperWeight)])
+    spikes = [one for one in tested if isinstance(one, SuperWeight)]
+    together = zero(spikes) if spikes else ()
     cases = [_case(lm, one, tested, findings, census) for one in tested]
     trial = Trial(bench, cases, together, floor)
     verdicts = trial.run()

@@ -288,7 +288,9 @@ class Findings(Presented):
     def __repr__(self) -> str:
         lists: dict[str, tuple] = {"massive activations": self.massive_activations}
         lists |= {"massive values": self.massive_values, "sinks": self.attention_sinks, **self.others}
-        lists |= {"other numbers": self.other_numbers} if self.other_numbers else {}
         counts = "".join(f", {len(of)} {visible(name)}" for name, of in lists.items())
-        weights = f"{len(self.super_weights)} super-weight candidates ({len(self.proven)} proven)"
-        return f"Findings({self.model.id!r}: {weights}{counts})"
+        found = f"{len(self.super_weights)} super-weight candidates ({len(self.proven)} proven)"
+        if self.other_numbers:
+            proven = len(self.proven_numbers) - len(self.proven)
+            found += f", {len(self.other_numbers)} other numbers ({proven} proven)"
+        return f"Findings({self.model.id!r}: {found}{counts})"

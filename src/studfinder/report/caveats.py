@@ -41,6 +41,7 @@ def caveats(findings: Findings) -> list[tuple[str, str]]:
             f"Judged by a training length of {model.train_length:,} tokens ({model.train_length_source}).",
         ),
         ("verdicts", _proof(findings)),
+        ("census", _census(findings)),
         *layers_and_experts(findings),
     ]
     if findings.summary.bidirectional:
@@ -74,4 +75,33 @@ def _proof(findings: Findings) -> str:
     )
     if proof.skipped:
         text += f" {count(proof.skipped, 'weaker candidate')} beyond the cap stayed untested."
+    return text
+
+
+def _census(findings: Findings) -> str:
+    card, settings = findings.census, findings.run.settings
+    if card is None:
+        why = "it comes with the proof"
+        if findings.summary.bidirectional:
+            why = "this model has no likelihood whose gradient could be taken"
+        elif "census" not in settings:
+            why = "this scan is older than it"
+        elif settings.get("prove"):
+            why = "it was asked not to be, or weights are offloaded and have no gradient"
+        return f"Gains, biases, embeddings and other matrices were not searched: there was no census ({why})."
+    text = (
+        f"Predictions are second order, half of w² times the mean squared gradient, from {card.tokens:,} tokens of the "
+        f"prompts ({count(card.draws, 'label')} drawn from the model at each). What the model stands on is "
+        "underestimated, up to twenty times; an entry of the embedding is overestimated, for it matters as often as "
+        "its token comes. A number is said to carry something only where it was measured."
+    )
+    if card.pools:
+        text += (
+            f" The others were set to zero many at a time: {card.pools:,} of {card.pools_of:,} pools were measured, "
+            f"{card.loud:,} of them carried more than {card.threshold:g} nats and were taken apart. In a pool "
+            "that was measured a number can hide only where the others undo what it does."
+        )
+    if card.nonfinite:
+        names = ", ".join(card.nonfinite[:4]) + (" and more" if len(card.nonfinite) > 4 else "")
+        text += f" Nothing is predicted in {names}: the gradient held inf or NaN."
     return text

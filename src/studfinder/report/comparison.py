@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from studfinder.records import Findings
+from studfinder.records import CensusCard, Findings, OtherNumber
 from studfinder.report.screen import Screen
+from studfinder.report.tables import ranked
 from studfinder.report.words import dims_in_words
 
 
@@ -37,6 +38,9 @@ def _cells(f: Findings) -> dict[str, str]:
     """A run's column, by what is compared."""
     model, summary, sinks = f.model, f.summary, len(f.attention_sinks)
     candidates = f"{len(f.super_weights)} candidates, not tested" if f.super_weights else "none"
+    tested = sum(weight.effect is not None for weight in f.super_weights)
+    others = ranked(number for number in f.proven_numbers if isinstance(number, OtherNumber))
+    most = next((number.effect for number in others), None)
     strongest = next(iter(f.proven or f.super_weights), None)
     effect = next((weight.effect for weight in f.proven if weight.effect), None)
     top = max(f.massive_activations, key=lambda entry: abs(entry.value), default=None)
@@ -47,9 +51,13 @@ def _cells(f: Findings) -> dict[str, str]:
         "model": f"{model.architecture}, {model.layers} layers x {model.hidden}, {model.parameters / 1e6:,.1f} M",
         "weights": model.origin,
         "dtype": model.dtype,
-        "super weights proven": f"{len(f.proven)} of {f.proof.tested} tested" if f.proof else candidates,
+        "super weights proven": f"{len(f.proven)} of {tested} tested" if f.proof else candidates,
         "strongest": f"{strongest} = {strongest.value:+.3g}" if strongest else "–",
         "perplexity without it": f"x {effect.perplexity_ratio}" if effect else "–",
+        "other numbers proven": _others(f, len(others)),
+        "the strongest": f"{others[0]} = {others[0].value:+.3g}" if others else "–",
+        "perplexity without the number": f"x {most.perplexity_ratio}" if most else "–",
+        "all numbers": _bound(f.census),
         "massive activation": f"{top.value:,.0f} = {top.ratio:,.0f} x the median" if top else f"none{miss}",
         "in dims": dims_in_words(entry.dim for entry in f.massive_activations) or "–",
         "in layers": "–" if summary.leaves is None else f"{summary.enters} to {summary.leaves - 1} of {model.layers}",
@@ -64,3 +72,20 @@ def _cells(f: Findings) -> dict[str, str]:
         "text": f"{f.prompts.id}, {f.prompts.total:,} tokens, {'BOS' if f.prompts.bos else 'no BOS'}",
         "content hash": model.content_hash[:16],
     }
+
+
+def _others(f: Findings, proven: int) -> str:
+    tested = sum(number.effect is not None for number in f.other_numbers)
+    if not tested:
+        return f"{len(f.other_numbers)} by prediction, not tested" if f.census else "not looked for"
+    return f"{proven} of {tested} tested"
+
+
+def _bound(card: CensusCard | None) -> str:
+    """How many carry something, and how many more may."""
+    if card is None:
+        return "not looked for"
+    if card.heavy is None:
+        return "predicted, not tested"
+    more = "others not measured" if card.unseen is None else f"at most {card.unseen:,} others (95%)"
+    return f"{card.heavy:,} above {card.threshold:g} nats, {more}"

@@ -24,17 +24,22 @@ def frame_of(findings: Findings, of: str = "super_weights") -> pandas.DataFrame:
     if of in findings.others:
         return pandas.DataFrame(findings.others[of])
     rows = [_row(entry) for entry in getattr(findings, of)]
-    names = [field.name for field in dataclasses.fields(LISTS[of]) if field.name != "effect"]
+    names = [field.name for field in dataclasses.fields(LISTS[of]) if field.name not in _EFFECTS]
     more = list(dict.fromkeys(name for row in rows for name in row if name not in names))
     return pandas.DataFrame(rows, columns=[*names, *more])
 
 
+_EFFECTS = {"effect": "", "effect_off": "_off"}
+"""Fields that become columns, and how their names end."""
+
+
 def _row(entry: Any) -> dict[str, Any]:
-    row = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name != "effect"}
-    effect = getattr(entry, "effect", None)
-    if effect is not None:
-        for field in dataclasses.fields(effect):
+    row = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry) if field.name not in _EFFECTS}
+    for name, end in _EFFECTS.items():
+        effect = getattr(entry, name, None)
+        for field in dataclasses.fields(effect) if effect is not None else ():
             value = getattr(effect, field.name)
             if isinstance(value, Interval):
-                row |= {field.name: value.value, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+                parts = {"": value.value, "_low": value.low, "_high": value.high}
+                row |= {f"{field.name}{end}{part}": at for part, at in parts.items()}
     return row

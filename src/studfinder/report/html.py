@@ -15,16 +15,30 @@ from studfinder.records import Findings
 from studfinder.report import figures, tables
 from studfinder.report.caveats import caveats
 from studfinder.report.comparison import rows as comparison_rows
+from studfinder.report.figures.places import APART
 from studfinder.report.profile import Profile, pack_profile
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
-from studfinder.report.words import count, number, other_lists, percent, token, verdict_sentence
+from studfinder.report.words import (
+    census_sentence,
+    count,
+    number,
+    one_more,
+    other_lists,
+    percent,
+    token,
+    verdict_sentence,
+)
 from studfinder.visible import visible
 
-_STATIC = ("effects", "scores", "depth", "spikes")  # the page draws maps and sinks itself, so that they can be explored
+_STATIC = ("effects", "scores", "iceberg", "places", "predicted", "depth", "spikes")
+"""The page draws maps and sinks itself, so that they can be explored."""
 _TITLES = {
     "effects": "Effect of each super weight against its controls",
     "scores": "How far the candidates stand out",
+    "iceberg": "Numbers of the model by predicted KL",
+    "places": "Predicted KL by layer and kind",
+    "predicted": "Measured against predicted KL",
     "depth": "Massive activations by depth",
     "spikes": "Input and output spikes of down_proj by layer",
 }
@@ -52,17 +66,20 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         "page.html",
         f=findings,
         verdict=verdict_sentence(findings),
+        census=census_sentence(findings),
         data=data,
         charts={name: charts.get(name) for name in _STATIC},
         describe={name: figures.describe(name, findings, profile) for name in available},
         controls=_controls(findings),
+        apart=sum(one.predicted for one in findings.census.places if one.kind == APART) if findings.census else 0,
         layers=_layers(data),
         start=_start(findings, data),
         searched=tables.searched(findings),
-        weights=[(weight, as_python(findings, (weight,))) for weight in tables.ranked(findings)],
+        weights=[(one, as_python(findings, (one,))) for one in tables.ranked(findings.super_weights)],
+        numbers=[(one, as_python(findings, (one,))) for one in tables.ranked(findings.other_numbers)],
         activations=tables.activations(findings),
         others=other_lists(findings),
-        python=as_python(findings, findings.proven or findings.super_weights),
+        python=as_python(findings, tables.ranked(findings.proven_numbers) or findings.super_weights),
         keep=as_keep(folder),
         caveats=caveats(findings),
     )
@@ -95,6 +112,7 @@ def render(template: str, **context: object) -> str:
         finalize=_shown,
     )
     environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
+    environment.tests |= {"one_more": one_more}
     css, script = _read("page.css"), _read("page.js")
     # The page may run this one script and load nothing: a browser refuses what a prompt might smuggle in.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -9,6 +9,8 @@ from typing import Any
 
 from studfinder.records import Findings, Result, Scorecard, Table
 from studfinder.report.cells import text
+from studfinder.report.tables import ranked
+from studfinder.report.words import number_kind
 from studfinder.visible import visible
 
 _ROWS = 5
@@ -32,12 +34,12 @@ def _safe(words: str) -> str:
 def _tables(record: Any) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
     """Columns and rows."""
     if isinstance(record, Findings):
-        shown = (record.proven or record.super_weights)[:_ROWS]
+        shown = ranked(record.proven_numbers or record.super_weights)[:_ROWS]
         rows = [
-            (str(one), f"{one.value:+.4g}", repr(one.token), str(one.effect.kl) if one.effect else "", one.verdict)
+            (str(one), number_kind(one), f"{one.value:+.4g}", str(one.effect.kl) if one.effect else "", one.verdict)
             for one in shown
         ]
-        return [(("super weight", "value", "token", "KL, nats", "verdict"), [*rows])] if rows else []
+        return [(("number", "kind", "value", "KL, nats", "verdict"), [*rows])] if rows else []
     if isinstance(record, Scorecard):
         from studfinder.report.scorecard import tables
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from studfinder.records import Findings, SuperWeight
+from studfinder.records import Findings, OtherNumber, SuperWeight
 
 
-def as_python(findings: Findings, weights: Sequence[SuperWeight]) -> str:
-    """Code that reads these weights from the model."""
-    if not weights:
+def as_python(findings: Findings, numbers: Sequence[SuperWeight | OtherNumber]) -> str:
+    """Code that reads these numbers from the model."""
+    if not numbers:
         return ""
-    lines = ["import studfinder as sf", "", f"lm = sf.load({findings.model.id!r})", "super_weights = ["]
-    for weight in weights:
-        index = ", ".join(map(str, weight.index))
-        lines.append(f"    ({weight.parameter!r}, ({index})),  # {weight.value:+.6g}, {weight.verdict}")
+    lines = ["import studfinder as sf", "", f"lm = sf.load({findings.model.id!r})", "numbers = ["]
+    lines += [f"    ({one.parameter!r}, {one.index!r}),  # {one.value:+.6g}, {one.verdict}" for one in numbers]
     lines += [
         "]",
-        "for name, index in super_weights:",
+        "for name, index in numbers:",
         "    print(name, index, lm.model.get_parameter(name)[index])",
         "",
     ]

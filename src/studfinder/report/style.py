@@ -31,6 +31,15 @@ INK, MUTED, RULE, PAPER = "#1c2026", "#666c75", "#dcd9d2", "#fffefc"
 VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY = "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#9a9fa8"
 CATEGORIES = (VERMILLION, BLUE, GREEN, PURPLE)
 MARKERS = ("o", "s", "^", "D")
+KIND_LOOKS = {
+    "gain": (VERMILLION, "o"),
+    "down projection": (BLUE, "s"),
+    "other weight": (GREEN, "^"),
+    "bias": (PURPLE, "D"),
+    "head": (ORANGE, "v"),
+    "embedding": (MUTED, "X"),
+}
+"""Colour and marker of each kind of number, the same in every figure."""
 
 _VARIABLES = {
     INK: "--ink",

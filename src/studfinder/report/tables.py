@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from studfinder.records import Findings, MassiveActivation, SuperWeight
+from studfinder.records import Findings, MassiveActivation, OtherNumber, SuperWeight
 from studfinder.report.words import number, other_lists, token
+
+Number = TypeVar("Number", bound=SuperWeight | OtherNumber)
 
 _RANK = {"proven": 0, "proven-jointly": 1}
 
@@ -32,14 +36,17 @@ class ActivationRow:
     carriers: str
 
 
-def ranked(findings: Findings) -> list[SuperWeight]:
-    """Super weights: proven ones, then tested ones by effect, then the rest by score."""
+def ranked(numbers: Iterable[Number]) -> list[Number]:
+    """Proven ones, then tested ones by effect, then the rest: super weights by score, others by what is predicted."""
 
-    def place(weight: SuperWeight) -> tuple[int, bool, float, float]:
-        kl = weight.effect.kl.value if weight.effect is not None else 0.0
-        return _RANK.get(weight.verdict, 2), weight.effect is None, -kl, -weight.score
+    def place(number: SuperWeight | OtherNumber) -> tuple[int, bool, float, float]:
+        kl = number.effect.kl.value if number.effect is not None else 0.0
+        most = (
+            number.score if isinstance(number, SuperWeight) else max(number.predicted or 0, number.predicted_off or 0)
+        )
+        return _RANK.get(number.verdict, 2), number.effect is None, -kl, -most
 
-    return sorted(findings.super_weights, key=place)
+    return sorted(numbers, key=place)
 
 
 def activations(findings: Findings) -> list[ActivationRow]:
@@ -98,5 +105,16 @@ def searched(findings: Findings) -> list[Searched]:
             sinks or "attention could not be read",
             "",
         ),
+        *_searched_by_census(findings),
         *(Searched(name, "its detector's own", str(len(entries)), "") for name, entries in other_lists(findings)),
     ]
+
+
+def _searched_by_census(findings: Findings) -> list[Searched]:
+    card, others = findings.census, findings.other_numbers
+    if card is None:
+        return []
+    proven = len(findings.proven_numbers) - len(findings.proven)
+    tested = any(number.effect for number in others)
+    rule = f"the largest of {card.numbers:,} numbers by predicted KL, no candidate yet"
+    return [Searched("other numbers", rule, f"{len(others)}, {proven} proven" if tested else str(len(others)), "")]

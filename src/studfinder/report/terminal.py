@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from studfinder.records import Findings, MassiveValueSummary
+from studfinder.records import Effect, Findings, MassiveValueSummary, OtherNumber, SuperWeight
 from studfinder.report.screen import Screen
-from studfinder.report.tables import searched
+from studfinder.report.tables import ranked, searched
 from studfinder.report.words import (
     bidirectional_sentence,
+    census_sentence,
     count,
     dims_in_words,
     layers_and_experts,
+    number,
+    one_more,
     other_lists,
     shorten,
     token,
@@ -34,6 +38,7 @@ def print_findings(findings: Findings, folder: Path | None, console: Screen | No
     console.print(verdict_sentence(findings), style="bold")
     console.print()
     _super_weights(findings, console)
+    _other_numbers(findings, console)
     _facts(findings, console)
     for site in findings.nonfinite:
         console.print(f"inf or NaN at {site}: left out of the statistics there", style="bold red")
@@ -77,34 +82,78 @@ def _super_weights(findings: Findings, console: Screen) -> None:
     weights = findings.super_weights
     if not weights:
         return
-    proved = any(weight.effect for weight in weights)
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column("super weight", no_wrap=True)
-    names = ["weight", "input", "output", "share", *(["KL", "perplexity"] if proved else ["score"])]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for weight in weights[:_ROWS]:
-        cells = [
-            str(weight),
-            f"{weight.value:+.3f}",
-            f"{weight.input_spike:,.0f}",
-            f"{weight.output_spike:,.0f}",
-            f"{weight.share:.0%}",
-        ]
-        if not proved:
-            cells.append(f"{weight.score:,.0f}")
-        elif weight.effect is None:
-            cells += ["", ""]
-        else:
-            cells += [f"{weight.effect.kl.value:.3g}", f"x {weight.effect.perplexity_ratio.value:.3g}"]
-        table.add_row(*cells, Text(weight.verdict, style=_STYLE[weight.verdict]))
-    console.print(table)
+    shown, proved = weights[:_ROWS], any(weight.effect for weight in weights)
+    columns = {
+        "super weight": [str(weight) for weight in shown],
+        "weight": [f"{weight.value:+.3f}" for weight in shown],
+        "input": [f"{weight.input_spike:,.0f}" for weight in shown],
+        "output": [f"{weight.output_spike:,.0f}" for weight in shown],
+        "share": [f"{weight.share:.0%}" for weight in shown],
+    }
+    if not proved:
+        columns["score"] = [f"{weight.score:,.0f}" for weight in shown]
+    else:
+        columns |= {"predicted": [number(weight.predicted) for weight in shown]} if findings.census else {}
+        columns |= _effects([weight.effect for weight in shown])
+    _print_table(columns, [weight.verdict for weight in shown], ("predicted",), console)
     more = weights[_ROWS:]
     if more:
-        kinds = ", ".join(f"{n} {verdict}" for verdict, n in Counter(w.verdict for w in more).most_common())
-        console.print(f"  and {len(more)} more ({kinds}) in findings.json", style="dim")
+        console.print(f"  and {len(more)} more ({_by_verdict(more)}) in findings.json", style="dim")
     console.print()
+
+
+def _other_numbers(findings: Findings, console: Screen) -> None:
+    """Those that were tested; the others are counted."""
+    numbers = ranked(findings.other_numbers)
+    tested = [one for one in numbers if one.effect is not None]
+    if not tested:
+        return
+    rows: list[tuple[str, str, str, str, Effect | None, str]] = []
+    for one in tested[:_ROWS]:
+        rows.append((one.name, one.kind, f"{one.value:+.3g}", number(one.predicted), one.effect, one.verdict))
+        if one_more(one):
+            rows.append(("  its factor 1 + w at 0", "", "", number(one.predicted_off), one.effect_off, ""))
+    names, kinds, values, predicted, effects, verdicts = zip(*rows, strict=True)
+    columns = {"other number": names, "kind": kinds, "weight": values, "predicted": predicted, **_effects(effects)}
+    _print_table(columns, verdicts, ("weight", "kind", "predicted"), console)
+    if any(map(one_more, tested[:_ROWS])):
+        console.print("  of a gain 1 + w the first line sets w to 0, which leaves the factor 1", style="dim")
+    more = tested[_ROWS:]
+    if more:
+        console.print(f"  and {len(more)} more ({_by_verdict(more)}) in findings.json", style="dim")
+    if len(numbers) > len(tested):
+        console.print(f"  and {count(len(numbers) - len(tested), 'untested number')} in findings.json", style="dim")
+    console.print()
+
+
+def _print_table(
+    columns: Mapping[str, Sequence[str]], verdicts: Sequence[str], less: Sequence[str], console: Screen
+) -> None:
+    """A row a number, its name first and its verdict last; columns in `less` are left out, the first first, where there
+    is no room for them."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if not place or name == "kind" else "right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for *cells, verdict in zip(*columns.values(), verdicts, strict=True):
+        table.add_row(*cells, Text(verdict, style=_STYLE.get(verdict, "")))
+    wanted = console.measure(table, options=console.options.update(width=10**4)).maximum
+    if wanted > console.width and less:
+        narrower = {name: cells for name, cells in columns.items() if name != less[0]}
+        return _print_table(narrower, verdicts, less[1:], console)
+    console.print(table)
+    return None
+
+
+def _effects(effects: Sequence[Effect | None]) -> dict[str, list[str]]:
+    return {
+        "KL": [f"{effect.kl.value:.3g}" if effect else "" for effect in effects],
+        "perplexity": [f"x {effect.perplexity_ratio.value:.3g}" if effect else "" for effect in effects],
+    }
+
+
+def _by_verdict(numbers: Sequence[SuperWeight | OtherNumber]) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in Counter(one.verdict for one in numbers).most_common())
 
 
 def _facts(findings: Findings, console: Screen) -> None:
@@ -113,6 +162,8 @@ def _facts(findings: Findings, console: Screen) -> None:
     grid.add_column(overflow="fold")
     if not findings.super_weights:
         grid.add_row("super weights", _none(findings, "super-weight candidates"))
+    if findings.census:
+        grid.add_row("all numbers", census_sentence(findings))
     grid.add_row("massive activations", _activations(findings))
     for summary in findings.summary.massive_values:
         grid.add_row(f"massive values of {summary.tensor[0].upper()}", _values(summary, findings))
@@ -175,7 +226,7 @@ def _tail(findings: Findings, folder: Path | None, console: Screen) -> None:
         report = folder / "report.html"
         where = report if report.is_file() else folder
         console.print(f"report    {where}", soft_wrap=True)
-    best = findings.super_weights[0] if findings.super_weights else None
+    best = next(iter(findings.super_weights or ranked(findings.proven_numbers)), None)
     if best is not None:
         console.print(
             f"next      sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from studfinder.records import Findings, Interval, SuperWeight
+from studfinder.records import Findings, Interval, OtherNumber, SuperWeight
+from studfinder.records.numbers import NumberKind
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -37,27 +40,91 @@ def dims_in_words(values: Iterable[int], k: int = 4) -> str:
 
 
 _STANDS = 1.5
-"""Perplexity, times as large, from which a model is said to stand on a weight."""
+"""Perplexity, times as large, from which a model is said to stand on a number."""
+_NOUNS = {
+    "gain": ("gain of a norm", "gains"),
+    "bias": ("bias", "biases"),
+    "embedding": ("entry of the embedding", "entries of the embedding"),
+    "head": ("entry of the output head", "entries of the output head"),
+}
+"""Of a kind of number, one and many; all others are weights."""
+
+
+def number_kind(number: SuperWeight | OtherNumber) -> NumberKind:
+    """What its parameter is."""
+    return number.kind if isinstance(number, OtherNumber) else "down projection"
+
+
+def one_more(number: SuperWeight | OtherNumber) -> bool:
+    """Whether it is a gain that multiplies by 1 + w: with w at zero its factor is 1."""
+    return isinstance(number, OtherNumber) and (number.predicted_off is not None or number.effect_off is not None)
 
 
 def verdict_sentence(findings: Findings) -> str:
-    """What this scan says, in one sentence."""
-    proven = findings.strongest
-    if proven and proven[0].effect is not None:
-        ratio = proven[0].effect.perplexity_ratio
-        more = proven[1:]
-        rest = f" ({count(len(more), 'more weight')} proven, with smaller effects)" if more else ""
-        # A model may notice that a weight is gone without standing on it.
-        says = "One weight holds this model up" if ratio.low >= _STANDS else "One weight matters more than its like"
-        return (
-            f"{says}: without {proven[0]} its perplexity is {ratio.value:.2f} times as large "
-            f"[{ratio.low:.2f}, {ratio.high:.2f}]{rest}."
+    """What this scan says, in one sentence or two: the proven number with the largest effect, and the first super
+    weight."""
+
+    def effect(number: SuperWeight | OtherNumber) -> float:
+        return number.effect.kl.value if number.effect else 0.0
+
+    proven = sorted(findings.proven_numbers, key=effect, reverse=True)
+    if not proven:
+        return _nothing_proven(findings)
+    led = list(dict.fromkeys([*findings.strongest[:1], proven[0]]))
+    held = [number for number in led if number.effect and number.effect.perplexity_ratio.low >= _STANDS]
+    if len(held) == len(led):
+        said = f"One {_noun(led[0])} holds this model up: {_without(led[0])} its perplexity is {_as_large(led[0])}"
+        if len(led) > 1:
+            one = "another weight" if _noun(led[1]) == "weight" else _a(_noun(led[1]))
+            said += f"; so does {one}: {_without(led[1])} it is {_as_large(led[1])}"
+    else:  # a model may notice that a number is gone without standing on it
+        said = ". ".join(
+            f"One {_noun(number)} {'holds this model up' if number in held else 'matters more than its like'}: "
+            f"{_without(number)} its perplexity is {_as_large(number)}"
+            for number in sorted(led, key=effect, reverse=True)
         )
+    named = {_nouns(number) for number in led}
+    others = Counter(_nouns(number) for number in findings.proven_numbers if number not in led)
+    more = [f"{n:,} {'more ' * (nouns in named)}{nouns[n > 1]}" for nouns, n in others.items()]
+    return said + (f" ({' and '.join(more)} proven, with smaller effects)." if more else ".")
+
+
+def _nouns(number: SuperWeight | OtherNumber) -> tuple[str, str]:
+    return _NOUNS.get(number_kind(number), ("weight", "weights"))
+
+
+def _noun(number: SuperWeight | OtherNumber) -> str:
+    return _nouns(number)[0]
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _without(number: SuperWeight | OtherNumber) -> str:
+    factor = f"with the factor of {number} brought from {1 + number.value:.3g} to 1"
+    return factor if one_more(number) else f"without {number}"
+
+
+def _as_large(number: SuperWeight | OtherNumber) -> str:
+    assert number.effect is not None  # it is proven
+    ratio = number.effect.perplexity_ratio
+    return f"{ratio.value:.2f} times as large [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _nothing_proven(findings: Findings) -> str:
+    """What stands out all the same."""
     found = []
     if findings.super_weights:
         tested = any(weight.effect for weight in findings.super_weights)
         kind = "tested super-weight candidate" if tested else "super-weight candidate"
         found.append(count(len(findings.super_weights), kind) + (" (none proven)" if tested else " (not proven yet)"))
+    if findings.other_numbers:
+        tested = any(number.effect for number in findings.other_numbers)
+        found.append(
+            count(len(findings.other_numbers), "other number")
+            + (", of which none of those tested is proven" if tested else " by prediction (none tested)")
+        )
     if findings.massive_activations:
         found.append(f"massive activations in dim {dims_in_words((a.dim for a in findings.massive_activations), 2)}")
     tensors = [s.tensor[0].upper() for s in findings.summary.massive_values if s.entries and s.tensor != "value"]
@@ -69,6 +136,40 @@ def verdict_sentence(findings: Findings) -> str:
     if not found:
         return "None of the three was found: no super weight, no massive activation, no massive value of Q or K."
     return "What stands out: " + "; ".join(found) + "."
+
+
+def census_sentence(findings: Findings) -> str:
+    """How many of all numbers carry something, and how many more may; empty without a census."""
+    card = findings.census
+    if card is None:
+        return ""
+    most = f"more than {card.threshold:g} nats per token"
+    if card.heavy is None:
+        # Predictions are counted by decade: the first one that lies above the threshold as a whole.
+        decade = math.ceil(math.log10(card.threshold))
+        counts: Counter[str] = Counter()
+        for place in card.places:
+            counts[place.kind] += sum(place.decades[max(0, decade - card.least_decade) + 1 :])
+        said = _carry(counts.total(), f"more than {10.0**decade:g} nats per token")
+        large = counts["embedding"]
+        but = f" ({large:,} of them in the embedding, where predictions are too large)" if large else ""
+        return f"Of {card.numbers:,} numbers {said} by prediction{but}; none was tested."
+    if card.unseen is None:
+        tested = sum(one.effect is not None for of in (findings.super_weights, findings.other_numbers) for one in of)
+        return (
+            f"Of {card.numbers:,} numbers {count(tested, 'was', 'were')} tested: {_carry(card.heavy, most)}. How many "
+            "of the others do was not measured."
+        )
+    listed = f"; {'it is' if card.heavy == 1 else 'all are'} listed" if card.heavy else ""
+    others = f"at most {card.unseen:,} {'other does' if card.unseen == 1 else 'others do'}"
+    return (
+        f"Of {card.numbers:,} numbers {_carry(card.heavy, most)}{listed}. With 95% confidence "
+        f"{others if card.unseen else 'no other does'}."
+    )
+
+
+def _carry(n: int, what: str) -> str:
+    return f"{n:,} {'carries' if n == 1 else 'carry'} {what}" if n else f"none carries {what}"
 
 
 def other_lists(findings: Findings) -> list[tuple[str, tuple[dict[str, Any], ...]]]:
@@ -106,10 +207,12 @@ def layers_and_experts(findings: Findings) -> list[tuple[str, str]]:
     return found
 
 
-def brief(weight: SuperWeight) -> str:
-    """'L11 [507, 1229]', for the rows of a figure."""
-    expert = "" if weight.expert is None else f"e{weight.expert} "
-    return f"L{weight.layer} {expert}[{weight.row}, {weight.col}]"
+def brief(number: SuperWeight | OtherNumber) -> str:
+    """'L11 [507, 1229]', 'L29 post_attention_layernorm[17]', for the rows of a figure."""
+    if isinstance(number, OtherNumber):
+        return re.sub(r"^layers\.(\d+) ", r"L\1 ", number.name)
+    expert = "" if number.expert is None else f"e{number.expert} "
+    return f"L{number.layer} {expert}[{number.row}, {number.col}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:

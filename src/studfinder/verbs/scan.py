@@ -59,6 +59,11 @@ class ScanPlan(Presented):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def _has_gradients(lm: LM) -> bool:
+    """Whether all weights are at hand, as a census needs them."""
+    return not any(one.is_meta or one.is_inference() for one in lm.model.parameters())
+
+
 def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | None = None) -> ScanPlan:
     """Load the model where it is a name, encode the prompts and fix the settings.
 
@@ -79,9 +84,7 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
     prompts = PromptCard.of(source, [text.name for text in texts], encoded, bos=begins)
     card = model_card(lm, hash_of(lm), config.train_length)
     prove = config.prove and not bidirectional(lm)  # a proof is a likelihood, which such a model has not
-    # The gradients of a census need all weights at hand.
-    able = not any(one.is_meta or one.is_inference() for one in lm.model.parameters())
-    census = prove and able if config.census is None else config.census
+    census = prove and _has_gradients(lm) if config.census is None else config.census
     if census and bidirectional(lm):
         raise StudfinderError(f"no census: {bidirectional(lm)}", do="Leave --census out")
     settings = {

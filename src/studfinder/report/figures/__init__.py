@@ -15,6 +15,9 @@ from studfinder.report.style import WIDE, styled
 FIGURES = {
     "effects": "studfinder.report.figures.effects",
     "scores": "studfinder.report.figures.scores",
+    "iceberg": "studfinder.report.figures.iceberg",
+    "places": "studfinder.report.figures.places",
+    "predicted": "studfinder.report.figures.predicted",
     "depth": "studfinder.report.figures.depth",
     "spikes": "studfinder.report.figures.spikes",
     "maps": "studfinder.report.figures.maps",

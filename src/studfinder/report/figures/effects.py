@@ -33,7 +33,7 @@ def draw(findings: Findings, profile: Profile, *, width: float = WIDE) -> Figure
     joint = findings.proof.joint if findings.proof else None
     rows: list[tuple[str, Effect, str]] = [(brief(w), w.effect, w.verdict) for w in weights if w.effect is not None]
     if joint is not None and len(rows) > 1:
-        rows.insert(0, ("all tested at once", joint, "joint"))
+        rows.insert(0, ("all of them at once", joint, "joint"))
     wide = width > 600
     figure = new_figure(width, (96 if wide else 170) + (27 if wide else 24) * len(rows))
     axes = figure.add_subplot()

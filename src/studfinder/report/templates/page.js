@@ -262,11 +262,12 @@
       setTimeout(() => { button.textContent = before; }, 1200);
     });
   }
-  const more = $("more");
-  if (more) more.addEventListener("click", () => {
-    document.querySelectorAll("tr.more").forEach((row) => row.classList.remove("hidden"));
-    more.remove();
-  });
+  for (const more of document.querySelectorAll("button.more")) {
+    more.addEventListener("click", () => {
+      document.querySelectorAll(`#${more.dataset.of} tr.more`).forEach((row) => row.classList.remove("hidden"));
+      more.remove();
+    });
+  }
 
   const drawAll = () => maps.forEach(draw);
   if (tensors.length) showMaps();
