@@ -7,7 +7,8 @@ half of w^2 times the Fisher information, the predicted KL of setting it to zero
 checked: what stands first in this and in other orders (the scan's spikes; |w|; |w| times the norm of its input, as in
 Wanda, 2306.11695), and a sample by decade of the prediction and by kind, is set to zero one by one, and all else in
 pools, on text that chose nothing: our prompts choose, our proof text judges. A number that is not on the list could
-only be missed by being in a pool that was not measured, and the bound says how many such there may be.
+only be missed by being in a pool that was not measured, and the bound says how many such there may be. Entries of the
+output matrix are known exactly instead (`census_head`): thousands carry something, and no slope sees it.
 
 Look at: how many of what carries more than .05 nats each order finds in its first k, and by how much predictions err.
 """
