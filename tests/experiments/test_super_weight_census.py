@@ -11,8 +11,8 @@ from proving import COL, LAYER, ROW, provable
 from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
 from studfinder.experiments.census_head import head_carriers
-from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded
-from studfinder.experiments.census_tables import biases, early, recalled, recalls, where
+from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded_to
+from studfinder.experiments.census_tables import biases, early_down, recalled, recalls, where
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.quantizers import Scheme
@@ -102,7 +102,7 @@ def test_where_what_carries_lies():
         "embedding": (0, 0, 0, 50),
         "gain": (0, 12.5, 0, 0),
     }
-    (said,) = early(lm, measured, 0.2)
+    (said,) = early_down(lm, measured, 0.2)
     assert said.startswith("0% [0%, 84%] of what was measured above 0.2 nats lies in down projections of the first")
     assert "layers.1 input_layernorm[1]" in said
 
@@ -183,7 +183,7 @@ def test_impact_and_impact_times_rounding_error(architecture, tmp_path):
     save_file({name: one.clone() for name, one in kl.items()}, tmp_path / "map")
     assert by_impact(lm, tmp_path / "map", 1) == [(ref.parameter, ref.index(5, 6))]
     scheme = Scheme(element="int4", block=8, zero="integer", remainder="block")
-    found = by_impact(lm, tmp_path / "map", 4, rounded(scheme))
+    found = by_impact(lm, tmp_path / "map", 4, rounded_to(scheme))
     assert {(ref.parameter, ref.index(3, col)) for col in range(8)} > set(found)
 
 

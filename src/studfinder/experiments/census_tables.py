@@ -17,7 +17,7 @@ from studfinder.stats import share_interval
 FIRST_K = (10, 30, 100, 200)
 """How many of each order are looked at."""
 PARTS = ("first third", "second third", "last third", "outside the layers")
-SEEN = 1e-3
+ABOVE_NOISE = 1e-3
 """Nats of predicted KL from which predictions are held against measurements: fp32's own noise is far below."""
 _KNOW = (
     "The census knows every number; |w|, |w| x input and impacts know matrices in blocks only, and spikes only down "
@@ -157,13 +157,13 @@ def biases(lm: LM, predicted: Mapping[Spot, float], measured: Mapping[Spot, Inte
     kinds = kinds_of(lm)
     ratios: dict[str, list[float]] = {}
     for spot, kl in measured.items():
-        if predicted.get(spot, 0.0) >= SEEN:
+        if predicted.get(spot, 0.0) >= ABOVE_NOISE:
             ratios.setdefault(kinds[spot[0]], []).append(kl.value / predicted[spot])
     rows: list[tuple[Cell, ...]] = [
         (kind, len(own), *np.quantile(own, (0.1, 0.5, 0.9)).tolist()) for kind, own in sorted(ratios.items())
     ]
     columns = ("kind", "numbers", "measured / predicted: 10 %", "median", "90 %")
-    note = f"Numbers of which {SEEN:g} nats or more are predicted. {_CHOSEN}"
+    note = f"Numbers of which {ABOVE_NOISE:g} nats or more are predicted. {_CHOSEN}"
     return Table(title="by how much predictions err, by kind", columns=columns, rows=tuple(rows), note=note)
 
 
@@ -184,7 +184,7 @@ def where(lm: LM, measured: Mapping[Spot, Interval], totals: Mapping[str, float]
     return [*([Table(title=title, columns=("kind", *PARTS), rows=rows)] if rows else []), predicted]
 
 
-def early(lm: LM, measured: Mapping[Spot, Interval], threshold: float) -> list[str]:
+def early_down(lm: LM, measured: Mapping[Spot, Interval], threshold: float) -> list[str]:
     """Is it true that what carries most lies in early down projections?"""
     true = _above(measured, threshold)
     if not true:

@@ -30,7 +30,7 @@ from studfinder.experiments.census_tables import (
     FIRST_K,
     biases,
     carriers,
-    early,
+    early_down,
     errors,
     half_of,
     iceberg,
@@ -130,7 +130,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         notes.append(f"no entry of the output matrix carries more than {own.threshold:g} nats (closed form).")
     said = [recalled(measured, rankings[name], name, own.threshold) for name in (COMBINED, _AT_A_FIFTH)]
     notes += dict.fromkeys(said)
-    notes += early(lm, measured, own.threshold)
+    notes += early_down(lm, measured, own.threshold)
     notes.append(half_of([one[2] for one in found["top"]], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
     data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
