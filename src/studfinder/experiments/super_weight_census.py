@@ -118,10 +118,10 @@ def run(bench: Bench, lm: LM) -> Outcome:
     tables += [compared, biases(lm, predicted, chosen), table, *where(lm, measured, found["totals"], own.threshold)]
     tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
     if head:
-        unlisted = sum(spot not in measured for spot, _ in head)
+        named = {one for spots in rankings.values() for one in spots[: FIRST_K[-1]]}
         notes.append(
             f"{len(head):,} entries of the output matrix carry more than {own.threshold:g} nats each (closed form); "
-            f"{unlisted:,} of them no order named: without them a rare token becomes likely, which no slope sees."
+            f"{sum(spot not in named for spot, _ in head):,} of them are among no order's first {FIRST_K[-1]}."
         )
         tables += head_tables(lm, head, of_head, predicted)
     elif carried is None:
