@@ -56,6 +56,8 @@ _TOGETHER = 24
 """Numbers measured in one step of the run."""
 _DEEPER = 2
 """The combined order is measured so many times as far as each other."""
+_BY_TOKEN = ("embedding", "head")
+"""Kinds of numbers that belong to one token."""
 _HEAD = 12
 """Entries of the output matrix that the closed form says carry something, and that are measured."""
 _GAINS = 16
@@ -128,7 +130,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
         notes.append("logits are no plain product with the output matrix: what its entries carry is not known.")
     else:
         notes.append(f"no entry of the output matrix carries more than {own.threshold:g} nats (closed form).")
+    kinds = kinds_of(lm)
+    outside = {spot: kl for spot, kl in measured.items() if kinds[spot[0]] not in _BY_TOKEN}
     said = [recalled(measured, rankings[name], name, own.threshold) for name in (COMBINED, _AT_A_FIFTH)]
+    only = recalled(outside, rankings[COMBINED], COMBINED, own.threshold)
+    said.append(f"outside the embedding and the output matrix: {only}")
     notes += dict.fromkeys(said)
     notes += early_down(lm, measured, own.threshold)
     notes.append(half_of([one[2] for one in found["top"]], found["totals"]))
@@ -147,7 +153,7 @@ def _bound(
     """The sentence of what was missed. Seen is what pools hold and the list has not: a number of the list is none of
     those that may be unseen, whether it was in a pool or not."""
     kinds = kinds_of(lm)
-    inside = {name for name, kind in kinds.items() if kind not in ("embedding", "head")}
+    inside = {name for name, kind in kinds.items() if kind not in _BY_TOKEN}
     numbers = sum(sum(counts) for name, counts in found["decades"].items() if name in inside)
     heavy = sum(spot[0] in inside and kl.value > threshold for spot, kl in measured.items())
     return (
@@ -219,7 +225,7 @@ def _pools(
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
     kinds = kinds_of(lm)
-    inside = {name: total for name, total in totals.items() if kinds[name] not in ("embedding", "head")}
+    inside = {name: total for name, total in totals.items() if kinds[name] not in _BY_TOKEN}
     counts = cut(lm, inside, found["wholes"], FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
 
