@@ -148,8 +148,12 @@ def test_the_verdict_names_what_carries_most(findings: Findings, said: str):
         (replace(CARD, heavy=0), "13 were tested: none carries more than 0.05"),
         (
             replace(CARD, heavy=31, unseen=1200),
-            "Of 12,112 numbers 31 carry more than 0.05 nats per token; all are listed. With 95% confidence at most "
-            "1,200 others do.",
+            f"Of {CARD.bounded:,} numbers outside the embedding and the output matrix 31 carry more than 0.05 nats per "
+            "token; all are listed. With 95% confidence at most 1,200 others do.",
+        ),
+        (
+            replace(CARD, places=CARD.places[1:3], heavy=2, unseen=3),
+            "Of 11,048 numbers 2 carry more than 0.05 nats per token; all are listed. With 95% confidence at most 3 ",
         ),
         (
             replace(CARD, heavy=1, unseen=1),

@@ -32,8 +32,9 @@ def command(
     """Find a model's super weights, massive activations, massive values and attention sinks, and prove what the
     super weights carry.
 
-    One forward pass over a dozen prompts finds them; then the model runs without each candidate on a proof text, beside
-    matched controls. The model itself is never changed.
+    One forward pass over a dozen prompts finds them, and a backward pass ranks every number of the model, gains and
+    biases too, by what it predicts of it; then the model runs without each candidate on a proof text, beside matched
+    controls. The model itself is never changed.
     """
     from dataclasses import replace
 
@@ -52,7 +53,8 @@ def command(
                 f"would scan {model} ({plan.model.parameters / 1e6:,.0f} M parameters, {weights:,.0f} MB of weights) "
                 f"on {len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
                 + ", with the paper's loop (zero, look again)" * config.iterative
-                + ", and prove up to 10 candidates on 4,000 tokens (some 20 passes)" * plan.prove
+                + ", rank every number by a backward pass" * plan.census
+                + f", and prove up to {config.most} candidates on 4,000 tokens (some 30 passes)" * plan.prove
                 + f": {place_of(scan_run(plan), config.overwrite)}"
             )
             return

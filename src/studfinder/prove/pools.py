@@ -19,7 +19,9 @@ from studfinder.detectors.census import Census, Spot
 from studfinder.edits import Weights, stream_of, zero
 from studfinder.measures import effects_of
 from studfinder.models import LM
+from studfinder.models.kinds import kinds_of
 from studfinder.passes import Stream
+from studfinder.records.numbers import VOCABULARY
 from studfinder.runs import Progress
 from studfinder.sites import Journal
 
@@ -122,7 +124,8 @@ def missed(
     threshold: float,
     progress: Progress,
 ) -> Pooled:
-    """About `most` pools of all numbers but the listed ones, measured on the windows.
+    """About `most` pools of all numbers but the listed ones and those of the vocabulary (so many of these carry that no
+    pool of them would be quiet), measured on the windows.
 
     Args:
         census: of this model.
@@ -132,6 +135,8 @@ def missed(
     totals = dict(census.totals)
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - known.get((name, index), 0.0))
+    kinds = kinds_of(lm)
+    totals = {name: total for name, total in totals.items() if kinds[name] not in VOCABULARY}
     wholes = {of: float(kl) for (of, kind), kl in census.groups.items() if kind in ("whole", "layer")}
     counts = cut(lm, totals, wholes, FULL * threshold)
     pools, chance = drawn_pools(counts, most, 0)

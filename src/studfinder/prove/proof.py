@@ -17,6 +17,7 @@ from studfinder.prove.pools import Pooled, missed
 from studfinder.prove.rule import CONTROLS, FLOOR, MOST, POOLS
 from studfinder.prove.trial import Case, Trial
 from studfinder.records import CensusCard, Effect, Findings, OtherNumber, Proof, SuperWeight
+from studfinder.records.numbers import VOCABULARY
 from studfinder.records.run import ids_hash
 from studfinder.runs import Progress, silent
 from studfinder.stats import most_unseen, student_interval
@@ -163,7 +164,8 @@ def _case(lm: LM, entry: Entry, tested: Sequence[Entry], findings: Findings, cen
 def _counted(found: Findings, pooled: Pooled | None) -> CensusCard | None:
     """The card with how many numbers were measured to carry something, and how many may have been missed."""
     card = found.census
-    entries: list[Entry] = [*found.super_weights, *found.other_numbers]
+    others = [one for one in found.other_numbers if one.kind not in VOCABULARY]
+    entries: list[Entry] = [*found.super_weights, *others]
     measured = [one.effect.kl.value for one in entries if one.effect is not None]
     if card is None:
         return None

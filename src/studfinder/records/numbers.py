@@ -16,6 +16,9 @@ Place = Annotated[int, Field(ge=0, strict=True)]
 """A layer, a head, a dim, a position: from 0."""
 NumberKind = Literal["gain", "bias", "embedding", "head", "down projection", "other weight"]
 """Of a number: what its parameter is."""
+VOCABULARY: tuple[NumberKind, ...] = ("embedding", "head")
+"""Kinds whose numbers are of one token each. Many of them carry something, each on the text where its token comes or
+would come: of them nothing is said in all, and `CensusCard` bounds the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +185,10 @@ class CensusCard(OneLine):
         places: every number once, by layer and kind; tied parameters count once.
         half: so few numbers carry half of all that is predicted; None if more than were kept.
         threshold: KL in nats per token from which a number is said to carry something.
-        heavy: how many were measured above it; all are listed in the findings. None where nothing was measured.
-        pools, pools_of, loud: numbers that were not tested alone were set to zero in pools: how many pools were
-            measured, of how many that hold them all, and how many carried more than the threshold.
+        heavy: how many were measured above it, all but those of the `VOCABULARY`; they are listed in the findings.
+            None where nothing was measured.
+        pools, pools_of, loud: numbers that were not tested alone, all but those of the `VOCABULARY`, were set to zero
+            in pools: how many pools were measured, of how many, and how many carried more than the threshold.
         chance: the smallest chance of any number to be in a pool that was measured.
         unseen: with 95 % confidence at most so many more numbers carry more than the threshold; None without pools.
         nonfinite: parameters whose gradients held inf or NaN, where nothing is predicted.
@@ -208,6 +212,11 @@ class CensusCard(OneLine):
     def numbers(self) -> int:
         """How many numbers the model has."""
         return sum(sum(place.decades) for place in self.places)
+
+    @property
+    def bounded(self) -> int:
+        """How many numbers `heavy` and `unseen` speak of."""
+        return sum(sum(place.decades) for place in self.places if place.kind not in VOCABULARY)
 
     @property
     def predicted(self) -> float:

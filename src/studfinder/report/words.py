@@ -160,10 +160,11 @@ def census_sentence(findings: Findings) -> str:
             f"Of {card.numbers:,} numbers {count(tested, 'was', 'were')} tested: {_carry(card.heavy, most)}. How many "
             "of the others do was not measured."
         )
+    outside = " outside the embedding and the output matrix" if card.bounded < card.numbers else ""
     listed = f"; {'it is' if card.heavy == 1 else 'all are'} listed" if card.heavy else ""
     others = f"at most {card.unseen:,} {'other does' if card.unseen == 1 else 'others do'}"
     return (
-        f"Of {card.numbers:,} numbers {_carry(card.heavy, most)}{listed}. With 95% confidence "
+        f"Of {card.bounded:,} numbers{outside} {_carry(card.heavy, most)}{listed}. With 95% confidence "
         f"{others if card.unseen else 'no other does'}."
     )
 

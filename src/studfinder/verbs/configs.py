@@ -94,6 +94,7 @@ class ScanConfig(OutConfig, ReadConfig):
         help="Rank every number of the model, gains and biases too, by what one backward pass predicts of it.",
         otherwise="with the proof",
     )
+    most: int = option(24, least=0, help="Candidates tested, the likeliest first.")
     pools: int = option(
         64, least=0, help="Pools of all numbers that were not tested, measured to bound what was missed; 0 for none."
     )

@@ -215,7 +215,13 @@ def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> t
         findings = with_census(plan.lm, findings, counted, _DRAWS)
     if plan.prove:
         findings = prove_candidates(
-            plan.lm, findings, census=counted, bos=bos, pools=plan.config.pools, progress=progress
+            plan.lm,
+            findings,
+            census=counted,
+            bos=bos,
+            most=plan.config.most,
+            pools=plan.config.pools,
+            progress=progress,
         )
         if findings.super_weights:
             said = continuations(plan.lm, findings, bos=bos)
