@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from proving import COL, LAYER, ROW, provable
 from studfinder.detectors.census_findings import in_turn
 from studfinder.edits import TiedWeightsWarning, Weights, zero
-from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded
-from studfinder.experiments.census_tables import biases, early, recalled, recalls, where
+from studfinder.experiments.census_head import head_carriers
+from studfinder.experiments.census_rankings import by_contribution, by_impact, by_magnitude, rounded_to
+from studfinder.experiments.census_tables import biases, early_down, recalled, recalls, where
 from studfinder.measures import effects_of
 from studfinder.prove.pools import Pool, cut, drawn_pools, pool_stream, singled
 from studfinder.quantizers import Scheme
@@ -30,7 +31,7 @@ def test_what_carries_most_is_found_whatever_order_finds_it(planted, tmp_path, m
     monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "cache"))
     settings = {"draws": 1, "first": 8, "sample": 1, "pools": 12, "windows": 2, "tokens": 32}
     result = run("super-weight/census", planted, tmp_path, **settings)
-    carriers, recalls, inside, compared, _, iceberg, where, predicted = result.tables
+    carriers, recalls, inside, compared, _, iceberg, where, predicted, *head = result.tables
     first = dict(zip(carriers.columns, carriers.rows[0], strict=True))
     assert first["number"] == f"layers.{LAYER} down_proj[{ROW}, {COL}]"
     assert isinstance(first["KL in nats per token"], Interval)
@@ -48,7 +49,12 @@ def test_what_carries_most_is_found_whatever_order_finds_it(planted, tmp_path, m
     assert sum(row[-1] for row in iceberg.rows) == sum(one.numel() for one in planted.model.parameters())
     assert {row[0] for row in compared.rows} >= {"gain", "embedding", "down projection", "other weight", "head"}
     assert "with 95 % confidence at most" in result.notes[0]
-    assert "stand among the first 200" in result.notes[1]
+    channels, beside = head
+    assert sum(row[1] for row in channels.rows) > 0
+    for _, _, exact, kl in beside.rows:
+        assert kl.value == pytest.approx(exact, rel=1e-2)
+    assert "closed form" in result.notes[1]
+    assert "stand among the first 200" in result.notes[2]
 
 
 def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch):
@@ -56,8 +62,7 @@ def test_of_a_gain_with_an_offset_both_edits_are_measured(tmp_path, monkeypatch)
     monkeypatch.setenv("STUDFINDER_CACHE", str(tmp_path / "cache"))
     settings = {"draws": 1, "first": 4, "sample": 0, "pools": 0, "windows": 2, "tokens": 32}
     result = run("super-weight/census", provable("gemma3_text", planted=False)[0], tmp_path, **settings)
-    *_, gains = result.tables
-    assert "two ways" in gains.title
+    (gains,) = [table for table in result.tables if "two ways" in table.title]
     for _, w, at_one, off in gains.rows:
         assert off.value > at_one.value or abs(w) > 1
 
@@ -81,11 +86,9 @@ def test_recall_is_of_what_was_measured_above_the_threshold():
     assert of_all.rows[0][1:3] == (1 / 3, 2 / 3)
     assert of_matrices.rows[0][1:3] == (1 / 2, 1 / 2)
     assert of_all.rows[0][-1] == share_interval(2, 3, what="numbers")
-    (said,) = recalled(measured, order, "order", 0.05)
+    said = recalled(measured, order, "order", 0.05)
     assert said.startswith("of the 3 numbers measured above 0.05 nats per token 66.7% [9.4%, 99.2%] stand among")
-    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05) == [
-        "no number was measured above 0.05 nats per token."
-    ]
+    assert recalled({(GAIN, (1,)): at(0.01)}, order, "order", 0.05).startswith("no number was measured above 0.05")
 
 
 def test_where_what_carries_lies():
@@ -99,7 +102,7 @@ def test_where_what_carries_lies():
         "embedding": (0, 0, 0, 50),
         "gain": (0, 12.5, 0, 0),
     }
-    (said,) = early(lm, measured, 0.2)
+    (said,) = early_down(lm, measured, 0.2)
     assert said.startswith("0% [0%, 84%] of what was measured above 0.2 nats lies in down projections of the first")
     assert "layers.1 input_layernorm[1]" in said
 
@@ -112,6 +115,41 @@ def test_errors_by_kind_leave_out_what_fp32_rounds_away():
         ("down projection", 3, 4.0),
         ("gain", 1, 0.1),
     ]
+
+
+# --- the output matrix -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_what_an_entry_of_the_output_matrix_carries_is_known_exactly(architecture):
+    """The closed form is what setting the entry to zero does, and finds all of them: also one that keeps a rare token
+    rare, whose slope is nothing."""
+    lm, windows = provable(architecture, planted=False)[0], prompts((20, 24))
+    head = lm.model.get_output_embeddings().weight
+    if head is lm.model.get_input_embeddings().weight:  # untied, so that only the output matrix is edited
+        lm.model.get_output_embeddings().weight = torch.nn.Parameter(head.detach().clone())
+        lm.model.config.tie_word_embeddings = False
+    head = lm.model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.mul_(4)
+    found = dict(head_carriers(lm, windows, 1e-3))
+    assert found
+    name = next(name for name, one in lm.model.named_parameters() if one is head)
+    rows = torch.arange(0, head.shape[0], max(1, head.shape[0] // 12)).tolist()
+    spots = [*list(found)[:6], *list(found)[-6:], *((name, (row, 3)) for row in rows)]
+    effects = effects_of(lm, windows, [zero(Weights(parameter=spot[0], entries=(spot[1],))) for spot in spots])
+    for spot, kl in zip(spots, (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist(), strict=True):
+        if spot in found:
+            assert found[spot] == pytest.approx(kl, rel=1e-2)
+        else:
+            assert kl <= 1e-3
+
+
+def test_a_cap_on_logits_has_no_closed_form():
+    lm = tiny("gemma2")
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(1000)
+    assert head_carriers(lm, prompts((8, 8)), 0.01) is None
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
@@ -145,7 +183,7 @@ def test_impact_and_impact_times_rounding_error(architecture, tmp_path):
     save_file({name: one.clone() for name, one in kl.items()}, tmp_path / "map")
     assert by_impact(lm, tmp_path / "map", 1) == [(ref.parameter, ref.index(5, 6))]
     scheme = Scheme(element="int4", block=8, zero="integer", remainder="block")
-    found = by_impact(lm, tmp_path / "map", 4, rounded(scheme))
+    found = by_impact(lm, tmp_path / "map", 4, rounded_to(scheme))
     assert {(ref.parameter, ref.index(3, col)) for col in range(8)} > set(found)
 
 

@@ -18,7 +18,7 @@ from studfinder.experiments.census_rankings import (
     by_impact,
     by_magnitude,
     by_spikes,
-    rounded,
+    rounded_to,
 )
 from studfinder.models import LM
 from studfinder.models.kinds import kinds_of
@@ -58,7 +58,7 @@ def counted(
         found = census(lm, prompts, draws=draws, map=place, seed=seed, progress=progress)
         rankings[CENSUS] = [(one.parameter, one.index) for one in found.top[:most]]
         rankings[_CHERRY] = by_impact(lm, place, most)
-        rankings[_ROUNDED] = by_impact(lm, place, most, rounded(_SCHEME))
+        rankings[_ROUNDED] = by_impact(lm, place, most, rounded_to(_SCHEME))
         drawn = _sampled(lm, found, sample, seed)
         every = [*drawn, *(one for spots in rankings.values() for one in spots)]
         predicted = _looked_up(place, every) | {(one.parameter, one.index): one.kl for one in found.top}

@@ -65,7 +65,7 @@ def to_zero(_target: Target, w: torch.Tensor) -> torch.Tensor:
     return w
 
 
-def rounded(scheme: Scheme) -> Moved:
+def rounded_to(scheme: Scheme) -> Moved:
     """To the nearest code of a scheme."""
 
     def moved(target: Target, w: torch.Tensor) -> torch.Tensor:

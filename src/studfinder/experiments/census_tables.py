@@ -17,7 +17,7 @@ from studfinder.stats import share_interval
 FIRST_K = (10, 30, 100, 200)
 """How many of each order are looked at."""
 PARTS = ("first third", "second third", "last third", "outside the layers")
-SEEN = 1e-3
+ABOVE_NOISE = 1e-3
 """Nats of predicted KL from which predictions are held against measurements: fp32's own noise is far below."""
 _KNOW = (
     "The census knows every number; |w|, |w| x input and impacts know matrices in blocks only, and spikes only down "
@@ -105,16 +105,16 @@ def _recall(title: str, true: set[Spot], rankings: Mapping[str, Sequence[Spot]],
     return Table(title=title, columns=columns, rows=tuple(rows), note=note)
 
 
-def recalled(measured: Mapping[Spot, Interval], spots: Sequence[Spot], name: str, threshold: float) -> list[str]:
-    """The sentence about the order that is meant to find all."""
+def recalled(measured: Mapping[Spot, Interval], spots: Sequence[Spot], name: str, threshold: float) -> str:
+    """The sentence about an order that is meant to find all."""
     true = _above(measured, threshold)
     if not true:
-        return [f"no number was measured above {threshold:g} nats per token."]
+        return f"no number was measured above {threshold:g} nats per token."
     share = share_interval(len(true & set(spots[: FIRST_K[-1]])), len(true), what="numbers")
-    return [
+    return (
         f"of the {len(true)} numbers measured above {threshold:g} nats per token {share:.1%} stand among the first "
         f"{FIRST_K[-1]} of {name}."
-    ]
+    )
 
 
 def _above(measured: Mapping[Spot, Interval], threshold: float) -> set[Spot]:
@@ -157,13 +157,13 @@ def biases(lm: LM, predicted: Mapping[Spot, float], measured: Mapping[Spot, Inte
     kinds = kinds_of(lm)
     ratios: dict[str, list[float]] = {}
     for spot, kl in measured.items():
-        if predicted.get(spot, 0.0) >= SEEN:
+        if predicted.get(spot, 0.0) >= ABOVE_NOISE:
             ratios.setdefault(kinds[spot[0]], []).append(kl.value / predicted[spot])
     rows: list[tuple[Cell, ...]] = [
         (kind, len(own), *np.quantile(own, (0.1, 0.5, 0.9)).tolist()) for kind, own in sorted(ratios.items())
     ]
     columns = ("kind", "numbers", "measured / predicted: 10 %", "median", "90 %")
-    note = f"Numbers of which {SEEN:g} nats or more are predicted. {_CHOSEN}"
+    note = f"Numbers of which {ABOVE_NOISE:g} nats or more are predicted. {_CHOSEN}"
     return Table(title="by how much predictions err, by kind", columns=columns, rows=tuple(rows), note=note)
 
 
@@ -181,10 +181,10 @@ def where(lm: LM, measured: Mapping[Spot, Interval], totals: Mapping[str, float]
         rows=tuple((kind, *row) for kind, row in shares.items()),
         note=f"Shares of the sum over all numbers of their predicted KL, {whole:.3g} nats.",
     )
-    return [Table(title=title, columns=("kind", *PARTS), rows=rows), predicted]
+    return [*([Table(title=title, columns=("kind", *PARTS), rows=rows)] if rows else []), predicted]
 
 
-def early(lm: LM, measured: Mapping[Spot, Interval], threshold: float) -> list[str]:
+def early_down(lm: LM, measured: Mapping[Spot, Interval], threshold: float) -> list[str]:
     """Is it true that what carries most lies in early down projections?"""
     true = _above(measured, threshold)
     if not true:

@@ -7,13 +7,15 @@ half of w^2 times the Fisher information, the predicted KL of setting it to zero
 checked: what stands first in this and in other orders (the scan's spikes; |w|; |w| times the norm of its input, as in
 Wanda, 2306.11695), and a sample by decade of the prediction and by kind, is set to zero one by one, and all else in
 pools, on text that chose nothing: our prompts choose, our proof text judges. A number that is not on the list could
-only be missed by being in a pool that was not measured, and the bound says how many such there may be.
+only be missed by being in a pool that was not measured, and the bound says how many such there may be. Entries of the
+output matrix are known exactly instead (`census_head`): thousands carry something, and no slope sees it.
 
 Look at: how many of what carries more than .05 nats each order finds in its first k, and by how much predictions err.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +25,12 @@ from studfinder.detectors.census import Spot
 from studfinder.detectors.census_findings import BIAS
 from studfinder.edits import Edit, Names, Weights, scale, zero
 from studfinder.experiments.census_counted import CENSUS, COMBINED, SPIKES, WANDA, combined, counted, spot_of
+from studfinder.experiments.census_head import head_carriers, head_tables
 from studfinder.experiments.census_tables import (
     FIRST_K,
     biases,
     carriers,
-    early,
+    early_down,
     errors,
     half_of,
     iceberg,
@@ -38,7 +41,7 @@ from studfinder.experiments.census_tables import (
 from studfinder.experiments.weights import load_findings
 from studfinder.measures import effects_of
 from studfinder.models import LM
-from studfinder.models.kinds import gain_offsets
+from studfinder.models.kinds import gain_offsets, kinds_of
 from studfinder.prove.pools import FULL, Pool, Pooled, cut, drawn_pools, pool_stream, search_pools
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
@@ -53,6 +56,10 @@ _TOGETHER = 24
 """Numbers measured in one step of the run."""
 _DEEPER = 2
 """The combined order is measured so many times as far as each other."""
+_BY_TOKEN = ("embedding", "head")
+"""Kinds of numbers that belong to one token."""
+_HEAD = 12
+"""Entries of the output matrix that the closed form says carry something, and that are measured."""
 _GAINS = 16
 """Gains that are taken out in two ways."""
 
@@ -94,12 +101,17 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rankings[_AT_A_FIFTH] = combined(lm, found["top"], rankings, {"embedding": 0.2})
     more = [one for one in rankings[COMBINED][: _DEEPER * own.first] if one not in measured]
     measured |= _zeroed(bench, lm, judged, more, "numbers of the combined order")
+    carried = bench.once("head", lambda: head_carriers(lm, judged, own.threshold))
+    head = [(spot_of(one), kl) for one, kl in carried or []]
+    drawn = random.Random(own.seed).sample(sorted(spot for spot, _ in head), min(_HEAD, len(head)))
+    of_head = _zeroed(bench, lm, judged, drawn, "numbers of the head")
     notes = []
     if own.pools:
         pooled = _pools(bench, lm, judged, found, list(measured))
-        measured |= _zeroed(bench, lm, judged, pooled.found, "found in pools")
-        heavy = sum(kl.value > own.threshold for kl in measured.values())
-        notes.append(_bound(found, own.threshold, heavy, pooled))
+        rest = [one for one in (*rankings[COMBINED][: FIRST_K[-1]], *pooled.found) if one not in measured]
+        measured |= _zeroed(bench, lm, judged, rest, "numbers of the rest")
+        seen = set(pooled.found) - set(rankings[COMBINED][: FIRST_K[-1]])
+        notes.append(_bound(lm, found, own.threshold, measured, pooled, len(seen)))
     table, iceberg_chart = iceberg(lm, found["decades"])
     chosen = {spot: measured[spot] for spot in sorted(by_prediction)}
     compared, chart = errors(lm, predicted, chosen)
@@ -107,9 +119,24 @@ def run(bench: Bench, lm: LM) -> Outcome:
     tables = [carriers(lm, predicted, measured, shown, own.threshold), *recalls(lm, measured, rankings, own.threshold)]
     tables += [compared, biases(lm, predicted, chosen), table, *where(lm, measured, found["totals"], own.threshold)]
     tables += _gains(bench, lm, judged, rankings[CENSUS], measured)
-    for name in (COMBINED, _AT_A_FIFTH):
-        notes += recalled(measured, rankings[name], name, own.threshold)
-    notes += early(lm, measured, own.threshold)
+    if head:
+        named = {one for spots in rankings.values() for one in spots[: FIRST_K[-1]]}
+        notes.append(
+            f"{len(head):,} entries of the output matrix carry more than {own.threshold:g} nats each (closed form); "
+            f"{sum(spot not in named for spot, _ in head):,} of them are among no order's first {FIRST_K[-1]}."
+        )
+        tables += head_tables(lm, head, of_head, predicted)
+    elif carried is None:
+        notes.append("logits are no plain product with the output matrix: what its entries carry is not known.")
+    else:
+        notes.append(f"no entry of the output matrix carries more than {own.threshold:g} nats (closed form).")
+    kinds = kinds_of(lm)
+    outside = {spot: kl for spot, kl in measured.items() if kinds[spot[0]] not in _BY_TOKEN}
+    said = [recalled(measured, rankings[name], name, own.threshold) for name in (COMBINED, _AT_A_FIFTH)]
+    only = recalled(outside, rankings[COMBINED], COMBINED, own.threshold)
+    said.append(f"outside the embedding and the output matrix: {only}")
+    notes += dict.fromkeys(said)
+    notes += early_down(lm, measured, own.threshold)
     notes.append(half_of([one[2] for one in found["top"]], found["totals"]))
     notes += [f"the gradient of {name} was not finite: nothing is predicted there." for name in found["nonfinite"]]
     data = {"measured": [[name, index, kl.value] for (name, index), kl in measured.items()]}
@@ -120,14 +147,21 @@ def _weights(spot: Spot) -> Weights:
     return Weights(parameter=spot[0], entries=(spot[1],))
 
 
-def _bound(found: dict[str, Any], threshold: float, heavy: int, pooled: Pooled) -> str:
-    numbers = sum(sum(counts) for counts in found["decades"].values())
-    most = most_unseen(len(pooled.found), pooled.chance)
+def _bound(
+    lm: LM, found: dict[str, Any], threshold: float, measured: Mapping[Spot, Interval], pooled: Pooled, seen: int
+) -> str:
+    """The sentence of what was missed. Seen is what pools hold and the list has not: a number of the list is none of
+    those that may be unseen, whether it was in a pool or not."""
+    kinds = kinds_of(lm)
+    inside = {name for name, kind in kinds.items() if kind not in _BY_TOKEN}
+    numbers = sum(sum(counts) for name, counts in found["decades"].items() if name in inside)
+    heavy = sum(spot[0] in inside and kl.value > threshold for spot, kl in measured.items())
     return (
-        f"of {numbers:,} numbers {heavy} were measured above {threshold:g} nats per token, and are listed; with 95 % "
-        f"confidence at most {most} others are: {pooled.tested:,} of {pooled.of:,} pools that hold all the rest were "
-        f"set to zero ({pooled.loud} carried more, {len(pooled.found)} of them by one number), so that each number had "
-        f"a chance of {pooled.chance:.0%} or more to be seen."
+        f"of {numbers:,} numbers outside the embedding and the output matrix {heavy} were measured above {threshold:g} "
+        f"nats per token, and are listed; with 95 % confidence at most {most_unseen(seen, pooled.chance)} others are: "
+        f"{pooled.tested:,} of {pooled.of:,} pools that hold the rest were set to zero ({pooled.loud} carried more, by "
+        f"{len(pooled.found)} single numbers, of which {seen} are not among the first {FIRST_K[-1]} of {COMBINED}), so "
+        f"that each number had a chance of {pooled.chance:.0%} or more to be seen."
     )
 
 
@@ -184,12 +218,15 @@ def _measured(
 def _pools(
     bench: Bench, lm: LM, judged: Sequence[Sequence[int]], found: dict[str, Any], listed: Collection[Spot]
 ) -> Pooled:
-    """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does."""
+    """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does.
+    The embedding and the output matrix are left out: so many of their entries carry that no pool would be quiet."""
     own: CensusConfig = bench.config
     totals, predicted = dict(found["totals"]), {spot_of(one): kl for one, kl in found["predicted"]}
     for name, index in listed:
         totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
-    counts = cut(lm, totals, found["wholes"], FULL * own.threshold)
+    kinds = kinds_of(lm)
+    inside = {name: total for name, total in totals.items() if kinds[name] not in _BY_TOKEN}
+    counts = cut(lm, inside, found["wholes"], FULL * own.threshold)
     pools, chance = drawn_pools(counts, own.pools, own.seed)
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:

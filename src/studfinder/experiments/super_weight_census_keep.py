@@ -22,7 +22,7 @@ import numpy as np
 
 from studfinder.detectors.census import Spot, census
 from studfinder.edits import Weights
-from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded, to_zero
+from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded_to, to_zero
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, hold_out, targets
 from studfinder.quantizers.apply import bench_for
@@ -101,7 +101,7 @@ def _chosen(bench: Bench, lm: LM, scheme: Scheme, most: int) -> dict[str, list[l
         found = {
             "census": by_impact(lm, place, most, to_zero),
             "impact": by_impact(lm, place, most, as_much),
-            "rounded": by_impact(lm, place, most, rounded(scheme)),
+            "rounded": by_impact(lm, place, most, rounded_to(scheme)),
             "size": by_magnitude(lm, most),
             "random": at_random(lm, most, own.seed),
         }
