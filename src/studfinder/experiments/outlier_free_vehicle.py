@@ -92,7 +92,7 @@ EXPERIMENT = Experiment(
     paper="2306.12929",
     shows="table 2 (ours: the vehicle)",
     summary="On a model that does grow outliers: which attention prevents them, and what do few bits cost then?",
-    needs="two to three minutes a model on one core, 60 models (no model is loaded: small ones are trained)",
+    needs="two to four minutes a model on one core, 60 models (no model is loaded: small ones are trained)",
     presets={
         "cpu": VehicleConfig(
             length=_VEHICLE.length,
