@@ -48,6 +48,17 @@ def test_the_whole_scan_proves_what_holds_the_model_up(smollm2):
     whole = sf.scan(smollm2)
     assert str(whole.super_weights[0]) == "layers.11 down_proj[507, 1229]"
     assert whole.super_weights[0].verdict == "proven"
+    proven = {str(one) for one in whole.proven_numbers}
+    assert proven >= {
+        "layers.11 down_proj[507, 1229]",
+        "layers.2 down_proj[507, 90]",
+        "layers.2 down_proj[507, 430]",
+        "layers.9 down_proj[260, 200]",
+        "layers.29 post_attention_layernorm[17]",
+        "layers.1 input_layernorm[507]",
+    }
+    assert whole.census.heavy >= 15
+    assert whole.census.unseen < 500
     late = [weight for weight in whole.super_weights if weight.layer >= 28]
     assert late
     assert all(weight.verdict not in ("proven", "proven-jointly") for weight in late)
