@@ -58,7 +58,7 @@ class Pool:
         if self.halves:  # each number has as many coins as it may be halved
             side = sum(half << depth for depth, half in enumerate(self.halves))
             generator, within = torch.Generator().manual_seed(self.seed + 1), (1 << len(self.halves)) - 1
-            for name, mask in found.items():
+            for mask in found.values():
                 coins = torch.randint(1 << 62, (int(mask.sum()),), generator=generator)
                 mask[mask.clone()] = coins & within == side
         for name, index in listed:
