@@ -167,6 +167,8 @@ def test_what_cannot_be_kept():
     with pytest.raises(StudfinderError, match="everything is skipped"):
         quantized(lm, W4, keep=skip("*"))
     with pytest.raises(StudfinderError, match="cannot keep"):
+        quantized(lm, W4, keep=3)
+    with pytest.raises(StudfinderError, match="no findings"):
         quantized(lm, W4, keep="findings.json")
 
 

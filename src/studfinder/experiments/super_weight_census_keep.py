@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
     paper="-",
     shows="ours",
     summary="Does keeping what the census finds in 16 bits pay beside smaller groups at equal bits?",
-    needs="about 15 minutes and 4 GB with smollm2 in float32 on two cores",
+    needs="about 15 minutes and 4 GB with smollm2 in float32 on one thread (estimated)",
     presets={"cpu": CensusKeepConfig()},
 )
 _ORDERS = {

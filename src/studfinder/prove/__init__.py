@@ -1,8 +1,8 @@
 """Candidates + edits + measures -> verdicts with intervals and controls.
 
 A candidate is a guess until the model has run without it. Each is set to zero alone; the super weights also all
-together, and each one's marginal share of that set is measured, as KL(clean || edited) in nats per token on our own proof text: 16 windows of
-equal length, in random order. The rule, written down once:
+together, and each one's marginal share of that set is measured, as KL(clean || edited) in nats per token on our own
+proof text: 16 windows of equal length, in random order. The rule, written down once:
 
 * proven: alone, the lower bound of the KL on all windows exceeds the floor (0.01 nats) and the largest of 20 matched
   controls: single weights of the same matrix, half nearest in |w|, half nearest in contribution |x_k w_jk|. Those of

@@ -50,12 +50,17 @@ class Pool:
     def masks(self, lm: LM, listed: Collection[Spot]) -> dict[str, torch.Tensor]:
         """Where its numbers are: booleans in the parameters' shapes. What is listed is in no pool."""
         shapes = {name: lm.model.get_parameter(name).shape for name in self.parameters}
-        cuts = [(self.of, self.number), *((2, half) for half in self.halves)]
-        found = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-        for depth, (most, which) in enumerate(cuts):
-            generator = torch.Generator().manual_seed(self.seed + depth)
-            for name, shape in shapes.items():
-                found[name] &= torch.randint(most, shape, generator=generator, dtype=torch.int16) == which
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {
+            name: torch.randint(self.of, shape, generator=generator, dtype=torch.int16) == self.number
+            for name, shape in shapes.items()
+        }
+        if self.halves:  # each number has as many coins as it may be halved
+            side = sum(half << depth for depth, half in enumerate(self.halves))
+            generator, within = torch.Generator().manual_seed(self.seed + 1), (1 << len(self.halves)) - 1
+            for mask in found.values():
+                coins = torch.randint(1 << 62, (int(mask.sum()),), generator=generator)
+                mask[mask.clone()] = coins & within == side
         for name, index in listed:
             if name in found:
                 found[name][index] = False
