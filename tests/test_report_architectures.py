@@ -22,7 +22,9 @@ from tiny import ARCHITECTURES, UNLIKE, D, tiny, token_ids
 def test_a_scan_writes_a_page(architecture: str, tmp_path: Path):
     lm = tiny(architecture)
     prompts = PromptCard.of("given", ("one", "two"), token_ids(2, 12).tolist(), bos=False)
-    plan = ScanPlan(lm, model_card(lm, "0" * 64, None), prompts, Thresholds(), False, ScanConfig(out=tmp_path / "run"))
+    plan = ScanPlan(
+        lm, model_card(lm, "0" * 64, None), prompts, Thresholds(), False, True, ScanConfig(out=tmp_path / "run")
+    )
     run_scan(plan)
     run = read_run(tmp_path / "run")
     html = (run.folder / "report.html").read_text("utf-8")
