@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from studfinder.detectors.census import LEAST_DECADE, census
-from studfinder.edits import Weights, controls_by_prediction, scale
+from studfinder.edits import Weights, controls_by_prediction, scale, zero
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets, kinds_of
@@ -119,8 +119,7 @@ def test_of_a_gain_with_an_offset_both_edits_are_predicted() -> None:
     assert set(gain_offsets(tiny("llama")).values()) == {0.0}
     (number,) = [one for one in census(lm, WINDOWS, draws=8).top if (one.parameter, one.index) == (name, at)]
     assert number.off == pytest.approx(number.kl * (1.3 / 0.3) ** 2, rel=1e-3)
-    edits = number.edits()
-    effects = effects_of(lm, WINDOWS, [edits["zero"], edits["off"]])
+    effects = effects_of(lm, WINDOWS, [zero(number.weights), scale(number.weights, -1 / number.value)])
     zeroed, off = effects.kl.sum(axis=1) / effects.tokens.sum()
     assert zeroed == pytest.approx(number.kl, rel=0.8)
     assert off > 5 * zeroed

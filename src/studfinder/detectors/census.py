@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from studfinder.edits import Edit, Weights, scale, zero
+from studfinder.edits import Weights
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets
 from studfinder.passes import gradients, sampled_likelihood
@@ -64,13 +64,6 @@ class PredictedNumber:
     @property
     def weights(self) -> Weights:
         return Weights(parameter=self.parameter, entries=(self.index,))
-
-    def edits(self) -> dict[str, tuple[Edit, ...]]:
-        """What takes it out: "zero", and of a gain 1 + w "off", which takes the factor to zero."""
-        found = {"zero": zero(self.weights)}
-        if self.off is not None and self.value:
-            found["off"] = scale(self.weights, -1 / self.value)
-        return found
 
 
 @dataclass(frozen=True)

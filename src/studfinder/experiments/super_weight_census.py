@@ -39,12 +39,12 @@ from studfinder.experiments.census_tables import (
     where,
 )
 from studfinder.experiments.weights import load_findings
-from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.models.kinds import gain_offsets, kinds_of
-from studfinder.prove.pools import FULL, Pool, Pooled, cut, drawn_pools, pool_stream, search_pools
+from studfinder.prove.pools import Pool, Pooled, pool_effects, search_sample
 from studfinder.records import Interval, Table
 from studfinder.records.config import option
+from studfinder.records.numbers import VOCABULARY
 from studfinder.stats import most_unseen
 from studfinder.studies import swept
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
@@ -56,8 +56,6 @@ _TOGETHER = 24
 """Numbers measured in one step of the run."""
 _DEEPER = 2
 """The combined order is measured so many times as far as each other."""
-_BY_TOKEN = ("embedding", "head")
-"""Kinds of numbers that belong to one token."""
 _HEAD = 12
 """Entries of the output matrix that the closed form says carry something, and that are measured."""
 _GAINS = 16
@@ -131,7 +129,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     else:
         notes.append(f"no entry of the output matrix carries more than {own.threshold:g} nats (closed form).")
     kinds = kinds_of(lm)
-    outside = {spot: kl for spot, kl in measured.items() if kinds[spot[0]] not in _BY_TOKEN}
+    outside = {spot: kl for spot, kl in measured.items() if kinds[spot[0]] not in VOCABULARY}
     said = [recalled(measured, rankings[name], name, own.threshold) for name in (COMBINED, _AT_A_FIFTH)]
     only = recalled(outside, rankings[COMBINED], COMBINED, own.threshold)
     said.append(f"outside the embedding and the output matrix: {only}")
@@ -153,7 +151,7 @@ def _bound(
     """The sentence of what was missed. Seen is what pools hold and the list has not: a number of the list is none of
     those that may be unseen, whether it was in a pool or not."""
     kinds = kinds_of(lm)
-    inside = {name for name, kind in kinds.items() if kind not in _BY_TOKEN}
+    inside = {name for name, kind in kinds.items() if kind not in VOCABULARY}
     numbers = sum(sum(counts) for name, counts in found["decades"].items() if name in inside)
     heavy = sum(spot[0] in inside and kl.value > threshold for spot, kl in measured.items())
     return (
@@ -218,29 +216,18 @@ def _measured(
 def _pools(
     bench: Bench, lm: LM, judged: Sequence[Sequence[int]], found: dict[str, Any], listed: Collection[Spot]
 ) -> Pooled:
-    """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does.
-    The embedding and the output matrix are left out: so many of their entries carry that no pool would be quiet."""
+    """Everything that is not listed, in pools; of a pool that carries more than the threshold, the number that does."""
     own: CensusConfig = bench.config
-    totals, predicted = dict(found["totals"]), {spot_of(one): kl for one, kl in found["predicted"]}
-    for name, index in listed:
-        totals[name] = max(0.0, totals[name] - predicted.get((name, index), 0.0))
-    kinds = kinds_of(lm)
-    inside = {name: total for name, total in totals.items() if kinds[name] not in _BY_TOKEN}
-    counts = cut(lm, inside, found["wholes"], FULL * own.threshold)
-    pools, chance = drawn_pools(counts, own.pools, own.seed)
+    predicted = {spot_of(one): kl for one, kl in found["predicted"]}
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:
-        found: list[float] = []
+        kls: list[float] = []
         for start in range(0, len(some), _TOGETHER):
             part = some[start : start + _TOGETHER]
-            found += bench.once(f"pools {turn} from {start}", partial(_mean, lm, judged, part, listed))
-            bench.progress(f"pools, round {turn + 1}", len(found), len(some))
-        return found
+            kls += bench.once(f"pools {turn} from {start}", partial(pool_effects, lm, judged, part, listed))
+            bench.progress(f"pools, round {turn + 1}", len(kls), len(some))
+        return kls
 
-    loud, singles = search_pools(lm, pools, listed, measure, own.threshold)
-    return Pooled(tested=len(pools), of=sum(counts.values()), chance=chance, loud=loud, found=singles)
-
-
-def _mean(lm: LM, judged: Sequence[Sequence[int]], pools: Sequence[Pool], listed: Collection[Spot]) -> list[float]:
-    effects = effects_of(lm, judged, [pool_stream(lm, pool, listed) for pool in pools])
-    return (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist()
+    return search_sample(
+        lm, found["totals"], found["wholes"], predicted, listed, own.pools, own.threshold, own.seed, measure
+    )

@@ -88,6 +88,10 @@ class Pooled:
     found: list[Spot]
 
 
+PoolMeasure = Callable[[int, Sequence[Pool]], Sequence[float]]
+"""From the round of halving, from 0, and pools, the KL of each in nats per token."""
+
+
 def cut(lm: LM, totals: Mapping[str, float], wholes: Mapping[str, float], most: float) -> dict[tuple[str, ...], int]:
     """Into how many pools the parameters of each layer, and each parameter outside, are cut so that no more than `most`
     nats are predicted of any.
@@ -129,22 +133,14 @@ def missed(
     threshold: float,
     progress: Progress,
 ) -> Pooled:
-    """About `most` pools of all numbers but the listed ones and those of the vocabulary (so many of these carry that no
-    pool of them would be quiet), measured on the windows.
+    """What `search_sample` finds on the windows.
 
     Args:
         census: of this model.
         threshold: KL in nats per token from which a number carries something.
     """
     known = {(one.parameter, one.index): one.kl for one in census.top} | {at: one.kl for at, one in census.also.items()}
-    totals = dict(census.totals)
-    for name, index in listed:
-        totals[name] = max(0.0, totals[name] - known.get((name, index), 0.0))
-    kinds = kinds_of(lm)
-    totals = {name: total for name, total in totals.items() if kinds[name] not in VOCABULARY}
     wholes = {of: float(kl) for (of, kind), kl in census.groups.items() if kind in ("whole", "layer")}
-    counts = cut(lm, totals, wholes, FULL * threshold)
-    pools, chance = drawn_pools(counts, most, 0)
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:
         what = "looking for what was missed" if not turn else f"looking closer, round {turn}"
@@ -152,19 +148,55 @@ def missed(
         for start in range(0, len(some), _TOGETHER):
             part = some[start : start + _TOGETHER]
             progress(what, start, len(some))
-            effects = effects_of(lm, windows, [pool_stream(lm, pool, listed) for pool in part])
-            found += (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist()
+            found += pool_effects(lm, windows, part, listed)
         return found
 
+    return search_sample(lm, census.totals, wholes, known, listed, most, threshold, 0, measure)
+
+
+def search_sample(
+    lm: LM,
+    totals: Mapping[str, float],
+    wholes: Mapping[str, float],
+    known: Mapping[Spot, float],
+    listed: Collection[Spot],
+    most: int,
+    threshold: float,
+    seed: int,
+    measure: PoolMeasure,
+) -> Pooled:
+    """About `most` pools of all numbers but the listed ones and those of the vocabulary (so many of these carry that no
+    pool of them would be quiet), searched as `search_pools` says.
+
+    Args:
+        totals, wholes: see `cut`, with all numbers.
+        known: predicted KL of single numbers, the listed ones among them.
+        threshold: KL in nats per token from which a number carries something.
+    """
+    kinds = kinds_of(lm)
+    rest = {name: total for name, total in totals.items() if kinds[name] not in VOCABULARY}
+    for name, index in listed:
+        if name in rest:
+            rest[name] = max(0.0, rest[name] - known.get((name, index), 0.0))
+    counts = cut(lm, rest, wholes, FULL * threshold)
+    pools, chance = drawn_pools(counts, most, seed)
     loud, singles = search_pools(lm, pools, listed, measure, threshold)
     return Pooled(tested=len(pools), of=sum(counts.values()), chance=chance, loud=loud, found=singles)
+
+
+def pool_effects(
+    lm: LM, windows: Sequence[Sequence[int]], pools: Sequence[Pool], listed: Collection[Spot]
+) -> list[float]:
+    """The KL of each pool at zero, in nats per token."""
+    effects = effects_of(lm, windows, [pool_stream(lm, pool, listed) for pool in pools])
+    return (effects.kl.sum(axis=1) / effects.tokens.sum()).tolist()
 
 
 def search_pools(
     lm: LM,
     pools: Sequence[Pool],
     listed: Collection[Spot],
-    measure: Callable[[int, Sequence[Pool]], Sequence[float]],
+    measure: PoolMeasure,
     threshold: float,
 ) -> tuple[int, list[Spot]]:
     """How many pools carry more than the threshold, and the single numbers in them that do: a loud pool is halved, and
@@ -172,7 +204,6 @@ def search_pools(
 
     Args:
         listed: numbers that are in no pool.
-        measure: from the round of halving, from 0, and pools, the KL of each in nats per token.
     """
     found: list[Spot] = []
     first, turn = 0, 0
