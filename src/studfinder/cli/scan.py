@@ -54,7 +54,7 @@ def command(
                 f"on {len(plan.prompts.tokens)} prompts, {plan.prompts.total:,} tokens"
                 + ", with the paper's loop (zero, look again)" * config.iterative
                 + ", rank every number by a backward pass" * plan.census
-                + f", and prove up to {config.most} candidates on 4,000 tokens (some 30 passes)" * plan.prove
+                + f", and prove up to {config.most} candidates on 4,000 tokens" * plan.prove
                 + f": {place_of(scan_run(plan), config.overwrite)}"
             )
             return
