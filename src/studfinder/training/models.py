@@ -11,13 +11,12 @@ import torch
 from studfinder.attention import VARIANTS, Variant, convert
 from studfinder.attention.variant import variant_class
 from studfinder.errors import StudfinderError, unknown
+from studfinder.models import anatomy_of
 from studfinder.records.config import Config, option, worded
 
 _FROM_SCRATCH = ("paper", "fresh")
 """Starts that suit an untrained model, best first; "identity" exists to keep a trained one."""
 _FRESH_FIRST = frozenset({"gated"})
-_WRITERS = (".o_proj.weight", ".down_proj.weight", ".out_proj.weight", ".fc2.weight")
-"""What writes to the residual stream, in both architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +74,10 @@ def build_model(shape: ModelShape, variants: Sequence[Variant], *, vocabulary: i
 
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     if shape.scaled_init:
+        written = [ref for layer in anatomy_of(model).layers for ref in (*layer.writers, layer.mixers[0].output)]
         with torch.no_grad():
-            for name, matrix in model.named_parameters():
-                if name.endswith(_WRITERS):
-                    matrix.div_((2 * shape.layers) ** 0.5)
+            for ref in filter(None, written):
+                model.get_parameter(ref.parameter).div_((2 * shape.layers) ** 0.5)
     return put_in(model, variants)
 
 
