@@ -92,8 +92,9 @@ def command(
         say_json((folder / "result.json").read_text(encoding="utf-8"))
         return
     from studfinder.report.cells import print_sheet
+    from studfinder.report.claims import claims_table
 
-    print_sheet(result.name, result.tables, result.notes, folder)
+    print_sheet(result.name, (*claims_table(result.claims), *result.tables), result.notes, folder)
 
 
 def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: bool) -> None:

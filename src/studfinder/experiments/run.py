@@ -21,6 +21,7 @@ from studfinder.records.config import identity, replaced
 from studfinder.records.presented import Presented
 from studfinder.records.public import checked
 from studfinder.report.charts import draw_chart
+from studfinder.report.claims import claims_table
 from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, read, run_of, versions, write_text
 from studfinder.runs.progress import in_notebook
@@ -209,6 +210,7 @@ def _carried_out(plan: ExperimentPlan, run: Run, bench: Bench, command: str) -> 
         tables=tuple(outcome.tables),
         notes=(*outcome.notes, *outcome.remarks),
         charts=tuple(outcome.charts),
+        claims=tuple(outcome.claims),
         data=outcome.data,
     )
 
@@ -225,6 +227,7 @@ def _outcome(module: ModuleType, bench: Bench) -> Outcome:
         part = module.across(whole.data)
         whole.tables[:0], whole.notes[:0] = part.tables, part.notes
         whole.charts += part.charts
+        whole.claims += part.claims
     return whole
 
 
@@ -250,7 +253,7 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
         lead=lead,
         models=result.models,
         run=result.run,
-        tables=result.tables,
+        tables=(*claims_table(result.claims), *result.tables),
         notes=result.notes,
         charts=drawn,
     )

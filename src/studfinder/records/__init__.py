@@ -1,6 +1,7 @@
 """Plain data, JSON in and out; no torch."""
 
 from studfinder.records.chart import Chart, Plot, Point, Series, line, point
+from studfinder.records.claims import Claim, ClaimResult, Judgement
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -27,11 +28,14 @@ __all__ = [
     "CensusCard",
     "CensusPlace",
     "Chart",
+    "Claim",
+    "ClaimResult",
     "Comparison",
     "Continuation",
     "Effect",
     "Findings",
     "Interval",
+    "Judgement",
     "MassiveActivation",
     "MassiveValue",
     "MassiveValueSummary",

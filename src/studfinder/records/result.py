@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from studfinder.records.chart import Chart
+from studfinder.records.claims import ClaimResult
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.presented import Presented
 from studfinder.records.public import OneLine
@@ -48,6 +49,7 @@ class Result(Presented):
         tables: what was measured.
         notes: what the numbers say, in sentences made from the numbers.
         charts: the figures, as plain data.
+        claims: what each model says of the paper's claims.
         data: by model, what an experiment's own figure needs and what else is worth keeping.
     """
 
@@ -61,6 +63,7 @@ class Result(Presented):
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
+    claims: tuple[ClaimResult, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:

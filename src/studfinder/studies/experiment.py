@@ -18,7 +18,7 @@ from typing import Any
 from studfinder.errors import unknown
 from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
-from studfinder.records import Chart, ModelCard, Table, from_json, to_plain
+from studfinder.records import Chart, Claim, ClaimResult, ModelCard, Table, from_json, to_plain
 from studfinder.records.config import Config, option
 from studfinder.runs import Progress, Work
 from studfinder.sites import check_causal
@@ -45,6 +45,7 @@ class Experiment:
         presets: settings by preset, of one class; "cpu" always, "paper" where the paper's own sizes are known. A
             `limit` among them is what --limit sets.
         trains: whether it trains models of its own instead of taking the user's.
+        claims: of the paper, that it judges.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Experiment:
     needs: str
     presets: Mapping[str, StudyConfig]
     trains: bool = False
+    claims: tuple[Claim, ...] = ()
 
     def settings(self, preset: str) -> StudyConfig:
         """A preset. Raises StudfinderError if there is none of this name."""
@@ -70,6 +72,7 @@ class Outcome:
         tables, notes, charts: see `records.Result`; the model's name is put before titles and notes.
         data: everything that the experiment's own figure needs, and whatever else is worth keeping.
         remarks: notes on the experiment, said once and not of each model.
+        claims: what the model says of the paper's claims; its name is put in.
     """
 
     tables: list[Table] = field(default_factory=list)
@@ -77,6 +80,7 @@ class Outcome:
     charts: list[Chart] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    claims: list[ClaimResult] = field(default_factory=list)
 
     def add(self, model: str, part: Outcome) -> None:
         """Take in what was measured of a model."""
@@ -85,6 +89,7 @@ class Outcome:
         self.notes += [f"{model}: {note}" for note in part.notes]
         self.charts += [replace(chart, name=chart.name + suffix, model=model) for chart in part.charts]
         self.data[model] = part.data
+        self.claims += [replace(claim, model=model) for claim in part.claims]
         self.remarks += [remark for remark in part.remarks if remark not in self.remarks]
 
 

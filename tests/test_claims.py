@@ -1,0 +1,104 @@
+"""A claim is judged by its interval alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studfinder.records import Claim, Comparison, Interval
+from studfinder.report.claims import because, claims_table, verdicts
+from studfinder.studies import judged
+
+
+def between(low: float, high: float) -> Interval:
+    middle = (low + high) / 2
+    return Interval(value=middle, low=low, high=high, level=0.95, n=100, method="bootstrap over items")
+
+
+def claim(kind: str = "more", **more) -> Claim:
+    return Claim(key="x/y", says="It grows.", decides="how much it grew", kind=kind, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "none", "paper", "low", "high", "verdict"),
+    [
+        ("more", 0, None, 0.1, 0.3, "held"),
+        ("more", 0, None, -0.3, -0.1, "did not hold"),
+        ("more", 0, None, -0.1, 0.3, "not decided"),
+        ("more", 0, 0.4, -0.1, 0.3, "did not hold"),
+        ("more", 0, 0.4, -0.1, 0.5, "not decided"),
+        ("more", 0, 0.4, 0.1, 0.2, "held"),
+        ("less", 0, None, -0.3, -0.1, "held"),
+        ("less", 0, None, 0.1, 0.3, "did not hold"),
+        ("less", 0, -0.4, -0.3, 0.1, "did not hold"),
+        ("less", 0, -0.4, -0.5, 0.1, "not decided"),
+        ("more", 1, None, 1.1, 2.0, "held"),
+        ("more", 1, None, 0.5, 0.9, "did not hold"),
+        ("more", 1, 5.0, 0.5, 3.0, "did not hold"),
+        ("less", 1, 0.5, 0.6, 1.2, "did not hold"),
+        ("less", 1, 0.5, 0.4, 1.2, "not decided"),
+    ],
+)
+def test_the_interval_decides(kind, none, paper, low, high, verdict):
+    found = judged(claim(kind, none=none, paper_effect=paper), between(low, high))
+    assert found.verdict == verdict
+    assert ("could not be decided" in claims_table([found])[0].rows[0][1]) == (verdict == "not decided")
+
+
+@pytest.mark.parametrize(
+    ("none", "margin", "low", "high", "verdict"),
+    [
+        (0, 0.1, -0.05, 0.09, "held"),
+        (0, 0.1, -0.05, 0.2, "not decided"),
+        (0, 0.1, 0.11, 0.2, "did not hold"),
+        (0, 0.1, -0.2, -0.11, "did not hold"),
+        (1, 1.1, 0.95, 1.05, "held"),
+        (1, 1.1, 0.5, 1.05, "not decided"),
+        (1, 1.1, 0.5, 0.6, "did not hold"),
+    ],
+)
+def test_no_change_is_shown_by_a_margin(none, margin, low, high, verdict):
+    assert judged(claim("within", none=none, margin=margin), between(low, high)).verdict == verdict
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5), st.sampled_from([None, 0.5, 2.0]))
+def test_nothing_failed_whose_interval_holds_the_papers_effect(one, other, paper):
+    low, high = sorted((one, other))
+    more = judged(claim("more", paper_effect=paper), between(low, high))
+    assert more.smallest == pytest.approx((high - low) / 2)
+    if paper is not None and low <= paper <= high:
+        assert more.verdict != "did not hold"
+    mirrored = judged(
+        claim("less", paper_effect=None if paper is None else -paper), between(-high, -low)
+    )  # the rule has no favourite side
+    assert mirrored.verdict == more.verdict
+
+
+def test_ratios_are_judged_by_their_logarithms():
+    found = judged(claim(none=1.0), Comparison(kind="ratio", interval=between(0.5, 2.0)))
+    assert found.verdict == "not decided"
+    assert found.smallest == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("broken", [between(math.nan, 1.0), between(1.0, math.nan), None])
+def test_what_was_not_measured_decides_nothing(broken):
+    found = judged(claim(), broken, why="there was nothing to measure", cost="an hour with another model")
+    assert found.verdict == "not decided"
+    assert found.smallest is None
+    assert "To decide: an hour with another model." in because(found)
+
+
+def test_a_margin_belongs_to_within():
+    with pytest.raises(ValueError, match="margin"):
+        claim("within")
+    with pytest.raises(ValueError, match="margin"):
+        claim("more", margin=0.1)
+
+
+def test_verdicts_are_counted():
+    results = [judged(claim(), between(*ends)) for ends in ((0.1, 0.2), (-0.2, -0.1), (-1.0, 1.0), (0.3, 0.4))]
+    assert verdicts(results) == "2 held, 1 did not hold, 1 could not be decided here"
+    assert claims_table([]) == []
