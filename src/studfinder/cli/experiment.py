@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from studfinder.records.config import settings_of
 from studfinder.verbs.configs import ExperimentConfig
 from studfinder.visible import say, say_json
 
+if TYPE_CHECKING:
+    from studfinder.experiments import EndedRun
+
 EXAMPLES = """Examples:
 
 \b
@@ -25,7 +28,7 @@ EXAMPLES = """Examples:
   studfinder experiment super-weight/ablation --model smollm2         a paper's table on the built-in model
   studfinder experiment massive-values/rope --model smollm2 --model gemma3-270m
   studfinder experiment super-weight/scaling --model ./mine --limit 50 --set factors=0,0.5,1,2
-  studfinder experiment --all --model ./mine                          all that judge the papers' claims, one after the other
+  studfinder experiment --all --model ./mine                          all that judge the papers' claims, in turn
 """
 
 OWN_OPTIONS: dict[str, Any] = {
@@ -99,17 +102,14 @@ def command(
 
 def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: bool) -> None:
     """A whole set, in the order of a file: how long it takes, a line as each run ends, and what all of them say."""
-    import json
     import shlex
     from functools import partial
 
     from studfinder.experiments import listed_runs, run_listed
     from studfinder.experiments.listed import CLAIMS
     from studfinder.measures import batch_size as reading
-    from studfinder.records import Table
-    from studfinder.report.cells import print_sheet
-    from studfinder.runs import first_process
     from studfinder.report.words import duration
+    from studfinder.runs import first_process
     from studfinder.verbs.load import load_as, options_of
 
     own = [*more, *config.change, *(f"--{one}" for one in ("limit", "seed") if getattr(config, one) is not None)]
@@ -151,7 +151,22 @@ def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: 
             if loud:
                 what = f"refused: {one.refused}" if one.refused else "was there" if one.read else duration(one.seconds)
                 say(f"[{len(ended)}/{len(runs)}] {one.run}: {what}", file=sys.stderr)
-    if as_json and first:
+    if first:
+        _say_ended(ended, as_json)
+    if any(one.refused for one in ended):
+        raise typer.Exit(1)
+
+
+def _say_ended(ended: Sequence[EndedRun], as_json: bool) -> None:
+    """What all of them say of the papers' claims, and where each is."""
+    import json
+
+    from studfinder.records import Table
+    from studfinder.report.cells import print_sheet
+    from studfinder.report.claims import claims_table, verdicts
+    from studfinder.report.words import duration
+
+    if as_json:
         plain = [
             {
                 "experiment": one.run.plan.entry.name,
@@ -164,11 +179,12 @@ def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: 
             for one in ended
         ]
         say_json(json.dumps(plain, indent=1))
-    elif first:
-        rows = tuple((str(one.run), one.refused or str(one.folder)) for one in ended)
-        print_sheet("", [Table(title="Runs", columns=("run", "where, or why not"), rows=rows)], [], None)
-    if any(one.refused for one in ended):
-        raise typer.Exit(1)
+        return
+    claims = [claim for one in ended if one.result for claim in one.result.claims]
+    places = (f"refused: {one.refused}" if one.refused else str(one.folder) for one in ended)
+    rows = tuple((str(one.run), duration(one.seconds), place) for one, place in zip(ended, places, strict=True))
+    table = Table(title="runs", columns=("run", "took", "where"), rows=rows)
+    print_sheet("", [*claims_table(claims), table], [f"Claims: {verdicts(claims)}."] * bool(claims), None)
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, str]:

@@ -145,7 +145,7 @@ def run_listed(
                 root=root,
                 overwrite=overwrite,
                 progress=progress,
-                command=f"studfinder experiment {run.words} {options}".rstrip(),
+                command=f"studfinder experiment {run.words} {options if run.plan.models else ''}".rstrip(),
                 loader=loader,
             )
         except Exception as error:
