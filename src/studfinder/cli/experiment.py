@@ -163,7 +163,7 @@ def _say_ended(ended: Sequence[EndedRun], as_json: bool) -> None:
 
     from studfinder.records import Table
     from studfinder.report.cells import print_sheet
-    from studfinder.report.claims import claims_table, verdicts
+    from studfinder.report.claims import claims_overview, verdicts
     from studfinder.report.words import duration
 
     if as_json:
@@ -180,11 +180,12 @@ def _say_ended(ended: Sequence[EndedRun], as_json: bool) -> None:
         ]
         say_json(json.dumps(plain, indent=1))
         return
-    claims = [claim for one in ended if one.result for claim in one.result.claims]
+    results = [one.result for one in ended if one.result is not None]
+    claims = [claim for result in results for claim in result.claims]
     places = (f"refused: {one.refused}" if one.refused else str(one.folder) for one in ended)
     rows = tuple((str(one.run), duration(one.seconds), place) for one, place in zip(ended, places, strict=True))
     table = Table(title="runs", columns=("run", "took", "where"), rows=rows)
-    print_sheet("", [*claims_table(claims), table], [f"Claims: {verdicts(claims)}."] * bool(claims), None)
+    print_sheet("", [*claims_overview(results), table], [f"Claims: {verdicts(claims)}."] * bool(claims), None)
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, str]:
