@@ -81,7 +81,7 @@ def model(kind: str) -> LM:
             site = f"down_proj.input[{place}]"
             loud = int(capture(lm, ids, [site])[site].abs().flatten(0, -2).mean(0).argmax())
             with torch.no_grad():
-                lm.model.get_parameter(ref.parameter)[ref.index(ROW, loud)] = 2000.0
+                lm.model.get_parameter(ref.parameter)[ref.index(ROW, loud)] = 5000.0
             return lm
     return lm
 
