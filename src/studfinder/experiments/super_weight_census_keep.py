@@ -74,7 +74,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     many = int((dearer - cheaper) * numbers / 48)
     if many < 1:
         raise StudfinderError(
-            f"groups of {own.smaller} cost no more than groups of {own.block}", expected="--smaller below --block"
+            f"groups of {own.smaller} cost no more than groups of {own.block}",
+            expected=f"--set smaller=N with N below {own.block}",
         )
     chosen = bench.once("orders", lambda: _chosen(bench, lm, base.scheme, max(many, own.few)))
     plain = rounding.variant(f"groups of {own.block}, nothing", base)
