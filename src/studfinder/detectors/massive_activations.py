@@ -94,7 +94,9 @@ class MassiveActivations(Detector):
         median = self.layers[layer].magnitudes.median
         entries = []
         for value, (prompt, position, dim) in self.layers[layer].top.entries[:k]:
-            beside = (self.prompts[prompt][place : place + 1] for place in (position, max(0, position - 1), position + 1))
+            beside = (
+                self.prompts[prompt][place : place + 1] for place in (position, max(0, position - 1), position + 1)
+            )
             token, before, after = ("".join(token_text(self.lm, one) for one in ids) for ids in beside)
             entries.append(
                 MassiveActivation(
