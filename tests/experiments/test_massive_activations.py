@@ -190,6 +190,75 @@ def test_no_op_heads(lm, folder):
     mass = [row[1].value for row in by_layer.rows]
     assert all(0 <= value <= 1 for value in mass)
     assert {row[0].split(":")[0] for row in phases.rows} == {"before", "after"}
+    assert set(claims(result)) == {
+        "attended",
+        "draw-attention",
+        "bias-over-queries",
+        "bias-beyond-attention",
+        "bias-over-texts",
+    }
+    attend = result.claims[0]
+    assert attend.number.value == pytest.approx(attend.effect.value - attend.control.value)
+
+
+def test_heads(lm, folder):
+    result = run("massive-activations/heads", lm, folder, limit=4, window=64, sequences=3, length=8)
+    kinds, *maps = result.tables
+    assert {row[0] for row in kinds.rows} == {"induction", "previous token", "no-op (massive tokens)"}
+    heads = lm.anatomy.heads
+    for table in maps:
+        assert [row[0] for row in table.rows] == list(range(len(lm.anatomy.layers)))
+        for _, scores, controls in table.rows:
+            assert len(scores.split()) == len(controls.split()) == heads
+            assert all(0 <= float(score.strip("*")) <= 1 for score in scores.split())
+
+
+@pytest.mark.parametrize(("steps", "kind"), [(1, "previous"), (2, "")])
+def test_a_planted_previous_token_head_is_called_one(steps, kind):
+    """Attention that is all on the token `steps` before."""
+    from studfinder.experiments.massive_activations_heads import _called
+
+    back = np.zeros((6, 2, 3))
+    back[:, steps - 1, 1] = 0.9 + np.random.default_rng(0).normal(0, 0.01, 6)
+    assert set(_called({4: back})) == ({(4, 1)} if kind else set())
+
+
+def test_tokens_beside():
+    from studfinder.experiments.massive_attention import _nearest
+
+    assert _nearest(torch.tensor([0]), torch.tensor([1, 2, 3])).tolist() == [1]
+    assert _nearest(torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4, 6, 7])).tolist() == [1, 3, 6]
+
+
+def test_attention_to_massive_tokens_is_read_as_they_enter_a_layer(lm):
+    from studfinder.experiments.massive_attention import attended, mass_at_zero
+
+    onset = onset_of(lm, bos=False)
+    ids = encode(lm, default_prompts()[:1])[0][0][:60]
+    seen = list(attended(lm, onset, ids))
+    assert [one.layer for one in seen] == list(range(len(lm.anatomy.layers)))
+    zeroed = mass_at_zero(lm, onset, ids, seen)
+    for one in seen:
+        assert one.held[0] == 0
+        assert len(one.beside) == len(one.held)
+        assert not set(one.beside.tolist()) & set(one.held.tolist())
+        assert torch.equal(zeroed[one.layer], one.mass_H) == (one.layer <= onset.layer)
+
+
+def test_prefix_matching_finds_the_token_after_the_first_occurrence():
+    """Attention is as it is made: one head looks there, one at the token before."""
+    from types import SimpleNamespace
+
+    from studfinder.measures.induction import prefix_matching
+
+    size, tokens = 4, 9
+    key = torch.eye(tokens)[None, None]
+    query = torch.zeros(1, 2, tokens, tokens)
+    for place in range(tokens):
+        query[0, 0, place, max(0, place - size + 1)] = query[0, 1, place, max(0, place - 1)] = 100.0
+    nothing = dict.fromkeys(("mask", "window", "sinks", "softcap"))
+    event = SimpleNamespace(query_BHTD=query, key_BGSD=key, scaling=1.0, **nothing)
+    assert prefix_matching(event, size).tolist() == pytest.approx([1.0, 0.0], abs=1e-4)
 
 
 def test_what_is_added_is_the_head_output_of_those_tokens(lm):
