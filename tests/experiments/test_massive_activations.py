@@ -14,7 +14,7 @@ from builtins_here import REAL_DTYPE
 from proving import LAYER, provable
 from studfinder.errors import StudfinderError
 from studfinder.experiments import plan_experiment, run_experiment
-from studfinder.experiments.massive_onset import onset_of, replaced, stand_ins
+from studfinder.experiments.massive_onset import onset_of, set_massive, stand_ins
 from studfinder.experiments.massive_where_claims import share_of
 from studfinder.models import load
 from studfinder.sites import capture
@@ -107,7 +107,7 @@ def test_what_is_replaced(lm, layers):
         ({"to_mean": True}, DIM, onset.means[DIM, LAYER]),
         ({"instead": {layer: {DIM: 2} for layer in onset.layers[DIM]}}, 2, (0.0, 0.0)),
     ):
-        with replaced(lm, onset, [DIM], layers=layers, **how):
+        with set_massive(lm, onset, [DIM], layers=layers, **how):
             after = capture(lm, ids, [site])[site]
         expected = before.clone()
         expected[0, onset.tokens(LAYER, before[0]), dim] = value[1]
@@ -119,7 +119,7 @@ def test_an_edit_that_changes_nothing_is_refused(lm):
     onset = onset_of(lm, bos=False)
     least = dict.fromkeys(onset.least, 1e9)
     ids = torch.tensor([[3, 4]])
-    with pytest.raises(StudfinderError, match="was massive"), replaced(lm, replace(onset, least=least), [DIM]):
+    with pytest.raises(StudfinderError, match="was massive"), set_massive(lm, replace(onset, least=least), [DIM]):
         lm.model(input_ids=ids)
 
 
@@ -231,11 +231,11 @@ def test_tokens_beside():
 
 
 def test_attention_to_massive_tokens_is_read_as_they_enter_a_layer(lm):
-    from studfinder.experiments.massive_attention import attended, mass_at_zero
+    from studfinder.experiments.massive_attention import attention_to_massive, mass_at_zero
 
     onset = onset_of(lm, bos=False)
     ids = encode(lm, default_prompts()[:1])[0][0][:60]
-    seen = list(attended(lm, onset, ids))
+    seen = list(attention_to_massive(lm, onset, ids))
     assert [one.layer for one in seen] == list(range(len(lm.anatomy.layers)))
     zeroed = mass_at_zero(lm, onset, ids, seen)
     for one in seen:

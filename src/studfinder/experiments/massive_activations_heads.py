@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 
 from studfinder.detectors.attention_sinks import attention_weights
 from studfinder.errors import StudfinderError
-from studfinder.experiments.massive_attention import attended, calls_of
+from studfinder.experiments.massive_attention import attention_to_massive, calls_of
 from studfinder.experiments.massive_onset import Onset, onset_of
 from studfinder.experiments.massive_reading import conditions, ids_of
 from studfinder.measures.induction import prefix_matching, repeated
@@ -118,7 +118,7 @@ def _text(lm: LM, onset: Onset | None, ids: list[int]) -> dict[str, _Read]:
         # From the fourth token on: before it there is little else to attend to.
         back = [p_HTS.diagonal(-steps, dim1=1, dim2=2)[:, 3 - steps :].mean(dim=1).tolist() for steps in (1, 2)]
         previous[str(layer)] = back
-    seen = [] if onset is None else attended(lm, onset, ids)
+    seen = [] if onset is None else attention_to_massive(lm, onset, ids)
     no_op: _Read = {str(one.layer): [one.mass_H.tolist(), one.beside_H.tolist(), one.norm_H.tolist()] for one in seen}
     return {"previous": previous, "no-op": no_op}
 

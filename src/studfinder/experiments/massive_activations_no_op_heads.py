@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.massive_attention import attended, head_means, mass_at_zero
-from studfinder.experiments.massive_no_op_claims import CLAIMS, no_op_claims
+from studfinder.experiments.massive_attention import attention_to_massive, head_means, mass_at_zero
+from studfinder.experiments.massive_no_op_claims import NO_OP_CLAIMS, no_op_claims
 from studfinder.experiments.massive_onset import Onset, onsets
 from studfinder.experiments.massive_reading import ids_of
 from studfinder.models import LM
@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
     summary="Do heads attend to massive tokens in order to write nothing, or the same to everyone?",
     needs="about 3 minutes and 1 GB with smollm2 on two cores",
     presets={"cpu": NoOpConfig()},
-    claims=CLAIMS,
+    claims=NO_OP_CLAIMS,
 )
 _MEASURES = {
     "held": "massive tokens",
@@ -134,7 +134,7 @@ def _phases(onset: Onset, layers: Sequence[int]) -> dict[str, list[int]]:
 def _read(own: NoOpConfig, lm: LM, onset: Onset, ids: list[int], place: int) -> dict[str, Any] | None:
     """One text: for each layer the means over heads; None if its first half holds no massive token."""
     random = torch.Generator().manual_seed(own.seed + place)
-    seen = list(attended(lm, onset, ids))
+    seen = list(attention_to_massive(lm, onset, ids))
     if not seen:
         return None
     zeroed = mass_at_zero(lm, onset, ids, seen)

@@ -25,12 +25,12 @@ import torch
 
 from studfinder.experiments.massive_reading import conditions, corpus_windows, ids_of, least_massive, read_residual
 from studfinder.experiments.massive_where_claims import (
-    CLAIMS,
     PROMPTS,
-    Windows,
+    WHERE_CLAIMS,
+    SeenWindows,
     dims_of,
-    holders,
     share_of,
+    tokens_holding,
     where_claims,
 )
 from studfinder.models import LM
@@ -60,7 +60,7 @@ EXPERIMENT = Experiment(
     summary="Where are massive activations: which layers, dims and tokens, with and without BOS?",
     needs="about 3 minutes and 1 GB with smollm2 on two cores",
     presets={"cpu": WhereConfig(), "paper": WhereConfig(window=4096)},
-    claims=CLAIMS,
+    claims=WHERE_CLAIMS,
 )
 _TOP = 5
 _KINDS = ("first", "delimiter", "low-semantic", "other")
@@ -70,7 +70,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Read the residual stream of every window with and without BOS, and of some with shuffled weights."""
     own = bench.config
     every = conditions(lm)
-    seen: dict[str, Windows] = {}
+    seen: dict[str, SeenWindows] = {}
     source = ""
     control: dict[str, int] = {}
     for label, bos in every.items():
@@ -129,12 +129,12 @@ def _shuffled(lm: LM, windows: Sequence[Sequence[int]], seed: int) -> dict[str, 
     return {"having": having, "windows": len(windows)}
 
 
-def _stacked(windows: Windows, what: str) -> np.ndarray:
+def _stacked(windows: SeenWindows, what: str) -> np.ndarray:
     """ "top" (windows, layers, ranks) or "median" (windows, layers); the embedding comes first."""
     return np.array([window[what] for window in windows])
 
 
-def _size_table(seen: dict[str, Windows], source: str) -> Table:
+def _size_table(seen: dict[str, SeenWindows], source: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         top_WLK = _stacked(windows, "top")
@@ -151,12 +151,12 @@ def _size_table(seen: dict[str, Windows], source: str) -> Table:
     )
 
 
-def _kind_table(seen: dict[str, Windows]) -> Table:
+def _kind_table(seen: dict[str, SeenWindows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for dim in [None, *(dim for dim, _ in dims_of(windows).most_common(3))]:
             for kind in _KINDS:
-                held, there = holders(windows, [kind], None if dim is None else [dim])
+                held, there = tokens_holding(windows, [kind], None if dim is None else [dim])
                 texts = Counter(
                     window["tokens"][place]
                     for window in windows
@@ -175,7 +175,7 @@ def _kind_table(seen: dict[str, Windows]) -> Table:
     )
 
 
-def _dim_table(seen: dict[str, Windows]) -> Table:
+def _dim_table(seen: dict[str, SeenWindows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for dim, having in dims_of(windows).most_common(6):
@@ -200,7 +200,7 @@ def _dim_table(seen: dict[str, Windows]) -> Table:
     )
 
 
-def _layer_table(label: str, windows: Windows) -> Table:
+def _layer_table(label: str, windows: SeenWindows) -> Table:
     top_WLK, median_WL = _stacked(windows, "top"), _stacked(windows, "median")
     rows: list[tuple[Cell, ...]] = []
     for place in range(top_WLK.shape[1]):
@@ -218,19 +218,19 @@ def _layer_table(label: str, windows: Windows) -> Table:
     )
 
 
-def _span(windows: Windows) -> tuple[int, int] | None:
+def _span(windows: SeenWindows) -> tuple[int, int] | None:
     """The first and the last layer after which some window has a massive activation."""
     layers = [entry[0] for window in windows for entry in window["massive"]]
     return (min(layers), max(layers)) if layers else None
 
 
-def _note(label: str, windows: Windows) -> str:
+def _note(label: str, windows: SeenWindows) -> str:
     span = _span(windows)
     if span is None:
         ratio = max(t[0] / m for w in windows for t, m in zip(w["top"], w["median"], strict=True) if m)
         return f"{label}: no activation is massive; the largest is {number(ratio)} times its layer's median."
     having = sum(bool(window["massive"]) for window in windows)
-    held = {kind: holders(windows, [kind])[0].sum() for kind in _KINDS}
+    held = {kind: tokens_holding(windows, [kind])[0].sum() for kind in _KINDS}
     kinds = ", ".join(f"{number(n)} {kind}" for kind, n in sorted(held.items(), key=lambda one: -one[1]) if n)
     always = [str(dim) for dim, n in dims_of(windows).items() if n == having]
     top_L = _stacked(windows, "top").mean(axis=0)[:, 0]
@@ -242,7 +242,7 @@ def _note(label: str, windows: Windows) -> str:
     )
 
 
-def _plot(label: str, windows: Windows) -> Plot:
+def _plot(label: str, windows: SeenWindows) -> Plot:
     """The three largest magnitudes and the median by layer, and what is massive."""
     ranks_KL, median_L = _stacked(windows, "top").mean(axis=0).T, _stacked(windows, "median").mean(axis=0)
     x, span = range(-1, len(median_L) - 1), _span(windows)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from studfinder.experiments.massive_onset import Onset, onsets, replaced, stand_ins
+from studfinder.experiments.massive_onset import Onset, onsets, set_massive, stand_ins
 from studfinder.experiments.massive_reading import corpus_windows
 from studfinder.measures import Scores
 from studfinder.measures.likelihood import log_likelihoods
@@ -170,7 +170,7 @@ def _variants(lm: LM, own: ZeroOrMeanConfig, begun: str, onset: Onset, *, alone:
     """The original; all massive dims together, and alone if so asked; each with its controls."""
 
     def variant(label: str, dims: Sequence[int], key: str, family: str = "", **how: Any) -> ModelVariant:
-        change = partial(replaced, lm, onset, tuple(dims), **how)
+        change = partial(set_massive, lm, onset, tuple(dims), **how)
         where = [(dim, onset.layers[dim], [onset.means[dim, layer] for layer in onset.layers[dim]]) for dim in dims]
         return ModelVariant(label, change, f"{begun} {key} {where} {sorted(onset.least.items())}", family)
 
@@ -276,7 +276,7 @@ def _claims(results: Sequence[tuple[str, GridScores]]) -> list[ClaimResult]:
             effect=effect,
             control=control,
             items=count(windows, "window"),
-            why=f"Judged {judged_as}, on {measure.partition(':')[2]}. {said}",
+            why=f"Judged {judged_as}, on {measure.partition(':')[2]}." + f" The same {said}" * bool(said),
             cost=f"--set windows={4 * windows} halves the interval, in four times the time",
         )
         found.append(result)

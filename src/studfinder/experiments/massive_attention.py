@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from studfinder.detectors.attention_sinks import attention_weights
-from studfinder.experiments.massive_onset import Onset, replaced
-from studfinder.experiments.massive_reading import read
+from studfinder.experiments.massive_onset import Onset, set_massive
+from studfinder.experiments.massive_reading import forward_read
 from studfinder.models import LM
 from studfinder.sites import AttentionCall, BlockOutput
 
 
 @dataclass(frozen=True)
-class Attended:
+class LayerAttention:
     """One layer: the queries are the second half's tokens that are not massive.
 
     Attributes:
@@ -68,11 +68,11 @@ def calls_of(lm: LM, ids: Sequence[int], onset: Onset | None = None) -> tuple[di
         if onset is not None and event.layer >= 0:
             massive_LT[event.layer] = onset.tokens(event.layer, event.hidden_BTC[0]).cpu()
 
-    read(lm, ids, {AttentionCall: on_attention, BlockOutput: on_block})
+    forward_read(lm, ids, {AttentionCall: on_attention, BlockOutput: on_block})
     return calls, massive_LT
 
 
-def attended(lm: LM, onset: Onset, ids: Sequence[int]) -> Iterator[Attended]:
+def attention_to_massive(lm: LM, onset: Onset, ids: Sequence[int]) -> Iterator[LayerAttention]:
     """Layer by layer; those are left out where the first half holds no massive token, or as many as others."""
     calls, massive_LT = calls_of(lm, ids, onset)
     half = len(ids) // 2
@@ -85,12 +85,12 @@ def attended(lm: LM, onset: Onset, ids: Sequence[int]) -> Iterator[Attended]:
         p_HTS = attention_weights(event, 0, len(ids), len(ids))[0].cpu()[:, queries]
         value_GSD = event.value_BGSD[0].float().cpu()
         value_HSD = value_GSD.repeat_interleave(len(p_HTS) // len(value_GSD), dim=0)
-        yield Attended(layer, p_HTS, value_HSD, queries, held, free, _nearest(held, free))
+        yield LayerAttention(layer, p_HTS, value_HSD, queries, held, free, _nearest(held, free))
 
 
-def mass_at_zero(lm: LM, onset: Onset, ids: Sequence[int], seen: Sequence[Attended]) -> dict[int, torch.Tensor]:
+def mass_at_zero(lm: LM, onset: Onset, ids: Sequence[int], seen: Sequence[LayerAttention]) -> dict[int, torch.Tensor]:
     """By layer, each head's attention to the same tokens while their massive entries are set to zero, shape (H,)."""
-    with replaced(lm, onset, onset.dims):
+    with set_massive(lm, onset, onset.dims):
         calls, _ = calls_of(lm, ids)
     return {
         one.layer: attention_weights(calls[one.layer], 0, len(ids), len(ids))[0]
@@ -111,7 +111,7 @@ def _nearest(held: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
     return torch.tensor(found)
 
 
-def head_means(one: Attended, zeroed_H: torch.Tensor, random: torch.Generator, draws: int) -> dict[str, Any]:
+def head_means(one: LayerAttention, zeroed_H: torch.Tensor, random: torch.Generator, draws: int) -> dict[str, Any]:
     """Means over heads, and two values; see the experiment on no-op heads for what each is."""
     p_HTS, value_HSD, held, free = one.p_HTS, one.value_HSD, one.held, one.free
     heads = len(p_HTS)

@@ -45,7 +45,7 @@ _EVERY = {
         published="values near-constant by the sparse vectors that the normalisation makes of them; no number",
     ),
 }
-CLAIMS = tuple(_EVERY.values())
+NO_OP_CLAIMS = tuple(_EVERY.values())
 
 
 def no_op_claims(numbers: Mapping[str, Mapping[str, tuple[Interval, Interval, Interval]]]) -> list[ClaimResult]:
@@ -67,6 +67,6 @@ def no_op_claims(numbers: Mapping[str, Mapping[str, tuple[Interval, Interval, In
         items = count(
             number.n, "pair of texts" if name == "texts" else "text", "pairs of texts" if name == "texts" else None
         )
-        why = f"Judged {own}. {'; '.join(rest)}"
+        why = f"Judged {own}. The same {'; '.join(rest)}" if rest else f"Judged {own}"
         results.append(judged(claim, number, effect=effect, control=control, items=items, why=why))
     return results

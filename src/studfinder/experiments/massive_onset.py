@@ -148,7 +148,7 @@ def stand_ins(onset: Onset, dims: Sequence[int], kind: str, seed: int = 0) -> St
 
 
 @contextmanager
-def replaced(
+def set_massive(
     lm: LM,
     onset: Onset,
     dims: Sequence[int],

@@ -15,7 +15,7 @@ from studfinder.stats import ratio_interval, share_interval
 from studfinder.studies import judged
 from studfinder.texts import default_prompts
 
-Windows = Sequence[dict[str, Any]]
+SeenWindows = Sequence[dict[str, Any]]
 """By window what was read of it, our prompts first: "massive" entries as [layer, dim, position, value], and "kinds" and
 texts of its "tokens"."""
 PROMPTS = len(default_prompts())
@@ -53,15 +53,17 @@ _WEAK = Claim(
     "and MPT-7B: the first token alone",
     paper_effect=1.0,
 )
-CLAIMS = (_EXIST, _DIMS, _FIRST, _WEAK)
+WHERE_CLAIMS = (_EXIST, _DIMS, _FIRST, _WEAK)
 
 
-def dims_of(windows: Windows) -> Counter[int]:
+def dims_of(windows: SeenWindows) -> Counter[int]:
     """In how many windows each dim is massive."""
     return Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
 
 
-def holders(windows: Windows, kinds: Sequence[str], dims: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def tokens_holding(
+    windows: SeenWindows, kinds: Sequence[str], dims: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """By window, how many tokens of these kinds hold a massive activation (in one of these dims), and how many there
     are."""
     held, there = [], []
@@ -91,7 +93,7 @@ def _apart(one: Interval | None, other: Interval | None) -> Interval | None:
     return replace(one, value=one.value - other.value, low=ends[0], high=ends[1], method="from the ends of both shares")
 
 
-def where_claims(seen: Mapping[str, Windows], control: Mapping[str, int], hidden: int) -> list[ClaimResult]:
+def where_claims(seen: Mapping[str, SeenWindows], control: Mapping[str, int], hidden: int) -> list[ClaimResult]:
     """Judged with the tokenizer's own habit, which comes first in `seen`; the other one is said beside it.
 
     Args:
@@ -100,18 +102,18 @@ def where_claims(seen: Mapping[str, Windows], control: Mapping[str, int], hidden
     """
     every = [_numbers(windows, control, hidden) for windows in seen.values()]
     results = []
-    for claim in CLAIMS:
+    for claim in WHERE_CLAIMS:
         number, effect, against = every[0][claim.key]
         why = f"Judged {next(iter(seen))}." if number else "No window holds a massive activation."
         if number and len(every) > 1 and (other := every[1][claim.key][0]) is not None:
-            why += f" {list(seen)[1].capitalize()}: {other:.3g}."
+            why += f" The same {list(seen)[1]}: {other:.3g}."
         items = count(number.n, "window") if number else ""
         results.append(judged(claim, number, effect=effect, control=against, items=items, why=why))
     return results
 
 
 def _numbers(
-    windows: Windows, control: Mapping[str, int], hidden: int
+    windows: SeenWindows, control: Mapping[str, int], hidden: int
 ) -> dict[str, tuple[Interval | None, Interval | None, Interval | float | None]]:
     """For each claim the number that decides, and what it contrasts."""
     named = set(dims_of(windows[:PROMPTS]))
@@ -120,10 +122,12 @@ def _numbers(
     chance, fixed = len(named) / hidden, _exact(kept, len(holding))
     beyond = fixed and replace(fixed, value=fixed.value - chance, low=fixed.low - chance, high=fixed.high - chance)
     n, having = len(windows), sum(bool(window["massive"]) for window in windows)
-    weak, other = (int((holders(windows, kinds)[0] > 0).sum()) for kinds in (["delimiter", "low-semantic"], ["other"]))
+    weak, other = (
+        int((tokens_holding(windows, kinds)[0] > 0).sum()) for kinds in (["delimiter", "low-semantic"], ["other"])
+    )
     pairs = {
         _EXIST: (_exact(having, n), _exact(control["having"], control["windows"])),
-        _FIRST: (share_of(*holders(windows, ["first"])), share_of(*holders(windows, ["other"]))),
+        _FIRST: (share_of(*tokens_holding(windows, ["first"])), share_of(*tokens_holding(windows, ["other"]))),
         _WEAK: (_exact(weak, n), _exact(other, n)),
     }
     found = {claim.key: (_apart(*both), *both) for claim, both in pairs.items()}
