@@ -7,7 +7,9 @@ twelve prompts and windows of a corpus, with the tokenizer's own BOS habit, with
 rule too: first, delimiter (punctuation, white space), low-semantic (whole function words, single digits), other; every
 token is of one. A share has the wider of two intervals, the exact one over tokens and the bootstrap over windows, so
 that a share of zero has an upper bound. The control of whether there are any: the same model with the input channels of
-each block's matrices in random order, which keeps every number and undoes what they do together. Layers count from 0.
+each block's matrices in random order, which keeps every number and undoes what they do together. A dim that is massive
+at most tokens is another thing than a spike (an outlier feature); it is left out where kinds of tokens are judged.
+Layers count from 0.
 
 Look at: the jump at the layer where they enter, the dims, and which share of each kind of tokens holds one.
 """
@@ -25,11 +27,13 @@ import torch
 
 from studfinder.experiments.massive_reading import conditions, corpus_windows, ids_of, least_massive, read_residual
 from studfinder.experiments.massive_where_claims import (
+    KINDS,
     PROMPTS,
     WHERE_CLAIMS,
     SeenWindows,
     dims_of,
     share_of,
+    spikes,
     tokens_holding,
     where_claims,
 )
@@ -63,7 +67,6 @@ EXPERIMENT = Experiment(
     claims=WHERE_CLAIMS,
 )
 _TOP = 5
-_KINDS = ("first", "delimiter", "low-semantic", "other")
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
@@ -155,7 +158,7 @@ def _kind_table(seen: dict[str, SeenWindows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for dim in [None, *(dim for dim, _ in dims_of(windows).most_common(3))]:
-            for kind in _KINDS:
+            for kind in KINDS:
                 held, there = tokens_holding(windows, [kind], None if dim is None else [dim])
                 texts = Counter(
                     window["tokens"][place]
@@ -230,15 +233,21 @@ def _note(label: str, windows: SeenWindows) -> str:
         ratio = max(t[0] / m for w in windows for t, m in zip(w["top"], w["median"], strict=True) if m)
         return f"{label}: no activation is massive; the largest is {number(ratio)} times its layer's median."
     having = sum(bool(window["massive"]) for window in windows)
-    held = {kind: tokens_holding(windows, [kind])[0].sum() for kind in _KINDS}
+    held = {kind: tokens_holding(windows, [kind])[0].sum() for kind in KINDS}
     kinds = ", ".join(f"{number(n)} {kind}" for kind, n in sorted(held.items(), key=lambda one: -one[1]) if n)
     always = [str(dim) for dim, n in dims_of(windows).items() if n == having]
     top_L = _stacked(windows, "top").mean(axis=0)[:, 0]
     grows = f"; there the largest |a| goes from {number(top_L[span[0]])} to {number(top_L[span[0] + 1])}"
+    most = [str(dim) for dim in dims_of(windows) if dim not in spikes(windows)]
+    sink = (
+        f" Dim {', '.join(most)} is massive at most tokens: no spike, and left out where kinds are judged."
+        if most
+        else ""
+    )
     return (
         f"{label}: {having} of {count(len(windows), 'window')} hold massive activations, first after layer {span[0]} "
         f"and last after layer {span[1]} of {len(top_L) - 2}{grows if span[0] >= 0 else ''}. In all of those windows: "
-        f"dim {', '.join(always) or 'none'}. Tokens that hold one, by kind: {kinds}."
+        f"dim {', '.join(always) or 'none'}. Tokens that hold one, by kind: {kinds}.{sink}"
     )
 
 
