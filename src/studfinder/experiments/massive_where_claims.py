@@ -119,7 +119,8 @@ def where_claims(seen: Mapping[str, SeenWindows], control: Mapping[str, int], hi
         if number and len(every) > 1 and (other := every[1][claim.key][0]) is not None:
             why += f" The same {list(seen)[1]}: {other:.3g}."
         items = count(number.n, "window") if number else ""
-        results.append(judged(claim, number, effect=effect, control=against, items=items, why=why))
+        cost = "--limit 200 and --set shuffled=64, in four times the time"
+        results.append(judged(claim, number, effect=effect, control=against, items=items, why=why, cost=cost))
     return results
 
 
