@@ -166,6 +166,10 @@ def test_a_dim_that_is_massive_at_most_tokens_is_no_spike():
     verdicts = {one.claim.key.split("/")[1]: one.verdict for one in found}
     assert verdicts["exist"] == "did not hold", "the shuffled model has them, too"
     assert (verdicts["first-token"], verdicts["delimiters"]) == ("held", "did not hold")
+    nothing = [{**window, "massive": []} for window in windows]
+    found = where_claims({"without BOS": nothing}, {"having": 0, "windows": 16}, hidden=64)
+    assert [one.verdict for one in found] == ["did not hold", *["not decided"] * 4]
+    assert all(one.why for one in found)
 
 
 def test_shuffled_weights_leave_no_trace(lm):

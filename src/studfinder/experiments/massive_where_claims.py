@@ -115,7 +115,7 @@ def where_claims(seen: Mapping[str, SeenWindows], control: Mapping[str, int], hi
     results = []
     for claim in WHERE_CLAIMS:
         number, effect, against = every[0][claim.key]
-        why = f"Judged {next(iter(seen))}." if number else "No window holds a massive activation."
+        why = f"Judged {next(iter(seen))}." if number else "no window holds a massive activation that is a spike"
         if number and len(every) > 1 and (other := every[1][claim.key][0]) is not None:
             why += f" The same {list(seen)[1]}: {other:.3g}."
         items = count(number.n, "window") if number else ""
@@ -145,7 +145,9 @@ def _numbers(
         ),
         _WEAK: (_exact(weak, n), _exact(other, n)),
     }
-    every = share_of(*tokens_holding(windows, KINDS))
+    if not few:  # nothing that could sit at some kind of token
+        pairs |= {_FIRST: (None, None), _WEAK: (None, None)}
+    every = share_of(*tokens_holding(windows, KINDS)) if having else None
     found = {claim.key: (_apart(*both), *both) for claim, both in pairs.items()}
     return {
         **found,
