@@ -316,6 +316,27 @@ def test_a_model_without_any_is_refused(folder):
         run_experiment(plan, out=folder / "none", loader=lambda _: plain)
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_next", "lfm2", "gpt2", "gpt_oss", "falcon"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("where", {"limit": 2, "shuffled": 1}), ("heads", {"limit": 2, "sequences": 2, "length": 6}), ("no-op-heads", {})],
+)
+def test_other_types_are_measured_or_refused_by_name(architecture, name, settings, folder):
+    own = provable(architecture, planted=False)[0]
+    text = {"text": str(folder / "text.txt")} if name == "where" else {}
+    plan = plan_experiment(f"massive-activations/{name}", ["tiny"], settings={"window": 32, **text, **settings})
+    out = folder / f"{architecture} {name}"
+    if name == "no-op-heads" or (architecture, name) == ("falcon", "heads"):
+        missing = "no massive activation" if name == "no-op-heads" else "attention that can be read"
+        with pytest.raises(StudfinderError, match=missing):
+            run_experiment(plan, out=out, loader=lambda _: own)
+        return
+    result, _ = run_experiment(plan, out=out, loader=lambda _: own)
+    assert result.tables[0].rows
+    assert [one.verdict for one in result.claims] in ([], ["did not hold", *["not decided"] * 4])
+
+
 @pytest.mark.real
 def test_onset_of_the_built_in_model():
     lm = load("smollm2", dtype=REAL_DTYPE)
