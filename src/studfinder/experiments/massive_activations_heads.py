@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from studfinder.detectors.attention_sinks import attention_weights
@@ -239,6 +239,7 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     figure = new_figure(width, 90 + lines * (330 if wide else 260))
     figure.suptitle(name, x=0.01, ha="left", fontsize=12.5)
     grid = figure.subplots(lines, columns, squeeze=False)
+    colours = TwoSlopeNorm(vmin=0, vcenter=_LEAST, vmax=1)
     for column, kind in enumerate(kinds):
         layers = sorted(map(int, seen[kind]))
         for row in range(2):
@@ -247,7 +248,7 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
             map_LH = np.full((len(layers), heads), np.nan)
             for place, layer in enumerate(layers):
                 map_LH[place, : len(seen[kind][str(layer)][row])] = seen[kind][str(layer)][row]
-            axes.imshow(map_LH, cmap=RAMP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            axes.imshow(map_LH, cmap=RAMP, norm=colours, aspect="auto", interpolation="nearest")
             axes.set_title(_KINDS[kind] if row == 0 else f"{_KINDS[kind]}: control", fontsize=11)
             step = max(1, -(-len(layers) // 8))
             axes.set_yticks(range(0, len(layers), step), labels=[str(layer) for layer in layers[::step]])
@@ -255,13 +256,8 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
             axes.spines[:].set_visible(False)
             axes.set_xlabel("head")
             axes.set_ylabel("layer")
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), RAMP),
-        ax=grid,
-        orientation="horizontal",
-        fraction=0.02,
-        pad=0.01,
-        aspect=40 if wide else 20,
-    )
-    bar.set_label("mean attention")
+    look: Any = {"orientation": "horizontal", "fraction": 0.02, "pad": 0.01, "aspect": 40 if wide else 20}
+    bar = figure.colorbar(ScalarMappable(colours, RAMP), ax=grid, **look)
+    bar.set_ticks([0, _LEAST, 1], labels=["0", f"{_LEAST:g}", "1"])
+    bar.set_label(f"mean attention; of the kind above {_LEAST:g}, if above the control")
     return figure
