@@ -204,7 +204,8 @@ def test_zero_or_mean(lm, folder):
     assert any("hellaswag was not measured" in note for note in result.notes)
     rows = {row[0]: row[1].interval.value for row in change.rows}
     random = np.sqrt(rows["control of all: random 1"] * rows["control of all: random 2"])
-    matters, destroys, mean = result.claims
+    matters, like, destroys, mean = result.claims
+    assert like.number.value == pytest.approx(rows["all to zero"] / rows["control of all: the next largest"])
     assert matters.number.value == pytest.approx(rows["all to zero"] / random)
     assert destroys.number == matters.number
     assert mean.number.value == pytest.approx(rows["all to their mean"])
