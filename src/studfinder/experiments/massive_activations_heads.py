@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
     paper="2402.17762",
     shows="figures 5 to 7, by head (and kinds of heads that are Olsson et al.'s)",
     summary="Which heads look for repetition, which at the token before, and which at massive tokens?",
-    needs="about 2 minutes and 1 GB with smollm2 on two cores",
+    needs="about 1 minute and 1 GB with smollm2 on two cores",
     presets={"cpu": HeadsConfig()},
 )
 _KINDS = {"induction": "induction", "previous": "previous token", "no-op": "no-op (massive tokens)"}

@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     paper="2402.17762",
     shows="figures 5 to 8 (and statistics that are ours)",
     summary="Do heads attend to massive tokens in order to write nothing, or the same to everyone?",
-    needs="about 3 minutes and 1 GB with smollm2 on two cores",
+    needs="about 2 minutes and 1 GB with smollm2 on two cores",
     presets={"cpu": NoOpConfig()},
     claims=NO_OP_CLAIMS,
 )

@@ -62,7 +62,7 @@ EXPERIMENT = Experiment(
     paper="2402.17762",
     shows="figures 1 to 4 and table 1",
     summary="Where are massive activations: which layers, dims and tokens, with and without BOS?",
-    needs="about 3 minutes and 1 GB with smollm2 on two cores",
+    needs="about 2 minutes and 1 GB with smollm2 on two cores",
     presets={"cpu": WhereConfig(), "paper": WhereConfig(window=4096)},
     claims=WHERE_CLAIMS,
 )
