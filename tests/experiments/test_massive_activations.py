@@ -146,12 +146,12 @@ def test_a_share_has_an_interval_also_at_its_ends(held, low, high):
 
 
 def test_a_dim_that_is_massive_at_most_tokens_is_no_spike():
-    from studfinder.experiments.massive_where_claims import spikes, where_claims
+    from studfinder.experiments.massive_where_claims import spike_dims, where_claims
 
     kinds = ["first", *["delimiter", "other", "low-semantic"] * 4]
     spike, sink = [[1, 7, 0, 500.0], [1, 7, 1, 500.0]], [[1, 3, place, 300.0] for place in range(1, 13)]
     windows = [{"massive": [*spike, *sink], "kinds": kinds, "tokens": ["a"] * 13} for _ in range(30)]
-    assert spikes(windows) == [7]
+    assert spike_dims(windows) == [7]
     found = where_claims({"without BOS": windows}, {"having": 0, "windows": 16}, hidden=64)
     verdicts = {one.claim.key.split("/")[1]: one.verdict for one in found}
     assert verdicts == {

@@ -27,13 +27,13 @@ import torch
 
 from studfinder.experiments.massive_reading import conditions, corpus_windows, ids_of, least_massive, read_residual
 from studfinder.experiments.massive_where_claims import (
-    KINDS,
     PROMPTS,
+    TOKEN_KINDS,
     WHERE_CLAIMS,
     SeenWindows,
     dims_of,
     share_of,
-    spikes,
+    spike_dims,
     tokens_holding,
     where_claims,
 )
@@ -158,7 +158,7 @@ def _kind_table(seen: dict[str, SeenWindows]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for label, windows in seen.items():
         for dim in [None, *(dim for dim, _ in dims_of(windows).most_common(3))]:
-            for kind in KINDS:
+            for kind in TOKEN_KINDS:
                 held, there = tokens_holding(windows, [kind], None if dim is None else [dim])
                 texts = Counter(
                     window["tokens"][place]
@@ -233,12 +233,12 @@ def _note(label: str, windows: SeenWindows) -> str:
         ratio = max(t[0] / m for w in windows for t, m in zip(w["top"], w["median"], strict=True) if m)
         return f"{label}: no activation is massive; the largest is {number(ratio)} times its layer's median."
     having = sum(bool(window["massive"]) for window in windows)
-    held = {kind: tokens_holding(windows, [kind])[0].sum() for kind in KINDS}
+    held = {kind: tokens_holding(windows, [kind])[0].sum() for kind in TOKEN_KINDS}
     kinds = ", ".join(f"{number(n)} {kind}" for kind, n in sorted(held.items(), key=lambda one: -one[1]) if n)
     always = [str(dim) for dim, n in dims_of(windows).items() if n == having]
     top_L = _stacked(windows, "top").mean(axis=0)[:, 0]
     grows = f"; there the largest |a| goes from {number(top_L[span[0]])} to {number(top_L[span[0] + 1])}"
-    most = [str(dim) for dim in dims_of(windows) if dim not in spikes(windows)]
+    most = [str(dim) for dim in dims_of(windows) if dim not in spike_dims(windows)]
     sink = (
         f" Dim {', '.join(most)} is massive at most tokens: no spike, and left out where kinds are judged."
         if most

@@ -58,7 +58,7 @@ _WEAK = Claim(
     paper_effect=1.0,
 )
 WHERE_CLAIMS = (_EXIST, _DIMS, _FEW, _FIRST, _WEAK)
-KINDS = ("first", "delimiter", "low-semantic", "other")
+TOKEN_KINDS = ("first", "delimiter", "low-semantic", "other")
 
 
 def dims_of(windows: SeenWindows) -> Counter[int]:
@@ -66,10 +66,10 @@ def dims_of(windows: SeenWindows) -> Counter[int]:
     return Counter(dim for window in windows for dim in {entry[1] for entry in window["massive"]})
 
 
-def spikes(windows: SeenWindows) -> list[int]:
+def spike_dims(windows: SeenWindows) -> list[int]:
     """The dims that are massive at some tokens, but not at most."""
     tokens = sum(len(window["kinds"]) for window in windows)
-    return [dim for dim in dims_of(windows) if 2 * tokens_holding(windows, KINDS, [dim])[0].sum() < tokens]
+    return [dim for dim in dims_of(windows) if 2 * tokens_holding(windows, TOKEN_KINDS, [dim])[0].sum() < tokens]
 
 
 def tokens_holding(
@@ -133,7 +133,7 @@ def _numbers(
     kept = sum({entry[1] for entry in window["massive"]} <= named for window in holding)
     chance, fixed = len(named) / hidden, _exact(kept, len(holding))
     n, having = len(windows), sum(bool(window["massive"]) for window in windows)
-    few = spikes(windows)
+    few = spike_dims(windows)
     weak, other = (
         int((tokens_holding(windows, kinds, few)[0] > 0).sum()) for kinds in (["delimiter", "low-semantic"], ["other"])
     )
@@ -147,7 +147,7 @@ def _numbers(
     }
     if not few:  # nothing that could sit at some kind of token
         pairs |= {_FIRST: (None, None), _WEAK: (None, None)}
-    every = share_of(*tokens_holding(windows, KINDS)) if having else None
+    every = share_of(*tokens_holding(windows, TOKEN_KINDS)) if having else None
     found = {claim.key: (_apart(*both), *both) for claim, both in pairs.items()}
     return {
         **found,
