@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,10 +196,40 @@ def test_a_batch_of_none_is_refused():
         (" ", 3, "delimiter"),
         (" wall", 3, "other"),
         ("Und", 3, "low-semantic"),
+        ("$", 3, "other"),
+        ("\ufffd", 3, "other"),
+        (".\n", 3, "delimiter"),
     ],
 )
 def test_kinds_of_tokens(text, position, expected):
     assert token_class(text, position) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "after", "expected"),
+    [
+        (" M", "a", "c", "other"),
+        (" M", "a", " c", "other"),
+        (" a", " s", "and", "other"),
+        (" on", " the", " wall", "low-semantic"),
+        ("(", "the", ")", "low-semantic"),
+        ("\n", "the", "", "low-semantic"),
+        ("1", "2", ".", "other"),
+        (" ", "2", ".", "low-semantic"),
+    ],
+)
+def test_a_weak_word_is_a_whole_word(before, text, after, expected):
+    assert token_class(text, 3, before, after) == expected
+
+
+def test_the_space_before_a_word_of_sentencepiece():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = Tokenizer(models.WordLevel({"\u2581the": 0, "s": 1, "?": 2}, unk_token="?"))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="?")
+    assert [token_text(SimpleNamespace(tokenizer=tokenizer), token) for token in (0, 1)] == [" the", "s"]
 
 
 def test_a_token_in_words(lm):

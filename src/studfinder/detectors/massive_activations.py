@@ -94,7 +94,10 @@ class MassiveActivations(Detector):
         median = self.layers[layer].magnitudes.median
         entries = []
         for value, (prompt, position, dim) in self.layers[layer].top.entries[:k]:
-            token = token_text(self.lm, self.prompts[prompt][position])
+            beside = (
+                self.prompts[prompt][place : place + 1] for place in (position, max(0, position - 1), position + 1)
+            )
+            token, before, after = ("".join(token_text(self.lm, one) for one in ids) for ids in beside)
             entries.append(
                 MassiveActivation(
                     layer=layer,
@@ -102,7 +105,7 @@ class MassiveActivations(Detector):
                     prompt=prompt,
                     position=position,
                     token=token,
-                    token_class=token_class(token, position),
+                    token_class=token_class(token, position, before, after),
                     value=value,
                     median=median,
                     ratio=abs(value) / median if median else float("inf"),

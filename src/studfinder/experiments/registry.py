@@ -21,6 +21,7 @@ EXPERIMENTS: dict[str, str] = {
     "massive-activations/where": "studfinder.experiments.massive_activations_where",
     "massive-activations/zero-or-mean": "studfinder.experiments.massive_activations_zero_or_mean",
     "massive-activations/no-op-heads": "studfinder.experiments.massive_activations_no_op_heads",
+    "massive-activations/heads": "studfinder.experiments.massive_activations_heads",
     "quantize/pareto": "studfinder.experiments.quantize_pareto",
     "quantize/kv-cache": "studfinder.experiments.quantize_kv_cache",
     "quantize/which-layer": "studfinder.experiments.quantize_which_layer",

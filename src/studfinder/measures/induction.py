@@ -43,7 +43,7 @@ def induction(
         StudfinderError: `length` is not a number from 2 up, or twice as much does not fit into the window.
     """
     size = number_asked(length, "induction", 2, "tokens")
-    sequences = _sequences(lm, size, _SEQUENCES if limit is None else limit, seed)
+    sequences = repeated(lm, size, _SEQUENCES if limit is None else limit, seed)
     check_items("induction", sequences)
     check_window(lm, "induction", len(sequences[0]))
     check_causal(lm, "induction")
@@ -114,8 +114,9 @@ def in_context_learning(
     )
 
 
-def _sequences(lm: LM, size: int, count: int, seed: int) -> list[list[int]]:
-    """BOS if there is one, then the same random tokens twice."""
+def repeated(lm: LM, size: int, count: int, seed: int) -> list[list[int]]:
+    """So many sequences: BOS if the tokenizer sets one, then the same `size` random tokens twice, drawn from the whole
+    vocabulary but the special ones."""
     tokenizer = lm.tokenizer
     special = set(tokenizer.all_special_ids) if tokenizer is not None else set()
     start: list[int] = []
@@ -138,24 +139,27 @@ def _next(lm: LM, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return nll_T.cpu(), (logits_TV.argmax(dim=-1) == targets).double().cpu()
 
 
+def prefix_matching(event: AttentionCall, size: int) -> torch.Tensor:
+    """Of each head, the mean attention of the last `size` tokens of a sequence to the token after the one that stands
+    as many before them: after their own earlier occurrence where the sequence is repeated. Shape (H,)."""
+    tokens = event.query_BHTD.shape[2]
+    # The last token is left out: the token after its earlier occurrence is where the second half begins.
+    query = torch.arange(tokens - size, tokens - 1, device=event.query_BHTD.device)
+    weights_HTS = _weights(event, query)
+    return weights_HTS[:, torch.arange(len(query)), query - size + 1].mean(dim=1).double().cpu()
+
+
 class _PrefixMatching:
-    """Adds up attention from each token of the second half to the token after its earlier occurrence."""
+    """Adds up prefix matching over sequences."""
 
     def __init__(self, size: int) -> None:
         self.size, self.calls = size, 0
         self.totals: dict[int, torch.Tensor] = {}
 
     def __call__(self, event: AttentionCall) -> None:
-        if not event.comparable:
-            return
-        tokens = event.query_BHTD.shape[2]
-        # The last token is left out: the token after its earlier occurrence is where the second half begins.
-        query = torch.arange(tokens - self.size, tokens - 1, device=event.query_BHTD.device)
-        weights_HTS = _weights(event, query)
-        matching_HT = weights_HTS[:, torch.arange(len(query)), query - self.size + 1]
-        total = matching_HT.mean(dim=1).double().cpu()
-        self.totals[event.layer] = self.totals.get(event.layer, 0) + total
-        self.calls += event.layer == min(self.totals)
+        if event.comparable:
+            self.totals[event.layer] = self.totals.get(event.layer, 0) + prefix_matching(event, self.size)
+            self.calls += event.layer == min(self.totals)
 
     def best(self) -> dict[str, float]:
         if not self.totals:

@@ -259,7 +259,8 @@ def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Pu
                 raise
             except StudfinderError as error:
                 value = error
-                if grid.lenient:  # what could be entered has its bits, even if it cannot be measured
+                # What could be entered has its bits, even if it cannot be measured; another grid may have put them.
+                if grid.lenient and cells[-1].measure == MADE:
                     put(cells[-1], given)
             put(cell, value)
 

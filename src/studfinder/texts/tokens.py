@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -34,7 +35,10 @@ def token_text(lm: Tokenized, token_id: int) -> str:
     """A token as text, e.g. " the" or "\\n"."""
     if lm.tokenizer is None:
         return str(token_id)
-    return as_text(lm.tokenizer, [token_id], clean_up_tokenization_spaces=False)
+    text = as_text(lm.tokenizer, [token_id], clean_up_tokenization_spaces=False)
+    # SentencePiece's decoders take the space from what they believe to be a text's first word.
+    marked = getattr(lm.tokenizer, "convert_ids_to_tokens", lambda _: None)(token_id)
+    return f" {text}" if isinstance(marked, str) and marked.startswith("\u2581") and not text.startswith(" ") else text
 
 
 def as_text(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
@@ -45,13 +49,18 @@ def as_text(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
         return str(tokenizer.decode([token for token in ids if token < len(tokenizer)], **options))
 
 
-def token_class(text: str, position: int) -> TokenClass:
-    """The class of a token by its text and its position in its prompt."""
+def token_class(text: str, position: int, before: str = " ", after: str = " ") -> TokenClass:
+    """The class of a token by its text, its position in its prompt and the tokens beside it.
+
+    A weak word is a whole word: the "a" of "M|a|c" is none. A delimiter is punctuation or white space; symbols ("$",
+    "+", an emoji) and bytes that are only a part of a character are "other".
+    """
     if position == 0:
         return "first"
     bare = text.strip()
-    if not bare or not any(character.isalnum() for character in bare):
+    if all(unicodedata.category(character)[0] in "PZC" for character in bare):
         return "delimiter"
-    if bare.lower() in _low_semantic() or (bare.isdigit() and len(bare) == 1):
-        return "low-semantic"
-    return "other"
+    begins = not (text[0].isalnum() and before[-1:].isalnum())
+    ends = not (text[-1].isalnum() and after[:1].isalnum())
+    weak = bare.lower() in _low_semantic() or (bare.isdigit() and len(bare) == 1)
+    return "low-semantic" if weak and begins and ends else "other"
