@@ -167,6 +167,21 @@ def test_crossed_counts_draws_as_random_and_pairs_items():
     assert (paired.low, paired.high) == pytest.approx((1, 1))
 
 
+def test_crossed_draws_each_set_of_items_by_itself_and_shared_items_together():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(1, 60)), generator.normal(size=(1, 90))
+    clusters = {"a": [f"a{i // 3}" for i in range(60)], "b": [str(i) for i in range(90)]}
+    clusters["again"] = list(clusters["a"])
+    scores = {"a": a, "b": b, "again": a + 1}
+    wide = {name: crossed(lambda m, name=name: m[name], {name: scores[name]}, clusters[name]) for name in ("a", "b")}
+    half = [(wide[name].high - wide[name].low) / 2 for name in ("a", "b")]
+    apart = crossed(lambda m: m["a"] - m["b"], {"a": a, "b": b}, clusters)
+    assert (apart.high - apart.low) / 2 == pytest.approx(np.hypot(*half), rel=0.05)
+    assert apart.n == 20 + 90
+    paired = crossed(lambda m: m["again"] - m["a"], scores, clusters)
+    assert (paired.low, paired.high) == pytest.approx((1, 1))
+
+
 # --- disrupting -------------------------------------------------------------------------------------------------------
 
 SMALL = {
