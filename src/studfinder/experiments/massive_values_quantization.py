@@ -16,14 +16,11 @@ task and no intervals; its released SmoothQuant recipe holds no quantisation at 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from studfinder.errors import StudfinderError
 from studfinder.experiments.quantize_keeps import COLUMNS, KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.quantize_preserved import Preserved
 from studfinder.experiments.weights import load_findings
-from studfinder.measures.registry import calibrated
 from studfinder.models import LM
 from studfinder.quantizers import method_class
 from studfinder.records.config import option
@@ -89,7 +86,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
             rounding.variant(f"{label}, keep {kept}", method, keep=keep, kept=kept, family=label)
             for kept, keep in both.items()
         ]
-    measures = bench.once("measures", partial(_measures, bench, lm))
+    measures = [name.replace(";", ",") for name in own.measures]
     limits = {name.partition(":")[0]: own.items for name in measures} | {"perplexity": own.limit}
     preserved = Preserved(findings, own.prompts, float(own.lam))
     scored = rounding.scored(variants, measures, preserved, limits=limits)
@@ -109,15 +106,3 @@ def run(bench: Bench, lm: LM) -> Outcome:
     notes = keeping_notes(scored, told, "methods", against=KEEP_CONTROLS)
     notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]
     return Outcome(tables, [*notes, *scored.notes()], [families_chart(scored, "quantization")], remarks=[CAVEAT])
-
-
-def _measures(bench: Bench, lm: LM) -> list[str]:
-    """The measures by name, with the arguments that give this model, as it is, room to fall; a semicolon in the setting
-    stands for a comma within an argument."""
-    found = []
-    for name in bench.config.measures:
-        try:
-            found.append(calibrated(name.replace(";", ","), lm))
-        except StudfinderError:
-            found.append(name)  # the reason is found again, and printed, when it is measured
-    return found
