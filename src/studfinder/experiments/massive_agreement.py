@@ -1,0 +1,80 @@
+"""Whether heads share their largest dims, in all layers at once: beyond what sharing a rotary band explains.
+
+The k = D/32 largest dims of every head of a layer; their overlap is the mean over pairs of heads. The null shuffles the
+dims of each head by itself, and only among those of the same band (that turn in training, or never do): where massive
+values lie in slow dims anyway, heads that chose theirs at random among those would overlap too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from studfinder.records import Interval
+from studfinder.stats import mean_interval
+
+DRAWS = 1999
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersAgreement:
+    """How far heads agree, over the layers of a model.
+
+    Attributes:
+        overlap, null: mean over layers of the overlap, and of the mean that shuffled dims give.
+        excess: the one less the other; layers resampled.
+        p: the share of draws whose sum over all layers is as large.
+        agreeing: layers whose own p, times their number, is below 0.05.
+        layers: how many.
+    """
+
+    overlap: float
+    null: float
+    excess: Interval
+    p: float
+    agreeing: int
+    layers: int
+
+
+def layers_agreement(norm_LHD: np.ndarray, slow_LD: np.ndarray, seed: int = 0) -> LayersAgreement | None:
+    """Of M by layer; None for single heads.
+
+    Args:
+        slow_LD: which dims never turn, bool; all alike where there is no rotation.
+    """
+    layers, heads, dims = norm_LHD.shape
+    if heads < 2:
+        return None
+    k = max(1, dims // 32)
+    chosen_LHD = np.argsort(np.argsort(-norm_LHD, axis=-1), axis=-1) < k
+    overlap_L = _overlap(chosen_LHD.sum(axis=1), heads, k)
+    generator = np.random.default_rng(seed)
+    null_NL = np.stack([_shuffled(*of, k, generator) for of in zip(chosen_LHD, slow_LD, strict=True)], axis=1)
+    own_p_L = (1 + (null_NL >= overlap_L - 1e-9).sum(axis=0)) / (1 + DRAWS)
+    return LayersAgreement(
+        overlap=float(overlap_L.mean()),
+        null=float(null_NL.mean()),
+        excess=mean_interval(overlap_L - null_NL.mean(axis=0), what="layers"),
+        p=float((1 + (null_NL.sum(axis=1) >= overlap_L.sum() - 1e-9).sum()) / (1 + DRAWS)),
+        agreeing=int((own_p_L * layers < 0.05).sum()),
+        layers=layers,
+    )
+
+
+def _overlap(votes: np.ndarray, heads: int, k: int) -> np.ndarray:
+    """From how many heads chose each dim, (..., D), to the mean overlap of two heads' choices, (...)."""
+    return np.asarray((votes * (votes - 1)).sum(axis=-1) / (heads * (heads - 1) * k))
+
+
+def _shuffled(chosen_HD: np.ndarray, slow_D: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
+    """The overlap with the dims of each head shuffled within their band, (draws,)."""
+    votes_ND = np.zeros((DRAWS, len(slow_D)))
+    for band in (np.flatnonzero(slow_D), np.flatnonzero(~slow_D)):
+        for count in chosen_HD[:, band].sum(axis=1):
+            if count:
+                picked = generator.random((DRAWS, len(band)), dtype=np.float32).argpartition(count - 1, axis=1)[
+                    :, :count
+                ]
+                votes_ND[np.arange(DRAWS)[:, None], band[picked]] += 1
+    return _overlap(votes_ND, len(chosen_HD), k)
