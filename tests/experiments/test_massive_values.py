@@ -132,6 +132,15 @@ def test_a_shared_band_looks_like_agreement_to_a_null_without_bands():
     assert layers_agreement(norm_LHD, np.tile(np.arange(64) >= 48, (40, 1))).p > 0.05
 
 
+def test_heads_that_share_within_their_groups_alone_do_not_agree_between_them():
+    places = np.random.default_rng(1).integers(0, 64, (30, 3)).repeat(3, axis=1)  # nine heads, one dim a group of three
+    norm_LHD, all_alike = heads_of(places, layers=30, heads=9), np.zeros((30, 64), bool)
+    assert layers_agreement(norm_LHD, all_alike).p < 0.01
+    between = layers_agreement(norm_LHD, all_alike, groups=3)
+    assert between.p > 0.05
+    assert between.excess.low < 0 < between.excess.high
+
+
 def test_map_counts_the_planted_dims_and_no_others(ran):
     models = {"planted": made(dim=SLOW), "plain": made()}
     result, folder = ran("massive-values/map", models, limit=2, layers=[1], lambdas=[5])

@@ -37,20 +37,25 @@ class LayersAgreement:
     layers: int
 
 
-def layers_agreement(norm_LHD: np.ndarray, slow_LD: np.ndarray, seed: int = 0) -> LayersAgreement | None:
-    """Of M by layer; None for single heads.
+def layers_agreement(
+    norm_LHD: np.ndarray, slow_LD: np.ndarray, seed: int = 0, *, groups: int | None = None
+) -> LayersAgreement | None:
+    """Of M by layer; None where there are no two heads to compare.
 
     Args:
         slow_LD: which dims never turn, bool; all alike where there is no rotation.
+        groups: compare only heads of different groups, each of so many neighbours as make so many groups; each head is
+            one by itself unless told.
     """
     layers, heads, dims = norm_LHD.shape
-    if heads < 2:
+    groups = groups or heads
+    if groups < 2:
         return None
     k = max(1, dims // 32)
     chosen_LHD = np.argsort(np.argsort(-norm_LHD, axis=-1), axis=-1) < k
-    overlap_L = _overlap(chosen_LHD.sum(axis=1), heads, k)
+    overlap_L = _overlap(chosen_LHD.reshape(layers, groups, -1, dims).sum(axis=2), heads, k)
     generator = np.random.default_rng(seed)
-    null_NL = np.stack([_shuffled(*of, k, generator) for of in zip(chosen_LHD, slow_LD, strict=True)], axis=1)
+    null_NL = np.stack([_shuffled(*of, k, groups, generator) for of in zip(chosen_LHD, slow_LD, strict=True)], axis=1)
     own_p_L = (1 + (null_NL >= overlap_L - 1e-9).sum(axis=0)) / (1 + DRAWS)
     return LayersAgreement(
         overlap=float(overlap_L.mean()),
@@ -63,18 +68,22 @@ def layers_agreement(norm_LHD: np.ndarray, slow_LD: np.ndarray, seed: int = 0) -
 
 
 def _overlap(votes: np.ndarray, heads: int, k: int) -> np.ndarray:
-    """From how many heads chose each dim, (..., D), to the mean overlap of two heads' choices, (...)."""
-    return np.asarray((votes * (votes - 1)).sum(axis=-1) / (heads * (heads - 1) * k))
+    """From how many heads of each group chose each dim, (..., G, D), to the mean overlap of their choices, (...)."""
+    size = heads / votes.shape[-2]
+    pairs = np.square(votes.sum(axis=-2)).sum(axis=-1) - np.square(votes).sum(axis=(-2, -1))
+    return np.asarray(pairs / (heads * (heads - size) * k))
 
 
-def _shuffled(chosen_HD: np.ndarray, slow_D: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
+def _shuffled(
+    chosen_HD: np.ndarray, slow_D: np.ndarray, k: int, groups: int, generator: np.random.Generator
+) -> np.ndarray:
     """The overlap with the dims of each head shuffled within their band, (draws,)."""
-    votes_ND = np.zeros((DRAWS, len(slow_D)))
+    heads = len(chosen_HD)
+    votes_NGD = np.zeros((DRAWS, groups, len(slow_D)))
     for band in (np.flatnonzero(slow_D), np.flatnonzero(~slow_D)):
-        for count in chosen_HD[:, band].sum(axis=1):
+        for head, count in enumerate(chosen_HD[:, band].sum(axis=1)):
             if count:
-                picked = generator.random((DRAWS, len(band)), dtype=np.float32).argpartition(count - 1, axis=1)[
-                    :, :count
-                ]
-                votes_ND[np.arange(DRAWS)[:, None], band[picked]] += 1
-    return _overlap(votes_ND, len(chosen_HD), k)
+                drawn_NB = generator.random((DRAWS, len(band)), dtype=np.float32)
+                picked = drawn_NB.argpartition(count - 1, axis=1)[:, :count]
+                votes_NGD[np.arange(DRAWS)[:, None], head * groups // heads, band[picked]] += 1
+    return _overlap(votes_NGD, heads, k)

@@ -47,12 +47,14 @@ class Heads:
         chance: the share of heads of random direction that hold one.
         holding_LH: whether they hold a massive entry, 0 or 1.
         agreed: how far they share their largest dims; None for single heads.
+        between: the same of query heads that read different keys; None where there are none, or nothing but such.
     """
 
     lam: float
     chance: float
     holding_LH: np.ndarray
     agreed: LayersAgreement | None
+    between: LayersAgreement | None = None
 
     @property
     def share(self) -> Interval:
@@ -73,11 +75,15 @@ def heads_of(lm: LM, maps: Maps, tensor: str, own: LambdaConfig) -> Heads:
         rotary = rotary_of(lm, layer)
         if rotary is not None:
             slow_LD[place] = rotary.never_turns(train_length(lm)[0])
+    between, keys = None, maps.squares[tensor.replace("query", "key")].shape[2]
+    if 1 < keys < norm_LHD.shape[1] and tensor.startswith("query"):
+        between = layers_agreement(norm_LHD, slow_LD, own.seed, groups=keys)
     return Heads(
         lam=lam,
         chance=chance_holding(norm_LHD.shape[-1], lam),
         holding_LH=holding(norm_LHD, lam),
         agreed=layers_agreement(norm_LHD, slow_LD, own.seed),
+        between=between,
     )
 
 
@@ -152,15 +158,16 @@ def _same_dims(query: Heads, key: Heads) -> ClaimResult:
         effect=own.overlap,
         control=own.null,
         items=f"{query.holding_LH.shape[1]} heads in each of {own.layers} layers",
-        why=f"p = {own.p:.2g}; K: {_alike(key)}",
+        why=f"p = {own.p:.2g}"
+        + (f"; heads of Q that read different keys: {_alike(query.between)}" if query.between else "")
+        + f"; K: {_alike(key.agreed)}",
     )
 
 
-def _alike(of: Heads) -> str:
-    agreed = of.agreed
-    return (
-        "it has one head" if agreed is None else f"{agreed.overlap:.2f} against {agreed.null:.2f} (p = {agreed.p:.2g})"
-    )
+def _alike(agreed: LayersAgreement | None) -> str:
+    if agreed is None:
+        return "a layer has one head"
+    return f"{agreed.overlap:.2f} against {agreed.null:.2f} (p = {agreed.p:.2g})"
 
 
 def heads_note(heads: Mapping[str, Heads]) -> str:
