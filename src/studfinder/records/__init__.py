@@ -1,7 +1,7 @@
 """Plain data, JSON in and out; no torch."""
 
 from studfinder.records.chart import Chart, Plot, Point, Series, line, point
-from studfinder.records.claims import Claim, ClaimResult, Judgement
+from studfinder.records.claims import Claim, ClaimResult, Decision
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -32,10 +32,10 @@ __all__ = [
     "ClaimResult",
     "Comparison",
     "Continuation",
+    "Decision",
     "Effect",
     "Findings",
     "Interval",
-    "Judgement",
     "MassiveActivation",
     "MassiveValue",
     "MassiveValueSummary",

@@ -8,7 +8,7 @@ from typing import Literal
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.public import OneLine
 
-Judgement = Literal["held", "did not hold", "not decided"]
+Decision = Literal["held", "did not hold", "not decided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class ClaimResult(OneLine):
     """
 
     claim: Claim
-    verdict: Judgement
+    verdict: Decision
     model: str = ""
     number: Interval | None = None
     effect: Interval | Comparison | float | str | None = None

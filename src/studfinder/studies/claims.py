@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from studfinder.records import Claim, ClaimResult, Comparison, Interval, Judgement
+from studfinder.records import Claim, ClaimResult, Comparison, Decision, Interval
 
 Shown = Interval | Comparison | float | str | None
 
@@ -45,7 +45,7 @@ def judged(
     )
 
 
-def _verdict(claim: Claim, interval: Interval) -> Judgement:
+def _verdict(claim: Claim, interval: Interval) -> Decision:
     low, value, high = (_placed(claim, one) for one in (interval.low, interval.value, interval.high))
     if not low <= value <= high:
         return "not decided"  # NaN, or no interval at all
