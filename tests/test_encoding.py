@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from studfinder.measures.recall import Prompt, recall
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,7 +20,6 @@ from studfinder.errors import StudfinderError
 from studfinder.measures import induction, likelihood, scorer
 from studfinder.measures.choices import Question, per_token
 from studfinder.measures.perplexity import perplexity
-from studfinder.measures.recall import Prompt, recall
 from studfinder.models import LM, load
 from studfinder.texts import Text, as_text, encode, encode_pairs, encoding, token_ids
 from tiny import tiny, tokenizer

@@ -14,7 +14,7 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
-from studfinder.experiments.disruptions_read import UNFAIR, DisruptionScores, disruption_notes
+from studfinder.experiments.disruptions_read import DisruptionScores, disruption_notes
 from studfinder.experiments.massive_agreement import layers_agreement
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.measures import Effects, Scores

@@ -474,11 +474,11 @@ def test_skill_is_what_lies_above_chance():
     )
     skills = Skills(scored, {"context": ["a", "b", "low"], "memory": ["m"]})
     assert skills.tasks("context") == ["a", "b"]  # the original cannot do the third
-    assert skills.kept((1, "bad", "context")).value == pytest.approx(0.5)
+    assert skills.kept((1, "bad", "context")).value == pytest.approx((0 + 1) / (2 / 3 + 1))
     assert skills.kept((1, "bad", "memory")).value == pytest.approx(0.5)
-    assert skills.apart("bad").value == pytest.approx(0)
+    assert skills.apart("bad").value == pytest.approx(0.1)
     assert skills.apart("good").value == pytest.approx(1)
-    assert skills.apart("good", "bad").value == pytest.approx(1)
+    assert skills.apart("good", "bad").value == pytest.approx(0.9)
     assert skills.apart("good").low < 1 < skills.apart("good").high
     same = skills.kept((1, "good", "context"), (-1, "original", "context"))
     assert (same.low, same.high) == pytest.approx((0, 0))  # paired
@@ -493,7 +493,7 @@ def test_who_keeps_context_is_judged_beyond_what_is_kept_of_memory():
         "w4-channel, AWQ": {"lookup": 0.9, "facts": 0.9},
         "w4-channel, SmoothQuant": {"lookup": 0.6, "facts": 1.0},
     }
-    own = FigureConfig(schemes=("w4-channel",), context=("lookup",), memory=("facts",))
+    own = FigureConfig(schemes=("w4-channel",), context="lookup", memory="facts")
     claims = _claims(Skills(tasks_of(rates), {"context": ["lookup"], "memory": ["facts"]}), own)
     assert [one.verdict for one in claims] == ["held", "did not hold", "held"]
     assert claims[0].number.value == pytest.approx(0.4 / 0.75)

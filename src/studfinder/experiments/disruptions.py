@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from studfinder.edits import (
-    AboveLambda,
     Edit,
     Entries,
-    Everything,
     MatchedDims,
     RandomDims,
     TopDims,
@@ -33,15 +31,9 @@ TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
 
-def massive(lm: LM, ks: Sequence[int], lams: Sequence[float]) -> list[ModelVariant]:
-    """The paper's attack, and the same with a mean for each dim; k largest dims, or all above lambda."""
-    found = []
-    for k in ks:
-        name, attack = f"massive, k = {k}", massive_value_disruption(lm, k)
-        found.append(with_edits(lm, f"{name}, one mean" if k > 1 else name, attack))
-        if k > 1:  # at k = 1 the two are the same
-            found += _of_means(lm, f"{name}, a mean each", [TopDims(k)])
-    return found + [one for lam in lams for one in _of_means(lm, f"massive, above {lam:g}", [AboveLambda(lam)])]
+def massive(lm: LM, ks: Sequence[int]) -> list[ModelVariant]:
+    """The paper's attack: the k largest dims of every head of Q and K, all at one mean."""
+    return [with_edits(lm, f"massive, k = {k}", massive_value_disruption(lm, k)) for k in ks]
 
 
 def others(lm: LM, k: int, draws: int) -> dict[str, list[Entries]]:
@@ -56,18 +48,17 @@ def others(lm: LM, k: int, draws: int) -> dict[str, list[Entries]]:
     return found
 
 
-def controls(lm: LM, ks: Sequence[int], draws: int) -> list[ModelVariant]:
-    """As many other dims, held at their means; first the smallest, which is the paper's control."""
-    found = []
-    for k in ks:
-        kinds: dict[str, list[Entries]] = {"smallest": [TopDims(k, largest=False)], **others(lm, k, draws)}
-        for name, selects in kinds.items():
-            found += _of_means(lm, f"{name}, k = {k}", selects)
-    return found
-
-
-def _of_means(lm: LM, name: str, selects: Sequence[Entries]) -> list[ModelVariant]:
-    return draws_of(lm, name, [mean(dims(lm, select=select), when="prefill") for select in selects])
+def controls(lm: LM, k: int, draws: int) -> list[ModelVariant]:
+    """As many other dims, each held at its mean: the smallest, which is the paper's control, and random ones."""
+    selects: dict[str, list[Entries]] = {
+        "smallest": [TopDims(k, largest=False)],
+        "random": [RandomDims(k, seed) for seed in range(draws)],
+    }
+    return [
+        one
+        for name, chosen in selects.items()
+        for one in draws_of(lm, f"{name}, k = {k}", [mean(dims(lm, select=own), when="prefill") for own in chosen])
+    ]
 
 
 def draws_of(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVariant]:
@@ -79,29 +70,23 @@ def draws_of(lm: LM, name: str, draws: Sequence[Sequence[Edit]]) -> list[ModelVa
 # --- noise as harmful as something else -----------------------------------------------------------------------------
 
 
-def noise_in(lm: LM, place: str, k: int, std: float, seed: int) -> tuple[Edit, ...]:
-    """Noise in "the massive dims" (the k largest of every head of Q and K), in "the other dims", or in all of "V"."""
-    if place == "V":
-        where = dims(lm, ("value",), select=Everything())
-    elif place == "the massive dims":
-        where = dims(lm, select=TopDims(k))
-    else:
-        where = dims(lm, select=TopDims(lm.anatomy.head_dim - k, largest=False))
-    return noise(where, std, seed, when="prefill")
+def noise_elsewhere(lm: LM, k: int, std: float, seed: int) -> tuple[Edit, ...]:
+    """Noise in all dims of Q and K but the k largest of every head."""
+    return noise(dims(lm, select=TopDims(lm.anatomy.head_dim - k, largest=False)), std, seed, when="prefill")
 
 
 def neutral(lm: LM) -> tuple[list[list[int]], list[list[int]]]:
     """Our proof text in two halves of alternating pieces: damage is tuned on one and reported on the other."""
-    encoded = encode(lm, proof_text(), limit=min(256, lm.anatomy.max_positions or 256))[0]
+    encoded = encode(lm, proof_text(), limit=min(128, lm.anatomy.max_positions or 128))[0]
     return encoded[::2], encoded[1::2]
 
 
-def as_harmful(lm: LM, edits: Sequence[Edit], place: str, k: int) -> dict[str, Any]:
-    """The noise in a place that does as much damage to neutral text as given edits: its strength in units of each
-    dim's root mean square, and why there is none, if it could not be matched (within 5 %)."""
+def as_harmful(lm: LM, edits: Sequence[Edit], k: int) -> dict[str, Any]:
+    """The noise elsewhere that does as much damage to neutral text as given edits: its strength in units of each dim's
+    root mean square, and why there is none, if it could not be matched (within 5 %)."""
     try:
         found = damage_matched(
-            lm, neutral(lm)[0], edits, lambda std: noise_in(lm, place, k, std, TUNING_SEED), start=0.5
+            lm, neutral(lm)[0], edits, lambda std: noise_elsewhere(lm, k, std, TUNING_SEED), start=0.5
         )
     except WriteFailed:
         raise

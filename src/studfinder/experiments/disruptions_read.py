@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from studfinder.measures import Effects
 from studfinder.records import Cell, Chart, Comparison, Interval, Plot, Series, Table, point
 from studfinder.stats import crossed
-from studfinder.studies import GridScores
+from studfinder.studies import FEWEST, GridScores, head
 
-CONTEXT, MEMORY = "facts-in-context", "facts-parametric-matched"
-SIDES = ("context", "memory")
+Means = Mapping[str, np.ndarray]
+TASKS, SAME = ("context", "memory"), ("asked", "known")
+"""The two sides of both comparisons: tasks of each kind; the same questions, asked of an invented and a known name."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,18 @@ class DisruptionScores:
     """Scores of the model as it is and of each disruption, a family of draws.
 
     Attributes:
-        scored: of all; the first two measures are CONTEXT and MEMORY, with their arguments.
+        scored: of all.
+        keys: of some, the one measure being the passkey; None where it cannot be asked.
         effects: of all but the model as it is, on neutral text.
-        against: (disruption, the noise that was tuned to its damage).
+        against: by disruption, the noise that was tuned to its damage.
+        sides: measures by side of TASKS and SAME.
     """
 
     scored: GridScores
+    keys: GridScores | None
     effects: Effects
-    against: list[tuple[str, str]]
-
-    @property
-    def chance(self) -> dict[str, float]:
-        """By measure."""
-        return {name: found.chance or 0.0 for name, found in self.scored.scores[self.scored.original].items()}
+    against: Mapping[str, str]
+    sides: Mapping[str, list[str]]
 
     def neutral(self, name: str, what: str) -> Interval:
         """KL a token ("kl"), or the perplexity ratio ("nll"), on neutral text."""
@@ -41,184 +42,190 @@ class DisruptionScores:
         sums = self.effects.kl[own] if what == "kl" else self.effects.nll[own] - self.effects.clean_nll
         tokens = np.stack([self.effects.tokens.astype(float)] * len(own))
 
-        def statistic(mean: Mapping[str, np.ndarray]) -> np.ndarray:
+        def statistic(mean: Means) -> np.ndarray:
             a_token = mean["sums"] / mean["tokens"]
             with np.errstate(over="ignore"):
                 return a_token if what == "kl" else np.exp(a_token)
 
         return crossed(statistic, {"sums": sums, "tokens": tokens}, what="windows")
 
-    # --- context against memory ---
+    def chance(self, measure: str) -> float:
+        """What guessing scores."""
+        return self.scored.scores[self.scored.original][measure].chance or 0.0
 
-    def change(self, name: str, side: str) -> Interval:
-        """Change of chance-corrected accuracy, "context" or "memory", disrupted minus clean."""
-        headroom = 1 - self._chance("context")
-        return self._over(lambda mean: (mean[f"{side}1"] - mean[f"{side}0"]) / headroom, name)
+    @cached_property
+    def can_show(self) -> dict[str, list[str]]:
+        """By side those of its measures in which the model as it is has skill for sure (of one square one never is)."""
+        clean = {name: self.scored.mean(self.scored.original, name) for names in self.sides.values() for name in names}
+        skilled = [name for name, found in clean.items() if found.low > self.chance(name) and found.n >= FEWEST]
+        return {side: [name for name in names if name in skilled] for side, names in self.sides.items()}
 
     def kept(self, name: str, side: str) -> Interval | None:
-        """The share of its skill above chance that is left; None if the clean model has none for sure."""
-        if self.at_chance(side):
+        """The share of its skill above chance, averaged over measures, that is left; None if it has none for sure."""
+        if not self.can_show[side]:
             return None
-        chance = self._chance(side)
-        return self._over(lambda mean: (mean[f"{side}1"] - chance) / np.maximum(mean[f"{side}0"] - chance, 1e-9), name)
+        return self._over(lambda mean: self._share(mean, side, name), (side,), (name,))
 
-    def contrast(self, name: str, *minus: str, what: str = "score") -> Comparison:
-        """Change from context less change from memory (below 0: context suffered more); with `minus`, less the same of
-        another disruption. Accuracies are corrected for chance; margins ("margin") are nats a token."""
-        headroom = 1 - self._chance("context") if what == "score" else 1.0
+    def beyond(self, name: str, sides: tuple[str, str], other: str = "") -> Comparison | None:
+        """The share lost of the first side's skill less that of the second's: above 0, the first suffered more. With
+        another disruption, less the same of that. None if a side has no skill."""
+        if not all(self.can_show[side] for side in sides):
+            return None
 
-        def difference(mean: Mapping[str, np.ndarray]) -> np.ndarray:
-            start = mean["context0"] - mean["memory0"]
-            own, *others = (mean[f"context{row}"] - mean[f"memory{row}"] - start for row in range(1, 2 + len(minus)))
-            return (own - others[0] if others else own) / headroom
+        names = (name, other) if other else (name,)
 
-        return Comparison(kind="difference", interval=self._over(difference, name, *minus, what=what))
+        def difference(mean: Means) -> np.ndarray:
+            lost = [self._share(mean, sides[1], row) - self._share(mean, sides[0], row) for row in names]
+            return lost[0] - lost[1] if other else lost[0]
 
-    def at_chance(self, side: str) -> str:
-        """That the clean model has no skill for sure, in words; "" if it has."""
-        measure = self._measure(side)
-        clean = self.scored.mean(self.scored.original, measure)
-        here = f"{measure} is at chance ({clean.value:.0%}) on the clean model"
-        return "" if clean.low > self._chance(side) else f"{here}: context against memory can show nothing here."
+        return Comparison(kind="difference", interval=self._over(difference, sides, names))
 
-    def _measure(self, side: str) -> str:
-        return self.scored.measures[SIDES.index(side)]
+    def more_kept(self, name: str, side: str, than: float) -> Interval | None:
+        """The share that is kept, less a number."""
+        if not self.can_show[side]:
+            return None
+        return self._over(lambda mean: self._share(mean, side, name) - than, (side,), (name,))
 
-    def _chance(self, side: str) -> float:
-        return self.chance[self._measure(side)]
+    def _share(self, mean: Means, side: str, name: str) -> np.ndarray:
+        skill, clean = (
+            np.mean(
+                [
+                    (mean[f"{measure}|{row}"] - self.chance(measure)) / (1 - self.chance(measure))
+                    for measure in self.can_show[side]
+                ],
+                axis=0,
+            )
+            for row in (name, self.scored.original)
+        )
+        return skill / np.maximum(clean, 1e-9)
 
     def _over(
-        self, statistic: Callable[[Mapping[str, np.ndarray]], np.ndarray], *names: str, what: str = "score"
+        self, statistic: Callable[[Means], np.ndarray], sides: tuple[str, ...], names: tuple[str, ...]
     ) -> Interval:
-        """A statistic of means of the clean model ("context0", "memory0") and of some rows ("context1", ...), whole
-        subjects resampled. Items count to four digits."""
-        scored, both = self.scored, {side: self._measure(side) for side in SIDES}
-        rows = list(enumerate((scored.original, *names)))
-        arrays = {f"{side}{n}": scored.drawn(row, both[side], what).round(4) for n, row in rows for side in SIDES}
-        clusters = scored.scores[scored.original][both["context"]].clusters or None
-        return crossed(statistic, arrays, clusters, what="subjects")
+        """A statistic of means by "measure|row"; the squares of every set of questions are resampled by themselves."""
+        scored, clean = self.scored, self.scored.original
+        measures = [name for side in sides for name in self.can_show[side]]
+        arrays = {f"{measure}|{row}": scored.drawn(row, measure) for measure in measures for row in (clean, *names)}
+        clusters = {name: scored.scores[clean][name.partition("|")[0]].clusters for name in arrays}
+        return crossed(statistic, arrays, clusters, what="squares of questions")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def disruption_table(rows: DisruptionScores) -> Table:
-    """All measures, clean and disrupted."""
-    measures = rows.scored.measures
+PAPER_READS = (
+    "Passkeys: the share found whole, not asked of every row. The paper, Llama3-8B, clean / smallest dims / massive: "
+    "passkey of 128 tokens 100 / 100 / 9 %, of 256 and 1,024 tokens 100 / 100 / 0 %, GSM8K 76.9 / 77.4 / 4.0 %, AQuA "
+    "53.5 / 53.9 / 9.7 %."
+)
+PAPER_KNOWS = (
+    "The paper, Llama3-8B, yes or no (floor 50 %), clean / smallest dims / massive: cities 99.4 / 99.4 / 88.2 %, "
+    "sports 95 / 94.5 / 74.5 %, art 93.5 / 93 / 64 %, technology 92.5 / 92.5 / 74.9 %, celebrities 95 / 95.5 / 73 %."
+)
+
+
+def scores_tables(rows: DisruptionScores) -> list[Table]:
+    """All measures, clean and disrupted: what is read, and what is known."""
+    keys = rows.keys
+    read = [*rows.sides["asked"], *rows.sides["known"], *rows.sides["context"]]
+
+    def found(name: str) -> Interval | None:
+        asked = keys is not None and name in (*keys.labels, *keys.families)
+        return keys.mean(name, keys.measures[0], what="passkeys") if keys is not None and asked else None
+
+    tables = [_scores(rows, "what is read in the prompt", read, PAPER_READS, {"passkey": found} if keys else {})]
+    if rows.sides["memory"]:
+        tables.append(_scores(rows, "what is known", rows.sides["memory"], PAPER_KNOWS, {}))
+    return tables
+
+
+def _scores(
+    rows: DisruptionScores,
+    title: str,
+    measures: Sequence[str],
+    paper: str,
+    more: Mapping[str, Callable[[str], Interval | None]],
+) -> Table:
     lines: list[tuple[Cell, ...]] = []
     for name in (rows.scored.original, *rows.scored.families):
         damage = [rows.neutral(name, what) if lines else None for what in ("kl", "nll")]
-        lines.append((name, *damage, *(rows.scored.mean(name, measure) for measure in measures)))
-    chances = ", ".join(f"{measure} {chance:.3g}" for measure, chance in rows.chance.items())
+        scores = [rows.scored.mean(name, measure, what="squares") for measure in measures]
+        lines.append((name, *damage, *scores, *(of(name) for of in more.values())))
+    chances = ", ".join(f"{head(measure)} {rows.chance(measure):.3g}" for measure in measures)
     return Table(
-        title="massive values and controls, disrupted in the prompt",
-        columns=("disrupted", "KL, neutral text (nats)", "perplexity x", *measures),
+        title=title,
+        columns=("disrupted", "KL, neutral text (nats)", "perplexity x", *map(head, measures), *more),
         rows=tuple(lines),
-        note=f"Accuracy; chance: {chances}. Intervals: items (subjects, windows) and draws resampled. The paper, "
-        "Llama3-8B, clean / smallest dims / massive: passkey of 128 tokens 100 / 100 / 9 %, IMDB 95.4 / 95.4 / 11 %, "
-        "cities (yes or no, floor 50 %) 99.4 / 99.4 / 88.2 %.",
+        note=f"Accuracy; chance: {chances}. Intervals: squares of questions (windows) and draws resampled. {paper}",
     )
 
 
 def comparisons_table(rows: DisruptionScores) -> Table:
     """Context against memory, and against equal damage elsewhere."""
     lines: list[tuple[Cell, ...]] = []
-    for name in rows.scored.families:
-        others = [other for row, other in rows.against if row == name]
-        own = (*(rows.kept(name, side) for side in SIDES), rows.contrast(name), rows.contrast(name, what="margin"))
-        for other in others:
-            both = (rows.contrast(other), rows.contrast(name, other), rows.contrast(name, other, what="margin"))
-            lines.append((name, *own, _place(other), *both))
-        if not others and name.startswith("massive"):
-            lines.append((name, *own, None, None, None, None))
+    for what, sides in (("tasks", TASKS), ("same questions", SAME)):
+        for name in rows.scored.families:
+            other = rows.against.get(name, "")
+            equal = (rows.beyond(other, sides), rows.beyond(name, sides, other)) if other else (None, None)
+            own = (*(rows.kept(name, side) for side in sides), rows.beyond(name, sides))
+            lines.append((what, name, *own, *equal))
     return Table(
-        title="the same questions from context and from memory",
-        columns=(
-            "disrupted",
-            "context kept",
-            "memory kept",
-            "context - memory",
-            "in margins (nats)",
-            "equal damage by",
-            "its context - memory",
-            "difference",
-            "in margins (nats)",
-        ),
+        title="context against memory",
+        columns=("of", "disrupted", "context kept", "memory kept", "context lost more by", "noise", "beyond noise"),
         rows=tuple(lines),
-        note="Kept: share of the accuracy above chance. Context - memory: difference of the two changes of "
-        "chance-corrected accuracy; below 0, context suffered more. Difference: less the same under noise elsewhere "
-        "that costs as much KL on neutral text; below 0, these dims serve context more than such damage explains. "
-        "Where nothing is left of either, context - memory only says where they started. Intervals are of 95 % each, "
-        "not corrected for the number of rows.",
+        note="Kept: share of the skill above chance, (accuracy - chance) / (1 - chance), averaged over the measures in "
+        "which the model has any; passkeys are not among them. Context lost more by: share lost of what is read less "
+        "that of what is known. Noise: the same under noise in the other dims that costs as much KL on neutral text. "
+        "Beyond noise: the difference. Same questions: one prompt that states every answer once, asked of an invented "
+        "name (context) or of a real one (memory). Intervals are of 95 % each, not corrected for the number of rows.",
     )
-
-
-def _place(other: str) -> str:
-    """The short name of noise that was tuned to another row's damage."""
-    return other.split(", as harmful")[0]
 
 
 # --- sentences and a chart ------------------------------------------------------------------------------------------
 
-UNFAIR = (
-    "Context against memory is no fair comparison here, and its sizes are not to be used: the memory prompt states a "
-    "wrong answer of the relation that is among the choices, the context prompt the right one beside it, so that "
-    "copying any stated answer of the relation is often right from context and never from memory."
-)
-
 
 def disruption_notes(rows: DisruptionScores) -> list[str]:
     """What the numbers say."""
-    nothing = [rows.at_chance(side) for side in SIDES if rows.at_chance(side)]
-    if nothing:
-        return nothing
-    notes = [] if rows.scored.measures[0].endswith(":1") else [UNFAIR]
-    notes += [_only_context(rows, row) for row in rows.scored.families if row.startswith("massive")]
-    return notes + [_specific(rows, row, other) for row, other in rows.against]
-
-
-def _only_context(rows: DisruptionScores, row: str) -> str:
-    changes = [rows.change(row, side) for side in SIDES]
-    says = {
-        (True, True): "both suffer",
-        (True, False): "context is shown to suffer, memory is not",
-        (False, True): "memory is shown to suffer, context is not",
-        (False, False): "neither is shown to suffer",
-    }[changes[0].high < 0, changes[1].high < 0]
-    left = [rows.kept(row, side) for side in SIDES]
-    if all(kept is not None and kept.low <= 0 for kept in left):
-        says += "; nothing may be left of either, and then their difference only says where they started"
-    return f"{row}: skill from context changes by {changes[0]:+.2f}, from memory by {changes[1]:+.2f}: {says}."
-
-
-def _specific(rows: DisruptionScores, row: str, other: str) -> str:
-    kl, own = rows.neutral(other, "kl"), rows.neutral(row, "kl")
-    accuracy, margin = (
-        f"{found:+.2f} {unit} ({_verdict(found.interval)})"
-        for unit, found in (
-            ("apart in accuracy", rows.contrast(row, other)),
-            ("nats apart in margin", rows.contrast(row, other, what="margin")),
-        )
-    )
-    return (
-        f"{row}, against {_place(other)} of equal damage (KL {own.value:.2f} and {kl.value:.2f} on text that nothing "
-        f"was tuned on): context less memory comes out {accuracy} and {margin}."
-    )
+    notes = []
+    for side in (*TASKS, *SAME):
+        floor = [head(name) for name in rows.sides[side] if name not in rows.can_show[side]]
+        if floor:
+            notes.append(f"at chance on the model as it is, and not averaged: {', '.join(floor)}.")
+    for what, sides in (("tasks", TASKS), ("the same questions", SAME)):
+        for name, other in rows.against.items():
+            left = [rows.kept(name, side) for side in sides]
+            alone, beyond = rows.beyond(name, sides), rows.beyond(name, sides, other)
+            if alone is None or beyond is None:
+                continue
+            notes.append(
+                f"{name}, {what}: {left[0]:.2f} of the skill is kept from context and {left[1]:.2f} from memory: "
+                f"{_verdict(alone.interval)} by {alone:+.2f}; beyond noise of equal damage "
+                f"(KL {rows.neutral(name, 'kl').value:.2f} and {rows.neutral(other, 'kl').value:.2f} on text that "
+                f"nothing was tuned on) {_verdict(beyond.interval)}: {beyond:+.2f}."
+            )
+    return notes
 
 
 def _verdict(difference: Interval) -> str:
-    if difference.high < 0:
-        return "lower than by equal damage elsewhere"
-    return "higher than by equal damage elsewhere" if difference.low > 0 else "not distinguishable"
+    if difference.low > 0:
+        return "context lost more"
+    return "memory lost more" if difference.high < 0 else "neither is shown to lose more"
 
 
-def contrast_chart(rows: DisruptionScores) -> Chart:
-    """What becomes of the skill from context and from memory, a row a disruption."""
-    series = tuple(
-        Series(name=f"from {side}", points=tuple(point(rows.change(name, side)) for name in rows.scored.families))
-        for side in SIDES
+def kept_chart(rows: DisruptionScores) -> Chart:
+    """The share that is left of the skill from context and from memory, a row a disruption."""
+    names = tuple(rows.scored.families)
+    plots = tuple(
+        Plot(
+            kind="dots",
+            rows=names,
+            series=tuple(
+                Series(name=f"from {called}", points=tuple(point(rows.kept(name, side)) for name in names))
+                for called, side in zip(TASKS, sides, strict=True)
+            ),
+            x=f"share of skill above chance that is kept, {what}",
+            none=1.0,
+        )
+        for what, sides in (("tasks", TASKS), ("same questions", SAME))
     )
-    plot = Plot(
-        kind="dots", rows=tuple(rows.scored.families), series=series, x="change of accuracy above chance", none=0.0
-    )
-    return Chart(name="disrupt", plots=(plot,))
+    return Chart(name="disrupt", plots=plots)

@@ -32,13 +32,13 @@ from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding
 
 @dataclass(frozen=True, kw_only=True)
 class KeepMassiveConfig(CalibratedConfig):
-    """Which schemes, judged by what; a semicolon stands for a comma within a measure's argument."""
+    """Which schemes, judged by what."""
 
     schemes: tuple[str, ...] = option(
         "w4-channel,w3-g64", help="Schemes by name; claims are judged in the first.", commas=True
     )
     cache: str = option("int4", help="What keys and values are rounded to; empty for no cache.")
-    context: tuple[str, ...] = option("lookup:4;8", help="Measures of reading the context, beside the KL.", commas=True)
+    context: str = option("lookup:4,8", help="Tasks that read their prompt, beside the KL, with spaces between.")
     items: int = option(100, help="Items of each.", least=1)
 
 
@@ -88,7 +88,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     findings = load_findings(bench, lm, prove=False)
     variants = [one for name in own.schemes for one in _rows(rounding, name, findings)]
     variants += _cache(rounding, findings) if own.cache else []
-    measures = [one.replace(";", ",") for one in own.context]
+    measures = own.context.split()
     limits = {name.partition(":")[0]: own.items for name in measures}
     scored = rounding.scored(variants, measures, limits=limits)
     pairs = [(one.label, one.label, other) for one in scored.tried() for other in _rivals(scored, one)]

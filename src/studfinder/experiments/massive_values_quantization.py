@@ -35,15 +35,15 @@ from studfinder.studies.rounding import CAVEAT, NAMES, CalibratedConfig, Roundin
 
 @dataclass(frozen=True, kw_only=True)
 class FigureConfig(CalibratedConfig):
-    """Which schemes and methods, judged by which tasks; a semicolon stands for a comma within a measure's argument."""
+    """Which schemes and methods, judged by which tasks."""
 
     schemes: tuple[str, ...] = option(
         "w4-channel,w3-g64", help="Schemes by name; claims are judged in the first.", commas=True
     )
     methods: tuple[str, ...] = option("rtn,gptq,awq,smoothquant", help="Ways to round weights.", commas=True)
     inputs: str = option("int8", help="What inputs are rounded to, with weights of eight bits; empty for none.")
-    context: tuple[str, ...] = option("lookup:4;8,passkey:128", help="Measures of reading the context.", commas=True)
-    memory: tuple[str, ...] = option("facts", help="Measures of what is known.", commas=True)
+    context: str = option("lookup:4,8 passkey:128", help="Tasks that read their prompt, with spaces between.")
+    memory: str = option("facts yes-no", help="Questions about facts, with spaces between.")
     items: int = option(200, help="Items of each.", least=1)
     prompts: int = option(12, help="Of our prompts, on which massive values are looked at.", least=1)
 
@@ -90,7 +90,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     for name in own.schemes:
         if name not in SCHEMES:
             raise unknown("there is no scheme", name, SCHEMES)
-    sides = {CONTEXT: [one.replace(";", ",") for one in own.context], MEMORY: [m.replace(";", ",") for m in own.memory]}
+    sides = {CONTEXT: own.context.split(), MEMORY: own.memory.split()}
     measures = list(dict.fromkeys([*sides[CONTEXT], *sides[MEMORY]]))
     preserved = Preserved(load_findings(bench, lm, prove=False), own.prompts, lambda_at(lm.anatomy.head_dim, 0.01))
     limits = {name.partition(":")[0]: own.items for name in measures}
@@ -181,9 +181,9 @@ def _chart(skills: Skills) -> Chart:
 def _claims(skills: Skills, own: FigureConfig) -> list[ClaimResult]:
     """In the first scheme."""
     first = own.schemes[0]
-    gptq, tasks = _label("gptq", first), [*own.context, *own.memory]
+    gptq, tasks = _label("gptq", first), [task for side in skills.sides for task in skills.tasks(side)]
     tried = [one.label for one in skills.scored.tried()]
-    items = f"{', '.join(str(_n(skills, task)) for task in tasks)} items of {', '.join(tasks)}; {first}"
+    items = ", ".join(f"{len(skills.scored.items(skills.scored.original, task))} items of {task}" for task in tasks)
     found = []
     for claim, method in ((AWQ_CONTEXT, "awq"), (SMOOTH_CONTEXT, "smoothquant"), (GPTQ_CONTEXT, "")):
         other = _label(method, first) if method else gptq
@@ -197,14 +197,16 @@ def _claims(skills: Skills, own: FigureConfig) -> list[ClaimResult]:
         ]
         number = skills.apart(other, gptq if method else "")
         found.append(
-            judged(claim, number, effect=sides[0], control=sides[1], items=items, cost=_cost(number, claim, own))
+            judged(
+                claim,
+                number,
+                effect=sides[0],
+                control=sides[1],
+                items=f"{items}; {first}",
+                cost=_cost(number, claim, own),
+            )
         )
     return found
-
-
-def _n(skills: Skills, task: str) -> int:
-    scores = skills.scored.scores[skills.scored.original].get(task.replace(";", ","))
-    return 0 if scores is None else len(scores.items["score"])
 
 
 def _cost(number: Interval, claim: Claim, own: FigureConfig) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from studfinder.records import Interval
-from studfinder.stats import bootstrap
+from studfinder.stats import crossed
 from studfinder.studies import GridScores
 
 CONTEXT, MEMORY = "context", "memory"
@@ -37,32 +37,32 @@ class Skills:
         return [side for side in self.sides if not self.tasks(side)]
 
     def kept(self, *terms: tuple[int, str, str]) -> Interval:
-        """A sum of shares of skill kept, each the mean over the tasks of a side; items (or clusters of them) resampled
-        by task, and alike for all models.
+        """A sum of shares of skill kept, each of the mean over the tasks of a side; items (or clusters of them) are
+        resampled by task, and alike for all models.
 
         Args:
             terms: (+1 or -1, label, side).
         """
-        labels = list(dict.fromkeys([self.scored.original, *(label for _, label, _ in terms)]))
-        every = list(dict.fromkeys(task for _, _, side in terms for task in self.tasks(side)))
-        pooled = {task: self._pooled(task, labels) for task in every}
+        scored, original = self.scored, self.scored.original
+        tasks = list(dict.fromkeys(task for _, _, side in terms for task in self.tasks(side)))
+        labels = list(dict.fromkeys([original, *(label for _, label, _ in terms)]))
+        arrays = {f"{task}|{label}": scored.items(label, task)[None] for task in tasks for label in labels}
+        own = {task: scored.scores[original][task].clusters for task in tasks}
+        each = {task: own[task] or [f"{task} {n}" for n in range(len(scored.items(original, task)))] for task in tasks}
 
-        def statistic(*times: np.ndarray) -> np.ndarray:
-            share = {}
-            for task, times_RG in zip(every, times, strict=True):
-                sums_GL, sizes_G = pooled[task]
-                above_RL = times_RG @ sums_GL / (times_RG @ sizes_G)[:, None] - self._chance(task)
-                share[task] = above_RL / np.maximum(above_RL[:, :1], 1e-9)
-            parts = [
-                sign * np.mean([share[task][:, labels.index(label)] for task in self.tasks(side)], axis=0)
-                for sign, label, side in terms
-            ]
-            return np.sum(parts, axis=0)
+        def skill(mean: Mapping[str, np.ndarray], label: str, side: str) -> np.ndarray:
+            chance = {task: scored.scores[original][task].chance or 0.0 for task in tasks}
+            parts = [(mean[f"{t}|{label}"] - chance[t]) / (1 - chance[t]) for t in self.tasks(side)]
+            return np.asarray(np.mean(parts, axis=0))
 
-        value, low, high = bootstrap(statistic, [len(sizes) for _, sizes in pooled.values()]).tolist()
-        items = sum(len(self.scored.items(self.scored.original, task)) for task in every)
-        return Interval(
-            value=value, low=low, high=high, level=0.95, n=items, method="paired bootstrap over items, by task"
+        def statistic(mean: Mapping[str, np.ndarray]) -> np.ndarray:
+            shares = (
+                s * skill(mean, label, side) / np.maximum(skill(mean, original, side), 1e-9) for s, label, side in terms
+            )
+            return np.sum(list(shares), axis=0)
+
+        return crossed(
+            statistic, arrays, {name: each[name.partition("|")[0]] for name in arrays}, what="items, by task"
         )
 
     def apart(self, label: str, minus: str = "") -> Interval:
@@ -70,13 +70,3 @@ class Skills:
         of another model."""
         own = [(1, label, CONTEXT), (-1, label, MEMORY)]
         return self.kept(*own, *([(-1, minus, CONTEXT), (1, minus, MEMORY)] if minus else []))
-
-    def _chance(self, task: str) -> float:
-        return self.scored.scores[self.scored.original][task].chance or 0.0
-
-    def _pooled(self, task: str, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over clusters, (G, labels), and the clusters' sizes, (G,)."""
-        clusters = self.scored.scores[self.scored.original][task].clusters
-        items_LI = np.stack([self.scored.items(label, task) for label in labels])
-        _, which = np.unique(clusters or np.arange(items_LI.shape[1]), return_inverse=True)
-        return np.stack([np.bincount(which, weights=row) for row in items_LI], axis=1), np.bincount(which).astype(float)

@@ -6,7 +6,6 @@ from studfinder.measures.floor import NetEffect, net_effect
 from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods
 from studfinder.measures.matched_facts import (
     Contrast,
-    calibrate_facts,
     contrast,
     facts_in_context,
     facts_parametric_matched,
@@ -26,7 +25,6 @@ __all__ = [
     "NetEffect",
     "Scores",
     "batch_size",
-    "calibrate_facts",
     "compare",
     "contrast",
     "damage_matched",

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-
-import numpy as np
+from itertools import count, cycle
 
 from studfinder.errors import StudfinderError
 from studfinder.measures.asked import Advance, sizes_asked
-from studfinder.measures.recall import Prompt, places, recall
+from studfinder.measures.choices import Square, choice, square_scores
 from studfinder.measures.scores import Scores
 from studfinder.models import LM
 from studfinder.texts import nonce_names
 
 PAIRS = "2,4,8,16"
+_ITEMS = 120
 _DIGITS = 3
-_WRONG = 7
 
 _HEAD = "Each name has a code."
 _QUESTION = "Once more, the code of one of them:"
@@ -24,37 +23,33 @@ _QUESTION = "Once more, the code of one of them:"
 def lookup(
     lm: LM, pairs: str = PAIRS, *, limit: int | None = None, seed: int = 0, progress: Advance | None = None
 ) -> Scores:
-    """Key-value recall: share of codes of three digits that greedy generation gives back exactly, over the number of
-    pairs in the prompt and the place of the one that is asked for.
+    """Key-value recall: which of the codes in the prompt an invented name has; each name of a prompt is asked for.
 
-    Names are invented. Chance is that of saying any of the codes, 1 / pairs. "margin" holds the right code against up
-    to seven others of the same prompt. See `recall` for further items and details.
+    Codes are of three digits. Chance is that of saying any of them, 1 / pairs. Details: accuracy by number of pairs.
 
     Args:
-        pairs: how many pairs the prompts hold, "8,16".
-        limit: at most so many prompts; all numbers of pairs and places take their turn.
+        pairs: how many pairs the prompts hold, "8,16"; 2 is the least.
+        limit: at most so many questions (one prompt at least), 120 unless told; numbers of pairs take their turn.
         seed: draws names, codes and order.
 
     Raises:
         StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
     """
-    sizes = sizes_asked(pairs, "lookup")
-    if max(sizes) > (most := 9 * 10 ** (_DIGITS - 1)):
-        raise StudfinderError(f"lookup: {max(sizes)} pairs", expected=f"at most {most}, for each has its own code")
-    chosen = places(sizes, seed, limit)
-    chance = float(np.mean([1 / size for size, *_ in chosen])) if chosen else 0.0
-    return recall(lm, "lookup", [_prompt(*place) for place in chosen], f"pairs {pairs}", chance, progress)
+    sizes, room = sizes_asked(pairs, "lookup"), _ITEMS if limit is None else limit
+    if not 2 <= min(sizes) <= max(sizes) <= (most := 9 * 10 ** (_DIGITS - 1)):
+        raise StudfinderError(f"lookup:{pairs}", expected=f"from 2 to {most} pairs, for each has a code of its own")
+    squares: list[Square] = []
+    for number, size in zip(count(), cycle(sizes), strict=False):
+        if room < (size if squares else 1):
+            break
+        room -= size
+        squares.append(_square(size, number, random.Random(f"{seed} {number} {size}")))
+    return square_scores(lm, "lookup", squares, f"pairs {pairs}", progress)
 
 
-def _prompt(size: int, depth: float, generator: random.Random) -> Prompt:
+def _square(size: int, number: int, generator: random.Random) -> Square:
     names = nonce_names(size, generator)
     codes = [str(code) for code in generator.sample(range(10 ** (_DIGITS - 1), 10**_DIGITS), size)]
-    asked = round(depth * (size - 1))
     lines = [f"{name}: {code}" for name, code in zip(names, codes, strict=True)]
-    wrong = [code for i, code in enumerate(codes) if i != asked]
-    return Prompt(
-        "\n".join([_HEAD, *lines, _QUESTION, f"{names[asked]}:"]),
-        codes[asked],
-        tuple(generator.sample(wrong, min(_WRONG, len(wrong)))),
-        (f"{size} pairs", f"depth {depth:g}"),
-    )
+    prompts = ["\n".join([_HEAD, *lines, _QUESTION, f"{name}:"]) for name in names]
+    return choice(prompts, codes, f"prompt {number}", f"{size} pairs")

@@ -22,16 +22,15 @@ class Measure:
         place: "module:function"; the function takes (lm, [argument], *, limit, seed, progress) and returns Scores.
         summary: a line for `studfinder ls measures`.
         argument: what may follow the name after a colon, e.g. a text; empty if nothing.
-        calibrate: "module:function" that takes a model as it is and gives the argument to use where none is given, so
-            that the model has room to fall; empty if nothing needs choosing.
     """
 
     kind: Kind
     place: str
     summary: str
     argument: str = ""
-    calibrate: str = ""
 
+
+_FACTS = "built-in (default), trex, or of trex: cities, sports, art, technology, celebrities"
 
 MEASURES: dict[str, Measure] = {
     "perplexity": Measure(
@@ -55,21 +54,26 @@ MEASURES: dict[str, Measure] = {
     "lookup": Measure(
         "context",
         "studfinder.measures.lookup:lookup",
-        "key-value recall, over pairs and place",
+        "key-value recall, over pairs",
         "pairs in the prompt (2,4,8,16)",
     ),
     "facts-in-context": Measure(
         "context",
         "studfinder.measures.matched_facts:facts_in_context",
         "facts about invented subjects, stated in the prompt",
-        "facts of the relation in the prompt (2)",
-        "studfinder.measures.matched_facts:calibrate_facts",
+        "facts in the prompt (4)",
+    ),
+    "in-context": Measure(
+        "context",
+        "studfinder.measures.in_context:in_context",
+        "going on as the examples in the prompt do",
+        "words (default) or numbers",
     ),
     "knowledge-conflict": Measure(
         "context",
         "studfinder.measures.knowledge_conflict:knowledge_conflict",
         "answers from a false statement in the prompt against what is known",
-        "built-in (default) or trex",
+        _FACTS,
     ),
     "induction": Measure(
         "context",
@@ -87,14 +91,19 @@ MEASURES: dict[str, Measure] = {
         "memory",
         "studfinder.measures.facts:facts",
         "facts against wrong answers of the same relation",
-        "built-in (default) or trex",
+        _FACTS,
+    ),
+    "yes-no": Measure(
+        "memory",
+        "studfinder.measures.facts:yes_no",
+        "facts against false statements, by yes and no",
+        _FACTS,
     ),
     "facts-parametric-matched": Measure(
         "memory",
         "studfinder.measures.matched_facts:facts_parametric_matched",
         "real facts in the format and after the prompts of facts-in-context",
-        "facts of the relation in the prompt (2)",
-        "studfinder.measures.matched_facts:calibrate_facts",
+        "facts in the prompt (4)",
     ),
     "tasks": Measure(
         "reasoning",
@@ -130,12 +139,3 @@ def measure_named(text: str) -> Callable[..., Scores]:
         return found(lm, argument, **options)
 
     return with_argument
-
-
-def calibrated(text: str, lm: object) -> str:
-    """The name with the argument that suits this model, where the measure has one to choose and none was given."""
-    name, colon, _ = text.partition(":")
-    if colon or not MEASURES[name].calibrate:
-        return text
-    module, function = MEASURES[name].calibrate.split(":")
-    return f"{name}:{getattr(import_module(module), function)(lm)}"

@@ -90,7 +90,7 @@ def averaged(numerators: Sequence[np.ndarray], denominators: Sequence[np.ndarray
 def crossed(
     statistic: Callable[[Mapping[str, np.ndarray]], np.ndarray],
     scores: Mapping[str, np.ndarray],
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     level: float = 0.95,
     what: str = "items",
@@ -104,23 +104,28 @@ def crossed(
     Args:
         statistic: from means by name, each of shape (R,), to (R,).
         scores: by name (draws, items); one row where nothing was drawn.
-        clusters: (items,) labels of what is resampled together.
+        clusters: (items,) labels of what is resampled together; or such labels by the scores' names, where these are of
+            several sets of items: those with the same labels share their items, and each set is drawn by itself.
         what: the name of what is resampled, for the record.
     """
-    pooled = {name: _pooled(rows_SI, clusters) for name, rows_SI in scores.items()}
-    sizes_G = next(iter(pooled.values()))[1]
+    labels = {name: clusters[name] if isinstance(clusters, Mapping) else clusters for name in scores}
+    sets = list({None if own is None else tuple(own): own for own in labels.values()})
+    which = {name: sets.index(None if own is None else tuple(own)) for name, own in labels.items()}
+    pooled = {name: _pooled(rows_SI, labels[name]) for name, rows_SI in scores.items()}
+    sizes = [len(next(pooled[name][1] for name, own in which.items() if own == place)) for place in range(len(sets))]
     seeds = sorted({len(rows_SI) for rows_SI in scores.values()})
 
-    def of_means(times_RG: np.ndarray, *times: np.ndarray) -> np.ndarray:
-        drawn = dict(zip(seeds, times, strict=True))
+    def of_means(*times: np.ndarray) -> np.ndarray:
+        drawn = dict(zip(seeds, times[len(sizes) :], strict=True))
         means = {}
-        for name, (sums_SG, _) in pooled.items():
+        for name, (sums_SG, sizes_G) in pooled.items():
+            times_RG = times[which[name]]
             means_RS = total(times_RG, sums_SG.T) / (times_RG @ sizes_G)[:, None]
             means[name] = (means_RS * drawn[len(sums_SG)]).sum(axis=1) / len(sums_SG)
         return statistic(means)
 
     method = f"paired bootstrap over {what}" + (f" and {max(seeds)} draws" if max(seeds) > 1 else "")
-    return _interval(bootstrap(of_means, [len(sizes_G), *seeds], level=level), len(sizes_G), method, level)
+    return _interval(bootstrap(of_means, [*sizes, *seeds], level=level), sum(sizes), method, level)
 
 
 def _pooled(values_SI: np.ndarray, clusters: Sequence[int | float | str] | None) -> tuple[np.ndarray, np.ndarray]:

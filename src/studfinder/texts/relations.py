@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from studfinder.errors import StudfinderError, Unavailable
+from studfinder.errors import StudfinderError, Unavailable, unknown
 from studfinder.records.outside import json_lines
 
 BUILT_IN = "studfinder-facts-1"
@@ -30,6 +30,15 @@ _TREX = {
     "P449": ("{s} was first broadcast by", "{s} was originally shown on", "The network that aired {s} is"),
     "P1303": ("{s} plays the", "The instrument of {s} is the", "{s} is known for playing the"),
 }
+
+DOMAINS = {
+    "cities": ("P36", "P37"),
+    "sports": ("P413",),
+    "art": ("P136", "P1303"),
+    "technology": ("P176", "P178"),
+    "celebrities": ("P19", "P27", "P103", "P106"),
+}
+"""The domains of Jin et al. 2025 (arXiv 2502.01563), by relations of T-REx."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +70,15 @@ def relations(source: str = "built-in") -> tuple[str, tuple[Relation, ...]]:
 
     Args:
         source: "built-in" (ours: general knowledge, about 230 facts of nine relations) or "trex" (the files
-            facts/P*.jsonl of STUDFINDER_DATA).
+            facts/P*.jsonl of STUDFINDER_DATA), or one of DOMAINS, which are parts of the latter.
 
     Raises:
         StudfinderError: there is no such source, or its files are not there; there is no silent substitute.
     """
     if source == "built-in":
         return BUILT_IN, _built_in()
-    if source != "trex":
-        raise StudfinderError(f"there are no facts {source!r}", expected="built-in or trex")
+    if source != "trex" and source not in DOMAINS:
+        raise unknown("there are no facts", source, ("built-in", "trex", *DOMAINS))
     folder = os.environ.get("STUDFINDER_DATA")
     found = sorted(Path(folder, "facts").glob("P*.jsonl")) if folder else []
     if not found:
@@ -78,7 +87,8 @@ def relations(source: str = "built-in") -> tuple[str, tuple[Relation, ...]]:
             expected="facts/P36.jsonl and others in the folder STUDFINDER_DATA",
             do="Set STUDFINDER_DATA, or use the built-in facts",
         )
-    return "T-REx (STUDFINDER_DATA)", tuple(_read(path) for path in found if path.stem in _TREX)
+    chosen = DOMAINS.get(source, tuple(_TREX))
+    return "T-REx (STUDFINDER_DATA)", tuple(_read(path) for path in found if path.stem in chosen)
 
 
 @cache

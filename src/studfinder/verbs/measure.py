@@ -15,7 +15,7 @@ from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.edits.spec import edits_of
 from studfinder.errors import NotApplicable, StudfinderError
 from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
-from studfinder.measures.registry import Kind, calibrated
+from studfinder.measures.registry import Kind
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
@@ -195,27 +195,26 @@ def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
         "edited" if plan.edits else "model", partial(edited, plan.lm, plan.edits) if plan.edits else nullcontext
     )
     baseline = [ModelVariant("baseline", lm=plan.against)] if plan.edits or plan.against is not None else []
-    names = {name: _with_argument(plan, name, steps) for name in plan.measures}
     grid = Grid(
         run=steps,
         lm=plan.lm,
         variants=[*baseline, model],
-        measures=list(dict.fromkeys(names.values())),
+        measures=plan.measures,
         limits=dict.fromkeys(MEASURES, plan.config.limit),
         seed=plan.config.seed,
         passes=(NotApplicable,),
         progress=plan.config.progress,
     )
     scored = grid.scored()
-    return [_line(scored, name, full) for name, full in names.items()]
+    return [_line(scored, name) for name in plan.measures]
 
 
-def _line(scored: GridScores, name: str, full: str) -> Measured:
+def _line(scored: GridScores, name: str) -> Measured:
     """The score, the baseline on the same items, and the paired change."""
     kind = _kind(name)
-    if full in scored.missing:
-        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=scored.missing[full])
-    first, *rest = (scored.scores[label][full] for label in scored.labels)
+    if name in scored.missing:
+        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=scored.missing[name])
+    first, *rest = (scored.scores[label][name] for label in scored.labels)
     score, change, why_not = (*rest, first)[0], None, ""
     if rest:
         try:
@@ -234,7 +233,7 @@ def _line(scored: GridScores, name: str, full: str) -> Measured:
         better=score.better,
         headroom=_headroom(first),
         details=dict(score.details),
-        seconds=sum(seconds[full] for seconds in scored.seconds.values()),
+        seconds=sum(seconds[name] for seconds in scored.seconds.values()),
     )
 
 
@@ -252,19 +251,6 @@ def _headroom(scores: Scores) -> bool | None:
     if "headroom" in scores.details:
         return bool(scores.details["headroom"])
     return None if scores.chance is None else scores.interval.low > scores.chance
-
-
-def _with_argument(plan: MeasurePlan, name: str, steps: Steps) -> str:
-    """A measure whose difficulty is to be chosen: once, on the baseline, for all states; two that share one way of
-    choosing share the choice."""
-    way = MEASURES[name.partition(":")[0]].calibrate
-    if not way or ":" in name:
-        return name
-    baseline = plan.against or plan.lm
-    try:
-        return f"{name}:" + steps.once(f"calibrated {way}", lambda: calibrated(name, baseline).partition(":")[2])
-    except NotApplicable:  # said again, and passed over, when it is measured
-        return name
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
