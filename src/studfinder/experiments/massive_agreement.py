@@ -14,7 +14,7 @@ import numpy as np
 from studfinder.records import Interval
 from studfinder.stats import mean_interval
 
-DRAWS = 1999
+_DRAWS = 1999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,12 @@ def layers_agreement(
     overlap_L = _overlap(chosen_LHD.reshape(layers, groups, -1, dims).sum(axis=2), heads, k)
     generator = np.random.default_rng(seed)
     null_NL = np.stack([_shuffled(*of, k, groups, generator) for of in zip(chosen_LHD, slow_LD, strict=True)], axis=1)
-    own_p_L = (1 + (null_NL >= overlap_L - 1e-9).sum(axis=0)) / (1 + DRAWS)
+    own_p_L = (1 + (null_NL >= overlap_L - 1e-9).sum(axis=0)) / (1 + _DRAWS)
     return LayersAgreement(
         overlap=float(overlap_L.mean()),
         null=float(null_NL.mean()),
         excess=mean_interval(overlap_L - null_NL.mean(axis=0), what="layers"),
-        p=float((1 + (null_NL.sum(axis=1) >= overlap_L.sum() - 1e-9).sum()) / (1 + DRAWS)),
+        p=float((1 + (null_NL.sum(axis=1) >= overlap_L.sum() - 1e-9).sum()) / (1 + _DRAWS)),
         agreeing=int((own_p_L * layers < 0.05).sum()),
         layers=layers,
     )
@@ -79,11 +79,11 @@ def _shuffled(
 ) -> np.ndarray:
     """The overlap with the dims of each head shuffled within their band, (draws,)."""
     heads = len(chosen_HD)
-    votes_NGD = np.zeros((DRAWS, groups, len(slow_D)))
+    votes_NGD = np.zeros((_DRAWS, groups, len(slow_D)))
     for band in (np.flatnonzero(slow_D), np.flatnonzero(~slow_D)):
         for head, count in enumerate(chosen_HD[:, band].sum(axis=1)):
             if count:
-                drawn_NB = generator.random((DRAWS, len(band)), dtype=np.float32)
+                drawn_NB = generator.random((_DRAWS, len(band)), dtype=np.float32)
                 picked = drawn_NB.argpartition(count - 1, axis=1)[:, :count]
-                votes_NGD[np.arange(DRAWS)[:, None], head * groups // heads, band[picked]] += 1
+                votes_NGD[np.arange(_DRAWS)[:, None], head * groups // heads, band[picked]] += 1
     return _overlap(votes_NGD, heads, k)

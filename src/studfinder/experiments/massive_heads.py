@@ -39,7 +39,7 @@ SAME_DIMS = Claim(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads:
+class HeadsSeen:
     """All heads of one tensor.
 
     Attributes:
@@ -67,7 +67,7 @@ def _over_layers(values_LH: np.ndarray) -> Interval:
     return mean_interval(values_LH.ravel(), layers, what="layers")
 
 
-def heads_of(lm: LM, maps: Maps, tensor: str, own: LambdaConfig) -> Heads:
+def heads_of(lm: LM, maps: Maps, tensor: str, own: LambdaConfig) -> HeadsSeen:
     """Read off the maps."""
     norm_LHD, lam = maps.norm_LHD(tensor), own.lambda_of(maps.squares[tensor].shape[-1])
     slow_LD = np.zeros(norm_LHD[:, 0].shape, dtype=bool)
@@ -78,7 +78,7 @@ def heads_of(lm: LM, maps: Maps, tensor: str, own: LambdaConfig) -> Heads:
     between, keys = None, maps.squares[tensor.replace("query", "key")].shape[2]
     if 1 < keys < norm_LHD.shape[1] and tensor.startswith("query"):
         between = layers_agreement(norm_LHD, slow_LD, own.seed, groups=keys)
-    return Heads(
+    return HeadsSeen(
         lam=lam,
         chance=chance_holding(norm_LHD.shape[-1], lam),
         holding_LH=holding(norm_LHD, lam),
@@ -87,7 +87,7 @@ def heads_of(lm: LM, maps: Maps, tensor: str, own: LambdaConfig) -> Heads:
     )
 
 
-def heads_table(heads: Mapping[str, Heads]) -> Table:
+def heads_table(heads: Mapping[str, HeadsSeen]) -> Table:
     """A row for each tensor."""
     rows: list[tuple[Cell, ...]] = []
     for tensor, of in heads.items():
@@ -119,7 +119,7 @@ def heads_table(heads: Mapping[str, Heads]) -> Table:
     )
 
 
-def heads_claims(heads: Mapping[str, Heads], prompts: int) -> list[ClaimResult]:
+def heads_claims(heads: Mapping[str, HeadsSeen], prompts: int) -> list[ClaimResult]:
     """What they say of the paper."""
     stage = "" if "query" in heads else ".pre_rope"  # all that some models show
     query, key, value = (heads[name] for name in (f"query{stage}", f"key{stage}", "value"))
@@ -148,7 +148,7 @@ def heads_claims(heads: Mapping[str, Heads], prompts: int) -> list[ClaimResult]:
     ]
 
 
-def _same_dims(query: Heads, key: Heads) -> ClaimResult:
+def _same_dims(query: HeadsSeen, key: HeadsSeen) -> ClaimResult:
     own = query.agreed
     if own is None:
         return judged(SAME_DIMS, None, why="a layer has one head of Q")
@@ -170,7 +170,7 @@ def _alike(agreed: LayersAgreement | None) -> str:
     return f"{agreed.overlap:.2f} against {agreed.null:.2f} (p = {agreed.p:.2g})"
 
 
-def heads_note(heads: Mapping[str, Heads]) -> str:
+def heads_note(heads: Mapping[str, HeadsSeen]) -> str:
     """The same in a sentence."""
     parts = [
         f"{LETTERS[name]} {of.share:.0%} (by chance {of.chance:.1%})"

@@ -44,21 +44,21 @@ class KeepMassiveConfig(CalibratedConfig):
 
 _WANTED = "quantisers that preserve massive values are called for; none is made"
 _NATS = "the KL with {} kept less that of {}, nats per token"
-ROWS = Claim(
+KEEP_ROWS = Claim(
     key="massive-values/keep-rows",
     says="Keeping the rows of Q and K that make massive values pays at equal true bits.",
     decides=_NATS.format("the rows", "smaller blocks at no more bits"),
     kind="less",
     published=_WANTED,
 )
-KEY_ROWS = Claim(
+KEEP_KEY_ROWS = Claim(
     key="massive-values/keep-key-rows",
     says="Keeping the rows of K alone that make massive values pays at equal true bits.",
     decides=_NATS.format("the rows of K", "smaller blocks at no more bits"),
     kind="less",
     published=_WANTED,
 )
-CACHE = Claim(
+KEEP_CACHE = Claim(
     key="massive-values/keep-cache",
     says="In a cache of few bits, keeping the massive dims of K pays at equal true bits.",
     decides=_NATS.format("them", "as many other dims of K kept"),
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
     summary="Does a quantiser that keeps massive values pay, at equal true bits?",
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": KeepMassiveConfig()},
-    claims=(ROWS, KEY_ROWS, CACHE),
+    claims=(KEEP_ROWS, KEEP_KEY_ROWS, KEEP_CACHE),
 )
 _KINDS = {"the rows of Q and K": TENSORS, "the rows of K": ("key",)}
 _OTHERS, _SMALLER = "as many others", "smaller blocks instead"
@@ -106,7 +106,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     ]
     claims = [
         _judged(scored, own, claim, kind)
-        for claim, kind in ((ROWS, "the rows of Q and K"), (KEY_ROWS, "the rows of K"))
+        for claim, kind in ((KEEP_ROWS, "the rows of Q and K"), (KEEP_KEY_ROWS, "the rows of K"))
     ]
     labels = [one.label for one in scored.tried()]
     kl = Series(name=KL, points=tuple(point(scored.change(KL, label)) for label in labels))
@@ -182,7 +182,9 @@ def _judged(scored: GridScores, own: KeepMassiveConfig, claim: Claim, kind: str)
 
 def _cache_claim(scored: GridScores, own: KeepMassiveConfig) -> ClaimResult:
     start = f"{own.cache} cache"
-    return _against(scored, own, CACHE, f"{start}, {MASSIVE_KEPT}", f"{start}, {OTHERS_KEPT}", f"{start}, {_CHEAPER}")
+    return _against(
+        scored, own, KEEP_CACHE, f"{start}, {MASSIVE_KEPT}", f"{start}, {OTHERS_KEPT}", f"{start}, {_CHEAPER}"
+    )
 
 
 def _against(

@@ -22,7 +22,7 @@ from typing import Any
 from studfinder.errors import unknown
 from studfinder.experiments.norms import lambda_at
 from studfinder.experiments.quantize_preserved import Preserved
-from studfinder.experiments.skill import CONTEXT, MEMORY, Skills
+from studfinder.experiments.skill import FROM_CONTEXT, FROM_MEMORY, Skills
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, ActivationScheme, Scheme, SmoothQuant, WithActivations, method_class
@@ -90,8 +90,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     for name in own.schemes:
         if name not in SCHEMES:
             raise unknown("there is no scheme", name, SCHEMES)
-    sides = {CONTEXT: own.context.split(), MEMORY: own.memory.split()}
-    measures = list(dict.fromkeys([*sides[CONTEXT], *sides[MEMORY]]))
+    sides = {FROM_CONTEXT: own.context.split(), FROM_MEMORY: own.memory.split()}
+    measures = list(dict.fromkeys([*sides[FROM_CONTEXT], *sides[FROM_MEMORY]]))
     preserved = Preserved(load_findings(bench, lm, prove=False), own.prompts, lambda_at(lm.anatomy.head_dim, 0.01))
     limits = {name.partition(":")[0]: own.items for name in measures}
     scored = rounding.scored(list(_variants(rounding)), measures, preserved, limits=limits)
@@ -141,7 +141,7 @@ def _table(skills: Skills, schemes: tuple[str, ...]) -> Table:
     for one in skills.scored.tried():
         other = nearest[one.family]
         against = skills.apart(one.label, other) if other in labels and other != one.label else None
-        kept = [skills.kept((1, one.label, side)) for side in (CONTEXT, MEMORY)]
+        kept = [skills.kept((1, one.label, side)) for side in (FROM_CONTEXT, FROM_MEMORY)]
         rows.append((one.label, skills.scored.change(KL, one.label), *kept, skills.apart(one.label), against))
     return Table(
         title="skill that is kept",
@@ -154,8 +154,8 @@ def _table(skills: Skills, schemes: tuple[str, ...]) -> Table:
             "less that of rounding to nearest",
         ),
         rows=tuple(rows),
-        note=f"Skill: accuracy above chance over the original's. Context: {', '.join(skills.tasks(CONTEXT))}; memory: "
-        f"{', '.join(skills.tasks(MEMORY))}; the mean over tasks. Context - memory: below 0, context lost more. "
+        note=f"Skill: accuracy above chance over the original's. Context: {', '.join(skills.tasks(FROM_CONTEXT))}; memory: "
+        f"{', '.join(skills.tasks(FROM_MEMORY))}; the mean over tasks. Context - memory: below 0, context lost more. "
         "Intervals: items resampled by task, alike for all recipes.",
     )
 
@@ -164,7 +164,7 @@ def _says(skills: Skills, label: str) -> str:
     apart = skills.apart(label)
     how = "loses context and memory alike, as far as these items show"
     if apart.high < 0 or apart.low > 0:
-        how = f"loses more from {CONTEXT if apart.high < 0 else MEMORY}"
+        how = f"loses more from {FROM_CONTEXT if apart.high < 0 else FROM_MEMORY}"
     return f"{label}: {how} (skill kept from context less that from memory {apart:+.2f})."
 
 
@@ -173,7 +173,7 @@ def _chart(skills: Skills) -> Chart:
     labels = tuple(one.label for one in skills.scored.tried())
     series = tuple(
         Series(name=f"from {side}", points=tuple(point(skills.kept((1, label, side))) for label in labels))
-        for side in (CONTEXT, MEMORY)
+        for side in (FROM_CONTEXT, FROM_MEMORY)
     )
     return Chart(name="skill", plots=(Plot(kind="dots", rows=labels, series=series, x="skill kept", none=1.0),))
 
@@ -193,7 +193,8 @@ def _claims(skills: Skills, own: FigureConfig) -> list[ClaimResult]:
             found.append(judged(claim, None, why=why, cost="this experiment with the methods and tasks it begins with"))
             continue
         sides: list[Interval] = [
-            skills.kept((1, other, side), *([(-1, gptq, side)] if method else [])) for side in (CONTEXT, MEMORY)
+            skills.kept((1, other, side), *([(-1, gptq, side)] if method else []))
+            for side in (FROM_CONTEXT, FROM_MEMORY)
         ]
         number = skills.apart(other, gptq if method else "")
         found.append(

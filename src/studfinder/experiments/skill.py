@@ -11,7 +11,7 @@ from studfinder.records import Interval
 from studfinder.stats import crossed
 from studfinder.studies import GridScores
 
-CONTEXT, MEMORY = "context", "memory"
+FROM_CONTEXT, FROM_MEMORY = "context", "memory"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Skills:
 
     Attributes:
         scored: items of all models.
-        sides: CONTEXT and MEMORY, with the tasks of each.
+        sides: FROM_CONTEXT and FROM_MEMORY, with the tasks of each.
     """
 
     scored: GridScores
@@ -68,5 +68,5 @@ class Skills:
     def apart(self, label: str, minus: str = "") -> Interval:
         """Skill kept from context less skill kept from memory (below 0: context lost more); with `minus`, less the same
         of another model."""
-        own = [(1, label, CONTEXT), (-1, label, MEMORY)]
-        return self.kept(*own, *([(-1, minus, CONTEXT), (1, minus, MEMORY)] if minus else []))
+        own = [(1, label, FROM_CONTEXT), (-1, label, FROM_MEMORY)]
+        return self.kept(*own, *([(-1, minus, FROM_CONTEXT), (1, minus, FROM_MEMORY)] if minus else []))
