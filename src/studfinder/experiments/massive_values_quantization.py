@@ -154,8 +154,9 @@ def _table(skills: Skills, schemes: tuple[str, ...]) -> Table:
             "less that of rounding to nearest",
         ),
         rows=tuple(rows),
-        note=f"Skill: accuracy above chance over the original's. Context: {', '.join(skills.tasks(FROM_CONTEXT))}; memory: "
-        f"{', '.join(skills.tasks(FROM_MEMORY))}; the mean over tasks. Context - memory: below 0, context lost more. "
+        note="Skill: accuracy above chance over the original's, the mean over tasks. Context: "
+        f"{', '.join(skills.tasks(FROM_CONTEXT))}; memory: {', '.join(skills.tasks(FROM_MEMORY))}. "
+        "Context - memory: below 0, context lost more. "
         "Intervals: items resampled by task, alike for all recipes.",
     )
 
