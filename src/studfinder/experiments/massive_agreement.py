@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from studfinder.records import Interval
-from studfinder.stats import mean_interval
 
 _DRAWS = 1999
 
@@ -23,7 +22,8 @@ class LayersAgreement:
 
     Attributes:
         overlap, null: mean over layers of the overlap, and of the mean that shuffled dims give.
-        excess: the one less the other; layers resampled.
+        excess: the one less the other; its ends hold it against the null's own spread, so that they leave out 0 where p
+            is below 0.025. Every layer of the model is seen, and none is drawn.
         p: the share of draws whose sum over all layers is as large.
         agreeing: layers whose own p, times their number, is below 0.05.
         layers: how many.
@@ -56,12 +56,22 @@ def layers_agreement(
     overlap_L = _overlap(chosen_LHD.reshape(layers, groups, -1, dims).sum(axis=2), heads, k)
     generator = np.random.default_rng(seed)
     null_NL = np.stack([_shuffled(*of, k, groups, generator) for of in zip(chosen_LHD, slow_LD, strict=True)], axis=1)
+    null_N = null_NL.mean(axis=1)
+    most, least = np.quantile(null_N, [0.975, 0.025])
+    overlap = float(overlap_L.mean())
     own_p_L = (1 + (null_NL >= overlap_L - 1e-9).sum(axis=0)) / (1 + _DRAWS)
     return LayersAgreement(
-        overlap=float(overlap_L.mean()),
-        null=float(null_NL.mean()),
-        excess=mean_interval(overlap_L - null_NL.mean(axis=0), what="layers"),
-        p=float((1 + (null_NL.sum(axis=1) >= overlap_L.sum() - 1e-9).sum()) / (1 + _DRAWS)),
+        overlap=overlap,
+        null=float(null_N.mean()),
+        excess=Interval(
+            value=overlap - float(null_N.mean()),
+            low=overlap - float(most),
+            high=overlap - float(least),
+            level=0.95,
+            n=layers,
+            method=f"{_DRAWS} draws of shuffled dims",
+        ),
+        p=float((1 + (null_N >= overlap - 1e-9).sum()) / (1 + _DRAWS)),
         agreeing=int((own_p_L * layers < 0.05).sum()),
         layers=layers,
     )

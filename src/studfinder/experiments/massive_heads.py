@@ -115,7 +115,7 @@ def heads_table(heads: Mapping[str, HeadsSeen]) -> Table:
         "Overlap: of the D/32 largest dims, mean over pairs of heads and over layers. Shuffled: each head's dims by "
         "themselves, among those that turn in training, or that never do (V: among all). p: over all layers together, "
         f"times {len(heads)} tensors. Layers that agree: p below 0.05 times the number of layers. Intervals: layers "
-        "resampled.",
+        "resampled; of the difference, the spread of shuffled dims.",
     )
 
 
