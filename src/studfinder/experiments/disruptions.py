@@ -27,6 +27,7 @@ from studfinder.studies import ModelVariant, with_edits
 from studfinder.texts import encode, proof_text
 
 CLEAN = "as it is"
+_PIECES = 16
 TUNING_SEED = 1000
 """Noise is tuned with a draw of its own."""
 
@@ -76,8 +77,8 @@ def noise_elsewhere(lm: LM, k: int, std: float, seed: int) -> tuple[Edit, ...]:
 
 
 def neutral(lm: LM) -> tuple[list[list[int]], list[list[int]]]:
-    """Our proof text in two halves of alternating pieces: damage is tuned on one and reported on the other."""
-    encoded = encode(lm, proof_text(), limit=min(128, lm.anatomy.max_positions or 128))[0]
+    """Pieces of our proof text by turns: damage is tuned on the first and reported on the others."""
+    encoded = encode(lm, proof_text(), limit=min(128, lm.anatomy.max_positions or 128))[0][:_PIECES]
     return encoded[::2], encoded[1::2]
 
 

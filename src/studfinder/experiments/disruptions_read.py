@@ -114,9 +114,9 @@ class DisruptionScores:
 
 
 PAPER_READS = (
-    "Passkeys: the share found whole, not asked of every row. The paper, Llama3-8B, clean / smallest dims / massive: "
-    "passkey of 128 tokens 100 / 100 / 9 %, of 256 and 1,024 tokens 100 / 100 / 0 %, GSM8K 76.9 / 77.4 / 4.0 %, AQuA "
-    "53.5 / 53.9 / 9.7 %."
+    "Passkeys: the share found whole, asked of the first count and its noise. The paper, Llama3-8B, clean / smallest "
+    "dims / massive: passkey of 128 tokens 100 / 100 / 9 %, of 256 and 1,024 tokens 100 / 100 / 0 %, GSM8K 76.9 / "
+    "77.4 / 4.0 %, AQuA 53.5 / 53.9 / 9.7 %."
 )
 PAPER_KNOWS = (
     "The paper, Llama3-8B, yes or no (floor 50 %), clean / smallest dims / massive: cities 99.4 / 99.4 / 88.2 %, "

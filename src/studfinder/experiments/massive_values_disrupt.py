@@ -39,8 +39,8 @@ from studfinder.texts.relations import DOMAINS
 class DisruptConfig(StudyConfig):
     """What is disrupted, and what is asked then."""
 
-    limit: int = option(24, help="Questions of a measure.", least=1)
-    k: tuple[int, ...] = option((1, 2), help="Largest dims of every head; the first is judged.", least=1, commas=True)
+    limit: int = option(24, help="Questions of a measure (half as many by yes and no: two prompts each).", least=1)
+    k: tuple[int, ...] = option((1, 2), help="Largest dims of a head; the first count is judged.", least=1, commas=True)
     draws: int = option(2, help="Draws of what is random.", least=1)
     context: str = option(
         "lookup:4 in-context:words in-context:numbers", help="Tasks that read their prompt, with spaces between."
@@ -72,7 +72,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     own, original = bench.config, ModelVariant(CLEAN)
     pair = [f"{name}:{own.facts_in_prompt}" for name in ("facts-in-context", "facts-parametric-matched")]
     sides = {"context": own.context.split(), "memory": own.memory.split()}
-    key, limits = f"passkey:{own.passkey}", {"passkey": own.passkeys}
+    key, limits = f"passkey:{own.passkey}", {"passkey": own.passkeys, "yes-no": max(1, own.limit // 2)}
     every = [*pair, *sides["context"], *sides["memory"], key]
     clean = bench.grid(lm, [original], every, limits=limits, passes=(StudfinderError,))
     asked = [name for name in clean.measures if name != key]
@@ -80,8 +80,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
     noises = [_as_noise(bench, lm, one, k) for one, k in zip(attacks, own.k, strict=True)]
     variants = [*attacks, *controls(lm, max(own.k), own.draws), *(one for noise, _ in noises for one in noise)]
     effects = swept(bench, lm, "neutral text", neutral(lm)[1], [one.detail for one in variants], bench.progress)
-    scored = bench.grid(lm, [original, *variants], asked, passes=())
-    some = [original, *attacks, *noises[0][0][:1]]
+    scored = bench.grid(lm, [original, *variants], asked, limits=limits, passes=())
+    some = [original, attacks[0], *noises[0][0][:1]]
     keys = bench.grid(lm, some, [key], limits=limits) if key in clean.measures else None
     against = {one.label: noise[0].family for one, (noise, _) in zip(attacks, noises, strict=True) if noise}
     there = {side: [name for name in names if name in scored.measures] for side, names in sides.items()}

@@ -99,8 +99,9 @@ def square_scores(
     """
     check_items(measure, squares)
     values, ids = evidence(lm, squares, progress)
-    # To six digits: what is alike stays alike, whatever it was that was taken off.
-    centred = [(value_NN - value_NN.mean(axis=0)).round(6) for value_NN in values]
+    with np.errstate(invalid="ignore"):  # of a model whose numbers are infinite
+        # To six digits: what is alike stays alike, whatever it was that was taken off.
+        centred = [(value_NN - value_NN.mean(axis=0)).round(6) for value_NN in values]
     correct = [share for value_NN in centred for share in _right(value_NN)]
     margin = [
         float(row_N[right] - np.delete(row_N, right).max())

@@ -14,6 +14,8 @@ from studfinder.texts import nonce_names
 
 PAIRS = "2,4,8,16"
 _ITEMS = 120
+_MOST = 64
+"""Every name is asked for with every code to choose from: the square of it."""
 _DIGITS = 3
 
 _HEAD = "Each name has a code."
@@ -33,11 +35,11 @@ def lookup(
         seed: draws names, codes and order.
 
     Raises:
-        StudfinderError: there are not so many codes, or prompts do not fit into the model's window.
+        StudfinderError: more than 64 pairs, or prompts that do not fit into the model's window.
     """
     sizes, room = sizes_asked(pairs, "lookup"), _ITEMS if limit is None else limit
-    if not 2 <= min(sizes) <= max(sizes) <= (most := 9 * 10 ** (_DIGITS - 1)):
-        raise StudfinderError(f"lookup:{pairs}", expected=f"from 2 to {most} pairs, for each has a code of its own")
+    if not 2 <= min(sizes) <= max(sizes) <= _MOST:
+        raise StudfinderError(f"lookup:{pairs}", expected=f"from 2 to {_MOST} pairs")
     squares: list[Square] = []
     for number, size in zip(count(), cycle(sizes), strict=False):
         if room < (size if squares else 1):
