@@ -16,7 +16,7 @@ task and no intervals; its released SmoothQuant recipe holds no quantisation at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from studfinder.errors import unknown
@@ -92,7 +92,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
             raise unknown("there is no scheme", name, SCHEMES)
     sides = {FROM_CONTEXT: own.context.split(), FROM_MEMORY: own.memory.split()}
     measures = list(dict.fromkeys([*sides[FROM_CONTEXT], *sides[FROM_MEMORY]]))
-    preserved = Preserved(load_findings(bench, lm, prove=False), own.prompts, lambda_at(lm.anatomy.head_dim, 0.01))
+    findings = replace(load_findings(bench, lm, prove=False), super_weights=())  # the figure asks nothing of them
+    preserved = Preserved(findings, own.prompts, lambda_at(lm.anatomy.head_dim, 0.01))
     limits = {name.partition(":")[0]: own.items for name in measures}
     scored = rounding.scored(list(_variants(rounding)), measures, preserved, limits=limits)
     skills = Skills(scored, sides)
