@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from studfinder.measures.recall import Prompt, recall
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import studfinder
 from studfinder.errors import StudfinderError
 from studfinder.measures import induction, likelihood, scorer
-from studfinder.measures.choices import Question, per_token
+from studfinder.measures.choices import choice, evidence
 from studfinder.measures.perplexity import perplexity
 from studfinder.models import LM, load
 from studfinder.texts import Text, as_text, encode, encode_pairs, encoding, token_ids
@@ -68,7 +67,7 @@ def test_without_the_check_what_is_added_at_the_end_is_scored(model, monkeypatch
 
 
 def test_a_tokenizer_that_ends_every_text_scores_as_one_that_does_not(model):
-    """Choices, recall and perplexity, to the last bit, on the same model."""
+    """Choices, likelihoods and perplexity, to the last bit, on the same model."""
     for plain, ending in (("nothing", "EOS"), ("BOS", "both")):
         found = {}
         for case in drawn(len(KINDS) * len(HABITS)):
@@ -76,12 +75,12 @@ def test_a_tokenizer_that_ends_every_text_scores_as_one_that_does_not(model):
                 continue
             lm = lm_of(model, case)
             words = " ".join(WORDS)
-            question = Question(f"{words} kaba", ("lodo mifi", "rugu", "teshen kado lofi"), "c")
-            values, ids = per_token(lm, [question])
-            digits = recall(lm, "r", [Prompt(f"{words} lodo", "7", (), ())], "t", 0.1)
+            prompts = [f"{words} {word}" for word in ("kaba", "lodo", "mifi")]
+            values, ids = evidence(lm, [choice(prompts, ("lodo mifi", "rugu", "teshen kado lofi"), "c")])
+            whole = likelihood.log_likelihoods(lm, encode_pairs(lm, [(words, " lodo mifi rugu")]))
             texts = [f"{words} {words}", f"{words} teshen"]
             lost = [perplexity(lm, texts, window=16, protocol=protocol).value for protocol in ("windows", "word")]
-            found.setdefault(case.kind, []).append((values[0].tolist(), ids, digits.items, lost))
+            found.setdefault(case.kind, []).append((values[0].tolist(), ids, whole, lost))
         assert len(found) == len(KINDS) - 1
         assert all(one == other for one, other in found.values())
 
@@ -103,7 +102,7 @@ def test_the_spans_that_are_scored_hold_nothing_else(model, monkeypatch):
         lm, text = lm_of(model, case), " ".join(WORDS * 2)
         perplexity(lm, [text, text], window=8)
         perplexity(lm, [text, text], window=8, protocol="word")
-        per_token(lm, [Question(text, ("lodo", "mifi rugu"), "c")])
+        evidence(lm, [choice([text, f"{text} lodo"], ("lodo", "mifi rugu"), "c")])
         assert seen
         added = {1, 2, 4, 5}
         scored = {token for _, continuation in seen for token in continuation}

@@ -14,6 +14,7 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
+from studfinder.experiments.disruptions_claims import CLAIMS, disruption_claims
 from studfinder.experiments.disruptions_read import DisruptionScores, disruption_notes
 from studfinder.experiments.massive_agreement import layers_agreement
 from studfinder.experiments.massive_values_constant import _halves
@@ -226,9 +227,32 @@ def test_crossed_counts_draws_as_random_and_pairs_items():
     assert (paired.low, paired.high) == pytest.approx((1, 1))
 
 
+def test_crossed_draws_each_set_of_items_by_itself_and_shared_items_together():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(1, 60)), generator.normal(size=(1, 90))
+    clusters = {"a": [f"a{i // 3}" for i in range(60)], "b": [str(i) for i in range(90)]}
+    clusters["again"] = list(clusters["a"])
+    scores = {"a": a, "b": b, "again": a + 1}
+    wide = {name: crossed(lambda m, name=name: m[name], {name: scores[name]}, clusters[name]) for name in ("a", "b")}
+    half = [(wide[name].high - wide[name].low) / 2 for name in ("a", "b")]
+    apart = crossed(lambda m: m["a"] - m["b"], {"a": a, "b": b}, clusters)
+    assert (apart.high - apart.low) / 2 == pytest.approx(np.hypot(*half), rel=0.05)
+    assert apart.n == 20 + 90
+    paired = crossed(lambda m: m["again"] - m["a"], scores, clusters)
+    assert (paired.low, paired.high) == pytest.approx((1, 1))
+
+
 # --- disrupting -------------------------------------------------------------------------------------------------------
 
-SMALL = {"limit": 3, "k": [1], "draws": 1, "measures": "facts facts:trex", "facts_in_prompt": 2, "lambdas": [5]}
+SMALL = {
+    "limit": 16,
+    "k": [1],
+    "draws": 2,
+    "context": "lookup:2 in-context:numbers",
+    "memory": "facts yes-no facts:art",
+    "passkeys": 4,
+    "passkey": "192",
+}
 
 
 @pytest.fixture(scope="module")
@@ -247,33 +271,39 @@ def disrupt(folder):
 
 def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
     result, folder = disrupted
-    scores, compared = result.tables
-    damage = {row[0]: row[1] for row in scores.rows}
-    assert scores.columns[-1] == "facts"
-    assert {"as it is", "massive, k = 1", "massive, above 5", "smallest, k = 1", "next in norm, k = 1"} <= set(damage)
-    tuned = [row for row in damage if ", as harmful as: " in row]
-    for other in tuned:
-        assert damage[other].value == pytest.approx(damage[other.partition(", as harmful as: ")[2]].value, rel=0.5)
-    assert "noise in the other dims, as harmful as: massive, k = 1" in tuned
-    assert any("facts:trex was not measured" in note for note in result.notes)
-    assert damage["massive, k = 1"].value > damage["smallest, k = 1"].value > 0
-    by = [(row[0], row[5]) for row in compared.rows]
-    assert [f"{other}, as harmful as: {row}" for row, other in by if other] == tuned
-    assert {row for row, _ in by} == {row for row in damage if row.startswith("massive")} | {by[-1][0]}
-    assert by[-1][0] == "noise in the 1 massive dim (0.5 rms)"
+    read, known, compared = result.tables
+    damage = {row[0]: row[1] for row in read.rows}
+    noise = "noise in the other dims, as harmful as: massive, k = 1"
+    assert list(damage) == ["as it is", "massive, k = 1", "smallest, k = 1", "random, k = 1", noise]
+    assert damage[noise].value == pytest.approx(damage["massive, k = 1"].value, rel=0.5)
+    assert damage["massive, k = 1"].value > 10 * damage["smallest, k = 1"].value > 0
+    assert read.columns[3:] == (
+        "facts-in-context 4",
+        "facts-parametric-matched 4",
+        "lookup 2",
+        "in-context numbers",
+        "passkey",
+    )
+    assert known.columns[3:] == ("facts", "yes-no")
+    assert [row[0] for row in read.rows if row[-1] is None] == ["smallest, k = 1", "random, k = 1"]
+    assert any("facts:art was not measured" in note for note in result.notes)
+    assert len(compared.rows) == 2 * 4
     assert (folder / "figure-disrupt.png").is_file()
+    assert [found.claim.key for found in result.claims] == [claim.key for claim in CLAIMS]
+    assert all(found.verdict == "not decided" and found.why for found in result.claims if found.number is None)
 
 
 def test_disrupt_goes_on_where_it_stopped(disrupted, monkeypatch):
     result, folder = disrupted
-    interrupted(folder, lost=2)  # what the last variant was, and its last measure
+    interrupted(folder, lost=2)  # what the last variant was, and its passkeys
     asked = []
     own = Grid.take
     monkeypatch.setattr(Grid, "take", lambda self, cell, lm: (asked.append(cell.measure), own(self, cell, lm))[1])
     again = disrupt(folder)
-    assert asked == ["facts:trex", "facts"]  # the first might be here by now
+    assert asked == ["facts:art", "passkey:192"]  # the first might be here by now
     assert again.tables == result.tables
     assert again.notes == result.notes
+    assert again.claims == result.claims
 
 
 def test_likelihoods_under_a_disruption_are_those_of_full_passes():
@@ -288,50 +318,95 @@ def test_likelihoods_under_a_disruption_are_those_of_full_passes():
             assert likelihood.logprob == pytest.approx(own, abs=1e-4)
 
 
-def _rows(context, memory, elsewhere_context, elsewhere_memory, clean=(0.8, 0.8), n=80):
-    """Made-up scores: (clean, disrupted) accuracy of each."""
-    scored = GridScores()
-    for label, rates in (
-        ("as it is", clean),
-        ("massive, k = 1", (context, memory)),
-        ("noise in V", (elsewhere_context, elsewhere_memory)),
-    ):
+MEASURES = {"context": "lookup:4", "memory": "facts:cities", "asked": "facts-in-context:4", "known": "facts-par:4"}
+NOISE, SMALLEST, RANDOM = "noise elsewhere", "smallest, k = 1", "random, k = 1"
+
+
+def _rows(context, memory, noisy_context, noisy_memory, clean=(0.85, 0.85), key=0.1, n=200, seed=0):
+    """Made-up scores, drawn with given accuracies; squares of four."""
+    generator = np.random.default_rng(seed)
+    rates = {"as it is": clean, "massive, k = 1": (context, memory), SMALLEST: clean, RANDOM: clean}
+    rates[NOISE] = (noisy_context, noisy_memory)
+    scored, keys = GridScores(), GridScores()
+    drawn = {name: generator.random(n) for name in MEASURES.values()}
+    for label, found in rates.items():
         scored.variants.append(ModelVariant(label, family=label))
-        scored.scores[label] = {}
-        for measure, rate in zip(("facts-in-context:2", "facts-parametric-matched:2"), rates, strict=True):
-            score = tuple((np.arange(n) < rate * n).astype(float).tolist())
-            scored.scores[label][measure] = Scores(
-                measure=measure,
-                value=rate,
-                interval=mean_interval(score),
-                items={"score": score, "margin": score},
-                clusters=tuple(map(str, range(n))),
-                chance=0.125,
-            )
-    effects = Effects(np.array([[1.0, 1.1]] * 2), np.array([[1.0, 1.0]] * 2), np.zeros(2), np.ones(2))
-    return DisruptionScores(scored, effects, against=[("massive, k = 1", "noise in V")])
+        scored.scores[label] = {
+            measure: _made(measure, drawn[measure] < rate)
+            for measure, rate in zip(MEASURES.values(), found * 2, strict=True)
+        }
+    for label, rate in (("as it is", 1.0), ("massive, k = 1", key), (NOISE, 0.9)):
+        keys.variants.append(ModelVariant(label, family=label))
+        keys.scores[label] = {"passkey:128": _made("passkey:128", np.arange(n) < rate * n)}
+    effects = Effects(np.ones((4, 2)), np.ones((4, 2)), np.zeros(2), np.ones(2))
+    sides = {side: [measure] for side, measure in MEASURES.items()}
+    return DisruptionScores(scored, keys, effects, {"massive, k = 1": NOISE}, sides)
+
+
+def _made(measure, right):
+    score = tuple(right.astype(float).tolist())
+    clusters = tuple(str(place // 4) for place in range(len(score)))
+    interval = mean_interval(score, clusters)
+    return Scores(
+        measure=measure,
+        value=interval.value,
+        interval=interval,
+        items={"score": score},
+        clusters=clusters if measure != "passkey:128" else (),
+        chance=0.25 if measure != "passkey:128" else 0.0,
+    )
 
 
 @pytest.mark.parametrize(
-    ("rates", "first", "second"),
+    ("rates", "alone", "beyond", "verdicts"),
     [
-        ((0.2, 0.8, 0.5, 0.5), "context is shown to suffer, memory is not", "lower than by equal damage elsewhere"),
-        ((0.3, 0.3, 0.3, 0.3), "both suffer", "not distinguishable"),
-        ((0.8, 0.2, 0.5, 0.5), "memory is shown to suffer, context is not", "higher than by equal damage elsewhere"),
-        ((0.8, 0.8, 0.8, 0.8), "neither is shown to suffer", "not distinguishable"),
+        ((0.3, 0.8, 0.55, 0.55), "context lost more by", "context lost more: ", ("held", "held")),
+        ((0.4, 0.4, 0.4, 0.4), "neither is shown", "neither is shown", ("did not hold", "did not hold")),
+        ((0.8, 0.3, 0.55, 0.55), "memory lost more by", "memory lost more: ", ("did not hold", "did not hold")),
+        ((0.3, 0.8, 0.3, 0.8), "context lost more by", "neither is shown", ("did not hold", "held")),
     ],
 )
-def test_sentences_follow_the_numbers(rates, first, second):
-    notes = disruption_notes(_rows(*rates))
-    assert notes[0] == UNFAIR  # two facts in the prompt: no size is believed
-    assert first in notes[1]
-    assert second in notes[2]
+def test_sentences_and_verdicts_follow_the_numbers(rates, alone, beyond, verdicts):
+    rows = _rows(*rates)
+    for note in disruption_notes(rows):
+        assert note.startswith("massive, k = 1, ")
+        first, second = note.split("; beyond noise")
+        assert alone in first
+        assert beyond in second
+    found = {one.claim.key.partition("/")[2]: one for one in disruption_claims(rows, 1)}
+    assert found["context-loses-more"].verdict == verdicts[0]
+    assert found["context-loses-more-of-the-same-questions"].verdict == verdicts[0]
+    assert (found["memory-keeps-most"].verdict == "held") == (verdicts[1] == "held")
+    assert found["passkeys-are-lost"].verdict == "held"
+    assert found["smallest-do-no-harm"].verdict == found["random-do-no-harm"].verdict == "held"
 
 
-def test_a_measure_at_chance_is_said_to_show_nothing():
-    rows = _rows(0.1, 0.8, 0.1, 0.8, clean=(0.125, 0.8))
-    assert "can show nothing" in disruption_notes(rows)[0]
+def test_shares_are_of_the_skill_above_chance():
+    rows = _rows(0.25, 0.55, 0.85, 0.85, n=4000)
+    kept = rows.kept("massive, k = 1", "context"), rows.kept("massive, k = 1", "memory")
+    assert kept[0].value == pytest.approx(0, abs=0.05)
+    assert kept[1].value == pytest.approx(0.5, abs=0.05)
+    assert rows.beyond("massive, k = 1", ("context", "memory")).value == pytest.approx(0.5, abs=0.07)
+    # Noise that costs nothing leaves the difference as it is.
+    assert rows.beyond("massive, k = 1", ("context", "memory"), NOISE).value == pytest.approx(0.5, abs=0.07)
+
+
+def test_differences_of_differences_cover_the_truth():
+    """Where both sides lose alike under both, the interval holds 0 about as often as it says."""
+    held = 0
+    for seed in range(60):
+        interval = _rows(0.6, 0.6, 0.6, 0.6, n=80, seed=seed).beyond("massive, k = 1", ("context", "memory"), NOISE)
+        held += interval.interval.low <= 0 <= interval.interval.high
+    assert held >= 50
+
+
+def test_a_measure_at_chance_is_named_and_decides_nothing():
+    rows = _rows(0.25, 0.8, 0.25, 0.8, clean=(0.25, 0.8))
+    assert "at chance on the model as it is, and not averaged: lookup 4." in disruption_notes(rows)
     assert rows.kept("massive, k = 1", "context") is None
+    undecided = [one for one in disruption_claims(rows, 1) if one.number is None]
+    assert len(undecided) == 4
+    assert all(one.why and one.cost for one in undecided)
 
 
 # --- constant or deviation -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def smollm2() -> sf.LM:
 @pytest.fixture(scope="module")
 def read(smollm2) -> Scores:
     """How well it reads facts, as it is."""
-    return facts_in_context(smollm2, limit=45)
+    return facts_in_context(smollm2, limit=64)
 
 
 def test_fast_likelihoods_are_the_plain_ones_in_fp32():
@@ -43,9 +43,10 @@ def test_fast_likelihoods_are_the_plain_ones_in_fp32():
 
 def test_it_knows_facts_and_reads_them_with_headroom(smollm2, read):
     known = facts(smollm2, limit=90)
-    assert 0.5 < known.value < 0.95
     assert known.interval.low > 2 * known.chance
-    assert 0.5 < read.value < 0.95
+    assert known.value > known.details["as they come"]  # likely answers are likely everywhere
+    assert read.interval.low > read.chance
+    assert read.value < 0.95
 
 
 def test_it_copies_by_induction_and_a_head_shows_it(smollm2):
@@ -59,13 +60,13 @@ def test_it_copies_by_induction_and_a_head_shows_it(smollm2):
 def test_without_its_super_weight_context_and_memory_both_suffer(smollm2, read):
     """Layer 11's down_proj[507, 1229]: the pairs are the same items, the model is not."""
     weight = smollm2.model.model.layers[11].mlp.down_proj.weight
-    runs = [read, facts_parametric_matched(smollm2, limit=45)]
+    runs = [read, facts_parametric_matched(smollm2, limit=64)]
     keys = passkey(smollm2, "128", limit=5)
     before = weight[507, 1229].item()
     with torch.no_grad():
         weight[507, 1229] = 0
     try:
-        edited = [measure(smollm2, limit=45) for measure in (facts_in_context, facts_parametric_matched)]
+        edited = [measure(smollm2, limit=64) for measure in (facts_in_context, facts_parametric_matched)]
         lost = compare(keys, passkey(smollm2, "128", limit=5))
     finally:
         with torch.no_grad():
