@@ -143,6 +143,7 @@ def heads_claims(heads: Mapping[str, HeadsSeen], prompts: int) -> list[ClaimResu
             control=value.chance,
             items=items,
             why=lam,
+            cost="a model with more heads of V, in a minute or two; every one of this model's was looked at",
         ),
         _same_dims(query, key),
     ]

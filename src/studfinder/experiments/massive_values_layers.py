@@ -117,6 +117,7 @@ def _first(maps: Maps, lams: Mapping[str, float]) -> ClaimResult:
         control=chance,
         items=f"{heads} heads of Q and K",
         why=f"of V {int(value.sum())} of {value.size} heads hold one there",
+        cost="a model with more heads in a layer, in a minute or two; every one of this model's was looked at",
     )
 
 
