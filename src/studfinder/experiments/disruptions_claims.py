@@ -62,7 +62,7 @@ CLAIMS = (MORE, SAME_MORE, KEYS, MEMORY, SMALLEST, RANDOM)
 
 _FLOOR = "the model as it is shows no skill above chance there"
 _NO_NOISE = "no noise elsewhere was as harmful"
-_COST = "studfinder experiment massive-values/disrupt --limit 96: four times the questions in four times the time"
+_COST = "studfinder experiment massive-values/disrupt --limit 96, four times the questions: half an hour with smollm2"
 
 
 def disruption_claims(rows: DisruptionScores, k: int) -> list[ClaimResult]:

@@ -223,7 +223,7 @@ def kept_chart(rows: DisruptionScores) -> Chart:
                 Series(name=f"from {called}", points=tuple(point(rows.kept(name, side)) for name in names))
                 for called, side in zip(TASKS, sides, strict=True)
             ),
-            x=f"share of skill above chance that is kept, {what}",
+            x=f"share of skill kept, {what}",
             none=1.0,
         )
         for what, sides in (("tasks", TASKS), ("same questions", SAME))

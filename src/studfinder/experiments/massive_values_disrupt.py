@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
     paper="2502.01563",
     shows="table 1",
     summary="When massive values are disrupted, do only answers from context suffer, and more than by equal damage?",
-    needs="about a quarter of an hour with smollm2 on one core",
+    needs="about a quarter of an hour with smollm2 in fp32 on one core (12 minutes of its time)",
     presets={"cpu": DisruptConfig()},
     claims=CLAIMS,
 )

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-SCORING = 2
+SCORING = 3
 """Version of what studfinder computes from a model's outputs: raised when a measure, an interval or an edit gives other
 numbers than before. It is part of what a run is, so no result of before is taken for one of now."""
 
