@@ -27,8 +27,7 @@ _MOVED = {
     "constant_only deviation_only dims massive_value_disruption mean noise parse_edits restore restore_output scale "
     "set_to shuffle zero",
     "keep": "hold_out skip",
-    "measures": "calibrate_facts compare contrast damage_matched facts_in_context facts_parametric_matched "
-    "log_likelihoods perplexity",
+    "measures": "compare contrast damage_matched facts_in_context facts_parametric_matched log_likelihoods perplexity",
     "measures.tasks": "tasks",
     "quantizers": "AWQ Auto Clip ClipRestore GPTQ KVCache RTN Scheme SmoothQuant WithActivations calibration_windows "
     "quantized_cache",

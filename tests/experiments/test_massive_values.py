@@ -14,7 +14,7 @@ from rerun import interrupted
 from studfinder.edits import edited, massive_value_disruption
 from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
-from studfinder.experiments.disruptions_claims import CLAIMS, disruption_claims
+from studfinder.experiments.disruptions_claims import DISRUPTION_CLAIMS, disruption_claims
 from studfinder.experiments.disruptions_read import DisruptionScores, disruption_notes
 from studfinder.experiments.massive_agreement import layers_agreement
 from studfinder.experiments.massive_values_constant import _halves
@@ -289,7 +289,7 @@ def test_disrupt_measures_every_row_and_its_equal_damage(disrupted):
     assert any("facts:art was not measured" in note for note in result.notes)
     assert len(compared.rows) == 2 * 4
     assert (folder / "figure-disrupt.png").is_file()
-    assert [found.claim.key for found in result.claims] == [claim.key for claim in CLAIMS]
+    assert [found.claim.key for found in result.claims] == [claim.key for claim in DISRUPTION_CLAIMS]
     assert all(found.verdict == "not decided" and found.why for found in result.claims if found.number is None)
 
 

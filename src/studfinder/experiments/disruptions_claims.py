@@ -58,7 +58,7 @@ RANDOM = Claim(
     margin=0.1,
     published="the control of its code for Mistral; no numbers",
 )
-CLAIMS = (MORE, SAME_MORE, KEYS, MEMORY, SMALLEST, RANDOM)
+DISRUPTION_CLAIMS = (MORE, SAME_MORE, KEYS, MEMORY, SMALLEST, RANDOM)
 
 _FLOOR = "the model as it is shows no skill above chance there"
 _NO_NOISE = "no noise elsewhere was as harmful"

@@ -20,7 +20,7 @@ from functools import partial
 
 from studfinder.errors import StudfinderError
 from studfinder.experiments.disruptions import CLEAN, as_harmful, controls, draws_of, massive, neutral, noise_elsewhere
-from studfinder.experiments.disruptions_claims import CLAIMS, disruption_claims
+from studfinder.experiments.disruptions_claims import DISRUPTION_CLAIMS, disruption_claims
 from studfinder.experiments.disruptions_read import (
     DisruptionScores,
     comparisons_table,
@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
     summary="When massive values are disrupted, do only answers from context suffer, and more than by equal damage?",
     needs="about a quarter of an hour with smollm2 in fp32 on one core (12 minutes of its time)",
     presets={"cpu": DisruptConfig()},
-    claims=CLAIMS,
+    claims=DISRUPTION_CLAIMS,
 )
 
 

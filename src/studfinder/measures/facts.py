@@ -153,8 +153,9 @@ def _apart(relation: Relation, size: int, generator: random.Random) -> Iterator[
                 and not any(answer in right[other] or _names(other, answer) for other, _ in chosen)
                 and not any(_names(subject, one) for one in (answer, *others))
             )
-            if (subject := next(fits, None)) is not None:
-                chosen.append((subject, answer))
+            first = next(fits, None)
+            if first is not None:
+                chosen.append((first, answer))
             if len(chosen) == size:
                 break
         else:
