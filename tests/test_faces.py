@@ -17,7 +17,7 @@ from scanned import findings_for
 from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.models import load
-from studfinder.records import to_json
+from studfinder.records import MassiveValue, to_json
 from studfinder.records.config import Config, described, identity, makes, option, replaced, takes
 from studfinder.records.loading import ReadConfig
 from studfinder.verbs.configs import ExperimentConfig, MeasureConfig, QuantizeConfig, ScanConfig, TrainConfig
@@ -209,6 +209,8 @@ def test_what_does_not_change_a_result_does_not_change_a_run(kind, plan, tmp_pat
         {"keep": "proven"},
         {"keep": "proven", "format": "dense"},
         {"keep_columns": "proven", "format": "dense"},
+        {"keep_massive": "proven", "format": "dense"},
+        {"keep_massive": "key", "format": "dense"},
         {"keep": "all"},
         {"keep": "none"},
         {"rebalance": "proven"},
@@ -224,9 +226,11 @@ def test_a_dry_run_of_quantize_tells_the_truth(asked, tmp_path, capsys):
     scan = tmp_path / "scan"
     scan.mkdir()
     found = findings_for(lm, places if asked.get("keep") != "none" else places[1:])
+    values = [MassiveValue(layer=1, tensor=one, head=0, dim=1, norm=1.0, ratio=9.0) for one in ("query", "key")]
+    found = replace(found, massive_values=tuple(values))
     (scan / "findings.json").write_text(to_json(found))
     (tmp_path / "t.txt").write_text(" ".join(f"w{number % 40}" for number in range(200)))
-    names = {"proven": str(scan), "all": f"{scan}#all", "none": str(scan)}
+    names = {"proven": str(scan), "all": f"{scan}#all", "none": str(scan), "key": f"{scan}#key"}
     asked = {name: names.get(value, value) if isinstance(value, str) else value for name, value in asked.items()}
     calibration = {"calibration": str(tmp_path / "t.txt"), "samples": 2, "length": 16}
     options = {**asked, **calibration, "out": str(tmp_path / "out"), "verify": False}

@@ -24,12 +24,12 @@ from studfinder.models import load
 from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, Split, hold_out, quantize_weight, quantized, skip, targets
 from studfinder.quantizers.activations import ActivationScheme, WithActivations
 from studfinder.quantizers.checkpoint import TensorGroup, shards, write_shard
-from studfinder.records import Quantization, read_record
+from studfinder.records import MassiveValue, Quantization, read_record
 from studfinder.records.json import to_json
 from studfinder.runs import write_text
 from studfinder.verbs.quantize import quantize
 from studfinder.verbs.quantize_plan import default_scheme
-from tiny import tiny, token_ids, tokenizer
+from tiny import D, tiny, token_ids, tokenizer
 
 BF16 = torch.bfloat16
 W4 = RTN(scheme=Scheme(block=16, zero="integer"), clip=Clip(steps=3))
@@ -411,6 +411,35 @@ def test_the_command_line_keeps_the_findings_of_a_run(tmp_path):
     assert [3, 4] not in rounded["--keep"]
     assert {row for row, col in rounded["--keep"] if col == 4} == {row for row, col in rounded[""] if col == 4} - {3}
     assert {col for _, col in rounded["--keep-columns"]} == {col for _, col in rounded[""]} - {4}
+
+
+@pytest.mark.parametrize(("said", "whole"), [("", "qk"), ("#key", "k"), ("#query", "q")])
+def test_the_command_line_keeps_the_rows_of_massive_values(said, whole, tmp_path):
+    source, out, scan = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "out", tmp_path / "scan"
+    scan.mkdir()
+    values = [MassiveValue(layer=1, tensor=one, head=1, dim=1, norm=1.0, ratio=9.0) for one in ("query", "key")]
+    found = replace(findings_for(load(source), []), massive_values=tuple(values))
+    write_text(scan / "findings.json", to_json(found))
+    command = ["quantize", str(source), "--out", str(out), "--bits", "3", "--format", "dense"]
+    assert run_cli([*command, "--keep-massive", f"{scan}{said}"]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
+    for letter in "qk":
+        name = f"model.layers.1.self_attn.{letter}_proj.weight"
+        same = (before[name] == after[name]).all(dim=1).nonzero().flatten().tolist()
+        rows = [D + 1, D + 1 + D // 2] if letter in whole else []  # and the dim that rotates together with it
+        assert set(rows) <= set(same)
+        assert len(same) <= len(rows) + 1
+
+
+def test_keeping_massive_values_of_what_has_none_is_refused(tmp_path, capsys):
+    source, scan = checkpoint(tmp_path / "source", dtype=BF16), tmp_path / "scan"
+    scan.mkdir()
+    write_text(scan / "findings.json", to_json(findings_for(load(source), [])))
+    command = ["quantize", str(source), "--out", str(tmp_path / "out"), "--format", "dense", "--keep-massive"]
+    assert run_cli([*command, str(scan)]) == 2
+    assert "has no massive values of query or key" in capsys.readouterr().err
+    assert run_cli([*command, f"{scan}#value"]) == 2
+    assert "there are no rows of 'value'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command_line_rebalances_what_a_run_has_proven(tmp_path, capsys):

@@ -16,6 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments import norms, plan_experiment, run_experiment
 from studfinder.experiments.disruptions_claims import DISRUPTION_CLAIMS, disruption_claims
 from studfinder.experiments.disruptions_read import DisruptionScores, disruption_notes
+from studfinder.experiments.massive_agreement import layers_agreement
 from studfinder.experiments.massive_values_constant import _halves
 from studfinder.measures import Effects, Scores
 from studfinder.measures.likelihood import log_likelihoods
@@ -93,9 +94,62 @@ def test_chance_is_that_of_normal_vectors():
     assert norms.chance_above(64, 3.0) == pytest.approx(own, rel=0.1)
 
 
+@pytest.mark.parametrize("dims", [8, 64, 128])
+def test_lambda_is_where_few_heads_of_random_direction_hold_an_entry(dims):
+    drawn_LHD = np.abs(np.random.default_rng(7).standard_normal((100, 200, dims)))
+    lam = norms.lambda_at(dims, 0.01)
+    assert norms.holding(drawn_LHD, lam).mean() == pytest.approx(0.01, rel=0.35)  # both are drawn
+    assert norms.chance_holding(dims, lam) == pytest.approx(0.01, abs=1e-3)
+
+
+def heads_of(places, layers=6, heads=5, dims=64):
+    """M with one large dim in each head, at places (layers, heads)."""
+    norm_LHD = np.random.default_rng(3).random((layers, heads, dims))
+    np.put_along_axis(norm_LHD, np.broadcast_to(places, (layers, heads))[..., None], 9.0, axis=-1)
+    return norm_LHD
+
+
+@pytest.mark.parametrize(
+    ("places", "agree"),
+    [
+        (np.arange(6)[:, None] + 40, True),  # one dim a layer
+        (np.random.default_rng(0).integers(0, 64, (6, 5)), False),
+        (np.random.default_rng(0).integers(40, 64, (6, 5)), False),  # the same band is not the same dim
+    ],
+)
+def test_heads_agree_beyond_their_band_or_do_not(places, agree):
+    slow_LD = np.tile(np.arange(64) >= 40, (6, 1))
+    found = layers_agreement(heads_of(places), slow_LD)
+    assert (found.excess.low > 0) == agree
+    assert (found.p < 0.01) == agree
+    assert found.agreeing == (6 if agree else 0)
+    assert layers_agreement(heads_of(places)[:, :1], slow_LD) is None
+
+
+def test_a_shared_band_looks_like_agreement_to_a_null_without_bands():
+    places = np.random.default_rng(0).integers(48, 64, (40, 5))
+    norm_LHD = heads_of(places, layers=40)
+    assert layers_agreement(norm_LHD, np.zeros((40, 64), bool)).p < 0.01
+    assert layers_agreement(norm_LHD, np.tile(np.arange(64) >= 48, (40, 1))).p > 0.05
+
+
+def test_heads_that_share_within_their_groups_alone_do_not_agree_between_them():
+    places = np.random.default_rng(1).integers(0, 64, (30, 3)).repeat(3, axis=1)  # nine heads, one dim a group of three
+    norm_LHD, all_alike = heads_of(places, layers=30, heads=9), np.zeros((30, 64), bool)
+    assert layers_agreement(norm_LHD, all_alike).p < 0.01
+    between = layers_agreement(norm_LHD, all_alike, groups=3)
+    assert between.p > 0.05
+    assert between.excess.low < 0 < between.excess.high
+
+
 def test_map_counts_the_planted_dims_and_no_others(ran):
     models = {"planted": made(dim=SLOW), "plain": made()}
     result, folder = ran("massive-values/map", models, limit=2, layers=[1], lambdas=[5])
+    verdict = {(one.claim.key.partition("/")[2], one.model): one.verdict for one in result.claims}
+    assert verdict["query-and-key", "planted"] == "held"
+    assert verdict["query-and-key", "plain"] != "held"
+    assert verdict["same-dims", "planted"] == "held"
+    assert {verdict["not-value", model] for model in models} == {"held"}
     for name, expected in (("planted", H * L), ("plain", 0)):
         table = next(table for table in result.tables if table.title.startswith(f"{name}: massive entries"))
         assert {row[:2]: row[2].value for row in table.rows}["Q before RoPE", 5.0] == expected
@@ -116,10 +170,14 @@ def test_layers_says_where_massive_values_begin(ran):
         lm.model.model.layers[0].self_attn.q_proj.weight[SLOW::D] /= 60
     result, _ = ran("massive-values/layers", {"planted": lm}, limit=2)
     rows = {row[0]: row for row in result.tables[0].rows}
-    assert {name: rows[name][3] for name in ("Q", "K", "V")} == {"Q": 1, "K": 0, "V": None}
+    assert {name: rows[name][4] for name in ("Q", "K", "V")} == {"Q": 1, "K": 0, "V": None}
     assert any("Q from layer 1, K from layer 0, V never" in note for note in result.notes)
+    first, rope = result.claims
+    G = lm.anatomy.kv_heads
+    assert first.effect.value == pytest.approx((H + 2 * G) / (2 * (H + G)))
+    assert (first.verdict, rope.verdict) == ("held", "did not hold")  # it was there before
     # The planted dim's pair never turns, so RoPE moves hardly anything.
-    assert rows["Q"][6].interval.value == 0
+    assert rows["Q"][7].interval.value == 0
 
 
 # --- rotary bands ---------------------------------------------------------------------------------------------------
@@ -136,6 +194,8 @@ def test_rope_tells_slow_dims_from_fast_ones_and_from_no_rope(ran):
     assert bands["fast"]["share"]["value"] == 0
     assert bands["fast"]["p"] > 0.9
     assert bands["none"] is None
+    verdict = {one.model: one.verdict for one in result.claims}
+    assert verdict == {"slow": "held", "fast": "did not hold", "none": "not decided"}
     assert any(note.startswith("none: Q") and "no RoPE" in note for note in result.notes)
 
 

@@ -18,18 +18,24 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
-from studfinder.experiments.quantize_keeps import massive_rows
+from studfinder.errors import StudfinderError
+from studfinder.experiments import massive_values_keep
+from studfinder.experiments.massive_values_quantization import FigureConfig, _claims
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
+from studfinder.experiments.skill import Skills
 from studfinder.experiments.super_weight_block_size import Runs
 from studfinder.experiments.weights import load_findings, scan_of
+from studfinder.measures import Scores
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, KVCache, Scheme, hold_out, quantized, skip, targets
+from studfinder.quantizers import RTN, KVCache, MassiveRows, Scheme, hold_out, quantized, skip, targets
+from studfinder.quantizers.keep import as_keeps
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.runs import Steps
-from studfinder.studies import Divergence, Grid, Original
+from studfinder.stats import mean_interval
+from studfinder.studies import Divergence, Grid, GridScores, ModelVariant, Original
 from studfinder.studies.experiment import StudyConfig
 from studfinder.studies.frontier import Member, steps, verdict
 from studfinder.studies.rounding import ORIGINAL, Rounding
@@ -191,11 +197,66 @@ def test_formats(planted):
 
 def test_massive_rows(planted):
     lm, _ = planted
-    findings = load_findings(BENCH, lm)
-    value = MassiveValue(layer=1, tensor="key", head=1, dim=2, norm=1.0, ratio=9.0)
-    rows = massive_rows(lm, replace(findings, massive_values=(value,)))
+    values = [
+        MassiveValue(layer=1, tensor=tensor, head=1, dim=2, norm=1.0, ratio=9.0) for tensor in ("query", "key", "value")
+    ]
+    findings = replace(load_findings(BENCH, lm), massive_values=tuple(values))
     # Dims 2 and 6 of a head of 8 rotate together.
-    assert rows == {"model.layers.1.self_attn.k_proj.weight": [10, 14]}
+    rows = {f"model.layers.1.self_attn.{name}_proj.weight": ((10, None), (14, None)) for name in ("q", "k")}
+    assert {one.parameter: one.entries for one in MassiveRows(findings=findings).of(lm)} == rows
+    (kept,) = as_keeps(lm, MassiveRows(findings=findings, tensors=("key",)))
+    assert [one.parameter for one in kept.entries] == ["model.layers.1.self_attn.k_proj.weight"]
+    with pytest.raises(StudfinderError, match="no massive values of key"):
+        MassiveRows(findings=replace(findings, massive_values=tuple(values[:1])), tensors=("key",)).of(lm)
+    with pytest.raises(StudfinderError, match="value"):
+        MassiveRows(findings=findings, tensors=("value",))
+
+
+@pytest.fixture
+def massive_scan(planted, monkeypatch):
+    """The scan's findings with some massive values of Q and K besides."""
+    lm, _ = planted
+    values = [
+        MassiveValue(layer=layer, tensor=tensor, head=1, dim=2, norm=1.0, ratio=9.0)
+        for layer in range(3)
+        for tensor in ("query", "key")
+    ]
+    findings = replace(load_findings(BENCH, lm), massive_values=tuple(values))
+    monkeypatch.setattr(massive_values_keep, "load_findings", lambda *_, **more: findings)
+    return planted
+
+
+def test_keeping_massive_values_against_what_else_its_bits_buy(massive_scan):
+    lm, folder = massive_scan
+    settings = {"schemes": "w4-channel", "context": "lookup:2", "items": 4, "pieces": 2}
+    result = run("massive-values/keep", lm, folder, **{**small(folder), **settings})
+    scores, against = result.tables
+    bits = {row[0]: row[1] for row in scores.rows}
+    for kind in ("the rows of Q and K", "the rows of K"):
+        kept = bits[f"w4-channel, {kind}"]
+        assert kept == bits[f"w4-channel, {kind}: as many others"]
+        assert bits["w4-channel"] < bits[f"w4-channel, {kind}: smaller blocks instead"] < kept
+    assert bits["int4 cache, the massive dims of K kept"] == bits["int4 cache, as many other dims of K kept"]
+    assert [row[:2] for row in against.rows if row[0] == "w4-channel, the rows of K"] == [
+        ("w4-channel, the rows of K", other)
+        for other in (
+            "w4-channel",
+            "w4-channel, the rows of K: as many others",
+            "w4-channel, the rows of K: smaller blocks instead",
+        )
+    ]
+    assert [one.claim.key.partition("/")[2] for one in result.claims] == ["keep-rows", "keep-key-rows", "keep-cache"]
+    for one in result.claims:
+        difference = one.effect.interval.value - one.control.interval.value
+        assert one.number.value == pytest.approx(difference)
+
+
+def test_a_model_without_massive_values_has_none_to_keep(planted, tmp_path):
+    lm, folder = planted
+    settings = {"schemes": "w4-channel", "context": "lookup:2", "items": 4, "pieces": 2, "cache": ""}
+    result = run("massive-values/keep", lm, tmp_path, **{**small(folder), **settings})
+    assert [row[0] for row in result.tables[0].rows] == ["original", "w4-channel"]
+    assert all(one.verdict == "not decided" and "nothing of the kind" in one.why for one in result.claims)
 
 
 def test_kv_cache(planted):
@@ -369,22 +430,77 @@ def test_massive_values_quantization(planted):
         lm,
         folder,
         **small(folder),
-        limit=4,
         items=4,
-        measures="perplexity:proof",
+        context="lookup:2",
+        memory="facts",
         methods="rtn,gptq",
-        element="int8",
-        block="tensor",
-        zero="none",
+        schemes="w8-tensor",
         prompts=2,
-        lam=2.0,
     )
-    scores, kept, against = result.tables
+    scores = result.tables[-1]
     original = dict(zip(scores.columns, scores.rows[0], strict=True))
-    assert original["massive entries of Q kept"].value == 1.0
-    assert original["super activation, error"].value == 0.0
-    assert [row[0] for row in against.rows] == ["GPTQ"]
-    assert "GPTQ, keep as many other weights" in [row[0] for row in kept.rows]
+    assert original["KL, nats per token"].value == 0.0
+    assert [row[0] for row in scores.rows[1:]] == [
+        "w8-tensor, RTN",
+        "w8-tensor, GPTQ",
+        "W8A8, rounding",
+        "W8A8, SmoothQuant",
+    ]
+    # A model of nothing but noise knows nothing, so that nothing can be compared.
+    assert all(one.verdict == "not decided" and one.why for one in result.claims)
+
+
+def tasks_of(rates, n=400, chance=0.25):
+    """Made-up items, right at these rates by label and task; the first label is the original."""
+    scored = GridScores()
+    for label, tasks in rates.items():
+        scored.variants.append(ModelVariant(label, family="s"))
+        scored.scores[label], scored.made[label] = {}, {}
+        for task, rate in tasks.items():
+            score = tuple((np.arange(n) < rate * n).astype(float).tolist())
+            clusters = tuple(str(number // 2) for number in range(n))
+            more = {"items": {"score": score}, "clusters": clusters, "chance": chance}
+            scored.scores[label][task] = Scores(measure=task, value=rate, interval=mean_interval(score), **more)
+    return scored
+
+
+def test_skill_is_what_lies_above_chance():
+    scored = tasks_of(
+        {
+            "original": {"a": 0.75, "b": 1.0, "m": 0.75, "low": 0.25},
+            "bad": {"a": 0.25, "b": 1.0, "m": 0.5, "low": 0.25},
+            "good": {"a": 0.75, "b": 1.0, "m": 0.25, "low": 0.25},
+        }
+    )
+    skills = Skills(scored, {"context": ["a", "b", "low"], "memory": ["m"]})
+    assert skills.tasks("context") == ["a", "b"]  # the original cannot do the third
+    assert skills.kept((1, "bad", "context")).value == pytest.approx((0 + 1) / (2 / 3 + 1))
+    assert skills.kept((1, "bad", "memory")).value == pytest.approx(0.5)
+    assert skills.apart("bad").value == pytest.approx(0.1)
+    assert skills.apart("good").value == pytest.approx(1)
+    assert skills.apart("good", "bad").value == pytest.approx(0.9)
+    assert skills.apart("good").low < 1 < skills.apart("good").high
+    same = skills.kept((1, "good", "context"), (-1, "original", "context"))
+    assert (same.low, same.high) == pytest.approx((0, 0))  # paired
+    assert Skills(scored, {"context": ["a"], "memory": ["low"]}).lacking == ["memory"]
+
+
+def test_who_keeps_context_is_judged_beyond_what_is_kept_of_memory():
+    rates = {
+        "original": {"lookup": 1.0, "facts": 1.0},
+        "w4-channel, RTN": {"lookup": 0.4, "facts": 0.9},
+        "w4-channel, GPTQ": {"lookup": 0.5, "facts": 0.9},
+        "w4-channel, AWQ": {"lookup": 0.9, "facts": 0.9},
+        "w4-channel, SmoothQuant": {"lookup": 0.6, "facts": 1.0},
+    }
+    own = FigureConfig(schemes=("w4-channel",), context="lookup", memory="facts")
+    claims = _claims(Skills(tasks_of(rates), {"context": ["lookup"], "memory": ["facts"]}), own)
+    assert [one.verdict for one in claims] == ["held", "did not hold", "held"]
+    assert claims[0].number.value == pytest.approx(0.4 / 0.75)
+    del rates["w4-channel, AWQ"]
+    claims = _claims(Skills(tasks_of(rates), {"context": ["lookup"], "memory": ["facts"]}), own)
+    assert claims[0].number is None
+    assert "was not made" in claims[0].why
 
 
 def test_preserved_sees_a_super_activation_go(planted):

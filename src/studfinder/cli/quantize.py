@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
   studfinder quantize ./my-model --scheme fp8 --out fp8        a scheme by name
   studfinder quantize smollm2 --keep RUN --out kept            with the findings of a scan kept
   studfinder quantize smollm2 --keep-columns RUN --format dense --out kept   and all that meets their inputs
+  studfinder quantize smollm2 --keep-massive RUN --format dense --out kept   and the rows of massive values
   studfinder quantize smollm2 --rebalance RUN --out free       the same for nothing: exact, and no bits
   studfinder quantize smollm2 --hold-fraction 0.005 --group channel --format dense --out d
 """

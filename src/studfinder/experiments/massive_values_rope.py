@@ -8,7 +8,8 @@ What to look at: the share of massive entries in such dims against the share of 
 
 The paper says "low frequency", draws the slower half of the dims and counts nothing; it compares unrelated models with
 and without RoPE, which is a correlation over models and no proof of a cause. The null here keeps what heads share: dims
-are shuffled in the same way in all heads of a layer (Q and K apart). Intervals resample layers.
+are shuffled in the same way in all heads of a layer (Q and K apart). A control that is no null: the largest dims of V,
+which nothing turns, numbered alike. Intervals resample layers.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import numpy as np
 
 from studfinder.experiments.norms import LETTERS, LambdaConfig, chance_above, norm_ratios, read_maps
 from studfinder.models import LM, Rotary, rotary_of, train_length
-from studfinder.records import Cell, Chart, Interval, Plot, Series, Table, point, to_plain
+from studfinder.records import Cell, Chart, Claim, ClaimResult, Interval, Plot, Series, Table, point, to_plain
 from studfinder.records.config import option
 from studfinder.stats import ratio_interval
+from studfinder.studies import judged
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 
@@ -36,6 +38,14 @@ class RopeConfig(LambdaConfig):
     train_length: int = option(0, help="Tokens of a training text; 0: as the model's config says.", least=0)
 
 
+BAND = Claim(
+    key="massive-values/slow-band",
+    says="Massive values of Q and K lie in the dims that RoPE turns slowest.",
+    decides="the share of them in dims that never complete a turn within the training length, less that of all dims",
+    published="drawn, not counted; their own tensors of one layer, counted here: 96 % against 28 % of all dims "
+    "(Llama-2-7B-chat), 96 % against 45 % (Llama-3-8B)",
+    paper_effect=0.5,
+)
 EXPERIMENT = Experiment(
     name="massive-values/rope",
     paper="2502.01563",
@@ -43,6 +53,7 @@ EXPERIMENT = Experiment(
     summary="Do massive values sit in the dims that RoPE turns slowest, and only in models with RoPE?",
     needs="about 20 seconds a model of smollm2's size on two cores",
     presets={"cpu": RopeConfig()},
+    claims=(BAND,),
 )
 _SHUFFLES = 2000
 _EDGES = (0.0, *(2.0**power for power in range(-8, 13)), float("inf"))
@@ -52,7 +63,7 @@ _EDGES = (0.0, *(2.0**power for power in range(-8, 13)), float("inf"))
 def run(bench: Bench, lm: LM) -> Outcome:
     """A model's share beyond the boundary, with base rate, null and interval."""
     seen = bench.once("bands", partial(_read, bench, lm))
-    return Outcome(notes=_notes(seen), charts=_charts(seen), data=seen)
+    return Outcome(notes=_notes(seen), charts=_charts(seen), data=seen, claims=[_claim(seen)])
 
 
 def across(data: dict[str, Any]) -> Outcome:
@@ -66,16 +77,21 @@ def _read(bench: Bench, lm: LM) -> dict[str, Any]:
     maps, tensors = read_maps(lm, own.limit, bench.progress), {}
     for tensor in [tensor for tensor in maps.tensors if tensor != "value"]:
         norm_LHD, layers = maps.norm_LHD(tensor), maps.layers[tensor]
-        above_LHD = norm_ratios(norm_LHD) > own.lam
+        lam = own.lambda_of(norm_LHD.shape[-1])
+        above_LHD = norm_ratios(norm_LHD) > lam
         reach = {"distances seen": [min(length, _window(lm, layer) or length) for layer in layers]}
         if reach["distances seen"] != [length] * len(layers):
             reach["training length"] = [length] * len(layers)
         tensors[tensor] = {
             "massive": int(above_LHD.sum()),
-            "chance": chance_above(norm_LHD.shape[-1], own.lam) * norm_LHD.size,
+            "lambda": lam,
+            "chance": chance_above(norm_LHD.shape[-1], lam) * norm_LHD.size,
             "bands": {name: _against_rope(lm, layers, above_LHD, far, own.seed) for name, far in reach.items()},
         }
-    return {"stage": lm.anatomy.stage, "length": length, "length_from": source, "tensors": tensors}
+    value_LHD, layers = maps.norm_LHD("value"), maps.layers["value"]
+    largest_LHD = value_LHD == value_LHD.max(axis=-1, keepdims=True)
+    value = _against_rope(lm, layers, largest_LHD, [length] * len(layers), own.seed)
+    return {"stage": lm.anatomy.stage, "length": length, "length_from": source, "tensors": tensors, "value": value}
 
 
 def _window(lm: LM, layer: int) -> int | None:
@@ -107,6 +123,8 @@ def _against_rope(
     return {
         "share": to_plain(ratio_interval(slow_L[holding], entries_L[holding], what="layers")),
         "base": float((entries_L * slow_LD.mean(axis=1)).sum() / entries_L.sum()),
+        "more_by_layer": (slow_L - entries_L * slow_LD.mean(axis=1)).tolist(),
+        "entries_by_layer": entries_L.tolist(),
         "p": float((1 + (null >= slow_L.sum() - 1e-9).sum()) / (1 + _SHUFFLES)),
         "quarter": float((votes_LD * quarter_LD).sum() / votes_LD.sum()),
         "massive_by_turns": np.histogram(turns_LD, _EDGES, weights=votes_LD)[0].tolist(),
@@ -118,6 +136,30 @@ def _turns(rotary: Rotary, length: int, dims: Sequence[int]) -> list[float]:
     """How many turns each dim's pair makes within a distance; 0 for dims that are not rotated."""
     pairs = map(rotary.pair_of, dims)
     return [0.0 if pair is None else rotary.inv_freq[pair] * length / (2 * np.pi) for pair in pairs]
+
+
+def _claim(seen: Mapping[str, Any]) -> ClaimResult:
+    """Q and K together, by the boundary that no look at windows moved."""
+    stage = "" if "query" in seen["tensors"] else ".pre_rope"
+    bands = [seen["tensors"][f"{one}{stage}"]["bands"] for one in ("query", "key")]
+    found = [of for band in bands if (of := band.get("training length", band["distances seen"])) is not None]
+    if not found:
+        why = "the model has no RoPE" if seen["stage"] == "no RoPE" else "nothing is massive in a rotated layer"
+        return judged(BAND, None, why=why)
+    more_L, entries_L = (np.sum([of[name] for of in found], axis=0) for name in ("more_by_layer", "entries_by_layer"))
+    holding = entries_L > 0
+    shares = ", ".join(f"{Interval(**of['share']):.0%}" for of in found)
+    value = seen["value"]
+    return judged(
+        BAND,
+        ratio_interval(more_L[holding], entries_L[holding], what="layers"),
+        effect=float(sum(of["share"]["value"] * sum(of["entries_by_layer"]) for of in found) / entries_L.sum()),
+        control=float(sum(of["base"] * sum(of["entries_by_layer"]) for of in found) / entries_L.sum()),
+        items=f"{int(entries_L.sum())} entries in {int(holding.sum())} layers",
+        why=f"Q and K: {shares}"
+        + (f"; of V's largest dims {Interval(**value['share']):.0%} against {value['base']:.0%}" if value else ""),
+        cost="a model with more layers, in a minute or two; every one of this model's was looked at",
+    )
 
 
 # --- what is said of it ---------------------------------------------------------------------------------------------

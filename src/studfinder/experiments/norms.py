@@ -44,7 +44,14 @@ class MapsConfig(StudyConfig):
 class LambdaConfig(MapsConfig):
     """And what counts as massive."""
 
-    lam: float = option(5.0, help="Massive is above this many times the head's mean.")
+    lam: float = option(0.0, help="Massive is above this many times the head's mean; 0: as false_heads says.", least=0)
+    false_heads: float = option(
+        0.01, help="Share of heads that would show a massive entry by chance; sets lambda.", least=0.0005, below=1
+    )
+
+    def lambda_of(self, dims: int) -> float:
+        """For heads of so many dims."""
+        return self.lam or lambda_at(dims, self.false_heads)
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,34 @@ def massive_total(tensor: str, lam: float, norms: Mapping[str, np.ndarray]) -> n
     return np.asarray(counts(norms[tensor], lam).sum(axis=-1))
 
 
+def _random_heads(dims: int) -> np.ndarray:
+    """M over its mean of heads that hold one vector of random direction (20,000 draws, fixed seed), (draws, D)."""
+    return norm_ratios(np.abs(np.random.default_rng(0).standard_normal((20_000, dims))))
+
+
 @lru_cache(maxsize=64)
 def chance_above(dims: int, lam: float) -> float:
-    """The share of entries above lambda if every head held one vector of random direction (20,000 draws, fixed seed):
-    the null that a count has to beat."""
-    drawn = np.abs(np.random.default_rng(0).standard_normal((20_000, dims)))
-    return float((drawn > lam * drawn.mean(axis=1, keepdims=True)).mean())
+    """The share of entries above lambda if every head held one vector of random direction: the null that a count has
+    to beat."""
+    return float((_random_heads(dims) > lam).mean())
+
+
+@lru_cache(maxsize=64)
+def lambda_at(dims: int, false_heads: float) -> float:
+    """The lambda above which this share of heads would show any entry if each held one vector of random direction:
+    unlike a fixed lambda it means the same for heads of 64 dims and of 256."""
+    return float(np.quantile(_random_heads(dims).max(axis=1), 1 - false_heads))
+
+
+@lru_cache(maxsize=64)
+def chance_holding(dims: int, lam: float) -> float:
+    """The other way round: the share of such heads that show an entry above lambda."""
+    return float((_random_heads(dims).max(axis=1) > lam).mean())
+
+
+def holding(norm_LHD: np.ndarray, lam: float) -> np.ndarray:
+    """Whether a head holds a massive entry, 0 or 1, shape (L, H)."""
+    return (norm_ratios(norm_LHD) > lam).any(axis=-1).astype(float)
 
 
 Statistic = Callable[[Mapping[str, np.ndarray]], np.ndarray]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from studfinder.edits import Weights, matched_controls, neuron
-from studfinder.models import LM, rotary_of
+from studfinder.models import LM
 from studfinder.quantizers import HoldOut, hold_out
+from studfinder.quantizers.massive_rows import massive_rows
 from studfinder.records import Findings, SuperWeight
 
 WEIGHTS, OTHERS = "the super weights", "as many other weights"
@@ -32,7 +33,7 @@ def findings_keeps(lm: LM, findings: Findings, *, fraction: float = 0.0, seed: i
     rows = massive_rows(lm, findings)
     if rows:
         keeps[ROWS] = hold_out(_as_weights(rows))
-        keeps[OTHER_ROWS] = hold_out(_as_weights(_other_rows(lm, rows, seed)))
+        keeps[OTHER_ROWS] = hold_out(other_rows(lm, rows, seed))
     if fraction:
         keeps[LARGEST.format(100 * fraction)] = hold_out(fraction=fraction)
     return keeps
@@ -63,29 +64,7 @@ def other_neurons(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> l
     return found
 
 
-def massive_rows(lm: LM, findings: Findings) -> dict[str, list[int]]:
-    """The rows of matrices that make the massive values of Q and K, by parameter name: those of the massive dims, and
-    of the dims that rotate together with them. Without those whose matrix is not known, or stored (in, out)."""
-    rows: dict[str, set[int]] = {}
-    for value in findings.massive_values:
-        mixer = lm.anatomy.layers[value.layer].mixer
-        made = None if mixer is None else {"query": mixer.query, "key": mixer.key}.get(value.tensor)
-        if made is None or made.ref.transposed:
-            continue
-        own = rows.setdefault(made.ref.parameter, set())
-        own |= {made.first[value.head] + dim for dim in _turned_with(lm, value.layer, value.dim) if dim < made.width}
-    return {name: sorted(own) for name, own in sorted(rows.items())}
-
-
-def _turned_with(lm: LM, layer: int, dim: int) -> list[int]:
-    rotary = rotary_of(lm, layer)
-    pair = None if rotary is None else rotary.pair_of(dim)
-    if rotary is None or pair is None:
-        return [dim]
-    return [other for other in range(lm.anatomy.head_dim) if rotary.pair_of(other) == pair]
-
-
-def _other_rows(lm: LM, rows: dict[str, list[int]], seed: int) -> dict[str, list[int]]:
+def other_rows(lm: LM, rows: dict[str, list[int]], seed: int) -> list[Weights]:
     """As many rows of each matrix, drawn among the others; fewer where there are not so many."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -94,7 +73,7 @@ def _other_rows(lm: LM, rows: dict[str, list[int]], seed: int) -> dict[str, list
         chosen = torch.randperm(len(rest), generator=generator)[: len(own)].tolist()
         if chosen:
             found[name] = sorted(rest[place] for place in chosen)
-    return found
+    return _as_weights(found)
 
 
 def _as_weights(rows: dict[str, list[int]]) -> list[Weights]:

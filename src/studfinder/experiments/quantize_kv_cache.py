@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": CacheConfig()},
 )
-_MASSIVE, _OTHERS = "the massive dims of K kept", "as many other dims of K kept"
+MASSIVE_KEPT, OTHERS_KEPT = "the massive dims of K kept", "as many other dims of K kept"
 _CHANGES: dict[str, dict[str, Any]] = {
     "": {},
     "keys per channel": {"keys": "channel"},
@@ -72,13 +72,13 @@ _CHANGES: dict[str, dict[str, Any]] = {
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every element with every change."""
     own, rounding = bench.config, Rounding(bench, lm)
-    keeps = _keeps(lm, load_findings(bench, lm, prove=False), own.seed)
+    keeps = cache_keeps(lm, load_findings(bench, lm, prove=False), own.seed)
     variants = []
     for element in own.elements:
         zero: Any = "none" if element == "fp8" else "float"
         plain = KVCache(element=element, zero=zero)
-        variants += [_variant(rounding, element, what, replace(plain, **more)) for what, more in _CHANGES.items()]
-        variants += [_variant(rounding, element, what, plain, keep) for what, keep in keeps.items()]
+        variants += [cache_variant(rounding, element, what, replace(plain, **more)) for what, more in _CHANGES.items()]
+        variants += [cache_variant(rounding, element, what, plain, keep) for what, keep in keeps.items()]
     measures = [f"perplexity:{own.text}", *([f"passkey:{own.passkey}"] if own.passkey else [])]
     scored = rounding.scored(variants, measures, limits={"passkey": own.passkeys})
     pairs = [(one.label, one.label, plain.label) for one, plain in kept_pairs(scored)]
@@ -91,15 +91,21 @@ def run(bench: Bench, lm: LM) -> Outcome:
         ),
         scored.changes_table("against the plain cache of the same element", f"{PAIRED} {CAVEAT}", pairs=pairs),
     ]
-    told = keeping_notes(scored, scored.measures[:1], "elements", "the cache with", [(_MASSIVE, _OTHERS)])
+    told = keeping_notes(scored, scored.measures[:1], "elements", "the cache with", [(MASSIVE_KEPT, OTHERS_KEPT)])
     none = [] if keeps else ["no massive values of K were found, so none could be kept."]
     chart = families_chart(scored, "kv-cache", turned=True)
     return Outcome(tables, [*told, *none, *scored.notes()], [chart], remarks=[CAVEAT])
 
 
-def _variant(
+def cache_variant(
     rounding: Rounding, element: str, kept: str, config: KVCache, keep: Findings | None = None
 ) -> ModelVariant:
+    """The model with a cache; bits are those of one window.
+
+    Args:
+        kept: in words, what is done beyond `element`, the plain cache.
+        keep: findings whose massive dims of K stay in 16 bits.
+    """
     lm, length = rounding.lm, rounding.bench.config.length
 
     @contextmanager
@@ -114,7 +120,7 @@ def _variant(
     return rounding.entered(label, enter, settings, family=element, kept=kept)
 
 
-def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
+def cache_keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
     """The findings, and the same with other dims in place of the massive ones of K."""
     try:
         held = held_dims(lm, findings)
@@ -130,4 +136,4 @@ def _keeps(lm: LM, findings: Findings, seed: int) -> dict[str, Findings]:
             dim = free[int(torch.randint(len(free), (1,), generator=generator))]
             mask[dim] = True  # not drawn twice
             others.append(replace(value, dim=dim))
-    return {_MASSIVE: findings, _OTHERS: replace(findings, massive_values=tuple(others))}
+    return {MASSIVE_KEPT: findings, OTHERS_KEPT: replace(findings, massive_values=tuple(others))}

@@ -32,6 +32,7 @@ EXPERIMENTS: dict[str, str] = {
     "massive-values/rope": "studfinder.experiments.massive_values_rope",
     "massive-values/disrupt": "studfinder.experiments.massive_values_disrupt",
     "massive-values/quantization": "studfinder.experiments.massive_values_quantization",
+    "massive-values/keep": "studfinder.experiments.massive_values_keep",
     "massive-values/constant-or-deviation": "studfinder.experiments.massive_values_constant",
     "kv-shift/induction": "studfinder.experiments.kv_shift_induction",
     "kv-shift/n-gram": "studfinder.experiments.kv_shift_ngram",

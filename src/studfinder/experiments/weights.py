@@ -27,7 +27,9 @@ def scan_of(bench: Bench, lm: LM, *, prove: bool = True) -> tuple[Findings, Path
     An earlier one with the same settings in ./runs is used, so that all experiments on a model share one. Otherwise a
     scan is made now: there, or inside the folder that --out names.
     """
-    plan = plan_scan(lm, ScanConfig(prove=prove, progress=bench.progress), cached_content_hash)
+    wanted = [ScanConfig(prove=how, progress=bench.progress) for how in dict.fromkeys((True, prove))]
+    plans = [plan_scan(lm, config, cached_content_hash) for config in wanted]
+    plan = next((one for one in plans if scan_run(one).finished()), plans[-1])  # one that proves holds all of the other
     root = bench.scans if scan_run(plan).finished() is None else Path("runs")
     command = f"studfinder scan {plan.model.id}"
     findings, folder = run_scan(plan, write=True, root=root, command=command)

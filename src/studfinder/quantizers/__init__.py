@@ -12,6 +12,7 @@ from studfinder.quantizers.gptq import GPTQ
 from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, dequantized, fit_grid, quantize_weight
 from studfinder.quantizers.keep import HoldOut, Keep, Skip, hold_out, skip
 from studfinder.quantizers.kv_cache import KVCache, quantized_cache
+from studfinder.quantizers.massive_rows import MassiveRows
 from studfinder.quantizers.method import METHODS, Method, method_class
 from studfinder.quantizers.residual import rounded_stream
 from studfinder.quantizers.rotary_pairs import RotaryPairs
@@ -36,6 +37,7 @@ __all__ = [
     "HoldOut",
     "KVCache",
     "Keep",
+    "MassiveRows",
     "Method",
     "Permute",
     "Quantized",

@@ -14,6 +14,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM, check_findings, check_same_weights
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.grid import largest
+from studfinder.quantizers.massive_rows import MassiveRows
 from studfinder.quantizers.targets import Target
 from studfinder.records import Findings, OtherNumber, SuperWeight
 from studfinder.records.config import Config, option
@@ -129,6 +130,8 @@ def as_keeps(lm: LM, keep: Any) -> list[Keep]:
         return [replace(keep, entries=entries)]
     if isinstance(keep, Skip):
         return [keep]
+    if isinstance(keep, MassiveRows):
+        return [HoldOut(entries=keep.of(lm))]
     if isinstance(keep, Findings | Selection):
         keep = selected(keep)
         check_findings(lm, keep.findings)  # also where nothing was found

@@ -90,6 +90,7 @@ SCHEMES: dict[str, Scheme] = {
     "w4-g128": Scheme(element="int4", block=128, zero="integer"),
     "w4-g64": Scheme(element="int4", block=64, zero="integer"),
     "w4-channel": Scheme(element="int4", block="channel", zero="integer"),
+    "w3-g64": Scheme(element="int3", block=64, zero="integer"),
     "w8-channel": Scheme(element="int8", block="channel"),
     "w8-tensor": Scheme(element="int8", block="tensor", narrow=True),
     "fp8": Scheme(element="fp8", block="channel"),

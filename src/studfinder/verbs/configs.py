@@ -150,6 +150,12 @@ class QuantizeConfig(LoadConfig):
         "'layers.9 down_proj[260, 200]' (repeatable).",
     )
     keep_columns: Any = option((), line=list[Path], help="The same, with their whole columns (repeatable).")
+    keep_massive: Any = option(
+        (),
+        line=list[Path],
+        help="Findings whose massive values of Q and K are kept, by the rows that make them; RUN#key are those of K "
+        "alone (repeatable).",
+    )
     rebalance: Any = option(
         (),
         line=list[Path],

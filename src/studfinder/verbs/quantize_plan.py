@@ -19,6 +19,7 @@ from studfinder.quantizers import (
     SCHEMES,
     Auto,
     Clip,
+    MassiveRows,
     Method,
     Rebalance,
     Scheme,
@@ -36,10 +37,11 @@ from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
 from studfinder.quantizers.source import Files, open_files, skeleton
 from studfinder.quantizers.targets import targets
+from studfinder.records import Findings
 from studfinder.records.outside import whole_number
 from studfinder.records.presented import Presented
 from studfinder.report.words import count
-from studfinder.runs import check_place
+from studfinder.runs import check_place, read
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
 from studfinder.verbs.quantize_write import acts_of
@@ -204,11 +206,24 @@ def _keeps(config: QuantizeConfig) -> tuple[Any, ...]:
     for one in map(selected, _flat(config.keep_columns)):
         nothing = isinstance(one, Selection) and not one.numbers
         kept.append(one if nothing else hold_out(one, columns=True))
+    kept += [_massive(one) for one in _flat(config.keep_massive)]
     if config.hold_fraction:
         kept.append(hold_out(fraction=config.hold_fraction))
     if config.skip:
         kept.append(skip(*config.skip))
     return tuple(kept)
+
+
+def _massive(given: Any) -> MassiveRows:
+    """Of findings, of a run's folder or file, or of its name with #query or #key; as it is if it is one."""
+    if isinstance(given, MassiveRows):
+        return given
+    if isinstance(given, Findings):
+        return MassiveRows(findings=given)
+    path, mark, tensor = str(given).rpartition("#")
+    if not mark or Path(given).exists():
+        return MassiveRows(findings=read(given, Findings))
+    return MassiveRows(findings=read(path, Findings), tensors=(tensor,))
 
 
 def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
