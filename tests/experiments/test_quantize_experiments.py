@@ -22,14 +22,15 @@ from studfinder.experiments.quantize_keeps import massive_rows
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
-from studfinder.experiments.super_weight_block_size import Runs
+from studfinder.experiments.super_weight_activation_quantization import _judged
+from studfinder.experiments.super_weight_block_size import Runs, moved
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, KVCache, Scheme, hold_out, quantized, skip, targets
+from studfinder.quantizers import RTN, ClipRestore, KVCache, Scheme, hold_out, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
 from studfinder.records import MassiveValue, to_json
 from studfinder.runs import Steps
-from studfinder.studies import Divergence, Grid, Original
+from studfinder.studies import KL, Divergence, Grid, GridScores, ModelVariant, Original
 from studfinder.studies.experiment import StudyConfig
 from studfinder.studies.frontier import Member, steps, verdict
 from studfinder.studies.rounding import ORIGINAL, Rounding
@@ -141,15 +142,54 @@ def test_shifted_groups():
 
 def test_block_size(planted):
     lm, folder = planted
-    result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, text="proof", sides="16")
-    scores, against = result.tables
+    layouts = "int8:runs:8,int4:tiles:16,int4:tensor"
+    more = {"text": "proof", "layouts": layouts, "tasks": "", "candidates": "inf,4", "fixed": "4,3"}
+    result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, **more)
+    scores, against, closer, _, alone = result.tables
     rows = {row[0]: row for row in scores.rows}
     assert rows["original"][3].value == 0.0
-    # The printed step makes 4 bits 3.
-    assert rows["runs of 16 x 16: RTN with the printed step"][1] == pytest.approx(rows["runs of 16 x 16: RTN"][1] - 1)
-    assert rows["per tensor: hold out the super weights"][2].value < rows["per tensor: RTN"][2].value
-    assert len(against.rows) == 3 * 5
-    assert any("the paper's method" in note for note in result.notes)
+    assert rows["int4:tensor: RTN"][1] == pytest.approx(4, abs=0.1)
+    assert rows["int4:tensor: hold out the super weights"][2].value < rows["int4:tensor: RTN"][2].value
+    assert len(against.rows) == 3 * 3
+    # The largest blocks that are of use are gone into.
+    useful = [text for text in layouts.split(",") if rows[f"{text}: RTN"][2].value < 2 * rows["original"][2].value]
+    assert {row[0].partition(": ")[0] for row in closer.rows[1:]} == {useful[-1]}
+    assert [row[0].partition(": ")[2] for row in closer.rows[5:]] == [
+        "CLIP, restore the super weights",
+        "CLIP, restore others",
+        "CLIP, restore nothing",
+        "CLIP at z = 4, restore the super weights",
+        "CLIP at z = 3, restore the super weights",
+    ]
+    # The planted weight is the largest of its matrix.
+    assert [row[2] for row in alone.rows] == ["yes"] * len(alone.rows)
+    assert any("RESTORE alone is a no-op by construction" in note for note in result.notes)
+    claims = {one.claim.key: one for one in result.claims}
+    grows = claims["super-weight/blocks-grow"]
+    assert grows.number.value == pytest.approx(grows.effect.interval.value - grows.control.interval.value)
+    assert claims.keys() == {f"super-weight/{name}" for name in ("blocks-grow", "clip-restore", "searched-clip")}
+
+
+@pytest.mark.parametrize(("kind", "block"), [(Runs, 25), (ClipRestore, (3, 5)), (ClipRestore, "tensor"), (Runs, 7)])
+def test_restoring_an_extremum_that_set_the_range_changes_nothing(kind, block):
+    """A minimum and a maximum are codes, so that RESTORE undoes nothing there; elsewhere it does."""
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    method = kind(scheme=Scheme(element="int4", block=block, zero="float", scale="float32", remainder="block"))
+    made = method.rounded(weight, inf).dequantized()
+    found = {place: moved(method, weight, *place) for place in np.ndindex(6, 10)}
+    extrema = [place for place, (extremum, _) in found.items() if extremum]
+    assert len(extrema) == 2 * method.rounded(weight, inf).grid.scale.numel()
+    for place, (extremum, off) in found.items():
+        assert off <= 0.501
+        if extremum:
+            restored = made.clone()
+            restored[place] = weight[place]
+            torch.testing.assert_close(restored, made, atol=1e-6, rtol=0)
+            assert off < 1e-4
+    assert max(off for _, off in found.values()) > 0.3
+    # Clipped first, an extremum is moved, and restoring it does something.
+    place = extrema[0]
+    assert (method.rounded(weight, 1.0).dequantized()[place] - weight[place]).abs() > 0.1
 
 
 def test_runs_go_on_where_rows_end():
@@ -220,19 +260,65 @@ def test_activation_quantization(planted):
         **{**small(folder), "pieces": 4},
         limit=3,
         texts="proof",
-        alphas="0.5",
+        alphas="0.5,0.85",
     )
-    scores, against, _ = result.tables
-    rows = {row[0]: row[2].value for row in scores.rows}
+    scores, against, shares = result.tables
+    rows = {row[0]: row for row in scores.rows}
     changes = {row[0]: row[2].interval for row in against.rows}  # KL
-    assert rows["naive W8A8, per tensor"] != rows["naive W8A8, per token"]
+    kinds = [f"activations alone, {kind}" for kind in ("per token", "per tensor", "static")]
+    assert len({rows[f"naive, {kind}"][3].value for kind in kinds}) == 3
+    assert {rows[f"naive, {kind}"][1] for kind in kinds} == {32.0}  # the weights are as they were
+    assert rows["naive, W8A8, per token"][1] == pytest.approx(8, abs=0.1)
+    for kind in (*kinds, "W8A8, per token"):
+        assert changes[f"naive but for attention's products, {kind}"].value != 0
     # The planted weight's spike sets the range of everything that reads it.
-    assert changes["REPLACE-RESTORE, median of the token, per tensor"].high < 0
     ours, others = (
-        changes[f"{label}, per tensor"].value
+        changes[f"{label}, activations alone, per tensor"]
         for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
     )
-    assert ours < others
+    assert ours.high < 0
+    assert ours.value < others.value
+    assert len(shares.rows) == 2 * 4
+    helps, share = result.claims
+    assert helps.number.value == pytest.approx(helps.effect.interval.value - helps.control.interval.value)
+    if share.number is None:
+        assert "there is no gain to share" in share.why
+    else:
+        assert share.number.value == pytest.approx(share.effect.value - share.control.value - 0.5)
+
+
+def scored_kl(**kl):
+    """A grid of four windows by label, from KL a window; perplexity chooses the first SmoothQuant."""
+    found = GridScores()
+    for label, sums in {"original": np.zeros(4), **kl}.items():
+        kept = label.replace("_", " ")
+        found.variants.append(ModelVariant(label, family="W8A8, per token", kept=kept))
+        found.made[label] = {}
+        divergence = Divergence(np.array(sums, dtype=float), np.ones(4)).scores()
+        items = {"nll": tuple(np.zeros(4)), "tokens": (1.0,) * 4}
+        found.scores[label] = {"perplexity:proof": replace(divergence, items=items), KL: divergence}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "smooth", "verdict"),
+    [
+        ([1, 1.1, 1, 1.1], [9, 9, 9, 9.1], [0, 0, 0.1, 0], "held"),
+        ([8, 8.1, 8, 8], [9, 9, 9, 9], [0, 0, 0, 0.1], "did not hold"),
+        ([1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0.1], "did not hold"),  # any channels do as much
+        ([1, 1, 1, 1], [9, 9, 9, 9], [9, 9, 9, 9.1], "not decided"),  # SmoothQuant gains nothing
+    ],
+)
+def test_a_share_is_of_a_gain(ours, others, smooth, verdict):
+    labels = {
+        "naive": [9, 9, 9, 9],
+        "REPLACE-RESTORE": ours,
+        "other channels held out": others,
+        "SmoothQuant 0.5": smooth,
+    }
+    _, share = _judged(scored_kl(**labels), {"W8A8, per token": "naive"})
+    assert share.verdict == verdict
+    assert ("no gain to share" in share.why) == (share.number is None)
 
 
 def test_transforms(planted):

@@ -144,19 +144,20 @@ class GridScores:
         found = {variant.label: self.change(measure, variant.label) for variant in self.tried()}
         return {label: comparison.interval for label, comparison in found.items() if comparison is not None}
 
-    def lost(self, label: str) -> list[np.ndarray]:
-        """By how much the original is better, for each task an array with one difference an item."""
-        return [self.items(self.original, name) - self.items(label, name) for name in self.tasks]
+    def lost(self, label: str, against: str = "") -> list[np.ndarray]:
+        """By how much the original (or `against`) is better, for each task an array with one difference an item."""
+        return [self.items(against or self.original, name) - self.items(label, name) for name in self.tasks]
 
-    def average(self, label: str) -> Comparison | None:
+    def average(self, label: str, against: str = "") -> Comparison | None:
         """Change of the mean over tasks."""
-        lost = [-items for items in self.lost(label)]
+        lost = [-items for items in self.lost(label, against)]
         return Comparison(kind="difference", interval=averaged(lost)) if lost else None
 
     def share(self, measure: str, taken: str, back: str, whole: str = "") -> Interval:
-        """Of what `taken` lost in log perplexity against the original (or `whole`), the share that `back` does not
-        lose."""
-        worst, some, none = (self.items(label, measure, "nll") for label in (taken, back, whole or self.original))
+        """Of what `taken` lost in log perplexity (or KL) against the original (or `whole`), the share that `back` does
+        not lose."""
+        name = "kl" if measure == KL else "nll"
+        worst, some, none = (self.items(label, measure, name) for label in (taken, back, whole or self.original))
         return averaged([worst - some], [worst - none])
 
     # --- tables ---
@@ -212,11 +213,11 @@ class GridScores:
             (
                 called,
                 *(self.change(name, label, plain) for name in self.measures),
-                *([self.average(label)] if own and self.tasks else []),
+                *([self.average(label, plain)] if self.tasks else []),
             )
             for called, label, plain in rows
         ]
-        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *(self._average() if own else []))
+        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *self._average())
         return Table(title=title, columns=heads, rows=tuple(cells), note=note)
 
     # --- sentences ---
