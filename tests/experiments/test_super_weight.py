@@ -12,7 +12,8 @@ from experimented import run
 from proving import COL, LAYER, ROW, provable
 from rerun import put
 from studfinder.errors import StudfinderError
-from studfinder.experiments.super_weight_scaling import held_out_gain
+from studfinder.experiments.super_weight_ablation_claims import LIKE, MANY, PRUNED
+from studfinder.experiments.super_weight_scaling_tables import held_out_gain
 from studfinder.experiments.super_weight_stopwords import _prompts
 from studfinder.models import cached_content_hash, load
 from studfinder.records import Comparison, Findings, Interval, read_record, to_json
@@ -60,12 +61,18 @@ def test_ablation(planted, folder):
     result = run(
         "super-weight/ablation", planted, folder, limit=6, windows=3, others=40, tasks="piqa,hellaswag", texts="proof"
     )
-    scores, change, _, units = result.tables
+    scores, change, shares, units = result.tables
     assert f"[{ROW}, {COL}]" in scores.note
-    assert "hellaswag is not here" in scores.note
+    assert "Not here: hellaswag." in scores.note
+    assert [note for note in result.notes if "hellaswag" in note] == [
+        "tiny: not measured: hellaswag (task hellaswag has no documents)."
+    ]
     assert cells(scores, "original")["hellaswag"] == "not here"
-    pruned, others = cells(change, "prune SW"), cells(change, "prune others")
-    assert isinstance(pruned["perplexity proof"], Comparison)
+    pruned, like, many = (cells(change, label)["perplexity proof"] for label in (PRUNED, LIKE, MANY))
+    assert isinstance(pruned, Comparison)
+    assert len({pruned.interval.value, like.interval.value, many.interval.value}) == 3
+    back = cells(shares, "log perplexity proof")
+    assert back["by +SA"].value != back["by as large a number elsewhere"].value
     alone = cells(units, f"L{LAYER} [{ROW}, {COL}] alone")["KL in nats per token"]
     control = units.rows[1][1]
     assert units.columns[1:4] == ("KL in nats per token", "its null edit's", "beyond that")
@@ -78,7 +85,19 @@ def test_ablation(planted, folder):
     assert isinstance(alone, Interval)
     assert isinstance(control, Interval)
     assert alone.low > control.high
-    assert others["perplexity proof"].interval.value != pruned["perplexity proof"].interval.value
+    claims = {one.claim.key.partition("/")[2]: one for one in result.claims}
+    assert list(claims) == ["one", "like-share", "7000-others", "tasks", "restore", "restore-perplexity"]
+    assert claims["like-share"].number.value == pytest.approx(pruned.interval.value / like.interval.value)
+    assert claims["one"].effect.interval.value / claims["one"].control.interval.value == pytest.approx(
+        claims["one"].number.value
+    )
+    for key in ("tasks", "restore"):  # a random model is at chance
+        assert claims[key].verdict == "not decided"
+        assert claims[key].number is None
+        assert claims[key].why
+        assert claims[key].cost
+    own, other = claims["restore-perplexity"].effect.value, claims["restore-perplexity"].control.value
+    assert claims["restore-perplexity"].number.value == pytest.approx(own - other)
 
 
 def test_stopwords(planted, folder):
@@ -101,21 +120,24 @@ def test_stopwords_of_a_plain_file_say_that_it_is_one_passage(planted, tmp_path)
 
 
 def test_scaling(planted, folder):
-    result = run(
-        "super-weight/scaling",
-        planted,
-        folder,
-        limit=6,
-        windows=3,
-        factors=[0.0, 1.0, 2.0],
-        tasks="piqa",
-        text="proof",
-    )
-    change, gain = result.tables
-    assert [row[0] for row in change.rows] == ["0", "1", "2"]
-    zeroed = cells(change, "0")
-    assert zeroed["perplexity, SW"].interval.value != pytest.approx(1, abs=1e-3)
-    assert gain.rows[0][2].interval.n == 6
+    settings = {"limit": 6, "windows": 4, "factors": [0.0, 1.0, 2.0], "amplified": [2.0], "tasks": "piqa"}
+    result = run("super-weight/scaling", planted, folder, text="proof", **settings)
+    perplexity, gains, accuracy, best = result.tables
+    assert perplexity.columns == ("scaled", "x 0", "x 2")
+    (weight, *changed), (control, *same) = perplexity.rows  # there is one super weight: nothing is scaled together
+    assert weight == f"L{LAYER} [{ROW}, {COL}]"
+    assert control == f"  control of {weight}"
+    assert changed[0].interval.value != pytest.approx(1, abs=1e-3)
+    assert all(cell.interval.value == pytest.approx(1, abs=1e-2) for cell in same)
+    gain, other, beyond = (cell.interval.value for cell in gains.rows[0][2:])
+    assert beyond == pytest.approx(gain - other)
+    assert [row[0] for row in accuracy.rows] == ["2"]
+    assert best.rows[0][2].interval.n == 6
+    by_key = {one.claim.key: one for one in result.claims}
+    assert by_key["super-weight/scale-perplexity"].number.value == pytest.approx(beyond)
+    found = by_key["super-weight/scale-accuracy"]
+    assert found.number.value == pytest.approx(found.effect.interval.value - found.control.interval.value)
+    assert found.smallest is not None
 
 
 def test_a_factor_is_judged_on_items_that_did_not_choose_it():

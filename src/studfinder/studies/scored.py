@@ -181,7 +181,9 @@ class GridScores:
         empty = [name for name in self.tasks if not self.scores[self.original][name].details.get("headroom", 1.0)]
         # What a score was taken on belongs to the score: hub and local copies may differ.
         said = [note, f"Taken on: {'; '.join(texts)}."]
-        said += [f"{name} is not here: {why}" for name, why in self.missing.items()]
+        absent = [head(name) for name in self.missing if name.startswith("tasks:")]
+        said += [f"{name} is not here: {why}" for name, why in self.missing.items() if head(name) not in absent]
+        said += [f"Not here: {', '.join(absent)}."] if absent else []
         said += [f"The original is at chance in {', '.join(empty)}: it can show nothing there."] if empty else []
         heads = (first, *([bits] if bits else []), *map(head, (*self.measures, *self.missing)), *self._average())
         return Table(title=title, columns=heads, rows=tuple(rows), note=" ".join(filter(None, said)))
@@ -225,7 +227,11 @@ class GridScores:
     def notes(self) -> list[str]:
         """What was not measured, and which variants were left out."""
         refused = [f"{label} was left out. {self.refused(label)}" for label in self.labels if self.refused(label)]
-        return [f"{name} was not measured. {why}" for name, why in self.missing.items()] + refused
+        absent = {name: why for name, why in self.missing.items() if name.startswith("tasks:")}
+        names, first = ", ".join(map(head, absent)), next(iter(absent.values()), "").partition(":")[0]
+        tasks = [f"not measured: {names} ({first})."] if absent else []  # each for the same reason, and at length
+        rest = [f"{name} was not measured. {why}" for name, why in self.missing.items() if name not in absent]
+        return [*tasks, *rest, *refused]
 
     def tally(self, pairs: Sequence[tuple[str, str]], measure: str) -> str | None:
         """In how many pairs (changed, plain) a measure fell or rose, the intervals corrected for their number
