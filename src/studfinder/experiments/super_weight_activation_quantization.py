@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from studfinder.experiments.quantize_transforms import Unrounded
-from studfinder.experiments.weights import super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, named, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme, Workbench
 from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
@@ -52,7 +52,7 @@ _SHARES = Claim(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig(CalibratedConfig):
+class RestoreConfig(CalibratedConfig, SuperWeightConfig):
     """Which texts and elements."""
 
     texts: tuple[str, ...] = option("wikitext2", help="Texts of perplexities.", commas=True)
@@ -106,7 +106,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rest = [one for one in scored.tried() if one.family in naive and one.kept != NAIVE]
     pairs = [(one.label, one.label, naive[one.family]) for one in rest]
     tables = [
-        scored.scores_table("scores", f"{_PAPER} {CAVEAT}", bits="bits per weight", first="recipe"),
+        scored.scores_table(
+            "scores", f"Super weights: {named(weights)}. {_PAPER} {CAVEAT}", bits="bits per weight", first="recipe"
+        ),
         scored.changes_table("against naive of the same kind", PAIRED, pairs=pairs),
         _shares_table(scored, naive),
     ]

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.weights import controls_of, super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, controls_of, named, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, hold_out, targets
 from studfinder.quantizers.scheme import tile
 from studfinder.records import Cell, Claim, ClaimResult, SuperWeight, Table
 from studfinder.records.config import option
+from studfinder.report.words import brief
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant, judged
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, families_chart, kept_pairs
@@ -62,7 +63,7 @@ _SEARCHED = Claim(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSizeConfig(CalibratedConfig):
+class BlockSizeConfig(CalibratedConfig, SuperWeightConfig):
     """Which blocks of what."""
 
     text: str = option("wikitext2", help="The text of the perplexity.")
@@ -153,7 +154,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     limits = dict.fromkeys(("tasks",), bench.config.task_items)
     closer = rounding.scored(clipped, [measure, *tasks], limits=limits)
     alone = _alone(lm, weights, layouts)
-    held = "What is held out sets no range and keeps its value. "
+    held = f"Super weights: {named(weights)}. What is held out sets no range and keeps its value. "
     tables = [
         scored.scores_table("scores", f"{held}{CAVEAT} {_PAPER}", bits="bits per weight", first="recipe"),
         _against_plain("against plain rounding to nearest of the same blocks", scored),
@@ -235,7 +236,7 @@ def _alone(lm: LM, weights: Sequence[SuperWeight], layouts: Mapping[str, Any]) -
             if weight.parameter in known:  # no expert in a fused parameter
                 weight_RC = known[weight.parameter].weight(lm).float()
                 extremum, steps = moved(method, weight_RC, weight.row, weight.col)
-                rows.append((text, f"L{weight.layer} [{weight.row}, {weight.col}]", "yes" if extremum else "no", steps))
+                rows.append((text, brief(weight), "yes" if extremum else "no", steps))
     return Table(
         title="what RESTORE alone could undo",
         columns=("layout", "super weight", "its block's extremum", "moved by plain rounding, steps"),

@@ -26,15 +26,15 @@ import numpy as np
 from studfinder.detectors.census import Spot, census
 from studfinder.edits import Weights
 from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded_to, to_zero
-from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, OTHERS, WEIGHTS, findings_keeps
-from studfinder.experiments.weights import load_findings
+from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, OTHERS, WEIGHTS, other_columns
+from studfinder.experiments.weights import SuperWeightConfig, controls_of, load_findings, named, super_weights_of
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, hold_out, targets
 from studfinder.quantizers.apply import bench_for
 from studfinder.records import Cell, Chart, Claim, ClaimResult, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.studies import KL, GridScores, ModelVariant, judged
-from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.rounding import CAVEAT, Rounding, block_of
 from studfinder.texts import default_prompts, encode
 
@@ -55,7 +55,7 @@ _CHOSEN = Claim(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CensusKeepConfig(StudyConfig):
+class CensusKeepConfig(SuperWeightConfig):
     """What is rounded, how much is kept, and on how much text it is judged."""
 
     draws: int = option(1, help="Labels drawn at each token of our prompts.", least=1)
@@ -91,7 +91,7 @@ _ORDERS = {
 def run(bench: Bench, lm: LM) -> Outcome:
     """Plain groups, other plain formats, and the plain groups with numbers kept."""
     own: CensusKeepConfig = bench.config
-    findings, rounding = load_findings(bench, lm), Rounding(bench, lm)
+    rounding = Rounding(bench, lm)
     base, smaller = (_rtn(rounding, own.element, block) for block in (own.block, own.smaller))
     numbers = sum(target.weight(lm).numel() for target in targets(lm))
     cheaper, dearer = (bench_for(lm, method).planned for method in (base, smaller))
@@ -113,15 +113,23 @@ def run(bench: Bench, lm: LM) -> Outcome:
     for order, words in _ORDERS.items():
         for count in dict.fromkeys((own.few, many, *(further if order == "rounded" else ()))):
             keep(count, words, _held(lm, chosen[order], count))
-    for words, held in findings_keeps(lm, findings, seed=own.seed).items():
-        if words in (WEIGHTS, OTHERS, COLUMNS, OTHER_COLUMNS):
+    here = own.findings or load_findings(bench, lm).proven
+    weights, findings = super_weights_of(bench, lm) if here else ((), None)
+    if findings is not None:
+        others, columns = controls_of(lm, weights, findings), other_columns(lm, weights, seed=own.seed)
+        for words, held in (
+            (WEIGHTS, hold_out(weights)),
+            (OTHERS, hold_out(others)),
+            (COLUMNS, hold_out(weights, columns=True)),
+            (OTHER_COLUMNS, hold_out(columns)),
+        ):
             keep(sum(int(mask.sum()) for mask in bench_for(lm, base, keep=held).held.values()), words, held)
     scored = rounding.scored([plain, *beside, *(variant for _, variant in kept.values())], [])
     counts = {label: count for label, (count, _) in kept.items()}
     formats = [one.label for one in (plain, *beside) if not scored.refused(one.label)]
     notes = [_note(scored, label, formats, count / numbers) for label, count in counts.items() if count != own.few]
     claims = _judged(scored, plain.label, formats, many)
-    tables = [_table(scored, counts, plain.label, beside[0].label)]
+    tables = [_table(scored, counts, plain.label, beside[0].label, named(weights))]
     return Outcome(tables, notes, [_chart(scored)], remarks=[CAVEAT, _STRADDLED], claims=claims)
 
 
@@ -172,7 +180,7 @@ def _held(lm: LM, runs: Sequence[Sequence[Any]], count: int) -> HoldOut:
     return hold_out([Weights(parameter=name, entries=tuple(map(tuple, own))) for name, own in every.items()])
 
 
-def _table(scored: GridScores, counts: dict[str, int], plain: str, beside: str) -> Table:
+def _table(scored: GridScores, counts: dict[str, int], plain: str, beside: str, weights: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for one in scored.tried():
         against = [None if one.label == other else scored.change(KL, one.label, other) for other in (plain, beside)]
@@ -181,7 +189,7 @@ def _table(scored: GridScores, counts: dict[str, int], plain: str, beside: str) 
     columns = ("what is kept", "numbers", "bits per weight", "KL", f"minus {plain}", f"minus {beside}")
     note = (
         "KL in nats per token on our proof text, which chose nothing; differences are paired, windows resampled. A "
-        f"number that is kept costs 48 bits. {CAVEAT}"
+        f"number that is kept costs 48 bits. Super weights: {weights or 'none is proven'}. {CAVEAT}"
     )
     return Table(title="numbers kept in 16 bits, at true bits", columns=columns, rows=tuple(rows), note=note)
 
