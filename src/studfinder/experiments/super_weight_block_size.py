@@ -263,8 +263,8 @@ def _alone_note(alone: Table) -> str:
     extrema = [row for row in alone.rows if row[2] == "yes"]
     most = max((row[3] for row in extrema if isinstance(row[3], float)), default=0.0)
     return (
-        f"of {len(alone.rows)} super weights and layouts {len(extrema)} are their block's extremum, and there plain "
-        f"rounding moves them by {most:.1g} steps at most: RESTORE alone is a no-op by construction."
+        f"in {len(extrema)} of {len(alone.rows)} cases (layouts x super weights) the weight is its block's extremum "
+        f"and plain rounding moves it by {most:.1g} steps at most: there RESTORE alone is a no-op by construction."
     )
 
 
