@@ -36,6 +36,7 @@ from studfinder.studies.frontier import Member, steps, verdict
 from studfinder.studies.rounding import ORIGINAL, Rounding
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
+from tasked import choices, write
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ def planted(tmp_path_factory):
         patch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)  # no census, as in every test
         patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("STUDFINDER_DATA", str(folder / "data"))
+        write(folder / "data", "choice/piqa.jsonl", choices(8, 2))
         (folder / "calibration.txt").write_text(words)
         lm = provable("llama", planted=True)[0]
         lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
@@ -143,7 +146,7 @@ def test_shifted_groups():
 def test_block_size(planted):
     lm, folder = planted
     layouts = "int8:runs:8,int4:tiles:16,int4:tensor"
-    more = {"text": "proof", "layouts": layouts, "tasks": "", "candidates": "inf,4", "fixed": "4,3"}
+    more = {"text": "proof", "layouts": layouts, "tasks": "piqa", "candidates": "inf,4", "fixed": "4,3"}
     result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, **more)
     scores, against, closer, _, alone = result.tables
     rows = {row[0]: row for row in scores.rows}
@@ -154,6 +157,7 @@ def test_block_size(planted):
     # The largest blocks that are of use are gone into.
     useful = [text for text in layouts.split(",") if rows[f"{text}: RTN"][2].value < 2 * rows["original"][2].value]
     assert {row[0].partition(": ")[0] for row in closer.rows[1:]} == {useful[-1]}
+    assert {"piqa", "average of tasks"} <= set(closer.columns)
     assert [row[0].partition(": ")[2] for row in closer.rows[5:]] == [
         "CLIP, restore the super weights",
         "CLIP, restore others",

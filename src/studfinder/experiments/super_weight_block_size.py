@@ -72,7 +72,7 @@ class BlockSizeConfig(CalibratedConfig, SuperWeightConfig):
         help="Elements, runs or tiles, and n of blocks of n x n entries; or element:tensor.",
         commas=True,
     )
-    tasks: tuple[str, ...] = option("piqa,arc-easy", help="Tasks at the largest usable block.", commas=True)
+    tasks: tuple[str, ...] = option("piqa,arc_easy", help="Tasks at the largest usable block.", commas=True)
     task_items: int = option(60, help="Items of each.", least=1)
     candidates: tuple[float, ...] = option("inf,20,9,5", help="What z is searched among.", commas=True, above=0)
     fixed: tuple[float, ...] = option("20,9,5", help="Fixed values of z.", commas=True, above=0)
