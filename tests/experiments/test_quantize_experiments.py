@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
-from studfinder.experiments.quantize_keeps import massive_rows
+from studfinder.experiments.quantize_keeps import massive_rows, other_neurons
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
@@ -240,6 +240,16 @@ def test_massive_rows(planted):
     rows = massive_rows(lm, replace(findings, massive_values=(value,)))
     # Dims 2 and 6 of a head of 8 rotate together.
     assert rows == {"model.layers.1.self_attn.k_proj.weight": [10, 14]}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_other_neurons_are_of_the_same_matrix(architecture):
+    lm = provable(architecture, planted=False)[0]
+    for number, ref in enumerate(lm.anatomy.layers[1].writers):
+        weights: Any = [SimpleNamespace(layer=1, parameter=ref.parameter, expert=ref.expert, col=col) for col in (3, 7)]
+        found = other_neurons(lm, weights)
+        assert {(layer, writer) for layer, _, writer in found} == {(1, number)}
+        assert len({col for _, col, _ in found} - {3, 7}) == 2
 
 
 def test_kv_cache(planted):
