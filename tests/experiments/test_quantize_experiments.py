@@ -18,17 +18,18 @@ from safetensors.torch import save_file
 from proving import provable
 from rerun import put
 from studfinder.edits import edited, zero
+from studfinder.errors import StudfinderError
 from studfinder.experiments.quantize_keeps import massive_rows, other_neurons
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
 from studfinder.experiments.super_weight_activation_quantization import _judged
-from studfinder.experiments.super_weight_block_size import Runs, moved
+from studfinder.experiments.super_weight_block_size import Runs, _place, layout, moved
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.models import cached_content_hash, load
 from studfinder.quantizers import RTN, ClipRestore, KVCache, Scheme, hold_out, quantized, skip, targets
 from studfinder.quantizers.rtn import round_to_nearest
-from studfinder.records import MassiveValue, to_json
+from studfinder.records import Comparison, Interval, MassiveValue, to_json
 from studfinder.runs import Steps
 from studfinder.studies import KL, Divergence, Grid, GridScores, ModelVariant, Original
 from studfinder.studies.experiment import StudyConfig
@@ -172,6 +173,35 @@ def test_block_size(planted):
     grows = claims["super-weight/blocks-grow"]
     assert grows.number.value == pytest.approx(grows.effect.interval.value - grows.control.interval.value)
     assert claims.keys() == {f"super-weight/{name}" for name in ("blocks-grow", "clip-restore", "searched-clip")}
+
+
+@pytest.mark.parametrize(
+    ("factors", "place", "usable"),
+    [
+        (
+            {"int5:runs:64": 1.2, "int5:tiles:128": 1.9, "int4:runs:256": 2.5, "int4:tensor": 9.0},
+            "int5:tiles:128",
+            True,
+        ),
+        ({"int8:tensor": 1.1, "int5:runs:64": 1.2}, "int8:tensor", True),
+        ({"int4:runs:32": 3.0, "int4:runs:64": 6.0}, "int4:runs:32", False),
+    ],
+)
+def test_clip_is_tried_where_the_largest_blocks_are_of_use(factors, place, usable):
+    def change(_measure, label):
+        value = factors[label.removesuffix(": RTN")]
+        return Comparison(kind="ratio", interval=Interval(value=value, low=0, high=99, level=0.95, n=4, method=""))
+
+    scored: Any = SimpleNamespace(change=change)
+    found, said = _place(scored, list(factors), "perplexity:proof")
+    assert found == place
+    assert ("the largest usable block" in said) == usable
+
+
+@pytest.mark.parametrize("text", ["int4:runs:0", "int4:tiles", "runs:4", "int4:runs:4:4", "int4:blocks:4"])
+def test_no_layout(text):
+    with pytest.raises(StudfinderError, match="expected int4:runs:64"):
+        layout(text)
 
 
 @pytest.mark.parametrize(("kind", "block"), [(Runs, 25), (ClipRestore, (3, 5)), (ClipRestore, "tensor"), (Runs, 7)])
