@@ -70,7 +70,7 @@ EXPERIMENT = Experiment(
     presets={"cpu": RestoreConfig()},
     claims=(_HELPS, _SHARES),
 )
-NAIVE, OURS, OTHERS, SMOOTH = "naive", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
+NAIVE, OURS, _OTHERS, SMOOTH = "naive", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 _TOKEN, _W8A8 = "activations alone, per token", "W8A8, per token"
 _INT8 = RTN(scheme=Scheme(element="int8", block="tensor", narrow=True))
 _FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -113,7 +113,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         _shares_table(scored, naive),
     ]
     notes = [_said(scored, family, label, measure) for family, label in naive.items() for measure in scored.measures]
-    for label in (OURS, OTHERS, SMOOTH):
+    for label in (OURS, _OTHERS, SMOOTH):
         for measure in scored.measures:
             own = [(one.label, naive[one.family]) for one in rest if one.kept.startswith(label)]
             says = scored.tally(own, measure)
@@ -129,7 +129,7 @@ def _variants(rounding: Rounding, places: Any) -> Iterator[ModelVariant]:
     others = Restore(places=_other_places(rounding.lm, places, own.seed), ratio=1e-9)  # each, whatever its size
     held: dict[str, Restore | None] = {NAIVE: None}
     held |= {f"{OURS}, median of the {one}": Restore(places=places, median=one) for one in own.medians}
-    held[OTHERS] = others
+    held[_OTHERS] = others
     for family, (weights, kind) in _FAMILIES.items():
         plain = ActivationScheme(element=own.element, **kind)
 
@@ -194,7 +194,7 @@ def _shares_table(scored: GridScores, naive: dict[str, str]) -> Table:
     """(naive - ours) / (naive - SmoothQuant), of log perplexity and of KL."""
     rows = []
     for one in scored.tried():
-        if one.kept.startswith((OURS, OTHERS)) and one.family in naive:
+        if one.kept.startswith((OURS, _OTHERS)) and one.family in naive:
             cells = []
             for measure in scored.measures:
                 smooth = _smoothed(scored, one.family, measure)
@@ -217,7 +217,7 @@ def _judged(scored: GridScores, naive: dict[str, str]) -> list[ClaimResult]:
     of = {(one.family, one.kept.partition(",")[0]): one.label for one in reversed(scored.tried())}
     found = []
     for claim, family in ((_HELPS, _TOKEN), (_SHARES, _W8A8)):
-        plain, ours, others = naive.get(family), of.get((family, OURS)), of.get((family, OTHERS))
+        plain, ours, others = naive.get(family), of.get((family, OURS)), of.get((family, _OTHERS))
         if plain is None or ours is None or others is None:
             found.append(judged(claim, None, why="it does not fit this model"))
             continue
