@@ -15,9 +15,11 @@ from experimented import run
 from proving import COL, LAYER, ROW, provable
 from rerun import put
 from studfinder.errors import StudfinderError
-from studfinder.experiments import super_weight_case, super_weight_stopwords
+from studfinder.experiments import super_weight_case, super_weight_coordinates, super_weight_stopwords
 from studfinder.experiments.super_weight_ablation import AblationConfig
 from studfinder.experiments.super_weight_ablation_claims import LIKE, MANY, PRUNED
+from studfinder.experiments.super_weight_coordinates import CoordinatesConfig
+from studfinder.experiments.super_weight_coordinates_tables import shares_of
 from studfinder.experiments.super_weight_scaling_tables import held_out_gain
 from studfinder.experiments.super_weight_stopwords import StopwordsConfig, _prompts
 from studfinder.experiments.weights import controls_of, super_weights_of
@@ -49,6 +51,10 @@ def folder(tmp_path_factory):
 def planted(folder):
     """A model with one super weight, and a tokenizer that has an end."""
     lm = provable("llama", planted=True)[0]
+    mlp = lm.model.model.layers[LAYER].mlp
+    with torch.no_grad():  # its input spikes too, as a super weight's does
+        mlp.up_proj.weight[COL] *= 20
+        mlp.down_proj.weight[:, COL] /= 20
     lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.eos_token = "?"
@@ -184,6 +190,52 @@ def test_a_factor_is_judged_on_items_that_did_not_choose_it():
     assert chosen == [1, 1]
     assert np.all(judged[0] == 1)
     assert held_out_gain([[-np.ones(8)]])[0] == [-1, -1]  # factor 1 stays
+
+
+def test_coordinates(planted, folder):
+    text = folder / "long.txt"
+    text.write_text(words(np.random.default_rng(1), 2000))
+    settings = {"limit": 5, "length": 24, "versions": "rtn4,gptq8,tuned", "block": 8, "steps": 2, "pieces": 2}
+    result = run("super-weight/coordinates", planted, folder, text=str(text), **settings)
+    layers, versions = result.tables
+    assert layers.rows[0][:2] == (LAYER, f"[{ROW}, {COL}]")
+    assert [row[0] for row in versions.rows] == ["as it is", "RTN, int4", "GPTQ, int8", "trained on, 2 steps"]
+    for name, own, rest, _, without, control in versions.rows:
+        assert own.value > 0.9, name
+        assert rest.value < own.value
+        assert abs(np.log(without.interval.value)) > 10 * abs(np.log(control.interval.value))
+    assert versions.rows[0][3].interval.value == 1
+    assert all(row[3].interval.value != 1 for row in versions.rows[1:])
+    prompts, over = result.claims
+    assert prompts.number.value == pytest.approx(prompts.effect.value - prompts.control.value)
+    assert prompts.verdict == over.verdict == "held"
+
+
+def test_a_place_that_is_lost_is_counted():
+    """Of two prompts one crosses at the super weight; the other layer keeps its commonest place in one of two."""
+    read = [[[0, 5, 7], [0, 1, 1]], [[0, 5, 8], [0, 2, 2]]]
+    own, rest = shares_of(read, {0: [[0, 5, 7]]}, [[0, 5, 7], [0, 1, 1]])
+    assert own.tolist() == [1, 0]
+    assert rest.tolist() == [1, 0]
+    own, rest = shares_of(read, {0: [[0, 9, 9]]}, [None, None])
+    assert own.tolist() == rest.tolist() == [0, 0]
+
+
+def test_a_version_that_is_not_known_is_named(planted, folder):
+    with pytest.raises(StudfinderError, match=r"versions=rtn9; expected rtn, gptq or awq with 2 to 8 bits"):
+        super_weight_coordinates._versions(SimpleNamespace(config=CoordinatesConfig(versions=("rtn9",))), planted, [])
+
+
+def test_models_are_held_against_each_other():
+    base = {"super weights": {1: [[0, 5, 7], [0, 3, 7]]}, "commonest": [None, [0, 5, 7]], "layers": 2}
+    moved = {"super weights": {1: [[0, 2, 2]]}, "commonest": [None, [0, 2, 2]], "layers": 2}
+    deeper = {"super weights": {2: [[0, 2, 2]]}, "commonest": [None, None, [0, 2, 2]], "layers": 3}
+    (table,) = super_weight_coordinates.across({"base": base, "copy": base, "moved": moved, "deeper": deeper}).tables
+    found = {row[:2]: row[2:] for row in table.rows}
+    assert found["base", "copy"] == (2, 1)  # of two in a layer one is its commonest place
+    assert found["base", "moved"] == (2, 0)
+    assert found["base", "deeper"] == (2, "another number of layers")
+    assert super_weight_coordinates.across({"base": base}).tables == []
 
 
 def test_case(planted, folder):
