@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studfinder.records import Claim, Comparison, Interval
-from studfinder.report.claims import because, claims_table, verdicts
+from studfinder.records import Claim, Comparison, Interval, Result, RunCard
+from studfinder.report.claims import because, claims_overview, claims_table, verdicts
 from studfinder.studies import judged
 
 
@@ -96,6 +97,21 @@ def test_a_margin_belongs_to_within():
         claim("within")
     with pytest.raises(ValueError, match="margin"):
         claim("more", margin=0.1)
+
+
+def test_an_overview_has_a_row_a_claim_and_a_column_a_model():
+    found = [judged(claim(), between(*ends)) for ends in ((0.1, 0.2), (-0.2, -0.1))]
+    claims = tuple(replace(one, model=model) for one, model in zip(found, ("a", "b"), strict=True))
+    run = RunCard(verb="experiment", key="", settings={}, command="", started="", seconds=1.0, device="cpu", seed=0)
+    more = {"paper": "2411.07191", "shows": "table 1", "models": (), "run": run, "tables": ()}
+    (table,) = claims_overview(
+        [Result(name="x", claims=claims[:1], **more), Result(name="y", claims=claims[1:], **more)]
+    )
+    assert table.columns[2:] == ("a", "b")
+    assert table.rows == (
+        ("It grows.", "how much it grew", "held: 0.15 [0.1, 0.2]", "did not hold: -0.15 [-0.2, -0.1]"),
+    )
+    assert claims_overview([]) == []
 
 
 def test_verdicts_are_counted():

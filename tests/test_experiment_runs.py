@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from types import SimpleNamespace
@@ -89,6 +90,16 @@ def test_steps_and_results_of_other_versions_are_never_presented_as_of_these(her
     assert again.run.versions["torch"] == "99.0"
     worked = json.loads((folder / "run.json").read_text())["made with"]
     assert [made["torch"] == "99.0" for made in worked] == [False, True]
+
+
+def test_what_an_interrupted_run_took_is_counted(here, lm, monkeypatch):
+    ticks = itertools.count(0, 100)
+    monkeypatch.setattr("studfinder.runs.steps.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    first, folder = run_experiment(plan([]), out=here / "r", loader=lambda _: lm)
+    interrupted(folder)
+    again, _ = run_experiment(plan([]), out=here / "r", loader=lambda _: lm)
+    assert first.run.seconds < 100  # by the true clock
+    assert again.run.seconds >= 200  # two steps, by the other
 
 
 def test_a_new_version_of_what_is_scored_is_another_run(here, lm, monkeypatch):

@@ -37,6 +37,10 @@ def collect(folder: Path) -> None:
     for pattern in KEPT:
         for file in folder.glob(pattern):
             _keep(file, target / file.name)
+    if plain.get("claims") and not (target / "result.json").is_file():  # what the index is made from stays
+        less = {**plain, "data": {}, "charts": []}
+        (target / "result.json").write_text(json.dumps(less, indent=1), encoding="utf-8")
+        print("result.json: kept without data and charts")
     print(f"{folder} -> {target.relative_to(HERE)}")
 
 
@@ -69,9 +73,37 @@ def _smaller(file: Path, target: Path, scale: float) -> None:
 def build() -> None:
     """Fill every template."""
     for template in sorted((HERE / "pages").glob("*.md")):
-        text = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _run(match[1]), template.read_text("utf-8"), flags=re.M)
+        text = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _filled(match[1]), template.read_text("utf-8"), flags=re.M)
         (HERE / template.name).write_text(text, encoding="utf-8")
         print(f"docs/results/{template.name}")
+
+
+def _filled(name: str) -> str:
+    return _claims() if name == "claims" else _run(name)
+
+
+def _claims() -> str:
+    """What every collected run says of the papers' claims: the table of all, then why, run by run."""
+    from studfinder.records import Result, from_json  # the rest of this script needs nothing installed
+    from studfinder.report.cells import markdown
+    from studfinder.report.claims import claims_overview, claims_table, verdicts
+
+    texts = [(file.parent.name, file.read_text("utf-8")) for file in sorted((HERE / "runs").glob("*/result.json"))]
+    runs = [(name, from_json(Result, text, name=name)) for name, text in texts if '"claims"' in text]
+    runs = [(name, result) for name, result in runs if result.claims]
+    every = [claim for _, result in runs for claim in result.claims]
+    hours = sum(result.run.seconds for _, result in runs) / 3600
+    asked = f"{len(every)} times a model was asked whether a claim holds: {verdicts(every)}."
+    lines = [f"{asked} The runs took {hours:.1f} hours."]
+    lines += [markdown(table) for table in claims_overview([result for _, result in runs])]
+    for name, result in runs:
+        seconds, of = result.run.seconds, ", ".join(Path(card.id).name for card in result.models) or "its own models"
+        lines += [
+            f"## {result.name}, {of}",
+            f"[The run](runs/{name}/table.md), {seconds / 60:.0f} minutes: `{result.run.command}`",
+        ]
+        lines += [markdown(table).split("\n", 2)[2] for table in claims_table(result.claims)]
+    return "\n\n".join(lines)
 
 
 def _run(name: str) -> str:

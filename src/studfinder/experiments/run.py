@@ -196,7 +196,7 @@ def _carried_out(plan: ExperimentPlan, run: Run, bench: Bench, command: str) -> 
             settings=plan.settings,
             command=command or f"studfinder experiment {plan.entry.name}",
             started=started,
-            seconds=time.monotonic() - clock,
+            seconds=bench.work.steps.earlier + time.monotonic() - clock,
             device=", ".join(dict.fromkeys(devices)),
             seed=plan.config.seed,
             versions=versions(),

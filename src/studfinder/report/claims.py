@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from studfinder.records import Cell, ClaimResult, Table
+from studfinder.records import Cell, ClaimResult, Result, Table
 from studfinder.report.cells import text
 from studfinder.report.words import number
 
@@ -28,6 +29,29 @@ def claims_table(
             "factor) that so many items could have shown.",
         )
     ]
+
+
+def claims_overview(results: Sequence[Result]) -> list[Table]:
+    """For each paper a row for each claim that its experiments judge, a column for each model."""
+    papers: dict[str, dict[str, list[ClaimResult]]] = {}
+    for result in results:
+        for one in result.claims:
+            papers.setdefault(result.paper, {}).setdefault(one.claim.says, []).append(one)
+    return [_of_paper(paper, rows) for paper, rows in papers.items()]
+
+
+def _of_paper(paper: str, rows: Mapping[str, Sequence[ClaimResult]]) -> Table:
+    models = list(dict.fromkeys(one.model for found in rows.values() for one in found))
+    cells = []
+    for says, found in rows.items():
+        of = {one.model: f"{_VERDICTS[one.verdict]}: {text(one.number)}" for one in found}
+        cells.append((says, found[0].claim.decides, *(of.get(model) for model in models)))
+    return Table(
+        title=f"arXiv {paper}" if paper[:1].isdigit() else paper,
+        columns=("claim", "the number that decides", *(model or "trained here" for model in models)),
+        rows=tuple(cells),
+        note=f"{verdicts(one for found in rows.values() for one in found)}.",
+    )
 
 
 def _row(one: ClaimResult, named: bool) -> tuple[Cell, ...]:
@@ -85,7 +109,5 @@ def _includes_none(one: ClaimResult) -> bool:
 
 def verdicts(claims: Iterable[ClaimResult]) -> str:
     """How many held, did not, and could not be decided."""
-    counts = dict.fromkeys(_VERDICTS, 0)
-    for one in claims:
-        counts[one.verdict] += 1
-    return ", ".join(f"{count} {_VERDICTS[name]}" for name, count in counts.items())
+    counts = Counter(one.verdict for one in claims)
+    return ", ".join(f"{counts[name]} {words}" for name, words in _VERDICTS.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ class Steps:
     A line carries the run it belongs to, the versions it was computed under, and a checksum. One that does not fit
     (half-written by a killed process, changed, copied from another run, computed under other versions) is left out
     with a warning, and its step is done again. Without a path nothing is written; of several processes one writes.
+    `earlier` are the seconds that earlier processes spent on steps that are done.
 
     Args:
         path: the file, or None.
@@ -38,6 +40,7 @@ class Steps:
     def __init__(self, path: Path | None, run: str = "", under: str = "") -> None:
         self.path, self.run, self.under = path, run, under
         self.values: dict[str, Any] = {}
+        self.earlier, self._since = 0.0, time.monotonic()
         if path is not None and path.exists():
             self._read(path)
 
@@ -64,6 +67,7 @@ class Steps:
         if under != self.under:
             return "was made with other versions"
         self.values[name] = value
+        self.earlier += entry.get("seconds", 0.0)
         return None
 
     def has(self, name: str) -> bool:
@@ -82,6 +86,8 @@ class Steps:
             if self.path is not None and first_process():
                 entry = {"step": name, "value": value, "run": self.run, "under": self.under}
                 entry["sum"] = _sum(name, value, self.run, self.under)
+                entry["seconds"] = round(time.monotonic() - self._since, 3)  # no part of the sum: older lines lack it
+                self._since = time.monotonic()
                 self._append(self.path, json.dumps(entry))
             self.values[name] = value
         return self.values[name]

@@ -175,7 +175,7 @@ def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
             settings=plan.settings,
             command=command,
             started=started,
-            seconds=time.monotonic() - clock,
+            seconds=steps.earlier + time.monotonic() - clock,
             device=str(plan.lm.device),
             seed=plan.config.seed,
             versions=versions(),
