@@ -31,13 +31,13 @@ from studfinder.experiments.super_weight_coordinates_tables import (
     AS_IS,
     PROMPTS,
     VERSIONS,
-    Place,
-    Seen,
-    chart_of,
+    Crossing,
+    SeenVersion,
     commonest,
+    coordinates_chart,
+    coordinates_note,
     judged_shares,
     layer_table,
-    note_of,
     shares_of,
     version_table,
 )
@@ -96,11 +96,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     }
     prompts = calibration_windows(lm, own.text, count=own.limit, length=own.length)[1]
     versions: dict[str, _Enter] = {AS_IS: lambda: nullcontext(lm), **_versions(bench, lm, prompts)}
-    seen: dict[str, Seen] = {}
+    seen: dict[str, SeenVersion] = {}
     for number, (name, enter) in enumerate(versions.items()):
         bench.progress(name, number, len(versions))
         seen[name] = bench.once(f"version {name}", partial(_read, enter, prompts, groups, own.pieces))
-    places: dict[int, list[Place]] = {}
+    places: dict[int, list[Crossing]] = {}
     for weight in weights:
         writers = [(ref.parameter, ref.expert) for ref in lm.anatomy.layers[weight.layer].writers]
         place = [writers.index((weight.parameter, weight.expert)), weight.row, weight.col]
@@ -113,20 +113,20 @@ def run(bench: Bench, lm: LM) -> Outcome:
         judged_shares(PROMPTS, [shares[AS_IS]]),
         judged_shares(VERSIONS, [shares[name] for name in list(versions)[1:]]),
     ]
-    return Outcome(tables, [note_of(shares)], [chart_of(shares)], data, claims=claims)
+    return Outcome(tables, [coordinates_note(shares)], [coordinates_chart(shares)], data, claims=claims)
 
 
-def _read(enter: _Enter, prompts: Any, groups: Mapping[str, WeightPlaces], pieces: int) -> Seen:
+def _read(enter: _Enter, prompts: Any, groups: Mapping[str, WeightPlaces], pieces: int) -> SeenVersion:
     """What is seen of one version."""
     with enter() as lm:
         places = [_crossings(lm, ids) for ids in prompts]
         return {"places": places, **without(lm, encode(lm, proof_text()[:pieces])[0], groups)}
 
 
-def _crossings(lm: LM, ids: Sequence[int]) -> list[Place | None]:
+def _crossings(lm: LM, ids: Sequence[int]) -> list[Crossing | None]:
     """By layer, where its largest input and its largest output cross; in a mixture, those of the expert whose output is
     largest."""
-    peaks: list[tuple[float, Place | None]] = [(0.0, None)] * len(lm.anatomy.layers)
+    peaks: list[tuple[float, Crossing | None]] = [(0.0, None)] * len(lm.anatomy.layers)
 
     def look(event: WriterCall) -> None:
         if event.output_NC.numel():

@@ -28,20 +28,22 @@ VERSIONS = Claim(
 )
 
 AS_IS = "as it is"
-Place = list[int]
+Crossing = list[int]
 """Writer, row and column: where a layer's largest input and output cross."""
-Seen = dict[str, Any]
+SeenVersion = dict[str, Any]
 """Of one version: "places", by prompt and layer (None where a layer writes nothing); and what `without` gives."""
 
 
-def commonest(places: Sequence[Place | None]) -> Place | None:
+def commonest(places: Sequence[Crossing | None]) -> Crossing | None:
     """The commonest of some places; None if there is none."""
     counts = Counter(tuple(place) for place in places if place is not None)
     return list(counts.most_common(1)[0][0]) if counts else None
 
 
 def shares_of(
-    read: Sequence[Sequence[Place | None]], places: Mapping[int, Sequence[Place]], common: Sequence[Place | None]
+    read: Sequence[Sequence[Crossing | None]],
+    places: Mapping[int, Sequence[Crossing]],
+    common: Sequence[Crossing | None],
 ) -> np.ndarray:
     """(2, prompts): the share of the super weights' layers that cross at one, and of other layers at their commonest
     place."""
@@ -68,7 +70,7 @@ def _said(place: Sequence[int] | None) -> str:
     return f"[{row}, {col}]" + (f" of writer {writer}" if writer else "")
 
 
-def layer_table(places: Mapping[int, Sequence[Place]], read: Sequence[Sequence[Any]], weights: str) -> Table:
+def layer_table(places: Mapping[int, Sequence[Crossing]], read: Sequence[Sequence[Any]], weights: str) -> Table:
     """By layer, in how many prompts the largest input and output cross at a super weight."""
     rows: list[tuple[Cell, ...]] = []
     for layer, own in sorted(places.items()):
@@ -90,7 +92,7 @@ def layer_table(places: Mapping[int, Sequence[Place]], read: Sequence[Sequence[A
     )
 
 
-def version_table(seen: Mapping[str, Seen], shares: Mapping[str, np.ndarray]) -> Table:
+def version_table(seen: Mapping[str, SeenVersion], shares: Mapping[str, np.ndarray]) -> Table:
     """By version, the same over all such layers, and what the first weight does there."""
     rows: list[tuple[Cell, ...]] = []
     before = np.array(seen[AS_IS]["loss"])
@@ -117,7 +119,7 @@ def version_table(seen: Mapping[str, Seen], shares: Mapping[str, np.ndarray]) ->
     )
 
 
-def note_of(shares: Mapping[str, np.ndarray]) -> str:
+def coordinates_note(shares: Mapping[str, np.ndarray]) -> str:
     """The shares in words."""
     said = [f"{name} {own.mean():.0%} (other layers {rest.mean():.0%})" for name, (own, rest) in shares.items()]
     return (
@@ -126,7 +128,7 @@ def note_of(shares: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def chart_of(shares: Mapping[str, np.ndarray]) -> Chart:
+def coordinates_chart(shares: Mapping[str, np.ndarray]) -> Chart:
     """The shares by version."""
     series = tuple(
         Series(

@@ -182,7 +182,7 @@ def judged_perplexity(kinds: Sequence[Scaled], windows: int) -> ClaimResult:
     )
 
 
-def notes_of(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
+def scaling_notes(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
     """At which factors perplexity moves."""
 
     def where(kind: Scaled, higher: bool) -> str:
@@ -197,7 +197,9 @@ def notes_of(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
     return [*notes, "each factor has an interval of its own at 95 %; of many, one may miss by chance."]
 
 
-def chart_of(kinds: Sequence[Scaled], factors: Sequence[float], accuracy: Gains, amplified: Sequence[float]) -> Chart:
+def scaling_chart(
+    kinds: Sequence[Scaled], factors: Sequence[float], accuracy: Gains, amplified: Sequence[float]
+) -> Chart:
     """Perplexity and accuracy against the factor."""
 
     def line(name: str, at: Sequence[float], found: Sequence[Comparison | Interval], none: float) -> Series:
