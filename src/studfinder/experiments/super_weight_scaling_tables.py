@@ -205,10 +205,7 @@ def scaling_chart(
     def line(name: str, at: Sequence[float], found: Sequence[Comparison | Interval], none: float) -> Series:
         x, points = zip(*sorted([*zip(at, map(point, found), strict=True), (1.0, (none,) * 3)]), strict=True)
         quiet = name.startswith(" ")
-        like = name.strip().partition("of ")[2] if quiet else None
-        return Series(
-            name=name.strip(), x=x, points=points, quiet=quiet, dotted=quiet, **({"like": like} if like else {})
-        )
+        return Series(name=name.strip(), x=x, points=points, quiet=quiet, dotted=quiet)
 
     x = "the weights times ..."
     ratios = tuple(line(kind.label, factors, kind.ratios, 1.0) for kind in kinds)
