@@ -30,12 +30,12 @@ from studfinder.experiments.super_weight_ablation_claims import (
     ELSEWHERE,
     LIKE,
     MANY,
-    ORIGINAL,
     PRUNED,
     RESTORED,
+    WHOLE_MODEL,
     claims_of,
 )
-from studfinder.experiments.super_weight_units import ONE, add_units, nearest
+from studfinder.experiments.super_weight_units import ONE, add_units, nearest_line
 from studfinder.experiments.weights import SuperWeightConfig, count_of, largest_others, named, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Interval, SuperWeight, Table
@@ -91,7 +91,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     if restorable:
         edits[RESTORED] = (*zero(weights), *restore_output(lm, weights))
         edits[ELSEWHERE] = (*zero(weights), *_elsewhere(lm, weights))
-    variants = [ModelVariant(ORIGINAL), *(with_edits(lm, label, edit) for label, edit in edits.items())]
+    variants = [ModelVariant(WHOLE_MODEL), *(with_edits(lm, label, edit) for label, edit in edits.items())]
     scored = bench.grid(lm, variants, [*bench.each("perplexity", "texts"), *bench.each("tasks", "tasks")])
     note = (
         f"SW: {named(weights)}; others: the {count_of(few):,} and the {count_of(many):,} largest by magnitude. {_PAPER}"
@@ -117,7 +117,7 @@ def _elsewhere(lm: LM, weights: Sequence[SuperWeight]) -> list[Edit]:
     taken = {(one.parameter, one.row) for one in weights}
     edits: list[Edit] = []
     for weight in {(one.parameter, one.row): one for one in reversed(weights)}.values():
-        row = nearest(lm, weight, axis=1, but=[row for parameter, row in taken if parameter == weight.parameter])
+        row = nearest_line(lm, weight, axis=1, but=[row for parameter, row in taken if parameter == weight.parameter])
         taken.add((weight.parameter, row))
         (back,) = restore_output(lm, weight)
         edits += set_to(Activations(back.site, LargestEntry((row,))), weight.output_spike)

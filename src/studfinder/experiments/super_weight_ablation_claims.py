@@ -11,7 +11,7 @@ from studfinder.records import Claim, ClaimResult
 from studfinder.stats import averaged
 from studfinder.studies import GridScores, cost_of, judged
 
-ORIGINAL, PRUNED, RESTORED, ELSEWHERE = "original", "prune SW", "prune SW, +SA", "prune SW, +A elsewhere"
+WHOLE_MODEL, PRUNED, RESTORED, ELSEWHERE = "original", "prune SW", "prune SW, +SA", "prune SW, +A elsewhere"
 LIKE, MANY = "prune others, a like share", "prune others, the paper's number"
 _WIKITEXT = 1211.11 / 6.08
 LIKE_SHARE = Claim(
@@ -30,7 +30,7 @@ MANY_OTHERS = Claim(
     published="Llama-7B, WikiText-2: 1,211 without the super weight, 6.08 without 7,000 others, 5.67 with all",
     paper_effect=_WIKITEXT,
 )
-TASKS = Claim(
+GUESSING = Claim(
     key="super-weight/tasks",
     says="Zero-shot accuracy falls towards guessing without it, and not without a like share of others.",
     decides="share of the accuracy above chance that is lost, less the share lost without a like share of others",
@@ -51,7 +51,7 @@ RESTORE_LOG = Claim(
     published="Llama-7B, WikiText-2: 10 % of the logarithm (5.67, 1,211 and 721)",
     paper_effect=0.10,
 )
-CLAIMS = (LIKE_SHARE, MANY_OTHERS, TASKS, RESTORE, RESTORE_LOG)
+CLAIMS = (LIKE_SHARE, MANY_OTHERS, GUESSING, RESTORE, RESTORE_LOG)
 
 _Parts = Sequence[np.ndarray]
 """One number an item, by task."""
@@ -61,7 +61,7 @@ def claims_of(scored: GridScores, own: Any) -> list[ClaimResult]:
     """Each claim judged; perplexity is that of the first text, accuracy that of the tasks in which the model is above
     chance before anything is cut."""
     texts = [name for name in scored.measures if name not in scored.tasks]
-    tasks = [name for name in scored.tasks if scored.scores[ORIGINAL][name].details.get("headroom", 1.0)]
+    tasks = [name for name in scored.tasks if scored.scores[WHOLE_MODEL][name].details.get("headroom", 1.0)]
 
     def cost(claim: Claim, number: Any, names: Sequence[str], setting: str, have: int) -> str:
         return cost_of(claim, number, setting, have, sum(of[name] for of in scored.seconds.values() for name in names))
@@ -95,15 +95,15 @@ def claims_of(scored: GridScores, own: Any) -> list[ClaimResult]:
             cost=cost(claim, number, *costs),
         )
 
-    def less(label: str, names: Sequence[str], item: str = "score", than: str = ORIGINAL) -> list[np.ndarray]:
+    def less(label: str, names: Sequence[str], item: str = "score", than: str = WHOLE_MODEL) -> list[np.ndarray]:
         return [scored.items(than, name, item) - scored.items(label, name, item) for name in names]
 
-    room = [scored.items(ORIGINAL, name) - (scored.scores[ORIGINAL][name].chance or 0.0) for name in tasks]
+    room = [scored.items(WHOLE_MODEL, name) - (scored.scores[WHOLE_MODEL][name].chance or 0.0) for name in tasks]
     items, windows = (tasks, "--limit", own.limit), (texts[:1], "--set windows=", own.windows)
     found = [
         perplexity(LIKE_SHARE, LIKE),
         perplexity(MANY_OTHERS, MANY),
-        share(TASKS, less(PRUNED, tasks), less(LIKE, tasks), room, *items, why="the model is at chance in every task"),
+        share(GUESSING, less(PRUNED, tasks), less(LIKE, tasks), room, *items, why="the model is at chance everywhere"),
     ]
     if RESTORED not in scored.labels:
         return [*found, *(judged(one, None, why="a fused expert's output cannot be replaced") for one in CLAIMS[3:])]

@@ -22,13 +22,13 @@ from studfinder.experiments.super_weight_scaling_tables import (
     Scaled,
     accuracies,
     accuracy_gains,
-    chart_of,
     held_out_gain,
     judged_accuracy,
     judged_perplexity,
-    notes_of,
     perplexities,
     perplexity_gains,
+    scaling_chart,
+    scaling_notes,
 )
 from studfinder.experiments.weights import SuperWeightConfig, controls_of, named, super_weights_of
 from studfinder.models import LM
@@ -108,8 +108,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
             accuracies(scored, accuracy, amplified),
             accuracy_gains(accuracy, held, amplified),
         ],
-        [*notes_of(kinds, factors), *scored.notes()],
-        [chart_of(kinds, factors, accuracy, amplified)],
+        [*scaling_notes(kinds, factors), *scored.notes()],
+        [scaling_chart(kinds, factors, accuracy, amplified)],
         claims=[
             judged_accuracy(scored, [held[kind.label][1] for kind in kinds[:2]], own.limit),
             judged_perplexity(kinds, own.windows),

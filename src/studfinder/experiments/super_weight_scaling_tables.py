@@ -182,7 +182,7 @@ def judged_perplexity(kinds: Sequence[Scaled], windows: int) -> ClaimResult:
     )
 
 
-def notes_of(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
+def scaling_notes(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
     """At which factors perplexity moves."""
 
     def where(kind: Scaled, higher: bool) -> str:
@@ -197,16 +197,15 @@ def notes_of(kinds: Sequence[Scaled], factors: Sequence[float]) -> list[str]:
     return [*notes, "each factor has an interval of its own at 95 %; of many, one may miss by chance."]
 
 
-def chart_of(kinds: Sequence[Scaled], factors: Sequence[float], accuracy: Gains, amplified: Sequence[float]) -> Chart:
+def scaling_chart(
+    kinds: Sequence[Scaled], factors: Sequence[float], accuracy: Gains, amplified: Sequence[float]
+) -> Chart:
     """Perplexity and accuracy against the factor."""
 
     def line(name: str, at: Sequence[float], found: Sequence[Comparison | Interval], none: float) -> Series:
         x, points = zip(*sorted([*zip(at, map(point, found), strict=True), (1.0, (none,) * 3)]), strict=True)
         quiet = name.startswith(" ")
-        like = name.strip().partition("of ")[2] if quiet else None
-        return Series(
-            name=name.strip(), x=x, points=points, quiet=quiet, dotted=quiet, **({"like": like} if like else {})
-        )
+        return Series(name=name.strip(), x=x, points=points, quiet=quiet, dotted=quiet)
 
     x = "the weights times ..."
     ratios = tuple(line(kind.label, factors, kind.ratios, 1.0) for kind in kinds)

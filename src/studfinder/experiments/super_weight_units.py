@@ -94,7 +94,7 @@ def _unit_edits(
     first = weights[0]
     writers = [ref.parameter for ref in lm.anatomy.layers[first.layer].writers]
     writer = first.expert if first.expert is not None else writers.index(first.parameter)
-    row, col = nearest(lm, first, axis=1), nearest(lm, first, axis=0)
+    row, col = nearest_line(lm, first, axis=1), nearest_line(lm, first, axis=0)
     named.append((f"neuron {first.col} of layer {first.layer}", zero(neuron(lm, first.layer, first.col, writer))))
     named.append((f"  control: neuron {col}", zero(neuron(lm, first.layer, col, writer))))
     named.append((f"channel {first.row} of layer {first.layer}", zero(channel(lm, first.layer, first.row, writer))))
@@ -102,7 +102,7 @@ def _unit_edits(
     return named + [(f"the {count:,} largest others", zero(some)) for count, some in others.items()]
 
 
-def nearest(lm: LM, weight: SuperWeight, axis: int, but: Collection[int] = ()) -> int:
+def nearest_line(lm: LM, weight: SuperWeight, axis: int, but: Collection[int] = ()) -> int:
     """The row (axis 1) or column (axis 0) of the weight's matrix, another than its own and than those of `but`, whose
     norm is nearest to that of its own."""
     writers = lm.anatomy.layers[weight.layer].writers

@@ -28,7 +28,7 @@ class SuperWeightConfig(StudyConfig):
     """Which super weights are meant."""
 
     findings: tuple[str, ...] = option(
-        "",
+        (),
         help="Scans to take super weights from, one a model: run folders (RUN#all: not only proven ones).",
         otherwise="that in ./runs, or a new one",
         commas=True,
