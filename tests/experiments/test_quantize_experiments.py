@@ -176,26 +176,20 @@ def test_block_size(planted):
 
 
 @pytest.mark.parametrize(
-    ("factors", "place", "usable"),
+    ("factors", "place"),
     [
-        (
-            {"int5:runs:64": 1.2, "int5:tiles:128": 1.9, "int4:runs:256": 2.5, "int4:tensor": 9.0},
-            "int5:tiles:128",
-            True,
-        ),
-        ({"int8:tensor": 1.1, "int5:runs:64": 1.2}, "int8:tensor", True),
-        ({"int4:runs:32": 3.0, "int4:runs:64": 6.0}, "int4:runs:32", False),
+        ({"int5:runs:64": 1.2, "int5:tiles:128": 1.9, "int4:runs:256": 2.5, "int4:tensor": 9.0}, "int5:tiles:128"),
+        ({"int8:tensor": 1.1, "int5:runs:64": 1.2}, "int8:tensor"),
+        ({"int4:runs:32": 3.0, "int4:runs:64": 6.0}, "int4:runs:32"),
     ],
 )
-def test_clip_is_tried_where_the_largest_blocks_are_of_use(factors, place, usable):
+def test_clip_is_tried_where_the_largest_blocks_are_of_use(factors, place):
     def change(_measure, label):
         value = factors[label.removesuffix(": RTN")]
         return Comparison(kind="ratio", interval=Interval(value=value, low=0, high=99, level=0.95, n=4, method=""))
 
     scored: Any = SimpleNamespace(change=change)
-    found, said = _place(scored, list(factors), "perplexity:proof")
-    assert found == place
-    assert ("the largest usable block" in said) == usable
+    assert _place(scored, list(factors), "perplexity:proof") == (place, factors[place])
 
 
 @pytest.mark.parametrize("text", ["int4:runs:0", "int4:tiles", "runs:4", "int4:runs:4:4", "int4:blocks:4"])

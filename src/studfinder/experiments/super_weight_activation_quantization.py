@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from studfinder.experiments.quantize_transforms import Unrounded
-from studfinder.experiments.weights import SuperWeightConfig, named, super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, named, super_weights_of, unproven
 from studfinder.models import LM
 from studfinder.quantizers import RTN, Scheme, Workbench
 from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
@@ -119,7 +119,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
             says = scored.tally(own, measure)
             notes += [f"{label} against naive {says}, over kinds and variants."] if says else []
     chart = families_chart(scored, "activations", turned=True)
-    claims = _judged(scored, naive)
+    claims = _judged(scored, naive, unproven(weights))
     return Outcome(tables, [*notes, *scored.notes()], [chart], remarks=[CAVEAT], claims=claims)
 
 
@@ -212,7 +212,7 @@ def _shares_table(scored: GridScores, naive: dict[str, str]) -> Table:
     )
 
 
-def _judged(scored: GridScores, naive: dict[str, str]) -> list[ClaimResult]:
+def _judged(scored: GridScores, naive: dict[str, str], unproven: str = "") -> list[ClaimResult]:
     """By KL, of which the same text says more than of perplexity: every token counts, not its label alone."""
     of = {(one.family, one.kept.partition(",")[0]): one.label for one in reversed(scored.tried())}
     found = []
@@ -221,22 +221,22 @@ def _judged(scored: GridScores, naive: dict[str, str]) -> list[ClaimResult]:
         if plain is None or ours is None or others is None:
             found.append(judged(claim, None, why="it does not fit this model"))
             continue
-        items = f"{len(scored.items(plain, KL, 'kl'))} pieces of our proof text, {family}"
+        more = {"items": f"{len(scored.items(plain, KL, 'kl'))} pieces of our proof text, {family}", "cost": _COST}
         if claim is _HELPS:
             alone, control = scored.change(KL, ours, plain), scored.change(KL, others, plain)
-            found.append(judged(claim, scored.change(KL, ours, others), effect=alone, control=control, items=items))
+            number: Any = scored.change(KL, ours, others)
+            found.append(judged(claim, number, effect=alone, control=control, why=unproven, **more))
             continue
         smooth = _smoothed(scored, family, KL)
         if smooth is None or _gain(scored, plain, smooth, KL) is None:
             gain = scored.change(KL, smooth, plain) if smooth else "nothing"
             why = f"{smooth or SMOOTH} changes naive W8A8's KL by {gain}: there is no gain to share"
-            found.append(judged(claim, None, items=items, why=why, cost=_COST))
+            found.append(judged(claim, None, why=why, **more))
             continue
         naive_N, ours_N, others_N, smooth_N = (scored.items(one, KL, "kl") for one in (plain, ours, others, smooth))
-        gained_N = naive_N - smooth_N
-        number = averaged([others_N - ours_N - gained_N / 2], [gained_N])
+        number = averaged([others_N - ours_N - (naive_N - smooth_N) / 2], [naive_N - smooth_N])
         shares = [scored.share(KL, plain, one, smooth) for one in (ours, others)]
-        found.append(judged(claim, number, effect=shares[0], control=shares[1], items=items, cost=_COST))
+        found.append(judged(claim, number, effect=shares[0], control=shares[1], why=unproven, **more))
     return found
 
 

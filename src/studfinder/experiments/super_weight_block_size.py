@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.weights import SuperWeightConfig, controls_of, named, super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, controls_of, named, super_weights_of, unproven
 from studfinder.models import LM
 from studfinder.quantizers import ClipRestore, Quantized, Scheme, hold_out, targets
 from studfinder.quantizers.scheme import tile
@@ -90,6 +90,8 @@ EXPERIMENT = Experiment(
 _HELD, _OTHERS, _LARGE = "hold out the super weights", "hold out others instead", "hold out the largest 0.1 %"
 _RESTORED, _RESTORED_OTHERS, _BARE = (f"CLIP, restore {what}" for what in ("the super weights", "others", "nothing"))
 _FIXED = "CLIP at z = "
+_USABLE = 2
+"""Times the perplexity: what plain rounding costs less than is of use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +150,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rounding, measure = Rounding(bench, lm), f"perplexity:{bench.config.text}"
     families = {text: list(_layout(rounding, text, *layouts[text], keeps)) for text in layouts}
     scored = rounding.scored([one for family in families.values() for one in family], [measure])
-    place, usable = _place(scored, list(layouts), measure)
+    place, times = _place(scored, list(layouts), measure)
+    of_use = "the largest usable block" if times < _USABLE else "the best here, and of no use"
     clipped = [*families[place], *_clipped(rounding, place, *layouts[place], keeps)]
     tasks = [f"tasks:{task}" for task in bench.config.tasks]
-    limits = dict.fromkeys(("tasks",), bench.config.task_items)
-    closer = rounding.scored(clipped, [measure, *tasks], limits=limits)
+    closer = rounding.scored(clipped, [measure, *tasks], limits={"tasks": bench.config.task_items})
     alone = _alone(lm, weights, layouts)
     held = f"Super weights: {named(weights)}. What is held out sets no range and keeps its value. "
     tables = [
@@ -163,7 +165,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         alone,
     ]
     notes = [
-        f"{place} is {usable}.",
+        f"{place} is {of_use} (plain rounding multiplies perplexity by {times:.3g}).",
         *(f'"{kept}" {says}, over layouts.' for kept in keeps if (says := _tally(scored, kept))),
         _alone_note(alone),
     ]
@@ -172,7 +174,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         notes + scored.notes() + closer.notes(),
         [families_chart(scored, "block-size")],
         remarks=[CAVEAT],
-        claims=_judged(closer, place, usable, measure),
+        claims=_judged(closer, f"{place}, {of_use}", measure, unproven(weights)),
     )
 
 
@@ -197,9 +199,9 @@ def _clipped(
         yield rounding.variant(f"{place}: {kept}", method, keep=keeps[_HELD], kept=kept, family=place)
 
 
-def _place(scored: GridScores, layouts: Sequence[str], measure: str) -> tuple[str, str]:
-    """The layout whose blocks are the largest (of those, the last named) where plain rounding is of use, and what that
-    is in words; if it is of use nowhere, where it is best."""
+def _place(scored: GridScores, layouts: Sequence[str], measure: str) -> tuple[str, float]:
+    """The layout whose blocks are the largest where plain rounding is of use, and by what it multiplies perplexity; if
+    it is of use nowhere, where it is best."""
     times = {place: scored.change(measure, f"{place}: RTN") for place in layouts}
     factors = {place: change.interval.value for place, change in times.items() if change is not None}
     if not factors:
@@ -208,10 +210,9 @@ def _place(scored: GridScores, layouts: Sequence[str], measure: str) -> tuple[st
     def size(place: str) -> float:
         return inf if place.endswith("tensor") else float(place.rpartition(":")[2])
 
-    useful = [place for place in factors if factors[place] < 2]
+    useful = [place for place in factors if factors[place] < _USABLE]
     place = max(useful, key=size) if useful else min(factors, key=lambda one: factors[one])
-    of_use = "the largest usable block" if useful else "of no use, though the best here: no layout is"
-    return place, f"{of_use} (plain rounding multiplies perplexity by {factors[place]:.3g})"
+    return place, factors[place]
 
 
 def _against_plain(title: str, scored: GridScores) -> Table:
@@ -271,11 +272,11 @@ def _alone_note(alone: Table) -> str:
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(scored: GridScores, place: str, usable: str, measure: str) -> list[ClaimResult]:
+def _judged(scored: GridScores, place: str, measure: str, why: str) -> list[ClaimResult]:
     """By KL, paired; in one layout. The best fixed z is the one with the lowest perplexity, which is of other text."""
     tried = {one.kept: one.label for one in scored.tried()}
     fixed = [kept for kept in tried if kept.startswith(_FIXED)]
-    best = min(fixed, key=lambda kept: scored.scores[tried[kept]][measure].value, default="")
+    best = min(fixed, key=lambda kept: scored.scores[tried[kept]][measure].value, default="no z is fixed")
     found = []
     for claim, ours, control, plain in (
         (_GROWS, _HELD, _OTHERS, ""),
@@ -288,7 +289,6 @@ def _judged(scored: GridScores, place: str, usable: str, measure: str) -> list[C
         changes = [scored.change(KL, tried[one], tried[other]) for one, other in ((ours, control), (ours, plain))]
         items = f"{len(scored.items(tried[ours], KL, 'kl'))} pieces of our proof text, {place}"
         against = scored.change(KL, tried[control], tried[plain])
-        why = "" if "usable" in usable else "rounding is of no use in any layout here"
         found.append(judged(claim, changes[0], effect=changes[1], control=against, items=items, why=why, cost=_COST))
     return found
 

@@ -27,7 +27,14 @@ from studfinder.detectors.census import Spot, census
 from studfinder.edits import Weights
 from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded_to, to_zero
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, OTHERS, WEIGHTS, other_columns
-from studfinder.experiments.weights import SuperWeightConfig, controls_of, load_findings, named, super_weights_of
+from studfinder.experiments.weights import (
+    SuperWeightConfig,
+    controls_of,
+    load_findings,
+    named,
+    super_weights_of,
+    unproven,
+)
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, hold_out, targets
 from studfinder.quantizers.apply import bench_for
@@ -128,7 +135,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     counts = {label: count for label, (count, _) in kept.items()}
     formats = [one.label for one in (plain, *beside) if not scored.refused(one.label)]
     notes = [_note(scored, label, formats, count / numbers) for label, count in counts.items() if count != own.few]
-    claims = _judged(scored, plain.label, formats, many)
+    claims = _judged(scored, plain.label, formats, many, unproven(weights))
     tables = [_table(scored, counts, plain.label, beside[0].label, named(weights))]
     return Outcome(tables, notes, [_chart(scored)], remarks=[CAVEAT, _STRADDLED], claims=claims)
 
@@ -213,7 +220,7 @@ def _note(scored: GridScores, label: str, formats: Sequence[str], share: float) 
     )
 
 
-def _judged(scored: GridScores, plain: str, formats: Sequence[str], many: int) -> list[ClaimResult]:
+def _judged(scored: GridScores, plain: str, formats: Sequence[str], many: int, why: str) -> list[ClaimResult]:
     of = {one.kept: one.label for one in scored.tried() if one.kept in (WEIGHTS, OTHERS)}
     most = {words: label for words in _ORDERS.values() for label in scored.labels if f" {many:,}: {words}" in label}
     items = f"{len(scored.items(plain, KL, 'kl'))} pieces of our proof text"
@@ -222,7 +229,7 @@ def _judged(scored: GridScores, plain: str, formats: Sequence[str], many: int) -
     else:
         alone, control = (scored.change(KL, of[one], plain) for one in (WEIGHTS, OTHERS))
         number = scored.change(KL, of[WEIGHTS], of[OTHERS])
-        proven = judged(_PROVEN, number, effect=alone, control=control, items=items, cost=_COST)
+        proven = judged(_PROVEN, number, effect=alone, control=control, items=items, why=why, cost=_COST)
     label, other = most[_ORDERS["rounded"]], most[_ORDERS["random"]]
     beside = _best(scored, label, formats)
     number, control = scored.change(KL, label, beside), scored.change(KL, other, beside)

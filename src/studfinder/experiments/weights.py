@@ -95,6 +95,12 @@ def named(weights: Sequence[SuperWeight]) -> str:
     return ", ".join(brief(one) + ("" if one.verdict.startswith("proven") else " (not proven)") for one in weights)
 
 
+def unproven(weights: Sequence[SuperWeight]) -> str:
+    """What stands in the way of a claim about them: that they are not proven; "" if all are."""
+    few = sum(not one.verdict.startswith("proven") for one in weights)
+    return f"{few} of these {len(weights)} super weights are candidates that are not proven" if few else ""
+
+
 def controls_of(lm: LM, weights: Sequence[SuperWeight], findings: Findings) -> list[Weights]:
     """For each weight another one: the nearest in size in the same matrix, in no row or column of the weights there,
     so that it has no part in their spikes.
