@@ -25,6 +25,7 @@ import numpy as np
 
 from studfinder.detectors.census import Spot, census
 from studfinder.edits import Weights
+from studfinder.errors import StudfinderError
 from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded_to, to_zero
 from studfinder.experiments.quantize_keeps import COLUMNS, OTHER_COLUMNS, OTHERS, WEIGHTS, other_columns
 from studfinder.experiments.weights import (
@@ -103,6 +104,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     numbers = sum(target.weight(lm).numel() for target in targets(lm))
     cheaper, dearer = (bench_for(lm, method).planned for method in (base, smaller))
     many = int((dearer - cheaper) * numbers / 48)
+    if many < 1:
+        raise StudfinderError(
+            f"groups of {own.smaller} cost no more than groups of {own.block}",
+            expected=f"--set smaller=N with N below {own.block}",
+        )
     further = [int(share * numbers) for share in own.shares]
     chosen = bench.once("orders", lambda: _chosen(bench, lm, base.scheme, max(many, own.few), max(further, default=0)))
     plain = rounding.variant(f"groups of {own.block}, nothing", base)
