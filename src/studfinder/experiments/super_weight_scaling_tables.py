@@ -154,7 +154,7 @@ def judged_accuracy(scored: GridScores, judged_items: Sequence[Sequence[np.ndarr
     own, control = judged_items
     number = averaged([a - b for a, b in zip(own, control, strict=True)])
     seconds = sum(sum(of.values()) for of in scored.seconds.values())
-    cost = cost_of(ACCURACY, number, "--limit", limit, seconds)
+    cost = cost_of(ACCURACY, number, "--limit ", limit, seconds)
     same = not any(array.any() for array in (*own, *control))
     return judged(
         ACCURACY,
@@ -163,7 +163,7 @@ def judged_accuracy(scored: GridScores, judged_items: Sequence[Sequence[np.ndarr
         control=_difference(averaged(control)),
         items=f"{number.n} items of {count(len(own), 'task')}",
         why=f"none of {number.n} items came out otherwise" if same else "",
-        cost=cost or f"`--limit {10 * limit:,}`",
+        cost=cost or f"`--limit {10 * limit}`",
     )
 
 
@@ -177,7 +177,7 @@ def judged_perplexity(kinds: Sequence[Scaled], windows: int) -> ClaimResult:
         effect=_difference(mean_interval(own, what="windows")),
         control=_difference(mean_interval(control, what="windows")),
         items=f"{number.n} windows",
-        cost=f"`--set windows={8 * windows:,}`",
+        cost=f"`--set windows={8 * windows}`",
     )
 
 
