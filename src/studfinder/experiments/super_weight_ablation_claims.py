@@ -40,7 +40,7 @@ GUESSING = Claim(
 RESTORE = Claim(
     key="super-weight/restore",
     says="Putting the super activation back brings back part of the accuracy.",
-    decides="share of the lost accuracy that comes back, less what as large a number elsewhere brings back, if anything",
+    decides="share of the lost accuracy that comes back, less what as large a number elsewhere brings, if anything",
     published="Llama-7B: 42 %; 31 % without two of seven tasks whose cells look copied",
     paper_effect=0.42,
 )
