@@ -34,6 +34,7 @@ REASONS = {
     "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/differential/layer.py": {"write": "fills a layer of its own that is being built"},
     "attention/gated/layer.py": {"write": "fills a layer of its own that is being built"},
+    "training/models.py": {"write": "scales a model of its own before it is trained"},
     "experiments/kv_shift_ablations.py": {"write": "sets up a model of its own before it is trained"},
 }
 

@@ -117,7 +117,7 @@ def test_one_rule_for_what_a_document_is(data, monkeypatch):
         **{f"books/{name}": (f"books/{name} (STUDFINDER_DATA)", found) for name, found in BOOKS.items()},
         **{str(data / "books" / name): (name, found) for name, found in BOOKS.items()},
         "wikitext2": ("wikitext2 (STUDFINDER_DATA)", ["= Title =", "Some words.", "More."]),
-        "wikipedia": ("wikipedia (STUDFINDER_DATA)", ["Title", "Text."]),
+        "wikipedia": ("wikipedia sample (STUDFINDER_DATA)", ["Title", "Text."]),
         data / "wikitext2/wiki.test.raw": ("wiki.test.raw", ["= Title =\n \nSome words.\nMore.\n"]),
     }
     (data / "here/wikitext2").mkdir(parents=True)  # a folder that has the name of a text

@@ -184,7 +184,7 @@ def test_a_preset_that_brings_its_texts(here, monkeypatch):
     assert (record.parameters, record.tokens) == (228_032, 2 * 8 * 65)
     assert (
         record.run.settings["data_source"]
-        == "text/public_domain_en.txt (STUDFINDER_DATA) + wikipedia (STUDFINDER_DATA)"
+        == "text/public_domain_en.txt (STUDFINDER_DATA) + wikipedia sample (STUDFINDER_DATA)"
     )
     assert {name: record.run.settings[name] for name in ("data_repeat", "model_scaled_init", "schedule")} == {
         "data_repeat": 16,

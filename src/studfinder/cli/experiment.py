@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,9 @@ from studfinder.records.config import settings_of
 from studfinder.verbs.configs import ExperimentConfig
 from studfinder.visible import say, say_json
 
+if TYPE_CHECKING:
+    from studfinder.experiments import EndedRun
+
 EXAMPLES = """Examples:
 
 \b
@@ -24,6 +28,7 @@ EXAMPLES = """Examples:
   studfinder experiment super-weight/ablation --model smollm2         a paper's table on the built-in model
   studfinder experiment massive-values/rope --model smollm2 --model gemma3-270m
   studfinder experiment super-weight/scaling --model ./mine --limit 50 --set factors=0,0.5,1,2
+  studfinder experiment --all --model ./mine                          all that judge the papers' claims, in turn
 """
 
 OWN_OPTIONS: dict[str, Any] = {
@@ -53,6 +58,9 @@ def command(
     if help:
         say(*ctx.get_help().splitlines(), *(_own(name, config.preset) if name else []))
         return
+    if config.every or config.listing is not None:
+        _all(config, [*([name] if name else []), *ctx.args], as_json, dry_run)
+        return
     if name is None:
         raise StudfinderError("no experiment is named", do="studfinder ls experiments lists them")
     from studfinder.experiments import plan_experiment, run_experiment
@@ -62,12 +70,11 @@ def command(
 
     settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change), **_options(ctx.args)}
     plan = plan_experiment(name, config.model or None, preset=config.preset, settings=settings)
-    shown = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     if dry_run:
         if config.folder is not None:
             check_place(config.folder, config.overwrite)
         models = ", ".join(plan.models) or "models of its own"
-        say(f"would run {name} on {models} with {shown}; it needs {plan.entry.needs}")
+        say(f"would run {name} on {models} with {plan.shown}; it needs {plan.entry.needs}")
         return
     first = first_process()  # of several processes, one speaks
     if not as_json and first:
@@ -91,6 +98,94 @@ def command(
     from studfinder.report.claims import claims_table
 
     print_sheet(result.name, (*claims_table(result.claims), *result.tables), result.notes, folder)
+
+
+def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: bool) -> None:
+    """A whole set, in the order of a file: how long it takes, a line as each run ends, and what all of them say."""
+    import shlex
+    from functools import partial
+
+    from studfinder.experiments import listed_runs, run_listed
+    from studfinder.experiments.listed import CLAIMS
+    from studfinder.measures import batch_size as reading
+    from studfinder.report.words import duration
+    from studfinder.runs import first_process
+    from studfinder.verbs.load import load_as, options_of
+
+    own = [*more, *config.change, *(f"--{one}" for one in ("limit", "seed") if getattr(config, one) is not None)]
+    own += ["--preset"] * (config.preset != "cpu")
+    if own:
+        raise StudfinderError(f"{own[0]} beside --all", expected="settings in the file", do="Or run one by its name")
+    runs = listed_runs(config.listing or CLAIMS, config.model or None)
+    root = config.folder or Path("runs")
+    if root.exists() and not root.is_dir():
+        raise StudfinderError(f"--out {root} is a file", expected="a folder, or a name that does not exist yet")
+    known = [run.minutes for run in runs if run.minutes is not None]
+    estimate = f"{len(runs)} runs, {duration(60 * sum(known))} on two cores as stated"
+    estimate += f" ({len(runs) - len(known)} do not state theirs)" * (len(known) < len(runs))
+    if dry_run:
+        for run in runs:
+            takes = f"about {duration(60 * run.minutes)}" if run.minutes else f"needs {run.plan.entry.needs}"
+            say(f"would run {run} with {run.plan.shown}; {takes}")
+        say(f"{estimate}; results go to {root}/<model>/")
+        return
+    first = first_process()
+    loud = first and not as_json
+    if loud:
+        say(f"{estimate}; results go to {root}/<model>/", file=sys.stderr)
+    flags = (
+        [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        for name, value in options_of(config).items()
+    )
+    ended = []
+    with progress_bar(not loud) as progress, reading(config.tokens):
+        for one in run_listed(
+            runs,
+            root=root,
+            overwrite=config.overwrite,
+            progress=progress,
+            options=shlex.join(word for words in flags for word in words),
+            loader=partial(load_as, config=config),
+        ):
+            ended.append(one)
+            if loud:
+                what = f"refused: {one.refused}" if one.refused else "was there" if one.read else duration(one.seconds)
+                say(f"[{len(ended)}/{len(runs)}] {one.run}: {what}", file=sys.stderr)
+    if first:
+        _say_ended(ended, as_json)
+    if any(one.refused for one in ended):
+        raise typer.Exit(1)
+
+
+def _say_ended(ended: Sequence[EndedRun], as_json: bool) -> None:
+    """What all of them say of the papers' claims, and where each is."""
+    import json
+
+    from studfinder.records import Table
+    from studfinder.report.cells import print_sheet
+    from studfinder.report.claims import claims_overview, verdicts
+    from studfinder.report.words import duration
+
+    if as_json:
+        plain = [
+            {
+                "experiment": one.run.plan.entry.name,
+                "models": one.run.plan.models,
+                "folder": one.folder and str(one.folder),
+                "read": one.read,
+                "seconds": one.seconds,
+                "refused": one.refused,
+            }
+            for one in ended
+        ]
+        say_json(json.dumps(plain, indent=1))
+        return
+    results = [one.result for one in ended if one.result is not None]
+    claims = [claim for result in results for claim in result.claims]
+    places = (f"refused: {one.refused}" if one.refused else str(one.folder) for one in ended)
+    rows = tuple((str(one.run), duration(one.seconds), place) for one, place in zip(ended, places, strict=True))
+    table = Table(title="runs", columns=("run", "took", "where"), rows=rows)
+    print_sheet("", [*claims_overview(results), table], [f"Claims: {verdicts(claims)}."] * bool(claims), None)
 
 
 def _changes(pairs: Sequence[str]) -> dict[str, str]:

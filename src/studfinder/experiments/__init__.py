@@ -1,5 +1,6 @@
 """One table or figure of a paper a file; a paper's own quirks live here, not below."""
 
+from studfinder.experiments.listed import EndedRun, ListedRun, listed_runs, run_listed
 from studfinder.experiments.registry import EXPERIMENTS, experiment_named
 from studfinder.experiments.run import ExperimentPlan, experiment, plan_experiment, redraw, run_experiment
 from studfinder.studies.experiment import Bench, Experiment, Outcome
@@ -7,12 +8,16 @@ from studfinder.studies.experiment import Bench, Experiment, Outcome
 __all__ = [
     "EXPERIMENTS",
     "Bench",
+    "EndedRun",
     "Experiment",
     "ExperimentPlan",
+    "ListedRun",
     "Outcome",
     "experiment",
     "experiment_named",
+    "listed_runs",
     "plan_experiment",
     "redraw",
     "run_experiment",
+    "run_listed",
 ]

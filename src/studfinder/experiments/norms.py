@@ -105,7 +105,7 @@ def read_maps(lm: LM, limit: int, progress: Callable[[str, int, int], Any] | Non
             if progress is not None:
                 progress("reading Q, K and V", number + 1, len(encoded))
     if not squares:
-        raise StudfinderError("no layer of this model has an attention that can be read")
+        raise StudfinderError(f"no layer of {lm.source.id} has an attention whose Q and K can be read")
     return Maps(
         {name: tuple(sorted(found)) for name, found in squares.items()},
         {name: np.stack([found[layer] for layer in sorted(found)], axis=1) for name, found in squares.items()},

@@ -48,6 +48,11 @@ class ExperimentPlan(Presented):
         return {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in every}
 
     @property
+    def shown(self) -> str:
+        """The same in one line."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+    @property
     def settled(self) -> dict[str, Any]:
         """What is known of the run before a model is loaded."""
         return {"experiment": self.entry.name, "models": list(self.models), **self.settings}
@@ -85,12 +90,13 @@ def run_experiment(
     plan: ExperimentPlan,
     *,
     out: Path | None = None,
+    root: Path = Path("runs"),
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str = "",
     loader: Callable[[str], LM] = load,
 ) -> tuple[Result, Path]:
-    """Carry out a planned experiment; returns its result and its run folder.
+    """Carry out a planned experiment; returns its result and its run folder: `out`, or root/<model>/<name>-<key>.
 
     Steps that an interrupted run finished are not done again; a finished run is read.
 
@@ -99,7 +105,7 @@ def run_experiment(
     """
     # Before a folder is made: a model that is not there leaves nothing behind.
     first = loader(plan.models[0]) if plan.models else None
-    run, sources = _run(plan, first, out, loader)
+    run, sources = _run(plan, first, out, root, loader)
     found = None if overwrite else run.finished()
     if found is not None:
         result = read(found, Result)
@@ -113,7 +119,7 @@ def run_experiment(
             progress,
             loader,
             first,
-            work.path / "scans" if run.given else Path("runs"),
+            work.path / "scans" if run.given else root,
         )
         del first  # the bench alone holds it, and lets it go before it loads another
         result = _carried_out(plan, run, bench, command)
@@ -154,7 +160,7 @@ def experiment(
 
 
 def _run(
-    plan: ExperimentPlan, first: LM | None, out: Path | None, loader: Callable[[str], LM]
+    plan: ExperimentPlan, first: LM | None, out: Path | None, root: Path, loader: Callable[[str], LM]
 ) -> tuple[Run, list[Path | None]]:
     """The run's identity and place, and the folders of its models. Models beyond the first are loaded for their hash,
     and let go."""
@@ -173,7 +179,7 @@ def _run(
             sources.append(lm.source.folder)
     place = "-".join(Path(model).name for model in plan.models) or "trained"
     verb = plan.entry.name.replace("/", "-")
-    return run_of(verb, place, identity, result=_RESULT, out=out, before=plan.settled), sources
+    return run_of(verb, place, identity, result=_RESULT, out=out, root=root, before=plan.settled), sources
 
 
 def _same_weights(result: Result, run: Run) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 
 from studfinder.detectors.census import Spot, census
 from studfinder.edits import Weights
+from studfinder.errors import StudfinderError
 from studfinder.experiments.census_rankings import as_much, at_random, by_impact, by_magnitude, rounded_to, to_zero
 from studfinder.models import LM
 from studfinder.quantizers import RTN, HoldOut, Scheme, hold_out, targets
@@ -71,6 +72,11 @@ def run(bench: Bench, lm: LM) -> Outcome:
     numbers = sum(target.weight(lm).numel() for target in targets(lm))
     cheaper, dearer = (bench_for(lm, method).planned for method in (base, smaller))
     many = int((dearer - cheaper) * numbers / 48)
+    if many < 1:
+        raise StudfinderError(
+            f"groups of {own.smaller} cost no more than groups of {own.block}",
+            expected=f"--set smaller=N with N below {own.block}",
+        )
     chosen = bench.once("orders", lambda: _chosen(bench, lm, base.scheme, max(many, own.few)))
     plain = rounding.variant(f"groups of {own.block}, nothing", base)
     beside = rounding.variant(f"groups of {own.smaller}, nothing", smaller)

@@ -64,9 +64,9 @@ def run(bench: Bench, lm: LM) -> Outcome:
             series.append(line)
     plot = Plot(kind="lines", series=tuple(series), x="position, from 1", y="KL, nats per token", log=True, log_x=True)
     table = Table(title="KL by position", columns=("set to zero", "text", "positions", "KL"), rows=tuple(rows))
-    first, *_, last = (name for name in scored.measures if name.startswith(f"{WITH}, "))
+    places = [name for name in scored.measures if name.startswith(f"{WITH}, ")]
     notes = []
-    for measure in (first, last):
+    for measure in dict.fromkeys((places[0], places[-1])):
         taken, control = (Divergence.of(scored.scores[label][measure]) for label in ("super weights", "controls"))
         more = (taken - control).interval()
         how = "more" if more.low > 0 else "not clearly more"

@@ -109,5 +109,5 @@ def _includes_none(one: ClaimResult) -> bool:
 
 def verdicts(claims: Iterable[ClaimResult]) -> str:
     """How many held, did not, and could not be decided."""
-    counts = Counter(one.verdict for one in claims)
+    counts = Counter[str](one.verdict for one in claims)
     return ", ".join(f"{counts[name]} {words}" for name, words in _VERDICTS.items())

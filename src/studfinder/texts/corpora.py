@@ -20,6 +20,8 @@ from studfinder.texts.pinned import commit_of, said, split_revision
 _LOCAL = {"wikitext2": "wikitext2/wiki.test.raw", "c4": "calibration/c4.txt", "wikipedia": "calibration/wikipedia.txt"}
 CORPORA = tuple(_LOCAL)
 """The texts that have a name."""
+_SAMPLES = ("c4", "wikipedia")
+"""Those of which a folder holds a part."""
 ONE_DOCUMENT = "A plain file is one document; .jsonl holds several"
 """Said where several are needed."""
 _HUB = {
@@ -43,8 +45,8 @@ def documents(name: str | Path, *, most: int | None = None) -> tuple[str, Iterat
 
     A text is the first of these that there is:
 
-    * "wikitext2" (its test split), "c4" or "wikipedia": a document a line, from the folder STUDFINDER_DATA, else the
-      first 5,000 of the hub. A file of such a name is "./c4".
+    * "wikitext2" (its whole test split), "c4" or "wikipedia": a document a line, from the folder STUDFINDER_DATA (of
+      the last two a sample, and called so), else the first 5,000 of the hub. A file of such a name is "./c4".
     * a file, or a folder and all its files; the same below STUDFINDER_DATA. An entry of .jsonl (its "text") or of .json
       (a list of texts) is a document; any other file is one document.
     * a data set of the hub, "owner/name" or "owner/name:config": the "text" of each row of its split "train".
@@ -109,7 +111,8 @@ def _here(name: str | Path) -> tuple[str, Path] | None:
     data, (key, at, _) = os.environ.get("STUDFINDER_DATA"), str(name).partition("@")
     if key in _LOCAL:
         path = Path(data or "", _LOCAL[key])
-        return (f"{key} (STUDFINDER_DATA)", path) if data and not at and path.is_file() else None
+        called = f"{key}{' sample' * (key in _SAMPLES)} (STUDFINDER_DATA)"
+        return (called, path) if data and not at and path.is_file() else None
     own = os.path.expanduser(name)
     if os.path.lexists(own):
         return os.path.basename(os.path.abspath(own)), Path(own)

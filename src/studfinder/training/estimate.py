@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.attention import Variant
+from studfinder.report.words import duration
 from studfinder.training.models import ModelShape, build_model
 from studfinder.training.recipe import TrainingRecipe
 
@@ -39,7 +40,7 @@ class Estimate:
         return (
             f"{self.parameters / 1e6:,.3g} M parameters, {_count(self.tokens)} tokens, "
             f"about {self.memory / 1e9:.2g} GB of memory a device, "
-            f"up to {self.disk / 1e9:.2g} GB of disk, about {_span(self.seconds)}"
+            f"up to {self.disk / 1e9:.2g} GB of disk, about {duration(self.seconds)}"
         )
 
 
@@ -114,10 +115,3 @@ def _count(tokens: int) -> str:
         if tokens >= size:
             return f"{tokens / size:.3g} {unit}"
     return str(tokens)
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:.2g} seconds"

@@ -254,3 +254,7 @@ class ExperimentConfig(OutConfig, LoadConfig, BatchConfig):
     limit: int | None = option(None, least=1, help="At most so many items of each measure.")
     seed: int | None = option(None, help="For everything that is drawn at random.")
     change: Sequence[str] = option((), flag="--set", help="NAME=VALUE of the preset (repeatable).")
+    every: bool = option(
+        False, flag="--all", help="A whole set, in the order of a file: the papers' claims, or --from's."
+    )
+    listing: Path | None = option(None, flag="--from", help="With --all: a .toml that lists other runs.")
