@@ -20,7 +20,7 @@ from studfinder.experiments.super_weight_ablation import AblationConfig
 from studfinder.experiments.super_weight_ablation_claims import LIKE, MANY, PRUNED
 from studfinder.experiments.super_weight_coordinates import CoordinatesConfig
 from studfinder.experiments.super_weight_coordinates_tables import shares_of
-from studfinder.experiments.super_weight_scaling_tables import held_out_gain
+from studfinder.experiments.super_weight_scaling_tables import held_out_gain, judged_accuracy
 from studfinder.experiments.super_weight_stopwords import StopwordsConfig, _prompts
 from studfinder.experiments.weights import controls_of, super_weights_of
 from studfinder.models import cached_content_hash, load
@@ -109,7 +109,7 @@ def test_ablation(planted, folder):
         assert claims[key].why
         assert claims[key].cost
     own, other = claims["restore-perplexity"].effect.value, claims["restore-perplexity"].control.value
-    assert claims["restore-perplexity"].number.value == pytest.approx(own - other)
+    assert claims["restore-perplexity"].number.value == pytest.approx(own - max(other, 0))
 
 
 def test_stopwords(planted, folder):
@@ -175,9 +175,19 @@ def test_scaling(planted, folder):
     assert best.rows[0][2].interval.n == 6
     by_key = {one.claim.key: one for one in result.claims}
     assert by_key["super-weight/scale-perplexity"].number.value == pytest.approx(beyond)
-    found = by_key["super-weight/scale-accuracy"]
-    assert found.number.value == pytest.approx(found.effect.interval.value - found.control.interval.value)
-    assert found.smallest is not None
+    assert by_key["super-weight/scale-accuracy"].items == "6 items of 1 task"
+
+
+def test_nothing_is_said_of_accuracy_where_no_item_changed():
+    """An interval of no width is no evidence: so few items hold none that a small gain would move."""
+    items = [[np.zeros(4)], [np.zeros(4)]]
+    found = judged_accuracy(SimpleNamespace(seconds={}), items, 4)
+    assert (found.verdict, found.number) == ("not decided", None)
+    assert found.why == "none of 4 items came out otherwise"
+    items[0][0][1] = 1.0
+    found = judged_accuracy(SimpleNamespace(seconds={}), items, 4)
+    assert found.number.value == found.effect.interval.value - found.control.interval.value == 0.25
+    assert found.smallest > 0
 
 
 def test_a_factor_is_judged_on_items_that_did_not_choose_it():
@@ -189,7 +199,9 @@ def test_a_factor_is_judged_on_items_that_did_not_choose_it():
     chosen, judged = held_out_gain([[-np.ones(8)], [np.ones(8)]])
     assert chosen == [1, 1]
     assert np.all(judged[0] == 1)
-    assert held_out_gain([[-np.ones(8)]])[0] == [-1, -1]  # factor 1 stays
+    chosen, judged = held_out_gain([[-np.ones(8)]])  # what loses is judged too
+    assert chosen == [0, 0]
+    assert np.all(judged[0] == -1)
 
 
 def test_coordinates(planted, folder):

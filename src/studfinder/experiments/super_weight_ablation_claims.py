@@ -40,14 +40,15 @@ GUESSING = Claim(
 RESTORE = Claim(
     key="super-weight/restore",
     says="Putting the super activation back brings back part of the accuracy.",
-    decides="share of the lost accuracy that comes back, less that which as large a number in another channel brings",
+    decides="share of the lost accuracy that comes back, less what as large a number elsewhere brings, if anything",
     published="Llama-7B: 42 %; 31 % without two of seven tasks whose cells look copied",
     paper_effect=0.42,
 )
 RESTORE_LOG = Claim(
     key="super-weight/restore-perplexity",
     says="Putting the super activation back brings back part of the perplexity.",
-    decides="share of the lost log perplexity that comes back, less the share that as large a number elsewhere brings",
+    decides="share of the lost log perplexity that comes back, less what as large a number elsewhere brings back, if "
+    "anything",
     published="Llama-7B, WikiText-2: 10 % of the logarithm (5.67, 1,211 and 721)",
     paper_effect=0.10,
 )
@@ -83,14 +84,17 @@ def claims_of(scored: GridScores, own: Any) -> list[ClaimResult]:
 
     def share(claim: Claim, effect: _Parts, control: _Parts, of: _Parts, *costs: Any, why: str = "") -> ClaimResult:
         if not of or averaged(of).low <= 0:
-            return judged(claim, None, why=why, cost=f"another model, or {costs[1]} {4 * costs[2]:,}")
-        number = averaged([a - b for a, b in zip(effect, control, strict=True)], of)
+            return judged(claim, None, why=why, cost=f"another model, or `{costs[1]}{4 * costs[2]}`")
+        beside = averaged(control, of)
+        # A control that works the other way would make the contrast larger than the effect.
+        counted = control if beside.value > 0 else [0 * part for part in control]
+        number = averaged([a - b for a, b in zip(effect, counted, strict=True)], of)
         names = ", ".join(name.partition(":")[2] for name in costs[0])
         return judged(
             claim,
             number,
             effect=averaged(effect, of),
-            control=averaged(control, of),
+            control=beside,
             items=f"{number.n} {'items' if 'tasks:' in costs[0][0] else 'windows'} of {names}",
             cost=cost(claim, number, *costs),
         )
@@ -99,7 +103,7 @@ def claims_of(scored: GridScores, own: Any) -> list[ClaimResult]:
         return [scored.items(than, name, item) - scored.items(label, name, item) for name in names]
 
     room = [scored.items(WHOLE_MODEL, name) - (scored.scores[WHOLE_MODEL][name].chance or 0.0) for name in tasks]
-    items, windows = (tasks, "--limit", own.limit), (texts[:1], "--set windows=", own.windows)
+    items, windows = (tasks, "--limit ", own.limit), (texts[:1], "--set windows=", own.windows)
     found = [
         perplexity(LIKE_SHARE, LIKE),
         perplexity(MANY_OTHERS, MANY),

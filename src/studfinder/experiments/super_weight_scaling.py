@@ -31,11 +31,11 @@ from studfinder.experiments.super_weight_scaling_tables import (
     scaling_notes,
 )
 from studfinder.experiments.weights import SuperWeightConfig, controls_of, named, super_weights_of
+from studfinder.measures.perplexity import windows_of
 from studfinder.models import LM
 from studfinder.records.config import option
 from studfinder.studies import ModelVariant, ratio, swept, with_edits
 from studfinder.studies.experiment import Bench, Experiment, Outcome
-from studfinder.texts import WHOLE, Text, corpus, encode, proof_text
 
 _TASKS = "lambada,piqa,arc_easy,arc_challenge,winogrande"
 
@@ -119,7 +119,8 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 def _sweep(bench: Bench, lm: LM, kinds: Sequence[Scaled], factors: Sequence[float]) -> str:
     """Perplexity of every kind at every factor, in one reading; returns what the text is called."""
-    source, windows = _windows(lm, bench.config.text, bench.config.windows)
+    longest = min(512, lm.anatomy.max_positions or 512)
+    source, windows = windows_of(lm, bench.config.text, window=longest, limit=bench.config.windows)
     edits = [scale(kind.target, factor) for kind in kinds for factor in factors]
     effects = swept(bench, lm, "perplexity with scaled weights", windows, edits, bench.progress)
     for place, kind in enumerate(kinds):
@@ -127,14 +128,3 @@ def _sweep(bench: Bench, lm: LM, kinds: Sequence[Scaled], factors: Sequence[floa
         kind.ratios = [ratio(effects, at) for at in places]
         kind.gains = [(effects.clean_nll - effects.nll[at]) / effects.tokens for at in places]
     return source
-
-
-def _windows(lm: LM, text: str, limit: int, length: int = 512) -> tuple[str, list[list[int]]]:
-    """Windows of a text's token stream; our proof text comes in pieces already."""
-    if text == "proof":
-        return "studfinder-proof-1", encode(lm, proof_text())[0][:limit]
-    source, documents = corpus(text)
-    joined = "\n\n".join(documents)
-    ids = encode(lm, [Text(source, joined)], limit=WHOLE)[0][0]
-    cut = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return source, [window for window in cut if len(window) > 1][:limit]

@@ -9,6 +9,7 @@ import numpy as np
 
 from studfinder.edits import Editable
 from studfinder.records import Cell, Chart, Claim, ClaimResult, Comparison, Interval, Plot, Series, Table, point
+from studfinder.report.words import count
 from studfinder.stats import averaged, mean_interval
 from studfinder.studies import GridScores, cost_of, judged
 
@@ -50,23 +51,18 @@ def held_out_gain(gains: Sequence[Sequence[np.ndarray]]) -> tuple[list[int], lis
 
     Args:
         gains: by factor and task, an array of each item's score minus its score at factor 1. Factor 1 itself is not
-            among them: if no factor gains on a half, it is what that half chooses.
+            among them, so that something is always judged: where no factor gains, the one that loses least is chosen.
 
     Returns:
-        which factor each half chose (-1 for factor 1), and by task the gains of all items.
+        which factor each half chose, and by task the gains of all items.
     """
-    tasks = len(gains[0])
-    chosen = []
-    for half in (0, 1):
-        means = [float(np.mean([array[half::2].mean() for array in by_task])) for by_task in gains]
-        best = int(np.argmax(means))
-        chosen.append(best if means[best] > 0 else -1)
-    judged = [np.zeros(len(gains[0][task])) for task in range(tasks)]
-    for half, best in enumerate(chosen):
-        for task in range(tasks):
-            if best >= 0:
-                judged[task][1 - half :: 2] = gains[best][task][1 - half :: 2]
-    return chosen, judged
+    chosen = [
+        int(np.argmax([np.mean([array[half::2].mean() for array in by_task]) for by_task in gains])) for half in (0, 1)
+    ]
+    found = [np.array(array, dtype=float) for array in gains[chosen[1]]]  # the second half judges the first
+    for task, array in enumerate(gains[chosen[0]]):
+        found[task][1::2] = array[1::2]
+    return chosen, found
 
 
 def _held(kind: Scaled) -> tuple[list[int], np.ndarray]:
@@ -76,7 +72,7 @@ def _held(kind: Scaled) -> tuple[list[int], np.ndarray]:
 
 
 def _named(chosen: Sequence[int], factors: Sequence[float]) -> str:
-    return " and ".join(dict.fromkeys("1" if at < 0 else f"{factors[at]:g}" for at in chosen))
+    return " and ".join(dict.fromkeys(f"{factors[at]:g}" for at in chosen))
 
 
 def perplexities(kinds: Sequence[Scaled], factors: Sequence[float], source: str) -> Table:
@@ -100,7 +96,7 @@ def perplexity_gains(kinds: Sequence[Scaled], factors: Sequence[float]) -> Table
         title="what scaling gains, nats per token",
         columns=("scaled", "factor", "gain", "its control's", "beyond the control"),
         rows=tuple(rows),
-        note="Each window at the factor that the other half of the windows chose, which may be 1; positive is better.",
+        note="Each window at the factor other than 1 that the other half of the windows chose; positive is better.",
     )
 
 
@@ -158,13 +154,16 @@ def judged_accuracy(scored: GridScores, judged_items: Sequence[Sequence[np.ndarr
     own, control = judged_items
     number = averaged([a - b for a, b in zip(own, control, strict=True)])
     seconds = sum(sum(of.values()) for of in scored.seconds.values())
+    cost = cost_of(ACCURACY, number, "--limit ", limit, seconds)
+    same = not any(array.any() for array in (*own, *control))
     return judged(
         ACCURACY,
-        number,
+        None if same else number,
         effect=_difference(averaged(own)),
         control=_difference(averaged(control)),
-        items=f"{number.n} items of {len(own)} tasks",
-        cost=cost_of(ACCURACY, number, "--limit", limit, seconds),
+        items=f"{number.n} items of {count(len(own), 'task')}",
+        why=f"none of {number.n} items came out otherwise" if same else "",
+        cost=cost or f"`--limit {10 * limit}`",
     )
 
 
@@ -178,7 +177,7 @@ def judged_perplexity(kinds: Sequence[Scaled], windows: int) -> ClaimResult:
         effect=_difference(mean_interval(own, what="windows")),
         control=_difference(mean_interval(control, what="windows")),
         items=f"{number.n} windows",
-        cost=f"`--set windows={8 * windows:,}`",
+        cost=f"`--set windows={8 * windows}`",
     )
 
 

@@ -232,7 +232,7 @@ def _judged(found: GridScores, limit: int, source: str) -> ClaimResult:
     )
     effect, beside = (Comparison(kind="difference", interval=one) for one in each)
     seconds = sum(sum(of.values()) for of in found.seconds.values())
-    cost = cost_of(STOPWORDS, number, "--limit", limit, seconds)
+    cost = cost_of(STOPWORDS, number, "--limit ", limit, seconds)
     return judged(STOPWORDS, number, effect=effect, control=beside, items=f"{number.n} prompts of {source}", cost=cost)
 
 

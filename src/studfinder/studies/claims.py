@@ -86,7 +86,7 @@ def cost_of(claim: Claim, number: Interval | Comparison | None, setting: str, ha
     from `claim.none`; "" where that cannot be said.
 
     Args:
-        setting: what sets the number of items, e.g. "--limit".
+        setting: what sets the number of items, as it stands before it, e.g. "--limit ".
         have: how many there were.
         seconds: how long those took.
     """
@@ -100,4 +100,4 @@ def cost_of(claim: Claim, number: Interval | Comparison | None, setting: str, ha
     want = max(have + 1, math.ceil(have * (half / far) ** 2))
     hours = seconds * want / have / 3600
     took = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    return f"`{setting} {want:,}` where the data has as many, about {took} at the pace of this run"
+    return f"`{setting}{want}` where the data has as many, about {took} at the pace of this run"
