@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from studfinder.records import Claim, Comparison, Interval, Result, RunCard
 from studfinder.report.claims import because, claims_overview, claims_table, verdicts
-from studfinder.studies import judged
+from studfinder.studies import cost_of, judged
 
 
 def between(low: float, high: float) -> Interval:
@@ -118,3 +118,14 @@ def test_verdicts_are_counted():
     results = [judged(claim(), between(*ends)) for ends in ((0.1, 0.2), (-0.2, -0.1), (-1.0, 1.0), (0.3, 0.4))]
     assert verdicts(results) == "2 held, 1 did not hold, 1 could not be decided here"
     assert claims_table([]) == []
+
+
+def test_the_run_that_would_decide_has_an_interval_as_wide_as_the_paper_s_effect():
+    """Half the interval is .2 and the paper's effect .1: four times the items, and four times as long."""
+    said = cost_of(claim(paper_effect=0.1), between(-0.1, 0.3), "--limit ", 50, seconds=900)
+    assert said == "`--limit 200` where the data has as many, about 1.0 hours at the pace of this run"
+    ratio = cost_of(claim(none=1.0, paper_effect=4.0), between(0.25, 4.0), "--set windows=", 10, seconds=60)
+    assert ratio.startswith("`--set windows=11` ")  # as wide already: one more at least
+    assert cost_of(claim(), between(-0.1, 0.3), "--limit ", 50, seconds=900) == ""  # the paper gives no number
+    assert cost_of(claim(paper_effect=0.1), None, "--limit ", 50, seconds=900) == ""
+    assert cost_of(claim(paper_effect=0.1), between(-math.inf, 0.3), "--limit ", 50, seconds=900) == ""

@@ -55,7 +55,7 @@ def test_no_circle_of_imports():
 
 
 PROTOCOLS = {
-    **dict.fromkeys(("EXPERIMENT", "run"), ("experiments.*",)),
+    **dict.fromkeys(("EXPERIMENT", "run", "across"), ("experiments.*",)),
     **dict.fromkeys(("command", "EXAMPLES"), ("cli.*",)),
     **dict.fromkeys(("applies", "describe"), ("report.figures", "report.figures.*")),
     "draw": ("experiments.*", "report.figures", "report.figures.*"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from patching import rounded_inputs
 from scanned import EFFECT, a_scan
 from studfinder.errors import StudfinderError
+from studfinder.experiments.quantize_transforms import Unrounded
 from studfinder.models import load
 from studfinder.quantizers import RTN, Scheme, quantized, rounded_stream, targets
 from studfinder.quantizers.activations import (
@@ -25,7 +27,9 @@ from studfinder.quantizers.activations import (
     super_channels,
 )
 from studfinder.quantizers.apply import bench_for
+from studfinder.quantizers.products import WithProducts
 from studfinder.quantizers.smoothquant import SmoothQuant
+from studfinder.sites import Site, capture
 from studfinder.training import ModelShape, build_model
 from studfinder.verbs.quantize_write import acts_of
 from tiny import C, H, prompts, tiny, token_ids
@@ -177,6 +181,35 @@ def test_static_ranges_come_from_calibration_text():
     assert 0 < (near - before).norm() < 0.2 * before.norm()
     with pytest.raises(StudfinderError, match="no range is known"):
         with rounded_inputs(lm, ActivationScheme(scope="tensor", range="static"), targets(lm)):
+            pass
+
+
+@pytest.mark.parametrize("scheme", [{"scope": "token"}, {"scope": "tensor"}, {"scope": "tensor", "range": "static"}])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "lfm2", "gpt2"])
+def test_what_enters_the_products_of_attention_is_rounded(architecture, scheme):
+    """A token's heads share a scale, and layers without attention are passed over."""
+    lm, ids, config = tiny(architecture), token_ids(1), ActivationScheme(element="int4", **scheme)
+    layer = next(number for number, one in enumerate(lm.anatomy.layers) if one.mixer and one.mixer.readable)
+    sites = [Site(kind, layer) for kind in ("query", "key", "value")]
+    clean = capture(lm, ids, sites)
+    with torch.no_grad():
+        before = lm.model(ids).logits
+    with quantized(lm, WithProducts(method=Unrounded(), activations=config), windows=ids.tolist()) as bench:
+        seen = capture(lm, ids, sites)
+        assert bench.bits == 32
+        assert "queries, keys and values" in bench.notes[-1]
+    for name, x_BHTD in clean.items():
+        rows = x_BHTD.transpose(1, 2).flatten(2)[0]
+        made = fake_quantized(rows, replace(config, range="dynamic"))  # calibrated on the same window
+        torch.testing.assert_close(seen[name].transpose(1, 2).flatten(2)[0], made)
+        assert not torch.equal(made, rows)
+    with torch.no_grad():
+        assert torch.equal(lm.model(ids).logits, before)
+
+
+def test_a_model_whose_products_cannot_be_reached_is_refused():
+    with pytest.raises(StudfinderError, match="cannot be reached"):
+        with quantized(tiny("falcon"), WithProducts(method=Unrounded(), activations=ActivationScheme())):
             pass
 
 

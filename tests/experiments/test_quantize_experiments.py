@@ -21,26 +21,29 @@ from studfinder.edits import edited, zero
 from studfinder.errors import StudfinderError
 from studfinder.experiments import massive_values_keep
 from studfinder.experiments.massive_values_quantization import FigureConfig, _claims
+from studfinder.experiments.quantize_keeps import other_neurons
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.quantize_preserved import SPIKE, Preserved
 from studfinder.experiments.quantize_transforms import Unrounded, _cache, _changes
 from studfinder.experiments.skill import Skills
-from studfinder.experiments.super_weight_block_size import Runs
+from studfinder.experiments.super_weight_activation_quantization import _judged
+from studfinder.experiments.super_weight_block_size import Runs, _place, layout, moved
 from studfinder.experiments.weights import load_findings, scan_of
 from studfinder.measures import Scores
 from studfinder.models import cached_content_hash, load
-from studfinder.quantizers import RTN, KVCache, MassiveRows, Scheme, hold_out, quantized, skip, targets
+from studfinder.quantizers import RTN, ClipRestore, KVCache, MassiveRows, Scheme, hold_out, quantized, skip, targets
 from studfinder.quantizers.keep import as_keeps
 from studfinder.quantizers.rtn import round_to_nearest
-from studfinder.records import MassiveValue, to_json
+from studfinder.records import Comparison, Interval, MassiveValue, to_json
 from studfinder.runs import Steps
 from studfinder.stats import mean_interval
-from studfinder.studies import Divergence, Grid, GridScores, ModelVariant, Original
+from studfinder.studies import KL, Divergence, Grid, GridScores, ModelVariant, Original
 from studfinder.studies.experiment import StudyConfig
 from studfinder.studies.frontier import Member, steps, verdict
 from studfinder.studies.rounding import ORIGINAL, Rounding
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.scan import plan_scan, run_scan, scan_run
+from tasked import choices, write
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,8 @@ def planted(tmp_path_factory):
         patch.setattr("studfinder.verbs.scan._has_gradients", lambda _: False)  # no census, as in every test
         patch.setenv("STUDFINDER_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("STUDFINDER_DATA", str(folder / "data"))
+        write(folder / "data", "choice/piqa.jsonl", choices(8, 2))
         (folder / "calibration.txt").write_text(words)
         lm = provable("llama", planted=True)[0]
         lm.model.config.max_position_embeddings = 1024  # windows of perplexity are longer than a tiny model's context
@@ -147,15 +152,78 @@ def test_shifted_groups():
 
 def test_block_size(planted):
     lm, folder = planted
-    result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, text="proof", sides="16")
-    scores, against = result.tables
+    layouts = "int8:runs:8,int4:tiles:16,int4:tensor"
+    more = {"text": "proof", "layouts": layouts, "tasks": "piqa", "candidates": "inf,4", "fixed": "4,3"}
+    result = run("super-weight/block-size", lm, folder, **small(folder), limit=3, **more)
+    scores, against, closer, _, alone = result.tables
     rows = {row[0]: row for row in scores.rows}
     assert rows["original"][3].value == 0.0
-    # The printed step makes 4 bits 3.
-    assert rows["runs of 16 x 16: RTN with the printed step"][1] == pytest.approx(rows["runs of 16 x 16: RTN"][1] - 1)
-    assert rows["per tensor: hold out the super weights"][2].value < rows["per tensor: RTN"][2].value
-    assert len(against.rows) == 3 * 5
-    assert any("the paper's method" in note for note in result.notes)
+    assert rows["int4:tensor: RTN"][1] == pytest.approx(4, abs=0.1)
+    assert rows["int4:tensor: hold out the super weights"][2].value < rows["int4:tensor: RTN"][2].value
+    assert len(against.rows) == 3 * 3
+    # The largest blocks that are of use are gone into.
+    useful = [text for text in layouts.split(",") if rows[f"{text}: RTN"][2].value < 2 * rows["original"][2].value]
+    assert {row[0].partition(": ")[0] for row in closer.rows[1:]} == {useful[-1]}
+    assert {"piqa", "average of tasks"} <= set(closer.columns)
+    assert [row[0].partition(": ")[2] for row in closer.rows[5:]] == [
+        "CLIP, restore the super weights",
+        "CLIP, restore others",
+        "CLIP, restore nothing",
+        "CLIP at z = 4, restore the super weights",
+        "CLIP at z = 3, restore the super weights",
+    ]
+    # The planted weight is the largest of its matrix.
+    assert [row[2] for row in alone.rows] == ["yes"] * len(alone.rows)
+    assert any("RESTORE alone is a no-op by construction" in note for note in result.notes)
+    claims = {one.claim.key: one for one in result.claims}
+    grows = claims["super-weight/blocks-grow"]
+    assert grows.number.value == pytest.approx(grows.effect.interval.value - grows.control.interval.value)
+    assert claims.keys() == {f"super-weight/{name}" for name in ("blocks-grow", "clip-restore", "searched-clip")}
+
+
+@pytest.mark.parametrize(
+    ("factors", "place"),
+    [
+        ({"int5:runs:64": 1.2, "int5:tiles:128": 1.9, "int4:runs:256": 2.5, "int4:tensor": 9.0}, "int5:tiles:128"),
+        ({"int8:tensor": 1.1, "int5:runs:64": 1.2}, "int8:tensor"),
+        ({"int4:runs:32": 3.0, "int4:runs:64": 6.0}, "int4:runs:32"),
+    ],
+)
+def test_clip_is_tried_where_the_largest_blocks_are_of_use(factors, place):
+    def change(_measure, label):
+        value = factors[label.removesuffix(": RTN")]
+        return Comparison(kind="ratio", interval=Interval(value=value, low=0, high=99, level=0.95, n=4, method=""))
+
+    scored: Any = SimpleNamespace(change=change)
+    assert _place(scored, list(factors), "perplexity:proof") == (place, factors[place])
+
+
+@pytest.mark.parametrize("text", ["int4:runs:0", "int4:tiles", "runs:4", "int4:runs:4:4", "int4:blocks:4"])
+def test_no_layout(text):
+    with pytest.raises(StudfinderError, match="expected int4:runs:64"):
+        layout(text)
+
+
+@pytest.mark.parametrize(("kind", "block"), [(Runs, 25), (ClipRestore, (3, 5)), (ClipRestore, "tensor"), (Runs, 7)])
+def test_restoring_an_extremum_that_set_the_range_changes_nothing(kind, block):
+    """A minimum and a maximum are codes, so that RESTORE undoes nothing there; elsewhere it does."""
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    method = kind(scheme=Scheme(element="int4", block=block, zero="float", scale="float32", remainder="block"))
+    made = method.rounded(weight, inf).dequantized()
+    found = {place: moved(method, weight, *place) for place in np.ndindex(6, 10)}
+    extrema = [place for place, (extremum, _) in found.items() if extremum]
+    assert len(extrema) == 2 * method.rounded(weight, inf).grid.scale.numel()
+    for place, (extremum, off) in found.items():
+        assert off <= 0.501
+        if extremum:
+            restored = made.clone()
+            restored[place] = weight[place]
+            torch.testing.assert_close(restored, made, atol=1e-6, rtol=0)
+            assert off < 1e-4
+    assert max(off for _, off in found.values()) > 0.3
+    # Clipped first, an extremum is moved, and restoring it does something.
+    place = extrema[0]
+    assert (method.rounded(weight, 1.0).dequantized()[place] - weight[place]).abs() > 0.1
 
 
 def test_runs_go_on_where_rows_end():
@@ -259,6 +327,16 @@ def test_a_model_without_massive_values_has_none_to_keep(planted, tmp_path):
     assert all(one.verdict == "not decided" and "nothing of the kind" in one.why for one in result.claims)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_other_neurons_are_of_the_same_matrix(architecture):
+    lm = provable(architecture, planted=False)[0]
+    for number, ref in enumerate(lm.anatomy.layers[1].writers):
+        weights: Any = [SimpleNamespace(layer=1, parameter=ref.parameter, expert=ref.expert, col=col) for col in (3, 7)]
+        found = other_neurons(lm, weights)
+        assert {(layer, writer) for layer, _, writer in found} == {(1, number)}
+        assert len({col for _, col, _ in found} - {3, 7}) == 2
+
+
 def test_kv_cache(planted):
     lm, folder = planted
     result = run("quantize/kv-cache", lm, folder, **small(folder), limit=3, text="proof", elements="int4", passkey="")
@@ -281,19 +359,64 @@ def test_activation_quantization(planted):
         **{**small(folder), "pieces": 4},
         limit=3,
         texts="proof",
-        alphas="0.5",
+        alphas="0.5,0.85",
     )
-    scores, against, _ = result.tables
-    rows = {row[0]: row[2].value for row in scores.rows}
+    scores, against, shares = result.tables
+    rows = {row[0]: row for row in scores.rows}
     changes = {row[0]: row[2].interval for row in against.rows}  # KL
-    assert rows["naive W8A8, per tensor"] != rows["naive W8A8, per token"]
+    kinds = [f"activations alone, {kind}" for kind in ("per token", "per tensor", "static")]
+    assert len({rows[f"naive, {kind}"][3].value for kind in kinds}) == 3
+    assert {rows[f"naive, {kind}"][1] for kind in kinds} == {32.0}  # the weights are as they were
+    assert rows["naive, W8A8, per token"][1] == pytest.approx(8, abs=0.1)
+    assert changes[f"naive but for attention's products, {kinds[0]}"].value != 0
     # The planted weight's spike sets the range of everything that reads it.
-    assert changes["REPLACE-RESTORE, median of the token, per tensor"].high < 0
     ours, others = (
-        changes[f"{label}, per tensor"].value
+        {row[0]: row[1].interval for row in against.rows}[f"{label}, activations alone, per tensor"]
         for label in ("REPLACE-RESTORE, median of the token", "other channels held out")
     )
-    assert ours < others
+    assert ours.high < 1
+    assert ours.value < others.value
+    assert len(shares.rows) == 2 * 4
+    helps, share = result.claims
+    assert helps.number.value == pytest.approx(helps.effect.interval.value - helps.control.interval.value)
+    if share.number is None:
+        assert "there is no gain to share" in share.why
+    else:
+        assert share.number.value == pytest.approx(share.effect.value - share.control.value - 0.5)
+
+
+def scored_kl(**kl):
+    """A grid of four windows by label, from KL a window; perplexity chooses the first SmoothQuant."""
+    found = GridScores()
+    for label, sums in {"original": np.zeros(4), **kl}.items():
+        kept = label.replace("_", " ")
+        found.variants.append(ModelVariant(label, family="W8A8, per token", kept=kept))
+        found.made[label] = {}
+        divergence = Divergence(np.array(sums, dtype=float), np.ones(4)).scores()
+        items = {"nll": tuple(np.zeros(4)), "tokens": (1.0,) * 4}
+        found.scores[label] = {"perplexity:proof": replace(divergence, items=items), KL: divergence}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "smooth", "verdict"),
+    [
+        ([1, 1.1, 1, 1.1], [9, 9, 9, 9.1], [0, 0, 0.1, 0], "held"),
+        ([8, 8.1, 8, 8], [9, 9, 9, 9], [0, 0, 0, 0.1], "did not hold"),
+        ([1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0.1], "did not hold"),  # any channels do as much
+        ([1, 1, 1, 1], [9, 9, 9, 9], [9, 9, 9, 9.1], "not decided"),  # SmoothQuant gains nothing
+    ],
+)
+def test_a_share_is_of_a_gain(ours, others, smooth, verdict):
+    labels = {
+        "naive": [9, 9, 9, 9],
+        "REPLACE-RESTORE": ours,
+        "other channels held out": others,
+        "SmoothQuant 0.5": smooth,
+    }
+    _, share = _judged(scored_kl(**labels), {"W8A8, per token": "naive"})
+    assert share.verdict == verdict
+    assert ("no gain to share" in share.why) == (share.number is None)
 
 
 def test_transforms(planted):

@@ -54,10 +54,12 @@ def other_neurons(lm: LM, weights: Sequence[SuperWeight], *, seed: int = 0) -> l
     """The same by (layer, column, which of the layer's writers)."""
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for layer, name in sorted({(weight.layer, weight.parameter) for weight in weights}):
-        own = {weight.col for weight in weights if weight.parameter == name}
-        (number,) = [at for at, ref in enumerate(lm.anatomy.layers[layer].writers) if ref.parameter == name]
-        columns = lm.model.get_parameter(name).shape[0 if lm.anatomy.layers[layer].writers[number].transposed else 1]
+    places = {(weight.layer, weight.parameter, weight.expert) for weight in weights}
+    for layer, name, expert in sorted(places, key=lambda place: (*place[:2], place[2] or 0)):
+        own = {weight.col for weight in weights if (weight.parameter, weight.expert) == (name, expert)}
+        writers = lm.anatomy.layers[layer].writers
+        number = next(at for at, ref in enumerate(writers) if (ref.parameter, ref.expert) == (name, expert))
+        columns = writers[number].view(lm.model.get_parameter(name)).shape[1]
         rest = sorted(set(range(columns)) - own)
         chosen = torch.randperm(len(rest), generator=generator)[: len(own)].tolist()
         found += [(layer, rest[place], number) for place in chosen]

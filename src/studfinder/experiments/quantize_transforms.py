@@ -88,7 +88,10 @@ class Unrounded:
     calibrated: bool = False
 
     def run(self, bench: Workbench) -> None:
-        """Leave every matrix as it stands."""
+        """Leave every matrix as it stands, with the bits that it has."""
+        for target in bench.targets:
+            weight = target.weight(bench.lm)
+            bench.sizes[target.name] = weight.numel(), 8.0 * weight.element_size()
 
 
 @dataclass(frozen=True)

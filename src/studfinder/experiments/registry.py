@@ -9,6 +9,7 @@ from studfinder.errors import unknown
 
 EXPERIMENTS: dict[str, str] = {
     "super-weight/ablation": "studfinder.experiments.super_weight_ablation",
+    "super-weight/coordinates": "studfinder.experiments.super_weight_coordinates",
     "super-weight/stopwords": "studfinder.experiments.super_weight_stopwords",
     "super-weight/scaling": "studfinder.experiments.super_weight_scaling",
     "super-weight/case": "studfinder.experiments.super_weight_case",

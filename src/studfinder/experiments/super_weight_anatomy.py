@@ -27,17 +27,17 @@ import torch
 from torch import nn
 
 from studfinder.edits import Weights, edited, zero
-from studfinder.experiments.weights import controls_of, super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, controls_of, super_weights_of
 from studfinder.models import LM, Writer
 from studfinder.records import Chart, Plot, SuperWeight, Table, line
 from studfinder.records.config import option
 from studfinder.report.words import brief, number
 from studfinder.sites import capture, module_inputs
-from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpikeConfig(StudyConfig):
+class SpikeConfig(SuperWeightConfig):
     """How much is shown."""
 
     channels: int = option(3, help="Channels that are named behind gate and up.", least=1)

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from studfinder.edits import zero
-from studfinder.experiments.weights import controls_of, super_weights_of
+from studfinder.experiments.weights import SuperWeightConfig, controls_of, super_weights_of
 from studfinder.models import LM
 from studfinder.records import Chart, Plot, Series, Table, point
 from studfinder.records.config import option
 from studfinder.studies import Divergence, ModelVariant, Original, with_edits
-from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionsConfig(StudyConfig):
+class PositionsConfig(SuperWeightConfig):
     """How much text, and where it is cut."""
 
     pieces: int = option(32, help="Pieces of our proof text.", least=1)

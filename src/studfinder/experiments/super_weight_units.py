@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, top_fraction, zero
+import torch
+
+from studfinder.edits import Edit, Weights, channel, matched_controls, neuron, zero
+from studfinder.experiments.weights import controls_of
+from studfinder.measures import Effects
 from studfinder.models import LM, matrix
-from studfinder.records import Chart, Findings, SuperWeight
+from studfinder.records import Chart, Claim, ClaimResult, Findings, SuperWeight
 from studfinder.report.words import brief
-from studfinder.studies import effects_plot, effects_table, nulled, swept
+from studfinder.stats import ratio_interval
+from studfinder.studies import cost_of, effects_plot, effects_table, judged, nulled, ratio, swept
 from studfinder.studies.experiment import Bench, Outcome
 from studfinder.texts import encode, proof_text
 
-
-def count_of(targets: Sequence[Weights]) -> int:
-    """How many weights these are."""
-    return sum(len(target.entries) for target in targets)
+ONE = Claim(
+    key="super-weight/one",
+    says="Removing one weight wrecks the model (twice the perplexity and more); removing one like it does not.",
+    decides="perplexity without it over perplexity without the weight nearest in size that shares no row or column",
+    none=2.0,
+    published="Llama-7B, WikiText-2: 5.67 to 1,211 without one weight",
+    paper_effect=1211.11 / 5.67,
+)
 
 
 def add_units(
@@ -24,10 +33,14 @@ def add_units(
     lm: LM,
     weights: Sequence[SuperWeight],
     findings: Findings,
-    others: Sequence[Weights],
+    others: Mapping[int, Sequence[Weights]],
 ) -> None:
-    """Each edit by itself on the proof text: a table, a chart and a sentence."""
-    named = _unit_edits(lm, weights, findings, others)
+    """Each edit by itself on the proof text: a table, a chart, a sentence and a claim.
+
+    Args:
+        others: the largest other weights, by how many they are.
+    """
+    named = _unit_edits(lm, weights, bench.config.singly, findings, others)
     labels = [label for label, _ in named]
     windows = encode(lm, proof_text())[0][: bench.config.windows]
     variants = [edits for _, edits in named]
@@ -43,43 +56,61 @@ def add_units(
         f"taken alone on our proof text, these move the model by more than 0.01 nats per token: "
         f"{', '.join(beaten) or 'none'}; of the controls: {', '.join(loud) or 'none'}."
     )
+    outcome.claims.insert(0, _one(effects, labels[0]))
+
+
+def _one(effects: Effects, label: str) -> ClaimResult:
+    """The first weight against the control that stands under it."""
+    number = ratio_interval(effects.nll[0] - effects.nll[1], effects.tokens, exponential=True)
+    return judged(
+        ONE,
+        number,
+        effect=ratio(effects, 0),
+        control=ratio(effects, 1),
+        items=f"{number.n} pieces of our proof text",
+        why=label,
+        cost=cost_of(ONE, number, "--set windows=", number.n, 0.0),
+    )
 
 
 def _unit_edits(
-    lm: LM, weights: Sequence[SuperWeight], findings: Findings, others: Sequence[Weights]
+    lm: LM,
+    weights: Sequence[SuperWeight],
+    singly: int,
+    findings: Findings,
+    others: Mapping[int, Sequence[Weights]],
 ) -> list[tuple[str, tuple[Edit, ...]]]:
     taken = [weight.index for weight in weights]
-    matched = [matched_controls(lm, w, findings, count=2, exclude=taken) for w in weights]
+    sizes = controls_of(lm, weights, findings)
     named: list[tuple[str, tuple[Edit, ...]]] = []
-    for weight, (size, contribution) in zip(weights, matched, strict=True):
+    for weight, size in list(zip(weights, sizes, strict=True))[:singly]:
+        contribution = matched_controls(lm, weight, findings, count=2, exclude=taken)[1]
         named.append((f"{brief(weight)} alone", zero(weight)))
         named.append(("  control: nearest in size", zero(size)))
         named.append(("  control: nearest in contribution", zero(contribution)))
     if len(weights) > 1:
-        named.append(("all together", zero(weights)))
-        named.append(("  control: their controls together", zero([pair[1] for pair in matched])))
+        named.append((f"all {len(weights)} together", zero(weights)))
+        named.append(("  control: their controls in size together", zero(sizes)))
     first = weights[0]
     writers = [ref.parameter for ref in lm.anatomy.layers[first.layer].writers]
     writer = first.expert if first.expert is not None else writers.index(first.parameter)
-    row, col = _nearest(lm, first, writer, axis=1), _nearest(lm, first, writer, axis=0)
+    row, col = nearest_line(lm, first, axis=1), nearest_line(lm, first, axis=0)
     named.append((f"neuron {first.col} of layer {first.layer}", zero(neuron(lm, first.layer, first.col, writer))))
     named.append((f"  control: neuron {col}", zero(neuron(lm, first.layer, col, writer))))
     named.append((f"channel {first.row} of layer {first.layer}", zero(channel(lm, first.layer, first.row, writer))))
     named.append((f"  control: channel {row}", zero(channel(lm, first.layer, row, writer))))
-    # 7,000 weights are a millionth of Llama-7B's; on a small model the same share is far fewer.
-    few = top_fraction(lm, 1e-6, keep={(weight.parameter, weight.index) for weight in weights})
-    named.append((f"the {count_of(few):,} largest others", zero(few)))
-    named.append((f"the {count_of(others):,} largest others", zero(others)))
-    return named
+    return named + [(f"the {count:,} largest others", zero(some)) for count, some in others.items()]
 
 
-def _nearest(lm: LM, weight: SuperWeight, writer: int, axis: int) -> int:
-    """The other row (axis 1) or column (axis 0) of the matrix whose norm is nearest the super weight's own."""
-    ref = lm.anatomy.layers[weight.layer].writers[writer]
+def nearest_line(lm: LM, weight: SuperWeight, axis: int, but: Collection[int] = ()) -> int:
+    """The row (axis 1) or column (axis 0) of the weight's matrix, another than its own and than those of `but`, whose
+    norm is nearest to that of its own."""
+    writers = lm.anatomy.layers[weight.layer].writers
+    ref = next(one for one in writers if (one.parameter, one.expert) == (weight.parameter, weight.expert))
     with matrix(lm, ref) as weight_CF:
         assert weight_CF is not None
         norms = weight_CF.float().norm(dim=axis)
     own = weight.row if axis == 1 else weight.col
     distance = (norms - norms[own]).abs()
-    distance[own] = float("inf")
+    distance[torch.tensor([own, *but])] = float("inf")
     return int(distance.argmin())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import ClassVar
 
 import torch
 
@@ -29,10 +28,8 @@ class ClipRestore(Config):
 
     Attributes:
         scheme: how weights are stored.
-        candidates: values of z; infinity is no clip.
+        candidates: values of z; infinity is no clip. One alone is taken for every matrix, without calibration text.
     """
-
-    calibrated: ClassVar[bool] = True
 
     scheme: Scheme = field(default_factory=lambda: Scheme(zero="integer"))
     candidates: tuple[float, ...] = option((inf, 20.0, 15.0, 12.0, 9.0, 7.0, 5.0, 4.0, 3.0), above=0)
@@ -42,7 +39,17 @@ class ClipRestore(Config):
         if not self.candidates:
             raise StudfinderError("no candidates for z", expected="at least one")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is something to choose."""
+        return len(self.candidates) > 1
+
     def run(self, bench: Workbench) -> None:
+        if not self.calibrated:
+            for target in bench.targets:
+                held_RC = bench.held.get(target.name)
+                bench.put(target, self.rounded(finite_weight(target, bench.lm), self.candidates[0], held_RC))
+            return
         clipped: dict[float, int] = {}
         for block in walk(bench):
             moments = second_moments(block)

@@ -1,6 +1,6 @@
 """The grid: variants of a model x measures -> scores; contrasts between them; tables and charts of both."""
 
-from studfinder.studies.claims import judged
+from studfinder.studies.claims import cost_of, judged
 from studfinder.studies.divergence import Divergence, Original
 from studfinder.studies.grid import Executor, Grid, GridCell, Put, Remembers, Watch, serial, with_edits
 from studfinder.studies.scored import FEWEST, KL, PAIRED, GridScores, ModelVariant, head, spoken
@@ -20,6 +20,7 @@ __all__ = [
     "Put",
     "Remembers",
     "Watch",
+    "cost_of",
     "effects_plot",
     "effects_table",
     "head",

@@ -79,3 +79,25 @@ def _placed(claim: Claim, value: float) -> float:
     if not claim.none:
         return value
     return math.log(value / claim.none) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def cost_of(claim: Claim, number: Interval | Comparison | None, setting: str, have: int, seconds: float) -> str:
+    """Which run would decide a claim: with so many items that half the interval is as wide as the paper's effect is far
+    from `claim.none`; "" where that cannot be said.
+
+    Args:
+        setting: what sets the number of items, as it stands before it, e.g. "--limit ".
+        have: how many there were.
+        seconds: how long those took.
+    """
+    interval = number.interval if isinstance(number, Comparison) else number
+    if interval is None or claim.paper_effect is None:
+        return ""
+    half = (_placed(claim, interval.high) - _placed(claim, interval.low)) / 2
+    far = abs(_placed(claim, claim.paper_effect))
+    if not (far > 0 and math.isfinite(half / far)):
+        return ""
+    want = max(have + 1, math.ceil(have * (half / far) ** 2))
+    hours = seconds * want / have / 3600
+    took = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return f"`{setting}{want}` where the data has as many, about {took} at the pace of this run"

@@ -144,19 +144,20 @@ class GridScores:
         found = {variant.label: self.change(measure, variant.label) for variant in self.tried()}
         return {label: comparison.interval for label, comparison in found.items() if comparison is not None}
 
-    def lost(self, label: str) -> list[np.ndarray]:
-        """By how much the original is better, for each task an array with one difference an item."""
-        return [self.items(self.original, name) - self.items(label, name) for name in self.tasks]
+    def lost(self, label: str, against: str = "") -> list[np.ndarray]:
+        """By how much the original (or `against`) is better, for each task an array with one difference an item."""
+        return [self.items(against or self.original, name) - self.items(label, name) for name in self.tasks]
 
-    def average(self, label: str) -> Comparison | None:
+    def average(self, label: str, against: str = "") -> Comparison | None:
         """Change of the mean over tasks."""
-        lost = [-items for items in self.lost(label)]
+        lost = [-items for items in self.lost(label, against)]
         return Comparison(kind="difference", interval=averaged(lost)) if lost else None
 
     def share(self, measure: str, taken: str, back: str, whole: str = "") -> Interval:
-        """Of what `taken` lost in log perplexity against the original (or `whole`), the share that `back` does not
-        lose."""
-        worst, some, none = (self.items(label, measure, "nll") for label in (taken, back, whole or self.original))
+        """Of what `taken` lost in log perplexity (or KL) against the original (or `whole`), the share that `back` does
+        not lose."""
+        name = "kl" if measure == KL else "nll"
+        worst, some, none = (self.items(label, measure, name) for label in (taken, back, whole or self.original))
         return averaged([worst - some], [worst - none])
 
     # --- tables ---
@@ -180,7 +181,9 @@ class GridScores:
         empty = [name for name in self.tasks if not self.scores[self.original][name].details.get("headroom", 1.0)]
         # What a score was taken on belongs to the score: hub and local copies may differ.
         said = [note, f"Taken on: {'; '.join(texts)}."]
-        said += [f"{name} is not here: {why}" for name, why in self.missing.items()]
+        absent = [head(name) for name in self.missing if name.startswith("tasks:")]
+        said += [f"{name} is not here: {why}" for name, why in self.missing.items() if head(name) not in absent]
+        said += [f"Not here: {', '.join(absent)}."] if absent else []
         said += [f"The original is at chance in {', '.join(empty)}: it can show nothing there."] if empty else []
         heads = (first, *([bits] if bits else []), *map(head, (*self.measures, *self.missing)), *self._average())
         return Table(title=title, columns=heads, rows=tuple(rows), note=" ".join(filter(None, said)))
@@ -212,11 +215,11 @@ class GridScores:
             (
                 called,
                 *(self.change(name, label, plain) for name in self.measures),
-                *([self.average(label)] if own and self.tasks else []),
+                *([self.average(label, plain)] if self.tasks else []),
             )
             for called, label, plain in rows
         ]
-        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *(self._average() if own else []))
+        heads = (first or ("model" if own else "pair"), *map(head, self.measures), *self._average())
         return Table(title=title, columns=heads, rows=tuple(cells), note=note)
 
     # --- sentences ---
@@ -224,7 +227,11 @@ class GridScores:
     def notes(self) -> list[str]:
         """What was not measured, and which variants were left out."""
         refused = [f"{label} was left out. {self.refused(label)}" for label in self.labels if self.refused(label)]
-        return [f"{name} was not measured. {why}" for name, why in self.missing.items()] + refused
+        absent = {name: why for name, why in self.missing.items() if name.startswith("tasks:")}
+        names, first = ", ".join(map(head, absent)), next(iter(absent.values()), "").partition(":")[0]
+        tasks = [f"not measured: {names} ({first})."] if absent else []  # each for the same reason, and at length
+        rest = [f"{name} was not measured. {why}" for name, why in self.missing.items() if name not in absent]
+        return [*tasks, *rest, *refused]
 
     def tally(self, pairs: Sequence[tuple[str, str]], measure: str) -> str | None:
         """In how many pairs (changed, plain) a measure fell or rose, the intervals corrected for their number
