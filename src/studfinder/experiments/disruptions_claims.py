@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studfinder.experiments.disruptions_read import SAME, TASKS, DisruptionScores
+from studfinder.experiments.disruptions_read import SAME, UNLIKE, DisruptionScores
 from studfinder.records import Claim, ClaimResult
 from studfinder.stats import crossed
 from studfinder.studies import FEWEST, judged
@@ -70,7 +70,7 @@ def disruption_claims(rows: DisruptionScores, k: int) -> list[ClaimResult]:
     name = next(iter(one.label for one in rows.scored.variants[1:]))
     other = rows.against.get(name, "")
     found = []
-    for claim, sides in ((MORE, TASKS), (SAME_MORE, SAME)):
+    for claim, sides in ((MORE, UNLIKE), (SAME_MORE, SAME)):
         number = rows.beyond(name, sides, other) if other else None
         effect, control = (rows.beyond(row, sides) if row else None for row in (name, other))
         why = "" if number else _FLOOR if other else _NO_NOISE

@@ -14,7 +14,7 @@ from studfinder.stats import crossed
 from studfinder.studies import FEWEST, GridScores, head
 
 Means = Mapping[str, np.ndarray]
-TASKS, SAME = ("context", "memory"), ("asked", "known")
+UNLIKE, SAME = ("context", "memory"), ("asked", "known")
 """The two sides of both comparisons: tasks of each kind; the same questions, asked of an invented and a known name."""
 
 
@@ -27,7 +27,7 @@ class DisruptionScores:
         keys: of some, the one measure being the passkey; None where it cannot be asked.
         effects: of all but the model as it is, on neutral text.
         against: by disruption, the noise that was tuned to its damage.
-        sides: measures by side of TASKS and SAME.
+        sides: measures by side of UNLIKE and SAME.
     """
 
     scored: GridScores
@@ -163,7 +163,7 @@ def _scores(
 def comparisons_table(rows: DisruptionScores) -> Table:
     """Context against memory, and against equal damage elsewhere."""
     lines: list[tuple[Cell, ...]] = []
-    for what, sides in (("tasks", TASKS), ("same questions", SAME)):
+    for what, sides in (("tasks", UNLIKE), ("same questions", SAME)):
         for name in rows.scored.families:
             other = rows.against.get(name, "")
             equal = (rows.beyond(other, sides), rows.beyond(name, sides, other)) if other else (None, None)
@@ -187,11 +187,11 @@ def comparisons_table(rows: DisruptionScores) -> Table:
 def disruption_notes(rows: DisruptionScores) -> list[str]:
     """What the numbers say."""
     notes = []
-    for side in (*TASKS, *SAME):
+    for side in (*UNLIKE, *SAME):
         floor = [head(name) for name in rows.sides[side] if name not in rows.can_show[side]]
         if floor:
             notes.append(f"at chance on the model as it is, and not averaged: {', '.join(floor)}.")
-    for what, sides in (("tasks", TASKS), ("the same questions", SAME)):
+    for what, sides in (("tasks", UNLIKE), ("the same questions", SAME)):
         for name, other in rows.against.items():
             left = [rows.kept(name, side) for side in sides]
             alone, beyond = rows.beyond(name, sides), rows.beyond(name, sides, other)
@@ -221,11 +221,11 @@ def kept_chart(rows: DisruptionScores) -> Chart:
             rows=names,
             series=tuple(
                 Series(name=f"from {called}", points=tuple(point(rows.kept(name, side)) for name in names))
-                for called, side in zip(TASKS, sides, strict=True)
+                for called, side in zip(UNLIKE, sides, strict=True)
             ),
             x=f"share of skill kept, {what}",
             none=1.0,
         )
-        for what, sides in (("tasks", TASKS), ("same questions", SAME))
+        for what, sides in (("tasks", UNLIKE), ("same questions", SAME))
     )
     return Chart(name="disrupt", plots=plots)

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 
 from studfinder.edits import Activations, Edit, LargestEntry, restore_output, set_to, zero
 from studfinder.experiments.super_weight_ablation_claims import (
-    CLAIMS,
     ELSEWHERE,
     LIKE,
     MANY,
     PRUNED,
     RESTORED,
+    TABLE_1,
     WHOLE_MODEL,
     claims_of,
 )
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
         "cpu": AblationConfig(),
         "paper": AblationConfig(limit=100_000, windows=100_000, texts=("wikitext2", "c4", "proof")),
     },
-    claims=(ONE, *CLAIMS),
+    claims=(ONE, *TABLE_1),
 )
 
 _PAPER = (

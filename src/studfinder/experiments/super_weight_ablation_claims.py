@@ -52,7 +52,7 @@ RESTORE_LOG = Claim(
     published="Llama-7B, WikiText-2: 10 % of the logarithm (5.67, 1,211 and 721)",
     paper_effect=0.10,
 )
-CLAIMS = (LIKE_SHARE, MANY_OTHERS, GUESSING, RESTORE, RESTORE_LOG)
+TABLE_1 = (LIKE_SHARE, MANY_OTHERS, GUESSING, RESTORE, RESTORE_LOG)
 
 _Parts = Sequence[np.ndarray]
 """One number an item, by task."""
@@ -110,7 +110,7 @@ def claims_of(scored: GridScores, own: Any) -> list[ClaimResult]:
         share(GUESSING, less(PRUNED, tasks), less(LIKE, tasks), room, *items, why="the model is at chance everywhere"),
     ]
     if RESTORED not in scored.labels:
-        return [*found, *(judged(one, None, why="a fused expert's output cannot be replaced") for one in CLAIMS[3:])]
+        return [*found, *(judged(one, None, why="a fused expert's output cannot be replaced") for one in TABLE_1[3:])]
     back = [[-part for part in less(label, tasks, than=PRUNED)] for label in (RESTORED, ELSEWHERE)]
     logs = [less(label, texts[:1], "nll", than=PRUNED) for label in (RESTORED, ELSEWHERE)]
     lost = [-part for part in less(PRUNED, texts[:1], "nll")]

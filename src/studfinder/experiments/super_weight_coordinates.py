@@ -29,7 +29,7 @@ from studfinder.errors import StudfinderError
 from studfinder.experiments.held_weights import WeightPlaces, without
 from studfinder.experiments.super_weight_coordinates_tables import (
     AS_IS,
-    PROMPTS,
+    OVER_PROMPTS,
     VERSIONS,
     Crossing,
     SeenVersion,
@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
     summary="Is the super weight the same weight over prompts and over versions of the model?",
     needs="about 8 minutes and 4 GB with smollm2 on one core (plus the scan that finds the weights)",
     presets={"cpu": CoordinatesConfig()},
-    claims=(PROMPTS, VERSIONS),
+    claims=(OVER_PROMPTS, VERSIONS),
 )
 _METHODS: dict[str, Callable[[Scheme], Method]] = {
     "rtn": lambda scheme: RTN(scheme=scheme),
@@ -110,7 +110,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     data = {"super weights": places, "commonest": common, "layers": len(common)}
     tables = [layer_table(places, seen[AS_IS]["places"], named(weights)), version_table(seen, shares)]
     claims = [
-        judged_shares(PROMPTS, [shares[AS_IS]]),
+        judged_shares(OVER_PROMPTS, [shares[AS_IS]]),
         judged_shares(VERSIONS, [shares[name] for name in list(versions)[1:]]),
     ]
     return Outcome(tables, [coordinates_note(shares)], [coordinates_chart(shares)], data, claims=claims)

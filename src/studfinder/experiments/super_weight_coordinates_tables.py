@@ -12,7 +12,7 @@ from studfinder.records import Cell, Chart, Claim, ClaimResult, Comparison, Plot
 from studfinder.stats import mean_interval, ratio_interval
 from studfinder.studies import judged
 
-PROMPTS = Claim(
+OVER_PROMPTS = Claim(
     key="super-weight/prompts",
     says="Whatever the prompt, the super weight is the same weight.",
     decides="share of prompts at which the largest input and output of a super weight's layer cross at it, less the "
