@@ -252,7 +252,7 @@ def test_rows_past_the_tokenizer_are_never_drawn_and_are_no_text():
     lm = load(tiny("llama").model, plain(eos_token="w2"))
     assert lm.anatomy.vocabulary == 96
     for seed in range(20):
-        assert max(max(ids) for ids in induction._sequences(lm, 16, 4, seed)) < 20
+        assert max(max(ids) for ids in induction.repeated(lm, 16, 4, seed)) < 20
     for reader in (lm.tokenizer, Ending(lm.tokenizer)):
         assert as_text(reader, [3, 95, 20, 4]) == "w3 w4"
         assert as_text(reader, [95]) == ""

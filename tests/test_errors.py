@@ -22,6 +22,9 @@ PLAIN = {
     "models/gguf.py": "raises it again",
     "experiments/massive_values_quantization.py": "is measured, and refused, again",
     "experiments/quantize_kv_cache.py": "a look at the findings",
+    "experiments/massive_values_keep.py": "a look at the findings",
+    "experiments/massive_activations_heads.py": "a look at activations",
+    "experiments/massive_onset.py": "a look at activations",
     "experiments/outlier_free_finetune.py": "puts variants into a model",
     "cli/app.py": "prints it",
 }

@@ -94,28 +94,6 @@ def test_one_measure_that_cannot_run_is_a_line_and_not_the_end(lm, monkeypatch):
             measure(model, ["perplexity", "broken"], limit=2)
 
 
-def test_a_difficulty_is_chosen_once_and_used_before_and_after(lm, monkeypatch):
-    model, edits = _zeroed(lm)
-    chosen, used = [], []
-
-    def choose(lm):
-        chosen.append(1)
-        return 7
-
-    def asked(lm, argument, **options):
-        used.append(argument)
-        return scored("asked", [1.0, 0.0], text=f"items {argument}")
-
-    entry = Measure("context", "test_measure:_asked", "", "how many", "test_measure:_choose")
-    for name in ("one", "other"):
-        monkeypatch.setitem(MEASURES, name, entry)
-    monkeypatch.setitem(globals(), "_choose", choose)
-    monkeypatch.setitem(globals(), "_asked", asked)
-    measure(model, ["one", "other"], edits=edits)
-    assert len(chosen) == 1
-    assert used == ["7"] * 4
-
-
 def test_scorecards_stand_side_by_side(lm, tmp_path):
     model, edits = _zeroed(lm)
     cards = [measure(model, ["perplexity"], limit=2), measure(model, ["perplexity"], edits=edits, limit=2)]

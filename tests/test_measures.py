@@ -461,7 +461,7 @@ def test_prefix_matching_is_the_models_own_attention(architecture):
     lm = tiny(architecture, attention="eager")
     scores = induction.induction(lm, "12", limit=3)
     sums = 0
-    for ids in induction._sequences(lm, 12, 3, 0):
+    for ids in induction.repeated(lm, 12, 3, 0):
         with torch.no_grad():
             attentions = lm.model(input_ids=torch.tensor([ids]), output_attentions=True).attentions
         sums = sums + torch.stack(
@@ -475,7 +475,7 @@ def test_prefix_matching_is_the_models_own_attention(architecture):
 def test_sequences_begin_with_bos_where_the_tokenizer_sets_it():
     lm = tiny("llama")
     lm = load(lm.model, tokenizer=tokenizer())
-    for ids in induction._sequences(lm, 5, 3, 0):
+    for ids in induction.repeated(lm, 5, 3, 0):
         assert ids[0] == 1
         assert ids[1:6] == ids[6:]
         assert not {0, 1, 2} & set(ids[1:])

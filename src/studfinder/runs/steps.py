@@ -57,7 +57,8 @@ class Steps:
         try:
             entry = json.loads(line)
             name, value, run, under = entry["step"], entry["value"], entry["run"], entry["under"]
-            whole = entry["sum"] == _sum(name, value, run, under)
+            seconds = [entry["seconds"]] if "seconds" in entry else []  # older lines lack it
+            whole = entry["sum"] == _sum(name, value, run, under, *seconds)
         except (ValueError, KeyError, TypeError, RecursionError):
             return "is damaged"
         if not whole or not isinstance(name, str):
@@ -67,7 +68,7 @@ class Steps:
         if under != self.under:
             return "was made with other versions"
         self.values[name] = value
-        self.earlier += entry.get("seconds", 0.0)
+        self.earlier += sum(seconds)
         return None
 
     def has(self, name: str) -> bool:
@@ -84,10 +85,9 @@ class Steps:
             # As a later run will read it, so that a fresh run and a resumed one see the same.
             value = json.loads(json.dumps(compute()))
             if self.path is not None and first_process():
-                entry = {"step": name, "value": value, "run": self.run, "under": self.under}
-                entry["sum"] = _sum(name, value, self.run, self.under)
-                entry["seconds"] = round(time.monotonic() - self._since, 3)  # no part of the sum: older lines lack it
-                self._since = time.monotonic()
+                seconds, self._since = round(time.monotonic() - self._since, 3), time.monotonic()
+                entry = {"step": name, "value": value, "run": self.run, "under": self.under, "seconds": seconds}
+                entry["sum"] = _sum(*entry.values())
                 self._append(self.path, json.dumps(entry))
             self.values[name] = value
         return self.values[name]
