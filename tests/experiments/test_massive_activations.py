@@ -201,7 +201,7 @@ def test_zero_or_mean(lm, folder):
     assert moved["all to zero"] > 3 * moved["control of all: random 2"]
     assert moved["to zero once, after the first layer (the paper's way)"] > 3 * moved["all to their mean"]
     assert len(tasks.rows) == 3
-    assert any("hellaswag was not measured" in note for note in result.notes)
+    assert any("not measured: hellaswag" in note for note in result.notes)
     rows = {row[0]: row[1].interval.value for row in change.rows}
     random = np.sqrt(rows["control of all: random 1"] * rows["control of all: random 2"])
     matters, like, destroys, mean = result.claims
