@@ -70,7 +70,7 @@ def test_no_change_is_shown_by_a_margin(none, margin, low, high, verdict):
 def test_nothing_failed_whose_interval_holds_the_papers_effect(one, other, paper):
     low, high = sorted((one, other))
     more = judged(claim("more", paper_effect=paper), between(low, high))
-    assert more.smallest == pytest.approx((high - low) / 2)
+    assert more.smallest == (pytest.approx((high - low) / 2) if low < high else None)
     if paper is not None and low <= paper <= high:
         assert more.verdict != "did not hold"
     mirrored = judged(
@@ -83,6 +83,14 @@ def test_ratios_are_judged_by_their_logarithms():
     found = judged(claim(none=1.0), Comparison(kind="ratio", interval=between(0.5, 2.0)))
     assert found.verdict == "not decided"
     assert found.smallest == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["more", "less", "within"])
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_an_interval_without_width_decides_nothing(kind, value):
+    found = judged(claim(kind, margin=0.1 if kind == "within" else None), between(value, value))
+    assert (found.verdict, found.smallest) == ("not decided", None)
+    assert "no item changed" in because(found)
 
 
 @pytest.mark.parametrize("broken", [between(math.nan, 1.0), between(1.0, math.nan), None])

@@ -51,6 +51,8 @@ def smallest(config: StudyConfig) -> dict[str, Any]:
             found[one.name] = value[: 1 if one.kind is str or one.option.bounds else 2]
         elif one.kind is int and value is not None and one.name not in _GROUPS:
             found[one.name] = max(int(one.option.least or 0), min(value, 32 if one.name in _LENGTHS else 4))
+        elif one.name == "passing":  # untrained as they are, they pass no prompt
+            found[one.name] = False
     return found
 
 

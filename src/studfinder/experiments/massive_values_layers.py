@@ -46,9 +46,10 @@ FIRST = Claim(
 )
 ROPE = Claim(
     key="massive-values/rope-puts",
-    says="RoPE puts massive values into Q and K.",
+    says="It is the rotation that makes entries of Q and K massive: before RoPE they are not.",
     decides="the share of the massive values after RoPE that were not there before it, net",
-    published="RoPE is called their cause; models with it have them, models without it do not",
+    published="RoPE is called their cause; models with it have them, models without it do not. A rotation keeps the "
+    "norm of a pair of dims, so this says where they are, not what training with RoPE makes of them",
     paper_effect=1.0,
 )
 EXPERIMENT = Experiment(

@@ -89,10 +89,12 @@ def _against(one: ClaimResult) -> str:
     claim = one.claim
     if one.verdict == "held":
         return ""
+    if one.number is not None and one.number.low == one.number.high:
+        return ": no item changed, so the interval has no width and decides nothing"
     if claim.margin is not None:
         return f", where {number(claim.margin)} is the margin"
     paper = f" the paper's {number(claim.paper_effect)}" if claim.paper_effect is not None else ""
-    none = f"{claim.none:g} (no effect)"
+    none = f"{claim.none:g}" + " (no effect)" * (claim.none in (0, 1))
     if one.verdict == "not decided":
         return f", which leaves open {none}" + (f" and{paper}" if paper and _holds(one) else "")
     return f", without{paper}" if one.number and _includes_none(one) else f", on the other side of {none}"

@@ -24,7 +24,7 @@ def judged(
     A claim of "more" (or "less") held if the whole interval lies above (below) `claim.none`. It did not hold if the
     whole interval lies on the other side, or if it includes `none` and leaves out the paper's own effect. A claim of
     "within" held if the interval keeps within the margin, and did not if it lies wholly outside. All else is not
-    decided.
+    decided, and so is an interval without width.
 
     Args:
         number: the contrast that decides; None where it could not be measured (say in `why` why).
@@ -47,8 +47,8 @@ def judged(
 
 def _verdict(claim: Claim, interval: Interval) -> Decision:
     low, value, high = (_placed(claim, one) for one in (interval.low, interval.value, interval.high))
-    if not low <= value <= high:
-        return "not decided"  # NaN, or no interval at all
+    if not low <= value <= high or low == high:
+        return "not decided"  # NaN, or no width: where no item changed, resampling says nothing of the next one
     if claim.margin is not None:
         margin = abs(_placed(claim, claim.margin))
         if -margin <= low and high <= margin:
@@ -69,7 +69,7 @@ def _verdict(claim: Claim, interval: Interval) -> Decision:
 def _smallest(claim: Claim, interval: Interval) -> float | None:
     """Half the interval: a true difference below it would as a rule leave `none` inside."""
     low, high = _placed(claim, interval.low), _placed(claim, interval.high)
-    if not low <= high or math.isinf(high - low):
+    if not low < high or math.isinf(high - low):
         return None
     return math.exp((high - low) / 2) if claim.none else (high - low) / 2
 
