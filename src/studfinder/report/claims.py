@@ -89,7 +89,7 @@ def _against(one: ClaimResult) -> str:
     claim = one.claim
     if one.verdict == "held":
         return ""
-    if one.number is not None and one.number.low == one.number.high:
+    if one.number is not None and one.number.low == one.number.high == claim.none:
         return ": no item changed, so the interval has no width and decides nothing"
     if claim.margin is not None:
         return f", where {number(claim.margin)} is the margin"

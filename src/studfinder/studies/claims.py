@@ -24,7 +24,7 @@ def judged(
     A claim of "more" (or "less") held if the whole interval lies above (below) `claim.none`. It did not hold if the
     whole interval lies on the other side, or if it includes `none` and leaves out the paper's own effect. A claim of
     "within" held if the interval keeps within the margin, and did not if it lies wholly outside. All else is not
-    decided, and so is an interval without width.
+    decided, and so is an interval without width at `none`: no item changed.
 
     Args:
         number: the contrast that decides; None where it could not be measured (say in `why` why).
@@ -47,8 +47,8 @@ def judged(
 
 def _verdict(claim: Claim, interval: Interval) -> Decision:
     low, value, high = (_placed(claim, one) for one in (interval.low, interval.value, interval.high))
-    if not low <= value <= high or low == high:
-        return "not decided"  # NaN, or no width: where no item changed, resampling says nothing of the next one
+    if not low <= value <= high or low == high == 0:
+        return "not decided"  # NaN, or no item changed: resampling then says nothing of the next one
     if claim.margin is not None:
         margin = abs(_placed(claim, claim.margin))
         if -margin <= low and high <= margin:
