@@ -57,9 +57,10 @@ def test_an_offloaded_model(how, tmp_path):
         disk_offload(lm, tmp_path, execution_device=torch.device("cpu"))
     lm = load(lm)
     assert lm.model.lm_head.weight.is_meta
-    for ends in carry(lm, texts(lm, 9, 6)):
+    for ends in carry(lm, texts(lm, 9, 6), [stream_of(lm, scaled(lm, DOWN))]):
         assert same(of(ends), own(whole, ends.batch))
-    assert wrong(lm, [[scaled(lm, DOWN)]], texts(lm, 9, 6)) == []
+        with edited(whole, scaled(whole, DOWN)):
+            assert same(of(ends, 0), own(whole, ends.batch))
     with pytest.raises(StudfinderError, match="offloaded"):
         gradients(lm, texts(lm, 9), likelihood())
 
@@ -113,7 +114,11 @@ def test_a_stream_enters_its_change_layer_by_layer(seed):
     layers = sorted(chance.sample(range(5), 3))
     changes = {layer: edited(lm, scaled(lm, f"model.layers.{layer}.mlp.down_proj.weight")) for layer in layers}
     first, last = chance.randint(-1, layers[0]), chance.randint(layers[-1], 5)
-    stream = Stream(enter=lambda at: changes[at].applied() if at in changes else nullcontext(), first=first, last=last)
+
+    def enter(at: int) -> Any:
+        return changes[at].applied(lambda number: True) if at in changes else nullcontext()
+
+    stream = Stream(enter=enter, first=first, last=last)
     (ends,) = carry(lm, texts(lm, 9)[:1], [stream])
     with ExitStack() as stack:
         for change in changes.values():
@@ -133,7 +138,7 @@ def test_parts_give_what_one_gives(monkeypatch):
 
     whole, parts = BlockRuns(), BlockRuns()
     expected = logits(whole)
-    monkeypatch.setattr("studfinder.passes.streams._BUDGET", 1)
+    monkeypatch.setattr("studfinder.passes.streams.STATES", 1)
     assert all(map(same, expected, logits(parts)))
     assert parts.blocks == pytest.approx(whole.blocks)
 
@@ -185,7 +190,7 @@ def test_what_ends_in_the_middle_leaves_nothing():
 
     @contextmanager
     def failing(layer: int) -> Iterator[None]:
-        with edited(lm, scaled(lm, DOWN)).applied():
+        with edited(lm, scaled(lm, DOWN)).applied(lambda number: True):
             yield
             if layer == 3:
                 raise Ends

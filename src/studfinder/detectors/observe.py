@@ -66,7 +66,8 @@ _Progress = Callable[[int], Any]
 def _by_block(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:
     """All prompts through one block, then through the next: what a detector reads of a layer it reads of all."""
     lm, prompts, told = blocks.lm, sum(len(batch.prompts) for batch in part), 0
-    given = [blocks.begin(batch, masked=bool(bidirectional(lm)) or None) for batch in part]
+    with blocks.weights.outside():
+        given = [blocks.begin(batch, masked=bool(bidirectional(lm)) or None) for batch in part]
     states: list[State] = [()] * len(part)
     with tapped(lm, read=queue.read):
         for step in range(len(blocks.layers)):
@@ -74,13 +75,15 @@ def _by_block(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _P
             def run(number: int, step: int = step, states: list[State] = states) -> State:
                 return blocks.run(step, given[number], states[number])
 
-            states = queue.reading(part, run)
+            with blocks.weights.at_hand(step):
+                states = queue.reading(part, run)
             done = prompts * (step + 1) // len(blocks.layers)
             if done > told:
                 progress(done - told)
             told = done
-    ends = [blocks.last(*pair)[:, -1] for pair in zip(given, states, strict=True)]
-    return all(bool(torch.isfinite(blocks.logits(end)).all()) for end in ends)
+    with blocks.weights.outside():
+        ends = [blocks.last(*pair)[:, -1] for pair in zip(given, states, strict=True)]
+        return all(bool(torch.isfinite(blocks.logits(end)).all()) for end in ends)
 
 
 def _in_one_go(blocks: Blocks, part: Sequence[Batch], queue: _Queue, progress: _Progress) -> bool:

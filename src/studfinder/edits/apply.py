@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
@@ -28,7 +28,8 @@ GivenEdits = Edit | EditList | str | Iterable["GivenEdits"]
 class edited:
     """Apply edits while the context lasts: those of weights at once, those of sites in every forward pass, each kind in
     the order given. Contexts nest; an inner one's site edits come after the outer one's. A down projection that is
-    offloaded is not written to: its edited output rows are computed again in every pass.
+    offloaded is not written to: its edited output rows are computed again in every pass. Others of them can be edited
+    in a pass that brings them in block by block (see `stream_of`), which all measures of KL and likelihood are.
 
     All of it is undone bit by bit, whatever ends the block, a Ctrl-C at any moment included (see `Journal`).
 
@@ -41,34 +42,27 @@ class edited:
 
     Raises:
         StudfinderError: nothing to edit, something that is no edit, no such parameter, index, site, head or dim, or a
-            weight that is offloaded or quantised; on leaving, an edit that changed nothing though the model ran.
+            weight that is quantised; on entering, one that is offloaded and no down projection; on leaving, an edit that changed nothing though the model ran.
     """
 
     def __init__(self, lm: LM, edits: GivenEdits) -> None:
         self.edits = edits_of(lm, edits)
         self._lm = lm
-        self._plan: list[tuple[WeightEdit | NullEdit, list[Indices]]] = []
-        recomputed: dict[Site, list[WeightEdit | NullEdit]] = {}
-        for edit in self.edits:
+        self._plan: dict[int, tuple[WeightEdit | NullEdit, list[Indices]]] = {}
+        for number, edit in enumerate(self.edits):
             if not isinstance(edit, SiteEdit):
-                places = _places(lm, edit)
-                site = offloaded_writer(lm, edit.target.parameter)
-                if site is None:
-                    _check(lm, edit.target.parameter)
-                    self._plan.append((edit, places))
-                else:
-                    recomputed.setdefault(site, []).append(edit)
+                self._plan[number] = edit, _places(lm, edit)
+                _check(lm, edit.target.parameter)
         for note in tied_notes(lm, self.edits):
             warnings.warn(visible(note), TiedWeightsWarning, stacklevel=2)
-        rows = [RecomputedRows(lm, site, edits) for site, edits in recomputed.items()]
         at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
-        self._sites = SiteEdits(lm, at_sites, rows) if at_sites or rows else None
+        self._sites = SiteEdits(lm, at_sites) if at_sites else None
         self._context: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> edited:
         if self._context is not None:
             raise StudfinderError("these edits are in force already", do="Make another edited(...) of them")
-        self._context = self.applied()
+        self._context = self._applied_to_all()
         try:
             self._context.__enter__()
         except BaseException:
@@ -90,11 +84,35 @@ class edited:
         if self._sites is not None:
             self._sites.check_done()
 
+    def _applied_to_all(self) -> AbstractContextManager[None]:
+        """For passes that bring offloaded weights in for each use and let them go: what is written there is lost."""
+        recomputed: dict[Site, list[WeightEdit | NullEdit]] = {}
+        here = []
+        for edit, places in self._plan.values():
+            site = offloaded_writer(self._lm, edit.target.parameter)
+            if site is None:
+                here.append((edit, places))
+            else:
+                recomputed.setdefault(site, []).append(edit)
+        if recomputed:
+            at_sites = [edit for edit in self.edits if isinstance(edit, SiteEdit)]
+            rows = [RecomputedRows(self._lm, site, edits) for site, edits in recomputed.items()]
+            self._sites = SiteEdits(self._lm, at_sites, rows)
+        return self._changed(here)
+
+    def applied(self, wanted: Callable[[int], bool]) -> AbstractContextManager[None]:
+        """The same for a part of a forward pass whose weights are at hand: nobody asks yet whether everything has
+        changed something.
+
+        Args:
+            wanted: whether the edit of this number changes a weight that is used there.
+        """
+        return self._changed([self._plan[number] for number in self._plan if wanted(number)])
+
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The same for a part of a forward pass: nobody asks yet whether everything has changed something."""
+    def _changed(self, plan: list[tuple[WeightEdit | NullEdit, list[Indices]]]) -> Iterator[None]:
         with Journal(self._lm.model) as journal:
-            for edit, places in self._plan:
+            for edit, places in plan:
                 parameter = self._lm.model.get_parameter(edit.target.parameter)
                 stored = getattr(parameter, "stored_dtype", parameter.dtype)
                 old = [parameter.detach()[place].to(stored) for place in places]
@@ -119,12 +137,6 @@ def _named(lm: LM, name: str) -> nn.Parameter:
 
 def _check(lm: LM, name: str) -> None:
     parameter = _named(lm, name)
-    if parameter.is_meta:
-        raise StudfinderError(
-            f"{name} is offloaded, so an edit of it would be lost",
-            expected="a parameter in memory, or a down projection that is no fused expert",
-            do="Load the model without offloading to disk",
-        )
     if not parameter.is_floating_point():
         raise StudfinderError(f"{name} is quantised ({parameter.dtype})", do="Edit the unquantised model")
 

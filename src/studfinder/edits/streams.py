@@ -9,6 +9,7 @@ from studfinder.edits.edit import Edit, SiteEdit
 from studfinder.edits.makers import null
 from studfinder.edits.spec import edits_of
 from studfinder.models import LM
+from studfinder.models.offloaded import tied_to
 from studfinder.passes import Blocks, Stream
 from studfinder.sites import Site
 
@@ -22,7 +23,7 @@ def stream_of(lm: LM, edits: GivenEdits) -> Stream:
     touches = [names for layers, names in places if layers[0] == first]
     known = [name for names in touches for name in names or ()]
     return Stream(
-        enter=lambda layer: change.applied(),
+        enter=lambda layer: change.applied(lambda number: layer in places[number][0]),
         first=first,
         last=last,
         touches=None if None in touches else tuple(known),
@@ -44,12 +45,11 @@ def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
         layer = Site.parse(edit.site).layer
         return [0 if layer is None else layer], None
     depth = len(lm.anatomy.layers)
-    own = lm.model.get_parameter(edit.target.parameter)
-    # Wherever it is used, under whatever name: it may be tied.
-    names = [name for name, one in lm.model.named_parameters(remove_duplicate=False) if one is own]
+    names = tied_to(lm.model, edit.target.parameter)  # wherever it is used, under whatever name
     blocks = [layer.block + "." for layer in lm.anatomy.layers]
     layers = [number for number, block in enumerate(blocks) if any(name.startswith(block) for name in names)]
     outside = {name for name in names if not name.startswith(tuple(blocks))}
     if outside:
-        return [*layers, depth] if outside <= Blocks(lm).after else [-1, *layers, depth], None
+        # What comes before the blocks may be asked for again in front of each.
+        return [*layers, depth] if outside <= Blocks(lm).after else range(-1, depth + 1), None
     return layers, tuple(name.rpartition(".")[0] for name in names if name.startswith(blocks[layers[0]]))

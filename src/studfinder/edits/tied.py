@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from studfinder.edits.edit import Edit, SiteEdit
 from studfinder.models import LM
+from studfinder.models.offloaded import tied_to
 
 
 class TiedWeightsWarning(UserWarning):
@@ -20,10 +21,9 @@ def tied_notes(lm: LM, edits: Iterable[Edit]) -> tuple[str, ...]:
     outside = sorted(name for name in names if not name.startswith(blocks))
     if not outside:  # what a block holds is tied to nothing: the list of all parameters is not walked for it
         return ()
-    known = dict(lm.model.named_parameters(remove_duplicate=False))
     notes = []
     for name in outside:
-        others = [other for other, found in known.items() if other != name and found is known.get(name)]
+        others = [other for other in tied_to(lm.model, name) if other != name]
         if others:
             notes.append(f"{name} is tied to {' and '.join(others)}: the edit changes both")
     return tuple(notes)

@@ -83,7 +83,7 @@ def log_likelihoods(
     Args:
         requests: (context ids, continuation ids), neither empty.
         batch_tokens: tokens in one forward pass; the default is that of `batch_size` around the call, or else 512 on a
-            CPU, where several passes run side by side, and 16,384 elsewhere. Where memory does not hold a pass it is
+            CPU (more where each pass reads the weights from their files), where several passes run side by side, and 16,384 elsewhere. Where memory does not hold a pass it is
             read in halves.
         truncate: cut what is longer than the model's window from the left, as lm-evaluation-harness does.
         progress: called with the number of requests done.
@@ -95,13 +95,22 @@ def log_likelihoods(
     limit = lm.anatomy.max_positions
     cut = [_checked(lm, number, request, limit, truncate) for number, request in enumerate(requests)]
     results: list[Likelihood | None] = [None] * len(requests)
-    size = batch_tokens or _SIZE.get() or (_FITS if lm.device.type == "cpu" else 16384)
+    size = batch_tokens or _SIZE.get() or _tokens_at_once(lm)
     for scored in _passes(lm, _rows(cut), size) if requests else ():
         for number, likelihood in scored:
             results[number] = likelihood
         if progress is not None:
             progress(len(scored))
     return results  # type: ignore[return-value]
+
+
+def _tokens_at_once(lm: LM) -> int:
+    usual = _FITS if lm.device.type == "cpu" else 16384
+    if lm.memory is None or not lm.memory.streamed:
+        return usual
+    # Every pass reads all weights: as few of them as memory allows.
+    a_token = (6 * lm.anatomy.hidden + 3 * lm.anatomy.intermediate) * lm.dtype.itemsize
+    return max(usual, lm.memory.states // a_token)
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A model computed in a wider dtype than it is stored in: every block's weights are cast when it runs, and let go.
+"""A model computed in a wider dtype than it is stored in, or on another device than it is stored on: every block's
+weights are cast or moved when it runs, and let go.
 
 All but the matrices of blocks (embeddings, the output matrix, norms) is cast once, as a load in the wider dtype does.
 So every pass gives bit for bit what the model cast whole gives, in the memory of the stored blocks, of that rest and
@@ -25,6 +26,7 @@ from studfinder.models.loading import destinations
 from studfinder.patches import Journal
 
 _NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
+_CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -68,16 +70,22 @@ def _stored(model: nn.Module, dtype: torch.dtype, held: Mapping[str, Held]) -> d
     }
 
 
-def carry_blocks(model: Any, dtype: torch.dtype) -> None:
-    """Make the blocks of a model that was loaded so compute in the wider dtype, for good; or cast the model whole, if
-    its code does not let them."""
-    blocks = [block for block in _blocks(model).values() if any(_narrower(one, dtype) for one in block.parameters())]
+def carry_blocks(model: Any, dtype: torch.dtype, device: torch.device = _CPU) -> None:
+    """Make the blocks of a model that was loaded so compute in the wider dtype, and on a device on which all else is
+    from now on, for good; or cast and move the model whole, if its code does not let them."""
+    every = _blocks(model)
+    blocks = [block for block in every.values() if any(_elsewhere(one, dtype, device) for one in block.parameters())]
     for block in blocks:
-        block.forward = types.MethodType(_carrying(type(block), dtype), block)
+        block.forward = types.MethodType(_carrying(type(block), dtype, device), block)
+    inside = {id(one) for block in blocks for one in block.parameters()}
+    with torch.no_grad():
+        for one in (*model.parameters(), *model.buffers()):
+            if id(one) not in inside and one.device != device:
+                one.data = one.data.to(device)
     if blocks and not _runs(model, dtype):
         for block in blocks:
             del block.forward
-        model.to(dtype)
+        model.to(device, dtype)
 
 
 def narrow_dtype(held: Mapping[str, Held], dtype: torch.dtype) -> torch.dtype | None:
@@ -112,15 +120,15 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _carrying(kind: Any, dtype: torch.dtype) -> Callable[..., Any]:
-    """The forward method of a class of blocks, with the block's parameters cast while it runs."""
+def _carrying(kind: Any, dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+    """The forward method of a class of blocks, with the block's parameters cast and moved while it runs."""
 
     @functools.wraps(kind.forward)
     def forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _widened(block, dtype) as cast, saved_tensors_hooks(partial(_packed, cast), _unpacked):
+        with _widened(block, dtype, device) as cast, saved_tensors_hooks(partial(_packed, cast), _unpacked):
             return kind.forward(block, *args, **kwargs)
 
-    forward.computes_in = dtype  # type: ignore[attr-defined]
+    forward.computes_in = dtype, device  # type: ignore[attr-defined]
     return forward
 
 
@@ -128,23 +136,29 @@ def _carrying(kind: Any, dtype: torch.dtype) -> Callable[..., Any]:
 def at_hand(block: nn.Module) -> Iterator[None]:
     """The weights of a carried block cast while the context lasts, once for many runs of it without gradients. An edit
     of one is rounded to `stored_dtype`, as if it were made where the weight is stored."""
-    dtype = getattr(block.forward, "computes_in", None)
-    if dtype is None or torch.is_grad_enabled():
+    computes_in = getattr(block.forward, "computes_in", None)
+    if computes_in is None or torch.is_grad_enabled():
         yield
         return
-    with _widened(block, dtype):
+    with _widened(block, *computes_in):
         yield
+
+
+def computes_on(block: nn.Module) -> torch.device | None:
+    """The device on which a carried block computes; None for any other."""
+    return getattr(block.forward, "computes_in", (None, None))[1]
 
 
 @contextmanager
-def _widened(block: nn.Module, dtype: torch.dtype) -> Iterator[dict[int, torch.Tensor]]:
-    """A block's narrower parameters cast while the context lasts; gives the stored one by the place of its copy."""
+def _widened(block: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[dict[int, torch.Tensor]]:
+    """A block's narrower parameters cast, and those elsewhere moved, while the context lasts; gives the stored one by
+    the place of its copy."""
     cast: dict[int, torch.Tensor] = {}
     with Journal(block) as journal:
         for module in block.modules():
             for name, one in module.named_parameters(recurse=False):
-                if _narrower(one, dtype):
-                    wide = one.to(dtype)
+                if _elsewhere(one, dtype, device):
+                    wide = one.to(device, dtype if _narrower(one, dtype) else one.dtype)
                     cast[wide.untyped_storage().data_ptr()] = one
                     # A gradient goes on to what is stored; where there is none, it looks like a parameter.
                     made: Any = wide if wide.requires_grad else nn.Parameter(wide, False)
@@ -156,14 +170,20 @@ def _widened(block: nn.Module, dtype: torch.dtype) -> Iterator[dict[int, torch.T
 def _packed(cast: Mapping[int, torch.Tensor], saved: torch.Tensor) -> Any:
     """What a graph keeps of a tensor for the way back: of a cast matrix, what it was cast from, or all would stay."""
     stored = cast.get(saved.untyped_storage().data_ptr()) if saved.numel() else None
-    return saved if stored is None else (stored, saved.dtype, saved.shape, saved.stride(), saved.storage_offset())
+    if stored is None:
+        return saved
+    return stored, saved.device, saved.dtype, saved.shape, saved.stride(), saved.storage_offset()
 
 
 def _unpacked(kept: Any) -> torch.Tensor:
     if isinstance(kept, torch.Tensor):
         return kept
-    stored, dtype, shape, stride, offset = kept
-    return stored.detach().to(dtype).as_strided(shape, stride, offset)
+    stored, device, dtype, shape, stride, offset = kept
+    return stored.detach().to(device, dtype).as_strided(shape, stride, offset)
+
+
+def _elsewhere(parameter: torch.Tensor, dtype: torch.dtype, device: torch.device) -> bool:
+    return _narrower(parameter, dtype) or parameter.device != device
 
 
 def _narrower(parameter: torch.Tensor, dtype: torch.dtype) -> bool:

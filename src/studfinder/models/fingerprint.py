@@ -15,6 +15,7 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models.cache import keep_private, private_folder, private_text
 from studfinder.models.lm import LM
+from studfinder.models.offloaded import offloaded_state
 
 _CHUNK = 1 << 20
 _PIECES, _PIECE = 64, 4096
@@ -29,17 +30,17 @@ def content_hash(lm: LM) -> str:
     geometric series from 1, follow from the config.
 
     Raises:
-        StudfinderError: a tensor is on the meta device (offloaded), so there are no bytes to read.
+        StudfinderError: a tensor is on the meta device and nowhere else, so there are no bytes to read.
     """
-    state = lm.model.state_dict()
+    away = offloaded_state(lm.model)
+    state = {**lm.model.state_dict(), **away}
+    ties = getattr(lm.model, "all_tied_weights_keys", {})
     names: dict[tuple, str] = {}
     for name, tensor in sorted(state.items()):
         if tensor.device.type == "meta":
-            raise StudfinderError(
-                f"{name} is offloaded, so the model has no content hash",
-                do="Load the model without offloading to disk",
-            )
-        names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            raise StudfinderError(f"{name} has no numbers, so the model has no content hash")
+        place = ties.get(name, name) if name in away else tensor.data_ptr()  # each may be a mapping of its own
+        names.setdefault((place, tensor.shape, tensor.stride(), tensor.dtype), name)
     ordered = sorted(names.values())
     wide = _kept_wide(lm)
     # hashlib lets go of the interpreter lock, so threads share the cores.

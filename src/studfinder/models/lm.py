@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from studfinder.models.anatomy import Anatomy
+    from studfinder.models.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class LM:
         tokenizer: its tokenizer, or None for models that are fed token ids.
         anatomy: where its parts are.
         source: where it came from.
+        memory: how it is held in memory; None for a live object, which is held as it is.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     anatomy: Anatomy
     source: Source = field(default_factory=lambda: Source("live", "a live model object"))
+    memory: MemoryPlan | None = None
 
     @property
     def device(self) -> torch.device:

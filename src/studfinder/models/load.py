@@ -16,9 +16,13 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
+from studfinder.models.carried import carry_blocks
 from studfinder.models.classes import check_decoder
 from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
+from studfinder.models.memory import as_bytes, memory_plan
+from studfinder.models.offloaded import settle
+from studfinder.models.paging import let_go, mapped_spans
 from studfinder.models.places import hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
@@ -43,6 +47,7 @@ def load(
     allow_missing: bool = False,
     merge_adapter: bool = False,
     carried: bool = False,
+    memory: int | str | None = None,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -63,6 +68,9 @@ def load(
         carried: where `dtype` is wider than the checkpoint's own, keep the blocks' weights as they are stored, and cast
             each block's while it runs: the same numbers in about half of the memory (models/carried.py). For a model
             that is read or edited; edits are rounded to what is stored. Not with `device_map`, nor of quantised files.
+        memory: what may be taken at most, in bytes or e.g. "8GB"; by default what is free. The weights of a larger model
+            are read from its files block by block in every pass (passes/weights.py), `carried` where `dtype` is wider;
+            its blocks compute on `device`. What was decided is printed.
 
     A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
     is the method that its files are packed by). What was done, and what is not loaded and need not be
@@ -70,8 +78,8 @@ def load(
 
     Raises:
         StudfinderError: there is no such model, it is damaged, it needs a permission above, its architecture is
-            unknown, a weight is not finite (the tensor is named), or what is in memory would not be what the files
-            hold (models/judging.py).
+            unknown, a weight is not finite (the tensor is named), what is in memory would not be what the files
+            hold (models/judging.py), or `memory` is too little even so.
         Unavailable: a package that the checkpoint needs is not installed.
     """
     if not isinstance(model, str | os.PathLike):
@@ -87,6 +95,8 @@ def load(
         allow_missing=allow_missing,
         merge_adapter=merge_adapter,
     )
+    budget = None if memory is None else as_bytes(memory)
+    carried = carried or budget is not None
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
@@ -96,12 +106,22 @@ def load(
         source = Source(source.id, source.origin, notes=notes)
     else:
         live, tokenizer, source = _open(source, tokenizer, how, carried)
-    if device is not None:
+    settle(live)
+    anatomy = anatomy_of(live.eval())
+    blocks = [live.get_submodule(layer.block) for layer in anatomy.layers]
+    width = torch.empty((), dtype=live.dtype).itemsize
+    plan = memory_plan(source.id, live, list(dict.fromkeys(blocks)), width, budget)
+    if device is not None and plan.streamed:
+        carry_blocks(live, live.dtype, torch.device(device))
+    elif device is not None:
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
         tokenizer, source = None, dataclasses.replace(source, no_tokenizer=tokenizer)
     check_finite(live, source.id)  # before anything is measured on it
-    lm = LM(live.eval(), _named(tokenizer), anatomy_of(live.eval()), source)
+    if plan.streamed:
+        let_go(mapped_spans(live))
+        source = dataclasses.replace(source, notes=(*source.notes, str(plan)))
+    lm = LM(live, _named(tokenizer), anatomy, source, plan)
     for line in (*source.notes, *source.allowed, *_slow(lm)):
         _say(f"studfinder: note: {source.id}: {line}")
     return lm

@@ -3,6 +3,7 @@
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.gradients import Gradients, gradients
 from studfinder.passes.objectives import NO_LABEL, Objective, likelihood, sampled_likelihood
+from studfinder.passes.spool import Spool
 from studfinder.passes.streams import BlockRuns, Ends, Stream, carry, in_parts
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Given",
     "Gradients",
     "Objective",
+    "Spool",
     "State",
     "Stream",
     "carry",

@@ -9,7 +9,6 @@ run up to the block each time. Either way the logits are bit-equal to a plain fo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 from torch import nn
 
 from studfinder.models import LM
-from studfinder.models.carried import at_hand
 from studfinder.passes.calls import (
     BlockCall,
     BlockInterface,
@@ -33,6 +31,7 @@ from studfinder.passes.calls import (
     stream_of_output,
 )
 from studfinder.passes.head import Head, before_head, head_of
+from studfinder.passes.weights import BlockWeights
 from studfinder.patches import Journal
 from studfinder.sites import ModelCall, entering, quiet, replacing, uncompiled
 from studfinder.texts import Batch
@@ -66,6 +65,7 @@ class Blocks:
         layers: which layer each step is: they run in order, in a few models several times over.
         modules: the module of each step; one may serve several layers.
         head: what turns what the output matrix is given into logits, or None if that is not understood; see `head_of`.
+        weights: theirs, brought to where they compute.
         after: names of the parameters that only what comes after the blocks uses.
         direct: whether blocks can be called with nothing else than what the model's own code gives any of them.
     """
@@ -82,6 +82,7 @@ class Blocks:
                 known = _KNOWN[lm.model] = (key, head_of(lm), *rehearsed(lm, by_layer))
         _, self.head, self.layers, self._interface, self.after = known
         self.modules = [by_layer[layer] for layer in self.layers]
+        self.weights = BlockWeights(lm, self.modules)
 
     @property
     def direct(self) -> bool:
@@ -91,10 +92,6 @@ class Blocks:
     def depth(self) -> int:
         """How many layers there are."""
         return len(self.lm.anatomy.layers)
-
-    def at_hand(self, step: int) -> AbstractContextManager[Any]:
-        """A block's weights where it runs and in the dtype that it computes in, while the context lasts."""
-        return at_hand(self.modules[step])
 
     def begin(self, batch: Batch, *, masked: bool | None = None) -> Given:
         """What the model's own code makes of a batch before its blocks.

@@ -146,7 +146,7 @@ def rehearsed(lm: LM, modules: Sequence[nn.Module]) -> tuple[list[int], BlockInt
     the parameters that are used after the blocks only."""
     ids_BT = (torch.arange(24, device=lm.device) % lm.anatomy.vocabulary).view(2, 12)
     options = {"input_ids": ids_BT, "attention_mask": None, "use_cache": False}
-    with _watching(dict.fromkeys(modules)) as (calls, outputs), _FirstUses(outputs) as first:
+    with _watching(dict.fromkeys(modules)) as (calls, outputs), _FirstUses(lm.model, outputs) as first:
         own = lm.model(**options).logits
     parameters = lm.model.named_parameters(remove_duplicate=False)
     after = frozenset(name for name, one in parameters if first.uses.get(one) == len(outputs))
@@ -217,10 +217,12 @@ def _watching(modules: Iterable[nn.Module]) -> Iterator[tuple[list[tuple[nn.Modu
 
 
 class _FirstUses(TorchFunctionMode):
-    """How many blocks had run when each parameter was first used; one that nobody is seen to use is not there."""
+    """How many blocks had run when each parameter was first used; one that nobody is seen to use is not there, nor one
+    that is brought or cast for a single use: remembered, it would stay in memory."""
 
-    def __init__(self, outputs: Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, outputs: Sequence[Any]) -> None:
         super().__init__()
+        self.own = {id(one) for one in model.parameters()}
         self.outputs = outputs
         self.uses: dict[torch.Tensor, int] = {}
 
@@ -228,7 +230,7 @@ class _FirstUses(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if getattr(function, "__name__", "") != "__get__" or isinstance(result, torch.Tensor):  # not of a dtype, say
             for one in tree_leaves((args, kwargs)):
-                if isinstance(one, nn.Parameter):
+                if id(one) in self.own:
                     self.uses.setdefault(one, len(self.outputs))
         return result
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from studfinder.passes.graphs import (
 )
 from studfinder.passes.head import before_head
 from studfinder.passes.objectives import Objective
+from studfinder.passes.spool import Spool
 from studfinder.patches import Journal
 from studfinder.texts import Batch
 
@@ -128,9 +129,10 @@ class _Descent:
             self._begin(batch)
         self._forward()
         for place in range(self.blocks.depth, -2, -1):
-            for number, batch in enumerate(self.batches):
-                for draw, (found, stream) in enumerate(self._backward(place, number)):
-                    yield Gradients(place, batch, draw, found, stream)
+            with self.blocks.weights.near(place) if 0 <= place < self.blocks.depth else nullcontext():
+                for number, batch in enumerate(self.batches):
+                    for draw, (found, stream) in enumerate(self._backward(place, number)):
+                        yield Gradients(place, batch, draw, found, stream)
             self._forget(place)
 
     def _begin(self, batch: Batch) -> None:
@@ -147,12 +149,13 @@ class _Descent:
 
     def _forward(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
+            spool = Spool(self.blocks.lm)
             states: list[State] = [(self.blocks.entry(given).detach(),) for given in self.given]
             for step in range(self.blocks.depth):
-                with self.blocks.at_hand(step):
+                with self.blocks.weights.at_hand(step):
                     for number, given in enumerate(self.given):
                         self.entering[step, number] = self.blocks.stream(states[number])
-                        states[number] = self.blocks.run(step, given, states[number])
+                        states[number] = spool.keep(self.blocks.run(step, given, states[number]))
             for number, state in enumerate(states):
                 self.entering[self.blocks.depth, number] = self.blocks.stream(state)
                 self.ends.append(state[-1])
@@ -191,8 +194,7 @@ class _Descent:
         stream = self.entering[place, number].detach().requires_grad_()
         inputs = [stream, *self.beside[number]]
         if place < self.blocks.depth:
-            with self.blocks.at_hand(place):
-                return [self.blocks.stream(self.blocks.run(place, self.given[number], (stream,)))], inputs
+            return [self.blocks.stream(self.blocks.run(place, self.given[number], (stream,)))], inputs
         end = self.ends[number]
         end = stream if isinstance(end, torch.Tensor) else (stream, *end[1:])
         return [self.blocks.last(self.given[number], (end,))], inputs

@@ -12,12 +12,9 @@ import torch
 from studfinder.models import LM
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.forks import part_run, recorded, replayed
+from studfinder.passes.spool import STATES, Spool
 from studfinder.sites import watched
 from studfinder.texts import Batch
-
-_BUDGET = 1 << 30
-"""Bytes of hidden states that are carried at a time; what is more goes in parts, each with a pass of its own."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
@@ -122,15 +119,21 @@ def _size(batches: Sequence[Batch]) -> int:
 
 
 def in_parts(blocks: Blocks, batches: Sequence[Batch], streams: Sequence[Stream] = ()) -> Iterator[list[Batch]]:
-    """Batches whose states, of all streams, fit into memory together."""
-    anatomy = blocks.lm.anatomy
+    """Batches whose states, of all streams, fit into memory together; all of them where writing to disk what is more
+    costs less than reading the weights once more for every part."""
+    plan, anatomy = blocks.lm.memory, blocks.lm.anatomy
+    limit = STATES if plan is None else plan.states
     per_token = (len(streams) + 2) * anatomy.hidden * (1 if blocks.direct else len(blocks.modules))
     if any(stream.touches is not None for stream in streams):  # what parts of a block gave, where they fork inside one
         per_token += 8 * anatomy.hidden + 4 * anatomy.intermediate
     per_token *= blocks.lm.dtype.itemsize
+    more = _size(batches) * per_token - limit
+    if plan is not None and plan.streamed and 2 * len(blocks.layers) * more < more // limit * plan.weights:
+        yield list(batches)
+        return
     part: list[Batch] = []
     for batch in batches:
-        if part and _size([*part, batch]) * per_token > _BUDGET:
+        if part and _size([*part, batch]) * per_token > limit:
             yield part
             part = []
         part.append(batch)
@@ -152,7 +155,14 @@ class _Part:
     own: dict[int, list[Given]] = field(default_factory=dict)
     states: dict[int, list[State]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.spool = Spool(self.blocks.lm)
+
     def run(self) -> Iterator[Ends]:
+        with self.blocks.weights.outside():
+            yield from self._run()
+
+    def _run(self) -> Iterator[Ends]:
         masked = any(stream.masked for stream in self.streams) or None
         self.given = [self.blocks.begin(batch, masked=masked) for batch in self.batches]
         clean: list[State] = [()] * len(self.given)
@@ -164,7 +174,7 @@ class _Part:
         layers = self.blocks.layers
         total = sum(len(layers) - self._begins(stream) for stream in self.streams) + len(layers)
         for step in range(len(layers)):
-            with self.blocks.at_hand(step):
+            with self.blocks.weights.at_hand(step):
                 clean = self._block(step, clean, total)
         for place, batch in enumerate(self.batches):
             yield self._ends(place, batch, clean[place])
@@ -189,7 +199,7 @@ class _Part:
         after, records = [], []
         for given, state in zip(self.given, clean, strict=True):
             with recorded(module) if inside else nullcontext() as record:
-                after.append(self.blocks.run(step, given, state))
+                after.append(self.spool.keep(self.blocks.run(step, given, state)))
             records.append(record)
         self._count(1.0, total)
         for number in (*self.states, *forking):
@@ -205,7 +215,7 @@ class _Part:
                             stack.enter_context(
                                 replayed(self.blocks.lm.model, module, record, self._names(layer, stream))
                             )
-                        made.append(self.blocks.run(step, given, state))
+                        made.append(self.spool.keep(self.blocks.run(step, given, state)))
             self.states[number] = made
             record = records[0] if forks else None
             self._count(1.0 if record is None else part_run(module, record, self._names(layer, stream)), total)

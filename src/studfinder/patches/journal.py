@@ -118,7 +118,7 @@ class Journal:
             if tensor.is_meta:
                 raise StudfinderError(
                     f"{name} is offloaded, so a change of it would be lost",
-                    do="Load the model without offloading to disk",
+                    do="Load the model by its name, with --memory if it is larger than that",
                 )
             with _writing(tensor):
                 if id(tensor) not in self._whole:

@@ -23,7 +23,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers import plain
 from studfinder.quantizers.decode import decoded, uncovered
-from studfinder.quantizers.free_memory import free_memory
+from studfinder.models.memory import free_memory
 from studfinder.quantizers.targets import Target
 
 _WINDOWS, _LENGTH = 4, 32

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from studfinder.models.trace import Product, Products, experts_apart
-from studfinder.passes import Blocks, Given, State
+from studfinder.passes import Blocks, Given, Spool, State
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.targets import Target
 from studfinder.sites import Journal
@@ -60,7 +60,7 @@ def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
     A block's inputs come from the blocks before it as they stand when the walk reaches it: quantised, if the caller
     has `put` them (as GPTQ does). What is kept is one residual stream of all windows.
     """
-    blocks = Blocks(bench.lm)
+    blocks, spool = Blocks(bench.lm), Spool(bench.lm)
     cut = list(batches(bench.windows, batch_size))
     windows: list[tuple[Given, State]] = [(blocks.begin(batch, masked=True), ()) for batch in cut]
     left = {target.layer for target in bench.targets}
@@ -70,9 +70,9 @@ def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
         left.discard(layer)
         if not left:
             return
-        with blocks.at_hand(step):
+        with blocks.weights.at_hand(step):
             for number, (given, state) in enumerate(windows):
-                windows[number] = given, blocks.run(step, given, state)
+                windows[number] = given, spool.keep(blocks.run(step, given, state))
 
 
 def gathered(

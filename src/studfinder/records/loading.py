@@ -29,12 +29,19 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig(SourceConfig):
-    """What may be loaded, in which dtype, and where to."""
+    """What may be loaded, in which dtype, where to, and into how much memory."""
 
     dtype: Any = option(
         "auto", line=str, help="auto (the checkpoint's own), float32, bfloat16 or float16.", identity=False
     )
     device: Any = option(None, line=str, help="Where to run, e.g. cuda.", otherwise="cpu", identity=False)
+    memory: Any = option(
+        None,
+        line=str,
+        help="Memory to take at most, e.g. 8GB; a larger model is read from its files block by block.",
+        otherwise="what is free",
+        identity=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from studfinder.detectors.iterative import iterative_search
 from studfinder.detectors.published import published_for
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
+from studfinder.models.memory import in_bytes
 from studfinder.prove import VERSION
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import (
@@ -40,6 +42,7 @@ from studfinder.texts.prompts import DEFAULT_PROMPTS, read_prompts
 from studfinder.verbs.configs import ScanConfig
 from studfinder.verbs.continuations import PROMPT, continuations
 from studfinder.verbs.load import load_as
+from studfinder.visible import say
 
 _DRAWS = 2
 """Of labels, in the census."""
@@ -64,6 +67,19 @@ def _has_gradients(lm: LM) -> bool:
     return not any(one.is_meta or one.is_inference() for one in lm.model.parameters())
 
 
+def _has_room(lm: LM) -> bool:
+    """Whether a census fits into the memory that may be taken; it is said if not."""
+    plan = lm.memory
+    if plan is None or not plan.streamed or plan.census <= plan.budget:
+        return True
+    say(
+        f"studfinder: note: {lm.source.id}: no census, which takes {in_bytes(plan.census)} of memory "
+        "(--memory, --census)",
+        file=sys.stderr,
+    )
+    return False
+
+
 def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | None = None) -> ScanPlan:
     """Load the model where it is a name, encode the prompts and fix the settings.
 
@@ -84,7 +100,7 @@ def plan_scan(model: Any, config: ScanConfig, hash_of: Callable[[LM], str] | Non
     prompts = PromptCard.of(source, [text.name for text in texts], encoded, bos=begins)
     card = model_card(lm, hash_of(lm), config.train_length)
     prove = config.prove and not bidirectional(lm)  # a proof is a likelihood, which such a model has not
-    census = prove and _has_gradients(lm) if config.census is None else config.census
+    census = prove and _has_gradients(lm) and _has_room(lm) if config.census is None else config.census
     if census and bidirectional(lm):
         raise StudfinderError(f"no census: {bidirectional(lm)}", do="Leave --census out")
     settings = {
