@@ -19,13 +19,19 @@ from carried import FORTY, drawn, everywhere, loaded, of, same, scaled, texts
 from checkpoints import checkpoint, studfinder
 from outside import quick_and_deep
 from patching import difference, traces
+from proving import provable
 from studfinder.edits import stream_of
 from studfinder.errors import StudfinderError, WriteFailed
 from studfinder.measures import log_likelihoods
 from studfinder.models import LM, content_hash, load
+from studfinder.models.kinds import structure_of
+from studfinder.models.measured import _of
 from studfinder.models.memory import MemoryPlan, as_bytes, memory_plan
 from studfinder.models.paging import bring, let_go, mapped_places, mapped_spans
+from studfinder.models.twin import twin_of
 from studfinder.passes import Blocks, Spool, carry, gradients, likelihood
+from studfinder.records import to_plain
+from studfinder.verbs.scan import scan
 from test_carried import QUICK, written
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
@@ -102,7 +108,7 @@ def test_pages_come_and_go_and_changed_ones_stay(tmp_path) -> None:
     assert resident_pages(spans) == pages_in(spans)
     let_go(spans)
     assert resident_pages(spans) <= 1  # the changed one has no other copy
-    assert float(weight[0, 0]) == 7.0
+    assert float(weight.detach()[0, 0]) == 7.0
     assert torch.equal(weight.flatten()[1:], kept.flatten()[1:])
 
 
@@ -202,3 +208,44 @@ def test_memory_at_the_command_line(tmp_path) -> None:
         assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
     assert Path(folder).exists()
+
+
+def test_findings_are_those_of_the_resident_model(tmp_path) -> None:
+    """Observed, counted by the census and proven; a live object that is offloaded has no gradients, and no census."""
+    planted, _ = provable("llama", planted=True)
+    folder = tmp_path / "model"
+    planted.model.save_pretrained(folder)
+    planted.tokenizer.save_pretrained(folder)
+    whole = load(folder)
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    mapped = load(folder, device_map=places | {layer.block: "disk" for layer in whole.anatomy.layers})
+    live = load(folder).model
+    disk_offload(live, tmp_path / "away", execution_device=torch.device("cpu"))
+    live = load(live, whole.tokenizer)
+    how = {"most": 3, "pools": 2}
+
+    def plain(lm: LM, **more) -> dict:
+        found = to_plain(scan(lm, **how, **more))
+        return {name: one for name, one in found.items() if name not in ("run", "model")}
+
+    expected = plain(whole, census=True)
+    assert expected["super_weights"][0]["verdict"] == "proven"
+    assert expected["census"] is not None
+    assert plain(replace(whole, memory=TINY), census=True) == expected
+    assert plain(mapped, census=True) == expected
+    assert plain(live, census=False) == plain(whole, census=False)
+
+
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *FORTY))
+def test_a_twin_with_fewer_words_has_the_same_parts(kind) -> None:
+    if not hasattr(transformers, PARTS[kind]["cls"]):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind} yet")
+    lm = loaded(kind)
+    depths = {path: len(part) for path, part in lm.model.named_modules() if isinstance(part, torch.nn.ModuleList)}
+    whole, few = (_of(lm.model, *_depths(twin_of(lm.model, structure_of, words=words), depths)) for words in (None, 41))
+    assert few == whole
+
+
+def _depths(made, depths):
+    other, structures = made
+    return other, depths, structures

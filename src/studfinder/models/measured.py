@@ -57,9 +57,10 @@ def _measured(model: Any) -> Anatomy:
             raise
         except Exception as error:  # whatever the model's own code raises
             tried = error
-    for whole in (False, True) if tried is None else ():
+    ways: tuple[dict[str, Any], ...] = ({}, {"words": None}, {"words": None, "whole": True})
+    for way in ways if tried is None else ():
         try:
-            other, structures = twin_of(model, structure_of, whole=whole)
+            other, structures = twin_of(model, structure_of, **way)
             return _of(model, other, depths, structures)
         except Exception as error:
             tried = error
@@ -76,8 +77,7 @@ def _of(
     model: Any, run: Any, depths: dict[str, int] | None = None, structures: Mapping[str, Hashable] | None = None
 ) -> Anatomy:
     """The anatomy of `model` measured on `run`: itself or its twin."""
-    vocabulary = int(run.get_input_embeddings().weight.shape[0])
-    blocks, layers, handed = probed(run, vocabulary, depths)
+    blocks, layers, handed = probed(run, int(run.get_input_embeddings().weight.shape[0]), depths)
     axis = None if handed.dim() < 4 else 2 if handed.shape[1] == trace.TOKENS else 0
     streams = 1 if axis is None else handed.shape[axis]
     first = next((writer for layer in layers for writer in layer.writers), None)
@@ -90,7 +90,7 @@ def _of(
         layers=layers,
         hidden=handed.shape[-1] * streams,
         intermediate=0 if first is None else first.view(run.get_parameter(first.parameter)).shape[1],
-        vocabulary=vocabulary,
+        vocabulary=int(model.get_input_embeddings().weight.shape[0]),
         max_positions=getattr(config, "max_position_embeddings", None),
         streams=streams,
         stream_axis=axis,

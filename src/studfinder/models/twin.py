@@ -15,6 +15,8 @@ from studfinder.models.carried import is_carried
 
 _EXPERTS = 32
 """How many experts of a layer a twin has at most: enough for the groups that routers choose from."""
+_WORDS = 1024
+"""How many words: embedding and output matrix may be larger than all the rest of a twin."""
 
 
 def needs_twin(model: nn.Module) -> bool:
@@ -36,19 +38,22 @@ def needs_twin(model: nn.Module) -> bool:
 
 
 def twin_of(
-    model: Any, structure: Callable[[nn.Module], Hashable], *, whole: bool = False
+    model: Any, structure: Callable[[nn.Module], Hashable], *, whole: bool = False, words: int | None = _WORDS
 ) -> tuple[Any, dict[str, Hashable]]:
     """The twin of a live model, on the CPU in float32, and the structure of every member of its lists of modules.
 
     Args:
         structure: gives what blocks of one structure have in common.
         whole: with all blocks, not one of each structure.
+        words: how large its vocabulary is at most; None for its own.
     """
     with torch.device("cpu"):  # wherever it is called
-        return _made(model, structure, whole)
+        return _made(model, structure, whole, words)
 
 
-def _made(model: Any, structure: Callable[[nn.Module], Hashable], whole: bool) -> tuple[Any, dict[str, Hashable]]:
+def _made(
+    model: Any, structure: Callable[[nn.Module], Hashable], whole: bool, words: int | None
+) -> tuple[Any, dict[str, Hashable]]:
     config = copy.deepcopy(model.config)
     for part in _parts(config):
         if getattr(part, "quantization_config", None) is not None:
@@ -56,6 +61,8 @@ def _made(model: Any, structure: Callable[[nn.Module], Hashable], whole: bool) -
         for name, value in vars(part).items():
             if "experts" in name and "per" not in name and isinstance(value, int) and value > _EXPERTS:
                 setattr(part, name, _EXPERTS)
+        if words is not None and getattr(part, "vocab_size", 0) > words:
+            part.vocab_size, part.pad_token_id = words, None
     with torch.device("meta"):
         twin = type(model)._from_config(config, dtype=torch.float32)
     lists = {path: part for path, part in twin.named_modules() if isinstance(part, nn.ModuleList)}
