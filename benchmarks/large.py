@@ -153,7 +153,8 @@ def drawn(samples: list[list[float]], limit: int, path: Path) -> None:
 
 def passes(folder: Path, memory: int, tokens: int, rounds: int) -> None:
     lm = sf.load(folder, dtype="float32", memory=memory)
-    assert lm.memory is not None and lm.memory.streamed, "it is not larger than that memory"
+    if lm.memory is None or not lm.memory.streamed:
+        sys.exit("it is not larger than that memory")
     draw = torch.Generator().manual_seed(1)
     windows = torch.randint(3, lm.anatomy.vocabulary, (tokens // 512, 512), generator=draw).tolist()
     spans = mapped_spans(lm.model)

@@ -42,7 +42,8 @@ class edited:
 
     Raises:
         StudfinderError: nothing to edit, something that is no edit, no such parameter, index, site, head or dim, or a
-            weight that is quantised; on entering, one that is offloaded and no down projection; on leaving, an edit that changed nothing though the model ran.
+            weight that is quantised; on entering, one that is offloaded and no down projection; on leaving, an edit
+            that changed nothing though the model ran.
     """
 
     def __init__(self, lm: LM, edits: GivenEdits) -> None:

@@ -83,8 +83,8 @@ def log_likelihoods(
     Args:
         requests: (context ids, continuation ids), neither empty.
         batch_tokens: tokens in one forward pass; the default is that of `batch_size` around the call, or else 512 on a
-            CPU (more where each pass reads the weights from their files), where several passes run side by side, and 16,384 elsewhere. Where memory does not hold a pass it is
-            read in halves.
+            CPU, where several passes run side by side, 16,384 elsewhere, and as many as memory holds where each pass
+            reads the weights from their files. Where memory does not hold a pass it is read in halves.
         truncate: cut what is longer than the model's window from the left, as lm-evaluation-harness does.
         progress: called with the number of requests done.
 

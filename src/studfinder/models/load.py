@@ -68,9 +68,9 @@ def load(
         carried: where `dtype` is wider than the checkpoint's own, keep the blocks' weights as they are stored, and cast
             each block's while it runs: the same numbers in about half of the memory (models/carried.py). For a model
             that is read or edited; edits are rounded to what is stored. Not with `device_map`, nor of quantised files.
-        memory: what may be taken at most, in bytes or e.g. "8GB"; by default what is free. The weights of a larger model
-            are read from its files block by block in every pass (passes/weights.py), `carried` where `dtype` is wider;
-            its blocks compute on `device`. What was decided is printed.
+        memory: what may be taken at most, in bytes or e.g. "8GB"; by default what is free. The weights of a larger
+            model are read from its files block by block in every pass (passes/weights.py), `carried` where `dtype` is
+            wider; its blocks compute on `device`. What was decided is printed.
 
     A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
     is the method that its files are packed by). What was done, and what is not loaded and need not be

@@ -57,7 +57,7 @@ def _measured(model: Any) -> Anatomy:
             raise
         except Exception as error:  # whatever the model's own code raises
             tried = error
-    ways: tuple[dict[str, Any], ...] = ({}, {"words": None}, {"words": None, "whole": True})
+    ways: tuple[dict[str, Any], ...] = ({}, {"words": None}, {"whole": True}, {"words": None, "whole": True})
     for way in ways if tried is None else ():
         try:
             other, structures = twin_of(model, structure_of, **way)

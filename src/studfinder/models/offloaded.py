@@ -21,7 +21,7 @@ def offloading(part: nn.Module) -> Any | None:
     """The hook of accelerate that brings a module's own weights in for each use of it, if it has one."""
     hook = getattr(part, "_hf_hook", None)
     hooks = getattr(hook, "hooks", (hook,))  # several in a row are one
-    return next((one for one in hooks if getattr(one, "offload", False) and one.weights_map is not None), None)
+    return next((one for one in hooks if getattr(one, "offload", False) and getattr(one, "weights_map", None)), None)
 
 
 def brought(module: nn.Module, but: Container[nn.Module] = ()) -> Brought:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -52,7 +52,7 @@ def _mapped_files() -> Iterator[tuple[int, int]]:
 
 def bring(spans: list[Span]) -> None:
     """Read pages from their files, ahead of their use. Blocks until they are there; other threads go on."""
-    _advise(spans, _POPULATE_READ, mmap.MADV_WILLNEED if hasattr(mmap, "MADV_WILLNEED") else None)
+    _advise(spans, _POPULATE_READ, getattr(mmap, "MADV_WILLNEED", None))
 
 
 def let_go(spans: list[Span]) -> None:
@@ -62,13 +62,15 @@ def let_go(spans: list[Span]) -> None:
 
 def _advise(spans: list[Span], advice: int, instead: int | None) -> None:
     call = _madvise()
-    for first, length in spans if call is not None else ():
+    if call is None:
+        return
+    for first, length in spans:
         if call(first, length, advice) != 0 and instead is not None:
             call(first, length, instead)
 
 
 @cache
-def _madvise() -> ctypes._CFuncPtr | None:
+def _madvise() -> Callable[[int, int, int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
     call = ctypes.CDLL(None).madvise

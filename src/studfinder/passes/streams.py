@@ -16,6 +16,7 @@ from studfinder.passes.spool import STATES, Spool
 from studfinder.sites import watched
 from studfinder.texts import Batch
 
+
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     """What one changed copy of a model is.

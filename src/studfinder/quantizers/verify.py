@@ -21,9 +21,9 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.models.memory import free_memory
 from studfinder.quantizers import plain
 from studfinder.quantizers.decode import decoded, uncovered
-from studfinder.models.memory import free_memory
 from studfinder.quantizers.targets import Target
 
 _WINDOWS, _LENGTH = 4, 32
