@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from accelerate import cpu_offload, disk_offload
+from huggingface_hub.errors import StrictDataclassError
 
 from architected import PARTS, TYPES, built
 from carried import FORTY, drawn, everywhere, loaded, of, same, scaled, texts
