@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import json
@@ -40,6 +41,7 @@ def anatomy_of(model: Any) -> Anatomy:
         # Wherever it is called: without gradients, compiled, where new tensors have no numbers.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), torch.device("cpu"):
             found = _measured(model)
+        gc.collect()  # a twin is full of cycles, and may be as large as all that is in memory of a model
         with suppress(OSError, StudfinderError):  # a cache that cannot be written is none
             text = _RECORD.dump_json(found, exclude_defaults=True)
             private_text(_place(key), f"{hashlib.sha256(text).hexdigest()}\n{text.decode()}")

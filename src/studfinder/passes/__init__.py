@@ -3,7 +3,7 @@
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.gradients import Gradients, gradients
 from studfinder.passes.objectives import NO_LABEL, Objective, likelihood, sampled_likelihood
-from studfinder.passes.spool import Spool
+from studfinder.passes.spool import Spool, on_disk
 from studfinder.passes.streams import BlockRuns, Ends, Stream, carry, in_parts
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "gradients",
     "in_parts",
     "likelihood",
+    "on_disk",
     "sampled_likelihood",
 ]

@@ -44,7 +44,7 @@ class Spool:
     def _kept(self, one: torch.Tensor) -> torch.Tensor:
         size = one.numel() * one.itemsize
         if self.held + size > self.limit and size and one.device.type == "cpu":
-            return _on_disk(one, size)
+            return on_disk(one)
         self.held += size
         weakref.finalize(one, self._gone, size)
         return one
@@ -53,12 +53,19 @@ class Spool:
         self.held -= size
 
 
-def _on_disk(one: torch.Tensor, size: int) -> torch.Tensor:
+def on_disk(one: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy of a tensor that takes no memory of its own: mapped from a file that has no name any more.
+
+    Raises:
+        StudfinderError: the disk is full.
+    """
+    dtype = dtype or one.dtype
     try:
         handle, name = tempfile.mkstemp(dir=private_folder("states"))
         try:
-            os.posix_fallocate(handle, 0, size)  # now, not when a page is written: that would end the process
-            file = torch.from_file(name, shared=True, size=one.numel(), dtype=one.dtype)
+            # Now, not when a page is written, which would end the process.
+            os.posix_fallocate(handle, 0, one.numel() * dtype.itemsize)
+            file = torch.from_file(name, shared=True, size=one.numel(), dtype=dtype)
         finally:
             os.close(handle)
             Path(name).unlink()

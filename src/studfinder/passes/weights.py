@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
 
@@ -38,8 +38,12 @@ class BlockWeights:
     @contextmanager
     def at_hand(self, step: int) -> Iterator[None]:
         """A block's weights where and in the dtype that it computes in, once for many runs of it without gradients."""
-        with self.near(step), at_hand(self._modules[step]):
+        with self.near(step), self.cast(step):
             yield
+
+    def cast(self, step: int) -> AbstractContextManager[None]:
+        """A block's weights in the dtype that it computes in; what is written there meanwhile is lost afterwards."""
+        return at_hand(self._modules[step])
 
     @contextmanager
     def near(self, step: int) -> Iterator[None]:

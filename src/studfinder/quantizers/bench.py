@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.passes import on_disk
 from studfinder.quantizers.grid import Quantized
 from studfinder.quantizers.scheme import Scheme, bits_per_weight
 from studfinder.quantizers.targets import Target
@@ -60,6 +62,7 @@ class Workbench:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._replaced: set[str] = set()
         self.journal = Journal(self.lm.model)
 
     def put(self, target: Target, quantized: Quantized) -> None:
@@ -68,10 +71,25 @@ class Workbench:
         if quantized.codes_RC.shape != weight.shape:
             raise ValueError(f"{target.name}: {tuple(quantized.codes_RC.shape)} for {tuple(weight.shape)}")
         made = quantized.dequantized()
-        self.journal.write(target.ref.parameter, made.T if target.ref.transposed else made, target.index)
+        made = made.T if target.ref.transposed else made
+        if self.lm.memory is not None and self.lm.memory.streamed:
+            quantized = self._put_on_disk(target, quantized, made)
+        else:
+            self.journal.write(target.ref.parameter, made, target.index)
         self.done[target.name] = quantized
         self.sizes[target.name] = quantized.codes_RC.numel(), quantized.bits
         self.progress("quantise", len(self.done), len(self.targets))
+
+    def _put_on_disk(self, target: Target, quantized: Quantized, made: torch.Tensor) -> Quantized:
+        """Of a model larger than memory: what is written would stay in it, and so would what stood there."""
+        name = target.ref.parameter
+        if name not in self._replaced:
+            self._replaced.add(name)
+            path, _, leaf = name.rpartition(".")
+            parameter = nn.Parameter(on_disk(self.lm.model.get_parameter(name).detach(), self.lm.dtype), False)
+            self.journal.set(self.lm.model.get_submodule(path), leaf, parameter)
+        self.lm.model.get_parameter(name)[target.index] = made.to(self.lm.dtype)
+        return replace(quantized, codes_RC=on_disk(quantized.codes_RC))
 
     def skip_held(self) -> None:
         """Skip what has entries to hold out, with all that is fused with it: for formats without a place for them."""

@@ -106,24 +106,23 @@ def inverse_factor(moment_CC: torch.Tensor, config: GPTQ) -> tuple[torch.Tensor,
     Raises:
         StudfinderError: no damping up to the mean of the diagonal makes it positive definite.
     """
-    hessian_CC = moment_CC.float().clone()
-    diagonal_C = hessian_CC.diagonal()
+    diagonal_C = moment_CC.diagonal().float().clone()
     alive = diagonal_C > 0
     mean = float(diagonal_C[alive].mean()) if alive.any() else 1.0
     diagonal_C[~alive] = mean
-    order_C = torch.arange(len(hessian_CC))
-    if config.order == "activation":
-        order_C = diagonal_C.argsort(descending=True, stable=True)
-        hessian_CC = hessian_CC[order_C][:, order_C]
+    activation = config.order == "activation"
+    order_C = diagonal_C.argsort(descending=True, stable=True) if activation else torch.arange(len(diagonal_C))
     damping = config.damping
     while damping <= max(1.0, config.damping):
-        damped = hessian_CC.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # One name: each of these may be larger than all the rest of the block, and two at a time are enough.
+        matrix_CC = moment_CC[order_C][:, order_C].float()
+        matrix_CC.diagonal().copy_(diagonal_C[order_C] + damping * mean)
+        matrix_CC, failed = torch.linalg.cholesky_ex(matrix_CC)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            matrix_CC = torch.cholesky_inverse(matrix_CC)
+            matrix_CC, failed = torch.linalg.cholesky_ex(matrix_CC, upper=True)
             if not failed:
-                return upper, order_C, damping
+                return matrix_CC, order_C, damping
         damping *= 10
     raise StudfinderError("the Hessian of the calibration text has no inverse", do="Use more calibration windows")
 

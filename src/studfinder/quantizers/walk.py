@@ -47,9 +47,10 @@ class Block:
         """Run the block as it is now; what it gives for each batch of windows, or the `first` of them, (B, T, C).
         `readers` by parameter name see what enters. See also `gathered`."""
         outputs = []
-        for given, state in self.windows[:first]:
-            with _reading(self, readers or {}, given.batch):
-                outputs.append(self.blocks.stream(self.blocks.run(self.step, given, state)))
+        with self.blocks.weights.cast(self.step):
+            for given, state in self.windows[:first]:
+                with _reading(self, readers or {}, given.batch):
+                    outputs.append(self.blocks.stream(self.blocks.run(self.step, given, state)))
         return outputs
 
 
@@ -65,14 +66,15 @@ def walk(bench: Workbench, batch_size: int = 1) -> Iterator[Block]:
     windows: list[tuple[Given, State]] = [(blocks.begin(batch, masked=True), ()) for batch in cut]
     left = {target.layer for target in bench.targets}
     for step, layer in enumerate(blocks.layers):
-        if layer in left:
-            yield Block(blocks, step, tuple(target for target in bench.targets if target.layer == layer), windows)
-        left.discard(layer)
-        if not left:
-            return
-        with blocks.weights.at_hand(step):
-            for number, (given, state) in enumerate(windows):
-                windows[number] = given, spool.keep(blocks.run(step, given, state))
+        with blocks.weights.near(step):
+            if layer in left:
+                yield Block(blocks, step, tuple(target for target in bench.targets if target.layer == layer), windows)
+            left.discard(layer)
+            if not left:
+                return
+            with blocks.weights.cast(step):
+                for number, (given, state) in enumerate(windows):
+                    windows[number] = given, spool.keep(blocks.run(step, given, state))
 
 
 def gathered(
