@@ -31,6 +31,8 @@ from studfinder.models.paging import bring, let_go, mapped_places, mapped_spans
 from studfinder.models.probe import structure_of
 from studfinder.models.twin import twin_of
 from studfinder.passes import Blocks, Spool, carry, gradients, likelihood
+from studfinder.quantizers import Scheme, quantized
+from studfinder.quantizers.gptq import GPTQ
 from studfinder.records import to_plain
 from studfinder.verbs.scan import scan
 from test_carried import QUICK, written
@@ -258,3 +260,24 @@ def test_a_twin_with_fewer_words_has_the_same_parts(kind) -> None:
     except (StrictDataclassError, RuntimeError) as error:  # its config or its class wants its own
         pytest.skip(f"it is measured with all its words: {error}")
     assert few == expected
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe", "deepseek_v3"])
+def test_gptq_of_weights_that_are_let_go_is_that_of_resident_ones(kind, dtype, tmp_path) -> None:
+    folder = written(kind, tmp_path / "model", torch.float32 if dtype == "auto" else torch.bfloat16)
+    whole = load(folder, dtype=dtype)
+    lm = replace(load(folder, dtype=dtype, carried=True), memory=TINY)
+    windows = [[(5 * row + 3 * at) % 90 + 3 for at in range(32)] for row in range(4)]
+    before, found = traces(lm), []
+    for one in (whole, lm):
+        with quantized(one, GPTQ(scheme=Scheme(element="int3", block=8, zero="integer")), windows=windows) as bench, torch.no_grad():
+            logits = one.model(input_ids=torch.tensor(windows), use_cache=False).logits
+            found.append((bench.done, logits))
+            if one is lm:
+                assert mapped_places(made.codes_RC for made in bench.done.values())
+    for name, made in found[0][0].items():
+        assert torch.equal(made.codes_RC, found[1][0][name].codes_RC)
+        assert torch.equal(made.dequantized(), found[1][0][name].dequantized())
+    assert torch.equal(found[0][1], found[1][1])
+    assert not difference(before, traces(lm))
