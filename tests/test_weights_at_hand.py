@@ -271,7 +271,10 @@ def test_gptq_of_weights_that_are_let_go_is_that_of_resident_ones(kind, dtype, t
     windows = [[(5 * row + 3 * at) % 90 + 3 for at in range(32)] for row in range(4)]
     before, found = traces(lm), []
     for one in (whole, lm):
-        with quantized(one, GPTQ(scheme=Scheme(element="int3", block=8, zero="integer")), windows=windows) as bench, torch.no_grad():
+        with (
+            quantized(one, GPTQ(scheme=Scheme(element="int3", block=8, zero="integer")), windows=windows) as bench,
+            torch.no_grad(),
+        ):
             logits = one.model(input_ids=torch.tensor(windows), use_cache=False).logits
             found.append((bench.done, logits))
             if one is lm:

@@ -22,7 +22,7 @@ from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
 from studfinder.models.memory import as_bytes, memory_plan
 from studfinder.models.offloaded import settle
-from studfinder.models.paging import let_go, mapped_spans
+from studfinder.models.paging import keep_nothing_freed, let_go, mapped_spans
 from studfinder.models.places import hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
@@ -111,6 +111,8 @@ def load(
     blocks = [live.get_submodule(layer.block) for layer in anatomy.layers]
     width = torch.empty((), dtype=live.dtype).itemsize
     plan = memory_plan(source.id, live, list(dict.fromkeys(blocks)), width, budget)
+    if plan.streamed:
+        keep_nothing_freed()
     if device is not None and plan.streamed:
         carry_blocks(live, live.dtype, torch.device(device))
     elif device is not None:

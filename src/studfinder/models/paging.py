@@ -21,6 +21,7 @@ from torch import nn
 Span = tuple[int, int]
 """First byte and length of pages in this process's memory."""
 
+_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _PAGEOUT, _POPULATE_READ = 21, 22  # of linux/mman.h; Python's mmap does not name them
 
 
@@ -58,6 +59,14 @@ def bring(spans: list[Span]) -> None:
 def let_go(spans: list[Span]) -> None:
     """Drop pages that can be read again, from this process and from the system's cache."""
     _advise(spans, _PAGEOUT, None)
+
+
+def keep_nothing_freed() -> None:
+    """From now on memory that was freed goes back to the system at once, for the whole process, where the allocator is
+    glibc's: by itself it comes to keep as much as several blocks, for tensors of up to 32 MB each."""
+    limit = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if limit is not None:
+        limit(_MMAP_THRESHOLD, 1 << 20)
 
 
 def _advise(spans: list[Span], advice: int, instead: int | None) -> None:

@@ -74,6 +74,7 @@ class GPTQ(Config):
                     bench.notes.append(f"{read}: the Hessian was singular; damped by {damping:g}")
                 for target, one in zip(group, found, strict=True):
                     bench.put(target, one)
+            del moments, moment_CC  # before those of the next block are measured
 
 
 def gptq(

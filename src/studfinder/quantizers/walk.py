@@ -110,7 +110,7 @@ def second_moments(block: Block, names: Sequence[str] | None = None) -> dict[str
     sums = gathered(
         block, first.values(), lambda _, x_NC: (squared(x_NC), len(x_NC)), lambda a, b: (a[0].add_(b[0]), a[1] + b[1])
     )
-    means = {name: total / count for name, (total, count) in sums.items()}
+    means = {name: total.div_(count) for name, (total, count) in sums.items()}
     return {target.name: means[first[target.reads]] for target in wanted if first[target.reads] in means}
 
 
