@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests are compiled once, and not by every process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: scan test unit deep check setup clean
+.PHONY: scan test unit deep device check setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    set up .venv, run linters, type checks and all tests"
 	@echo "make unit    the unit tests alone (no downloads)"
 	@echo "make deep    what is too long for make test: many kills, many signals, every scheme on every family"
+	@echo "make device  on a machine with a GPU: that all works there and is what a CPU gives, ten minutes"
 	@echo "make check   ruff, mypy, import-linter, deptry"
 	@echo "make clean   remove .venv and caches"
 
@@ -43,6 +44,9 @@ test: check unit
 
 deep: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m deep
+
+device: $(STAMP)
+	$(BIN)/python benchmarks/device.py --out device.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

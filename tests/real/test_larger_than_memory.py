@@ -1,4 +1,4 @@
-"""A checkpoint of a gigabyte scanned in 400 MB more than the interpreter takes with its libraries, and two of its blocks
+"""A checkpoint of a gigabyte scanned in 400 MB more than the interpreter takes with its libraries, and two blocks of it
 quantised by GPTQ in the memory of two blocks and three of the largest Hessian."""
 
 from __future__ import annotations
