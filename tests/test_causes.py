@@ -193,6 +193,7 @@ def test_awq_takes_matrices_of_zeros(matrices):
 VERBS = {
     # By module, the verbs that can raise what it says; a folder stands for all of its files.
     "models/": ("scan", "measure", "quantize", "train", "experiment"),
+    "models/memory.py": ("scan", "measure", "quantize", "experiment"),
     "hub.py": ("scan", "measure", "quantize", "train", "experiment"),
     "quantizers/": ("quantize",),
     "verbs/quantize": ("quantize",),

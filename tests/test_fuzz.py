@@ -186,6 +186,7 @@ NOT_A_USERS_FILE = {
     "models/measured.py:_code": "our own code, to be hashed",
     "models/measured.py:_file_of": "code that runs already, to be hashed",
     "models/memory.py": "the kernel's",
+    "models/paging.py": "the kernel's",
     "runs/provenance.py:_processor": "the kernel's",
     "runs/lock.py:_born": "the kernel's",
     "quantizers/verify.py": "what our own child process wrote a moment ago",

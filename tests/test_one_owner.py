@@ -29,6 +29,7 @@ REASONS = {
         "del forward": "the same taken back where the model's code does not let it",
     },
     "models/gguf.py": {"setattr": "builds a model"},
+    "quantizers/bench.py": {"write": "into a tensor of its own, which the journal has put in a parameter's place"},
     "attention/install.py": {"write": "convert: a change for good, asked for by the user"},
     "attention/wiring.py": {"hook": "convert: a change for good, asked for by the user"},
     "attention/kv_shift/baichuan.py": {"write": "convert: a change for good, asked for by the user"},

@@ -138,7 +138,7 @@ def test_parts_give_what_one_gives(monkeypatch):
 
     whole, parts = BlockRuns(), BlockRuns()
     expected = logits(whole)
-    monkeypatch.setattr("studfinder.passes.streams.STATES", 1)
+    monkeypatch.setattr("studfinder.passes.streams.STATES_AT_ONCE", 1)
     assert all(map(same, expected, logits(parts)))
     assert parts.blocks == pytest.approx(whole.blocks)
 

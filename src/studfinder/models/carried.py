@@ -77,11 +77,9 @@ def carry_blocks(model: Any, dtype: torch.dtype, device: torch.device = _CPU) ->
     blocks = [block for block in every.values() if any(_elsewhere(one, dtype, device) for one in block.parameters())]
     for block in blocks:
         block.forward = types.MethodType(_carrying(type(block), dtype, device), block)
-    inside = {id(one) for block in blocks for one in block.parameters()}
-    with torch.no_grad():
-        for one in (*model.parameters(), *model.buffers()):
-            if id(one) not in inside and one.device != device:
-                one.data = one.data.to(device)
+    inside = {part for block in blocks for part in block.modules()}
+    for part in model.modules():  # those of blocks keep their weights, and move what else they hold
+        part._apply(partial(_moved, device=device, but=part in inside), recurse=False)
     if blocks and not _runs(model, dtype):
         for block in blocks:
             del block.forward
@@ -180,6 +178,10 @@ def _unpacked(kept: Any) -> torch.Tensor:
         return kept
     stored, device, dtype, shape, stride, offset = kept
     return stored.detach().to(device, dtype).as_strided(shape, stride, offset)
+
+
+def _moved(tensor: torch.Tensor, *, device: torch.device, but: bool) -> torch.Tensor:
+    return tensor if but and isinstance(tensor, nn.Parameter) else tensor.to(device)
 
 
 def _elsewhere(parameter: torch.Tensor, dtype: torch.dtype, device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from studfinder.errors import known
 from studfinder.models import LM, private_folder
 
-STATES = 1 << 30
+STATES_AT_ONCE = 1 << 30
 """Bytes of hidden states that are held in memory where nothing else is said."""
 
 _T = TypeVar("_T")
@@ -28,7 +28,7 @@ class Spool:
     """
 
     def __init__(self, lm: LM) -> None:
-        self.limit = lm.memory.states if lm.memory is not None else STATES
+        self.limit = lm.memory.states if lm.memory is not None else STATES_AT_ONCE
         self.held = 0
 
     def keep(self, state: _T) -> _T:

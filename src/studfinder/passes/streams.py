@@ -12,7 +12,7 @@ import torch
 from studfinder.models import LM
 from studfinder.passes.blocks import Blocks, Given, State
 from studfinder.passes.forks import part_run, recorded, replayed
-from studfinder.passes.spool import STATES, Spool
+from studfinder.passes.spool import STATES_AT_ONCE, Spool
 from studfinder.sites import watched
 from studfinder.texts import Batch
 
@@ -123,7 +123,7 @@ def in_parts(blocks: Blocks, batches: Sequence[Batch], streams: Sequence[Stream]
     """Batches whose states, of all streams, fit into memory together; all of them where writing to disk what is more
     costs less than reading the weights once more for every part."""
     plan, anatomy = blocks.lm.memory, blocks.lm.anatomy
-    limit = STATES if plan is None else plan.states
+    limit = STATES_AT_ONCE if plan is None else plan.states
     per_token = (len(streams) + 2) * anatomy.hidden * (1 if blocks.direct else len(blocks.modules))
     if any(stream.touches is not None for stream in streams):  # what parts of a block gave, where they fork inside one
         per_token += 8 * anatomy.hidden + 4 * anatomy.intermediate

@@ -118,7 +118,7 @@ class Journal:
             if tensor.is_meta:
                 raise StudfinderError(
                     f"{name} is offloaded, so a change of it would be lost",
-                    do="Load the model by its name, with --memory if it is larger than that",
+                    do="Load the model by its name: then it is mapped from its files",
                 )
             with _writing(tensor):
                 if id(tensor) not in self._whole:
