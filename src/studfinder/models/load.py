@@ -43,6 +43,7 @@ def load(
     allow_missing: bool = False,
     merge_adapter: bool = False,
     carried: bool = False,
+    own_names: bool = False,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -63,6 +64,9 @@ def load(
         carried: where `dtype` is wider than the checkpoint's own, keep the blocks' weights as they are stored, and cast
             each block's while it runs: the same numbers in about half of the memory (models/carried.py). For a model
             that is read or edited; edits are rounded to what is stored. Not with `device_map`, nor of quantised files.
+        own_names: where transformers converts tensors as it loads them (stacks experts, say), which puts them into
+            memory, write the checkpoint once in its model's own names into the cache, as large as it is, and load that:
+            the same numbers, mapped from the file (models/converted.py). Pickles and quantised files load as ever.
 
     A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
     is the method that its files are packed by). What was done, and what is not loaded and need not be
@@ -95,7 +99,7 @@ def load(
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        live, tokenizer, source = _open(source, tokenizer, how, carried)
+        live, tokenizer, source = _open(source, tokenizer, how, carried, own_names)
     if device is not None:
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
@@ -130,14 +134,14 @@ def _say(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool) -> tuple[Any, Any, Source]:
+def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool, own_names: bool) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
     trusted = how.trust_remote_code
     if not how.merge_adapter:
         refuse_adapter(source)
     adapter = adapter_at(source) if how.merge_adapter else None
     if adapter is None:
-        live, opened = from_pretrained(source, how, carried=carried)
+        live, opened = from_pretrained(source, how, carried=carried, own_names=own_names)
         return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
     if adapter.base is None:
         base = source
@@ -154,7 +158,7 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool) -> tup
         if adapter.base is not None:
             refuse_adapter(base)
         base = dataclasses.replace(base, folder=folder)
-        live, opened = from_pretrained(base, how)
+        live, opened = from_pretrained(base, how, own_names=own_names)
         if tokenizer is None:  # the adapter's own, or its base model's
             tokenizer = tokenizer_at(adapter.folder, trusted)
             if tokenizer is None or isinstance(tokenizer, StudfinderError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import re
@@ -19,6 +20,7 @@ from studfinder.models.builtin import BUILTINS
 from studfinder.models.carried import blocks_as_stored, carry_blocks, narrow_dtype
 from studfinder.models.causes import expert_gap, partner_gap
 from studfinder.models.classes import auto_class_of, check_type, diffusion
+from studfinder.models.converted import in_own_names
 from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weights_of
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
@@ -45,11 +47,13 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[
     return from_pretrained(source, how)[1].notes
 
 
-def from_pretrained(source: Source, how: ReadConfig, *, carried: bool = False) -> tuple[Any, Source]:
+def from_pretrained(
+    source: Source, how: ReadConfig, *, carried: bool = False, own_names: bool = False
+) -> tuple[Any, Source]:
     """The model of a folder or hub repository, held against its files.
 
     Args:
-        carried: as in `load`.
+        carried, own_names: as in `load`.
 
     Returns:
         The model, and its source with what is listed and what was allowed.
@@ -92,8 +96,20 @@ def from_pretrained(source: Source, how: ReadConfig, *, carried: bool = False) -
         with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
             if quantised is None:
                 carried = carried and how.dtype != "auto" and how.device_map is None
-                with blocks_as_stored(partial(_held, source, held)) if carried else nullcontext():
-                    model, info = auto.from_pretrained(where, config=config, **options)
+                read, lacking, stored_names = where, {}, partial(_held, source, held)
+                if own_names:
+                    folder = source.folder or fetched(source)
+                    shell, lacking = auto.from_pretrained(
+                        where, config=copy.deepcopy(config), **{**options, "device_map": {"": "meta"}}
+                    )
+                    if (made := in_own_names(folder, shell)) != folder:
+                        read, stored_names = str(made), partial(held_in, made)
+                        options["dtype"] = shell.config.dtype  # where no config says it, the first tensor does
+                with blocks_as_stored(stored_names) if carried else nullcontext():
+                    model, info = auto.from_pretrained(read, config=config, **options)
+                if read != where:  # what its files lack or have besides is judged by the checkpoint itself
+                    model.config._name_or_path = model.name_or_path = where
+                    info = {kind: {*found, *lacking[kind]} for kind, found in info.items()}
                 if carried:
                     carry_blocks(model, how.dtype)
             else:
