@@ -105,6 +105,7 @@ def from_pretrained(
                     if (made := in_own_names(folder, shell)) != folder:
                         read, stored_names = str(made), partial(held_in, made)
                         options["dtype"] = shell.config.dtype  # where no config says it, the first tensor does
+                        config.__dict__.pop("transformers_weights", None)  # they have other names there
                 with blocks_as_stored(stored_names) if carried else nullcontext():
                     model, info = auto.from_pretrained(read, config=config, **options)
                 if read != where:  # what its files lack or have besides is judged by the checkpoint itself
