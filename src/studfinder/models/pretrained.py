@@ -33,18 +33,22 @@ from studfinder.records.outside import read_json
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """What `load` refuses of a folder is refused, without its numbers being read; returns what it would list.
+    """What `load` refuses of a folder is refused, without its numbers being read; returns what it would list. Raises
+    as `without_numbers`."""
+    source = Source(str(folder), "a local folder", folder)
+    return without_numbers(source, trust_remote_code=trust_remote_code)[1].notes
 
-    For whoever works on the files of a checkpoint and never loads them.
+
+def without_numbers(source: Source, *, trust_remote_code: bool = False) -> tuple[Any, Source]:
+    """The model of a folder on the meta device, each tensor in the dtype that it is loaded in, and its source with what
+    `load` lists. For whoever works on the files of a checkpoint and never loads them.
 
     Raises:
         StudfinderError: as `load`.
     """
-    source = Source(str(folder), "a local folder", folder)
     refuse_adapter(source)
     quiet_when_no_terminal()
-    how = ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code)
-    return from_pretrained(source, how)[1].notes
+    return from_pretrained(source, ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code))
 
 
 def from_pretrained(
