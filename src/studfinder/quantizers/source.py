@@ -90,15 +90,16 @@ def open_files(source: Source, folder: Path) -> tuple[LM, Files] | None:
         source = replace(source, revision=commit_in(folder) or source.revision)
     lm = LM(model.eval(), None, anatomy_of(model), source)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    files = stored_files(folder)
-    if not set(found) <= set(files.stored):  # what is loaded under another name than its own
-        state, into = model.state_dict(), destinations(model, files.stored)
-        own = {name: to for name, (to, step) in into.items() if step is None and to in state}
+    files, state = stored_files(folder), model.state_dict()
+    into = {name: step for name, (to, step) in destinations(model, files.stored).items() if to in state}
+    if not set(found) <= set(files.stored):  # some are loaded under other names than their own
+        own = {name: to for name, (to, step) in destinations(model, files.stored).items() if step is None and to in state}
         shards = {
             file: {own.get(name, name): one for name, one in tensors.items()} for file, tensors in files.shards.items()
         }
         files = replace(files, shards=shards)
-    if not set(found) <= set(files.stored):
+    # transformers does not convert what is left whole beside what is compressed; experts it puts together all the same.
+    if not set(found) <= set(files.stored) or any(step is not None and name not in found for name, step in into.items()):
         files = stored_files(in_own_names(folder, model))
     if not set(found) <= set(files.stored):
         return None
