@@ -41,10 +41,17 @@ _ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Tensors of the model that come from the same tensors of the files: their dtypes and shapes, and how to make them,
-    given how a tensor of the files is read. `plain`: one that transformers takes as it is."""
+class OwnTensors:
+    """Tensors of a model that come from the same tensors of its files.
 
+    Attributes:
+        sources: those of the files.
+        described: the model's by name, without numbers.
+        make: gives them, told how a tensor of the files is read.
+        plain: whether it is one that transformers takes as it is.
+    """
+
+    sources: tuple[str, ...]
     described: Mapping[str, torch.Tensor]
     make: Callable[[Callable[[str], torch.Tensor]], dict[str, torch.Tensor]]
     plain: bool
@@ -74,13 +81,13 @@ def in_own_names(folder: Path, model: Any) -> Path:
     if weights_of(folder).pickles or getattr(model, "hf_quantizer", None) is not None:
         return folder
     held = held_in(folder)
-    groups = [] if any(one.dtype not in DTYPES for one in held.values()) else _groups(model, held)
+    groups = [] if any(one.dtype not in DTYPES for one in held.values()) else own_tensors(model, held)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     described = {name: one for group in groups for name, one in group.described.items()}
     fits = all(shapes.get(name) == one.shape for name, one in described.items())
     if all(group.plain for group in groups) or not fits:
         return folder
-    again = _groups(model, described)
+    again = own_tensors(model, described)
     if len(again) < len(described) or not all(group.plain for group in again):
         return folder  # transformers would convert the model's own names once more
     place = private_folder("own-names")
@@ -106,9 +113,9 @@ def in_own_names(folder: Path, model: Any) -> Path:
     return made
 
 
-def _groups(model: Any, held: Mapping[str, Any]) -> list[_Made]:
+def own_tensors(model: Any, held: Mapping[str, Any]) -> list[OwnTensors]:
     """What is made of the tensors of files, found by having transformers convert tensors without numbers; nothing if it
-    cannot.
+    cannot. What no tensor of the model is made of is left out.
 
     Args:
         held: tensors of the files by name, or what headers say of them.
@@ -140,7 +147,8 @@ def _groups(model: Any, held: Mapping[str, Any]) -> list[_Made]:
             described = make(empty.__getitem__)
         except Exception:  # operations raise many kinds for tensors that do not belong together
             return []
-        found.append(_Made(described, make, described.get(target) is empty[parts[0][0]]))
+        names = tuple(name for name, _ in parts)
+        found.append(OwnTensors(names, described, make, described.get(target) is empty[names[0]]))
     return found
 
 
@@ -154,14 +162,14 @@ def _key(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _write(folder: Path, held: Mapping[str, Any], groups: Iterable[_Made], stage: Path) -> None:
+def _write(folder: Path, held: Mapping[str, Any], groups: Iterable[OwnTensors], stage: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
     from transformers.utils.logging import tqdm
 
     # Every converter's tensors have a file of their own, and are let go before the next; the others are mapped, and
     # take no memory.
-    shards: list[list[_Made]] = [[group] for group in groups if not group.plain]
+    shards: list[list[OwnTensors]] = [[group] for group in groups if not group.plain]
     size = _SHARD
     for group in groups:
         if group.plain:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source, anatomy_of
-from studfinder.models.converted import in_own_names
+from studfinder.models.converted import OwnTensors, own_tensors
 from studfinder.models.files import check_folder, weights_of
 from studfinder.models.headers import DTYPES, Stored, read_header
-from studfinder.models.loading import destinations
 from studfinder.models.pretrained import commit_in, without_numbers
 from studfinder.quantizers.targets import Target, targets
 from studfinder.records.outside import read_json
@@ -26,21 +26,30 @@ class Files:
 
     Attributes:
         folder: where they are.
-        shards: file names, each with its tensors in the order they are stored.
+        shards: file names, each with its tensors in the order they are stored, or what is made of them.
         targets: the matrices to quantise, by parameter name.
         cast: the dtypes that tensors are loaded in, where those are others than they are stored in.
+        source: of what is made the tensors that it is made of.
     """
 
     folder: Path
-    shards: Mapping[str, Mapping[str, Stored]]
+    shards: Mapping[str, Mapping[str, Stored | OwnTensors]]
     targets: Mapping[str, Target] = field(default_factory=dict)
     cast: Mapping[str, torch.dtype] = field(default_factory=dict)
+    source: Files | None = None
 
     @cached_property
     def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype, as it is read, and shape of every tensor."""
-        held = {name: one for tensors in self.shards.values() for name, one in tensors.items()}
-        return {name: (self.cast.get(name, DTYPES[one.dtype]), one.shape) for name, one in held.items()}
+        found = {}
+        for tensors in self.shards.values():
+            for name, one in tensors.items():
+                if isinstance(one, OwnTensors):
+                    dtype, shape = one.described[name].dtype, tuple(one.described[name].shape)
+                else:
+                    dtype, shape = DTYPES[one.dtype], one.shape
+                found[name] = self.cast.get(name, dtype), shape
+        return found
 
     @cached_property
     def places(self) -> dict[str, str]:
@@ -56,6 +65,9 @@ class Files:
         """
         shard, (dtype, shape) = self.places[name], self.stored[name]
         path, place = self.folder / shard, self.shards[shard][name]
+        if isinstance(place, OwnTensors):
+            assert self.source is not None
+            return place.make(self.source.read)[name].contiguous().to(dtype)
         held = torch.empty(torch.Size(shape).numel(), dtype=DTYPES[place.dtype])
         with path.open("rb", buffering=0) as file:
             file.seek(place.begin)
@@ -90,23 +102,34 @@ def open_files(source: Source, folder: Path) -> tuple[LM, Files] | None:
         source = replace(source, revision=commit_in(folder) or source.revision)
     lm = LM(model.eval(), None, anatomy_of(model), source)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    files, state = stored_files(folder), model.state_dict()
-    into = {name: step for name, (to, step) in destinations(model, files.stored).items() if to in state}
-    if not set(found) <= set(files.stored):  # some are loaded under other names than their own
-        own = {name: to for name, (to, step) in destinations(model, files.stored).items() if step is None and to in state}
-        shards = {
-            file: {own.get(name, name): one for name, one in tensors.items()} for file, tensors in files.shards.items()
-        }
-        files = replace(files, shards=shards)
-    # transformers does not convert what is left whole beside what is compressed; experts it puts together all the same.
-    if not set(found) <= set(files.stored) or any(step is not None and name not in found for name, step in into.items()):
-        files = stored_files(in_own_names(folder, model))
+    files = _as_loaded(model, stored_files(folder), found)
     if not set(found) <= set(files.stored):
         return None
     loaded = {name: model.get_parameter(target.ref.parameter).dtype for name, target in found.items()}
     # What is cast as it is loaded is rounded as it is cast.
     cast = {name: dtype for name, dtype in loaded.items() if files.stored[name][0] is not dtype}
     return lm, replace(files, targets=found, cast=cast)
+
+
+def _as_loaded(model: nn.Module, files: Files, found: Collection[str]) -> Files:
+    """Files with their tensors as the model has them, if it has the matrices `found` under other names, or more is
+    converted than experts: transformers does not convert what is left whole beside what is compressed."""
+    held = {name: one for tensors in files.shards.values() for name, one in tensors.items()}
+    groups = [group for group in own_tensors(model, held) if not set(group.sources) & set(found)]
+    if set(found) <= set(held) and all(group.plain for group in groups):
+        return files
+    made = {name: group for group in groups for name in group.sources}
+    shards: dict[str, dict[str, Stored | OwnTensors]] = {}
+    for file, tensors in files.shards.items():
+        own = shards.setdefault(file, {})
+        for name, one in tensors.items():
+            if name not in made:
+                own[name] = one
+            elif made[name].plain:
+                own |= dict.fromkeys(made[name].described, one)
+            elif made[name].sources[0] == name:
+                own |= dict.fromkeys(made[name].described, made[name])
+    return Files(files.folder, {file: own for file, own in shards.items() if own}, source=files)
 
 
 def stored_files(folder: Path) -> Files:
