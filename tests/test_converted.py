@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from architected import PARTS, TYPES, built
 from studfinder.errors import StudfinderError, WriteFailed
@@ -54,8 +55,14 @@ def check_same(one: LM, other: LM) -> None:
     assert one.source == other.source
     assert one.model.name_or_path == other.model.name_or_path
     assert config_hash(one) == config_hash(other)
+    assert _saved_as(one) == _saved_as(other)
     assert one.model.config.dtype is other.model.config.dtype
     assert one.model.generation_config.to_dict() == other.model.generation_config.to_dict()
+
+
+def _saved_as(lm: LM) -> list[str]:
+    """The names that a model's tensors are saved under."""
+    return list(revert_weight_conversion(lm.model, lm.model.state_dict()))
 
 
 def unmapped(lm: LM, folder: Path) -> list[str]:

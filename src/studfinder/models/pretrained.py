@@ -114,6 +114,7 @@ def from_pretrained(
                     model, info = auto.from_pretrained(read, config=config, **options)
                 if read != where:  # what its files lack or have besides is judged by the checkpoint itself
                     model.config._name_or_path = model.name_or_path = where
+                    model._weight_conversions = shell._weight_conversions  # it is saved as ever, experts apart
                     info = {kind: {*found, *lacking[kind]} for kind, found in info.items()}
                 if carried:
                     carry_blocks(model, how.dtype)
