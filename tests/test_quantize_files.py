@@ -6,10 +6,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from architected import TYPES, built
 from checkpoints import checkpoint
@@ -20,6 +22,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.models.places import source_named
 from studfinder.quantizers import RTN, MassiveRows, Scheme, hold_out, skip
+from studfinder.quantizers.experts import slices_of
 from studfinder.quantizers.source import open_files
 from studfinder.records import MassiveValue
 from studfinder.verbs import quantize_plan
@@ -236,6 +239,18 @@ def test_of_experts_that_are_fused_in_memory_single_numbers_are_kept(tmp_path, c
     assert not torch.equal(before[name], after[name])
     quantize(load(folder), CHANNEL, keep=kept, out=tmp_path / "memory", format="dense", verify=False)
     check_same(tmp_path / "files", tmp_path / "memory")
+
+
+def test_experts_of_any_size_are_told_apart_without_memory():
+    """A quarter of a terabyte, if every number of them had a number."""
+    sizes = {"hidden_size": 65536, "moe_intermediate_size": 2048, "num_experts": 128, "num_hidden_layers": 1}
+    config = AutoConfig.for_model("qwen3_moe", **sizes, num_attention_heads=2, head_dim=8)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = [f"model.layers.0.mlp.experts.{part}" for part in ("gate_up_proj", "down_proj")]
+    found = slices_of(SimpleNamespace(model=model), names)
+    assert len(found) == 3 * 128
+    assert {(one.first, one.rows) for one in found} == {(0, 2048), (2048, 2048), (0, 65536)}
 
 
 @pytest.mark.parametrize(

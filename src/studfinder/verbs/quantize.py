@@ -56,9 +56,10 @@ from studfinder.verbs.quantize_write import (
 def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quantization:
     """Quantise a model and write it as a checkpoint with tokenizer and model card.
 
-    Round to nearest goes from file to file, shard by shard, without building the model (memory of one tensor), and
-    continues where it was interrupted. Other methods, findings and live models work on the model in memory, which is
-    put back afterwards. `out` appears when it is complete.
+    Round to nearest of a folder or a hub id goes from file to file, shard by shard, with the memory of one tensor, and
+    continues where it was interrupted; where numbers are kept, the model is mapped from its files, to be held against
+    the findings. Other methods, changes before rounding, scores, other dtypes and live models work on the model in
+    memory, which is put back afterwards. `out` appears when it is complete.
 
     Args:
         model: from `sf.load`, or what it takes.

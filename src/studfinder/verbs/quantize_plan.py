@@ -103,13 +103,11 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
         StudfinderError: an unknown name, settings that do not go together, a scheme that the format cannot hold, `out`
             is taken, or what `load` raises.
     """
-    source = model.source if isinstance(model, LM) else None
-    if isinstance(model, str | os.PathLike):
-        source = source_named(os.fspath(model), config.revision)
+    by_name = isinstance(model, str | os.PathLike)
+    source: Any = source_named(os.fspath(model), config.revision) if by_name else getattr(model, "source", None)
     check_place(Path(config.out), config.overwrite, [] if source is None else [source.folder])
     keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
-    loaded = source is None or isinstance(model, LM) or set(options_of(config)) - {"revision"}
-    opened = None if loaded or source is None else _opened(source)
+    opened = _opened(source) if by_name and not set(options_of(config)) - {"revision"} else None
     lm, files = opened or (load_as(model, config), None)
     shapes, dtype, experts = shapes_of(lm, files)
     method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
