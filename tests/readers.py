@@ -224,6 +224,28 @@ for _kind, _files, _shards in (
     )
 
 
+def _mixture(folder: Path) -> Files:
+    from tiny import tiny
+
+    tiny("mixtral").model.save_pretrained(folder, max_shard_size="50KB")
+    names = ("config.json", "model.safetensors.index.json", "model-00001-of-*.safetensors")
+    return [next(iter(sorted(folder.glob(name)))) for name in names]
+
+
+@reader(
+    "a checkpoint for its model's own names",
+    _mixture,
+    "models/converted.py:in_own_names",
+    "models/converted.py:_key",
+    "models/converted.py:_write",
+    cost=16,
+)
+def _(folder: Path) -> Any:
+    from studfinder.models import content_hash, load
+
+    return content_hash(load(folder, own_names=True))
+
+
 def _sources(folder: Path) -> Files:
     return _model("config.json", "model.safetensors.index.json", "model-00001-of-*.safetensors", shards=True)(folder)
 

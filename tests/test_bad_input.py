@@ -90,6 +90,17 @@ def test_large_finite_weights_are_no_mistake():
     check_finite(lm.model, lm.source.id)
 
 
+@pytest.mark.parametrize("place", [0, (1 << 22) - 1, 1 << 22, -1])
+def test_a_number_that_is_not_finite_is_found_in_every_part_of_a_large_tensor(place):
+    from studfinder.models import check_finite
+
+    layer = torch.nn.Linear(1 << 12, 1500, bias=False, dtype=torch.bfloat16)
+    check_finite(layer, "it")
+    layer.weight.data.view(-1)[place] = float("nan")
+    with pytest.raises(StudfinderError, match="weight weight of it holds 1 NaN or infinite number;"):
+        check_finite(layer, "it")
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt(model, mistake, prompt):
     assert "prompt 'prompt 0' is empty" in mistake("scan", model, "--prompt", prompt)

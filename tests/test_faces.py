@@ -159,8 +159,9 @@ def test_every_option_of_a_verb_reaches_its_field(kind):
 def test_loading_options_are_those_of_load():
     own = inspect.signature(load).parameters
     shared = {one.name: one.default for one in fields(ReadConfig)}
-    # Whether a model is carried is what the verb needs, not what the user asks for.
-    assert shared == {name: own[name].default for name in own if name not in ("model", "tokenizer", "carried")}
+    # Whether a model is carried, or mapped in its own names, is what the verb needs, not what the user asks for.
+    needed = ("model", "tokenizer", "carried", "own_names")
+    assert shared == {name: own[name].default for name in own if name not in needed}
 
 
 def test_loading_options_of_a_loaded_model_are_refused_and_a_name_is_loaded(tmp_path):

@@ -182,6 +182,7 @@ NOT_A_USERS_FILE = {
     "models/headers.py": "the one place: what calls it is looked at here",
     "models/cache.py:private_text": "writes",
     "models/made.py": "bytes, to be hashed",
+    "models/converted.py:_as_made": "what we wrote, held against its marks",
     "models/tried.py": "our own record of what was tried",
     "models/measured.py:_code": "our own code, to be hashed",
     "models/measured.py:_file_of": "code that runs already, to be hashed",

@@ -482,7 +482,7 @@ def test_other_files_beside_the_checkpoint_are_not_part_of_it(tmp_path):
         ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "is truncated or damaged"),
         ("model.safetensors", b"", "is truncated or damaged"),
         ("model.safetensors.index.json", b"{}", "has no weight_map"),
-        ("config.json", b"{}", "config.json that cannot be read"),
+        ("config.json", b"{}", "does not know the model_type of"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, capsys, file, text, message):

@@ -6,6 +6,7 @@ from studfinder.models.builtin import BUILTINS, builtin_folder
 from studfinder.models.cache import cache_folder, keep_private, private_folder
 from studfinder.models.card import model_card
 from studfinder.models.checkpoint import CheckpointFiles, FilePlace
+from studfinder.models.converted import in_own_names
 from studfinder.models.fingerprint import cached_content_hash, config_hash, content_hash
 from studfinder.models.lm import LM, Source
 from studfinder.models.load import check_finite, load
@@ -39,6 +40,7 @@ __all__ = [
     "check_same_weights",
     "config_hash",
     "content_hash",
+    "in_own_names",
     "keep_private",
     "load",
     "matrix",

@@ -119,7 +119,10 @@ def config_hash(lm: LM) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-_NO_PART = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+_NO_PART = (
+    *("_name_or_path", "transformers_weights", "transformers_version"),
+    *("dtype", "torch_dtype", "architectures", "use_cache"),
+)
 
 
 def cached_content_hash(lm: LM) -> str:

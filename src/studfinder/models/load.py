@@ -20,13 +20,14 @@ from studfinder.models.carried import carry_blocks
 from studfinder.models.classes import check_decoder
 from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
-from studfinder.models.memory import as_bytes, memory_plan
+from studfinder.models.memory import OWN, as_bytes, free_memory, memory_plan
 from studfinder.models.offloaded import settle
 from studfinder.models.paging import keep_nothing_freed, let_go, mapped_spans
-from studfinder.models.places import hub_source, source_named
+from studfinder.models.places import hub_folder, hub_source, source_named
 from studfinder.models.pretrained import commit_in, from_pretrained, quiet_when_no_terminal
 from studfinder.models.tokenizing import tokenizer_at
 from studfinder.records.loading import ReadConfig
+from studfinder.records.outside import read_json
 from studfinder.visible import say
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def load(
     merge_adapter: bool = False,
     carried: bool = False,
     memory: int | str | None = None,
+    own_names: bool = False,
 ) -> LM:
     """Load a causal language model, or wrap a live one.
 
@@ -71,6 +73,10 @@ def load(
         memory: what may be taken at most, in bytes or e.g. "8GB"; by default what is free. The weights of a larger
             model are read from its files block by block in every pass (passes/weights.py), `carried` where `dtype` is
             wider; its blocks compute on `device`. What was decided is printed.
+        own_names: where transformers converts tensors as it loads them (stacks experts, say), which puts them into
+            memory, write the checkpoint once in its model's own names into the cache, as large as it is, and load that:
+            the same numbers, mapped from the file (models/converted.py). Pickles and quantised files load as ever. So
+            is done without being asked for where the files are larger than `memory`.
 
     A quantised checkpoint is loaded as a dequantised copy, an ordinary model in floating point (`lm.source.quantised`
     is the method that its files are packed by). What was done, and what is not loaded and need not be
@@ -96,7 +102,6 @@ def load(
         merge_adapter=merge_adapter,
     )
     budget = None if memory is None else as_bytes(memory)
-    carried = carried or budget is not None
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
@@ -105,7 +110,8 @@ def load(
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        live, tokenizer, source = _open(source, tokenizer, how, carried)
+        larger = _is_larger(source, how, budget)
+        live, tokenizer, source = _open(source, tokenizer, how, carried or larger, own_names or larger)
     settle(live)
     anatomy = anatomy_of(live.eval())
     blocks = [live.get_submodule(layer.block) for layer in anatomy.layers]
@@ -129,6 +135,19 @@ def load(
     return lm
 
 
+def _is_larger(source: Source, how: ReadConfig, budget: int | None) -> bool:
+    """Whether what is in a checkpoint's files is more than memory holds."""
+    index = "model.safetensors.index.json"
+    folder = source.folder or hub_folder(source, "config.json", index)
+    if folder is None or not folder.is_dir():
+        return False
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not size and (folder / index).is_file():  # the hub's are fetched later
+        size = int(read_json(folder / index).get("metadata", {}).get("total_size", 0))
+    size *= 2 if how.dtype is torch.float32 else 1  # most are stored in half of that
+    return size + OWN > (free_memory() if budget is None else budget)
+
+
 def _slow(lm: LM) -> Iterator[str]:
     """That a processor computes in bfloat16 without instructions for it, where that costs minutes."""
     here = lm.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
@@ -145,6 +164,7 @@ def fast_bfloat16() -> bool:
 
 _LARGE = 50_000_000
 """Parameters from which it matters."""
+_PART = 1 << 22
 
 
 @functools.cache  # once a process: some verbs load a model again
@@ -152,14 +172,14 @@ def _say(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool) -> tuple[Any, Any, Source]:
+def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool, own_names: bool) -> tuple[Any, Any, Source]:
     """The model, its tokenizer and where it came from; an adapter is merged if that was asked for, else refused."""
     trusted = how.trust_remote_code
     if not how.merge_adapter:
         refuse_adapter(source)
     adapter = adapter_at(source) if how.merge_adapter else None
     if adapter is None:
-        live, opened = from_pretrained(source, how, carried=carried)
+        live, opened = from_pretrained(source, how, carried=carried, own_names=own_names)
         return live, tokenizer or tokenizer_at(source.folder or source.id, trusted, opened.revision), opened
     if adapter.base is None:
         base = source
@@ -176,7 +196,7 @@ def _open(source: Source, tokenizer: Any, how: ReadConfig, carried: bool) -> tup
         if adapter.base is not None:
             refuse_adapter(base)
         base = dataclasses.replace(base, folder=folder)
-        live, opened = from_pretrained(base, how)
+        live, opened = from_pretrained(base, how, own_names=own_names)
         if tokenizer is None:  # the adapter's own, or its base model's
             tokenizer = tokenizer_at(adapter.folder, trusted)
             if tokenizer is None or isinstance(tokenizer, StudfinderError):
@@ -205,8 +225,9 @@ def check_finite(model: PreTrainedModel, source: str) -> None:
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta" or not parameter.is_floating_point():
             continue
-        # A sum is one fast pass without a temporary; only a suspicious one is looked at entry by entry.
-        if torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+        # Sums are one fast pass; only a suspicious tensor is looked at entry by entry. In parts: torch casts what it
+        # sums, and a matrix of all experts would be twice as large once more.
+        if all(torch.isfinite(part.sum(dtype=torch.float32)) for part in parameter.detach().reshape(-1).split(_PART)):
             continue
         bad = int((~torch.isfinite(parameter.detach())).sum())
         if bad:

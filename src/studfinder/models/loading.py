@@ -70,20 +70,24 @@ class Judgement:
     listed: list[str] = field(default_factory=list)
 
 
-def destinations(model: Any, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
-    """The tensor of a model that each tensor of its files goes into, by transformers' own renaming, and whether it is
-    converted on the way (stacked with others, say); experts in the order of their numbers."""
+def destinations(model: Any, names: Iterable[str]) -> dict[str, tuple[str, tuple[Any, str] | None]]:
+    """The tensor of a model that each tensor of its files goes into, by transformers' own renaming; and, where it is
+    converted on the way (stacked with others, say), the WeightConverter and the pattern of it that fits the name. What
+    a converter makes several tensors of has the first of them. Experts are in the order of their numbers."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
     mapping = get_model_conversion_mapping(model, hf_quantizer=getattr(model, "hf_quantizer", None))
     renamings = [step for step in mapping if not isinstance(step, WeightConverter)]
     converters = [step for step in mapping if isinstance(step, WeightConverter)]
-    state = model.state_dict()
+    by_pattern = {pattern: step for step in converters for pattern in step.source_patterns}
+    prefix, state = model.base_model_prefix, model.state_dict()
     found = {}
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        found[name] = target, pattern is not None
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state and name in state:  # it is the model's own name, which happens to fit a pattern
+            target, pattern = rename_source_key(name, [], [], prefix, state)
+        found[name] = target, None if pattern is None else (by_pattern[pattern], pattern)
     return found
 
 

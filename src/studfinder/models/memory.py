@@ -10,7 +10,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 
-_OWN = 600 << 20
+OWN = 600 << 20
 """Bytes of the interpreter with its libraries, and of what they keep."""
 
 _LEAST_STATES = 128 << 20
@@ -42,12 +42,12 @@ class MemoryPlan:
     @property
     def census(self) -> int:
         """Bytes with which gradients of all weights can be summed up, a block after the other."""
-        return _OWN + self.outside + _SUMS * self.largest + _LEAST_STATES
+        return OWN + self.outside + _SUMS * self.largest + _LEAST_STATES
 
     @property
     def peak(self) -> int:
         """Bytes that are expected at most."""
-        return _OWN + self.outside + 2 * self.block + self.states
+        return OWN + self.outside + 2 * self.block + self.states
 
     def __str__(self) -> str:
         if not self.streamed:
@@ -81,8 +81,8 @@ def memory_plan(source: str, model: nn.Module, blocks: list[nn.Module], width: i
     outside = sum(one.numel() * max(width, one.itemsize) for key, one in own.items() if key not in inside)
     sizes = [sum(one.numel() * max(width, one.itemsize) for one in block.parameters()) for block in blocks]
     largest = max(sizes, default=0)
-    streamed = weights + _OWN > budget
-    left = budget - _OWN - outside - 2 * largest if streamed else budget - _OWN - weights
+    streamed = weights + OWN > budget
+    left = budget - OWN - outside - 2 * largest if streamed else budget - OWN - weights
     states = min(1 << 30, left) if memory is None or not streamed else left
     alone = max((one.numel() for key, one in own.items() if key not in inside), default=0)
     numbers = max([alone, *(sum(one.numel() for one in block.parameters()) for block in blocks)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import re
@@ -19,6 +20,7 @@ from studfinder.models.builtin import BUILTINS
 from studfinder.models.carried import blocks_as_stored, carry_blocks, narrow_dtype
 from studfinder.models.causes import expert_gap, partner_gap
 from studfinder.models.classes import auto_class_of, check_type, diffusion
+from studfinder.models.converted import in_own_names
 from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weights_of
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
@@ -31,25 +33,31 @@ from studfinder.records.outside import read_json
 
 
 def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """What `load` refuses of a folder is refused, without its numbers being read; returns what it would list.
+    """What `load` refuses of a folder is refused, without its numbers being read; returns what it would list. Raises
+    as `without_numbers`."""
+    source = Source(str(folder), "a local folder", folder)
+    return without_numbers(source, trust_remote_code=trust_remote_code)[1].notes
 
-    For whoever works on the files of a checkpoint and never loads them.
+
+def without_numbers(source: Source, *, trust_remote_code: bool = False) -> tuple[Any, Source]:
+    """The model of a folder on the meta device, each tensor in the dtype that it is loaded in, and its source with what
+    `load` lists. For whoever works on the files of a checkpoint and never loads them.
 
     Raises:
         StudfinderError: as `load`.
     """
-    source = Source(str(folder), "a local folder", folder)
     refuse_adapter(source)
     quiet_when_no_terminal()
-    how = ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code)
-    return from_pretrained(source, how)[1].notes
+    return from_pretrained(source, ReadConfig(device_map={"": "meta"}, trust_remote_code=trust_remote_code))
 
 
-def from_pretrained(source: Source, how: ReadConfig, *, carried: bool = False) -> tuple[Any, Source]:
+def from_pretrained(
+    source: Source, how: ReadConfig, *, carried: bool = False, own_names: bool = False
+) -> tuple[Any, Source]:
     """The model of a folder or hub repository, held against its files.
 
     Args:
-        carried: as in `load`.
+        carried, own_names: as in `load`.
 
     Returns:
         The model, and its source with what is listed and what was allowed.
@@ -92,8 +100,22 @@ def from_pretrained(source: Source, how: ReadConfig, *, carried: bool = False) -
         with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
             if quantised is None:
                 carried = carried and how.dtype != "auto" and how.device_map is None
-                with blocks_as_stored(partial(_held, source, held)) if carried else nullcontext():
-                    model, info = auto.from_pretrained(where, config=config, **options)
+                read, lacking, stored_names = where, {}, partial(_held, source, held)
+                if own_names:
+                    folder = source.folder or fetched(source)
+                    shell, lacking = auto.from_pretrained(
+                        where, config=copy.deepcopy(config), **{**options, "device_map": {"": "meta"}}
+                    )
+                    if (made := in_own_names(folder, shell)) != folder:
+                        read, stored_names = str(made), partial(held_in, made)
+                        options["dtype"] = shell.config.dtype  # where no config says it, the first tensor does
+                        config.__dict__.pop("transformers_weights", None)  # they have other names there
+                with blocks_as_stored(stored_names) if carried else nullcontext():
+                    model, info = auto.from_pretrained(read, config=config, **options)
+                if read != where:  # what its files lack or have besides is judged by the checkpoint itself
+                    model.config._name_or_path = model.name_or_path = where
+                    model._weight_conversions = shell._weight_conversions  # it is saved as ever, experts apart
+                    info = {kind: {*found, *lacking[kind]} for kind, found in info.items()}
                 if carried:
                     carry_blocks(model, how.dtype)
             else:

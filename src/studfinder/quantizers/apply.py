@@ -13,7 +13,7 @@ from studfinder.quantizers.fused_scales import share
 from studfinder.quantizers.keep import resolve, unkept
 from studfinder.quantizers.method import Method
 from studfinder.quantizers.scheme import tile
-from studfinder.quantizers.targets import targets
+from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.transforms import transforms_of
 from studfinder.runs import Progress
 
@@ -44,7 +44,8 @@ def quantized(
         StudfinderError: a matrix that the scheme does not fit, no calibration windows where the method needs them,
             findings of another model.
     """
-    return running(bench_for(lm, method, keep=keep, transforms=transforms, windows=windows, progress=progress), method)
+    bench = bench_for(lm, method, keep=keep, transforms=transforms, windows=windows, progress=progress)
+    return running(bench, method)
 
 
 @contextmanager
@@ -75,14 +76,16 @@ def prepared(bench: Workbench, *, chosen: bool = True) -> Iterator[Workbench]:
 def bench_for(
     lm: LM,
     method: Method,
+    found: Sequence[Target] | None = None,
     *,
     keep: Any = None,
     transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
     progress: Progress = lambda what, done, total: None,
 ) -> Workbench:
-    """Check that a method can do its work on a model, and lay out what it needs. Raises as `quantized`."""
-    found = targets(lm)
+    """Check that a method can do its work on a model, and lay out what it needs: `found` is every matrix that may be
+    rounded, None all of `targets`. Raises as `quantized`."""
+    found = targets(lm) if found is None else found
     changes = transforms_of(lm, transforms)
     for part in (method, *changes):
         if getattr(part, "calibrated", False) and not windows:

@@ -11,6 +11,7 @@ from torch import nn
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.models.carried import is_carried
 from studfinder.passes import on_disk
 from studfinder.quantizers.grid import Quantized
 from studfinder.quantizers.scheme import Scheme, bits_per_weight
@@ -72,7 +73,7 @@ class Workbench:
             raise ValueError(f"{target.name}: {tuple(quantized.codes_RC.shape)} for {tuple(weight.shape)}")
         made = quantized.dequantized()
         made = made.T if target.ref.transposed else made
-        if self.lm.memory is not None and self.lm.memory.streamed:
+        if (self.lm.memory is not None and self.lm.memory.streamed) or is_carried(self.lm.model):
             quantized = self._put_on_disk(target, quantized, made)
         else:
             self.journal.write(target.ref.parameter, made, target.index)
@@ -81,7 +82,8 @@ class Workbench:
         self.progress("quantise", len(self.done), len(self.targets))
 
     def _put_on_disk(self, target: Target, quantized: Quantized, made: torch.Tensor) -> Quantized:
-        """Of a model larger than memory: what is written would stay in it, and so would what stood there."""
+        """Of a model larger than memory, where what is written would stay and so would what stood there; and of one that
+        is stored in a narrower dtype, to whose numbers it would be rounded."""
         name = target.ref.parameter
         if name not in self._replaced:
             self._replaced.add(name)

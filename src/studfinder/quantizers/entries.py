@@ -28,11 +28,13 @@ def file_entry(
     format: str,
     whole: torch.Tensor | None = None,
     meant: Meant | None = None,
+    held_RC: torch.Tensor | None = None,
 ) -> TensorGroup:
     """A tensor of a checkpoint file: rounded to nearest, or copied where `method` is None.
 
     Made when it is written, and what it stands for is then added to `meant`. `whole` is the tensor scale that it is to
-    have (see `fused_scales`); None is its own. Raises StudfinderError, naming the tensor, for one that is not finite.
+    have (see `fused_scales`); None is its own. `held_RC` is True for entries that keep their value. Raises
+    StudfinderError, naming the tensor, for one that is not finite.
     """
     dtype, shape = files.stored[name]
 
@@ -45,22 +47,27 @@ def file_entry(
         return TensorGroup({name: (dtype, shape)}, lambda: {name: told(finite(name, files.read(name)))})
 
     def rounded(chosen: RTN = method) -> Quantized:
-        made = rounded_from_file(files, name, chosen)
+        made = rounded_from_file(files, name, chosen, held_RC)
         grid = None if whole is None else with_tensor_scale(made.grid, whole)
         made = made if grid is None else replace(made, grid=grid)
         if meant is not None and format != "dense":
             told(made.dequantized().to(dtype))
         return made
 
+    def dense() -> torch.Tensor:
+        made_RC = rounded().dequantized().to(dtype)
+        return made_RC.T if files.targets[name].ref.transposed else made_RC
+
     if format == "dense":
-        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(rounded().dequantized().to(dtype))})
+        return TensorGroup({name: (dtype, shape)}, lambda: {name: told(dense())})
     return _quantized_entry(name, shape, method.scheme, format, dtype, rounded)
 
 
-def rounded_from_file(files: Files, name: str, method: RTN) -> Quantized:
+def rounded_from_file(files: Files, name: str, method: RTN, held_RC: torch.Tensor | None = None) -> Quantized:
     """A matrix of a checkpoint file, rounded to nearest. Raises StudfinderError, naming it, if it is not finite."""
+    stored = files.read(name)
     try:
-        return round_to_nearest(files.read(name), method)
+        return round_to_nearest(stored.T if files.targets[name].ref.transposed else stored, method, held_RC)
     except StudfinderError as error:
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 

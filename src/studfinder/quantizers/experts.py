@@ -31,7 +31,8 @@ class Slice:
 def slices_of(lm: LM, parameters: Iterable[str]) -> list[Slice]:
     """The matrices that fused parameters are loaded from; those that transformers loads only whole have none.
 
-    transformers is asked, by having it undo its own conversion on numbered rows in place of the weights.
+    transformers is asked, by having it undo its own conversion on numbered rows in place of the weights. They are a few
+    numbers wide, for what is split or turned shows by that too, and all experts at full width would be a model's size.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -42,7 +43,7 @@ def slices_of(lm: LM, parameters: Iterable[str]) -> list[Slice]:
         if len(shape) == 3:
             experts, rows, _ = shape
             row = torch.arange(len(owner), len(owner) + experts * rows)
-            numbered[name] = row.view(experts, rows, 1).expand(shape)
+            numbered[name] = row.view(experts, rows, 1).expand(experts, rows, 2 + (rows == 2))
             owner += [(name, expert, row) for expert in range(experts) for row in range(rows)]
     try:
         made = revert_weight_conversion(lm.model, numbered) if numbered else {}
@@ -51,7 +52,7 @@ def slices_of(lm: LM, parameters: Iterable[str]) -> list[Slice]:
     found = []
     for name, number in made.items():
         parameter, expert, first = owner[int(number.flatten()[0])]
-        rows, width = len(number), lm.model.get_parameter(parameter).shape[2]
+        rows, width = len(number), numbered[parameter].shape[2]
         whole = number.dim() == 2 and number.shape[1] == width and torch.equal(number, number[:, :1].expand_as(number))
         if (
             whole

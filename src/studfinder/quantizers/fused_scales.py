@@ -7,7 +7,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,10 +36,12 @@ def share(bench: Workbench) -> None:
             bench.done[target.name] = replace(one, grid=grid)
 
 
-def shared_of_files(files: Files, chosen: Iterable[str], method: RTN) -> tuple[dict[str, torch.Tensor], list[str]]:
+def shared_of_files(
+    files: Files, chosen: Iterable[str], method: RTN, held: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The tensor scale that each fused matrix is to have, by name, and notes of those that cannot share one.
 
-    Every one of them is rounded for it, a group at a time, and once more when it is written.
+    Every one of them is rounded for it, a group at a time, and once more when it is written; `held` as of `resolve`.
     """
     if method.scheme.scale != "e4m3":
         return {}, []
@@ -48,7 +50,7 @@ def shared_of_files(files: Files, chosen: Iterable[str], method: RTN) -> tuple[d
     for fused, group in by_fused(files.targets[name] for name in chosen).items():
         if len(group) == 1:
             continue
-        whole = _common([rounded_from_file(files, t.name, method).grid for t in group])
+        whole = _common([rounded_from_file(files, t.name, method, held.get(t.name)).grid for t in group])
         if whole is None:
             notes.append(note(fused))
         else:

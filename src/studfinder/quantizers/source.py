@@ -1,22 +1,21 @@
-"""A checkpoint on disk as it is quantised without building the model: where its tensors are and which are targets."""
+"""A checkpoint on disk as it is quantised without its numbers in memory: where its tensors are, which are targets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
-from studfinder.errors import StudfinderError, in_a_line, known
-from studfinder.models import LM, Source, anatomy_of, check_checkpoint
-from studfinder.models.classes import auto_class_of
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, Source, anatomy_of
+from studfinder.models.converted import OwnTensors, own_tensors
 from studfinder.models.files import check_folder, weights_of
-from studfinder.models.fingerprint import marks
 from studfinder.models.headers import DTYPES, Stored, read_header
-from studfinder.models.sizes import check_sizes
+from studfinder.models.pretrained import commit_in, without_numbers
 from studfinder.quantizers.targets import Target, targets
 from studfinder.records.outside import read_json
 
@@ -26,20 +25,31 @@ class Files:
     """A folder of safetensors.
 
     Attributes:
-        folder: the checkpoint.
-        shards: file names, each with its tensors in the order they are stored.
+        folder: where they are.
+        shards: file names, each with its tensors in the order they are stored, or what is made of them.
         targets: the matrices to quantise, by parameter name.
+        cast: the dtypes that tensors are loaded in, where those are others than they are stored in.
+        source: of what is made the tensors that it is made of.
     """
 
     folder: Path
-    shards: Mapping[str, Mapping[str, Stored]]
+    shards: Mapping[str, Mapping[str, Stored | OwnTensors]]
     targets: Mapping[str, Target] = field(default_factory=dict)
+    cast: Mapping[str, torch.dtype] = field(default_factory=dict)
+    source: Files | None = None
 
     @cached_property
     def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of every tensor."""
-        held = {name: one for tensors in self.shards.values() for name, one in tensors.items()}
-        return {name: (DTYPES[one.dtype], one.shape) for name, one in held.items()}
+        """Dtype, as it is read, and shape of every tensor."""
+        found = {}
+        for tensors in self.shards.values():
+            for name, one in tensors.items():
+                if isinstance(one, OwnTensors):
+                    dtype, shape = one.described[name].dtype, tuple(one.described[name].shape)
+                else:
+                    dtype, shape = DTYPES[one.dtype], one.shape
+                found[name] = self.cast.get(name, dtype), shape
+        return found
 
     @cached_property
     def places(self) -> dict[str, str]:
@@ -54,41 +64,72 @@ class Files:
             StudfinderError: the file ends before the tensor does.
         """
         shard, (dtype, shape) = self.places[name], self.stored[name]
-        path = self.folder / shard
-        held = torch.empty(torch.Size(shape).numel(), dtype=dtype)
+        path, place = self.folder / shard, self.shards[shard][name]
+        if isinstance(place, OwnTensors):
+            assert self.source is not None
+            return place.make(self.source.read)[name].contiguous().to(dtype)
+        held = torch.empty(torch.Size(shape).numel(), dtype=DTYPES[place.dtype])
         with path.open("rb", buffering=0) as file:
-            file.seek(self.shards[shard][name].begin)
+            file.seek(place.begin)
             found = file.readinto(held.view(torch.uint8).numpy().data) if held.numel() else 0
-        if found != held.numel() * dtype.itemsize:
+        if found != held.numel() * held.itemsize:
             raise StudfinderError(f"{path} ends within {name}", expected="a whole file", do="Copy it again")
-        return held.view(shape)
+        return held.view(shape).to(dtype)
 
-    def signature(self) -> dict[str, Any]:
-        """What stands for the content of the files; see `models.fingerprint.marks`."""
-        return {name: marks(self.folder / name) for name in self.shards}
+    def matrix_shape(self, name: str) -> tuple[int, ...]:
+        """(out, in) of a target."""
+        shape = self.stored[name][1]
+        return shape[::-1] if self.targets[name].ref.transposed else shape
 
 
-def open_files(folder: Path, *, trust_remote_code: bool = False) -> Files | None:
-    """The files of a checkpoint folder, or None where a matrix is stored otherwise than it is
-    loaded: under another name than its parameter's, transposed, or in another dtype.
+def open_files(source: Source, folder: Path) -> tuple[LM, Files] | None:
+    """The model of a checkpoint folder without its numbers, and its files, with tensors under the names that a
+    quantised checkpoint has them by. None where a matrix is made of several stored ones, or is a part of one.
 
-    The model is built without memory (on the meta device), only to know its matrices.
+    Args:
+        source: of the model, for print and the record.
+        folder: all of its files.
 
     Raises:
-        StudfinderError: as `targets`.
+        StudfinderError: as `load` and `targets`; it is quantised already.
     """
-    held = check_folder(folder, allow_pickle=False)
-    check_sizes(str(folder), read_json(folder / "config.json"), {name: one.shape for name, one in held.items()})
-    lm = skeleton(folder, trust_remote_code=trust_remote_code)
+    check_folder(folder, allow_pickle=False)
+    config = read_json(folder / "config.json")
+    if any(isinstance(part, dict) and part.get("quantization_config") for part in (config, *config.values())):
+        raise StudfinderError(f"{source.id} is quantised already", do="Start from the full model")
+    model, _ = without_numbers(replace(source, folder=folder))
+    if source.folder is None:
+        source = replace(source, revision=commit_in(folder) or source.revision)
+    lm = LM(model.eval(), None, anatomy_of(model), source)
     found = {target.name: target for target in targets(lm, offloaded=True)}
-    files = replace(stored_files(folder), targets=found)
-    check_checkpoint(folder, trust_remote_code=trust_remote_code)  # what `load` would refuse
-    stored, loaded = files.stored, getattr(lm.model.config, "dtype", None)
-    if not set(found) <= set(stored) or any(target.ref.transposed for target in found.values()):
+    files = _as_loaded(model, stored_files(folder), found)
+    if not set(found) <= set(files.stored):
         return None
+    loaded = {name: model.get_parameter(target.ref.parameter).dtype for name, target in found.items()}
     # What is cast as it is loaded is rounded as it is cast.
-    cast = loaded is not None and any(stored[name][0] is not loaded for name in found)
-    return None if cast else files
+    cast = {name: dtype for name, dtype in loaded.items() if files.stored[name][0] is not dtype}
+    return lm, replace(files, targets=found, cast=cast)
+
+
+def _as_loaded(model: nn.Module, files: Files, found: Collection[str]) -> Files:
+    """Files with their tensors as the model has them, if it has the matrices `found` under other names, or more is
+    converted than experts: transformers does not convert what is left whole beside what is compressed."""
+    held = {name: one for tensors in files.shards.values() for name, one in tensors.items()}
+    groups = [group for group in own_tensors(model, held) if not set(group.sources) & set(found)]
+    if set(found) <= set(held) and all(group.plain for group in groups):
+        return files
+    made = {name: group for group in groups for name in group.sources}
+    shards: dict[str, dict[str, Stored | OwnTensors]] = {}
+    for file, tensors in files.shards.items():
+        own = shards.setdefault(file, {})
+        for name, one in tensors.items():
+            if name not in made:
+                own[name] = one
+            elif made[name].plain:
+                own |= dict.fromkeys(made[name].described, one)
+            elif made[name].sources[0] == name:
+                own |= dict.fromkeys(made[name].described, made[name])
+    return Files(files.folder, {file: own for file, own in shards.items() if own}, source=files)
 
 
 def stored_files(folder: Path) -> Files:
@@ -106,22 +147,3 @@ def stored_files(folder: Path) -> Files:
             if one.dtype not in DTYPES:
                 raise StudfinderError(f"{name} in {folder / file} is stored as {one.dtype}, which torch lacks")
     return Files(folder, shards)
-
-
-def skeleton(folder: Path, *, trust_remote_code: bool = False) -> LM:
-    """The model of a checkpoint without its numbers. Raises StudfinderError for an unknown architecture."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None):
-            raise StudfinderError(f"{folder} is quantised already", do="Start from the full model")
-        auto, config = auto_class_of(str(folder), config, trust_remote_code)
-        with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except StudfinderError:
-        raise
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        said = in_a_line(error)
-        raise known(error) or StudfinderError(f"{folder} has a config.json that cannot be read ({said})") from error
-    return LM(model.eval(), None, anatomy_of(model), Source(str(folder), "a local folder", folder))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.models import BUILTINS, LM, config_hash, content_hash
+from studfinder.models import LM, Source, config_hash, content_hash
 from studfinder.models.beside import files_beside, own_code, put_beside
+from studfinder.models.files import weights_of
+from studfinder.models.fingerprint import marks
+from studfinder.models.places import fetched
 from studfinder.quantizers import (
     RTN,
     Method,
     kernel,
 )
-from studfinder.quantizers.apply import running
+from studfinder.quantizers.apply import prepared, running
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.export import chosen_format
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.source import Files
 from studfinder.quantizers.targets import targets
@@ -35,8 +37,6 @@ from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.quantize_plan import (
     LaidOut,
     QuantizePlan,
-    bits_of_files,
-    chosen_of,
     laid_out,
     plan_quantize,
     source_files,
@@ -56,9 +56,10 @@ from studfinder.verbs.quantize_write import (
 def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quantization:
     """Quantise a model and write it as a checkpoint with tokenizer and model card.
 
-    Round to nearest goes from file to file, shard by shard, without building the model (memory of one tensor), and
-    continues where it was interrupted. Other methods, findings and live models work on the model in memory, which is
-    put back afterwards. `out` appears when it is complete.
+    Round to nearest of a folder or a hub id goes from file to file, shard by shard, with the memory of one tensor, and
+    continues where it was interrupted; where numbers are kept, the model is mapped from its files, to be held against
+    the findings. Other methods, changes before rounding, scores, other dtypes and live models work on the model in
+    memory, which is put back afterwards. `out` appears when it is complete.
 
     Args:
         model: from `sf.load`, or what it takes.
@@ -77,44 +78,48 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 def run_quantize(plan: QuantizePlan) -> Quantization:
     """Carry out what was planned, or read it where it is finished."""
     files = source_files(plan)
-    return _from_memory(laid_out(plan)) if files is None else _from_files(plan, files)
+    return _from_memory(laid_out(plan)) if files is None else _from_files(laid_out(plan), files)
 
 
-def _from_files(plan: QuantizePlan, files: Files) -> Quantization:
-    name, config, method = plan.model, plan.config, plan.method
+def _from_files(laid: LaidOut, files: Files) -> Quantization:
+    plan, format, lm = laid.plan, laid.format, laid.bench.lm
+    config, method, source = plan.config, laid.method, plan.lm.source
     assert isinstance(method, RTN)
-    lm, skipped, chosen, said = chosen_of(plan, files)
-    names = tuple(target.name for target in chosen)
-    formats = {
-        chosen_format(method.scheme, config.format, files.stored[name][0], tuple(files.targets.values()))
-        for name in names
-    }
-    format = formats.pop()
-    wholes, notes = shared_of_files(files, names, method)
-    done = _record(
-        name,
-        BUILTINS[name].origin if name in BUILTINS else "a local folder",
-        method,
-        format,
-        bits=bits_of_files(files, names, method.scheme),
-        quantized=len(names),
-        skipped=tuple(skipped),
-        kept=tuple(map(str, plan.keep)),
-        notes=(*notes, *said),
-    )
-    run = _run(config, done, files=files.signature(), config=config_hash(lm))
+    with prepared(laid.bench) as bench:  # which writes nothing to the model
+        held = bench.held
+        names = tuple(target.name for target in bench.targets)
+        wholes, notes = shared_of_files(files, names, method, held)
+        done = _record(
+            plan.model,
+            _origin(source),
+            method,
+            format,
+            bits=bench.planned,
+            quantized=len(names),
+            skipped=bench.skipped,
+            instead=bench.instead,
+            kept=_kept(laid.keep, {name: int(held[name].sum()) for name in names if name in held}),
+            notes=(*notes, *laid.notes),
+        )
+    folder = source.folder or fetched(source)
+    signature = {name: marks(folder / name) for name in weights_of(folder).files}
+    run = _run(config, done, files=signature, config=config_hash(lm))
     there = None if config.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / QUANTIZATION_FILE)
-    files_beside(lm.source)
+    files_beside(source)
     meant = meant_of_files(lm) if config.verify else None
-    with run.work(overwrite=config.overwrite, sources=[files.folder]) as work, _resumable(work):
-        write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, meant)
-        put_beside(lm.source, work.path)
+    with run.work(overwrite=config.overwrite, sources=[folder]) as work, _resumable(work):
+        write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, held, meant)
+        put_beside(source, work.path)
         written = read_json(files.folder / "config.json")
-        done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant, files=files))
+        done = replace(done, verified=settled(work.path, lm, written, done, method, bench.targets, meant, files=files))
         write_card(work.path, done)
     return done
+
+
+def _origin(source: Source) -> str:
+    return source.origin + (f", commit {source.revision}" if source.revision else "")
 
 
 def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
@@ -143,7 +148,7 @@ def _from_memory(laid: LaidOut) -> Quantization:
     lm = bench.lm
     planned = _record(
         lm.source.id,
-        lm.source.origin + (f", commit {lm.source.revision}" if lm.source.revision else ""),
+        _origin(lm.source),
         method,
         format,
         bits=0.0,
@@ -173,7 +178,7 @@ def _from_memory(laid: LaidOut) -> Quantization:
                 quantized=len(bench.done),
                 skipped=tuple(bench.skipped),
                 instead=tuple(bench.instead),
-                kept=_kept(bench, laid.keep),
+                kept=_kept(laid.keep, _held_out(bench)),
                 notes=(*bench.notes, *laid.notes),
             )
             write_bench(bench, work.path, format)
@@ -189,11 +194,15 @@ def _from_memory(laid: LaidOut) -> Quantization:
     return done
 
 
-def _kept(bench: Workbench, keep: Sequence[Any]) -> tuple[str, ...]:
+def _held_out(bench: Workbench) -> dict[str, int]:
+    """Of each matrix how many numbers were kept."""
+    return {name: made.kept.index_N.numel() for name, made in bench.done.items() if made.kept is not None}
+
+
+def _kept(keep: Sequence[Any], held: Mapping[str, int]) -> tuple[str, ...]:
     """What was asked for, and how many numbers that came to."""
-    held = [made.kept.index_N.numel() for made in bench.done.values() if made.kept is not None]
-    came = f"in all {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')} are held out"
-    return (*map(str, keep), *([came] if keep and bench.numbers else []))
+    came = f"in all {sum(held.values()):,} numbers of {count(len(held), 'matrix', 'matrices')} are held out"
+    return (*map(str, keep), *([came] if held else []))
 
 
 def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:

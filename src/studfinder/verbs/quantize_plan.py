@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 
 from studfinder.edits import Selection, selected
 from studfinder.errors import StudfinderError, unknown
-from studfinder.models import BUILTINS, LM, load
-from studfinder.models.builtin import ensure
+from studfinder.models import LM, Source
+from studfinder.models.places import fetched, source_named
 from studfinder.quantizers import (
     RTN,
     SCHEMES,
@@ -23,19 +24,17 @@ from studfinder.quantizers import (
     Method,
     Rebalance,
     Scheme,
-    Target,
-    bits_per_weight,
     calibration_windows,
     hold_out,
     method_class,
     neurons_of,
     skip,
 )
-from studfinder.quantizers.apply import bench_for, check_fits, prepared
+from studfinder.quantizers.apply import bench_for, prepared
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format, whole_experts
-from studfinder.quantizers.keep import Skip, as_keeps, resolve, unkept
-from studfinder.quantizers.source import Files, open_files, skeleton
+from studfinder.quantizers.keep import Skip, as_keeps, unkept
+from studfinder.quantizers.source import Files, open_files
 from studfinder.quantizers.targets import targets
 from studfinder.records import Findings
 from studfinder.records.outside import whole_number
@@ -62,23 +61,15 @@ def default_scheme(shapes: Collection[tuple[int, ...]], dtype: torch.dtype, *, e
     return Scheme(block=sizes[0] if sizes else "channel", zero="none" if experts else "integer", scale=scale)
 
 
-def shapes_of(source: LM | Path) -> tuple[dict[str, tuple[int, ...]], torch.dtype, bool]:
+def shapes_of(lm: LM, files: Files | None = None) -> tuple[dict[str, tuple[int, ...]], torch.dtype, bool]:
     """(out, in) of every matrix that is quantised, by name, their dtype, and whether experts of a fused parameter are
-    among them.
-
-    Args:
-        source: a model, or the folder of one, which is not loaded.
-    """
-    if isinstance(source, LM):
-        found = targets(source)
-        shapes = {target.name: tuple(target.weight(source).shape) for target in found}
-        return shapes, source.dtype, any(target.part is not None for target in found)
-    files = open_files(source)
+    among them: of a model in memory, or of its files."""
+    found = targets(lm) if files is None else tuple(files.targets.values())
+    experts = any(target.part is not None for target in found)
     if files is None:
-        return shapes_of(load(source))
-    shapes = {name: files.stored[name][1] for name in files.targets}
-    experts = any(target.part is not None for target in files.targets.values())
-    return shapes, files.stored[next(iter(shapes))][0], experts
+        return {target.name: tuple(target.weight(lm).shape) for target in found}, lm.dtype, experts
+    shapes = {target.name: files.matrix_shape(target.name) for target in found}
+    return shapes, files.stored[found[0].name][0], experts
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,8 @@ class QuantizePlan(Presented):
 
     Attributes:
         model: by name, for the record.
-        source: the model in memory, or the folder whose files are gone through one by one.
+        lm: the model; without its numbers where there are files.
+        files: those of its checkpoint, of which each matrix can be read by itself.
         method: with its scheme.
         format: what is written.
         keep: what survives.
@@ -95,7 +87,8 @@ class QuantizePlan(Presented):
     """
 
     model: str
-    source: LM | Path
+    lm: LM
+    files: Files | None
     config: QuantizeConfig
     method: Method
     format: str
@@ -104,36 +97,28 @@ class QuantizePlan(Presented):
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
-    """Settle method, scheme and format, and load the model if it is needed in memory.
+    """Settle method, scheme and format; load the model where its files cannot be gone through one by one.
 
     Raises:
         StudfinderError: an unknown name, settings that do not go together, a scheme that the format cannot hold, `out`
             is taken, or what `load` raises.
     """
-    folder = folder_of(model)
-    check_place(Path(config.out), config.overwrite, [model.source.folder if isinstance(model, LM) else folder])
+    by_name = isinstance(model, str | os.PathLike)
+    source: Any = source_named(os.fspath(model), config.revision) if by_name else getattr(model, "source", None)
+    check_place(Path(config.out), config.overwrite, [] if source is None else [source.folder])
     keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
-    source: LM | Path | None = None if options_of(config) else folder
-    if source is None:
-        source = load_as(model, config)
-    shapes, dtype, experts = shapes_of(source)
+    opened = _opened(source) if by_name and not set(options_of(config)) - {"revision", "memory"} else None
+    lm, files = opened or (load_as(model, config), None)
+    shapes, dtype, experts = shapes_of(lm, files)
     method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
     format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, source, config, method, format, keep, changes)
+    return QuantizePlan(name, lm, files, config, method, format, keep, changes)
 
 
 def forecast(plan: QuantizePlan) -> list[str]:
     """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
     calibration text is not known before, and said to be so. Raises as `quantize`."""
-    files = source_files(plan)
-    if files is not None:
-        _, skipped, chosen, notes = chosen_of(plan, files)
-        names = [target.name for target in chosen]
-        sizes = {name: torch.Size(files.stored[name][1]).numel() for name in files.targets}
-        bits = bits_of_files(files, names, plan.method.scheme)
-        first = _sentence(plan, plan.format, len(names), sum(sizes[name] for name in names), bits, sum(sizes.values()))
-        return [first, *(f"left whole: {name}" for name in skipped), *notes]
     laid = laid_out(plan)
     with prepared(laid.bench, chosen=False) as bench:
         sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
@@ -160,10 +145,8 @@ def _sentence(plan: QuantizePlan, format: str, matrices: int, weights: int, bits
 
 
 def source_files(plan: QuantizePlan) -> Files | None:
-    """The files to go through one by one, where that is enough: round to nearest, and nothing but names is kept."""
-    if not isinstance(plan.source, Path) or not isinstance(plan.method, RTN) or plan.config.score or plan.transforms:
-        return None
-    return open_files(plan.source) if all(isinstance(one, Skip) for one in plan.keep) else None
+    """The files to go through one by one, where that is enough: round to nearest, and nothing to be run."""
+    return plan.files if isinstance(plan.method, RTN) and not (plan.config.score or plan.transforms) else None
 
 
 def _method(config: QuantizeConfig, usual: Scheme) -> Method:
@@ -235,21 +218,6 @@ def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
     return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
 
 
-def chosen_of(plan: QuantizePlan, files: Files) -> tuple[LM, list[str], tuple[Target, ...], list[str]]:
-    """The model without its weights, the fused groups that are skipped, the matrices that are not, and notes."""
-    found = tuple(files.targets.values())
-    lm = skeleton(files.folder)
-    skipped = resolve(lm, found, plan.keep)[1]
-    left, notes = whole_experts(lm, found, skipped, plan.method.scheme, plan.format)
-    skipped |= left
-    chosen = tuple(target for target in found if target.fused not in skipped)
-    if not chosen:
-        raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in chosen:
-        check_fits(target.name, files.stored[target.name][1], plan.method)
-    return lm, sorted(skipped), chosen, notes
-
-
 @dataclass(frozen=True)
 class LaidOut:
     """A model on the bench, and all that is known before a method runs."""
@@ -264,11 +232,17 @@ class LaidOut:
 
 
 def laid_out(plan: QuantizePlan) -> LaidOut:
-    config, method = plan.config, plan.method
-    lm = plan.source if isinstance(plan.source, LM) else load(plan.model)
-    acts = acts_of(method, config.format) is not None
-    format = chosen_format(method.scheme, config.format, lm.dtype, targets(lm), acts=acts)
-    notes = [*lm.source.notes, *unkept(plan.keep)]
+    """What the plan comes to on the model: in memory; without its numbers where its files are gone through; mapped from
+    them where numbers are kept, since findings are held against the weights."""
+    config, method, lm = plan.config, plan.method, plan.lm
+    by_files = source_files(plan) is not None
+    if plan.files is not None and not (by_files and all(isinstance(one, Skip) for one in plan.keep)):
+        lm = load_as(plan.model, config, own_names=by_files)
+    found = targets(lm, offloaded=by_files)
+    format = chosen_format(
+        method.scheme, config.format, lm.dtype, found, acts=acts_of(method, config.format) is not None
+    )
+    notes = [*plan.lm.source.notes, *unkept(plan.keep)]
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
@@ -279,7 +253,9 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
         text = f"{origin}, {len(windows)} windows of {config.length} tokens"
     # While the model is as it was scanned: inside, findings would be of another one.
     keep = tuple(as_keeps(lm, plan.keep))
-    bench = bench_for(lm, method, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress)
+    bench = bench_for(
+        lm, method, found, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress
+    )
     bench.numbers = format == "dense"
     left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, method.scheme, format)
     bench.skip(left)
@@ -289,24 +265,14 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     return LaidOut(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 
-def bits_of_files(files: Files, chosen: Collection[str], scheme: Scheme) -> float:
-    bits = total = 0.0
-    for name in files.targets:
-        dtype, shape = files.stored[name]
-        size = torch.Size(shape).numel()
-        bits += size * (bits_per_weight(shape, scheme) if name in chosen else 8 * dtype.itemsize)
-        total += size
-    return bits / total
-
-
-def folder_of(source: Any) -> Path | None:
-    """The folder that a name stands for, where it is here; None for a live model or a hub id."""
-    if not isinstance(source, str | os.PathLike):
-        return None
-    if str(source) in BUILTINS:
-        return ensure(BUILTINS[str(source)])
-    path = Path(source).expanduser()
-    return path if str(source) and (path / "config.json").is_file() else None
+def _opened(source: Source) -> tuple[LM, Files] | None:
+    """The files of a model, those of the hub once they are here; None where it has to be loaded, which also says why
+    there is none."""
+    folder = source.folder
+    if folder is None:
+        with suppress(Exception):  # the hub's client raises many kinds
+            folder = fetched(source)
+    return open_files(source, folder) if folder is not None and (folder / "config.json").is_file() else None
 
 
 def _flat(keep: Any) -> list[Any]:

@@ -37,6 +37,7 @@ def write_files(
     methods: Mapping[str, RTN],
     format: str,
     wholes: Mapping[str, torch.Tensor],
+    held: Mapping[str, torch.Tensor],
     meant: Meant | None,
 ) -> None:
     total, count = len(files.stored), 0
@@ -48,7 +49,10 @@ def write_files(
 
     written = {}
     for shard, names in files.shards.items():
-        written[shard] = [file_entry(files, name, methods.get(name), format, wholes.get(name), meant) for name in names]
+        written[shard] = [
+            file_entry(files, name, methods.get(name), format, wholes.get(name), meant, held.get(name))
+            for name in names
+        ]
         place = outward(stage, shard, files.folder)
         if not place.is_file():
             write_shard(place, written[shard], step)
