@@ -82,8 +82,8 @@ class Workbench:
         self.progress("quantise", len(self.done), len(self.targets))
 
     def _put_on_disk(self, target: Target, quantized: Quantized, made: torch.Tensor) -> Quantized:
-        """Of a model larger than memory, where what is written would stay and so would what stood there; and of one that
-        is stored in a narrower dtype, to whose numbers it would be rounded."""
+        """Of a model larger than memory, where what is written would stay, and so would what stood there; and of one
+        that is stored in a narrower dtype, to whose numbers it would be rounded."""
         name = target.ref.parameter
         if name not in self._replaced:
             self._replaced.add(name)
