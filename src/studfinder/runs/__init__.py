@@ -6,19 +6,23 @@ from studfinder.runs.manifest import drawn
 from studfinder.runs.processes import first_process, process_count
 from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
 from studfinder.runs.run import Run, Work, check_place, run_of
-from studfinder.runs.steps import Progress, Steps, silent
+from studfinder.runs.steps import Executor, Progress, Put, Share, Steps, here, silent
 
 __all__ = [
     "RECORDS",
     "SCORING",
     "TEMPORARY",
+    "Executor",
     "Progress",
+    "Put",
     "Run",
+    "Share",
     "Steps",
     "Work",
     "check_place",
     "drawn",
     "first_process",
+    "here",
     "key_of",
     "kind_of",
     "now",

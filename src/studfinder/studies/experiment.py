@@ -20,7 +20,7 @@ from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, Claim, ClaimResult, ModelCard, Table, from_json, to_plain
 from studfinder.records.config import Config, option
-from studfinder.runs import Progress, Work
+from studfinder.runs import Executor, Progress, Work
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, GridScores, ModelVariant, Watch
 
@@ -151,6 +151,11 @@ class Bench:
         """Do a step, or take its result from an earlier, interrupted run. The value must be plain JSON (records go
         through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
         return self.work.steps.once(self._scoped(step), compute)
+
+    @property
+    def executor(self) -> Executor:
+        """Carries out shares of the work where the run says."""
+        return lambda shares, put: self.work.steps.executor({self._scoped(n): one for n, one in shares.items()}, put)
 
     def outcome(self, read: Callable[[], Outcome]) -> Outcome:
         """All that is said of a model as one step, where all of it comes from one reading."""
