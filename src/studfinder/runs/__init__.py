@@ -4,7 +4,7 @@ from studfinder.runs.atomic import TEMPORARY, write_bytes, write_text, writes_to
 from studfinder.runs.found import RECORDS, kind_of, read, record_file
 from studfinder.runs.manifest import drawn
 from studfinder.runs.processes import first_process, process_count
-from studfinder.runs.provenance import SCORING, key_of, now, scored_with, versions
+from studfinder.runs.provenance import SCORING, key_of, made_on, now, scored_with, versions
 from studfinder.runs.run import Run, Work, check_place, run_of
 from studfinder.runs.steps import Executor, Progress, Put, Share, Steps, here, silent
 
@@ -25,6 +25,7 @@ __all__ = [
     "here",
     "key_of",
     "kind_of",
+    "made_on",
     "now",
     "process_count",
     "read",

@@ -136,7 +136,7 @@ class Grid:
             # What could not be given may be here by now; what was refused stays so.
             todo = [cell for cell in every[variant.label] if not self.run.has(cell.step)]
             if todo and not self.run.has(made.refused):
-                shares[f"cells of {made.step}"] = partial(self._taken, variant, todo, made, found.missing)
+                shares[f"{self._key()}, {made.step}"] = partial(self._taken, variant, todo, made, found.missing)
 
         def put(step: str, value: Any) -> None:
             if not isinstance(value, StudfinderError):
@@ -176,7 +176,7 @@ class Grid:
         missing = [label for label in entered if not self.run.has(cells[label][0].step)]
         if not missing:
             return
-        every = hashlib.sha256("\n".join(one[0].step for one in cells.values()).encode()).hexdigest()[:12]
+        every = self._key()
         # Remembered, so that the reading is the same one for a run that was killed while its cells were put.
         labels = self.run.once(f"streams of {every}", lambda: missing)
         streams, made = zip(*(entered[label] for label in labels), strict=True)
@@ -215,10 +215,15 @@ class Grid:
             for name in (*map(name_of, self.measures), MADE)
         ]
 
+    def _key(self) -> str:
+        """A short hash of all cells."""
+        steps = (cell.step for variant in self.variants for cell in self._cells(variant)[:-1])
+        return hashlib.sha256("\n".join(steps).encode()).hexdigest()[:12]
+
     def _taken(
         self, variant: ModelVariant, cells: Sequence[GridCell], made: GridCell, missing: Mapping[str, str]
     ) -> Generator[tuple[str, Any], None, None]:
-        """The cells of a variant, as a share; without measures that turned out meanwhile to be missing."""
+        """The cells of a variant, as a share; without what turned out to be missing, or was done, meanwhile."""
         lenient = self.lenient and variant is not self.variants[0]
         try:
             for measure in self.measures:
@@ -227,7 +232,7 @@ class Grid:
             with variant.change() as change:
                 given = _given(change)
                 for cell in cells:
-                    if cell.measure in missing:
+                    if cell.measure in missing or self.run.has(cell.step):
                         continue
                     try:
                         value: Any = given if cell == made else self._take(cell, variant.lm or self.lm)
