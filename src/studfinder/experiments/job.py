@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NoWorkers
 from studfinder.measures import tokens_a_pass
 from studfinder.models import LM
 from studfinder.runs import Steps, Work
@@ -60,10 +60,13 @@ class ExperimentJob:
             models = tuple(self.models.values())
             self._bench = Bench(models, self.config, Work(self.work, steps), None, self.loader, scans=self.scans)
         scope = share.partition("/")[0]
-        with self._bench.model(self.models[scope]) as lm:
-            if self._bench.scope != scope:
-                raise StudfinderError(
-                    f"a worker finds other weights under the name {self.models[scope]}",
-                    expected="the same files on all machines",
-                )
-            import_module(self.module).run(self._bench, lm)
+        try:
+            with self._bench.model(self.models[scope]) as lm:
+                if self._bench.scope != scope:
+                    raise NoWorkers(
+                        f"a worker finds other weights under the name {self.models[scope]}",
+                        expected="the same files on all machines",
+                    )
+                import_module(self.module).run(self._bench, lm)
+        finally:
+            self._bench.scope = scope  # the share is carried out when all this has been left

@@ -93,6 +93,11 @@ class Steps:
         self.earlier += sum(seconds)
         return None
 
+    @property
+    def spread(self) -> bool:
+        """Whether others do steps that wait for no other."""
+        return self.executor is not here
+
     def has(self, name: str) -> bool:
         """Whether a step is done."""
         return name in self.values

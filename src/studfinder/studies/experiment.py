@@ -157,6 +157,11 @@ class Bench:
         return self.work.steps.once(self._scoped(step), compute)
 
     @property
+    def spread(self) -> bool:
+        """See `Steps`."""
+        return self.work.steps.spread
+
+    @property
     def executor(self) -> Executor:
         """Carries out shares of the work where the run says."""
         return lambda shares, put: self.work.steps.executor({self._scoped(n): one for n, one in shares.items()}, put)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from studfinder.edits import Edit, edited, edits_hash
-from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
+from studfinder.errors import NotApplicable, NoWorkers, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import Scores, measure_named
 from studfinder.models import LM
 from studfinder.passes import Stream
@@ -70,6 +70,10 @@ class Remembers(Protocol):
     @property
     def executor(self) -> Executor:
         """Carries out shares of the work; see `runs.here`."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether it does so elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,9 @@ class Grid:
                 with suppress(StudfinderError):
                     entered[variant.label] = variant.stream()
         missing = [label for label in entered if not self.run.has(cells[label][0].step)]
-        if not missing:
-            return
         every = self._key()
+        if not missing or self.run.has(refused := f"streams of {every}, refused"):
+            return
         # Remembered, so that the reading is the same one for a run that was killed while its cells were put.
         labels = self.run.once(f"streams of {every}", lambda: missing)
         streams, made = zip(*(entered[label] for label in labels), strict=True)
@@ -199,9 +203,10 @@ class Grid:
 
         try:
             scores = watch.streamed(self.lm, streams, read, advance)
-        except WriteFailed:
+        except (WriteFailed, NoWorkers):
             raise
-        except StudfinderError:
+        except StudfinderError as error:
+            self.run.once(refused, partial(str, error))
             return
         seconds = sum(part["seconds"] for part in parts) / len(labels)
         for label, found, given in zip(labels, scores, parts[0]["given"], strict=True):
@@ -275,7 +280,8 @@ def several(run: Remembers, steps: Mapping[str, Callable[[], Any]]) -> list[Any]
     """The values of steps that wait for no other; those that are not known are done where the run's executor does."""
 
     def share(step: str, compute: Callable[[], Any]) -> Generator[tuple[str, Any], None, None]:
-        yield step, compute()
+        if not run.has(step):  # it may have been done elsewhere meanwhile
+            yield step, compute()
 
     def put(step: str, value: Any) -> None:
         run.once(step, lambda: value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studfinder.errors import StudfinderError, Unavailable, in_a_line
+from studfinder.errors import NoWorkers, Unavailable, in_a_line
 from studfinder.studies.worker import Answer, Job, Request, Worker
 
 _START = 300.0
@@ -55,7 +55,7 @@ class RayCrew:
             self._ray.init(log_to_driver=False, logging_level="ERROR", **more)
         except Exception as error:  # of many types
             where = f"the Ray cluster at {self._address} cannot be joined" if self._address else "Ray does not start"
-            raise StudfinderError(f"{where} ({in_a_line(error)})") from error
+            raise NoWorkers(f"{where} ({in_a_line(error)})") from error
         if self._address:
             self._measure()
         needs = {"num_cpus": self.threads, "num_gpus": int(self._gpu), "scheduling_strategy": "SPREAD"}
@@ -71,7 +71,7 @@ class RayCrew:
         kind = "GPU" if self._gpu else "CPU"
         nodes = [node for node in nodes if node.get(kind, 0) >= 1 and node.get("CPU", 0) >= 1]
         if not nodes:
-            raise StudfinderError(f"the Ray cluster at {self._address} has no machine with a {kind}")
+            raise NoWorkers(f"the Ray cluster at {self._address} has no machine with a {kind}")
         each = [int(node["GPU"]) if self._gpu else 1 for node in nodes]
         self._count = sum(each)
         self.threads = max(1, min(int(node["CPU"]) // many for node, many in zip(nodes, each, strict=True)))
@@ -84,7 +84,7 @@ class RayCrew:
         """See `Crew.answer`."""
         ready, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=None if self._heard else _START)
         if not ready:
-            raise StudfinderError(
+            raise NoWorkers(
                 f"no worker of {self.on} has started within {_START:.0f} seconds",
                 expected=f"{self.threads} free cores on some machine",
                 do="ray status says what is free",
@@ -95,7 +95,11 @@ class RayCrew:
             return worker, self._ray.get(ready[0])
         except self._ray.exceptions.RayActorError as error:
             del self._actors[worker]
-            return worker, ("lost", in_a_line(error))
+            why = [line.strip() for line in str(error).splitlines() if line.strip()][-1].partition(". ")[0]
+            if "creation task" in str(error):
+                same = "the same Python, with the same packages, on all machines"
+                return worker, ("failed", NoWorkers(f"a worker of {self.on} cannot start ({why})", expected=same))
+            return worker, ("lost", why)
 
     def close(self) -> None:
         """See `Crew.close`."""

@@ -1,7 +1,7 @@
 """A worker: another process, here or elsewhere, that carries out shares of a run with a model of its own.
 
 A share cannot be sent: it is made of functions around a live model. So a worker is told how the run is made (its *job*)
-and, with the name of a share, all steps that are known by now. It goes through the run itself, as one that was
+and, with the name of a share, all steps that are known. It goes through the run itself, as one that was
 interrupted there and goes on: what is known is not done again. Where the run gives out that share it stops, and carries
 the share out. So whatever goes through `Steps.executor` can be done by workers, and nothing about it is said twice.
 """
@@ -17,12 +17,13 @@ from typing import Any, Protocol
 
 import torch
 
-from studfinder.errors import StudfinderError, in_a_line, known
+from studfinder.errors import NoWorkers, in_a_line, known
 from studfinder.measures import batch_size
 from studfinder.runs import Put, Share, Steps, here, made_on
 
-Request = tuple[str, Mapping[str, Any]] | None
-"""The name of a share to begin, and steps that are known and were not told before; None: go on."""
+Request = tuple[str, Mapping[str, Any], Mapping[str, Any]] | None
+"""The name of a share to begin, and steps that were not told before: those that were known when the share was given
+out, and those that came since. None: go on."""
 
 Answer = tuple[str, Any]
 """("ready", what it computes with), ("step", (its name, its value)), ("done", None) or ("failed", an exception); and
@@ -62,7 +63,7 @@ class Worker:
     def ready(self) -> Answer:
         """The first answer, before any request."""
         if not self._job.folder.is_dir():
-            return "failed", StudfinderError(
+            return "failed", NoWorkers(
                 f"a worker on {platform.node()} does not see the folder {self._job.folder}",
                 expected="storage that all machines share, at the same path",
             )
@@ -83,11 +84,11 @@ class Worker:
             said.add_note("".join(traceback.format_exception(error)))  # all that crosses is this text
             return "failed", said
 
-    def _begin(self, share: str, more: Mapping[str, Any]) -> None:
+    def _begin(self, share: str, before: Mapping[str, Any], since: Mapping[str, Any]) -> None:
         if self._doing is not None:
             self._doing.close()
         self._doing, self._wanted = None, share
-        self._steps.values.update(more)
+        self._steps.values.update(before)
         if share not in self._shares:
             self._shares = {}  # the old ones hold a model, perhaps another
             try:
@@ -95,6 +96,7 @@ class Worker:
                 raise RuntimeError(f"the run never came to {share}")
             except _GivenOut as reached:
                 self._shares = reached.shares
+        self._steps.values.update(since)  # not before: what is known is not given out
         self._doing = self._shares[share]()
 
     def _given_out(self, shares: Mapping[str, Share], put: Put) -> None:

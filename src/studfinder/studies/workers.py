@@ -10,7 +10,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Protocol
 
-from studfinder.errors import StudfinderError
+from studfinder.errors import NoWorkers, StudfinderError
 from studfinder.patches import any_open
 from studfinder.records.outside import whole_number
 from studfinder.runs import Progress, Put, Share, Steps, here, key_of, made_on
@@ -84,6 +84,7 @@ class Workers:
         self._started = 0
         self._at: dict[int, str | None] = {}  # the share of each busy worker; None: nobody waits for it any more
         self._told: dict[int, int] = {}  # how many steps each knows
+        self._before = 0  # how many were known when the shares were given out
         self._facts: dict[int, dict[str, str]] = {}
 
     def __enter__(self) -> Workers:
@@ -98,12 +99,13 @@ class Workers:
         """See `runs.Executor`.
 
         Raises:
-            StudfinderError: what stands in a share's way, workers that differ, or none is left.
+            StudfinderError: what stands in a share's way.
+            NoWorkers: they differ, or none is left.
         """
         if any_open():  # workers have the model as it was loaded
             here(shares, put)
             return
-        todo, done = deque(shares), 0
+        todo, done, self._before = deque(shares), 0, len(self._steps.values)
         if todo and not self._started:
             self._progress(f"starting {self._crew.on}", 0, len(shares))
             self._living = set(self._crew.start(self._job))
@@ -137,16 +139,17 @@ class Workers:
             raise
 
     def _give(self, worker: int, share: str) -> None:
-        values = self._steps.values
-        more = dict(islice(values.items(), self._told.get(worker, 0), None))
+        values, told = self._steps.values, self._told.get(worker, 0)
+        before = dict(islice(values.items(), told, max(told, self._before)))
+        since = dict(islice(values.items(), max(told, self._before), None))
         self._told[worker], self._at[worker] = len(values), share
-        self._crew.ask(worker, (share, more))
+        self._crew.ask(worker, (share, before, since))
 
     def _lost(self, worker: int, share: str | None, why: str) -> None:
         self._living.discard(worker)
         if not self._living:
             which = "the only worker" if self._started == 1 else f"the last of {self._started} workers"
-            raise StudfinderError(
+            raise NoWorkers(
                 f"{which} of {self._crew.on} was lost ({why})",
                 do="Each holds the model: where memory ended, take fewer; the same command goes on where this stopped",
             )
@@ -158,12 +161,12 @@ class Workers:
         self._facts[worker] = facts
         earlier = {name: one for name, one in self._steps.values.items() if name.startswith(_WORKER)}
         for other, theirs in {"this process": made_on(), **earlier}.items():
-            differ = [name for name in facts | theirs if facts.get(name) != theirs.get(name)]
-            differ = [name for name in differ if name not in ("host", "threads")]
+            free = ("host", "threads", *(["commit"] if other in earlier else []))  # as for any run that is gone on with
+            differ = [name for name in facts | theirs if name not in free and facts.get(name) != theirs.get(name)]
             if differ and not self._mixed:
                 name = differ[0]
                 called = other if other == "this process" else f"a worker on {theirs.get('host')}"
-                raise StudfinderError(
+                raise NoWorkers(
                     f"a worker on {facts['host']} computes with {name} {facts.get(name)}, {called} with "
                     f"{theirs.get(name)}, so their numbers may differ",
                     expected="workers that are alike",
