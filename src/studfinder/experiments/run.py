@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -17,20 +16,17 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.experiments.job import ExperimentJob
 from studfinder.experiments.registry import experiment_named
+from studfinder.experiments.sheets import draw_into
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.records import Result, RunCard, to_json
 from studfinder.records.config import identity, replaced
 from studfinder.records.presented import Presented
 from studfinder.records.public import checked
-from studfinder.report.charts import draw_chart
-from studfinder.report.claims import claims_table
-from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, read, run_of, versions, write_text
 from studfinder.runs.progress import in_notebook
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.studies.workers import Crew, Workers, crew_of, workers_of
 from studfinder.verbs.load import load
-from studfinder.verbs.results import write_sheet
 
 _RESULT = "result.json"
 
@@ -262,35 +258,3 @@ def _outcome(module: ModuleType, bench: Bench) -> Outcome:
 def _written(plan: ExperimentPlan, work: Work, result: Result) -> None:
     write_text(work.path / _RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
     draw_into(work.path, result, plan.module)
-
-
-def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
-    """Write the tables, figures and page of a result; returns the page."""
-    entry: Experiment = module.EXPERIMENT
-    said = f"{entry.summary} The tables hold the numbers."
-    charts = {chart.name: partial(draw_chart, chart) for chart in result.charts}
-    if hasattr(module, "draw"):
-        parts = result.data.items() if result.models else [("", result.data)]
-        for place, (name, data) in enumerate(parts, 1):
-            suffix = f"-{place}" if place > 1 else ""
-            charts[entry.name.rpartition("/")[2] + suffix] = partial(module.draw, name, data)
-    drawn = {name: found for name, draw in charts.items() if (found := drawing(name, draw, said)) is not None}
-    lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
-    sheet = Sheet(
-        title=entry.name,
-        lead=lead,
-        models=result.models,
-        run=result.run,
-        tables=(*claims_table(result.claims), *result.tables),
-        notes=result.notes,
-        charts=drawn,
-    )
-    return write_sheet(folder, sheet)
-
-
-def redraw(folder: Path, out: Path | None = None) -> Path:
-    """Draw the tables, figures and page of a finished experiment again."""
-    result = read(folder, Result)
-    target = out or (folder if folder.is_dir() else folder.parent)
-    target.mkdir(parents=True, exist_ok=True)
-    return draw_into(target, result, experiment_named(result.name))
