@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from studfinder.errors import NoWorkers, Unavailable, in_a_line
 from studfinder.studies.worker import Answer, Job, Request, Worker
+
+_TOKEN = "RAY_AUTH_TOKEN"
 
 _START = 300.0
 """Seconds in which some worker of a cluster has to be there."""
@@ -40,7 +43,7 @@ class RayCrew:
         self.on = address or f"ray:{count}"
         self.threads = max(1, torch.get_num_threads() // count)
         self._count, self._address, self._gpu = count, address, gpu
-        self._folder, self._heard = "", False
+        self._folder, self._heard, self._own_token = "", False, _TOKEN in os.environ
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, int] = {}
 
@@ -50,12 +53,14 @@ class RayCrew:
         if not self._address:
             self._folder = tempfile.mkdtemp(prefix="studfinder-ray-")
             cores = self._count * self.threads
+            os.environ.setdefault(_TOKEN, secrets.token_hex(32))  # or Ray writes one into the user's home
             more = {"address": "local", "num_cpus": cores, "include_dashboard": False, "_temp_dir": self._folder}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", **more)
         except Exception as error:  # of many types
             where = f"the Ray cluster at {self._address} cannot be joined" if self._address else "Ray does not start"
-            raise NoWorkers(f"{where} ({in_a_line(error)})") from error
+            do = "See that its client port is open, and that its token is here (RAY_AUTH_MODE, RAY_AUTH_TOKEN)"
+            raise NoWorkers(f"{where} ({in_a_line(error)})", do=do if self._address else None) from error
         if self._address:
             self._measure()
         needs = {"num_cpus": self.threads, "num_gpus": int(self._gpu), "scheduling_strategy": "SPREAD"}
@@ -108,4 +113,6 @@ class RayCrew:
         self._ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+            if not self._own_token:
+                os.environ.pop(_TOKEN, None)
         self._actors, self._asked = {}, {}
