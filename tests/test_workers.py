@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from studfinder.models import load
 from studfinder.records import Result
 from studfinder.studies.processes import ProcessCrew
 from studfinder.studies.workers import Crew, crew_of
+from studfinder.verbs.measure import measure
 
 PLACE = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 """Where a process of its own finds the experiment."""
@@ -274,3 +276,22 @@ def test_ray_is_asked_for_and_not_there(monkeypatch, capfd):
 def test_cores_are_shared(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert [ProcessCrew(count).threads for count in (1, 2, 3, 16)] == [8, 4, 2, 1]
+
+
+def test_an_edited_model_and_the_original_are_measured_by_two(model, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("studfinder.verbs.measure.crew_of", lambda on, gpu: CrewHere(int(on)))
+    monkeypatch.setattr("studfinder.verbs.measure.write_cards", lambda *_: None)
+    edits = ["scale=0.5:model.layers.0.mlp.down_proj.weight[0, 0]"]
+    options: dict[str, Any] = {"edits": edits, "limit": 2, "progress": lambda *_: None}
+    names = ["perplexity", "repetition"]
+    alone = measure(model, names, **options)
+    card = measure(str(model), names, **options, on="2", out=tmp_path / "out")
+    assert [_timeless(asdict(one)) for one in card.measured] == [_timeless(asdict(one)) for one in alone.measured]
+    assert {"worker 1", "worker 2"} <= card.run.versions.keys()
+    assert measure(str(model), names, **options, on="2").measured[0].score == alone.measured[0].score
+    with pytest.raises(StudfinderError, match="--on of one model as it is"):
+        measure(str(model), names, on="2")
+    with pytest.raises(StudfinderError, match="--on with live models or edits"):
+        measure(load(model), names, **options, on="2")
+    assert run_cli(["measure", str(model), "--on", "2"]) == 2
+    capfd.readouterr()

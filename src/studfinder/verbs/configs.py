@@ -115,7 +115,7 @@ class ScanConfig(OutConfig, ReadConfig):
 
 
 @dataclass(frozen=True)
-class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
+class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     """What `measure` measures, before and after what."""
 
     measures: Sequence[str] | None = option(
