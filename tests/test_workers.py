@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from proving import provable
 from spreading import CrewHere
 from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
+from studfinder.experiments import EXPERIMENTS, experiment_named
 from studfinder.experiments.run import ExperimentPlan, experiment, run_experiment
 from studfinder.models import load
 from studfinder.records import Result
@@ -295,3 +297,10 @@ def test_an_edited_model_and_the_original_are_measured_by_two(model, tmp_path, m
         measure(load(model), names, **options, on="2")
     assert run_cli(["measure", str(model), "--on", "2"]) == 2
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_whether_it_has_a_grid(name):
+    module = experiment_named(name)
+    source = Path(module.__file__).read_text("utf-8")
+    assert module.EXPERIMENT.spread == bool(re.search(r"bench\.grid\(|\w\.scored\(|\b(swept|add_units)\(", source))
