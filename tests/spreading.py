@@ -17,7 +17,7 @@ from studfinder.records.config import option
 from studfinder.studies import ModelVariant, Original, swept, with_edits
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
 from studfinder.studies.rounding import ORIGINAL
-from studfinder.studies.worker import Answer, Job, Request, Worker
+from studfinder.studies.worker import Job, Order, Reply, Worker
 from studfinder.texts import encode, proof_text
 
 
@@ -89,7 +89,7 @@ class CrewHere:
     def __init__(self, count: int, loses: set[tuple[int, int]] = frozenset(), facts: Any = None) -> None:  # type: ignore[assignment]
         self.count, self.loses, self.facts = count, loses, facts or {}
         self.workers: dict[int, Worker] = {}
-        self.asked: deque[tuple[int, Callable[[], Answer]]] = deque()
+        self.asked: deque[tuple[int, Callable[[], Reply]]] = deque()
         self.answered: dict[int, int] = {}
         self.begun: list[tuple[int, str]] = []
         self.closed = False
@@ -100,13 +100,13 @@ class CrewHere:
             self.asked.append((number, self.workers[number].ready))
         return list(self.workers)
 
-    def ask(self, worker: int, request: Request) -> None:
+    def ask(self, worker: int, request: Order) -> None:
         if request is not None:
             self.begun.append((worker, request[0]))
         request = pickle.loads(pickle.dumps(request))
         self.asked.append((worker, lambda: self.workers[worker].answer(request)))
 
-    def answer(self) -> tuple[int, Answer]:
+    def answer(self) -> tuple[int, Reply]:
         worker, call = self.asked.popleft()
         self.answered[worker] = self.answered.get(worker, 0) + 1
         if (worker, self.answered[worker]) in self.loses:

@@ -22,7 +22,7 @@ def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     return shown
 
 
-MANY = 4
+WIDEST = 4
 """Up to so many runs each have a column; more have a row each."""
 
 _BRIEF = (
@@ -41,7 +41,7 @@ def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Sc
     """The same table in the terminal; of many runs its main columns, and a row for each."""
     console = console or Screen()
     found = rows(runs)
-    many = len(runs) > MANY
+    many = len(runs) > WIDEST
     table = Table(box=None, padding=(0, 1 if many else 2), header_style="bold")
     table.add_column("", style="" if many else "dim", overflow="fold")
     if many:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from studfinder.errors import NoWorkers, Unavailable, in_a_line
-from studfinder.studies.worker import Answer, Job, Request, Worker
+from studfinder.studies.worker import Job, Order, Reply, Worker
 
 _TOKEN = "RAY_AUTH_TOKEN"
 
@@ -81,11 +81,11 @@ class RayCrew:
         self._count = sum(each)
         self.threads = max(1, min(int(node["CPU"]) // many for node, many in zip(nodes, each, strict=True)))
 
-    def ask(self, worker: int, request: Request) -> None:
+    def ask(self, worker: int, request: Order) -> None:
         """See `Crew.ask`."""
         self._asked[self._actors[worker].answer.remote(request)] = worker
 
-    def answer(self) -> tuple[int, Answer]:
+    def answer(self) -> tuple[int, Reply]:
         """See `Crew.answer`."""
         ready, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=None if self._heard else _START)
         if not ready:

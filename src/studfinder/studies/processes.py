@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from studfinder.studies.worker import Answer, Job, Request, Worker
+from studfinder.studies.worker import Job, Order, Reply, Worker
 
 _PATIENCE = 5.0
 """Seconds that a process has to end before it is killed."""
@@ -43,12 +43,12 @@ class ProcessCrew:
             signal.pthread_sigmask(signal.SIG_SETMASK, outer)
         return list(self._processes)
 
-    def ask(self, worker: int, request: Request) -> None:
+    def ask(self, worker: int, request: Order) -> None:
         """See `Crew.ask`."""
         with suppress(OSError):  # it is gone, as `answer` will find
             next(end for end, number in self._ends.items() if number == worker).send(request)
 
-    def answer(self) -> tuple[int, Answer]:
+    def answer(self) -> tuple[int, Reply]:
         """See `Crew.answer`."""
         end = wait(list(self._ends))[0]
         assert isinstance(end, Connection)

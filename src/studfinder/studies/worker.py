@@ -21,11 +21,11 @@ from studfinder.errors import NoWorkers, in_a_line, known
 from studfinder.measures import batch_size
 from studfinder.runs import Put, Share, Steps, here, made_on
 
-Request = tuple[str, Mapping[str, Any], Mapping[str, Any]] | None
+Order = tuple[str, Mapping[str, Any], Mapping[str, Any]] | None
 """The name of a share to begin, and steps that were not told before: those that were known when the share was given
 out, and those that came since. None: go on."""
 
-Answer = tuple[str, Any]
+Reply = tuple[str, Any]
 """("ready", what it computes with), ("step", (its name, its value)), ("done", None) or ("failed", an exception); and
 from who looks after it ("lost", why)."""
 
@@ -60,7 +60,7 @@ class Worker:
         self._wanted = ""
         self._doing: Generator[tuple[str, Any], None, None] | None = None
 
-    def ready(self) -> Answer:
+    def ready(self) -> Reply:
         """The first answer, before any request."""
         if not self._job.folder.is_dir():
             return "failed", NoWorkers(
@@ -70,7 +70,7 @@ class Worker:
         os.chdir(self._job.folder)
         return "ready", made_on()
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Order) -> Reply:
         """Begin a share, or go on with it, as far as its next step."""
         try:
             with batch_size(self._job.tokens):

@@ -14,7 +14,7 @@ from studfinder.errors import NoWorkers, StudfinderError
 from studfinder.patches import any_open
 from studfinder.records.outside import whole_number
 from studfinder.runs import Progress, Put, Share, Steps, here, key_of, made_on
-from studfinder.studies.worker import Answer, Job, Request
+from studfinder.studies.worker import Job, Order, Reply
 from studfinder.visible import say
 
 _WORKER = "worker "
@@ -34,10 +34,10 @@ class Crew(Protocol):
     def start(self, job: Job, /) -> list[int]:
         """Start them; their numbers."""
 
-    def ask(self, worker: int, request: Request, /) -> None:
+    def ask(self, worker: int, request: Order, /) -> None:
         """Send a request."""
 
-    def answer(self) -> tuple[int, Answer]:
+    def answer(self) -> tuple[int, Reply]:
         """Wait for any worker's answer; ("lost", why) of one that is gone, once."""
 
     def close(self) -> None:
