@@ -181,4 +181,4 @@ def workers_of(steps: Steps) -> dict[str, str]:
         if name.startswith(_WORKER):
             said = ", ".join(f"{what} {value}" for what, value in facts.items())
             found.setdefault(name.rpartition(" ")[0], []).append(said)
-    return {name: "; ".join(several) for name, several in found.items()}
+    return {name: "; ".join(found[name]) for name in sorted(found, key=lambda name: int(name.split()[1]))}
