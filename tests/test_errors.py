@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import studfinder
-from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
+from studfinder.errors import NotApplicable, NoWorkers, StudfinderError, Unavailable, WriteFailed
 
 HOME = Path(studfinder.__file__).parent
 PLAIN = {
@@ -26,12 +26,13 @@ PLAIN = {
     "experiments/massive_activations_heads.py": "a look at activations",
     "experiments/massive_onset.py": "a look at activations",
     "experiments/outlier_free_finetune.py": "puts variants into a model",
+    "studies/swept.py": "asks whether an edit changed anything",
     "cli/app.py": "prints it",
 }
 """Where passing over a StudfinderError can hide no failed write."""
 
 
-@pytest.mark.parametrize("kind", [StudfinderError, NotApplicable, Unavailable, WriteFailed])
+@pytest.mark.parametrize("kind", [StudfinderError, NotApplicable, Unavailable, WriteFailed, NoWorkers])
 def test_every_kind_survives_between_processes(kind) -> None:
     error = kind("a thing", expected="another", do="Mend it")
     again = pickle.loads(pickle.dumps(error))

@@ -12,8 +12,8 @@ from proving import provable
 from studfinder.edits import Weights, zero
 from studfinder.errors import NotApplicable, StudfinderError, Unavailable
 from studfinder.measures import scored
-from studfinder.runs import Steps
-from studfinder.studies import Grid, ModelVariant, Original, serial, with_edits
+from studfinder.runs import Steps, here
+from studfinder.studies import Grid, ModelVariant, Original, with_edits
 
 LM = provable("llama", planted=False)[0]
 
@@ -98,20 +98,23 @@ def test_a_mistake_ends_it_and_one_measure_says_why_itself():
         ).scored()
 
 
-def test_an_executor_is_told_records_and_gives_plain_json():
+def test_an_executor_is_given_shares_and_puts_plain_json():
     told = []
 
-    def elsewhere(grid, variant, cells, put):
-        def passed(cell, value):
-            told.append((variant.label, cell.variant, cell.measure))
-            put(cell, json.loads(json.dumps(value)))
+    def elsewhere(shares, put):
+        def passed(step, value):
+            told.append(step)
+            put(step, json.loads(json.dumps(value)))
 
-        serial(grid, variant, cells, passed)
+        here(dict(reversed(shares.items())), passed)  # in any order
 
     options = {"lm": LM, "variants": variants([]), "measures": ["perplexity", Original(2)], "limits": {"perplexity": 2}}
-    here = Grid(run=Steps(None), **options).scored()
-    there = Grid(run=Steps(None), executor=elsewhere, **options).scored()
-    assert there.scores == here.scores
+    serial = Grid(run=Steps(None), **options).scored()
+    steps = Steps(None)
+    steps.executor = elsewhere
+    spread = Grid(run=steps, **options).scored()
+    assert spread.labels == serial.labels
+    assert spread.scores == serial.scores
     assert len(told) == 9
 
 

@@ -168,6 +168,77 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run_cli(["report", *folders]) == 0
 
 
+def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One line of the terminal, and one row of the page, for each; the page has all that few runs have in columns."""
+    from studfinder.cli.app import run_cli
+
+    folders = [str(_written(tmp_path / name)) for name in "abcde"]
+    assert run_cli(["report", *folders, "--out", str(tmp_path / "all")]) == 0
+    shown = capsys.readouterr().out
+    assert "super weights" in shown.splitlines()[0]
+    assert "content hash" not in shown
+    html = (tmp_path / "all" / "report.html").read_text("utf-8")
+    assert "5 scans, side by side" in html
+    assert "<th>content hash</th>" in html
+    assert all(html.count(f"({folder})</th>") == 1 for folder in folders)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_scorecards_of_many_models_have_a_row_each(count):
+    from studfinder.records import Interval, Measured, RunCard, Scorecard
+    from studfinder.report.scorecard import tables
+
+    lines = tuple(
+        Measured(
+            measure=name,
+            kind="fluency",
+            what="-",
+            score=Interval(value=1.0, low=0.5, high=2.0, n=9, level=0.95, method="-"),
+        )
+        for name in ("perplexity", "repetition")
+    )
+    card = Scorecard(model=a_scan()[0].model, measured=lines, run=RunCard(verb="measure", key="k"))
+    cards = [dataclasses.replace(card, model=dataclasses.replace(card.model, id=f"m{place}")) for place in range(count)]
+    (table,) = tables(cards)
+    if count == 2:
+        assert table.columns == ("measure", "about", "m0", "m1", "chance")
+        assert [row[0] for row in table.rows] == ["perplexity", "repetition"]
+    else:
+        assert table.columns == ("model", "perplexity", "repetition")
+        assert [row[0] for row in table.rows] == ["m0", "m1", "m2", "m3", "m4"]
+
+
+def test_experiments_of_several_models_are_one_set_of_tables():
+    from studfinder.records import Result, RunCard, Table
+    from studfinder.report.together import together
+
+    def result(name: str, *models: str) -> Result:
+        shown = [Table(title=f"{model}: scores", columns=("edit", "KL"), rows=(("a", 1.0),)) for model in models]
+        return Result(
+            name=name,
+            paper="-",
+            shows="ours",
+            models=tuple(dataclasses.replace(a_scan()[0].model, id=model) for model in models),
+            run=RunCard(verb="experiment", key="k"),
+            tables=(*shown, Table(title="all", columns=("x",), rows=((len(models),),))),
+            notes=tuple(f"{model}: it is so" for model in models),
+            data={model: {} for model in models},
+        )
+
+    tables, notes = together(
+        [("r1", result("e", "one", "two")), ("r2", result("e", "three")), ("r3", result("e", "one"))]
+    )
+    assert [(table.title, table.columns) for table in tables] == [
+        ("scores", ("model", "edit", "KL")),
+        ("all", ("model", "x")),
+    ]
+    assert [row[0] for row in tables[0].rows] == ["one (r1)", "two", "three", "one (r3)"]
+    assert notes == ["one: it is so", "two: it is so", "three: it is so"]
+    tables, _ = together([("r1", result("e", "one")), ("r2", result("f", "one"))])
+    assert [table.title for table in tables] == ["e: scores", "e: all", "f: scores", "f: all"]
+    assert [table.rows[0][0] for table in tables] == ["one"] * 4
+
+
 def test_a_folder_without_results_is_said(tmp_path: Path):
     with pytest.raises(StudfinderError, match=r"holds no findings\.json"):
         report(tmp_path)

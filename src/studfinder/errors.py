@@ -53,6 +53,10 @@ class WriteFailed(StudfinderError):
     """A result could not be written: a full disk, a folder without permission."""
 
 
+class NoWorkers(StudfinderError):
+    """Workers that were to share the work are lost, differ, or cannot be had."""
+
+
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
 _FULL_DISK = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122", "file too large")
 

@@ -28,6 +28,7 @@ EXAMPLES = """Examples:
   studfinder experiment super-weight/ablation --model smollm2         a paper's table on the built-in model
   studfinder experiment massive-values/rope --model smollm2 --model gemma3-270m
   studfinder experiment super-weight/scaling --model ./mine --limit 50 --set factors=0,0.5,1,2
+  studfinder experiment super-weight/ablation --on processes:4        four workers share its grid
   studfinder experiment --all --model ./mine                          all that judge the papers' claims, in turn
 """
 
@@ -70,11 +71,13 @@ def command(
 
     settings = {"limit": config.limit, "seed": config.seed, **_changes(config.change), **_options(ctx.args)}
     plan = plan_experiment(name, config.model or None, preset=config.preset, settings=settings)
+    crew = None if config.on is None else plan.crew(config.on, gpu=str(config.device).startswith("cuda"))
     if dry_run:
         if config.folder is not None:
             check_place(config.folder, config.overwrite)
         models = ", ".join(plan.models) or "models of its own"
-        say(f"would run {name} on {models} with {plan.shown}; it needs {plan.entry.needs}")
+        by = f", shared by {config.on}" if crew else ""
+        say(f"would run {name} on {models} with {plan.shown}{by}; it needs {plan.entry.needs}")
         return
     first = first_process()  # of several processes, one speaks
     if not as_json and first:
@@ -87,6 +90,8 @@ def command(
             progress=progress,
             command="studfinder " + " ".join(sys.argv[1:]),
             loader=partial(load_as, config=config),
+            crew=crew,
+            mixed=config.mixed,
         )
     if not first:
         return
@@ -114,6 +119,7 @@ def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: 
 
     own = [*more, *config.change, *(f"--{one}" for one in ("limit", "seed") if getattr(config, one) is not None)]
     own += ["--preset"] * (config.preset != "cpu")
+    own += ["--on"] * (config.on is not None)
     if own:
         raise StudfinderError(f"{own[0]} beside --all", expected="settings in the file", do="Or run one by its name")
     runs = listed_runs(config.listing or CLAIMS, config.model or None)

@@ -16,7 +16,7 @@ EXAMPLES = """Examples:
 \b
   studfinder report runs/smollm2/scan-1a2b3c4d5e             draw its page and figures again
   studfinder report runs/a runs/b                            side by side in the terminal
-  studfinder report runs/a runs/b --out compared             and as a page
+  studfinder report runs/*/scan-* --out compared             all models, and as a page
   studfinder report runs/smollm2/measure-9f8e7d6c5b          a scorecard, an experiment, a training, a quantised model
 """
 
@@ -30,7 +30,8 @@ def command(
 ) -> None:
     """Draw the report of a run again, or set several side by side.
 
-    Scans and scorecards can be set side by side; other kinds are drawn again, each by itself.
+    Scans, scorecards and experiments can be set side by side; trainings and quantised models are drawn again, each by
+    itself.
     """
     from studfinder.errors import StudfinderError
     from studfinder.runs import kind_of
@@ -71,9 +72,14 @@ def _scorecards(runs: list[Path], out: Path | None) -> Path | None:
 
 
 def _experiments(runs: list[Path], out: Path | None) -> Path | None:
-    from studfinder.experiments import redraw
+    from studfinder.experiments import redraw, redraw_together
+    from studfinder.report.cells import print_sheet
 
-    return redraw(_one(runs), out)
+    if len(runs) == 1:
+        return redraw(runs[0], out)
+    sheet, page = redraw_together(runs, out)
+    print_sheet(sheet.title, sheet.tables, sheet.notes, None)
+    return page
 
 
 def _trainings(runs: list[Path], out: Path | None) -> Path | None:

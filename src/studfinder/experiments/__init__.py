@@ -2,7 +2,8 @@
 
 from studfinder.experiments.listed import EndedRun, ListedRun, listed_runs, run_listed
 from studfinder.experiments.registry import EXPERIMENTS, experiment_named
-from studfinder.experiments.run import ExperimentPlan, experiment, plan_experiment, redraw, run_experiment
+from studfinder.experiments.run import ExperimentPlan, experiment, plan_experiment, run_experiment
+from studfinder.experiments.sheets import redraw, redraw_together
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "listed_runs",
     "plan_experiment",
     "redraw",
+    "redraw_together",
     "run_experiment",
     "run_listed",
 ]

@@ -99,6 +99,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=(_ZERO, _LIKE, _DESTROYS, _MEAN),
+    spread=True,
 )
 _ORIGINAL, _ALL = "original", "all"
 _NEXT = f"control of {_ALL}: the next largest"

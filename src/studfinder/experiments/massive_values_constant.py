@@ -51,6 +51,7 @@ EXPERIMENT = Experiment(
     summary="Are massive dims of Q and K there as a constant, or does context ride on how they deviate from it?",
     needs="about 6 minutes with smollm2 on two cores",
     presets={"cpu": ConstantConfig()},
+    spread=True,
 )
 HALVES = {"held constant": constant_only, "deviation only": deviation_only}
 

@@ -64,6 +64,7 @@ EXPERIMENT = Experiment(
     needs="about a quarter of an hour with smollm2 in fp32 on one core (12 minutes of its time)",
     presets={"cpu": DisruptConfig()},
     claims=DISRUPTION_CLAIMS,
+    spread=True,
 )
 
 

@@ -73,6 +73,7 @@ EXPERIMENT = Experiment(
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": KeepMassiveConfig()},
     claims=(KEEP_ROWS, KEEP_KEY_ROWS, KEEP_CACHE),
+    spread=True,
 )
 _KINDS = {"the rows of Q and K": TENSORS, "the rows of K": ("key",)}
 _OTHERS, _SMALLER = "as many others", "smaller blocks instead"

@@ -80,6 +80,7 @@ EXPERIMENT = Experiment(
     needs="about 40 minutes and 3 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": FigureConfig(), "paper": FigureConfig(calibration_windows=128)},
     claims=(AWQ_CONTEXT, SMOOTH_CONTEXT, GPTQ_CONTEXT),
+    spread=True,
 )
 _NAIVE, _SMOOTH = "W8A8, rounding", "W8A8, SmoothQuant"
 

@@ -42,6 +42,7 @@ EXPERIMENT = Experiment(
     summary="Which finding must be kept in which format: int4, MXFP4, NVFP4, fp8?",
     needs="about 20 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": FormatsConfig()},
+    spread=True,
 )
 
 

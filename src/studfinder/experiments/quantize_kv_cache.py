@@ -55,6 +55,7 @@ EXPERIMENT = Experiment(
     summary="What must a cache of keys and values in few bits keep?",
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan)",
     presets={"cpu": CacheConfig()},
+    spread=True,
 )
 MASSIVE_KEPT, OTHERS_KEPT = "the massive dims of K kept", "as many other dims of K kept"
 _CHANGES: dict[str, dict[str, Any]] = {

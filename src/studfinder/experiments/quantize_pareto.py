@@ -57,6 +57,7 @@ EXPERIMENT = Experiment(
     summary="At equal bits per weight, does a quantised model gain by keeping a few numbers?",
     needs="about two hours and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": ParetoConfig()},
+    spread=True,
 )
 _SUPER, _COLUMNS = "super weights", "columns of super weights"
 LOW, HIGH = 2.5, 8.5

@@ -46,6 +46,7 @@ from studfinder.quantizers import (
 from studfinder.quantizers import Workbench as Workbench
 from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
 from studfinder.records.config import option
+from studfinder.runs import write_bytes
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.rounding import CAVEAT, CalibratedConfig, Rounding, keeping_notes, kept_pairs
@@ -70,6 +71,7 @@ EXPERIMENT = Experiment(
     summary="Exact changes before rounding (rebalanced, sorted, split, rotated): which help?",
     needs="about 18 minutes and 2 GB with smollm2 on two cores (estimated; plus a scan; AWQ takes more)",
     presets={"cpu": TransformsConfig()},
+    spread=True,
 )
 _POWERS = (1, 2, 3)
 _SUPER, _OTHERS = "the super weights", "as many other columns"
@@ -196,7 +198,7 @@ def _shuffled(profile: Path, out: Path, seed: int) -> Path:
     maps = {key: value for key, value in load_file(profile).items() if key.startswith(("norm.query", "norm.key"))}
     for key in sorted(key for key in maps if not key.endswith(".layers")):
         maps[key] = maps[key].gather(-1, torch.rand(maps[key].shape, generator=generator).argsort(dim=-1))
-    save_file(maps, out)
+    write_bytes(out, partial(save_file, maps))  # whole at every moment: workers write the same and read it
     return out
 
 

@@ -53,6 +53,7 @@ EXPERIMENT = Experiment(
     summary="Which layer or matrix hurts most when it is quantised, and does leaving it alone help?",
     needs="about 8 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": WhichLayerConfig()},
+    spread=True,
 )
 EVERYTHING, WORST, _OTHERS = "everything", "all but the worst", "all but others"
 CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)

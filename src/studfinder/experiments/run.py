@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -14,20 +14,19 @@ from typing import Any
 import torch
 
 from studfinder.errors import StudfinderError
+from studfinder.experiments.job import ExperimentJob
 from studfinder.experiments.registry import experiment_named
+from studfinder.experiments.sheets import draw_into
 from studfinder.models import LM, cached_content_hash, config_hash
 from studfinder.records import Result, RunCard, to_json
 from studfinder.records.config import identity, replaced
 from studfinder.records.presented import Presented
 from studfinder.records.public import checked
-from studfinder.report.charts import draw_chart
-from studfinder.report.claims import claims_table
-from studfinder.report.result import Sheet, drawing
 from studfinder.runs import SCORING, Progress, Run, Work, first_process, now, read, run_of, versions, write_text
 from studfinder.runs.progress import in_notebook
 from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfig
+from studfinder.studies.workers import Crew, Workers, crew_of, workers_of
 from studfinder.verbs.load import load
-from studfinder.verbs.results import write_sheet
 
 _RESULT = "result.json"
 
@@ -51,6 +50,12 @@ class ExperimentPlan(Presented):
     def shown(self) -> str:
         """The same in one line."""
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+    def crew(self, on: str, *, gpu: bool = False) -> Crew:
+        """The workers that are to share it. Raises as `crew_of`, and StudfinderError if they cannot."""
+        if not self.entry.spread:
+            raise StudfinderError(f"{self.entry.name} has no grid that workers could share", do="Leave --on out")
+        return crew_of(on, gpu=gpu)
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -95,10 +100,17 @@ def run_experiment(
     progress: Progress | None = None,
     command: str = "",
     loader: Callable[[str], LM] = load,
+    crew: Crew | None = None,
+    mixed: bool = False,
 ) -> tuple[Result, Path]:
     """Carry out a planned experiment; returns its result and its run folder: `out`, or root/<model>/<name>-<key>.
 
     Steps that an interrupted run finished are not done again; a finished run is read.
+
+    Args:
+        loader: loads a model by name; with a crew it must be one that can be pickled.
+        crew: workers that share the grid's work; see `ExperimentPlan.crew`.
+        mixed: they may differ in versions and processors.
 
     Raises:
         StudfinderError: `out` holds another run, a model cannot be loaded, or what the experiment itself refuses.
@@ -122,7 +134,12 @@ def run_experiment(
             work.path / "scans" if run.given else root,
         )
         del first  # the bench alone holds it, and lets it go before it loads another
-        result = _carried_out(plan, run, bench, command)
+        with ExitStack() as stack:
+            if crew is not None:
+                job = ExperimentJob.of(plan.module.__name__, bench, run.identity["hashes"])
+                workers = Workers(crew, job, work.steps, mixed=mixed, progress=bench.progress)
+                work.steps.executor = stack.enter_context(workers)
+            result = _carried_out(plan, run, bench, command)
         if first_process():
             _written(plan, work, result)
     return result, run.path
@@ -137,6 +154,8 @@ def experiment(
     out: Path | str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on: str | None = None,
+    mixed: bool = False,
     **settings: Any,
 ) -> Result:
     """Make one table or figure of a paper on your own model; interrupted, the same call goes on where it stopped.
@@ -148,6 +167,9 @@ def experiment(
         out: the run folder; the default is runs/<model>/<name>-<key>.
         overwrite: make it anew, and replace what is there.
         progress: told (what, done, total); the default is a bar in notebooks.
+        on: workers that share its grid, e.g. "processes:4"; see `crew_of`. They start Python anew, so a script that
+            asks for them begins with `if __name__ == "__main__":`.
+        mixed: they may differ in versions and processors.
         settings: the experiment's own, e.g. limit=50, seed=1.
 
     Raises:
@@ -156,7 +178,9 @@ def experiment(
     models = (models,) if isinstance(models, str) else models
     plan = plan_experiment(name, models, preset=preset, settings=settings)
     place = None if out is None else Path(out)
-    return run_experiment(plan, out=place, overwrite=overwrite, progress=progress or in_notebook)[0]
+    crew = None if on is None else plan.crew(on)
+    tell = progress or in_notebook
+    return run_experiment(plan, out=place, overwrite=overwrite, progress=tell, crew=crew, mixed=mixed)[0]
 
 
 def _run(
@@ -205,7 +229,7 @@ def _carried_out(plan: ExperimentPlan, run: Run, bench: Bench, command: str) -> 
             seconds=bench.work.steps.earlier + time.monotonic() - clock,
             device=", ".join(dict.fromkeys(devices)),
             seed=plan.config.seed,
-            versions=versions(),
+            versions={**versions(), **workers_of(bench.work.steps)},
         ),
         tables=tuple(outcome.tables),
         notes=(*outcome.notes, *outcome.remarks),
@@ -234,35 +258,3 @@ def _outcome(module: ModuleType, bench: Bench) -> Outcome:
 def _written(plan: ExperimentPlan, work: Work, result: Result) -> None:
     write_text(work.path / _RESULT, to_json(result, indent=1))  # before it is drawn, which may fail
     draw_into(work.path, result, plan.module)
-
-
-def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
-    """Write the tables, figures and page of a result; returns the page."""
-    entry: Experiment = module.EXPERIMENT
-    said = f"{entry.summary} The tables hold the numbers."
-    charts = {chart.name: partial(draw_chart, chart) for chart in result.charts}
-    if hasattr(module, "draw"):
-        parts = result.data.items() if result.models else [("", result.data)]
-        for place, (name, data) in enumerate(parts, 1):
-            suffix = f"-{place}" if place > 1 else ""
-            charts[entry.name.rpartition("/")[2] + suffix] = partial(module.draw, name, data)
-    drawn = {name: found for name, draw in charts.items() if (found := drawing(name, draw, said)) is not None}
-    lead = f"{entry.summary} ({'ours' if entry.shows == 'ours' else f'arXiv {entry.paper}, {entry.shows}'})"
-    sheet = Sheet(
-        title=entry.name,
-        lead=lead,
-        models=result.models,
-        run=result.run,
-        tables=(*claims_table(result.claims), *result.tables),
-        notes=result.notes,
-        charts=drawn,
-    )
-    return write_sheet(folder, sheet)
-
-
-def redraw(folder: Path, out: Path | None = None) -> Path:
-    """Draw the tables, figures and page of a finished experiment again."""
-    result = read(folder, Result)
-    target = out or (folder if folder.is_dir() else folder.parent)
-    target.mkdir(parents=True, exist_ok=True)
-    return draw_into(target, result, experiment_named(result.name))

@@ -73,6 +73,7 @@ EXPERIMENT = Experiment(
         "paper": AblationConfig(limit=100_000, windows=100_000, texts=("wikitext2", "c4", "proof")),
     },
     claims=(ONE, *TABLE_1),
+    spread=True,
 )
 
 _PAPER = (

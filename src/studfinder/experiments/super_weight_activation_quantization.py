@@ -69,6 +69,7 @@ EXPERIMENT = Experiment(
     needs="about 15 minutes and 2 GB with smollm2 on two cores (estimated; plus the scan that finds the super weights)",
     presets={"cpu": RestoreConfig()},
     claims=(_HELPS, _SHARES),
+    spread=True,
 )
 NAIVE, OURS, _OTHERS, SMOOTH = "naive", "REPLACE-RESTORE", "other channels held out", "SmoothQuant"
 _TOKEN, _W8A8 = "activations alone, per token", "W8A8, per token"

@@ -86,6 +86,7 @@ EXPERIMENT = Experiment(
     needs="about 12 minutes and 2 GB with smollm2 in float32 on one thread, after a scan",
     presets={"cpu": BlockSizeConfig()},
     claims=(_GROWS, _RESTORES, _SEARCHED),
+    spread=True,
 )
 _HELD, _OTHERS, _LARGE = "hold out the super weights", "hold out others instead", "hold out the largest 0.1 %"
 _RESTORED, _RESTORED_OTHERS, _BARE = (f"CLIP, restore {what}" for what in ("the super weights", "others", "nothing"))

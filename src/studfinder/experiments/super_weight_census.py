@@ -82,6 +82,7 @@ EXPERIMENT = Experiment(
     summary="Which numbers hold the model up, wherever they are, and how many may have been missed?",
     needs="about 40 minutes and 4 GB with smollm2 in float32 on one thread",
     presets={"cpu": CensusConfig()},
+    spread=True,
 )
 
 

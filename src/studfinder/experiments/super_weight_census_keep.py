@@ -86,6 +86,7 @@ EXPERIMENT = Experiment(
     needs="about 8 minutes and 4 GB with smollm2 in float32 on one thread, after a scan (estimated)",
     presets={"cpu": CensusKeepConfig()},
     claims=(_PROVEN, _CHOSEN),
+    spread=True,
 )
 _ORDERS = {
     "census": "the largest predicted KL at zero",

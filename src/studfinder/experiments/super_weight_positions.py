@@ -35,6 +35,7 @@ EXPERIMENT = Experiment(
     summary="How does the KL of losing the super weights go with the position, with and without the first token?",
     needs="about a minute with smollm2 on two cores (plus the scan that finds the weights)",
     presets={"cpu": PositionsConfig()},
+    spread=True,
 )
 WITH, WITHOUT = "as it is", "without the first token"
 

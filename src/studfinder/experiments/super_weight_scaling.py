@@ -73,6 +73,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=(ACCURACY, PERPLEXITY),
+    spread=True,
 )
 
 

@@ -75,6 +75,7 @@ EXPERIMENT = Experiment(
     needs="about 6 minutes and 1 GB with smollm2 on one core (plus the scan that finds the weights)",
     presets={"cpu": StopwordsConfig(), "paper": StopwordsConfig(passing=False, top=40)},
     claims=(STOPWORDS,),
+    spread=True,
 )
 _CLEAN, _WITHOUT, _CONTROL, _OTHERS = _STATES = ("as it is", "without SW", "without a control", "without many others")
 _RATIOS = tuple(f"{state.partition('without ')[2]} / as it is" for state in _STATES[1:])

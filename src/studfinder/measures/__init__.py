@@ -3,7 +3,7 @@
 from studfinder.measures.damage import DamageMatch, damage_matched
 from studfinder.measures.effects import Effects, effects_of
 from studfinder.measures.floor import NetEffect, net_effect
-from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods
+from studfinder.measures.likelihood import Likelihood, batch_size, log_likelihoods, tokens_a_pass
 from studfinder.measures.matched_facts import (
     Contrast,
     contrast,
@@ -36,6 +36,7 @@ __all__ = [
     "net_effect",
     "perplexity",
     "scored",
+    "tokens_a_pass",
 ]
 
 public(globals())

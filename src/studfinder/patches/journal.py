@@ -35,6 +35,11 @@ _Places = set[Hashable]
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
+def any_open() -> bool:
+    """Whether any model is changed now."""
+    return bool(_OPEN)
+
+
 class Journal:
     """What is changed in a model, and what was there before.
 

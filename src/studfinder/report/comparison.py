@@ -22,14 +22,37 @@ def rows(runs: Sequence[Findings]) -> list[tuple[str, list[str]]]:
     return shown
 
 
+WIDEST = 4
+"""Up to so many runs each have a column; more have a row each."""
+
+_BRIEF = (
+    "super weights proven",
+    "perplexity without it",
+    "other numbers proven",
+    "massive activation",
+    "in layers",
+    "massive values",
+    "attention sinks",
+)
+"""What a terminal has room for, of many runs."""
+
+
 def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Screen | None = None) -> None:
-    """The same table in the terminal."""
+    """The same table in the terminal; of many runs its main columns, and a row for each."""
     console = console or Screen()
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("", style="dim")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for what, cells in rows(runs):
+    found = rows(runs)
+    many = len(runs) > WIDEST
+    table = Table(box=None, padding=(0, 1 if many else 2), header_style="bold")
+    table.add_column("", style="" if many else "dim", overflow="fold")
+    if many:
+        found = [(what, cells) for what, cells in found if what in _BRIEF]
+        heads = [what for what, _ in found]
+        found = [(name, [cells[place] for _, cells in found]) for place, name in enumerate(names)]
+    else:
+        heads = list(names)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for what, cells in found:
         table.add_row(what, *cells)
     console.print(table)
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from studfinder.records import Findings
 from studfinder.report import figures, tables
 from studfinder.report.caveats import caveats
+from studfinder.report.comparison import WIDEST
 from studfinder.report.comparison import rows as comparison_rows
 from studfinder.report.figures.places import APART
 from studfinder.report.profile import Profile, pack_profile
@@ -96,6 +97,7 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
         "comparison.html",
         names=[name for name, _, _ in runs],
         rows=comparison_rows([findings for _, findings, _ in runs]),
+        many=len(runs) > WIDEST,
         verdicts=[(name, verdict_sentence(findings)) for name, findings, _ in runs],
         charts=charts,
     )

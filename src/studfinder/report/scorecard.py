@@ -48,9 +48,18 @@ def _remark(line: Measured) -> str:
     return ", ".join(remarks)
 
 
+_MANY = 4
+"""Up to so many scorecards each have a column; more have a row each."""
+
+
 def _several(cards: Sequence[Scorecard]) -> Table:
     measures = list(dict.fromkeys(line.measure for card in cards for line in _sorted(card)))
     rows: list[tuple[Cell, ...]] = []
+    if len(cards) > _MANY:
+        for name, card in zip(_names(cards), cards, strict=True):
+            lines = [_line(card, measure) for measure in measures]
+            rows.append((name, *(line.score if line else None for line in lines)))
+        return Table(title="scorecards side by side", columns=("model", *measures), rows=tuple(rows))
     for measure in measures:
         found = [_line(card, measure) for card in cards]
         kind = next(line.kind for line in found if line is not None)

@@ -38,6 +38,15 @@ def versions() -> dict[str, str]:
     return {**found, "commit": commit} if commit else found
 
 
+def made_on() -> dict[str, str]:
+    """What one of several workers computes with: numbers of two may differ where anything here but the host does."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    known = {name: value for name, value in versions().items() if name not in ("python", "platform")}
+    return {"host": platform.node(), "device": device, **known}
+
+
 def scored_with() -> str:
     """A short hash of what a step's value depends on beside the run's identity: versions of the libraries."""
     return key_of({"scoring": SCORING, **{name: _package(name) for name in _SCORED}})

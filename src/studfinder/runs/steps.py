@@ -7,7 +7,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,33 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody asked for."""
 
 
+Share = Callable[[], Generator[tuple[str, Any], None, None]]
+"""A part of a run's work that waits for no other: gives (step, value) as they come. A value is plain JSON, or the
+StudfinderError that stands in its way."""
+
+Put = Callable[[str, Any], None]
+"""Told each (step, value) that a share gave."""
+
+Executor = Callable[[Mapping[str, Share], Put], None]
+"""Carries out shares, which have names, wherever and in any order; told of no step twice."""
+
+
+def here(shares: Mapping[str, Share], put: Put) -> None:
+    """In this process, one after the other."""
+    for share in shares.values():
+        with closing(share()) as found:  # whatever happens, what it has changed is taken back now
+            for step, value in found:
+                put(step, value)
+
+
 class Steps:
     """Values by name in a file of JSON lines, one appended when each step is done.
 
     A line carries the run it belongs to, the versions it was computed under, and a checksum. One that does not fit
     (half-written by a killed process, changed, copied from another run, computed under other versions) is left out
     with a warning, and its step is done again. Without a path nothing is written; of several processes one writes.
-    `earlier` are the seconds that earlier processes spent on steps that are done.
+    `earlier` are the seconds that earlier processes spent on steps that are done. `executor` decides where steps that
+    wait for no other are done.
 
     Args:
         path: the file, or None.
@@ -40,6 +61,7 @@ class Steps:
     def __init__(self, path: Path | None, run: str = "", under: str = "") -> None:
         self.path, self.run, self.under = path, run, under
         self.values: dict[str, Any] = {}
+        self.executor: Executor = here
         self.earlier, self._since = 0.0, time.monotonic()
         if path is not None and path.exists():
             self._read(path)
@@ -70,6 +92,11 @@ class Steps:
         self.values[name] = value
         self.earlier += sum(seconds)
         return None
+
+    @property
+    def spread(self) -> bool:
+        """Whether others do steps that wait for no other."""
+        return self.executor is not here
 
     def has(self, name: str) -> bool:
         """Whether a step is done."""

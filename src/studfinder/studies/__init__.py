@@ -2,7 +2,7 @@
 
 from studfinder.studies.claims import cost_of, judged
 from studfinder.studies.divergence import Divergence, Original
-from studfinder.studies.grid import Executor, Grid, GridCell, Put, Remembers, Watch, serial, with_edits
+from studfinder.studies.grid import Grid, GridCell, Remembers, Watch, several, with_edits
 from studfinder.studies.scored import FEWEST, KL, PAIRED, GridScores, ModelVariant, head, spoken
 from studfinder.studies.swept import effects_plot, effects_table, nulled, ratio, swept
 
@@ -11,13 +11,11 @@ __all__ = [
     "KL",
     "PAIRED",
     "Divergence",
-    "Executor",
     "Grid",
     "GridCell",
     "GridScores",
     "ModelVariant",
     "Original",
-    "Put",
     "Remembers",
     "Watch",
     "cost_of",
@@ -27,7 +25,7 @@ __all__ = [
     "judged",
     "nulled",
     "ratio",
-    "serial",
+    "several",
     "spoken",
     "swept",
     "with_edits",

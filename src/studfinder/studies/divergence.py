@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from studfinder.stats import ratio_interval
 from studfinder.studies.scored import KL
 from studfinder.texts import Batch, batches, encode, proof_text
 
-Once = Callable[[str, Callable[[], Any]], Any]
+ReadParts = Callable[[Mapping[str, Callable[[], Any]]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -104,24 +105,23 @@ class Original:
         return (list(ends.pieces((0, slice(0, -1)))) for ends in carry(lm, self._batches))
 
     def streamed(
-        self, lm: LM, streams: Sequence[Stream], once: Once, advance: Callable[[float], Any]
+        self, lm: LM, streams: Sequence[Stream], read: ReadParts, advance: Callable[[float], Any]
     ) -> list[dict[str, Scores]]:
         """Scores of several streams beside the model as it is, in one reading.
 
         Args:
-            once: given a name and how to compute it, does a part of the reading, or knows what came of it.
+            read: given the parts of the reading, by name, does each, wherever, or knows what came of it.
             advance: told what share of the reading has been done since it was last told.
         """
         assert not self.cuts, "stretches are read one model after the other"
-        windows, sums = self._windows(lm), []
-        for batch in batched(windows):
-            some = [windows[number] for number in batch.prompts]
+        windows = self._windows(lm)
 
-            def read(some: Sequence[Sequence[int]] = some) -> Any:
-                share = len(some) / len(windows)
-                return effects_of(lm, some, streams, advance=lambda done: advance(done * share)).kl.tolist()
+        def part(some: Sequence[Sequence[int]]) -> Any:
+            share = len(some) / len(windows)
+            return effects_of(lm, some, streams, advance=lambda done: advance(done * share)).kl.tolist()
 
-            sums.append(once(f"pieces {batch.prompts[0] + 1} to {batch.prompts[-1] + 1}", read))
+        cut = [(batch.prompts[0], batch.prompts[-1] + 1) for batch in batched(windows)]
+        sums = read({f"pieces {a + 1} to {b}": partial(part, windows[a:b]) for a, b in cut})
         tokens = np.array([len(ids) - 1 for ids in windows])
         return [{self.name: Divergence(kl, tokens).scores()} for kl in np.concatenate(sums, axis=1)]
 

@@ -20,7 +20,7 @@ from studfinder.measures import MEASURES
 from studfinder.models import LM, cached_content_hash, load, model_card
 from studfinder.records import Chart, Claim, ClaimResult, ModelCard, Table, from_json, to_plain
 from studfinder.records.config import Config, option
-from studfinder.runs import Progress, Work
+from studfinder.runs import Executor, Progress, Work
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, GridScores, ModelVariant, Watch
 
@@ -45,6 +45,7 @@ class Experiment:
         presets: settings by preset, of one class; "cpu" always, "paper" where the paper's own sizes are known. A
             `limit` among them is what --limit sets.
         trains: whether it trains models of its own instead of taking the user's.
+        spread: whether its work is a grid's, or a sweep's (`Bench.grid`, `swept`), so that workers can share it.
         claims: of the paper, that it judges.
     """
 
@@ -55,6 +56,7 @@ class Experiment:
     needs: str
     presets: Mapping[str, StudyConfig]
     trains: bool = False
+    spread: bool = False
     claims: tuple[Claim, ...] = ()
 
     def settings(self, preset: str) -> StudyConfig:
@@ -101,6 +103,8 @@ class Bench:
         config: of the preset, with what the user changed.
         work: the run's folder and the steps that are done.
         cards: the models that were loaded so far.
+        scope: what the names of steps begin with, of the model at hand; "" of none.
+        loader: loads a model by name.
         scans: where a scan that the experiment needs is written, if ./runs has none.
     """
 
@@ -117,10 +121,10 @@ class Bench:
         self.models, self.config = models, config
         self.cards: list[ModelCard] = []
         self.scans = scans
-        self.work, self._progress, self._loader = work, progress, loader
+        self.work, self._progress, self.loader = work, progress, loader
         self._lm = first
         self._name = models[0] if first is not None else ""
-        self._scope = ""
+        self.scope = ""
 
     @property
     def folder(self) -> Path:
@@ -132,16 +136,16 @@ class Bench:
         """Load a model; steps inside belong to it (to its weights: other weights under the same name begin anew)."""
         if self._name != name or self._lm is None:
             self._lm = None  # the old one is let go before the new one is loaded
-            self._lm, self._name = self._loader(name), name
+            self._lm, self._name = self.loader(name), name
         check_causal(self._lm, "experiments")
         digest = cached_content_hash(self._lm)
         if digest not in [card.content_hash for card in self.cards]:
             self.cards.append(model_card(self._lm, digest, None))
-        self._scope = digest[:16]
+        self.scope = digest[:16]
         try:
             yield self._lm
         finally:
-            self._scope = ""
+            self.scope = ""
 
     def has(self, step: str) -> bool:
         """Whether a step is done."""
@@ -152,12 +156,22 @@ class Bench:
         through `to_plain`); it comes back as JSON makes it: tuples as lists, keys as texts."""
         return self.work.steps.once(self._scoped(step), compute)
 
+    @property
+    def spread(self) -> bool:
+        """See `Steps`."""
+        return self.work.steps.spread
+
+    @property
+    def executor(self) -> Executor:
+        """Carries out shares of the work where the run says."""
+        return lambda shares, put: self.work.steps.executor({self._scoped(n): one for n, one in shares.items()}, put)
+
     def outcome(self, read: Callable[[], Outcome]) -> Outcome:
         """All that is said of a model as one step, where all of it comes from one reading."""
         return from_json(Outcome, json.dumps(self.once("outcome", lambda: to_plain(read()))), name="the outcome")
 
     def _scoped(self, step: str) -> str:
-        return f"{self._scope}/{step}" if self._scope else step
+        return f"{self.scope}/{step}" if self.scope else step
 
     def grid(
         self,

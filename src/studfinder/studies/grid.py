@@ -1,27 +1,28 @@
 """Variants of a model x measures -> scores, a cell a step.
 
 A cell is one measure of one variant; its value is plain JSON and is remembered, so that an interrupted grid goes on
-where it stopped. Cells of one variant are taken together, because entering it (quantising, say) may cost more than
-measuring. Where that is done is the executor's business.
+where it stopped. Variants that are streams share one reading of the original: all of them on a few windows are one
+share of the work. The cells of any other variant are one, because entering it (quantising, say) may cost more than
+measuring. Where shares are carried out is the business of the run's executor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from studfinder.edits import Edit, edited, edits_hash
-from studfinder.errors import NotApplicable, StudfinderError, Unavailable, WriteFailed
+from studfinder.errors import NotApplicable, NoWorkers, StudfinderError, Unavailable, WriteFailed
 from studfinder.measures import Scores, measure_named
 from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.records import to_plain
-from studfinder.runs import Progress, silent
+from studfinder.runs import Executor, Progress, Share, silent
 from studfinder.studies.scored import MADE, GridScores, ModelVariant
 
 
@@ -50,7 +51,7 @@ class StreamWatch(Watch, Protocol):
         self,
         lm: LM,
         streams: Sequence[Stream],
-        once: Callable[[str, Callable[[], Any]], Any],
+        read: Callable[[Mapping[str, Callable[[], Any]]], list[Any]],
         advance: Callable[[float], Any],
         /,
     ) -> Sequence[Mapping[str, Scores]]:
@@ -66,10 +67,18 @@ class Remembers(Protocol):
     def once(self, name: str, compute: Callable[[], Any], /) -> Any:
         """A step's value, computed if it is not known."""
 
+    @property
+    def executor(self) -> Executor:
+        """Carries out shares of the work; see `runs.here`."""
+
+    @property
+    def spread(self) -> bool:
+        """Whether it does so elsewhere."""
+
 
 @dataclass(frozen=True)
 class GridCell:
-    """One measure of one variant: all that an executor is told of it."""
+    """One measure of one variant."""
 
     variant: str
     key: str
@@ -81,6 +90,11 @@ class GridCell:
     def step(self) -> str:
         """Its name among the run's steps."""
         return f"{self.measure} (limit {self.limit}, seed {self.seed}) | {self.variant} {self.key}"
+
+    @property
+    def refused(self) -> str:
+        """The step that says why the variant was left out."""
+        return f"{self.step}, refused"
 
 
 @dataclass(kw_only=True)
@@ -98,7 +112,6 @@ class Grid:
         lenient: a later variant that cannot be entered or measured is left out, with the reason, instead of ending the
             run.
         progress: told (what is being done, how many cells are done, of how many).
-        executor: carries out the cells of a variant that are not known yet; see `serial`.
     """
 
     run: Remembers
@@ -110,7 +123,6 @@ class Grid:
     passes: tuple[type[StudfinderError], ...] = (NotApplicable, Unavailable)
     lenient: bool = False
     progress: Progress = silent
-    executor: Executor = field(default_factory=lambda: serial)
 
     def scored(self) -> GridScores:
         """Take what is not known yet, and put all of it together.
@@ -120,22 +132,42 @@ class Grid:
         """
         self._stream()
         found = GridScores()
+        shares: dict[str, Share] = {}
+        every = {variant.label: self._cells(variant) for variant in self.variants}
+        measure_of = {cell.step: cell.measure for cells in every.values() for cell in cells}
+        for variant in self.variants:
+            made = every[variant.label][-1]
+            # What could not be given may be here by now; what was refused stays so.
+            todo = [cell for cell in every[variant.label] if not self.run.has(cell.step)]
+            if todo and not self.run.has(made.refused):
+                shares[f"{self._key()}, {made.step}"] = partial(self._taken, variant, todo, made, found.missing)
+
+        def put(step: str, value: Any) -> None:
+            if not isinstance(value, StudfinderError):
+                self.run.once(step, lambda: value)
+            elif len(self.measures) == 1 or not isinstance(value, self.passes):
+                raise value
+            else:
+                found.missing[measure_of[step]] = str(value)
+                if len(found.missing) == len(self.measures):
+                    reasons = " ".join(found.missing.values())
+                    raise StudfinderError(f"none of the measures can be taken: {reasons}")
+
+        self.run.executor(shares, put)
+        for label, variant in zip(every, self.variants, strict=True):
+            own = [cell for cell in every[label] if cell.measure not in found.missing and self.run.has(cell.step)]
+            values = {cell.measure: self.run.once(cell.step, dict) for cell in own}
+            if self.run.has(refused := every[label][-1].refused):
+                values[MADE] = {**values.get(MADE, {}), "refused": self.run.once(refused, str)}
+            found.add(variant, values)
         total = len(self.variants) * len(self.measures)
-        for number, variant in enumerate(self.variants):
-            cells = [cell for cell in self._cells(variant) if cell.measure not in found.missing]
-            found.add(variant, self._values(variant, cells, found.missing, number))
-            if not number and not found.measures:
-                raise StudfinderError("none of the measures can be taken: " + " ".join(found.missing.values()))
-        for scores in found.scores.values():
-            for measure in found.missing:
-                scores.pop(measure, None)
         self.progress("measured", total, total)
         return found
 
     def _stream(self) -> None:
         """The cells of variants that are streams, in one reading, where nothing else is measured of them. One that
-        cannot be read so, and a reading that fails, are left to `executor`, which says what is wrong of the variant
-        that is."""
+        cannot be read so, and a reading that fails, are left to the variants by themselves, of which
+        the one that is wrong says so."""
         watch = self.measures[0]
         if len(self.measures) > 1 or not isinstance(watch, StreamWatch):
             return
@@ -146,21 +178,22 @@ class Grid:
                 with suppress(StudfinderError):
                     entered[variant.label] = variant.stream()
         missing = [label for label in entered if not self.run.has(cells[label][0].step)]
-        if not missing:
+        every = self._key()
+        if not missing or self.run.has(refused := f"streams of {every}, refused"):
             return
-        every = hashlib.sha256("\n".join(one[0].step for one in cells.values()).encode()).hexdigest()[:12]
         # Remembered, so that the reading is the same one for a run that was killed while its cells were put.
         labels = self.run.once(f"streams of {every}", lambda: missing)
         streams, made = zip(*(entered[label] for label in labels), strict=True)
         parts: list[dict[str, Any]] = []
 
-        def once(part: str, read: Callable[[], Any]) -> Any:
-            def timed() -> dict[str, Any]:
-                began, value = time.monotonic(), read()
-                return {"value": value, "given": [_given(one) for one in made], "seconds": time.monotonic() - began}
+        def timed(read: Callable[[], Any]) -> dict[str, Any]:
+            began, value = time.monotonic(), read()
+            return {"value": value, "given": [_given(one) for one in made], "seconds": time.monotonic() - began}
 
-            parts.append(self.run.once(f"{watch.name} of {every}, {part}", timed))
-            return parts[-1]["value"]
+        def read(reads: Mapping[str, Callable[[], Any]]) -> list[Any]:
+            steps = {f"{watch.name} of {every}, {part}": partial(timed, one) for part, one in reads.items()}
+            parts.extend(several(self.run, steps))
+            return [part["value"] for part in parts]
 
         done = [0.0]
 
@@ -169,10 +202,11 @@ class Grid:
             self.progress(f"{watch.name}, {len(labels)} variants at once", int(done[0] * len(cells)), len(cells))
 
         try:
-            scores = watch.streamed(self.lm, streams, once, advance)
-        except WriteFailed:
+            scores = watch.streamed(self.lm, streams, read, advance)
+        except (WriteFailed, NoWorkers):
             raise
-        except StudfinderError:
+        except StudfinderError as error:
+            self.run.once(refused, partial(str, error))
             return
         seconds = sum(part["seconds"] for part in parts) / len(labels)
         for label, found, given in zip(labels, scores, parts[0]["given"], strict=True):
@@ -186,45 +220,45 @@ class Grid:
             for name in (*map(name_of, self.measures), MADE)
         ]
 
-    def _values(
-        self, variant: ModelVariant, cells: Sequence[GridCell], missing: dict[str, str], number: int
-    ) -> dict[str, dict[str, Any]]:
-        """The values of one variant by measure; what is passed over goes to `missing`."""
-        lenient = self.lenient and number > 0
-        refused = f"{cells[-1].step}, refused"
+    def _key(self) -> str:
+        """A short hash of all cells."""
+        steps = (cell.step for variant in self.variants for cell in self._cells(variant)[:-1])
+        return hashlib.sha256("\n".join(steps).encode()).hexdigest()[:12]
 
-        def put(cell: GridCell, value: Any) -> None:
-            if not isinstance(value, StudfinderError):
-                self.run.once(cell.step, lambda: value)
-            elif lenient or len(self.measures) == 1 or not isinstance(value, self.passes):
-                raise value
-            else:
-                missing[cell.measure] = str(value)
-
-        # What could not be given may be here by now; what was refused stays so.
-        todo = [cell for cell in cells if not self.run.has(cell.step)]
-        if todo and not self.run.has(refused):
-            try:
-                self.executor(self, variant, todo, put)
-            except WriteFailed:
+    def _taken(
+        self, variant: ModelVariant, cells: Sequence[GridCell], made: GridCell, missing: Mapping[str, str]
+    ) -> Generator[tuple[str, Any], None, None]:
+        """The cells of a variant, as a share; without what turned out to be missing, or was done, meanwhile."""
+        lenient = self.lenient and variant is not self.variants[0]
+        try:
+            for measure in self.measures:
+                if not isinstance(measure, str):
+                    measure.see(self.lm)
+            with variant.change() as change:
+                given = _given(change)
+                for cell in cells:
+                    if cell.measure in missing or self.run.has(cell.step):
+                        continue
+                    try:
+                        value: Any = given if cell == made else self._take(cell, variant.lm or self.lm)
+                    except WriteFailed:
+                        raise
+                    except StudfinderError as error:
+                        if lenient:
+                            # What could be entered has its bits; another grid may have put them.
+                            if made in cells:
+                                yield made.step, given
+                            raise
+                        value = error
+                    yield cell.step, value
+        except WriteFailed:
+            raise
+        except StudfinderError as error:
+            if not lenient:
                 raise
-            except StudfinderError as error:
-                if not lenient:
-                    raise
-                reason = str(error)
-                self.run.once(refused, lambda: reason)
-        found = {cell.measure: self.run.once(cell.step, dict) for cell in cells if self.run.has(cell.step)}
-        if self.run.has(refused):
-            found[MADE] = {**found.get(MADE, {}), "refused": self.run.once(refused, str)}
-        return found
+            yield made.refused, str(error)
 
-    def see(self) -> None:
-        """Let the watches look at the model before it is changed."""
-        for measure in self.measures:
-            if not isinstance(measure, str):
-                measure.see(self.lm)
-
-    def take(self, cell: GridCell, lm: LM) -> dict[str, Any]:
+    def _take(self, cell: GridCell, lm: LM) -> dict[str, Any]:
         """The value of a cell, the model being as its variant says: seconds, and scores by name.
 
         Raises:
@@ -242,27 +276,18 @@ class Grid:
         return {"scores": plain, "seconds": time.monotonic() - began}
 
 
-Put = Callable[[GridCell, Any], None]
-Executor = Callable[[Grid, ModelVariant, Sequence[GridCell], Put], None]
-"""Takes the cells of one variant, and puts the value of each, or the StudfinderError that stands in its way."""
+def several(run: Remembers, steps: Mapping[str, Callable[[], Any]]) -> list[Any]:
+    """The values of steps that wait for no other; those that are not known are done where the run's executor does."""
 
+    def share(step: str, compute: Callable[[], Any]) -> Generator[tuple[str, Any], None, None]:
+        if not run.has(step):  # it may have been done elsewhere meanwhile
+            yield step, compute()
 
-def serial(grid: Grid, variant: ModelVariant, cells: Sequence[GridCell], put: Put) -> None:
-    """Here, one after the other."""
-    grid.see()
-    with variant.change() as made:
-        given = _given(made)
-        for cell in cells:
-            try:
-                value: Any = given if cell.measure == MADE else grid.take(cell, variant.lm or grid.lm)
-            except WriteFailed:
-                raise
-            except StudfinderError as error:
-                value = error
-                # What could be entered has its bits, even if it cannot be measured; another grid may have put them.
-                if grid.lenient and cells[-1].measure == MADE:
-                    put(cells[-1], given)
-            put(cell, value)
+    def put(step: str, value: Any) -> None:
+        run.once(step, lambda: value)
+
+    run.executor({step: partial(share, step, one) for step, one in steps.items() if not run.has(step)}, put)
+    return [run.once(step, one) for step, one in steps.items()]
 
 
 def _given(made: Any) -> dict[str, Any]:

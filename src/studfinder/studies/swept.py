@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from studfinder.edits import Edit, SiteEdit, edits_hash, null
+from studfinder.edits import Edit, SiteEdit, edits_hash, null, stream_of
+from studfinder.errors import StudfinderError
 from studfinder.measures import Effects, effects_of
+from studfinder.measures.effects import batched
 from studfinder.models import LM
 from studfinder.records import Comparison, Interval, Plot, Series, Table, point
 from studfinder.runs import Progress, silent
-from studfinder.studies.grid import Remembers
+from studfinder.studies.grid import Remembers, several
 
 _SMALL, _DRAWS = 0.01, 8
 NULL_NOTE = (
@@ -46,11 +49,40 @@ def swept(
         tell(what, round(done * len(variants)), len(variants))
 
     def measure() -> dict[str, Any]:
-        effects = effects_of(lm, windows, variants, advance=advance)
-        return {name: getattr(effects, name).tolist() for name in ("kl", "nll", "clean_nll", "tokens")}
+        return _plain(effects_of(lm, windows, variants, advance=advance))
 
-    found = run.once(f"{what} {edits_hash([edit for edits in variants for edit in edits])[:12]}", measure)
-    return Effects(**{name: np.array(values) for name, values in found.items()})
+    def part(some: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Of some windows; an edit may change nothing in those, but not in all."""
+        idle: dict[int, str] = {}
+
+        def ended(place: int, check: Callable[[], None]) -> None:
+            try:
+                check()
+            except StudfinderError as error:
+                idle[place] = str(error)
+
+        streams = [stream_of(lm, edits) for edits in variants]
+        streams = [replace(one, done=partial(ended, place, one.done)) for place, one in enumerate(streams)]
+        return {**_plain(effects_of(lm, some, streams)), "idle": [idle.get(place) for place in range(len(streams))]}
+
+    def spread() -> dict[str, Any]:
+        cut = [(batch.prompts[0], batch.prompts[-1] + 1) for batch in batched(windows)]
+        parts = several(run, {f"{name}, windows {a + 1} to {b}": partial(part, windows[a:b]) for a, b in cut})
+        for reasons in zip(*(part["idle"] for part in parts), strict=True):
+            if all(reasons):
+                raise StudfinderError(reasons[0])
+        return {field: np.concatenate([part[field] for part in parts], axis=-1).tolist() for field in _FIELDS}
+
+    name = f"{what} {edits_hash([edit for edits in variants for edit in edits])[:12]}"
+    found = run.once(name, spread if run.spread and windows else measure)
+    return Effects(**{field: np.array(values) for field, values in found.items()})
+
+
+_FIELDS = ("kl", "nll", "clean_nll", "tokens")
+
+
+def _plain(effects: Effects) -> dict[str, Any]:
+    return {name: getattr(effects, name).tolist() for name in _FIELDS}
 
 
 def nulled(

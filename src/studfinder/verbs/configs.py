@@ -72,6 +72,19 @@ class BatchConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpreadConfig(Config):
+    """Who does the work of a grid."""
+
+    on: str | None = option(
+        None,
+        help="Workers that share the work, each with a model of its own: processes:4, ray:4 or ray://HOST:PORT.",
+        otherwise="this process",
+        identity=False,
+    )
+    mixed: bool = option(False, help="With --on: workers may differ in versions and processors.", identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScanConfig(OutConfig, ReadConfig):
     """What `scan` looks at, and when a number stands out."""
 
@@ -102,7 +115,7 @@ class ScanConfig(OutConfig, ReadConfig):
 
 
 @dataclass(frozen=True)
-class MeasureConfig(OutConfig, ReadConfig, BatchConfig):
+class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     """What `measure` measures, before and after what."""
 
     measures: Sequence[str] | None = option(
@@ -252,7 +265,7 @@ class TrainConfig(OutConfig, SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(OutConfig, LoadConfig, BatchConfig):
+class ExperimentConfig(OutConfig, LoadConfig, BatchConfig, SpreadConfig):
     """Which models an experiment is made on, and how. Its own settings are a config of its own."""
 
     model: Sequence[str] = option((), help="A model (repeatable).", otherwise="smollm2")

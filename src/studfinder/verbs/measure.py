@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.edits.spec import edits_of
-from studfinder.errors import NotApplicable, StudfinderError
-from studfinder.measures import MEASURES, Scores, batch_size, compare, measure_named
-from studfinder.measures.registry import Kind
+from studfinder.errors import NotApplicable, NoWorkers, StudfinderError
+from studfinder.measures import MEASURES, batch_size, measure_named
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.records import Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
 from studfinder.records.presented import Presented
 from studfinder.report.result import Sheet, drawing
 from studfinder.report.scorecard import draw_scorecard, tables
-from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, versions, write_text
+from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, silent, versions, write_text
 from studfinder.sites import check_causal
-from studfinder.studies import Grid, GridScores, ModelVariant
+from studfinder.studies import Grid, ModelVariant
+from studfinder.studies.workers import Crew, Workers, crew_of, workers_of
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.verbs.load import load_as
+from studfinder.verbs.measure_lines import measured_line
 from studfinder.verbs.results import write_sheet
 
 DEFAULT = (
@@ -57,6 +58,29 @@ class MeasurePlan(Presented):
     against: LM | None
     config: MeasureConfig
     settings: dict[str, Any] = field(default_factory=dict)
+    named: str = ""
+    crew: Crew | None = None
+
+
+@dataclass
+class _MeasureJob:
+    """See `studies.worker.Job`; `settings` are the plan's, which a worker's have to equal."""
+
+    model: str
+    config: MeasureConfig
+    settings: dict[str, Any]
+    folder: Path
+    tokens: int | None
+    _plan: MeasurePlan | None = field(default=None, init=False)
+
+    def follow(self, steps: Steps, _share: str) -> None:
+        """See `Job.follow`."""
+        if self._plan is None:
+            self._plan = plan_measure(self.model, self.config)
+        differ = [name for name, value in self.settings.items() if self._plan.settings[name] != value]
+        if differ:
+            raise NoWorkers(f"a worker finds another {differ[0]}", expected="the same files on all machines")
+        _lines(self._plan, steps)
 
 
 def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
@@ -78,6 +102,7 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
         )
     for name in measures:  # said before a model is loaded for nothing
         measure_named(name)
+    crew = _crew(model, config) if config.on is not None else None
     lm = load_as(model, config)
     edits = edits_of(lm, config.edits) if config.edits else ()
     against = config.against
@@ -107,7 +132,18 @@ def plan_measure(model: Any, config: MeasureConfig) -> MeasurePlan:
     for one in config.edits:
         words += [one] if isinstance(one, str) else map(to_json, edits_of(lm, one))
     words += tied_notes(lm, edits)
-    return MeasurePlan(lm, tuple(dict.fromkeys(measures)), edits, tuple(words), against, config, settings)
+    distinct = tuple(dict.fromkeys(measures))
+    return MeasurePlan(lm, distinct, edits, tuple(words), against, config, settings, str(model), crew)
+
+
+def _crew(model: Any, config: MeasureConfig) -> Crew:
+    """Workers, where there is something to share that can be said to them."""
+    if not config.edits and config.against is None:
+        raise StudfinderError("--on of one model as it is", expected="two to share: --edit or --against")
+    given = (config.against, *config.edits)
+    if not isinstance(model, str | os.PathLike) or any(not isinstance(one, str | None) for one in given):
+        raise StudfinderError("--on with live models or edits", expected="names, which workers can load themselves")
+    return crew_of(str(config.on), gpu=str(config.device).startswith("cuda"))
 
 
 def _hash(given: Any, lm: LM) -> str:
@@ -163,7 +199,13 @@ def measure_run(plan: MeasurePlan) -> Run:
 
 def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
     started, clock = now(), time.monotonic()
-    lines = _lines(plan, steps)
+    with ExitStack() as stack:
+        if plan.crew is not None:
+            config = replace(plan.config, on=None, progress=silent)
+            job = _MeasureJob(plan.named, config, plan.settings, Path.cwd(), plan.config.tokens)
+            workers = Workers(plan.crew, job, steps, mixed=plan.config.mixed, progress=plan.config.progress)
+            steps.executor = stack.enter_context(workers)
+        lines = _lines(plan, steps)
     return Scorecard(
         model=model_card(plan.lm, plan.settings["model_hash"], None),
         edits=plan.words,
@@ -178,7 +220,7 @@ def _measured(plan: MeasurePlan, steps: Steps, command: str) -> Scorecard:
             seconds=steps.earlier + time.monotonic() - clock,
             device=str(plan.lm.device),
             seed=plan.config.seed,
-            versions=versions(),
+            versions={**versions(), **workers_of(steps)},
         ),
     )
 
@@ -206,51 +248,7 @@ def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
         progress=plan.config.progress,
     )
     scored = grid.scored()
-    return [_line(scored, name) for name in plan.measures]
-
-
-def _line(scored: GridScores, name: str) -> Measured:
-    """The score, the baseline on the same items, and the paired change."""
-    kind = _kind(name)
-    if name in scored.missing:
-        return Measured(measure=name, kind=kind, what="not measured", score=None, why_not=scored.missing[name])
-    first, *rest = (scored.scores[label][name] for label in scored.labels)
-    score, change, why_not = (*rest, first)[0], None, ""
-    if rest:
-        try:
-            change = compare(first, score)
-        except NotApplicable:
-            why_not = "the two models were asked different tokens, so items cannot be paired"
-    return Measured(
-        measure=name,
-        kind=kind,
-        what=f"{score.measure}, {score.text}",
-        score=score.interval,
-        baseline=first.interval if rest else None,
-        change=change,
-        why_not=why_not,
-        chance=score.chance,
-        better=score.better,
-        headroom=_headroom(first),
-        details=dict(score.details),
-        seconds=sum(seconds[name] for seconds in scored.seconds.values()),
-    )
-
-
-def _kind(name: str) -> Kind:
-    plain, _, argument = name.partition(":")
-    if plain == "tasks":
-        from studfinder.measures.tasks import TASKS
-
-        return TASKS[argument.partition(":")[0].partition("@")[0]].kind
-    return MEASURES[plain].kind
-
-
-def _headroom(scores: Scores) -> bool | None:
-    """Whether a model is above chance; a measure that says so itself (a task with a majority class) is believed."""
-    if "headroom" in scores.details:
-        return bool(scores.details["headroom"])
-    return None if scores.chance is None else scores.interval.low > scores.chance
+    return [measured_line(scored, name) for name in plan.measures]
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
