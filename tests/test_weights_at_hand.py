@@ -159,10 +159,14 @@ def test_a_disk_without_room_for_states_is_said(tmp_path, monkeypatch) -> None:
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_what_fits_stays_in_memory_and_what_cannot_is_refused() -> None:
+def test_what_fits_stays_in_memory_and_what_cannot_is_refused(monkeypatch) -> None:
     model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(1000, 250), "rest": torch.nn.ModuleList()})
-    model["rest"].extend(torch.nn.Linear(5000, 5000) for _ in range(40))
+    model["rest"].extend(torch.nn.Linear(5000, 5000, device="meta") for _ in range(40))
     blocks = list(model["rest"])  # 100 MB each, 4 GB in all
+    with pytest.raises(StudfinderError, match=r"it takes 4.0 GB of memory: its weights are made as it is loaded"):
+        memory_plan("it", model, blocks, 4, 2 << 30)
+    assert not memory_plan("it", model, blocks, 4, 2 << 30, asked=False).streamed
+    monkeypatch.setattr("studfinder.models.memory._is_mapped", lambda block: True)
     assert not memory_plan("it", model, blocks, 4, 6 << 30).streamed
     plan = memory_plan("it", model, blocks, 4, 2 << 30)
     assert plan.streamed

@@ -101,7 +101,7 @@ def load(
         allow_missing=allow_missing,
         merge_adapter=merge_adapter,
     )
-    budget = None if memory is None else as_bytes(memory)
+    budget = free_memory() if memory is None else as_bytes(memory)
     quiet_when_no_terminal()
     if source.folder is not None and source.folder.suffix == ".gguf":
         from studfinder.models.gguf import read_gguf
@@ -116,7 +116,7 @@ def load(
     anatomy = anatomy_of(live.eval())
     blocks = [live.get_submodule(layer.block) for layer in anatomy.layers]
     width = torch.empty((), dtype=live.dtype).itemsize
-    plan = memory_plan(source.id, live, list(dict.fromkeys(blocks)), width, budget)
+    plan = memory_plan(source.id, live, list(dict.fromkeys(blocks)), width, budget, asked=memory is not None)
     if plan.streamed:
         keep_nothing_freed()
     if device is not None and plan.streamed:
@@ -135,7 +135,7 @@ def load(
     return lm
 
 
-def _is_larger(source: Source, how: ReadConfig, budget: int | None) -> bool:
+def _is_larger(source: Source, how: ReadConfig, budget: int) -> bool:
     """Whether what is in a checkpoint's files is more than memory holds."""
     index = "model.safetensors.index.json"
     folder = source.folder or hub_folder(source, "config.json", index)
@@ -145,7 +145,7 @@ def _is_larger(source: Source, how: ReadConfig, budget: int | None) -> bool:
     if not size and (folder / index).is_file():  # the hub's are fetched later
         size = int(read_json(folder / index).get("metadata", {}).get("total_size", 0))
     size *= 2 if how.dtype is torch.float32 else 1  # most are stored in half of that
-    return size + OWN > (free_memory() if budget is None else budget)
+    return size + OWN > budget
 
 
 def _slow(lm: LM) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from studfinder.errors import StudfinderError
+from studfinder.models.paging import mapped_spans
 
 OWN = 600 << 20
 """Bytes of the interpreter with its libraries, and of what they keep."""
@@ -62,19 +63,21 @@ _SUMS = 7
 """Of a block's numbers in fp32: as they compute, two gradients of them, what is summed up, and a product."""
 
 
-def memory_plan(source: str, model: nn.Module, blocks: list[nn.Module], width: int, memory: int | None) -> MemoryPlan:
-    """How a model that was just loaded is held, its weights mapped from files.
+def memory_plan(
+    source: str, model: nn.Module, blocks: list[nn.Module], width: int, budget: int, *, asked: bool = True
+) -> MemoryPlan:
+    """How a model that was just loaded is held.
 
     Args:
         source: what it is called in print.
         blocks: its blocks.
         width: bytes of a number as it computes.
-        memory: bytes that may be taken; by default what is free.
+        budget: bytes that may be taken.
+        asked: whether somebody said so; else it is what was free, and what is in memory already is no mistake.
 
     Raises:
         StudfinderError: it cannot be held in so little.
     """
-    budget = free_memory() if memory is None else memory
     own = {id(one): one for one in model.parameters()}
     inside = {id(one) for block in blocks for one in block.parameters()}
     weights = sum(one.numel() * one.itemsize for one in own.values())
@@ -82,18 +85,34 @@ def memory_plan(source: str, model: nn.Module, blocks: list[nn.Module], width: i
     sizes = [sum(one.numel() * max(width, one.itemsize) for one in block.parameters()) for block in blocks]
     largest = max(sizes, default=0)
     streamed = weights + OWN > budget
+    if streamed and not all(map(_is_mapped, blocks)):
+        if asked:
+            raise StudfinderError(
+                f"{source} takes {in_bytes(weights)} of memory: its weights are made as it is loaded, not mapped from files",
+                expected="safetensors that are not quantised, in the dtype of --dtype or a narrower one",
+            )
+        streamed = False
     left = budget - OWN - outside - 2 * largest if streamed else budget - OWN - weights
-    states = min(1 << 30, left) if memory is None or not streamed else left
+    states = left if asked else min(1 << 30, left)
     alone = max((one.numel() for key, one in own.items() if key not in inside), default=0)
     numbers = max([alone, *(sum(one.numel() for one in block.parameters()) for block in blocks)])
     plan = MemoryPlan(budget, weights, outside, largest, streamed, max(states, _LEAST_STATES), 4 * numbers)
-    if memory is not None and streamed and left < _LEAST_STATES:
+    if asked and streamed and left < _LEAST_STATES:
         raise StudfinderError(
             f"{source} cannot be read in {in_bytes(budget)} of memory: embeddings and output matrix "
             f"({in_bytes(outside)}), two blocks ({in_bytes(2 * largest)}) and the rest are more",
             expected=f"--memory {(plan.peak + 10**8 - 1) // 10**8 / 10:g}GB or more",
         )
     return plan
+
+
+def _is_mapped(block: nn.Module) -> bool:
+    """Whether nearly all of a block's numbers are mapped from files, as far as the system says."""
+    if not Path("/proc/self/maps").exists():
+        return True
+    return sum(size for _, size in mapped_spans(block)) >= 0.9 * sum(
+        one.numel() * one.itemsize for one in block.parameters()
+    )
 
 
 def as_bytes(text: str | int) -> int:
