@@ -88,7 +88,7 @@ def memory_plan(
     if streamed and not all(map(_is_mapped, blocks)):
         if asked:
             raise StudfinderError(
-                f"{source} takes {in_bytes(weights)} of memory: its weights are made as it is loaded, not mapped from files",
+                f"{source} takes {in_bytes(weights)} of memory: its weights are made as it is loaded, not mapped",
                 expected="safetensors that are not quantised, in the dtype of --dtype or a narrower one",
             )
         streamed = False
