@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,8 +110,13 @@ def test_pages_come_and_go_and_changed_ones_stay(tmp_path) -> None:
         weight[0, 0] = 7.0
     bring(spans)
     assert resident_pages(spans) == pages_in(spans)
-    let_go(spans)
-    assert resident_pages(spans) <= 1  # the changed one has no other copy
+    for _ in range(50):  # what another core has just read is on its list first, where it cannot be taken from
+        let_go(spans)
+        if resident_pages(spans) <= 1:  # the changed one has no other copy
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail(f"{resident_pages(spans)} pages stay")
     assert float(weight.detach()[0, 0]) == 7.0
     assert torch.equal(weight.flatten()[1:], kept.flatten()[1:])
 
