@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -125,10 +126,11 @@ def load(
         live = live.to(device)
     if isinstance(tokenizer, StudfinderError):  # said when it is needed: a model can be fed token ids
         tokenizer, source = None, dataclasses.replace(source, no_tokenizer=tokenizer)
+    began = time.monotonic()
     check_finite(live, source.id)  # before anything is measured on it
     if plan.streamed:
         let_go(mapped_spans(live))
-        source = dataclasses.replace(source, notes=(*source.notes, str(plan)))
+        _say(f"studfinder: note: {source.id}: {plan}; to read them once took {time.monotonic() - began:.0f} s")
     lm = LM(live, _named(tokenizer), anatomy, source, plan)
     for line in (*source.notes, *source.allowed, *_slow(lm)):
         _say(f"studfinder: note: {source.id}: {line}")
