@@ -243,7 +243,12 @@ def test_findings_are_those_of_the_resident_model(tmp_path) -> None:
     expected = plain(whole, census=True)
     assert expected["super_weights"][0]["verdict"] == "proven"
     assert expected["census"] is not None
-    assert plain(replace(whole, memory=TINY), census=True) == expected
+    nothing = {"continuation_prompt": None, "continuations": []}  # each token of it would read all weights
+    silent = {name: one for name, one in expected.items() if name not in nothing}
+    found = plain(replace(whole, memory=TINY), census=True)
+    assert expected["continuations"]
+    assert not found["continuations"]
+    assert {name: one for name, one in found.items() if name not in nothing} == silent
     assert plain(mapped, census=True) == expected
     assert plain(live, census=False) == plain(whole, census=False)
 

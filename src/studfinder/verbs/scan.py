@@ -239,7 +239,8 @@ def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> t
             pools=plan.config.pools,
             progress=progress,
         )
-        if findings.super_weights:
+        streamed = plan.lm.memory is not None and plan.lm.memory.streamed
+        if findings.super_weights and not streamed:  # every token that is said would read all weights
             said = continuations(plan.lm, findings, bos=bos)
             findings = replace(findings, continuation_prompt=PROMPT, continuations=said)
     profile = {name: array for detector in detectors.values() for name, array in detector.profile(plan.model).items()}
