@@ -186,6 +186,8 @@ NOT_A_USERS_FILE = {
     "models/tried.py": "our own record of what was tried",
     "models/measured.py:_code": "our own code, to be hashed",
     "models/measured.py:_file_of": "code that runs already, to be hashed",
+    "models/load.py:_is_larger": "an index, on which `weights_of` is fuzzed; only a number is taken of it",
+    "studies/processes.py:_serve": "/dev/null",
     "models/memory.py": "the kernel's",
     "models/paging.py": "the kernel's",
     "runs/provenance.py:_processor": "the kernel's",

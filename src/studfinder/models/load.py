@@ -145,7 +145,9 @@ def _is_larger(source: Source, how: ReadConfig, budget: int) -> bool:
         return False
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if not size and (folder / index).is_file():  # the hub's are fetched later
-        size = int(read_json(folder / index).get("metadata", {}).get("total_size", 0))
+        said = read_json(folder / index).get("metadata")
+        total = said.get("total_size") if isinstance(said, dict) else None
+        size = total if isinstance(total, int) else 0
     size *= 2 if how.dtype is torch.float32 else 1  # most are stored in half of that
     return size + OWN > budget
 

@@ -29,6 +29,10 @@ _KEPT: dict[str, Anatomy] = {}
 _RECORD = pydantic.TypeAdapter(Anatomy)
 
 
+_LARGE = 50_000_000
+"""Numbers of a twin from which it is not left to the collector when it goes."""
+
+
 def anatomy_of(model: Any) -> Anatomy:
     """The map of a live model; a model whose weights are no numbers in memory is measured through a twin.
 
@@ -41,7 +45,6 @@ def anatomy_of(model: Any) -> Anatomy:
         # Wherever it is called: without gradients, compiled, where new tensors have no numbers.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), torch.device("cpu"):
             found = _measured(model)
-        gc.collect()  # a twin is full of cycles, and may be as large as all that is in memory of a model
         with suppress(OSError, StudfinderError):  # a cache that cannot be written is none
             text = _RECORD.dump_json(found, exclude_defaults=True)
             private_text(_place(key), f"{hashlib.sha256(text).hexdigest()}\n{text.decode()}")
@@ -63,7 +66,12 @@ def _measured(model: Any) -> Anatomy:
     for way in ways if tried is None else ():
         try:
             other, structures = twin_of(model, structure_of, **way)
-            return _of(model, other, depths, structures)
+            found = _of(model, other, depths, structures)
+            large = sum(one.numel() for one in other.parameters()) > _LARGE
+            del other
+            if large:
+                gc.collect()  # it is full of cycles, and may be as large as all that is in memory of the model
+            return found
         except Exception as error:
             tried = error
     assert tried is not None
