@@ -37,6 +37,7 @@ from studfinder.quantizers.gptq import GPTQ
 from studfinder.records import to_plain
 from studfinder.verbs.scan import scan
 from test_carried import QUICK, written
+from tried import EIGHT
 
 pytestmark = pytest.mark.filterwarnings("ignore::studfinder.edits.TiedWeightsWarning")
 TINY = MemoryPlan(budget=1, weights=1, outside=0, block=0, streamed=True, states=4096, largest=0)
@@ -253,7 +254,7 @@ def test_findings_are_those_of_the_resident_model(tmp_path) -> None:
     assert plain(live, census=False) == plain(whole, census=False)
 
 
-@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *FORTY))
+@pytest.mark.parametrize("kind", quick_and_deep(TYPES, *EIGHT, *QUICK))
 def test_a_twin_with_fewer_words_has_the_same_parts(kind) -> None:
     if not hasattr(transformers, PARTS[kind]["cls"]):
         pytest.skip(f"transformers {transformers.__version__} has no {kind} yet")
