@@ -297,8 +297,8 @@ def test_disrupt_goes_on_where_it_stopped(disrupted, monkeypatch):
     result, folder = disrupted
     interrupted(folder, lost=2)  # the passkeys, which are asked last
     asked = []
-    own = Grid.take
-    monkeypatch.setattr(Grid, "take", lambda self, cell, lm: (asked.append(cell.measure), own(self, cell, lm))[1])
+    own = Grid._take
+    monkeypatch.setattr(Grid, "_take", lambda self, cell, lm: (asked.append(cell.measure), own(self, cell, lm))[1])
     again = disrupt(folder)
     assert asked == ["facts:art", "passkey:192", "passkey:192"]  # the first might be here by now
     assert again.tables == result.tables
