@@ -111,7 +111,7 @@ def load(
         tokenizer = tokenizer or own
         source = Source(source.id, source.origin, notes=notes)
     else:
-        larger = _is_larger(source, how, budget)
+        larger = _is_larger(source, how, budget, ask=memory is not None)
         live, tokenizer, source = _open(source, tokenizer, how, carried or larger, own_names or larger)
     settle(live)
     anatomy = anatomy_of(live.eval())
@@ -131,16 +131,19 @@ def load(
     if plan.streamed:
         let_go(mapped_spans(live))
         _say(f"studfinder: note: {source.id}: {plan}; to read them once took {time.monotonic() - began:.0f} s")
+    elif memory is not None:
+        _say(f"studfinder: note: {source.id}: {plan}")
     lm = LM(live, _named(tokenizer), anatomy, source, plan)
     for line in (*source.notes, *source.allowed, *_slow(lm)):
         _say(f"studfinder: note: {source.id}: {line}")
     return lm
 
 
-def _is_larger(source: Source, how: ReadConfig, budget: int) -> bool:
-    """Whether what is in a checkpoint's files is more than memory holds."""
+def _is_larger(source: Source, how: ReadConfig, budget: int, *, ask: bool) -> bool:
+    """Whether what is in a checkpoint's files is more than memory holds; of a hub id that is not here yet only if the
+    hub is to be asked, which takes a while where there is no network."""
     index = "model.safetensors.index.json"
-    folder = source.folder or hub_folder(source, "config.json", index)
+    folder = source.folder or hub_folder(source, "config.json", index, fetch=ask)
     if folder is None or not folder.is_dir():
         return False
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
