@@ -1,8 +1,8 @@
 """bitsandbytes through transformers: the list of modules that are skipped, the head always among them.
 
 Matching is transformers' (`quantizers/quantizers_utils.py`, should_convert_module), which other quantisers of its use
-for `modules_to_not_convert`: a name is skipped if an entry, as a pattern, matches its beginning up to a dot or the end, or
-stands at its end. A list that is given replaces the usual one, which holds the head.
+for `modules_to_not_convert`: a name is skipped if an entry, as a pattern, matches its beginning up to a dot or the end,
+or stands at its end. A list that is given replaces the usual one, which holds the head.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """llama.cpp: a file for `llama-quantize --tensor-type-file`, one rule a tensor.
 
 Matching is llama.cpp's (`tools/quantize`, `src/llama-quant.cpp`): patterns are searched for in the GGUF names, the
-parser makes them lower case, the first that matches decides, and only for tensors that the type of the whole would quantise.
-The file takes no comments, so that the header is a rule for a name that no tensor has.
+parser makes them lower case, the first that matches decides, and only for tensors that the type of the whole would
+quantise. The file takes no comments, so that the header is a rule for a name that no tensor has.
 """
 
 from __future__ import annotations

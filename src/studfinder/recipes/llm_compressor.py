@@ -1,8 +1,8 @@
 """llm-compressor: a recipe in YAML, with disjoint exact names; and what compressed-tensors' rules match.
 
 Matching is compressed-tensors 0.20's (`utils/match.py`, `quantization/lifecycle/apply.py`): an entry is a module's
-exact name, "re:" and a pattern that matches from the start on, or the name of a class. `ignore` wins; then exact names before
-patterns before classes, and patterns among each other by their text. The order of groups decides nothing.
+exact name, "re:" and a pattern that matches from the start on, or the name of a class. `ignore` wins; then exact names
+before patterns before classes, and patterns among each other by their text. The order of groups decides nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """torchao: FqnToConfig as JSON, which `torchao.core.config.config_from_dict` reads.
 
 Matching is torchao 0.18's (`quantization/quant_api.py`): exact names of parameters, then of modules, then patterns
-("re:" and the whole name) of parameters, then of modules, each in order; then "_default". None leaves alone. `quantize_` wants
-filter_fn=None with it.
+("re:" and the whole name) of parameters, then of modules, each in order; then "_default". None leaves alone.
+`quantize_` wants filter_fn=None with it.
 """
 
 from __future__ import annotations
