@@ -14,6 +14,7 @@ from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
 from studfinder.quantizers.storage import Storage, format_of
 from studfinder.quantizers.targets import Target, left_experts
+from studfinder.records.compressed import weight_arguments
 from studfinder.report.words import count
 
 FORMATS = (
@@ -119,25 +120,6 @@ def whole_experts(
     counts["transformers has them in one parameter, in files too"] = left_experts(lm, found)
     said = [f"{count(n, 'matrix', 'matrices')} of experts stay in {dtype}: {why}" for why, n in counts.items() if n]
     return {target.fused for target in apart}, said
-
-
-def weight_arguments(scheme: Scheme) -> dict[str, Any]:
-    """The scheme as compressed-tensors' QuantizationArgs."""
-    arguments: dict[str, Any] = {
-        "num_bits": scheme.bits,
-        "type": "int" if scheme.integer else "float",
-        "symmetric": scheme.zero == "none",
-        "dynamic": False,
-    }
-    if scheme.element == "fp4":
-        kind, stored = ("tensor_group", torch.float8_e4m3fn) if scheme.scale == "e4m3" else ("group", torch.uint8)
-        fp4 = {"strategy": kind, "group_size": scheme.block, "scale_dtype": stored, "zp_dtype": stored}
-        return {**arguments, **fp4}
-    if isinstance(scheme.block, tuple):
-        return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
-    if isinstance(scheme.block, int):
-        return {**arguments, "strategy": "group", "group_size": scheme.block}
-    return {**arguments, "strategy": scheme.block}
 
 
 def quantization_config(

@@ -21,10 +21,11 @@ from studfinder.records.quantization import Quantization
 from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
-from studfinder.records.scheme import UNTOUCHED, Format, Inputs, format_named, scheme_named
+from studfinder.records.scheme import SCHEMES, UNTOUCHED, Format, Inputs, Scheme, format_named, scheme_named
 from studfinder.records.training import Training
 
 __all__ = [
+    "SCHEMES",
     "UNTOUCHED",
     "AttentionSink",
     "Cell",
@@ -58,6 +59,7 @@ __all__ = [
     "RecipeGroup",
     "Result",
     "RunCard",
+    "Scheme",
     "Scorecard",
     "Series",
     "Summary",
