@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM
-from studfinder.models.believed import check_same_weights
+from studfinder.models import LM, content_hash
 from studfinder.quantizers import ActivationScheme, Scheme, Target
 from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import by_fused
@@ -88,7 +87,13 @@ def assigned(lm: LM, recipe: Recipe, found: Sequence[Target], scale: Any) -> Ass
     Raises:
         StudfinderError: it was made for other weights, names what is not there, or splits what engines fuse.
     """
-    check_same_weights(lm, recipe.model.content_hash, f"of {recipe.model.id}, in a recipe")
+    own = content_hash(lm)
+    if own != recipe.model.content_hash:
+        raise StudfinderError(
+            f"the recipe was made for other weights: those of {recipe.model.id} with hash "
+            f"{recipe.model.content_hash[:12]}, and {lm.source.id} has {own[:12]}",
+            do="Make it anew for this model",
+        )
     formats = {name: format_named(stored) for name, stored in recipe.formats.items()}
     modules = {module: target for target in found for module in target.modules}
     wrong = next((name for group in recipe.groups for name in group.members if name not in modules), None)
