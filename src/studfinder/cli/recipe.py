@@ -98,7 +98,7 @@ def _print(found: RecipeCheck) -> None:
     console = Screen()
     table = Table("rule", "becomes", "matches", "decides", "by the name of", "e.g.", box=None, header_style="dim")
     for one in found.rules[:_SHOWN]:
-        kinds = [kind for kind in ("module", "checkpoint", "fused", "gguf") if getattr(one, kind)]
+        kinds = [kind for kind in ("module", "stacked", "checkpoint", "fused", "gguf") if getattr(one, kind)]
         table.add_row(
             one.rule,
             one.stored_as,
