@@ -32,7 +32,7 @@ ARCHITECTURES = (
 FORMATS: dict[str, tuple[str, ...]] = {
     "llm-compressor": ("int4-g8-zero", "int8-channel+int8", "fp8+fp8", "16"),
     "gptqmodel": ("int4-g8-zero", "int8-channel", "int3-g8", "16"),
-    "auto-round": ("int4-g8", "int8-channel-zero", "fp8+fp8", "16"),
+    "auto-round": ("int4-g8", "int8-channel", "fp8+fp8", "16"),
     "torchao": ("int4-g8-zero", "int8-channel+int8", "fp8", "16"),
     "modelopt": ("int4-g8", "fp8+fp8", "int8-channel+int8", "16"),
     "llama.cpp": ("int4-g8-zero", "int8-channel", "int6-g8", "16"),
@@ -42,9 +42,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 
 @cache
-def outlined(kind: str) -> Outline:
+def outlined(kind: str, **settings: int) -> Outline:
     """The matrices of a tiny live model."""
-    model = built(kind)
+    model = built(kind, **settings)
     return outline_of(LM(model, None, anatomy_of(model), Source(kind, "made here", None)), SourceConfig())
 
 

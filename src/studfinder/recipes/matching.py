@@ -22,6 +22,7 @@ class NamedMatrix:
         kinds: names of the module's class and of those it derives from.
         gguf: the tensor's name in GGUF; "" where there is none.
         layer: the block; None outside the blocks.
+        shape: (out, in); None where it is not known.
     """
 
     module: str
@@ -32,6 +33,7 @@ class NamedMatrix:
     kinds: tuple[str, ...] = ("Linear",)
     gguf: str = ""
     layer: int | None = None
+    shape: tuple[int, int] | None = None
 
     def names(self) -> Iterator[tuple[str, str]]:
         """(kind of name, name), its own first, each name once."""

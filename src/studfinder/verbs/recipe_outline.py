@@ -68,7 +68,7 @@ def _outline(lm: LM, names: Iterable[str]) -> Outline:
     stored = _stored_names(lm.model, names)
     modules = dict(lm.model.named_modules(remove_duplicate=False))
     found = [
-        _of(group, target, module, modules, stored)
+        _of(group, target, module, lm, modules, stored)
         for group, each in groups.items()
         for target in each
         for module in target.modules
@@ -91,12 +91,20 @@ def _with_gguf(matrix: NamedMatrix, names: dict[str, str]) -> NamedMatrix:
     return replace(matrix, gguf=names[matrix.module])
 
 
-def _of(group: str, target: Target, module: str, modules: dict[str, Any], stored: dict[str, str]) -> NamedMatrix:
+def _of(
+    group: str, target: Target, module: str, lm: LM, modules: dict[str, Any], stored: dict[str, str]
+) -> NamedMatrix:
     live = modules.get(module)
-    kinds = ("Linear",) if live is None else _kinds(live)
-    stacked = "" if target.part is None else target.ref.module
+    rows, cols = target.weight(lm).shape
     return NamedMatrix(
-        module, stacked, stored.get(module, ""), _fused(group, target, module), group, kinds, layer=target.layer
+        module,
+        stacked="" if target.part is None else target.ref.module,
+        checkpoint=stored.get(module, ""),
+        fused=_fused(group, target, module),
+        group=group,
+        kinds=("Linear",) if live is None else _kinds(live),
+        layer=target.layer,
+        shape=(rows, cols),
     )
 
 
