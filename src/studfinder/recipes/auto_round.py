@@ -2,7 +2,8 @@
 
 Matching is AutoRound 0.16's (`compressors/layer_config_resolver.py`): a key that is the name of a layer is that layer.
 Any other key is searched for in the names, where one without signs of a pattern is a part of a name. What is found so
-overwrites what keys before it said, exact names too. A finished checkpoint has the same as `extra_config`.
+overwrites what keys before it said, exact names too. With integers, sizes that 32 does not divide stay whole. A
+finished checkpoint has the same as `extra_config`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def settings(name: str) -> dict[str, Any]:
         return dict(_LEFT)
     if scheme.zero == "float" or scheme.narrow or scheme.smaller_last:
         raise no_place(name, TOOL, "no float minimum, narrow codes or smaller last block")
+    if scheme.integer and scheme.bits == 8 and scheme.zero != "none":
+        raise no_place(name, TOOL, "8 bits without a zero point (it refuses others)")
     kind = {"e4m3": "nv_fp", "e8m0": "mx_fp"}.get(scheme.scale, "fp") if not scheme.integer else "int"
     made: dict[str, Any] = {
         "bits": scheme.bits,
@@ -89,7 +92,17 @@ def rules(value: Any) -> RuleSet:
     for key in filter(None, ignored.split(",")):
         part = f"{key}." if key[-1].isdigit() else key
         searched.append(Rule(f"ignore {key}", UNTOUCHED, by_name(compiled(re.escape(part)).search)))
-    return RuleSet(TOOL, (*reversed(searched), *exact, *_outside()), _stored(base, {}))
+    return RuleSet(TOOL, (*_odd(base), *reversed(searched), *exact, *_outside()), _stored(base, {}))
+
+
+def _odd(base: Any) -> tuple[Rule, ...]:
+    """What AutoRound leaves alone whatever is said: with integers, sizes that 32 does not divide."""
+
+    def odd(name: str, matrix: NamedMatrix) -> bool:
+        return matrix.shape is not None and any(size % 32 for size in matrix.shape)
+
+    plain = isinstance(base, Mapping) and base.get("data_type", "int") == "int" and (base.get("act_bits") or 16) >= 16
+    return (Rule("(sizes that 32 does not divide)", UNTOUCHED, odd),) if plain else ()
 
 
 def _outside() -> tuple[Rule, ...]:
