@@ -10,7 +10,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.records.loading import SourceConfig
-from studfinder.verbs.configs import RecipeConfig
+from studfinder.verbs.configs import ImatrixConfig, RecipeConfig
 from studfinder.visible import say, say_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ CHECK_EXAMPLES = """Examples:
   studfinder recipe check llm-compressor.yaml ./my-model    what does each rule match?
   studfinder recipe check ./w4 ./w4                         a finished checkpoint's own quantization_config
   studfinder recipe check mine.txt smollm2 --tool llama.cpp
+"""
+IMATRIX_EXAMPLES = """Examples:
+
+\b
+  studfinder recipe imatrix ./my-model --out my-model.imatrix.gguf
+  studfinder recipe imatrix smollm2 --out apart.gguf --first-token-apart    without the first token's spike
+  llama-quantize --imatrix my-model.imatrix.gguf my-model.gguf out.gguf Q4_K_M
 """
 _SHOWN = 12
 
@@ -88,6 +95,24 @@ def check(
         _print(found)
     if not found.good:
         raise typer.Exit(1)
+
+
+@face(ImatrixConfig)
+def imatrix(model: o.Model, config: ImatrixConfig, debug: o.Debug = False) -> None:
+    """Write an importance file for llama-quantize: how large each input of each matrix is on calibration text."""
+    from dataclasses import replace
+
+    from studfinder.cli.progress import progress_bar
+    from studfinder.verbs.recipe_imatrix import write_imatrix
+
+    with progress_bar(False) as progress:
+        tensors = write_imatrix(model, replace(config, progress=progress))
+    tokens = int(max(one.counts.max() for one in tensors.values()))
+    say(f"{len(tensors)} tensors over {tokens:,} tokens")
+    empty = sum(int((one.counts == 0).sum()) for one in tensors.values())
+    if empty:
+        say(f"{empty} experts were reached by no token")
+    say(f"written   {config.out}")
 
 
 def _print(found: RecipeCheck) -> None:

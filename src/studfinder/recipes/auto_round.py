@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -81,13 +82,9 @@ def rules(value: Any) -> RuleSet:
     exact: list[Rule] = []
     searched: list[Rule] = []
     for key, said in given.items():
-        pattern = compiled(_standard(key))
-
-        def found(name: str, matrix: NamedMatrix, key: str = key, pattern: re.Pattern[str] = pattern) -> bool:
-            # A key that is some layer's name is that layer; where this one has another, it is none of it.
-            return name == key if _named(key) else pattern.search(name) is not None
-
-        (exact if _named(key) else searched).append(Rule(key, _stored(said, base), found))
+        if _named(key):
+            exact.append(Rule(key, _stored(said, base), by_name(key.__eq__)))
+        searched.append(Rule(key, _stored(said, base), by_name(partial(_found, key, compiled(_standard(key))))))
     ignored = str(value.get("ignore_layers") or "").replace(" ", "")
     for key in filter(None, ignored.split(",")):
         part = f"{key}." if key[-1].isdigit() else key
@@ -121,6 +118,14 @@ def _named(key: str) -> bool:
     return not any(sign in key for sign in _SIGNS) and (
         key == "lm_head" or bool(re.search(r"\.\d+\..*[a-z_]\w*$", key))
     )
+
+
+def _found(key: str, pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a key is found in a name that it is not itself. One that could be another layer's whole name, as
+    ...mlp.gate beside ...mlp.gate_proj, is taken for that."""
+    if _named(key) and (name == key or (name.startswith(key) and name[len(key)] != ".")):
+        return False
+    return pattern.search(name) is not None
 
 
 def _standard(key: str) -> str:
