@@ -53,8 +53,10 @@ def test_what_is_proven_is_spared_and_its_fused_group_with_it(scanned, capsys, t
     assert "written" in text
     assert len(list(out.iterdir())) == 1 + len(TOOLS)
     for file in out.iterdir():
-        text = said(capsys, 0, "check", file, folder / "m")
-        assert "faults" not in text
+        odd = file.name == "auto-round.json"  # it leaves k and v whole, of a size that 32 does not divide
+        text = said(capsys, int(odd), "check", file, folder / "m")
+        assert "matches nothing" not in text
+        assert ("splits a fused group" in text) == odd
 
 
 def test_options_say_format_and_what_is_spared(scanned, capsys, tmp_path):
@@ -101,10 +103,11 @@ def test_a_mixture_is_checked_by_the_names_of_its_files(capsys, tmp_path):
     tiny("mixtral").model.save_pretrained(tmp_path / "m", max_shard_size="50KB")
     for file in tmp_path.glob("m/*.safetensors"):
         file.unlink()
-    (tmp_path / "r.yaml").write_text(
-        "config_groups:\n  a:\n    targets: ['re:.*experts.*', 're:.*self_attn.qkv_proj']\n"
-        "    weights: {num_bits: 8, strategy: channel}\n"
-    )
+    group = {
+        "targets": ["re:.*experts.*", "re:.*self_attn.qkv_proj"],
+        "weights": {"num_bits": 8, "strategy": "channel"},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"config_groups": {"a": group}}))
     found = json.loads(said(capsys, 0, "check", tmp_path / "r.yaml", tmp_path / "m", "--json"))
     by = {rule["rule"]: rule for rule in found["rules"]}
     assert by["re:.*experts.*"]["module"] > 0
@@ -121,7 +124,7 @@ def test_a_mixture_is_checked_by_the_names_of_its_files(capsys, tmp_path):
         (("write", "SCAN", "--spare", "worst:2"), "of a scan"),
         (("write", "SCAN", "--spare-as", "int4-g7"), "do not divide"),
         (("write", "SCAN", "--zero", "half"), "--zero half"),
-        (("write", "SCAN", "--model", "OTHER"), "with 2 layers"),
+        (("write", "SCAN", "--model", "OTHER"), "qwen3 with 3 layers"),
         (("write", "nowhere"), "holds no record"),
         (("check", "nowhere.yaml", "MODEL"), "cannot be read"),
         (("check", "MODEL", "MODEL"), "is not quantised"),
@@ -205,7 +208,7 @@ def test_a_which_layer_table_spares_its_worst(capsys, tmp_path, monkeypatch):
     AutoConfig.for_model(**config).save_pretrained(tmp_path / "m")
     text = said(capsys, 0, "write", run, "--model", tmp_path / "m", "--spare", "worst:2", "--out", tmp_path / "r")
     assert "16: model.layers.11.mlp.down_proj (KL " in text
-    assert [group.layer for group in sf.read(tmp_path / "r").groups if group.stored_as == "16"][0] == 11
+    assert {group.layer for group in sf.read(tmp_path / "r").groups if group.stored_as == "16"} == {11, 29}
 
 
 def test_a_recipe_that_was_written_by_hand_is_checked_too(scanned, capsys, tmp_path):

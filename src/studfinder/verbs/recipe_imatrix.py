@@ -69,8 +69,9 @@ def importance_sums(
     bench = bench_for(lm, RTN(scheme=Scheme(block="tensor")), found, windows=windows)  # nothing is rounded
     sums: dict[str, Sums] = {}
     for number, block in enumerate(walk(bench)):
-        own = [target.name for target in block.targets]
-        sums |= gathered(block, own, statistic, lambda one, other: (one[0] + other[0], one[1] + other[1]))
+        first = {target.reads: target.name for target in reversed(block.targets)}  # what is given the same is read once
+        own = gathered(block, first.values(), statistic, lambda one, other: (one[0] + other[0], one[1] + other[1]))
+        sums |= {t.name: own[first[t.reads]] for t in block.targets if first[t.reads] in own}
         if progress is not None:
             progress("reading", number + 1, len(lm.anatomy.layers))
     return sums
