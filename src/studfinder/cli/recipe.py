@@ -42,7 +42,7 @@ _SHOWN = 12
 
 
 @face(RecipeConfig)
-def write(
+def write_command(
     findings: Annotated[Path, typer.Argument(metavar="FINDINGS", help="A scan, a which-layer run, or a recipe.json.")],
     config: RecipeConfig,
     as_json: o.Json = False,
@@ -72,7 +72,7 @@ def write(
 
 
 @face(SourceConfig)
-def check(
+def check_command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file, or a quantised checkpoint.")],
     model: o.Model,
     config: SourceConfig,
@@ -98,7 +98,7 @@ def check(
 
 
 @face(ImatrixConfig)
-def imatrix(model: o.Model, config: ImatrixConfig, debug: o.Debug = False) -> None:
+def imatrix_command(model: o.Model, config: ImatrixConfig, debug: o.Debug = False) -> None:
     """Write an importance file for llama-quantize: how large each input of each matrix is on calibration text."""
     from dataclasses import replace
 

@@ -30,12 +30,12 @@ _LEFT = {"bits": 16, "data_type": "fp", "act_bits": 16}
 def write(recipe: Recipe) -> str:
     """AutoRound's keywords. Raises StudfinderError for a format that it lacks."""
     base = usual(recipe)
-    config = {module: settings(name) for module, name in recipe.formats.items() if name != base}
-    made = {"studfinder": header(recipe), "scheme": settings(base), "layer_config": config}
+    config = {module: _settings(name) for module, name in recipe.formats.items() if name != base}
+    made = {"studfinder": header(recipe), "scheme": _settings(base), "layer_config": config}
     return json.dumps(made, indent=1) + "\n"
 
 
-def settings(name: str) -> dict[str, Any]:
+def _settings(name: str) -> dict[str, Any]:
     """A format as the fields of AutoRound's QuantizationScheme."""
     format = format_named(name)
     scheme, inputs = format.weights, format.inputs
@@ -64,7 +64,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def spelled(name: str) -> str:
     """A format as it comes back."""
-    settings(name)
+    _settings(name)
     return name
 
 
