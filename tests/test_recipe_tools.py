@@ -48,8 +48,9 @@ def test_what_is_written_means_the_same_matrices_and_formats(kind, tool, tmp_pat
         assert {rules.format_of(matrix) for matrix in outline.left} == {"16"}
     found = checked_rules(rules, outline.matrices, kind)
     assert found.unmatched == ()
-    assert found.split == {}
-    assert found.good
+    if tool != "auto-round":  # which leaves odd sizes whole, fused or not
+        assert found.split == {}
+        assert found.good
     assert len({meant[m.module] for m in grouped}) > 1
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -29,12 +30,12 @@ _LEFT = {"bits": 16, "data_type": "fp", "act_bits": 16}
 def write(recipe: Recipe) -> str:
     """AutoRound's keywords. Raises StudfinderError for a format that it lacks."""
     base = usual(recipe)
-    config = {module: settings(name) for module, name in recipe.formats.items() if name != base}
-    made = {"studfinder": header(recipe), "scheme": settings(base), "layer_config": config}
+    config = {module: _settings(name) for module, name in recipe.formats.items() if name != base}
+    made = {"studfinder": header(recipe), "scheme": _settings(base), "layer_config": config}
     return json.dumps(made, indent=1) + "\n"
 
 
-def settings(name: str) -> dict[str, Any]:
+def _settings(name: str) -> dict[str, Any]:
     """A format as the fields of AutoRound's QuantizationScheme."""
     format = format_named(name)
     scheme, inputs = format.weights, format.inputs
@@ -63,7 +64,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def spelled(name: str) -> str:
     """A format as it comes back."""
-    settings(name)
+    _settings(name)
     return name
 
 
@@ -81,13 +82,9 @@ def rules(value: Any) -> RuleSet:
     exact: list[Rule] = []
     searched: list[Rule] = []
     for key, said in given.items():
-        pattern = compiled(_standard(key))
-
-        def found(name: str, matrix: NamedMatrix, key: str = key, pattern: re.Pattern[str] = pattern) -> bool:
-            # A key that is some layer's name is that layer; where this one has another, it is none of it.
-            return name == key if _named(key) else pattern.search(name) is not None
-
-        (exact if _named(key) else searched).append(Rule(key, _stored(said, base), found))
+        if _named(key):
+            exact.append(Rule(key, _stored(said, base), by_name(key.__eq__)))
+        searched.append(Rule(key, _stored(said, base), by_name(partial(_found, key, compiled(_standard(key))))))
     ignored = str(value.get("ignore_layers") or "").replace(" ", "")
     for key in filter(None, ignored.split(",")):
         part = f"{key}." if key[-1].isdigit() else key
@@ -121,6 +118,14 @@ def _named(key: str) -> bool:
     return not any(sign in key for sign in _SIGNS) and (
         key == "lm_head" or bool(re.search(r"\.\d+\..*[a-z_]\w*$", key))
     )
+
+
+def _found(key: str, pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a key is found in a name that it is not itself. One that could be another layer's whole name, as
+    ...mlp.gate beside ...mlp.gate_proj, is taken for that."""
+    if _named(key) and (name == key or (name.startswith(key) and name[len(key)] != ".")):
+        return False
+    return pattern.search(name) is not None
 
 
 def _standard(key: str) -> str:
