@@ -42,6 +42,25 @@ class PredictedCost:
     together: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostPlace:
+    """Where in a matrix (out, in) a format's predicted cost lies.
+
+    Attributes:
+        matrix: its name.
+        kl: of the whole matrix.
+        column, row: the ones that cost most.
+        column_share, row_share: of the matrix's cost.
+    """
+
+    matrix: str
+    kl: float
+    column: int
+    column_share: float
+    row: int
+    row_share: float
+
+
 @dataclass
 class Sensitivities:
     """What one pass predicts.
@@ -50,12 +69,14 @@ class Sensitivities:
         tokens: of the windows.
         costs: by fused group and format; formats that do not fit a group are not there.
         kept: by format and matrix, flat indices into (out, in) of the numbers that it keeps, in ascending order.
+        places: by fused group, where the cost of its first format that rounds lies, a matrix an entry.
         nonfinite: parameters whose gradients held inf or NaN; what is so counts as 0.
     """
 
     tokens: int
     costs: dict[str, dict[str, PredictedCost]] = field(default_factory=dict)
     kept: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    places: dict[str, list[CostPlace]] = field(default_factory=dict)
     nonfinite: list[str] = field(default_factory=list)
 
 
@@ -178,6 +199,9 @@ class _BlockTally:
         for group, followed in self.names.items():
             own = [target for target in self.own if target.fused == group]
             spread = self._relative(group, windows)
+            first = next((one for one in self.fitting[group] if one.scheme is not None), None)
+            if first is not None:
+                made.places[group] = [self._place(target, first, half) for target in own]
             for one in self.fitting[group]:
                 kl = sum(half * self._cost(target, one, made) for target in own)
                 place = followed.index(one.name) if one.name in followed else None
@@ -191,6 +215,21 @@ class _BlockTally:
         costs = torch.tensor(self.spread[group], dtype=torch.float64)
         total = float(costs.sum())
         return float(costs.std() * windows**0.5) / total if windows > 1 and total else 0.0
+
+    def _place(self, target: Target, chosen: WeightFormat, half: float) -> CostPlace:
+        errors_RC = rounding_error(finite_weight(target, self.lm), chosen)
+        costs_RC = errors_RC.square_().mul_(target.of(self.squares[target.ref.parameter]))
+        columns, rows = costs_RC.sum(dim=0), costs_RC.sum(dim=1)
+        total = max(float(columns.sum()), 1e-300)
+        column, row = int(columns.argmax()), int(rows.argmax())
+        return CostPlace(
+            matrix=target.name,
+            kl=half * total,
+            column=column,
+            column_share=float(columns[column]) / total,
+            row=row,
+            row_share=float(rows[row]) / total,
+        )
 
     def _cost(self, target: Target, chosen: WeightFormat, made: Sensitivities) -> float:
         """Sum of F d^2 of a matrix; what the format keeps is added to what was made."""
