@@ -65,6 +65,17 @@ def _samples() -> dict[str, Any]:
         "Result": records.Result(
             name="n", paper="p", shows="s", models=(findings.model,), run=run, tables=(table,), data={"x": [1, 2.0]}
         ),
+        "Recipe": records.Recipe(
+            model=findings.model,
+            decided="by hand",
+            run=run,
+            groups=(
+                records.RecipeGroup(name="a.q+k", members=("a.q", "a.k"), shapes=((4, 8), (2, 8)), stored_as="int4-g4"),
+                records.RecipeGroup(name="a.o", members=("a.o",), stored_as="16", why="proven", layer=0),
+            ),
+            left_out=(records.LeftOut(module="lm_head", why="the head"),),
+            versions={"studfinder": "0"},
+        ),
         "Training": records.Training(
             run=run, parameters=1, tokens=2, loss=score, accuracy=score, log=({"step": 1, "eval_loss": 2.0},)
         ),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from studfinder.records import Findings, Quantization, Result, Scorecard, Training, schema
+from studfinder.records import Findings, Quantization, Recipe, Result, Scorecard, Training, schema
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
 RECORDS = {
@@ -19,6 +19,7 @@ RECORDS = {
     "experiment": Result,
     "training": Training,
     "quantization": Quantization,
+    "recipe": Recipe,
 }
 
 

@@ -77,10 +77,11 @@ def command(
     elif what == "schemes":
         from studfinder.quantizers import SCHEMES, kernel
 
-        table = Table("name", "what it is", "kernel in vLLM", box=None, header_style="dim")
+        table = Table("name", "spelled", "what it is", "kernel in vLLM", box=None, header_style="dim")
         for name, scheme in SCHEMES.items():
-            table.add_row(name, str(scheme), kernel(scheme) or "none known")
+            table.add_row(name, scheme.name, str(scheme), kernel(scheme) or "none known")
         console.print(table)
+        console.print("Others are spelled the same way: int3-g32, int8-channel-zero, int4-128x128.", style="dim")
         console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim")
     else:
         from studfinder.experiments import EXPERIMENTS, experiment_named

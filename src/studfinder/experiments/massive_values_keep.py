@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from studfinder.errors import StudfinderError, unknown
+from studfinder.errors import StudfinderError
 from studfinder.experiments.quantize_keeps import other_rows
 from studfinder.experiments.quantize_kv_cache import MASSIVE_KEPT, OTHERS_KEPT, cache_keeps, cache_variant
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
-from studfinder.quantizers import RTN, SCHEMES, KVCache, MassiveRows, Scheme, bits_per_weight, hold_out, targets
+from studfinder.quantizers import RTN, KVCache, MassiveRows, Scheme, bits_per_weight, hold_out, targets
 from studfinder.quantizers.massive_rows import TENSORS
-from studfinder.records import Chart, Claim, ClaimResult, Findings, Plot, Series, Table, point
+from studfinder.records import Chart, Claim, ClaimResult, Findings, Plot, Series, Table, point, scheme_named
 from studfinder.records.config import option
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant, judged
 from studfinder.studies.experiment import Bench, Experiment, Outcome
@@ -84,8 +84,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Every keep in every scheme, with what else its bits buy."""
     own, rounding = bench.config, Rounding(bench, lm)
     for name in own.schemes:
-        if name not in SCHEMES:
-            raise unknown("there is no scheme", name, SCHEMES)
+        scheme_named(name)
     findings = load_findings(bench, lm, prove=False)
     variants = [one for name in own.schemes for one in _rows(rounding, name, findings)]
     variants += _cache(rounding, findings) if own.cache else []
@@ -119,7 +118,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
 
 
 def _rows(rounding: Rounding, name: str, findings: Findings) -> Iterator[ModelVariant]:
-    lm, scheme = rounding.lm, rounding.scheme(SCHEMES[name])
+    lm, scheme = rounding.lm, rounding.scheme(scheme_named(name))
     method = RTN(scheme=scheme)
     yield rounding.variant(name, method, family=name)
     for kind, tensors in _KINDS.items():

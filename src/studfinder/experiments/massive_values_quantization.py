@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studfinder.errors import unknown
 from studfinder.experiments.norms import lambda_at
 from studfinder.experiments.quantize_preserved import Preserved
 from studfinder.experiments.skill import FROM_CONTEXT, FROM_MEMORY, Skills
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
 from studfinder.quantizers import RTN, SCHEMES, ActivationScheme, Scheme, SmoothQuant, WithActivations, method_class
-from studfinder.records import Cell, Chart, Claim, ClaimResult, Interval, Plot, Series, Table, point
+from studfinder.records import Cell, Chart, Claim, ClaimResult, Interval, Plot, Series, Table, point, scheme_named
 from studfinder.records.config import option
 from studfinder.studies import KL, ModelVariant, judged
 from studfinder.studies.experiment import Bench, Experiment, Outcome
@@ -89,8 +88,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     """Every method in every scheme, and eight bits with rounded inputs."""
     own, rounding = bench.config, Rounding(bench, lm)
     for name in own.schemes:
-        if name not in SCHEMES:
-            raise unknown("there is no scheme", name, SCHEMES)
+        scheme_named(name)  # before anything is done for nothing
     sides = {FROM_CONTEXT: own.context.split(), FROM_MEMORY: own.memory.split()}
     measures = list(dict.fromkeys([*sides[FROM_CONTEXT], *sides[FROM_MEMORY]]))
     findings = replace(load_findings(bench, lm, prove=False), super_weights=())  # the figure asks nothing of them
@@ -122,7 +120,7 @@ def _variants(rounding: Rounding) -> Iterator[ModelVariant]:
             options: dict[str, Any] = {"activations": None} if method == "smoothquant" else {}
             yield rounding.variant(
                 _label(method, name),
-                method_class(method)(scheme=rounding.scheme(SCHEMES[name]), **options),
+                method_class(method)(scheme=rounding.scheme(scheme_named(name)), **options),
                 family=name,
             )
     if own.inputs:

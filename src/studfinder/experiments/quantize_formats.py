@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from studfinder.errors import StudfinderError
 from studfinder.experiments.quantize_keeps import KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
-from studfinder.quantizers import RTN, SCHEMES, kernel
-from studfinder.records import Table
+from studfinder.quantizers import RTN, kernel
+from studfinder.records import Table, scheme_named
 from studfinder.records.config import option
 from studfinder.studies import PAIRED
 from studfinder.studies.experiment import Bench, Experiment, Outcome
@@ -51,9 +50,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     keeps = findings_keeps(lm, load_findings(bench, lm), fraction=bench.config.fraction, seed=bench.config.seed)
     rounding, variants, formats = Rounding(bench, lm), [], []
     for name in bench.config.formats:
-        if name not in SCHEMES:
-            raise StudfinderError(f"there is no format {name!r}", expected=", ".join(SCHEMES))
-        method = RTN(scheme=rounding.scheme(SCHEMES[name]))
+        method = RTN(scheme=rounding.scheme(scheme_named(name)))
         formats.append((name, str(method.scheme), kernel(method.scheme) or "none"))
         variants.append(rounding.variant(name, method))
         variants += [

@@ -44,7 +44,7 @@ from studfinder.quantizers import (
     quantized_cache,
 )
 from studfinder.quantizers import Workbench as Workbench
-from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, to_plain
+from studfinder.records import Chart, Interval, Plot, Series, SuperWeight, Table, point, scheme_named, to_plain
 from studfinder.records.config import option
 from studfinder.runs import write_bytes
 from studfinder.studies import KL, PAIRED, GridScores, ModelVariant
@@ -108,8 +108,7 @@ class Change:
 def run(bench: Bench, lm: LM) -> Outcome:
     """Every scheme with every change; and every change alone."""
     for name in (*bench.config.schemes, *(p.partition(":")[0] for p in bench.config.inputs)):
-        if name not in SCHEMES:  # before a model is scanned for nothing
-            raise StudfinderError(f"there is no scheme {name!r}", expected=", ".join(SCHEMES))
+        scheme_named(name)  # before a model is scanned for nothing
     rounding, proven = Rounding(bench, lm), load_findings(bench, lm).proven
     alone = [*_changes(rounding, proven, rounding.scheme(SCHEMES["w4-g64"])), Change(_PAIRS, RotaryPairs())]
     exact = [bench.once(f"unrounded {one}", partial(_unrounded, rounding, one)) for one in alone]
@@ -156,7 +155,7 @@ def _changes(rounding: Rounding, proven: Sequence[SuperWeight], scheme: Scheme) 
 def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[ModelVariant]:
     own = rounding.bench.config
     for name in own.schemes:
-        scheme = rounding.scheme(SCHEMES[name])
+        scheme = rounding.scheme(scheme_named(name))
         yield from _family(rounding, name, RTN(scheme=scheme), list(_changes(rounding, proven, scheme)))
         if own.awq:
             yield from _awq(rounding, name, scheme)
@@ -164,7 +163,7 @@ def _variants(rounding: Rounding, proven: Sequence[SuperWeight]) -> Iterator[Mod
     for pair in own.inputs:
         name, _, element = pair.partition(":")
         rounded = ActivationScheme(element=element)
-        method = WithActivations(weights=RTN(scheme=rounding.scheme(SCHEMES[name])), activations=rounded)
+        method = WithActivations(weights=RTN(scheme=rounding.scheme(scheme_named(name))), activations=rounded)
         yield from _family(rounding, f"{name}, inputs {element}", method, [rotated])
     for keys in ("token", "channel"):
         for kept in ("", _PAIRS):

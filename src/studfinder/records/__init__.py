@@ -18,11 +18,14 @@ from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.numbers import CensusCard, CensusPlace, Effect, OtherNumber, SuperWeight
 from studfinder.records.quantization import Quantization
+from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
+from studfinder.records.scheme import UNTOUCHED, Format, Inputs, format_named, scheme_named
 from studfinder.records.training import Training
 
 __all__ = [
+    "UNTOUCHED",
     "AttentionSink",
     "Cell",
     "CensusCard",
@@ -35,7 +38,10 @@ __all__ = [
     "Decision",
     "Effect",
     "Findings",
+    "Format",
+    "Inputs",
     "Interval",
+    "LeftOut",
     "MassiveActivation",
     "MassiveValue",
     "MassiveValueSummary",
@@ -48,6 +54,8 @@ __all__ = [
     "Proof",
     "PublishedWeight",
     "Quantization",
+    "Recipe",
+    "RecipeGroup",
     "Result",
     "RunCard",
     "Scorecard",
@@ -57,11 +65,13 @@ __all__ = [
     "Table",
     "Thresholds",
     "Training",
+    "format_named",
     "from_json",
     "line",
     "point",
     "read_record",
     "schema",
+    "scheme_named",
     "to_json",
     "to_plain",
 ]

@@ -144,7 +144,7 @@ class QuantizeConfig(LoadConfig):
     _: KW_ONLY
     out: _Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
-    scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, w8-channel, mxfp4.")
+    scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, mxfp4, int4-g64-zero.")
     bits: int | None = option(None, help="Bits of an integer, 2 to 8.", otherwise="4")
     group: int | str | None = option(
         None,

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from studfinder.edits import Selection, selected
-from studfinder.errors import StudfinderError, unknown
+from studfinder.errors import StudfinderError
 from studfinder.models import LM, Source
 from studfinder.models.places import fetched, source_named
 from studfinder.quantizers import (
     RTN,
-    SCHEMES,
     Auto,
     Clip,
     MassiveRows,
@@ -36,7 +35,7 @@ from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, unkept
 from studfinder.quantizers.source import Files, open_files
 from studfinder.quantizers.targets import targets
-from studfinder.records import Findings
+from studfinder.records import Findings, scheme_named
 from studfinder.records.outside import whole_number
 from studfinder.records.presented import Presented
 from studfinder.report.words import count
@@ -168,11 +167,9 @@ def _method(config: QuantizeConfig, usual: Scheme) -> Method:
 
 def _scheme(config: QuantizeConfig, usual: Scheme) -> Scheme:
     if config.scheme is not None:
-        if config.scheme not in SCHEMES:
-            raise unknown("there is no scheme", config.scheme, SCHEMES)
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
-        known = SCHEMES[str(config.scheme)]
+        known = scheme_named(str(config.scheme))
         return replace(known, scale=usual.scale) if known.scale in ("bfloat16", "float16") else known
     changes: dict[str, Any] = {}
     if config.bits is not None:
