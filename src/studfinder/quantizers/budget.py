@@ -1,4 +1,4 @@
-"""A format for every fused group at the least predicted cost within a budget: a multiple-choice knapsack, solved exactly.
+"""A format for every fused group at the least predicted cost within a budget: a multiple-choice knapsack, exactly.
 
 It is handed to scipy's mixed-integer programme (HiGHS), which says how far from the optimum its answer may be.
 """
@@ -82,9 +82,10 @@ def _solved(pairs: list[tuple[str, str]], aim: np.ndarray, held: np.ndarray, mos
     row = np.repeat(np.arange(len(groups)), [len(places) for places in groups])
     one = csr_array((np.ones(len(row)), (row, np.concatenate(groups))), shape=(len(groups), len(pairs)))
     unit, scale = max(held.max(), 1e-300), max(aim.max(), 1e-300)  # numbers of size 1, whatever nats and bits are
+    within = LinearConstraint(held[None] / unit, -np.inf, most / unit * (1 + _SLACK))
     found = milp(
         aim / scale,
-        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(held[None] / unit, -np.inf, most / unit * (1 + _SLACK))],
+        constraints=[LinearConstraint(one, 1, 1), within],
         integrality=np.ones(len(pairs)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},

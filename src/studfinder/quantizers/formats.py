@@ -1,21 +1,20 @@
 """Formats that a plan chooses from: a scheme, with a share of the numbers kept or without; or 16 bits, left as it is.
 
-A name says all of it: a scheme's, "int4-g64", "int4-g64-zero" (an integer zero point), "int8-channel", "fp8"; the same
+A name says all of it: a scheme's (`records.scheme`: "int4-g64", "int4-g64-zero", "int8-channel", "fp8"); the same
 with "-keep0.05%" behind it: that share of each matrix's numbers keeps its 16 bits, those whose rounding is predicted to
 cost most; or "16".
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers.scheme import SCHEMES, Scheme, bits_per_weight, tile
+from studfinder.models import LM
+from studfinder.quantizers.scheme import Scheme, bits_per_weight, format_named, tile
 from studfinder.quantizers.targets import Target
 
 WHOLE_BITS = 16
@@ -31,17 +30,18 @@ FORMATS = (
     "int4-g32-zero",
     "mxfp4",
     "nvfp4",
-    "int4-g128-keep0.05%",
+    "int4-g128-zero-keep0.05%",
+    "int4-g64-zero-keep0.05%",
     "int4-g64-keep0.05%",
-    "int4-g64-keep0.2%",
-    "int4-g32-keep0.2%",
+    "int4-g64-zero-keep0.2%",
+    "int4-g32-zero-keep0.2%",
     "fp8",
     "int8-channel",
     LEFT,
 )
 """What is chosen from where nobody says."""
 
-_INTEGERS = re.compile(r"(int[2-8])-(?:g(\d+)|(channel|tensor))(-zero)?")
+_KEEP = "-keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,34 +80,26 @@ class WeightFormat:
 
 def weight_format(name: str) -> WeightFormat:
     """A format by its name. Raises StudfinderError for what is none."""
-    plain, _, share = name.partition("-keep")
-    kept = _share(share, name) if share else 0.0
+    plain, keeps, share = name.partition(_KEEP)
+    kept = _share(share, name) if keeps else 0.0
     if plain == LEFT:
         if kept:
-            raise StudfinderError(f"format {name!r}", expected=f"{LEFT} as it is: all of its numbers are kept")
+            raise StudfinderError(f"format {name[:40]!r}", expected=f"{LEFT} as it is: all of its numbers are kept")
         return WeightFormat(name=LEFT)
-    found = _INTEGERS.fullmatch(plain)
-    if found is not None:
-        block: Any = int(found[2]) if found[2] else found[3]
-        scheme = Scheme(element=found[1], block=block, zero="integer" if found[4] else "none")  # type: ignore[arg-type]
-    elif plain in SCHEMES:
-        scheme = SCHEMES[plain]
-    else:
-        raise StudfinderError(
-            f"there is no format {name[:40]!r}",
-            expected=f"int4-g64, int4-g64-zero, int8-channel, int4-g64-keep0.05%, {LEFT}, or one of {', '.join(SCHEMES)}",
-        )
-    return WeightFormat(name=name, scheme=scheme, kept=kept)
+    made = format_named(plain)
+    if made.inputs is not None or made.weights is None:
+        raise StudfinderError(f"format {name[:40]!r} rounds inputs", expected="one that rounds weights alone")
+    return WeightFormat(name=made.weights.name + keeps + share, scheme=made.weights, kept=kept)
 
 
 def weight_formats(names: Sequence[str]) -> tuple[WeightFormat, ...]:
     """Formats by their names, each once. Raises StudfinderError for what is none, or if there are none."""
     if not names:
         raise StudfinderError("there are no formats", expected="at least one, e.g. int4-g64")
-    return tuple(weight_format(name) for name in dict.fromkeys(names))
+    return tuple({one.name: one for one in map(weight_format, names)}.values())
 
 
-def group_size(lm: Any, group: Sequence[Target], chosen: WeightFormat) -> float:
+def group_size(lm: LM, group: Sequence[Target], chosen: WeightFormat) -> float:
     """Bits of a fused group in a format."""
     return sum(chosen.size(target.weight(lm).shape) for target in group)
 

@@ -93,7 +93,7 @@ def sensitivities(
     """Predict the KL of rounding every fused group in every format.
 
     Memory holds, besides what `gradients` does, of one block: the sum of squared gradients, and the rounding errors of
-    the formats whose direction is followed: all that keep nothing, or, of a model that is larger than memory, the first.
+    the formats whose direction is followed: all that keep nothing; of a model that is larger than memory, the first.
 
     Args:
         windows: token ids; never those on which a plan is judged.

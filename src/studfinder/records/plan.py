@@ -1,4 +1,4 @@
-"""A plan: a format for every fused group of a model at a budget, what that is predicted to cost, and how it was judged."""
+"""A plan: a format for every fused group of a model, what that is predicted to cost, and how it was judged."""
 
 from __future__ import annotations
 
