@@ -71,7 +71,12 @@ def plan_tables(one: Solution, *, every: bool = False) -> list[Table]:
     if one.kl is not None:
         rows: list[tuple[Cell, ...]] = [("the plan", one.bits, one.kl, None)]
         rows += [
-            (rival.name, rival.bits, rival.kl, Comparison(kind="difference", interval=rival.less))
+            (
+                rival.name,
+                rival.bits,
+                rival.kl,
+                None if rival.kind == "null" else Comparison(kind="difference", interval=rival.less),
+            )
             for rival in sorted(one.rivals, key=lambda rival: rival.kl.value)
         ]
         tables.append(

@@ -91,7 +91,7 @@ def _verdict(kl: Interval, rivals: Sequence[Rival], bits: float, same: bool) -> 
     if same:
         return False, "the plan is one format for all: there is nothing to gain at these bits."
     if not held:
-        return False, "no single format costs so little: the plan was held against rules alone."
+        return False, "no other choice costs so little: there is nothing to hold the plan against."
     best = min(held, key=lambda one: one.kl.value)
     if kl.n < 2:
         return False, "one window is too few to judge by."
@@ -121,36 +121,51 @@ def _entrants(
     groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str]
 ) -> dict[str, _Entrant]:
     """By name. Uniform formats keep nothing: which numbers to keep is what the prediction says."""
-    plain = [name for name in names if "-keep" not in name and all(_has(group, name) for group in groups)]
-    rates = {name: _bits(groups, dict.fromkeys((group.name for group in groups), name)) for name in plain}
-    below = sorted((name for name in plain if rates[name] <= bits + _CLOSE), key=lambda name: -rates[name])[:_UNIFORM]
-    found = {
-        f"all {name}": _Entrant("uniform", {group.name: name for group in groups}, rates[name])
-        for name in below
-        if name != LEFT
-    }
-    bases = [name for name in plain if rates[name] <= bits - _ROOM]
+    plain = {name: one for name in names if "-keep" not in name and (one := _for_all(groups, name, names)) is not None}
+    below = sorted((name for name in plain if plain[name].bits <= bits + _CLOSE), key=lambda name: -plain[name].bits)
+    found = {f"all {name}": plain[name] for name in below[:_UNIFORM] if name != LEFT}
+    costs = {name: _cost(groups, one.formats) for name, one in plain.items()}
+    bases = [name for name, one in plain.items() if one.bits <= bits - _ROOM]
     if not bases:
         return found
-    base = min(bases, key=lambda name: sum(group.cost(name).kl for group in groups))
-    better = [
-        name
-        for name in plain
-        if rates[name] > bits and sum(g.cost(name).kl for g in groups) < 0.1 * sum(g.cost(base).kl for g in groups)
-    ]
-    best = min(better, key=lambda name: rates[name], default=None)
-    if best is None:
+    base = min(bases, key=lambda name: costs[name])
+    better = [name for name, one in plain.items() if one.bits > bits and costs[name] < 0.1 * costs[base]]
+    if not better:
         return found
+    best = min(better, key=lambda name: plain[name].bits)
     most = bits * sum(group.weights for group in groups)
     for label, order in _rules(groups, writing).items():
-        formats = _spent(groups, order, base, best, most)
+        formats = _spent(groups, order, plain[base].formats, plain[best].formats, most)
         found[f"{label} in {best}, else {base}"] = _Entrant("rule", formats, _bits(groups, formats))
     random = np.random.default_rng(seed)
     for draw in range(_DRAWS):
         order = [groups[place] for place in random.permutation(len(groups))]
-        formats = _spent(groups, order, base, best, most)
+        formats = _spent(groups, order, plain[base].formats, plain[best].formats, most)
         found[f"{_RANDOM}, draw {draw + 1}"] = _Entrant("random", formats, _bits(groups, formats))
     return found
+
+
+def _for_all(groups: Sequence[GroupCosts], name: str, names: Sequence[str]) -> _Entrant | None:
+    """One format for all; where it does not fit, the cheapest that fits and costs no fewer bits. None if it fits less
+    than half of the numbers."""
+    own = {one.name: {cost.stored_as: cost.bits for cost in one.costs if cost.stored_as in names} for one in groups}
+    fits = [group for group in groups if name in own[group.name]]
+    if 2 * sum(group.weights for group in fits) < sum(group.weights for group in groups):
+        return None
+    rate = fits[0].cost(name).bits
+    formats = {}
+    for group in groups:
+        others = {one: bits for one, bits in own[group.name].items() if "-keep" not in one and bits >= rate}
+        formats[group.name] = (
+            name if name in own[group.name] else min(others, key=lambda one: others[one], default=LEFT)
+        )
+    if any(formats[group.name] not in own[group.name] for group in groups):
+        return None
+    return _Entrant("uniform", formats, _bits(groups, formats))
+
+
+def _cost(groups: Sequence[GroupCosts], formats: Mapping[str, str]) -> float:
+    return sum(group.cost(formats[group.name]).kl for group in groups)
 
 
 def _rules(groups: Sequence[GroupCosts], writing: set[str]) -> dict[str, list[GroupCosts]]:
@@ -162,21 +177,21 @@ def _rules(groups: Sequence[GroupCosts], writing: set[str]) -> dict[str, list[Gr
 
 
 def _spent(
-    groups: Sequence[GroupCosts], order: Iterable[GroupCosts], base: str, best: str, most: float
+    groups: Sequence[GroupCosts],
+    order: Iterable[GroupCosts],
+    base: Mapping[str, str],
+    best: Mapping[str, str],
+    most: float,
 ) -> dict[str, str]:
     """All in one format, and the first of an order in a better one until the bits are spent."""
-    formats = {group.name: base for group in groups}
-    size = sum(group.cost(base).bits * group.weights for group in groups)
+    formats = dict(base)
+    size = sum(group.cost(formats[group.name]).bits * group.weights for group in groups)
     for group in order:
-        more = (group.cost(best).bits - group.cost(base).bits) * group.weights
+        more = (group.cost(best[group.name]).bits - group.cost(formats[group.name]).bits) * group.weights
         if size + more <= most:
-            formats[group.name] = best
+            formats[group.name] = best[group.name]
             size += more
     return formats
-
-
-def _has(group: GroupCosts, name: str) -> bool:
-    return any(one.stored_as == name for one in group.costs)
 
 
 def _bits(groups: Sequence[GroupCosts], formats: Mapping[str, str]) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
 from studfinder.records import FormatCost, GroupCosts
 from studfinder.verbs.plan_measure import Bed, measured
@@ -94,9 +95,16 @@ class _Work:
             group: {name: _kl(one) * factors.get(group, 1.0) for name, one in own.items()}
             for group, own in self.costs.items()
         }
-        if self.aim.size is not None:
-            return cheapest(costs, self.sizes, size=self.aim.size)
-        return cheapest(costs, self.sizes, cost=self.aim.cost if cost is None else cost)
+        if self.aim.size is None:
+            return cheapest(costs, self.sizes, cost=self.aim.cost if cost is None else cost)
+        weights = sum(one.weights for one in self.groups)
+        least = sum(min(own.values()) for own in self.sizes.values())
+        if least > self.aim.size * (1 + 1e-9):
+            raise StudfinderError(
+                f"no formats come to {self.aim.size / weights:.4g} bits a weight: the fewest are {least / weights:.4g}",
+                do="Give a larger budget, or smaller --formats",
+            )
+        return cheapest(costs, self.sizes, size=self.aim.size)
 
     def solved(self, found: Chosen) -> Chosen:
         """The same with the choice that its factors lead to."""

@@ -32,7 +32,7 @@ def workload(ready: PlanReady) -> str:
     minutes = tokens * _seconds_a_token(ready) / 60
     return (
         f"planning {count(groups, 'fused group')} in {len(ready.formats)} formats at {ready.budget}: "
-        f"{choosing:,} tokens choose, {judging:,} judge; about {max(1, round(minutes))} minutes"
+        f"{choosing:,} tokens choose, {judging:,} judge; about {count(max(1, round(minutes)), 'minute')}"
     )
 
 
