@@ -88,7 +88,13 @@ def _samples() -> dict[str, Any]:
                     formats=("int4-g4", "16"),
                     groups=(
                         records.PlannedGroup(
-                            name="a.o", layer=0, modules=("a.o",), weights=32, stored_as="int4-g4", bits=8.0, kl=0.1
+                            name="a.o",
+                            layer=0,
+                            modules=("a.o",),
+                            shapes=((4, 8),),
+                            stored_as="int4-g4",
+                            bits=8.0,
+                            kl=0.1,
                         ),
                     ),
                     bits=8.0,
@@ -112,7 +118,7 @@ def _samples() -> dict[str, Any]:
                     name="a.o",
                     layer=0,
                     modules=("a.o",),
-                    weights=32,
+                    shapes=((4, 8),),
                     costs=(
                         records.FormatCost(
                             stored_as="int4-g4", bits=8.0, kl=0.1, error=0.01, together=0.2, measured=score

@@ -40,8 +40,7 @@ class GroupCosts(OneLine):
     Attributes:
         name: of the group.
         layer: its block.
-        modules: its matrices.
-        weights: how many numbers.
+        modules, shapes: its matrices, and (out, in) of each.
         costs: by format.
         why: where its cost lies, in words.
     """
@@ -49,9 +48,14 @@ class GroupCosts(OneLine):
     name: str
     layer: int
     modules: tuple[str, ...]
-    weights: int
+    shapes: tuple[tuple[int, int], ...]
     costs: tuple[FormatCost, ...]
     why: str = ""
+
+    @property
+    def weights(self) -> int:
+        """How many numbers."""
+        return sum(rows * cols for rows, cols in self.shapes)
 
     def cost(self, stored_as: str) -> FormatCost:
         """In one format. Raises KeyError where it does not fit."""
@@ -84,7 +88,7 @@ class PlannedGroup(OneLine):
     """A fused group with its format.
 
     Attributes:
-        name, layer, modules, weights: as of `GroupCosts`.
+        name, layer, modules, shapes: as of `GroupCosts`.
         stored_as: its format.
         bits: true bits a weight.
         kl: what it was taken to cost, nats per token.
@@ -96,12 +100,17 @@ class PlannedGroup(OneLine):
     name: str
     layer: int
     modules: tuple[str, ...]
-    weights: int
+    shapes: tuple[tuple[int, int], ...]
     stored_as: str
     bits: float
     kl: float
     basis: Literal["predicted", "measured", "restored"] = "predicted"
     why: str = ""
+
+    @property
+    def weights(self) -> int:
+        """How many numbers."""
+        return sum(rows * cols for rows, cols in self.shapes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from studfinder.records import (
     Plan,
     PlannedGroup,
     Plot,
+    Rival,
     Sensitivity,
     Series,
     Solution,
@@ -75,7 +76,7 @@ def plan_tables(one: Solution, *, every: bool = False) -> list[Table]:
                 rival.name,
                 rival.bits,
                 rival.kl,
-                None if rival.kind == "null" else Comparison(kind="difference", interval=rival.less),
+                None if rival.kind == "null" else _difference(rival),
             )
             for rival in sorted(one.rivals, key=lambda rival: rival.kl.value)
         ]
@@ -99,6 +100,10 @@ def plan_tables(one: Solution, *, every: bool = False) -> list[Table]:
         )
     )
     return tables
+
+
+def _difference(rival: Rival) -> Comparison:
+    return Comparison(kind="difference", interval=rival.less)
 
 
 def _row(group: PlannedGroup) -> tuple[Cell, ...]:

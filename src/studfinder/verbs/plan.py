@@ -289,7 +289,7 @@ def _group(group: GroupCosts, found: Chosen, formats: Mapping[str, str]) -> Plan
         name=group.name,
         layer=group.layer,
         modules=group.modules,
-        weights=group.weights,
+        shapes=group.shapes,
         stored_as=cost.stored_as,
         bits=cost.bits,
         kl=kl * found.factors.get(group.name, 1.0),

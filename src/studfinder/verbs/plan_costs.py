@@ -61,7 +61,8 @@ def predicted_costs(
     by_name = {one.name: one for one in formats}
     groups = []
     for name, group in by_fused(found).items():
-        weights = sum(target.weight(lm).numel() for target in group)
+        shapes = tuple((int(rows), int(cols)) for rows, cols in (target.weight(lm).shape for target in group))
+        weights = sum(rows * cols for rows, cols in shapes)
         costs = tuple(
             FormatCost(
                 stored_as=chosen,
@@ -78,7 +79,7 @@ def predicted_costs(
                 name=name,
                 layer=group[0].layer,
                 modules=modules,
-                weights=weights,
+                shapes=shapes,
                 costs=costs,
                 why=value["why"].get(name, ""),
             )
@@ -132,7 +133,7 @@ def earlier_costs(
             name=one.name,
             layer=one.layer,
             modules=one.modules,
-            weights=one.weights,
+            shapes=one.shapes,
             costs=tuple(cost for cost in one.costs if cost.stored_as in wanted),
             why=one.why,
         )

@@ -155,10 +155,9 @@ def _for_all(groups: Sequence[GroupCosts], name: str, names: Sequence[str]) -> _
     rate = fits[0].cost(name).bits
     formats = {}
     for group in groups:
-        others = {one: bits for one, bits in own[group.name].items() if "-keep" not in one and bits >= rate}
-        formats[group.name] = (
-            name if name in own[group.name] else min(others, key=lambda one: others[one], default=LEFT)
-        )
+        able = own[group.name]
+        others = [one for one, bits in able.items() if "-keep" not in one and bits >= rate]
+        formats[group.name] = name if name in able else min(others, key=able.__getitem__, default=LEFT)
     if any(formats[group.name] not in own[group.name] for group in groups):
         return None
     return _Entrant("uniform", formats, _bits(groups, formats))
