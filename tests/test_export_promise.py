@@ -292,7 +292,7 @@ def test_rounded_inputs_may_differ_by_little(tmp_path):
 
 def test_nothing_to_quantise_is_an_error():
     with pytest.raises(StudfinderError, match="nothing is quantised"):
-        quantization_config(Scheme(), "pack-quantized", [], ["lm_head"])
+        quantization_config({}, ["lm_head"])
 
 
 BESIDE = {

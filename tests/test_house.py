@@ -60,6 +60,7 @@ PROTOCOLS = {
     **dict.fromkeys(("applies", "describe"), ("report.figures", "report.figures.*")),
     "draw": ("experiments.*", "report.figures", "report.figures.*"),
     "attend": ("attention.*.naive",),
+    **dict.fromkeys(("TOOL", "FILE", "USE", "write", "spelled", "owns", "rules"), ("recipes.*",)),
 }
 """What every file of a kind has under the same name, and which files: entries of a registry, and specifications."""
 

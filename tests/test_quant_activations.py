@@ -31,7 +31,7 @@ from studfinder.quantizers.products import WithProducts
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.sites import Site, capture
 from studfinder.training import ModelShape, build_model
-from studfinder.verbs.quantize_write import acts_of
+from studfinder.verbs.quantize_plan import stored_as
 from tiny import C, H, prompts, tiny, token_ids
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -256,12 +256,12 @@ def test_where_super_activations_enter_matrices():
 
 def test_what_can_be_exported_says_so():
     arguments = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
-    assert acts_of(WithActivations(), "auto") == arguments
-    assert acts_of(SmoothQuant(), "auto") == arguments
-    assert acts_of(SmoothQuant(activations=None), "auto") is None
+    assert stored_as(WithActivations(), "auto", torch.bfloat16).arguments == arguments
+    assert stored_as(SmoothQuant(), "auto", torch.bfloat16).arguments == arguments
+    assert stored_as(SmoothQuant(activations=None), "auto", torch.bfloat16).arguments is None
     for config in (ActivationScheme(zero="float"), ActivationScheme(scope="tensor", range="static")):
         with pytest.raises(StudfinderError, match="dense"):
-            acts_of(WithActivations(activations=config), "auto")
+            stored_as(WithActivations(activations=config), "auto", torch.bfloat16)
 
 
 def test_bad_input():

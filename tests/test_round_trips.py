@@ -27,7 +27,7 @@ from studfinder.report.training import training_sheet
 from studfinder.training import variants_from
 from studfinder.verbs.configs import ExperimentConfig, MeasureConfig, QuantizeConfig, TrainConfig
 from studfinder.verbs.quantize import _record
-from studfinder.verbs.quantize_plan import _method, default_scheme
+from studfinder.verbs.quantize_plan import _method, default_scheme, stored_as
 from tiny import tiny
 
 SCORE = Interval(value=1.0, low=0.5, high=1.5, level=0.95, n=3, method="made up")
@@ -63,7 +63,9 @@ def card_of(settings: dict[str, Any]) -> RunCard:
 def rounding(words: list[str]) -> None:
     config = parsed(QuantizeConfig, ["--out", "o", *words])
     method = _method(config, default_scheme(SHAPES, torch.bfloat16))
-    record = _record("m", "o", method, "dense", bits=4.0, quantized=1, skipped=(), kept=())
+    record = _record(
+        "m", "o", method, {"w": stored_as(method, "dense", torch.bfloat16)}, bits=4.0, quantized=1, skipped=(), kept=()
+    )
     read = again(record)
     assert read == record
     kind = next(kind for name in METHODS if (kind := method_class(name)).__name__ == read.method)

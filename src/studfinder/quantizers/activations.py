@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -124,13 +124,14 @@ class WithActivations:
         enter_rounding(bench, self.activations)
 
 
-def enter_rounding(bench: Workbench, config: ActivationScheme) -> None:
-    """Round what enters the matrices on the bench until the model is restored; static ranges are measured first,
-    with the weights as they are now."""
+def enter_rounding(bench: Workbench, config: ActivationScheme, names: Collection[str] | None = None) -> None:
+    """Round what enters the matrices on the bench, or those of these names, until the model is restored; static ranges
+    are measured first, with the weights as they are now."""
     ranges = input_ranges(bench, config.restore) if config.range == "static" else None
-    chosen = [target for target in bench.targets if target.part is None]
+    wanted = [target for target in bench.targets if names is None or target.name in names]
+    chosen = [target for target in wanted if target.part is None]
     round_inputs(bench.journal, bench.lm, config, chosen, ranges)
-    if len(chosen) < len(bench.targets):
+    if len(chosen) < len(wanted):
         bench.notes.append("inputs of experts in a fused parameter are not rounded, as plain transformers does not")
     what = f"{config.element}, per {config.scope}, {config.range}"
     held = "" if config.restore is None else ", super activations held out"

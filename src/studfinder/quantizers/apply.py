@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
+from studfinder.quantizers.activations import ActivationScheme, enter_rounding
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.fused_scales import share
 from studfinder.quantizers.keep import resolve, unkept
 from studfinder.quantizers.method import Method
-from studfinder.quantizers.scheme import tile
+from studfinder.quantizers.scheme import Scheme, tile
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.transforms import transforms_of
 from studfinder.runs import Progress
+
+T = TypeVar("T")
 
 
 def quantized(
@@ -25,6 +28,8 @@ def quantized(
     keep: Any = None,
     transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
+    schemes: Mapping[str, Scheme] | None = None,
+    inputs: Mapping[str, ActivationScheme] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> AbstractContextManager[Workbench]:
     """Quantise a live model while the context lasts; gives the Workbench.
@@ -38,13 +43,24 @@ def quantized(
         keep: what must survive: findings, hold_out(...), skip(...); several are combined.
         transforms: changes before rounding, in order: Rebalance(...), Rotate(...), Auto(...).
         windows: calibration token ids, for methods that need them.
+        schemes: of matrices that are stored in another way than the method says, by parameter name.
+        inputs: how what enters a matrix is rounded, by parameter name; dynamic ranges only.
         progress: told what is being done, how many are done, of how many.
 
     Raises:
         StudfinderError: a matrix that the scheme does not fit, no calibration windows where the method needs them,
             findings of another model.
     """
-    bench = bench_for(lm, method, keep=keep, transforms=transforms, windows=windows, progress=progress)
+    bench = bench_for(
+        lm,
+        method,
+        keep=keep,
+        transforms=transforms,
+        windows=windows,
+        schemes=schemes,
+        inputs=inputs,
+        progress=progress,
+    )
     return running(bench, method)
 
 
@@ -53,6 +69,8 @@ def running(bench: Workbench, method: Method) -> Iterator[Workbench]:
     """Run a method on a bench, and restore the model at the end of the context, whatever ends it."""
     with prepared(bench):
         method.run(bench)
+        for config in dict.fromkeys(bench.inputs.values()):
+            enter_rounding(bench, config, [name for name, own in bench.inputs.items() if own == config])
         share(bench)
         yield bench
 
@@ -81,6 +99,8 @@ def bench_for(
     keep: Any = None,
     transforms: Any = (),
     windows: Sequence[Sequence[int]] = (),
+    schemes: Mapping[str, Scheme] | None = None,
+    inputs: Mapping[str, ActivationScheme] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Workbench:
     """Check that a method can do its work on a model, and lay out what it needs: `found` is every matrix that may be
@@ -96,9 +116,7 @@ def bench_for(
     kept = tuple(target for target in found if target.fused not in skipped)
     if not kept:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
-    for target in kept:
-        check_fits(target.name, target.weight(lm).shape, method)
-    return Workbench(
+    bench = Workbench(
         lm,
         kept,
         windows=windows,
@@ -108,14 +126,28 @@ def bench_for(
         transforms=changes,
         progress=progress,
         scheme=method.scheme,
+        schemes=_of_targets(schemes, found),
+        inputs=_of_targets(inputs, found),
         notes=unkept(keep),
         size=sum(target.weight(lm).numel() for target in found),
     )
+    for target in kept:
+        if target.name in bench.schemes:
+            bench.own(method, target.name)  # which checks that they go together
+        check_fits(target.name, target.weight(lm).shape, bench.scheme_of(target.name))
+    return bench
 
 
-def check_fits(name: str, shape: Any, method: Method) -> None:
+def _of_targets(given: Mapping[str, T] | None, found: Sequence[Target]) -> dict[str, T]:
+    wrong = sorted((given or {}).keys() - {target.name for target in found})
+    if wrong:
+        raise StudfinderError(f"{wrong[0]} is not among what is quantised", expected="names of quantised matrices")
+    return dict(given or {})
+
+
+def check_fits(name: str, shape: Any, scheme: Scheme) -> None:
     """Raise StudfinderError, naming the matrix, if the scheme's blocks do not fit it."""
     try:
-        tile(shape, method.scheme)
+        tile(shape, scheme)
     except StudfinderError as error:
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None

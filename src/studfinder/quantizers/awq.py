@@ -78,7 +78,7 @@ class AWQ(Config):
         for target in bench.targets:
             weight_RC = finite_weight(target, bench.lm)
             held, clip = bench.held.get(target.name), clips.get(target.name)
-            bench.put(target, quantize_weight(weight_RC, self.scheme, held_RC=held, clip=clip))
+            bench.put(target, quantize_weight(weight_RC, bench.scheme_of(target.name), held_RC=held, clip=clip))
         middle = sorted(chosen)[len(chosen) // 2]
         bench.notes.append(f"{len(chosen)} sets of columns scaled, median alpha {middle:.2f} (exact up to rounding)")
 
@@ -126,8 +126,9 @@ class AWQ(Config):
             if target.name not in read:
                 continue
             size_RC = target.weight(bench.lm).float().abs()
-            high = ranges(size_RC, self.scheme)[1]
-            height, width = tile(size_RC.shape, self.scheme)
+            scheme = bench.scheme_of(target.name)
+            high = ranges(size_RC, scheme)[1]
+            height, width = tile(size_RC.shape, scheme)
             high = high.repeat_interleave(height, 0).repeat_interleave(width, 1)[: len(size_RC), : size_RC.shape[1]]
             sums.append((size_RC / (high + 1e-6)).sum(dim=0))
             rows += len(size_RC)
@@ -140,7 +141,8 @@ class AWQ(Config):
         for ref in fold.reads:
             if ref.parameter in chosen:
                 scaled_RC = chosen[ref.parameter].weight(bench.lm).float() * scale_C
-                found = quantize_weight(scaled_RC, self.scheme, held_RC=bench.held.get(ref.parameter))
+                scheme = bench.scheme_of(ref.parameter)
+                found = quantize_weight(scaled_RC, scheme, held_RC=bench.held.get(ref.parameter))
                 made[ref.parameter] = found.dequantized() / scale_C
         return made
 
@@ -155,7 +157,11 @@ class AWQ(Config):
         moments = second_moments(block, [target.name for target in wanted])
         return {
             target.name: _best_clip(
-                target.weight(bench.lm).float(), moments[target.name], self.scheme, clip, bench.held.get(target.name)
+                target.weight(bench.lm).float(),
+                moments[target.name],
+                bench.scheme_of(target.name),
+                clip,
+                bench.held.get(target.name),
             )
             for target in wanted
             if target.name in moments

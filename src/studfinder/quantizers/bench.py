@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from studfinder.quantizers.scheme import Scheme, bits_per_weight
 from studfinder.quantizers.targets import Target
 from studfinder.runs import Progress
 from studfinder.sites import Journal
+
+M = TypeVar("M")
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Workbench:
         skipped, left: fused groups that stay as they are, and their matrices.
         instead: those of them that are skipped because there is no place for the numbers to hold out in them.
         scheme: how the method will store weights.
+        schemes: of matrices that are stored in another way, by parameter name.
+        inputs: of matrices whose inputs are rounded besides, how, by parameter name.
         numbers: whether what is made has a place for single numbers; otherwise `skip_held` comes before the method.
         size: weights of all matrices before any of them was widened.
         transforms: exact changes that are made before the method runs.
@@ -54,6 +58,8 @@ class Workbench:
     left: tuple[Target, ...] = ()
     instead: tuple[str, ...] = ()
     scheme: Scheme = field(default_factory=Scheme)
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     numbers: bool = True
     size: int = 0
     transforms: tuple[Any, ...] = ()
@@ -65,6 +71,14 @@ class Workbench:
     def __post_init__(self) -> None:
         self._replaced: set[str] = set()
         self.journal = Journal(self.lm.model)
+
+    def scheme_of(self, name: str) -> Scheme:
+        """How a matrix will be stored."""
+        return self.schemes.get(name, self.scheme)
+
+    def own(self, method: M, name: str) -> M:
+        """A method's settings (a dataclass with a field `scheme`) for one matrix."""
+        return replace(method, scheme=self.schemes[name]) if name in self.schemes else method  # type: ignore[type-var]
 
     def put(self, target: Target, quantized: Quantized) -> None:
         """Record a quantised matrix and write what it stands for into the model."""
@@ -125,7 +139,7 @@ class Workbench:
         for target in self.targets:
             shape, held = target.weight(self.lm).shape, self.held.get(target.name)
             kept = 0 if held is None else int(held.sum())
-            sizes.append((shape.numel(), bits_per_weight(shape, self.scheme, kept)))
+            sizes.append((shape.numel(), bits_per_weight(shape, self.scheme_of(target.name), kept)))
         return self._over_all(sizes)
 
     def _over_all(self, sizes: list[tuple[int, float]]) -> float:

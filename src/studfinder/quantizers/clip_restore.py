@@ -47,15 +47,16 @@ class ClipRestore(Config):
     def run(self, bench: Workbench) -> None:
         if not self.calibrated:
             for target in bench.targets:
-                held_RC = bench.held.get(target.name)
-                bench.put(target, self.rounded(finite_weight(target, bench.lm), self.candidates[0], held_RC))
+                own, held_RC = bench.own(self, target.name), bench.held.get(target.name)
+                bench.put(target, own.rounded(finite_weight(target, bench.lm), self.candidates[0], held_RC))
             return
         clipped: dict[float, int] = {}
         for block in walk(bench):
             moments = second_moments(block)
             for target in block.targets:
                 weight_RC = finite_weight(target, bench.lm)
-                z, found = self.best(weight_RC, moments[target.name], bench.held.get(target.name))
+                own = bench.own(self, target.name)
+                z, found = own.best(weight_RC, moments[target.name], bench.held.get(target.name))
                 clipped[z] = clipped.get(z, 0) + 1
                 bench.put(target, found)
         counts = ", ".join(f"{'no clip' if z == inf else f'z = {z:g}'}: {n}" for z, n in sorted(clipped.items()))

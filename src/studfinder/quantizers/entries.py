@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.source import Files
+from studfinder.quantizers.stored import Stored
 from studfinder.quantizers.targets import Target
 from studfinder.quantizers.verify import Meant
 
@@ -25,7 +26,7 @@ def file_entry(
     files: Files,
     name: str,
     method: RTN | None,
-    format: str,
+    format: str | None,
     whole: torch.Tensor | None = None,
     meant: Meant | None = None,
     held_RC: torch.Tensor | None = None,
@@ -43,7 +44,7 @@ def file_entry(
             meant.add(name, dense)
         return dense
 
-    if method is None:
+    if method is None or format is None:
         return TensorGroup({name: (dtype, shape)}, lambda: {name: told(finite(name, files.read(name)))})
 
     def rounded(chosen: RTN = method) -> Quantized:
@@ -72,16 +73,22 @@ def rounded_from_file(files: Files, name: str, method: RTN, held_RC: torch.Tenso
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
 
-def bench_entries(bench: Workbench, format: str) -> list[TensorGroup]:
-    """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name."""
+def bench_entries(bench: Workbench, layout: Mapping[str, Stored]) -> list[TensorGroup]:
+    """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name.
+
+    Args:
+        layout: how each quantised matrix is stored, by parameter name.
+    """
     entries, seen = [], set()
     state = bench.lm.model.state_dict()
     by_name: dict[str, Quantized] = {}
+    formats: dict[str, str] = {}
     parts: dict[str, list[Target]] = {}
-    for target in bench.targets if format != "dense" else ():
-        if target.name in bench.done:
+    for target in bench.targets:
+        if target.name in bench.done and layout[target.name].format != "dense":
             # Modules that share a matrix are decompressed each by itself, so that every one needs it.
             by_name |= dict.fromkeys((target.name, *target.also), bench.done[target.name])
+            formats |= dict.fromkeys((target.name, *target.also), layout[target.name].format)
             if target.part is not None:
                 parts.setdefault(target.ref.parameter, []).append(target)
     for name, tensor in state.items():
@@ -91,7 +98,7 @@ def bench_entries(bench: Workbench, format: str) -> list[TensorGroup]:
             quantized = by_name[written]
             make = partial(replace, quantized)  # as it is
             shape = tuple(quantized.codes_RC.shape)
-            entries.append(_quantized_entry(written, shape, quantized.scheme, format, tensor.dtype, make))
+            entries.append(_quantized_entry(written, shape, quantized.scheme, formats[written], tensor.dtype, make))
         if made or name in by_name or (_place(tensor) in seen and tensor.numel()):
             continue
         seen.add(_place(tensor))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
+from studfinder.quantizers.stored import Stored, format_of
 from studfinder.quantizers.targets import Target, left_experts
+from studfinder.records.compressed import weight_arguments
 from studfinder.report.words import count
 
 FORMATS = (
@@ -96,7 +98,7 @@ def holds_experts(scheme: Scheme, format: str) -> bool:
 
 
 def whole_experts(
-    lm: LM, found: Sequence[Target], skipped: Collection[str], scheme: Scheme, format: str
+    lm: LM, found: Sequence[Target], skipped: Collection[str], layout: Mapping[str, Stored]
 ) -> tuple[set[str], list[str]]:
     """Fused groups of experts that stay as they are, because plain transformers would not read them from this format;
     and what is said of all experts that do.
@@ -104,53 +106,32 @@ def whole_experts(
     Args:
         found: every matrix of the model that may be quantised.
         skipped: fused groups that stay as they are for other reasons.
+        layout: how each matrix is to be stored.
     """
-    apart = [target for target in found if target.part is not None and target.fused not in skipped]
-    apart = [] if holds_experts(scheme, format) else apart
+    parts = [target for target in found if target.part is not None and target.fused not in skipped]
+    apart = [t for t in parts if not holds_experts(layout[t.name].scheme, layout[t.name].format)]
     dtype = str(lm.dtype).removeprefix("torch.")
-    why = f"plain transformers does not read them from {format} with this scheme (of int4 it does with zero='none')"
-    counts = {why: len(apart), "transformers has them in one parameter, in files too": left_experts(lm, found)}
+    counts: dict[str, int] = {}
+    for target in apart:
+        format = layout[target.name].format
+        why = f"plain transformers does not read them from {format} with this scheme (of int4 it does with zero='none')"
+        counts[why] = counts.get(why, 0) + 1
+    counts["transformers has them in one parameter, in files too"] = left_experts(lm, found)
     said = [f"{count(n, 'matrix', 'matrices')} of experts stay in {dtype}: {why}" for why, n in counts.items() if n]
     return {target.fused for target in apart}, said
 
 
-def weight_arguments(scheme: Scheme) -> dict[str, Any]:
-    """The scheme as compressed-tensors' QuantizationArgs."""
-    arguments: dict[str, Any] = {
-        "num_bits": scheme.bits,
-        "type": "int" if scheme.integer else "float",
-        "symmetric": scheme.zero == "none",
-        "dynamic": False,
-    }
-    if scheme.element == "fp4":
-        kind, stored = ("tensor_group", torch.float8_e4m3fn) if scheme.scale == "e4m3" else ("group", torch.uint8)
-        fp4 = {"strategy": kind, "group_size": scheme.block, "scale_dtype": stored, "zp_dtype": stored}
-        return {**arguments, **fp4}
-    if isinstance(scheme.block, tuple):
-        return {**arguments, "strategy": "block", "block_structure": list(scheme.block)}
-    if isinstance(scheme.block, int):
-        return {**arguments, "strategy": "group", "group_size": scheme.block}
-    return {**arguments, "strategy": scheme.block}
-
-
 def quantization_config(
-    scheme: Scheme,
-    format: str,
-    chosen: Sequence[str],
-    ignore: Sequence[str],
-    acts: dict | None = None,
-    *,
-    dense: bool = False,
+    chosen: Mapping[Stored, Sequence[str]], ignore: Sequence[str], *, dense: bool = False
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
-    Both lists are names of modules, in full. A class name ("Linear") would announce whatever else is a Linear in the
+    All lists are names of modules, in full. A class name ("Linear") would announce whatever else is a Linear in the
     class that somebody loads: projections outside the blocks, towers of other modalities, routers.
 
     Args:
-        chosen: what is quantised.
-        ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what neither list names.
-        acts: QuantizationArgs of input activations, where a method quantises those too.
+        chosen: what is quantised, by how it is stored.
+        ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what no list names.
         dense: have transformers dequantise weights as it loads them, not in the first forward pass.
 
     Raises:
@@ -161,21 +142,24 @@ def quantization_config(
     import compressed_tensors
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
-    group = QuantizationScheme(
-        targets=list(chosen),
-        weights=QuantizationArgs(**weight_arguments(scheme)),
-        input_activations=None if acts is None else QuantizationArgs(**acts),
-        format=format,
-    )
+    groups = {}
+    for number, (stored, modules) in enumerate(chosen.items()):
+        acts = stored.arguments
+        groups[f"group_{number}"] = QuantizationScheme(
+            targets=list(modules),
+            weights=QuantizationArgs(**weight_arguments(stored.scheme)),
+            input_activations=None if acts is None else QuantizationArgs(**acts),
+            format=stored.format,
+        )
     config = QuantizationConfig(
-        config_groups={"group_0": group}, format=format, ignore=list(ignore), quantization_status="compressed"
+        config_groups=groups, format=format_of(chosen), ignore=list(ignore), quantization_status="compressed"
     )
     made = {
         "version": compressed_tensors.__version__,
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if dense or (scheme.zero == "integer" and format == "pack-quantized"):
+    if dense or any(one.scheme.zero == "integer" and one.format == "pack-quantized" for one in chosen):
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True

@@ -7,7 +7,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -37,20 +37,19 @@ def share(bench: Workbench) -> None:
 
 
 def shared_of_files(
-    files: Files, chosen: Iterable[str], method: RTN, held: Mapping[str, torch.Tensor]
+    files: Files, methods: Mapping[str, RTN], held: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The tensor scale that each fused matrix is to have, by name, and notes of those that cannot share one.
 
-    Every one of them is rounded for it, a group at a time, and once more when it is written; `held` as of `resolve`.
+    Every one of them is rounded for it, a group at a time, and once more when it is written; `methods` says with what
+    each is rounded, `held` is as of `resolve`.
     """
-    if method.scheme.scale != "e4m3":
-        return {}, []
     wholes: dict[str, torch.Tensor] = {}
     notes = []
-    for fused, group in by_fused(files.targets[name] for name in chosen).items():
-        if len(group) == 1:
+    for fused, group in by_fused(files.targets[name] for name in methods).items():
+        if len(group) == 1 or any(methods[target.name].scheme.scale != "e4m3" for target in group):
             continue
-        whole = _common([rounded_from_file(files, t.name, method, held.get(t.name)).grid for t in group])
+        whole = _common([rounded_from_file(files, t.name, methods[t.name], held.get(t.name)).grid for t in group])
         if whole is None:
             notes.append(note(fused))
         else:

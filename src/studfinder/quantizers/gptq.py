@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from studfinder.quantizers.clip import Clip, search
 from studfinder.quantizers.finite import finite_inputs, finite_weight
 from studfinder.quantizers.grid import Quantized, RoundingGrid, codes, fit_grid, kept_entries, nearest
 from studfinder.quantizers.scheme import Scheme, tile
-from studfinder.quantizers.targets import by_input
+from studfinder.quantizers.targets import Target, by_input
 from studfinder.quantizers.walk import second_moments, walk
 from studfinder.records.config import Config, option
 
@@ -60,7 +60,7 @@ class GPTQ(Config):
     def run(self, bench: Workbench) -> None:
         for block in walk(bench):
             moments = second_moments(block)
-            for number, (read, group) in enumerate(by_input(block.targets).items()):
+            for number, (read, own, group) in enumerate(self._alike(bench, block.targets)):
                 names = [target.name for target in group]
                 if self.sequential and number:
                     moments.update(second_moments(block, names))
@@ -69,12 +69,19 @@ class GPTQ(Config):
                 if names[0] not in moments:
                     bench.notes.append(f"{read}: no calibration token came here; rounded to nearest")
                 moment_CC = moments.get(names[0], torch.eye(weights[0].shape[1]))
-                found, damping = gptq(weights, moment_CC, self, [bench.held.get(name) for name in names])
+                found, damping = gptq(weights, moment_CC, own, [bench.held.get(name) for name in names])
                 if damping > self.damping:
                     bench.notes.append(f"{read}: the Hessian was singular; damped by {damping:g}")
                 for target, one in zip(group, found, strict=True):
                     bench.put(target, one)
             del moments, moment_CC  # before those of the next block are measured
+
+    def _alike(self, bench: Workbench, found: Sequence[Target]) -> Iterator[tuple[str, GPTQ, list[Target]]]:
+        """Matrices that are given the same input and stored in the same way: what they read, and these settings."""
+        for read, group in by_input(found).items():
+            for scheme in dict.fromkeys(bench.scheme_of(target.name) for target in group):
+                part = [target for target in group if bench.scheme_of(target.name) == scheme]
+                yield read, bench.own(self, part[0].name), part
 
 
 def gptq(

@@ -31,7 +31,7 @@ class RTN:
     def run(self, bench: Workbench) -> None:
         for target in bench.targets:
             weight_RC = finite_weight(target, bench.lm)
-            bench.put(target, round_to_nearest(weight_RC, self, bench.held.get(target.name)))
+            bench.put(target, round_to_nearest(weight_RC, bench.own(self, target.name), bench.held.get(target.name)))
 
 
 def round_to_nearest(weight_RC: torch.Tensor, config: RTN, held_RC: torch.Tensor | None = None) -> Quantized:

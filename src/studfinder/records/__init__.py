@@ -22,10 +22,11 @@ from studfinder.records.quantization import Quantization
 from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
 from studfinder.records.run import ModelCard, PromptCard, RunCard
-from studfinder.records.scheme import UNTOUCHED, Format, Inputs, format_named, scheme_named
+from studfinder.records.scheme import SCHEMES, UNTOUCHED, Format, Inputs, Scheme, format_named, scheme_named
 from studfinder.records.training import Training
 
 __all__ = [
+    "SCHEMES",
     "UNTOUCHED",
     "AttentionSink",
     "Cell",
@@ -64,6 +65,7 @@ __all__ = [
     "Result",
     "Rival",
     "RunCard",
+    "Scheme",
     "Scorecard",
     "Sensitivity",
     "Series",

@@ -90,6 +90,11 @@ class Scheme(Config):
         return (1 - half if self.narrow else -half), half - 1
 
     @property
+    def smaller_last(self) -> bool:
+        """Whether a row may end with a smaller block: few tools have that."""
+        return self.remainder == "block" and isinstance(self.block, int)
+
+    @property
     def name(self) -> str:
         """Its name, which `scheme_named` reads."""
         return next((name for name in _SHORT if SCHEMES[name] == self), self._spelled)

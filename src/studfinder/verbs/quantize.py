@@ -26,6 +26,7 @@ from studfinder.quantizers.apply import prepared, running
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.source import Files
+from studfinder.quantizers.stored import Stored, format_of, in_words
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
@@ -44,7 +45,6 @@ from studfinder.verbs.quantize_plan import (
 from studfinder.verbs.quantize_scores import scores_of
 from studfinder.verbs.quantize_write import (
     QUANTIZATION_FILE,
-    acts_of,
     settled,
     write_bench,
     write_card,
@@ -82,18 +82,19 @@ def run_quantize(plan: QuantizePlan) -> Quantization:
 
 
 def _from_files(laid: LaidOut, files: Files) -> Quantization:
-    plan, format, lm = laid.plan, laid.format, laid.bench.lm
+    plan, lm = laid.plan, laid.bench.lm
     config, method, source = plan.config, laid.method, plan.lm.source
     assert isinstance(method, RTN)
     with prepared(laid.bench) as bench:  # which writes nothing to the model
         held = bench.held
         names = tuple(target.name for target in bench.targets)
-        wholes, notes = shared_of_files(files, names, method, held)
+        methods = {name: bench.own(method, name) for name in names}
+        wholes, notes = shared_of_files(files, methods, held)
         done = _record(
             plan.model,
             _origin(source),
             method,
-            format,
+            {name: laid.layout[name] for name in names},
             bits=bench.planned,
             quantized=len(names),
             skipped=bench.skipped,
@@ -103,17 +104,17 @@ def _from_files(laid: LaidOut, files: Files) -> Quantization:
         )
     folder = source.folder or fetched(source)
     signature = {name: marks(folder / name) for name in weights_of(folder).files}
-    run = _run(config, done, files=signature, config=config_hash(lm))
+    run = _run(laid, done, files=signature, config=config_hash(lm))
     there = None if config.overwrite else run.finished()
     if there is not None:
         return read_record(Quantization, there / QUANTIZATION_FILE)
     files_beside(source)
     meant = meant_of_files(lm) if config.verify else None
     with run.work(overwrite=config.overwrite, sources=[folder]) as work, _resumable(work):
-        write_files(config.progress, files, work.path, dict.fromkeys(names, method), format, wholes, held, meant)
+        write_files(config.progress, files, work.path, methods, laid.layout, wholes, held, meant)
         put_beside(source, work.path)
         written = read_json(files.folder / "config.json")
-        done = replace(done, verified=settled(work.path, lm, written, done, method, bench.targets, meant, files=files))
+        done = replace(done, verified=settled(work.path, lm, written, laid.layout, bench.targets, meant, files=files))
         write_card(work.path, done)
     return done
 
@@ -122,10 +123,13 @@ def _origin(source: Source) -> str:
     return source.origin + (f", commit {source.revision}" if source.revision else "")
 
 
-def _run(asked: QuantizeConfig, done: Quantization, **model: Any) -> Run:
+def _run(laid: LaidOut, done: Quantization, **model: Any) -> Run:
     """The run's identity: the model, and everything in the record but what comes out of the work itself."""
+    asked = laid.plan.config
     came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
     settings = {name: value for name, value in to_plain(done).items() if name not in came}
+    if len(set(laid.layout.values())) > 1:
+        settings["layout"] = key_of({name: str(stored) for name, stored in laid.layout.items()})
     identity = {**settings, **model, "score": asked.score, "verify": asked.verify, "scoring": SCORING}
     return run_of("quantize", done.model, identity, result=QUANTIZATION_FILE, out=Path(asked.out))
 
@@ -144,13 +148,13 @@ def _resumable(work: Work) -> Iterator[None]:
 
 
 def _from_memory(laid: LaidOut) -> Quantization:
-    config, method, format, bench = laid.plan.config, laid.method, laid.format, laid.bench
+    config, bench = laid.plan.config, laid.bench
     lm = bench.lm
     planned = _record(
         lm.source.id,
         _origin(lm.source),
-        method,
-        format,
+        laid.method,
+        laid.layout,
         bits=0.0,
         quantized=0,
         skipped=(),
@@ -158,7 +162,7 @@ def _from_memory(laid: LaidOut) -> Quantization:
         calibration=laid.text,
     )
     run = _run(
-        config,
+        laid,
         planned,
         model_hash=content_hash(lm),
         config=config_hash(lm),
@@ -171,7 +175,7 @@ def _from_memory(laid: LaidOut) -> Quantization:
     files_beside(lm.source)
     # Nothing of an earlier try can be used: the bench is in memory.
     with run.work(overwrite=config.overwrite, sources=[lm.source.folder], fresh=True) as work:
-        with running(bench, method):
+        with running(bench, laid.method):
             done = replace(
                 planned,
                 bits=bench.bits,
@@ -181,13 +185,13 @@ def _from_memory(laid: LaidOut) -> Quantization:
                 kept=_kept(laid.keep, _held_out(bench)),
                 notes=(*bench.notes, *laid.notes),
             )
-            write_bench(bench, work.path, format)
+            write_bench(bench, work.path, laid.layout)
             chosen = [target for target in targets(lm) if target.name in bench.done]
             written = json.loads(lm.model.config.to_json_string(use_diff=False))
             written["architectures"] = [type(lm.model).__name__]
-            meant = meant_of(lm, () if format == "dense" else chosen) if config.verify else None
+            meant = meant_of(lm, () if laid.format == "dense" else chosen) if config.verify else None
             written = own_code(written, work.path)
-            done = replace(done, verified=settled(work.path, lm, written, done, method, chosen, meant))
+            done = replace(done, verified=settled(work.path, lm, written, laid.layout, chosen, meant))
         if config.score:
             done = replace(done, scores=scores_of(lm, work.path))
         write_card(work.path, done)
@@ -205,20 +209,21 @@ def _kept(keep: Sequence[Any], held: Mapping[str, int]) -> tuple[str, ...]:
     return (*map(str, keep), *([came] if held else []))
 
 
-def _record(model: str, origin: str, method: Method, format: str, **rest: Any) -> Quantization:
+def _record(model: str, origin: str, method: Method, layout: Mapping[str, Stored], **rest: Any) -> Quantization:
     # As JSON has them, so that the record reads back as it was; infinity as a text, as records write it.
     plain = json.dumps(dataclasses.asdict(method), default=str)  # type: ignore[call-overload]
-    settings = json.loads(plain, parse_constant=str)
-    rounded = acts_of(method, format)
-    acts = None if rounded is None else f"{'int' if rounded['type'] == 'int' else 'fp'}{rounded['num_bits']}"
+    kernels = {
+        None if one.format == "dense" else kernel(one.scheme, acts=None if one.inputs is None else one.inputs.element)
+        for one in layout.values()
+    }
     return Quantization(
         model=model,
         origin=origin,
         method=type(method).__name__,
-        settings=settings,
-        scheme=str(method.scheme),
-        kernel=None if format == "dense" else kernel(method.scheme, acts=acts),
-        stored_as=format,
+        settings=json.loads(plain, parse_constant=str),
+        scheme=in_words(layout),
+        kernel=None if None in kernels else ", ".join(sorted(filter(None, kernels))),
+        stored_as=format_of(layout.values()),
         versions=versions(),
         made=now(),
         **rest,

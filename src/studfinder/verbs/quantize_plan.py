@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,14 @@ from studfinder.models import LM, Source
 from studfinder.models.places import fetched, source_named
 from studfinder.quantizers import (
     RTN,
+    ActivationScheme,
     Auto,
     Clip,
     MassiveRows,
     Method,
     Rebalance,
     Scheme,
+    Target,
     calibration_windows,
     hold_out,
     method_class,
@@ -34,6 +36,7 @@ from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, unkept
 from studfinder.quantizers.source import Files, open_files
+from studfinder.quantizers.stored import Stored, format_of
 from studfinder.quantizers.targets import targets
 from studfinder.records import Findings, scheme_named
 from studfinder.records.outside import whole_number
@@ -42,7 +45,6 @@ from studfinder.report.words import count
 from studfinder.runs import check_place, read
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
-from studfinder.verbs.quantize_write import acts_of
 
 _GROUPS = (128, 64, 32)
 
@@ -110,7 +112,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     lm, files = opened or (load_as(model, config), None)
     shapes, dtype, experts = shapes_of(lm, files)
     method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
-    format = chosen_format(method.scheme, config.format, dtype, acts=acts_of(method, config.format) is not None)
+    format = stored_as(method, config.format, dtype).format
     name = model.source.id if isinstance(model, LM) else str(model)
     return QuantizePlan(name, lm, files, config, method, format, keep, changes)
 
@@ -217,15 +219,34 @@ def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class LaidOut:
-    """A model on the bench, and all that is known before a method runs."""
+    """A model on the bench, and all that is known before a method runs; `layout` says of every matrix that may be
+    quantised, by parameter name, how it would be stored."""
 
     plan: QuantizePlan
     method: Method
     format: str
+    layout: Mapping[str, Stored]
     bench: Workbench
     keep: tuple[Any, ...]
     text: str | None
     notes: tuple[str, ...]
+
+
+def stored_as(
+    method: Method,
+    asked: str,
+    dtype: torch.dtype,
+    found: Sequence[Target] = (),
+    *,
+    scheme: Scheme | None = None,
+    inputs: ActivationScheme | None = None,
+) -> Stored:
+    """How a matrix is stored: of the method's scheme and inputs, or of others. Raises as `chosen_format`."""
+    scheme = method.scheme if scheme is None else scheme
+    inputs = getattr(method, "activations", None) if inputs is None else inputs
+    said = asked != "dense" and inputs is not None and inputs.arguments()  # asked before any work: not all can be said
+    format = chosen_format(scheme, asked, dtype, found, acts=bool(said))
+    return Stored(scheme=scheme, format=format, inputs=None if format == "dense" else inputs)
 
 
 def laid_out(plan: QuantizePlan) -> LaidOut:
@@ -236,10 +257,10 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     if plan.files is not None and not (by_files and all(isinstance(one, Skip) for one in plan.keep)):
         lm = load_as(plan.model, config, own_names=by_files)
     found = targets(lm, offloaded=by_files)
-    format = chosen_format(
-        method.scheme, config.format, lm.dtype, found, acts=acts_of(method, config.format) is not None
-    )
+    stored = stored_as(method, config.format, lm.dtype, found)
     notes = [*plan.lm.source.notes, *unkept(plan.keep)]
+    layout = dict.fromkeys((target.name for target in found), stored)
+    format = format_of(layout.values())
     if format == "dense" and hasattr(method, "weights_only"):
         method = method.weights_only
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
@@ -254,12 +275,12 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
         lm, method, found, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress
     )
     bench.numbers = format == "dense"
-    left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, method.scheme, format)
+    left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, layout)
     bench.skip(left)
     if not bench.targets:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     notes += said
-    return LaidOut(plan, method, format, bench, (*keep, *plan.transforms), text, tuple(notes))
+    return LaidOut(plan, method, format, layout, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 
 def _opened(source: Source) -> tuple[LM, Files] | None:

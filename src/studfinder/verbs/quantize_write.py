@@ -14,13 +14,14 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.models.beside import put_beside
 from studfinder.models.inside import outward
-from studfinder.quantizers import RTN, Method, Target
+from studfinder.quantizers import RTN, Target
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.card import card
 from studfinder.quantizers.checkpoint import TensorGroup, shards, write_index, write_shard
 from studfinder.quantizers.entries import bench_entries, file_entry
 from studfinder.quantizers.export import quantization_config
 from studfinder.quantizers.source import Files
+from studfinder.quantizers.stored import Stored
 from studfinder.quantizers.targets import other_matrices
 from studfinder.quantizers.verify import Meant, verify
 from studfinder.records import Quantization, to_json
@@ -35,7 +36,7 @@ def write_files(
     files: Files,
     stage: Path,
     methods: Mapping[str, RTN],
-    format: str,
+    layout: Mapping[str, Stored],
     wholes: Mapping[str, torch.Tensor],
     held: Mapping[str, torch.Tensor],
     meant: Meant | None,
@@ -50,7 +51,15 @@ def write_files(
     written = {}
     for shard, names in files.shards.items():
         written[shard] = [
-            file_entry(files, name, methods.get(name), format, wholes.get(name), meant, held.get(name))
+            file_entry(
+                files,
+                name,
+                methods.get(name),
+                layout[name].format if name in methods else None,
+                wholes.get(name),
+                meant,
+                held.get(name),
+            )
             for name in names
         ]
         place = outward(stage, shard, files.folder)
@@ -63,10 +72,10 @@ def write_files(
     write_index(stage, written)
 
 
-def write_bench(bench: Workbench, stage: Path, format: str) -> None:
+def write_bench(bench: Workbench, stage: Path, layout: Mapping[str, Stored]) -> None:
     """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
     lm = bench.lm
-    parts = shards(bench_entries(bench, format))
+    parts = shards(bench_entries(bench, layout))
     files = dict(zip(_shard_names(len(parts)), parts, strict=True))
     for file, entries in files.items():
         write_shard(stage / file, entries)
@@ -94,8 +103,7 @@ def settled(
     stage: Path,
     lm: LM,
     config: dict[str, Any],
-    done: Quantization,
-    method: Method,
+    layout: Mapping[str, Stored],
     chosen: Sequence[Target],
     meant: Meant | None,
     *,
@@ -106,22 +114,25 @@ def settled(
     Some classes look for a `weight` before their modules' own forward, or beside it, and are to have dense weights as
     soon as they are loaded; a few others cannot be loaded so. What is likely is tried first. Raises as `verify`.
     """
-    acts = acts_of(method, done.stored_as)
-    modules = [] if done.stored_as == "dense" else [module for target in chosen for module in target.modules]
+    groups: dict[Stored, list[str]] = {}
+    for target in chosen:
+        if layout[target.name].format != "dense":
+            groups.setdefault(layout[target.name], []).extend(target.modules)
+    modules = [module for names in groups.values() for module in names]
+    acts = any(stored.inputs is not None for stored in groups)
     owners = [lm.model.get_submodule(target.ref.module) for target in chosen]
     odd = any(target.also for target in chosen) or any(type(owner) is not nn.Linear for owner in owners)
     rest = rest_of(lm, chosen, files)
     config = {name: value for name, value in config.items() if name != "transformers_weights"}  # they were written anew
     # Of dense weights transformers does not round the inputs.
-    for dense in (False,) if not modules or acts is not None else (odd, not odd):
+    for dense in (False,) if not modules or acts else (odd, not odd):
         if modules:
-            made = quantization_config(method.scheme, done.stored_as, modules, rest, acts, dense=dense)
-            config["quantization_config"] = made
+            config["quantization_config"] = quantization_config(groups, rest, dense=dense)
         write_text(stage / "config.json", json.dumps(config, indent=2))
         if meant is None:
             return _UNVERIFIED
         try:
-            return verify(stage, lm, meant, modules, live=files is None, rounded_inputs=acts is not None)
+            return verify(stage, lm, meant, modules, live=files is None, rounded_inputs=acts)
         except StudfinderError as error:
             failed = error
     raise failed
@@ -130,12 +141,6 @@ def settled(
 def write_card(stage: Path, done: Quantization) -> None:
     write_text(stage / QUANTIZATION_FILE, to_json(done, indent=1))
     write_text(stage / "README.md", card(done))
-
-
-def acts_of(method: Method, format: str) -> dict[str, Any] | None:
-    """How a checkpoint says that activations are rounded; asked before any work, since not every way can be said."""
-    activations = getattr(method, "activations", None)
-    return None if format == "dense" or activations is None else activations.arguments()
 
 
 def _shard_names(count: int) -> list[str]:
