@@ -16,6 +16,7 @@ from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.scheme import Scheme, bits_per_weight, format_named, tile
 from studfinder.quantizers.targets import Target
+from studfinder.records.plan import KEEPS
 
 WHOLE_BITS = 16
 """Bits of a number that is left as it is, whatever dtype it is computed in: what checkpoints hold."""
@@ -40,8 +41,6 @@ FORMATS = (
     LEFT,
 )
 """What is chosen from where nobody says."""
-
-_KEEP = "-keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class WeightFormat:
 
 def weight_format(name: str) -> WeightFormat:
     """A format by its name. Raises StudfinderError for what is none."""
-    plain, keeps, share = name.partition(_KEEP)
+    plain, keeps, share = name.partition(KEEPS)
     kept = _share(share, name) if keeps else 0.0
     if plain == LEFT:
         if kept:

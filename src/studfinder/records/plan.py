@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from studfinder.records.interval import Interval
 from studfinder.records.presented import Presented
 from studfinder.records.public import OneLine
+from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.run import ModelCard, RunCard
 
 
@@ -177,6 +178,7 @@ class Plan(Presented):
         method: how weights are rounded.
         text, judged_on: the windows that chose, and those that judged, in words.
         solutions: one for each tool, or a single one.
+        left_out: matrices that are not planned: what was skipped, the head, routers.
         notes: what holds for all.
     """
 
@@ -189,7 +191,28 @@ class Plan(Presented):
     text: str
     judged_on: str
     solutions: tuple[Solution, ...]
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def recipe(self, tool: str = "", *, origin: str = "") -> Recipe:
+        """A solution as a recipe, which tools' files are written from. It has no place for single numbers: of a group
+        that keeps some it says so, and which they are is in the run's kept.safetensors.
+
+        Args:
+            tool: whose solution; see `solution`.
+            origin: where the plan was read from.
+        """
+        one = self.solution(tool)
+        judged = "not judged" if one.kl is None else f"KL {one.kl} nats per token, measured"
+        return Recipe(
+            model=self.model,
+            decided=f"a plan at {self.budget}: {one.bits:.4g} bits a weight, {judged}",
+            origin=origin,
+            run=self.run,
+            groups=tuple(map(_recipe_group, one.groups)),
+            left_out=self.left_out,
+            versions=self.run.versions,
+        )
 
     def solution(self, tool: str = "") -> Solution:
         """That for a tool; the first where none is said. Raises KeyError if there is none."""
@@ -201,3 +224,20 @@ class Plan(Presented):
             for one in self.solutions
         )
         return f"Plan({self.model.id!r}, {self.budget}: {said})"
+
+
+KEEPS = "-keep"
+"""In the name of a format: behind it stands the share of a matrix's numbers that keeps its 16 bits."""
+
+
+def _recipe_group(group: PlannedGroup) -> RecipeGroup:
+    plain, keeps, share = group.stored_as.partition(KEEPS)
+    kept = [f"{share} of its numbers are kept"] if keeps else []
+    return RecipeGroup(
+        name=group.name,
+        members=group.modules,
+        shapes=group.shapes,
+        stored_as=plain,
+        why="; ".join([*kept, *([group.why] if group.why else [])]),
+        layer=group.layer,
+    )

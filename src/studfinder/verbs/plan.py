@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,12 @@ from studfinder.models.memory import as_bytes, in_bytes
 from studfinder.quantizers.formats import LEFT, WHOLE_BITS, WeightFormat, weight_format, weight_formats
 from studfinder.quantizers.keep import resolve, skip
 from studfinder.quantizers.mixed import Kept
-from studfinder.quantizers.targets import Target, by_fused, targets
+from studfinder.quantizers.targets import Target, by_fused, other_matrices, targets
+from studfinder.recipes import tool_named, written
 from studfinder.records import (
     Findings,
     GroupCosts,
+    LeftOut,
     ModelCard,
     Plan,
     PlannedGroup,
@@ -187,6 +189,9 @@ def run_plan(ready: PlanReady, *, command: str = "") -> tuple[Plan, Path]:
         made, costs, kept = _planned(ready, work, command)
         write_kept(work.path / KEPT_FILE, kept)
         write_text(work.path / SENSITIVITY_FILE, to_json(costs, indent=1))
+        for tool in filter(None, ready.tools):
+            text = written(made.recipe(tool, origin=str(run.path)), tool)
+            write_text(work.path / tool_named(tool).FILE, text)
         from studfinder.verbs.results import write_plan
 
         write_plan(work.path, made, costs)
@@ -230,10 +235,19 @@ def _planned(ready: PlanReady, work: Work, command: str) -> tuple[Plan, Sensitiv
         text=ready.text.chose,
         judged_on=ready.text.judged,
         solutions=tuple(solutions),
+        left_out=tuple(_left_out(ready)),
         notes=tuple(notes),
     )
     tokens = sum(map(len, ready.text.choosing))
     return made, Sensitivity(model=ready.model, run=run, text=_text(ready), tokens=tokens, groups=groups), kept
+
+
+def _left_out(ready: PlanReady) -> Iterator[LeftOut]:
+    planned = {name for target in ready.found for name in target.modules}
+    skipped = {name for target in targets(ready.lm) for name in target.modules} - planned
+    yield from (LeftOut(module=name, why="it was skipped") for name in sorted(skipped))
+    others = other_matrices([ready.lm.model], planned | skipped)
+    yield from (LeftOut(module=name, why="no matrix of the blocks that is rounded") for name in others)
 
 
 def _text(ready: PlanReady) -> str:

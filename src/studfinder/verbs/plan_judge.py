@@ -13,6 +13,7 @@ from studfinder.edits import null, stream_of, zero
 from studfinder.passes import Stream
 from studfinder.quantizers.formats import LEFT
 from studfinder.records import GroupCosts, Interval, Rival
+from studfinder.records.plan import KEEPS
 from studfinder.verbs.plan_measure import Bed, Judged, measured
 
 _CLOSE = 0.01
@@ -121,7 +122,7 @@ def _entrants(
     groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str]
 ) -> dict[str, _Entrant]:
     """By name. Uniform formats keep nothing: which numbers to keep is what the prediction says."""
-    plain = {name: one for name in names if "-keep" not in name and (one := _for_all(groups, name, names)) is not None}
+    plain = {name: one for name in names if KEEPS not in name and (one := _for_all(groups, name, names)) is not None}
     below = sorted((name for name in plain if plain[name].bits <= bits + _CLOSE), key=lambda name: -plain[name].bits)
     found = {f"all {name}": plain[name] for name in below[:_UNIFORM] if name != LEFT}
     costs = {name: _cost(groups, one.formats) for name, one in plain.items()}
@@ -156,7 +157,7 @@ def _for_all(groups: Sequence[GroupCosts], name: str, names: Sequence[str]) -> _
     formats = {}
     for group in groups:
         able = own[group.name]
-        others = [one for one, bits in able.items() if "-keep" not in one and bits >= rate]
+        others = [one for one, bits in able.items() if KEEPS not in one and bits >= rate]
         formats[group.name] = name if name in able else min(others, key=able.__getitem__, default=LEFT)
     if any(formats[group.name] not in own[group.name] for group in groups):
         return None
