@@ -22,6 +22,8 @@ _ROOM = 0.1
 """Bits a weight that a rule needs to spend."""
 _UNIFORM = 4
 """Uniform formats that a plan is held against, the nearest below its bits."""
+_KEEPING = 2
+"""Of those that keep numbers, besides."""
 _DRAWS = 3
 _PLAN, _NULL, _RANDOM = "the plan", "null edit", "random groups"
 
@@ -121,10 +123,12 @@ def _writing(bed: Bed) -> set[str]:
 def _entrants(
     groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str]
 ) -> dict[str, _Entrant]:
-    """By name. Uniform formats keep nothing: which numbers to keep is what the prediction says."""
-    plain = {name: one for name in names if KEEPS not in name and (one := _for_all(groups, name, names)) is not None}
-    below = sorted((name for name in plain if plain[name].bits <= bits + _CLOSE), key=lambda name: -plain[name].bits)
-    found = {f"all {name}": plain[name] for name in below[:_UNIFORM] if name != LEFT}
+    """By name. Rules and random groups are made of formats that keep nothing: which numbers are kept is predicted."""
+    every = {name: one for name in names if name != LEFT and (one := _for_all(groups, name, names)) is not None}
+    below = sorted((name for name in every if every[name].bits <= bits + _CLOSE), key=lambda name: -every[name].bits)
+    plain = {name: one for name, one in every.items() if KEEPS not in name}
+    keeping = [name for name in below if KEEPS in name][:_KEEPING]
+    found = {f"all {name}": every[name] for name in [*[one for one in below if one in plain][:_UNIFORM], *keeping]}
     costs = {name: _cost(groups, one.formats) for name, one in plain.items()}
     bases = [name for name, one in plain.items() if one.bits <= bits - _ROOM]
     if not bases:
