@@ -21,7 +21,7 @@ from studfinder.models import LM
 from studfinder.passes import gradients, sampled_likelihood
 from studfinder.quantizers.apply import quantized
 from studfinder.quantizers.budget import cheapest
-from studfinder.quantizers.formats import FORMATS, LEFT, group_size, weight_format, weight_formats
+from studfinder.quantizers.formats import LEFT, PLAN_FORMATS, group_size, weight_format, weight_formats
 from studfinder.quantizers.mixed import Mixed, mixed_stream
 from studfinder.quantizers.sensitivity import rounding_error, sensitivities
 from studfinder.quantizers.targets import by_fused, targets
@@ -98,7 +98,7 @@ def test_a_budget_that_nothing_fits_says_what_would() -> None:
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PLAN_FORMATS)
 def test_a_format_is_read_back_by_its_name(name) -> None:
     assert weight_format(name).name == name
 
@@ -289,7 +289,7 @@ def test_a_size_is_that_of_the_whole_file(tmp_path) -> None:
     six = quick(lm, tmp_path / "six")
     made = quick(lm, tmp_path / "p", bits=None, size=f"{six.solution().size // 1000 + 1}KB")
     assert made.solution().size <= 1000 * (six.solution().size // 1000 + 1)
-    assert made.solution().bits == pytest.approx(six.solution().bits, abs=0.2)
+    assert made.solution().bits >= six.solution().bits
 
 
 def test_measured_scores_are_of_every_group_and_format(tmp_path) -> None:

@@ -34,11 +34,11 @@ class Choice:
     gap: float
 
 
-Table = Mapping[str, Mapping[str, float]]
+_Table = Mapping[str, Mapping[str, float]]
 """A number by group and format."""
 
 
-def cheapest(costs: Table, sizes: Table, *, size: float | None = None, cost: float | None = None) -> Choice:
+def cheapest(costs: _Table, sizes: _Table, *, size: float | None = None, cost: float | None = None) -> Choice:
     """Choose a format for every group.
 
     Args:

@@ -22,7 +22,7 @@ WHOLE_BITS = 16
 """Bits of a number that is left as it is, whatever dtype it is computed in: what checkpoints hold."""
 LEFT = "16"
 """The name of the format that leaves a group as it is."""
-FORMATS = (
+PLAN_FORMATS = (
     "int4-g128",
     "int4-g64",
     "int4-g32",

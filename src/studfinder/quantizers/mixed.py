@@ -19,7 +19,7 @@ from studfinder.quantizers.sensitivity import mask_of
 from studfinder.quantizers.streams import quantized_stream
 from studfinder.quantizers.targets import Target
 
-Kept = Mapping[tuple[str, str], torch.Tensor]
+KeptPlaces = Mapping[tuple[str, str], torch.Tensor]
 """By format and matrix, flat indices into (out, in) of the numbers that it keeps."""
 
 
@@ -29,12 +29,12 @@ class Mixed:
 
     Attributes:
         formats: by fused group.
-        kept: see `Kept`; needed of formats that keep something.
+        kept: see `KeptPlaces`; needed of formats that keep something.
         scheme: nothing is read from it.
     """
 
     formats: Mapping[str, WeightFormat]
-    kept: Kept = field(default_factory=dict)
+    kept: KeptPlaces = field(default_factory=dict)
     scheme: Scheme = field(default_factory=lambda: Scheme(block="tensor"))
 
     @property

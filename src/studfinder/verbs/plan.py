@@ -17,7 +17,7 @@ from studfinder.models import LM, cached_content_hash, config_hash, content_hash
 from studfinder.models.memory import as_bytes, in_bytes
 from studfinder.quantizers.formats import LEFT, WHOLE_BITS, WeightFormat, weight_format, weight_formats
 from studfinder.quantizers.keep import resolve, skip
-from studfinder.quantizers.mixed import Kept
+from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.targets import Target, by_fused, other_matrices, targets
 from studfinder.recipes import tool_named, written
 from studfinder.records import (
@@ -47,7 +47,7 @@ from studfinder.verbs.plan_costs import (
     predicted_costs,
     write_kept,
 )
-from studfinder.verbs.plan_judge import judged
+from studfinder.verbs.plan_judge import judged_plan
 from studfinder.verbs.plan_measure import Bed
 from studfinder.verbs.plan_solve import Aim, Chosen, chosen
 from studfinder.verbs.plan_text import PlanText, plan_text
@@ -204,7 +204,7 @@ def plan_run(ready: PlanReady) -> Run:
     return run_of("plan", ready.lm.source.id, ready.settings, result=PLAN_FILE, out=ready.config.folder)
 
 
-def _planned(ready: PlanReady, work: Work, command: str) -> tuple[Plan, Sensitivity, Kept]:
+def _planned(ready: PlanReady, work: Work, command: str) -> tuple[Plan, Sensitivity, KeptPlaces]:
     started, clock = now(), time.monotonic()
     config, lm = ready.config, ready.lm
     groups, kept = _costs(ready, work)
@@ -254,7 +254,7 @@ def _text(ready: PlanReady) -> str:
     return f"{ready.text.chose} ({ids_hash(ready.text.choosing)[:12]})"
 
 
-def _costs(ready: PlanReady, work: Work) -> tuple[tuple[GroupCosts, ...], Kept]:
+def _costs(ready: PlanReady, work: Work) -> tuple[tuple[GroupCosts, ...], KeptPlaces]:
     config, formats = ready.config, ready.formats
     if config.earlier is not None:
         groups = by_fused(ready.found)
@@ -279,7 +279,7 @@ def _solution(ready: PlanReady, bed: Bed, groups: Sequence[GroupCosts], tool: st
     bits = found.choice.size / ready.weights
     judgement = None
     if ready.text.judging:
-        judgement = judged(bed, groups, able, ready.text.judging, formats, bits, ready.config.seed)
+        judgement = judged_plan(bed, groups, able, ready.text.judging, formats, bits, ready.config.seed)
     return Solution(
         tool=tool,
         formats=able,

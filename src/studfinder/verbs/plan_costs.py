@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers.formats import LEFT, WeightFormat, group_size
-from studfinder.quantizers.mixed import Kept
+from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.sensitivity import CostPlace, sensitivities
 from studfinder.quantizers.targets import Target, by_fused
 from studfinder.records import FormatCost, GroupCosts, Sensitivity
 from studfinder.runs import Progress, Work, read, write_bytes
-from studfinder.verbs.plan_measure import Bed, measured
+from studfinder.verbs.plan_measure import Bed, kls_of
 
 KEPT_FILE = "kept.safetensors"
 SENSITIVITY_FILE = "sensitivity.json"
@@ -37,7 +37,7 @@ def predicted_costs(
     draws: int,
     seed: int,
     progress: Progress,
-) -> tuple[tuple[GroupCosts, ...], Kept]:
+) -> tuple[tuple[GroupCosts, ...], KeptPlaces]:
     """From one backward pass a window, as a step of the run; the places of kept numbers are a file of it."""
     file = work.path / KEPT_FILE
 
@@ -87,7 +87,7 @@ def predicted_costs(
     return tuple(groups), read_kept(file)
 
 
-def write_kept(file: Path, kept: Kept) -> None:
+def write_kept(file: Path, kept: KeptPlaces) -> None:
     """The places of kept numbers, "format|matrix": flat indices."""
     tensors = {f"{name}|{matrix}": places.to(torch.int64) for (name, matrix), places in kept.items()}
     write_bytes(file, lambda path: save_file(tensors, path))
@@ -106,7 +106,7 @@ def read_kept(file: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 def earlier_costs(
     place: Path, model_hash: str, text: str, found: Mapping[str, Sequence[Target]], formats: Sequence[WeightFormat]
-) -> tuple[tuple[GroupCosts, ...], Kept]:
+) -> tuple[tuple[GroupCosts, ...], KeptPlaces]:
     """Those of an earlier plan's run, of these groups and formats.
 
     Raises:
@@ -169,7 +169,7 @@ def measured_costs(bed: Bed, groups: Sequence[GroupCosts], windows: Sequence[Seq
         for cost in group.costs
         if cost.stored_as != LEFT
     }
-    seen = measured(bed, "measuring every group in every format", windows, pairs)
+    seen = kls_of(bed, "measuring every group in every format", windows, pairs)
 
     def told(group: GroupCosts, cost: FormatCost) -> FormatCost:
         name = f"{group.name}|{cost.stored_as}"

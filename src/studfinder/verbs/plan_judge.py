@@ -14,7 +14,7 @@ from studfinder.passes import Stream
 from studfinder.quantizers.formats import LEFT
 from studfinder.records import GroupCosts, Interval, Rival
 from studfinder.records.plan import KEEPS
-from studfinder.verbs.plan_measure import Bed, Judged, measured
+from studfinder.verbs.plan_measure import Bed, Judged, kls_of
 
 _CLOSE = 0.01
 """Bits a weight to which plans count as of equal size."""
@@ -29,7 +29,7 @@ _PLAN, _NULL, _RANDOM = "the plan", "null edit", "random groups"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class PlanJudgement:
     """A plan's KL, that of its rivals, whether it is shown to be better, and that in words."""
 
     kl: Interval
@@ -47,7 +47,7 @@ class _Entrant:
     bits: float
 
 
-def judged(
+def judged_plan(
     bed: Bed,
     groups: Sequence[GroupCosts],
     names: Sequence[str],
@@ -55,7 +55,7 @@ def judged(
     plan: Mapping[str, str],
     bits: float,
     seed: int,
-) -> Judgement:
+) -> PlanJudgement:
     """Hold a plan against others on text that chose nothing.
 
     Args:
@@ -67,7 +67,7 @@ def judged(
     rivals = _entrants(groups, names, bits, seed, _writing(bed))
     variants = {_PLAN: dict(plan)} | {label: one.formats for label, one in rivals.items()}
     nulls: dict[str, Callable[[], Stream]] = {_NULL: partial(_nothing, bed, seed)}
-    seen = measured(bed, "judging", windows, variants, nulls)
+    seen = kls_of(bed, "judging", windows, variants, nulls)
     found = [_rival(seen, label, one.kind, one.bits) for label, one in rivals.items() if one.kind != "random"]
     draws = [label for label, one in rivals.items() if one.kind == "random"]
     if draws:
@@ -77,7 +77,7 @@ def judged(
         found.append(Rival(name=name, kind="random", bits=mean, kl=kl, less=less))
     found.append(_rival(seen, _NULL, "null", bits))
     better, words = _verdict(seen.kl(_PLAN), found, bits, len(set(plan.values())) == 1)
-    return Judgement(seen.kl(_PLAN), tuple(found), better, words)
+    return PlanJudgement(seen.kl(_PLAN), tuple(found), better, words)
 
 
 def _rival(seen: Judged, label: str, kind: Any, bits: float) -> Rival:

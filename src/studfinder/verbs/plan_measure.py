@@ -13,7 +13,7 @@ from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.quantizers.formats import WeightFormat
-from studfinder.quantizers.mixed import Kept, Mixed, mixed_stream
+from studfinder.quantizers.mixed import KeptPlaces, Mixed, mixed_stream
 from studfinder.quantizers.targets import Target
 from studfinder.records import Interval
 from studfinder.runs import Progress, Steps
@@ -30,13 +30,13 @@ class Bed:
     Attributes:
         found: the matrices that are planned.
         formats: by name.
-        kept: see `Kept`.
+        kept: see `KeptPlaces`.
     """
 
     lm: LM
     found: Sequence[Target]
     formats: Mapping[str, WeightFormat]
-    kept: Kept
+    kept: KeptPlaces
     steps: Steps
     progress: Progress
 
@@ -69,7 +69,7 @@ class Judged:
         return crossed(lambda mean: mean["kl"] / mean["tokens"], sums, what="windows")
 
 
-def measured(
+def kls_of(
     bed: Bed,
     what: str,
     windows: Sequence[Sequence[int]],

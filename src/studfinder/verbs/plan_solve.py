@@ -14,7 +14,7 @@ from typing import Literal
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
 from studfinder.records import FormatCost, GroupCosts
-from studfinder.verbs.plan_measure import Bed, measured
+from studfinder.verbs.plan_measure import Bed, kls_of
 
 _DIFFER = 2.0
 """Two predictions that differ by this factor are not believed."""
@@ -112,7 +112,7 @@ class _Work:
 
     def whole(self, choice: Choice) -> float:
         """KL of a choice on the choosing text."""
-        return measured(self.bed, "measuring the plan", self.windows, {"plan": choice.formats}).kl("plan").value
+        return kls_of(self.bed, "measuring the plan", self.windows, {"plan": choice.formats}).kl("plan").value
 
     def alone(self, found: Chosen) -> Chosen:
         """Groups whose two predictions differ, and whose cost counts, measured one at a time."""
@@ -126,7 +126,7 @@ class _Work:
         if not doubtful:
             return found
         pairs = {group: {group: found.choice.formats[group]} for group in doubtful}
-        seen = measured(self.bed, "measuring single groups", self.windows, pairs)
+        seen = kls_of(self.bed, "measuring single groups", self.windows, pairs)
         factors = {group: _bounded(seen.kl(group).value / self._predicted(found, group)) for group in doubtful}
         notes = [f"{len(doubtful)} groups whose two predictions differ were measured alone."]
         return replace(
@@ -165,7 +165,7 @@ class _Work:
         worst = sorted(formats, key=lambda g: -self._predicted(found, g) * found.factors.get(g, 1.0))[:_WORST]
         worst = [group for group in worst if self._predicted(found, group) > 0]
         without = {group: {g: name for g, name in formats.items() if g != group} for group in worst}
-        seen = measured(self.bed, "putting groups back", self.windows, {"plan": formats, **without})
+        seen = kls_of(self.bed, "putting groups back", self.windows, {"plan": formats, **without})
         gained = {group: max(seen.kl("plan", minus=group).value, 0.0) for group in worst}
         factors = {group: _bounded(gained[group] / self._predicted(found, group)) for group in worst}
         # What was not put back is taken to have changed as the others did on average.

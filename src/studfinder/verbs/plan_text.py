@@ -13,8 +13,6 @@ from studfinder.texts import Text, corpus, default_prompts, encode, proof_text
 from studfinder.texts.prompts import DEFAULT_PROMPTS, PROOF_TEXT
 from studfinder.verbs.configs import PlanConfig
 
-Windows = list[list[int]]
-
 
 @dataclass(frozen=True)
 class PlanText:
@@ -25,8 +23,8 @@ class PlanText:
         judging: nothing of it decides.
     """
 
-    choosing: Windows
-    judging: Windows
+    choosing: list[list[int]]
+    judging: list[list[int]]
     chose: str
     judged: str
 
@@ -57,8 +55,10 @@ def plan_text(lm: LM, config: PlanConfig) -> PlanText:
     return _described(cut[: config.windows], judging, name, f"what follows in {name}", config)
 
 
-def _described(choosing: Windows, judging: Windows, chose: str, judged: str, config: PlanConfig) -> PlanText:
-    def said(windows: Windows, name: str) -> str:
+def _described(
+    choosing: list[list[int]], judging: list[list[int]], chose: str, judged: str, config: PlanConfig
+) -> PlanText:
+    def said(windows: list[list[int]], name: str) -> str:
         framed = ", in the chat template" if config.chat_template else ""
         return f"{name}: {len(windows)} windows, {sum(map(len, windows)):,} tokens{framed}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studfinder.errors import StudfinderError, unknown
-from studfinder.quantizers.formats import FORMATS, LEFT
+from studfinder.quantizers.formats import LEFT, PLAN_FORMATS
 
 _INT4 = ("int4-g128", "int4-g64", "int4-g32", "int4-g128-zero", "int4-g64-zero", "int4-g32-zero")
 _INT8 = ("int8-g128", "int8-g64", "int8-g32")
@@ -31,7 +31,7 @@ def formats_for(tool: str, asked: Sequence[str]) -> tuple[str, ...]:
     """
     if tool not in ("", *CANDIDATES):
         raise unknown("there is no tool", tool, CANDIDATES)
-    able = CANDIDATES[tool] if tool else tuple(asked) or FORMATS
+    able = CANDIDATES[tool] if tool else tuple(asked) or PLAN_FORMATS
     if not asked or not tool:
         return able
     both = tuple(name for name in asked if name in able)
