@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py smollm2 --formats int4-g64,nvfp4     predicted on our prompts, measured on our proof text
 
-Of each format: Spearman's rank correlation, the share of groups (and of the 30 worst) within a factor of 2, the sums, and
-the KL of all groups rounded together. Both in float32; nothing of the proof text is seen by the prediction.
+Of each format: Spearman's rank correlation, the share of groups (and of the 30 worst) within a factor of 2, the sums,
+and the KL of all groups rounded together. Both in float32; nothing of the proof text is seen by the prediction.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
         worst = np.argsort(-measured)[:_WORST]
         ranks = [spearmanr(which, measured)[0] for which in (predicted, along)]
         print(
-            f"| {one.name} | {len(groups)} | {ranks[0]:.3f} | {ranks[1]:.3f} | {near.mean():.1%} | {near[worst].mean():.1%} "
+            f"| {one.name} | {len(groups)} | {ranks[0]:.3f} | {ranks[1]:.3f} "
+            f"| {near.mean():.1%} | {near[worst].mean():.1%} "
             f"| {predicted.sum():.3f} / {measured.sum():.3f} | {whole:.3f} / {measured.sum():.3f} "
             f"| {time.monotonic() - began:.0f} |",
             flush=True,
