@@ -274,7 +274,7 @@ def _costs(ready: PlanReady, work: Work) -> tuple[tuple[GroupCosts, ...], KeptPl
 def _solution(ready: PlanReady, bed: Bed, groups: Sequence[GroupCosts], tool: str, names: Sequence[str]) -> Solution:
     fitting = {group.name: {one.stored_as for one in group.costs} & set(names) for group in groups}
     able = tuple(names) if all(fitting.values()) else (*names, LEFT)
-    found = chosen(bed, groups, able, ready.text.choosing, ready.aim, ready.config.score)
+    found = chosen(bed, groups, able, ready.text.choosing, ready.aim, ready.config.score, ready.config.draws)
     formats = found.choice.formats
     bits = found.choice.size / ready.weights
     judgement = None

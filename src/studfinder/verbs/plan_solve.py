@@ -14,6 +14,7 @@ from typing import Literal
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
 from studfinder.records import FormatCost, GroupCosts
+from studfinder.records.plan import KEEPS
 from studfinder.verbs.plan_measure import Bed, kls_of
 
 _DIFFER = 2.0
@@ -58,19 +59,26 @@ class Chosen:
 
 
 def chosen(
-    bed: Bed, groups: Sequence[GroupCosts], names: Sequence[str], windows: Sequence[Sequence[int]], aim: Aim, score: str
+    bed: Bed,
+    groups: Sequence[GroupCosts],
+    names: Sequence[str],
+    windows: Sequence[Sequence[int]],
+    aim: Aim,
+    score: str,
+    draws: int = 1,
 ) -> Chosen:
     """Choose a format for every group.
 
     Args:
         names: the formats that may be chosen.
         windows: the choosing text.
+        draws: of labels, with which costs were predicted.
         score: "gradient" measures nothing; "auto" corrects; "measured" has costs that were measured already.
 
     Raises:
         StudfinderError: nothing fits the budget.
     """
-    work = _Work(bed, groups, set(names), windows, aim)
+    work = _Work(bed, groups, set(names), windows, aim, draws)
     found = work.solved(Chosen(work.solve({})))
     if score == "gradient":
         return found
@@ -82,9 +90,17 @@ def chosen(
 
 class _Work:
     def __init__(
-        self, bed: Bed, groups: Sequence[GroupCosts], names: set[str], windows: Sequence[Sequence[int]], aim: Aim
+        self,
+        bed: Bed,
+        groups: Sequence[GroupCosts],
+        names: set[str],
+        windows: Sequence[Sequence[int]],
+        aim: Aim,
+        draws: int,
     ) -> None:
         self.bed, self.groups, self.windows, self.aim = bed, groups, windows, aim
+        self.noise = (2 / (len(windows) * draws)) ** 0.5  # of a mean of squares of sums that are about normal
+        self.every = {one.name: {c.stored_as: c for c in one.costs} for one in groups}
         self.costs = {one.name: {c.stored_as: c for c in one.costs if c.stored_as in names} for one in groups}
         self.sizes = {
             one.name: {c.stored_as: c.bits * one.weights for c in one.costs if c.stored_as in names} for one in groups
@@ -116,12 +132,11 @@ class _Work:
 
     def alone(self, found: Chosen) -> Chosen:
         """Groups whose two predictions differ, and whose cost counts, measured one at a time."""
-        doubtful = []
-        for group, name in found.choice.formats.items():
-            one = self.costs[group][name]
-            counts = one.kl > _MATTERS * found.choice.cost
-            if counts and one.together is not None and not 1 / _DIFFER < one.together / one.kl < _DIFFER:
-                doubtful.append(group)
+        doubtful = [
+            group
+            for group, name in found.choice.formats.items()
+            if self.costs[group][name].kl > _MATTERS * found.choice.cost and self._differs(group, name)
+        ]
         doubtful = sorted(doubtful, key=lambda group: -self._predicted(found, group))[:_MOST]
         if not doubtful:
             return found
@@ -135,6 +150,15 @@ class _Work:
             basis=found.basis | dict.fromkeys(factors, "measured"),
             notes=[*found.notes, *notes],
         )
+
+    def _differs(self, group: str, name: str) -> bool:
+        """Whether the two predictions of a group differ by more than the direction's own noise lets them; where numbers
+        are kept those of the same format without."""
+        one = self.every[group].get(name.partition(KEEPS)[0])
+        if one is None or one.together is None or not one.kl:
+            return False
+        ratio = one.together / one.kl
+        return ratio > _DIFFER * (1 + 2 * self.noise) or ratio < (1 - 2 * self.noise) / _DIFFER
 
     def _predicted(self, found: Chosen, group: str) -> float:
         return _kl(self.costs[group][found.choice.formats[group]])
