@@ -14,7 +14,7 @@ import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.scheme import Scheme, bits_per_weight, format_named, tile
+from studfinder.quantizers.scheme import Scheme, bits_per_weight, format_named
 from studfinder.quantizers.targets import Target
 from studfinder.records.plan import KEEPS
 
@@ -69,12 +69,11 @@ class WeightFormat:
 
     def holds(self, shapes: Iterable[torch.Size]) -> bool:
         """Whether its blocks fit matrices of these shapes."""
-        try:
-            for shape in shapes:
-                _ = self.scheme is None or tile(shape, self.scheme)
-        except StudfinderError:
-            return False
-        return True
+        scheme = self.scheme
+        if scheme is None or scheme.remainder == "block" or isinstance(scheme.block, str):
+            return True
+        height, width = scheme.block if isinstance(scheme.block, tuple) else (1, scheme.block)
+        return all(rows % height == 0 and cols % width == 0 for rows, cols in shapes)
 
 
 def weight_format(name: str) -> WeightFormat:
