@@ -19,6 +19,7 @@ from studfinder.runs import read as read
 from studfinder.sites import capture as capture
 from studfinder.verbs.load import load as load
 from studfinder.verbs.measure import measure as measure
+from studfinder.verbs.plan import plan as plan
 from studfinder.verbs.quantize import quantize as quantize
 from studfinder.verbs.scan import scan as scan
 from studfinder.verbs.train import train as train

@@ -17,6 +17,7 @@ from studfinder.records.findings import (
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.numbers import CensusCard, CensusPlace, Effect, OtherNumber, SuperWeight
+from studfinder.records.plan import FormatCost, GroupCosts, Plan, PlannedGroup, Rival, Sensitivity, Solution
 from studfinder.records.quantization import Quantization
 from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
@@ -40,6 +41,8 @@ __all__ = [
     "Effect",
     "Findings",
     "Format",
+    "FormatCost",
+    "GroupCosts",
     "Inputs",
     "Interval",
     "LeftOut",
@@ -49,6 +52,8 @@ __all__ = [
     "Measured",
     "ModelCard",
     "OtherNumber",
+    "Plan",
+    "PlannedGroup",
     "Plot",
     "Point",
     "PromptCard",
@@ -58,10 +63,13 @@ __all__ = [
     "Recipe",
     "RecipeGroup",
     "Result",
+    "Rival",
     "RunCard",
     "Scheme",
     "Scorecard",
+    "Sensitivity",
     "Series",
+    "Solution",
     "Summary",
     "SuperWeight",
     "Table",

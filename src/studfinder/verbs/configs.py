@@ -329,3 +329,51 @@ class ImatrixConfig(LoadConfig):
     progress: Progress = option(
         in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(OutConfig, LoadConfig):
+    """What a plan may cost, what it may be made of, and on which text it is chosen and judged."""
+
+    dtype: Any = option(
+        "float32",
+        line=str,
+        help="float32 (in 16 bits, small costs are noise), auto (the checkpoint's own), bfloat16 or float16.",
+        identity=False,
+    )
+    bits: float | None = option(
+        None, above=0, most=16, help="Bits a weight over the planned matrices, scales and kept numbers included."
+    )
+    size: str | None = option(None, help="Bytes of the whole file, e.g. 4GB, everything else in 16 bits.")
+    kl: float | None = option(None, above=0, help="The cheapest plan within this KL, nats per token.")
+    formats: Sequence[str] = option(
+        (), commas=True, help="Formats to choose from, with commas between.", otherwise="all that the tool takes"
+    )
+    skip: Sequence[str] = option((), help="A matrix that is left out of the plan; * matches (repeatable).")
+    tools: Sequence[str] = option(
+        (), flag="--for", help="A tool that is to read it, which restricts the formats: one solution each (repeatable)."
+    )
+    method: Literal["rtn"] = option("rtn", help="How weights are rounded: rtn.")
+    score: Literal["auto", "gradient", "measured"] = option(
+        "auto",
+        help="What decides: gradient, one backward pass; measured, the KL of every group in every format; auto, the "
+        "first, corrected by the second where it is not to be trusted.",
+    )
+    text: str | Path | None = option(
+        None,
+        line=str,
+        help="Text that chooses, and another part of it judges.",
+        otherwise="our prompts, and our proof text",
+    )
+    windows: int = option(24, least=1, help="Windows of --text that choose.")
+    judges: int = option(16, least=0, help="Windows of --text, or pieces of our proof text, that judge; 0 for none.")
+    length: int = option(256, least=2, help="Tokens of a window of --text.")
+    chat_template: bool = option(False, help="Put each text into the model's chat template, as what a user says.")
+    draws: int = option(1, least=1, help="Labels drawn at each token; each is a backward pass.")
+    findings: str | Path | None = option(
+        None, line=Path, help="A scan of this model, which tells why a matrix hurts.", identity=False
+    )
+    earlier: str | Path | None = option(
+        None, line=Path, flag="--from", help="An earlier plan's run: its costs, so that nothing is predicted anew."
+    )
+    seed: int = option(0, help="For what is drawn at random.")
