@@ -13,10 +13,12 @@ from studfinder.measures import Scores as Scores
 from studfinder.models import LM as LM
 from studfinder.quantizers import keep as keep
 from studfinder.quantizers import quantized as quantized
+from studfinder.records import Diagnosis as Diagnosis
 from studfinder.records import Findings as Findings
 from studfinder.records import Scorecard as Scorecard
 from studfinder.runs import read as read
 from studfinder.sites import capture as capture
+from studfinder.verbs.diagnose import diagnose as diagnose
 from studfinder.verbs.load import load as load
 from studfinder.verbs.measure import measure as measure
 from studfinder.verbs.quantize import quantize as quantize

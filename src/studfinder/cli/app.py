@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from studfinder.cli import anatomy, env, experiment, ls, measure, quantize, report, scan, train
+from studfinder.cli import anatomy, diagnose, env, experiment, ls, measure, quantize, report, scan, train
 from studfinder.cli.process import INTERRUPTED
 from studfinder.errors import StudfinderError, known
 from studfinder.visible import say
@@ -68,6 +68,7 @@ app.command("anatomy", epilog=anatomy.EXAMPLES)(_bounded(anatomy.command))
 app.command("measure", epilog=measure.EXAMPLES)(_bounded(measure.command))
 app.command("experiment", epilog=experiment.EXAMPLES, **experiment.OWN_OPTIONS)(_bounded(experiment.command))
 app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
+app.command("diagnose", epilog=diagnose.EXAMPLES)(_bounded(diagnose.command))
 app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
 app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))
 app.command("ls")(_bounded(ls.command))

@@ -136,6 +136,28 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     seed: int = option(0, help="For what is drawn at random.")
 
 
+_FAIL_IF = 'End with 1 if this holds, e.g. "kl>0.1", "kl.high>0.1" or {} (repeatable).'
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(OutConfig, ReadConfig):
+    """What `diagnose` holds a checkpoint against, and on which text."""
+
+    against: Any = option(
+        None, line=str, help="What it was made from.", otherwise="what its card or config names", identity=False
+    )
+    text: str = option("proof", help="The text that is read: proof, wikitext2, c4, a file or a data set of the hub.")
+    window: int = option(256, least=8, help="Tokens of a window.")
+    limit: int = option(8, least=1, help="Windows.")
+    outputs: _Given | None = option(
+        None,
+        line=Path,
+        help='An engine\'s log-probabilities of prompts: JSON lines {"token_ids": [...], "logprobs": [...]}.',
+        identity=False,
+    )
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("ill"), identity=False)
+
+
 @dataclass(frozen=True)
 class QuantizeConfig(LoadConfig):
     """How `quantize` rounds, and what survives."""
