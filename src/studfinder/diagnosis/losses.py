@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from studfinder.edits import parameter_places
-from studfinder.measures.divergence import Clean
+from studfinder.measures.divergence import Clean, likeliest
 from studfinder.measures.effects import batched
 from studfinder.models import LM
 from studfinder.passes import Ends, Stream, carry
@@ -104,20 +104,10 @@ def _take(found: Losses, was: Ends, now: Ends) -> None:
         found.kl_WT[at], found.made_nll_WT[at] = kl_T.cpu().numpy(), nll_T.cpu().numpy()
         found.back_WT[at] = other.against(was.pieces(rows))[0].cpu().numpy()
         found.nll_WT[at] = clean.nll_T.cpu().numpy()
-        found.agree_WT[at] = (_likeliest(was.pieces(rows)) == _likeliest(now.pieces(rows))).float().cpu().numpy()
+        found.agree_WT[at] = (likeliest(was.pieces(rows)) == likeliest(now.pieces(rows))).float().cpu().numpy()
         for stream in range(len(now.changed)):
             kl_T, _ = clean.against(now.pieces(rows, stream=stream))
             np.add.at(found.restored_SW[stream], at[0], kl_T.double().cpu().numpy())
-
-
-def _likeliest(pieces: Any) -> torch.Tensor:
-    tops, first = [], 0
-    for piece in pieces:
-        value_T, place_T = piece.float().max(dim=-1)
-        tops.append((value_T, place_T + first))
-        first += piece.shape[-1]
-    best_T = torch.stack([value_T for value_T, _ in tops]).argmax(dim=0)
-    return torch.stack([place_T for _, place_T in tops]).gather(0, best_T[None])[0]
 
 
 def _put_back(lm: LM, part: Mapping[str, torch.Tensor]) -> Stream:

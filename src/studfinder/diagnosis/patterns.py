@@ -192,8 +192,13 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
     for what, size in (("columns", by_column), ("rows", by_row)):
         places = list(_standing_out(size))
         if places:
-            times = float(size[places].median() / size[size > 0].median())
-            words = f"{_named(what, places)} are {times:.1f} times as wrong as the others"
+            rest = size.clone()
+            rest[places] = 0
+            usual = float(rest[rest > 0].median()) if rest.any() else 0.0
+            more = (
+                f"{float(size[places].median()) / usual:.1f} times as wrong as the others" if usual else "alone wrong"
+            )
+            words = f"{_named(what, places)} are {more}"
             rows, cols = (tuple(places), ()) if what == "rows" else ((), tuple(places))
             return Pattern(what, words, error, rows, cols)
     return None
@@ -201,6 +206,9 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
 
 def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
     positive = size_N > 0
+    if int(positive.sum()) * 2 <= len(size_N):  # the others are as they were
+        yield from positive.nonzero()[:, 0].tolist()
+        return
     if int(positive.sum()) < 8:
         return
     logs = size_N.clamp_min(1e-30).log()

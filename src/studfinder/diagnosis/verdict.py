@@ -40,7 +40,7 @@ def verdict_of(
     computing = [one for one in settings if one.computes]
     if computing and settings_kl is not None and settings_kl.value > max(FLOOR, kl.value / 2):
         return _setting(computing[0], f"with all weights put back a KL of {settings_kl.value:.3g} is left")
-    broken = [part for part in parts if part.breaks and _wins(part)]
+    broken = [part for part in parts if part.breaks and _counts(part)]
     if broken:
         return _broken(broken, kl, original)
     if computing and settings_kl is not None and settings_kl.low > 0:
@@ -60,8 +60,10 @@ def verdict_of(
     return _healthy(parts, kl)
 
 
-def _wins(part: PartDiagnosis) -> bool:
-    return part.won is None or part.won.low > 0 or part.pattern == "not finite"
+def _counts(part: PartDiagnosis) -> bool:
+    """Whether a part that breaks counts: putting it back alone does no harm, as it would where the inverse of a change
+    is folded into another part."""
+    return part.won is None or not part.won.high < 0
 
 
 def _setting(one: SettingDiagnosis, why: str) -> Verdict:

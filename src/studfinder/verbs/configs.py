@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from studfinder.training import ToyTask
 
 _Given = str | os.PathLike[str]
+_FAIL_IF = 'End with 1 if this holds, e.g. "kl>0.1", "kl.high>0.1" or {} (repeatable).'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +135,7 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     against: Any = option(None, line=str, help="Another model as the baseline.")
     limit: int | None = option(None, least=1, help="At most so many items of each measure.")
     seed: int = option(0, help="For what is drawn at random.")
-
-
-_FAIL_IF = 'End with 1 if this holds, e.g. "kl>0.1", "kl.high>0.1" or {} (repeatable).'
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("worse"), identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,9 +113,11 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
     made, original, config = plan.made, plan.original, plan.config
     name, windows = windows_of(original, config.text, window=config.window, limit=config.limit)
     progress = config.progress
-    found = parts_that_differ(
-        original, made, advance=lambda share: progress("comparing weights", int(share * 100), 100)
-    )
+
+    def compared(share: float) -> None:
+        progress("comparing weights", int(share * 100), 100)
+
+    found = parts_that_differ(original, made, advance=compared)
     settings = [SettingDiagnosis(**asdict(one)) for one in settings_that_differ(original, made)]
     was = dict(original.model.named_parameters())
     whole = {name: was[name].detach() for part in found for name in part.parameters}
