@@ -9,8 +9,8 @@ _ARCHITECTURES = {
     "mistral": "llama",
     "mixtral": "llama",
     "cohere": "command-r",
-    "gpt_neox": "gptneox",
-    "llama4_text": "llama4",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }
 """Types of Hugging Face that are called otherwise in GGUF, beside what differs in signs alone."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")

@@ -15,6 +15,7 @@ class NamedMatrix:
 
     Attributes:
         module: the Hugging Face module; of an expert that of its matrix kept apart.
+        stacked: the live module that has it, where transformers stacks it with others: experts.
         checkpoint: its module's name in the checkpoint's files, where that is another.
         fused: what vLLM calls the matrix that it becomes a part of; the module's own name where it is fused with none.
         group: the fused group; "" outside the blocks.
@@ -24,6 +25,7 @@ class NamedMatrix:
     """
 
     module: str
+    stacked: str = ""
     checkpoint: str = ""
     fused: str = ""
     group: str = ""
@@ -34,7 +36,8 @@ class NamedMatrix:
     def names(self) -> Iterator[tuple[str, str]]:
         """(kind of name, name), its own first, each name once."""
         seen: set[str] = set()
-        for kind, name in (("module", self.module), ("checkpoint", self.checkpoint), ("fused", self.fused)):
+        for kind in ("module", "stacked", "checkpoint", "fused"):
+            name = getattr(self, kind)
             if name and name not in seen:
                 seen.add(name)
                 yield kind, name
