@@ -48,7 +48,7 @@ def test_what_is_written_means_the_same_matrices_and_formats(kind, tool, tmp_pat
     assert found.unmatched == ()
     assert found.split == {}
     assert found.good
-    assert len(set(meant[m.module] for m in grouped)) == len({spelled(name) for name in FORMATS[tool]})
+    assert len({meant[m.module] for m in grouped}) == len({spelled(name) for name in FORMATS[tool]})
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -166,7 +166,7 @@ def _numbers(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | No
         flat = one.abs().flatten()
         for place in flat.topk(min(_LARGEST, len(flat))).indices.tolist():
             row, col = divmod(place, was.shape[1])
-            if off[row, col] > _LOST * flat[place] and off[row, col] > 4 * usual:
+            if off[row, col] > _LOST * flat[place] and off[row, col] > 8 * usual:
                 lost.append((row, col))
     lost = sorted(set(lost), key=lambda at: -float(off[at]))
     if not lost:

@@ -145,7 +145,9 @@ class DiagnoseConfig(OutConfig, ReadConfig):
     against: Any = option(
         None, line=str, help="What it was made from.", otherwise="what its card or config names", identity=False
     )
-    text: str = option("proof", help="The text that is read: proof, wikitext2, c4, a file or a data set of the hub.")
+    text: str | Path = option(
+        "proof", line=str, help="The text that is read: proof, wikitext2, c4, a file or a data set of the hub."
+    )
     window: int = option(256, least=8, help="Tokens of a window.")
     limit: int = option(8, least=1, help="Windows.")
     outputs: _Given | None = option(
