@@ -150,6 +150,9 @@ class DiagnoseConfig(OutConfig, ReadConfig):
     )
     window: int = option(256, least=8, help="Tokens of a window.")
     limit: int = option(8, least=1, help="Windows.")
+    most: int = option(
+        32, least=1, help="Parts that are put back, each alone: broken ones first, then those of the worst blocks."
+    )
     outputs: _Given | None = option(
         None,
         line=Path,

@@ -120,8 +120,10 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
     found = parts_that_differ(original, made, advance=compared)
     settings = [SettingDiagnosis(**asdict(one)) for one in settings_that_differ(original, made)]
     was = dict(original.model.named_parameters())
+    blocks = block_errors(original, made, windows[:4])
+    found = _likeliest_first(found, {block.layer: block.injected for block in blocks})
     whole = {name: was[name].detach() for part in found for name in part.parameters}
-    alone = [{name: was[name].detach() for name in part.parameters} for part in found]
+    alone = [{name: was[name].detach() for name in part.parameters} for part in found[: config.most]]
     done = 0.0
 
     def advance(share: float) -> None:
@@ -131,8 +133,8 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
 
     losses = losses_of(original, made, windows, [*alone, *([whole] if whole else [])], advance=advance)
     kl = losses.per_token(losses.kl_WT)
-    parts = _parts(found, losses, kl)
-    settings_kl = losses.left(len(found)) if whole else kl
+    parts = _parts(found, losses, kl, len(alone))
+    settings_kl = losses.left(len(alone)) if whole else kl
     engine = None if plan.outputs is None else engine_beside(made, *plan.outputs)
     verdict = verdict_of(kl, settings_kl, parts, settings, engine, original.source.id)
     return Diagnosis(
@@ -151,7 +153,7 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
         settings_kl=settings_kl,
         by_position=_by_position(losses.kl_WT),
         parts=tuple(parts),
-        blocks=tuple(BlockDiagnosis(**vars(one)) for one in block_errors(original, made, windows[:4])),
+        blocks=tuple(BlockDiagnosis(**vars(one)) for one in blocks),
         worst=tuple(_worst(original, losses.kl_WT, windows)),
         settings=tuple(settings),
         engine=engine,
@@ -179,11 +181,22 @@ def gate_values(found: Diagnosis) -> dict[str, Interval | bool]:
     }
 
 
-def _parts(found: Sequence[DiffersPart], losses: Losses, kl: Interval) -> list[PartDiagnosis]:
+def _likeliest_first(found: Sequence[DiffersPart], injected: dict[int, float]) -> list[DiffersPart]:
+    """What breaks first, then what lies outside the blocks, then by what its block does wrong."""
+
+    def order(part: DiffersPart) -> tuple[bool, float]:
+        assert part.worst is not None
+        outside = part.layer is None or part.layer not in injected
+        return not part.worst[0].breaks, -float("inf") if outside else -injected[part.layer or 0]
+
+    return sorted(found, key=order)
+
+
+def _parts(found: Sequence[DiffersPart], losses: Losses, kl: Interval, tried: int) -> list[PartDiagnosis]:
     made = []
     for number, part in enumerate(found):
         assert part.worst is not None
-        (pattern, matrix), won = part.worst, losses.won(number)
+        (pattern, matrix), won = part.worst, losses.won(number) if number < tried else None
         words = (
             pattern.words if len(part.parameters) == 1 and matrix in part.parameters else f"{matrix}: {pattern.words}"
         )
@@ -197,7 +210,7 @@ def _parts(found: Sequence[DiffersPart], losses: Losses, kl: Interval) -> list[P
                 breaks=pattern.breaks,
                 error=pattern.error,
                 won=won,
-                share=won.value / kl.value if kl.value > 0 else None,
+                share=won.value / kl.value if won is not None and kl.value > 0 else None,
             )
         )
     return sorted(made, key=lambda part: -(part.won.value if part.won else 0.0))
