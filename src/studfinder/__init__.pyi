@@ -13,7 +13,6 @@ from studfinder.measures import Scores as Scores
 from studfinder.models import LM as LM
 from studfinder.quantizers import keep as keep
 from studfinder.quantizers import quantized as quantized
-from studfinder.records import Diagnosis as Diagnosis
 from studfinder.records import Findings as Findings
 from studfinder.records import Scorecard as Scorecard
 from studfinder.runs import read as read

@@ -32,7 +32,7 @@ _IDENTITY = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id"
 
 
 @dataclass(frozen=True)
-class Setting:
+class DiffersSetting:
     """A setting that differs.
 
     Attributes:
@@ -52,7 +52,7 @@ class Setting:
         return f"{self.name} was {self.was} and is {self.is_now}: {self.about}"
 
 
-def settings_that_differ(original: LM, made: LM) -> list[Setting]:
+def settings_that_differ(original: LM, made: LM) -> list[DiffersSetting]:
     """What differs, what computes first."""
     return [*_config(original, made), *_tied(original, made), *_tokens(original, made)]
 
@@ -63,7 +63,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def _config(original: LM, made: LM) -> list[Setting]:
+def _config(original: LM, made: LM) -> list[DiffersSetting]:
     was, now = (_flat(lm.model.config.get_text_config(decoder=True).to_dict()) for lm in (original, made))
     found = []
     for name in sorted(was.keys() | now.keys()):
@@ -72,7 +72,7 @@ def _config(original: LM, made: LM) -> list[Setting]:
         about = next((words for part, words in _COMPUTES.items() if part in name), "")
         if about or name in _IDENTITY:
             found.append(
-                Setting(
+                DiffersSetting(
                     name=name,
                     was=_brief(was.get(name)),
                     is_now=_brief(now.get(name)),
@@ -83,7 +83,7 @@ def _config(original: LM, made: LM) -> list[Setting]:
     return sorted(found, key=lambda one: not one.computes)
 
 
-def _tied(original: LM, made: LM) -> list[Setting]:
+def _tied(original: LM, made: LM) -> list[DiffersSetting]:
     def tied(lm: LM) -> bool:
         head, embedding = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
         return head is not None and getattr(head, "weight", None) is embedding.weight
@@ -92,15 +92,17 @@ def _tied(original: LM, made: LM) -> list[Setting]:
         return []
     words = {True: "the embedding itself", False: "a matrix of its own"}
     was, now = words[tied(original)], words[tied(made)]
-    return [Setting(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
+    return [DiffersSetting(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
 
 
-def _tokens(original: LM, made: LM) -> list[Setting]:
+def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
     one, other = original.tokenizer, made.tokenizer
     if one is None or other is None:
         if one is None or other is one:
             return []
-        return [Setting(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)]
+        return [
+            DiffersSetting(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)
+        ]
     found = []
     text = proof_text()[0].text[:400]
     was, now = one(text)["input_ids"], other(text)["input_ids"]
@@ -108,7 +110,7 @@ def _tokens(original: LM, made: LM) -> list[Setting]:
     if plain != plain_now:
         at = next((n for n, (a, b) in enumerate(zip(plain, plain_now, strict=False)) if a != b), 0)
         found.append(
-            Setting(
+            DiffersSetting(
                 name="tokenizer",
                 was=f"token {plain[at]} at {at}",
                 is_now=f"token {plain_now[at] if at < len(plain_now) else 'none'}",
@@ -119,7 +121,7 @@ def _tokens(original: LM, made: LM) -> list[Setting]:
     elif was != now:
         what = "BOS" if was[:1] != now[:1] else "the special tokens around a text"
         found.append(
-            Setting(
+            DiffersSetting(
                 name=what,
                 was=f"a text begins with {was[:1]}",
                 is_now=f"with {now[:1]}",
@@ -131,7 +133,9 @@ def _tokens(original: LM, made: LM) -> list[Setting]:
     if templates[0] != templates[1]:
         was_, now_ = (("missing" if not each else f"{len(str(each)):,} characters") for each in templates)
         found.append(
-            Setting(name="chat template", was=was_, is_now=now_, about="how a conversation is put", computes=False)
+            DiffersSetting(
+                name="chat template", was=was_, is_now=now_, about="how a conversation is put", computes=False
+            )
         )
     return found
 

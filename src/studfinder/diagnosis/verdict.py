@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from studfinder.records import Interval
 from studfinder.records.diagnosis import EngineDiagnosis, PartDiagnosis, SettingDiagnosis
 
-FLOOR = 0.01
+HARMLESS = 0.01
 """Nats per token: a KL below it is no harm."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CauseFound:
     """`cause` is a kind, `culprit` a name; both are empty where nothing is wrong that rounding does not do."""
 
     cause: str
@@ -27,18 +27,18 @@ class Verdict:
         return bool(self.cause)
 
 
-def verdict_of(
+def cause_of(
     kl: Interval,
     settings_kl: Interval | None,
     parts: Sequence[PartDiagnosis],
     settings: Sequence[SettingDiagnosis],
     engine: EngineDiagnosis | None,
     original: str,
-) -> Verdict:
+) -> CauseFound:
     """The first cause: a setting that does most of the harm, then the broken part that does, then other settings,
     then an engine that says something else than the weights."""
     computing = [one for one in settings if one.computes]
-    if computing and settings_kl is not None and settings_kl.value > max(FLOOR, kl.value / 2):
+    if computing and settings_kl is not None and settings_kl.value > max(HARMLESS, kl.value / 2):
         return _setting(computing[0], f"with all weights put back a KL of {settings_kl.value:.3g} is left")
     broken = [part for part in parts if part.breaks and _counts(part)]
     if broken:
@@ -50,7 +50,7 @@ def verdict_of(
         return _setting(rest[0], "the weights alone do not show what that costs")
     if engine is not None and not engine.agrees:
         where = f"from position {engine.begins} on" if engine.begins is not None else "here and there"
-        return Verdict(
+        return CauseFound(
             "engine",
             "engine",
             f"The weights are not the cause: the engine's log-probabilities differ from theirs {where} "
@@ -66,8 +66,8 @@ def _counts(part: PartDiagnosis) -> bool:
     return part.won is None or not part.won.high < 0
 
 
-def _setting(one: SettingDiagnosis, why: str) -> Verdict:
-    return Verdict(
+def _setting(one: SettingDiagnosis, why: str) -> CauseFound:
+    return CauseFound(
         "setting",
         one.name,
         f"A setting is the cause: {one.name} was {one.was} and is {one.is_now} ({one.about}); {why}.",
@@ -75,11 +75,11 @@ def _setting(one: SettingDiagnosis, why: str) -> Verdict:
     )
 
 
-def _broken(broken: Sequence[PartDiagnosis], kl: Interval, original: str) -> Verdict:
+def _broken(broken: Sequence[PartDiagnosis], kl: Interval, original: str) -> CauseFound:
     first = max(broken, key=lambda part: float("inf") if part.won is None else part.won.value)
     share = "" if first.share is None else f" carries {min(first.share, 1):.0%} of the loss"
     more = f"; {len(broken) - 1} more parts are broken" if len(broken) > 1 else ""
-    return Verdict(
+    return CauseFound(
         first.pattern,
         first.name,
         f"{first.name}{share or ' is broken'}: {first.words}{more}.",
@@ -87,15 +87,15 @@ def _broken(broken: Sequence[PartDiagnosis], kl: Interval, original: str) -> Ver
     )
 
 
-def _healthy(parts: Sequence[PartDiagnosis], kl: Interval) -> Verdict:
+def _healthy(parts: Sequence[PartDiagnosis], kl: Interval) -> CauseFound:
     if not parts:
-        return Verdict("", "", "Nothing differs: the two models are the same.", "")
+        return CauseFound("", "", "Nothing differs: the two models are the same.", "")
     ranked = [part for part in parts if part.won is not None and part.won.low > 0]
     cost = f"a KL of {kl.value:.3g} nats per token"
     if not ranked:
-        return Verdict("", "", f"Nothing is broken: rounding costs {cost}, spread over all parts.", "")
+        return CauseFound("", "", f"Nothing is broken: rounding costs {cost}, spread over all parts.", "")
     first = ranked[0]
-    return Verdict(
+    return CauseFound(
         "",
         "",
         f"Nothing is broken: rounding costs {cost}, most of it in {first.name}, which carries {first.share or 0:.0%}.",

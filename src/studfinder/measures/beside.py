@@ -11,11 +11,11 @@ BESIDE = ("kl", "agreement")
 """Measures that need a baseline."""
 
 
-def kl(lm: Any, text: str = "proof", **_options: Any) -> Scores:
+def kl_beside(lm: Any, text: str = "proof", **_options: Any) -> Scores:
     """KL(baseline || model) in nats per token. Raises StudfinderError: one model alone has none."""
-    raise NotApplicable("kl holds a model against another", do="Give a baseline: --against, or an --edit")
+    raise NotApplicable("kl holds a model against another, and there is none", expected="a baseline")
 
 
-def agreement(lm: Any, text: str = "proof", **_options: Any) -> Scores:
+def agreement_beside(lm: Any, text: str = "proof", **_options: Any) -> Scores:
     """How often both find the same token likeliest. Raises StudfinderError: one model alone has none."""
-    raise NotApplicable("agreement holds a model against another", do="Give a baseline: --against, or an --edit")
+    raise NotApplicable("agreement holds a model against another, and there is none", expected="a baseline")

@@ -16,7 +16,7 @@ from studfinder.diagnosis.losses import Losses, losses_of
 from studfinder.diagnosis.outputs import engine_beside, engine_outputs
 from studfinder.diagnosis.parts import DiffersPart, parts_that_differ
 from studfinder.diagnosis.settings import settings_that_differ
-from studfinder.diagnosis.verdict import verdict_of
+from studfinder.diagnosis.verdict import cause_of
 from studfinder.measures.perplexity import windows_of
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.models.original import original_named
@@ -136,7 +136,7 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
     parts = _parts(found, losses, kl, len(alone))
     settings_kl = losses.left(len(alone)) if whole else kl
     engine = None if plan.outputs is None else engine_beside(made, *plan.outputs)
-    verdict = verdict_of(kl, settings_kl, parts, settings, engine, original.source.id)
+    verdict = cause_of(kl, settings_kl, parts, settings, engine, original.source.id)
     return Diagnosis(
         model=model_card(made, plan.settings["model_hash"]),
         original=model_card(original, plan.settings["against_hash"]),
