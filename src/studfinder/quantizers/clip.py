@@ -19,7 +19,7 @@ class Clip(Config):
         steps: how many candidates, evenly spaced from 1 downwards.
         lowest: the smallest factor.
         norm: the exponent of the error |w - q|^norm. A smaller one clips more of what stands out.
-        weight: the exponent of the |w| by which an entry's error counts. With 0 all count alike, as in GPTQ's own search
+        weight: the exponent of the |w| by which an error counts. With 0 all count alike, as in GPTQ's own search
             (IST-DASLab `quant.py`: norm 2.4, 80 factors down to 0.2), which clips the few large numbers that carry a
             model; llama.cpp counts by w^2.
     """

@@ -2,6 +2,7 @@
 
 from studfinder.records.chart import Chart, Plot, Point, Series, line, point
 from studfinder.records.claims import Claim, ClaimResult, Decision
+from studfinder.records.diagnosis import Diagnosis
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -38,6 +39,7 @@ __all__ = [
     "Comparison",
     "Continuation",
     "Decision",
+    "Diagnosis",
     "Effect",
     "Findings",
     "Format",

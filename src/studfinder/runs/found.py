@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from studfinder.errors import StudfinderError
 from studfinder.records import (
+    Diagnosis,
     Findings,
     Plan,
     Quantization,
@@ -30,6 +31,7 @@ _FILES: dict[type, str] = {
     Recipe: "recipe.json",
     Plan: "plan.json",
     Sensitivity: "sensitivity.json",
+    Diagnosis: "diagnosis.json",
 }
 """The records, and how the file is called that holds one."""
 
@@ -40,12 +42,12 @@ RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignor
 @overload
 def read(
     path: str | os.PathLike[str],
-) -> Findings | Scorecard | Result | Training | Quantization | Recipe | Plan | Sensitivity: ...
+) -> Findings | Scorecard | Result | Training | Quantization | Recipe | Plan | Sensitivity | Diagnosis: ...
 @overload
 def read(path: str | os.PathLike[str], kind: type[Record]) -> Record: ...
 def read(path: str | os.PathLike[str], kind: type | None = None) -> Any:
     """Read what a run wrote: findings, a scorecard, an experiment's result, a training, a quantisation's card,
-    a recipe, a plan and the sensitivities it was made from.
+    a recipe, a plan and the sensitivities it was made from, a diagnosis.
 
     Args:
         path: a run folder, or the record itself.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from studfinder.training import ToyTask
 
 _Given = str | os.PathLike[str]
+_FAIL_IF = 'End with 1 if this holds, e.g. "kl>0.1", "kl.high>0.1" or {} (repeatable).'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,31 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     against: Any = option(None, line=str, help="Another model as the baseline.")
     limit: int | None = option(None, least=1, help="At most so many items of each measure.")
     seed: int = option(0, help="For what is drawn at random.")
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("worse"), identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(OutConfig, ReadConfig):
+    """What `diagnose` holds a checkpoint against, and on which text."""
+
+    against: Any = option(
+        None, line=str, help="What it was made from.", otherwise="what its card or config names", identity=False
+    )
+    text: str | Path = option(
+        "proof", line=str, help="The text that is read: proof, wikitext2, c4, a file or a data set of the hub."
+    )
+    window: int = option(256, least=8, help="Tokens of a window.")
+    limit: int = option(8, least=1, help="Windows.")
+    most: int = option(
+        32, least=1, help="Parts that are put back, each alone: broken ones first, then those of the worst blocks."
+    )
+    outputs: _Given | None = option(
+        None,
+        line=Path,
+        help='An engine\'s log-probabilities of prompts: JSON lines {"token_ids": [...], "logprobs": [...]}.',
+        identity=False,
+    )
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("ill"), identity=False)
 
 
 @dataclass(frozen=True)
@@ -162,7 +188,10 @@ class QuantizeConfig(LoadConfig):
     zero: Literal["integer", "none", "float"] | None = option(
         None, help="Zero point: integer, none or float.", otherwise="integer"
     )
-    clip: bool = option(True, help="Search the range of each block (rtn).")
+    clip: bool = option(
+        False,
+        help="Search the range of each block (rtn): helps nvfp4 and fp8, may help or hurt elsewhere; see docs.",
+    )
     keep: Any = option(
         (),
         line=list[Path],
