@@ -21,8 +21,9 @@ from studfinder.quantizers.export import meant_module
 from studfinder.quantizers.targets import by_fused
 from studfinder.records import Recipe, RecipeGroup, to_json
 from studfinder.records.scheme import format_named
+from studfinder.verbs.plan import plan
 from studfinder.verbs.quantize import quantize
-from tiny import tiny, token_ids
+from tiny import tiny, token_ids, tokenizer
 
 FORMATS = ("int4-channel", "int5-channel", "int8-channel", "fp8", "fp8+fp8", "int8-channel+int8", "16")
 
@@ -171,15 +172,36 @@ def test_what_a_recipe_does_not_name_stays_as_it_is(tmp_path):
 
 def test_what_plain_transformers_cannot_read_of_several_schemes_is_refused_before_any_work(tmp_path):
     lm = load(built("mixtral"))
-    recipe = drawn(lm, 5, ("int4-channel", "fp8"))
-    mixed = replace(
-        recipe, groups=tuple(replace(g, stored_as=("fp8", "int4-channel")[i % 2]) for i, g in enumerate(recipe.groups))
-    )
+    recipe = drawn(lm, 5, ("int4-channel", "int5-channel"))
+    said = [("int5-channel", "int4-channel")[number % 2] for number in range(len(recipe.groups))]
+    groups = tuple(replace(one, stored_as=stored) for one, stored in zip(recipe.groups, said, strict=True))
+    mixed = replace(recipe, groups=groups)
     with pytest.raises(StudfinderError, match="experts of one scheme"):
-        quantize(lm, plan=mixed, out=tmp_path / "out")
+        quantize(lm, plan=mixed, format="pack-quantized", out=tmp_path / "out")
+    zeros = drawn(lm, 5, ("int4-channel-zero", "int5-channel-zero"))
     with pytest.raises(StudfinderError, match="packed zero points"):
-        quantize(lm, plan=drawn(lm, 5, ("int4-channel-zero", "fp8")), out=tmp_path / "out")
+        quantize(lm, plan=zeros, format="pack-quantized", out=tmp_path / "out")
+    done = quantize(lm, plan=zeros, out=tmp_path / "dense")
+    assert done.stored_as == "dense"
+    assert any("packed zero points" in note for note in done.notes)
     lm = load(built("mamba"))  # reads its weights without its modules' forward
     with pytest.raises(StudfinderError, match="these have several"):
         quantize(lm, plan=drawn(lm, 1, ("int4-channel", "fp8")), out=tmp_path / "out")
     quantize(lm, plan=drawn(lm, 1, ("int4-channel", "fp8")), format="dense", out=tmp_path / "out")
+
+
+def test_a_plan_is_carried_out_with_the_numbers_that_it_keeps(tmp_path):
+    tiny("llama").model.to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    source = tmp_path / "m"
+    lm = load(source, dtype="float32")
+    formats = ("int4-channel-keep1%", "int4-channel", "int8-channel", "16")
+    made = plan(lm, bits=6, formats=formats, judges=0, out=tmp_path / "plan")
+    assert any("keep" in group.stored_as for group in made.solution().groups)
+    done = quantize(source, plan=tmp_path / "plan", out=tmp_path / "out")
+    assert done.bits == pytest.approx(made.solution().bits, rel=1e-6)
+    assert done.stored_as == "dense"
+    assert any("place for the numbers" in note for note in done.notes)
+    assert any("held out" in line for line in done.kept)
+    with pytest.raises(StudfinderError, match="the run's folder"):
+        quantize(source, plan=made, out=tmp_path / "other")

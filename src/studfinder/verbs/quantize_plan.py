@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from studfinder.quantizers.apply import bench_for, prepared
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, unkept
+from studfinder.quantizers.sensitivity import mask_of
 from studfinder.quantizers.source import Files, open_files
 from studfinder.quantizers.storage import Storage, format_of
 from studfinder.quantizers.targets import targets
@@ -46,7 +47,7 @@ from studfinder.report.words import count
 from studfinder.runs import check_place, read
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
-from studfinder.verbs.quantize_recipe import alike, assigned, check_readable, recipe_given, rounding_of
+from studfinder.verbs.quantize_recipe import Assigned, alike, assigned, recipe_given, rounding_of, unreadable
 
 _GROUPS = (128, 64, 32)
 
@@ -89,6 +90,7 @@ class QuantizePlan(Presented):
         transforms: changes before rounding.
         recipe: the format of each fused group, where they differ.
         inputs: how what enters every matrix is rounded, where the scheme says so.
+        kept: single numbers that the plan keeps, as flat indices (out, in) by parameter name.
     """
 
     model: str
@@ -101,6 +103,7 @@ class QuantizePlan(Presented):
     transforms: tuple[Any, ...]
     recipe: Recipe | None = None
     inputs: Inputs | None = None
+    kept: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
@@ -118,7 +121,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     lm, files = opened or (load_as(model, config), None)
     shapes, dtype, experts = shapes_of(lm, files)
     method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
-    recipe = None if config.plan is None else recipe_given(config.plan)
+    recipe, kept = (None, {}) if config.plan is None else recipe_given(config.plan)
     inputs = None
     if isinstance(config.scheme, str):
         inputs = format_named(config.scheme).inputs
@@ -126,7 +129,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
         method, inputs = replace(method, activations=rounding_of(inputs)), None  # type: ignore[type-var]
     format = "as the plan says" if recipe else stored_as(method, config.format, dtype, inputs=inputs).format
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, lm, files, config, method, format, keep, changes, recipe, inputs)
+    return QuantizePlan(name, lm, files, config, method, format, keep, changes, recipe, inputs, kept)
 
 
 def forecast(plan: QuantizePlan) -> list[str]:
@@ -266,6 +269,39 @@ def stored_as(
     return Storage(scheme=scheme, format=format, inputs=None if format == "dense" else inputs)
 
 
+def _stored(
+    plan: QuantizePlan, lm: LM, found: Sequence[Target], said_of: Assigned
+) -> tuple[dict[str, Storage], list[str]]:
+    """How every matrix that is rounded is stored, by parameter name, and what is said of it. Where nothing was asked
+    for, what plain transformers could not read is stored dense."""
+
+    def layout(format: str) -> dict[str, Storage]:
+        return {
+            target.name: stored_as(
+                plan.method,
+                format,
+                lm.dtype,
+                found,
+                scheme=said_of.schemes.get(target.name),
+                inputs=said_of.inputs.get(target.name),
+            )
+            for target in found
+            if target.name not in said_of.left
+        }
+
+    asked = plan.config.format
+    made = layout(asked)
+    if not made:
+        raise StudfinderError("the plan leaves every matrix as it is", expected="at least one matrix to quantise")
+    if asked != "auto" or plan.recipe is None:
+        return made, []
+    why = (
+        "compressed-tensors has no place for the numbers that the plan keeps" if plan.kept else unreadable(found, made)
+    )
+    said = "the checkpoint is dense: it holds the rounded weights in 16 bits, since"
+    return (layout("dense"), [f"{said} {why}"]) if why and plan.config.verify else (made, [])
+
+
 def laid_out(plan: QuantizePlan) -> LaidOut:
     """What the plan comes to on the model: in memory; without its numbers where its files are gone through; mapped from
     them where numbers are kept, since findings are held against the weights."""
@@ -278,20 +314,8 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     scale = str(lm.dtype).removeprefix("torch.")
     said_of = alike(found, plan.inputs) if plan.recipe is None else assigned(lm, plan.recipe, found, scale)
     notes = [*plan.lm.source.notes, *unkept(plan.keep), *said_of.notes]
-    layout = {
-        target.name: stored_as(
-            method,
-            config.format,
-            lm.dtype,
-            found,
-            scheme=said_of.schemes.get(target.name),
-            inputs=said_of.inputs.get(target.name),
-        )
-        for target in found
-        if target.name not in said_of.left
-    }
-    if not layout:
-        raise StudfinderError("the plan leaves every matrix as it is", expected="at least one matrix to quantise")
+    layout, said = _stored(plan, lm, found, said_of)
+    notes += said
     format = format_of(layout.values())
     rounded = said_of.inputs if format != "dense" else {}
     if format == "dense" and (hasattr(method, "weights_only") or said_of.inputs):
@@ -316,14 +340,22 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
         progress=config.progress,
     )
     bench.numbers = format == "dense"
+    held = {
+        target.name: mask_of(target.weight(lm).shape, plan.kept[target.name], lm.device)
+        for target in bench.targets
+        if target.name in plan.kept
+    }
+    bench.held |= {name: mask | bench.held[name] if name in bench.held else mask for name, mask in held.items()}
     left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, layout)
     bench.skip(left)
     if not bench.targets:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     notes += said
     layout = {target.name: layout[target.name] for target in bench.targets}
-    if config.verify:
-        check_readable(bench.targets, layout)
+    if config.verify and (why := unreadable(bench.targets, layout)):
+        raise StudfinderError(
+            why, do="Give them one scheme; or --format dense; or --no-verify, for an engine that reads them"
+        )
     return LaidOut(plan, method, format, layout, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, content_hash
 from studfinder.quantizers import ActivationScheme, Scheme, Target
 from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import by_fused
-from studfinder.records import Recipe
+from studfinder.records import Plan, Recipe
+from studfinder.records.plan import KEEPS
 from studfinder.records.scheme import Format, Inputs, format_named
 from studfinder.report.words import count
-from studfinder.runs import read
+from studfinder.runs import kind_of, read
+from studfinder.verbs.plan_costs import KEPT_FILE, read_kept
+
+_PLAN = Plan.format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +41,47 @@ class Assigned:
     notes: tuple[str, ...] = ()
 
 
-def check_readable(found: Sequence[Target], layout: Mapping[str, Storage]) -> None:
-    """Before any work: whether plain transformers can read matrices that are stored in several ways.
+def unreadable(found: Sequence[Target], layout: Mapping[str, Storage]) -> str:
+    """Why plain transformers cannot read matrices that are stored in several ways; "" if it can.
 
     It decompresses experts, which it fuses as it loads them, in one scheme; and so it does all others where zero points
     are packed, because compressed-tensors lays those out wrongly when modules are prepared to load into.
-
-    Raises:
-        StudfinderError: it cannot.
     """
     stored = {target: layout[target.name] for target in found if target.name in layout}
     experts = {one for target, one in stored.items() if target.part is not None}
     others = {one for target, one in stored.items() if target.part is None}
-    do = "Give them one scheme; or --format dense; or --no-verify, for an engine that reads them"
     if len(experts) > 1:
-        raise StudfinderError("plain transformers reads experts of one scheme only, and these have several", do=do)
+        return "plain transformers reads experts of one scheme only, and these have several"
     if len(others) > 1 and any(one.scheme.zero == "integer" and one.format == "pack-quantized" for one in others):
-        raise StudfinderError(
-            "plain transformers reads packed zero points only where all matrices have one scheme",
-            expected="symmetric schemes, e.g. int4-g64 for int4-g64-zero",
-            do=do,
-        )
+        return "plain transformers reads packed zero points only where all matrices have one scheme"
+    return ""
 
 
-def recipe_given(given: Any) -> Recipe:
-    """A recipe, or the one in a file or a run's folder. Raises StudfinderError if there is none."""
-    return given if isinstance(given, Recipe) else read(given, Recipe)
+def recipe_given(given: Any) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """A recipe, or the one in a file or the folder of a run, a plan's too; and of matrices that keep single numbers
+    which, as flat indices by parameter name.
+
+    Raises:
+        StudfinderError: there is none; or a plan that keeps numbers was given without its run's folder.
+    """
+    if isinstance(given, Recipe):
+        return given, {}
+    if isinstance(given, Plan):
+        if any(KEEPS in group.stored_as for group in given.solution().groups):
+            raise StudfinderError("which numbers the plan keeps stands in its run", expected="the run's folder")
+        return given.recipe(), {}
+    kind, file = kind_of(Path(given))
+    if kind != _PLAN:
+        return read(given, Recipe), {}
+    plan = read(file, Plan)
+    places = read_kept(file.parent / KEPT_FILE)
+    kept = {
+        f"{module}.weight": places[group.stored_as, f"{module}.weight"]
+        for group in plan.solution().groups
+        if KEEPS in group.stored_as
+        for module in group.modules
+    }
+    return plan.recipe(origin=str(given)), kept
 
 
 def rounding_of(inputs: Inputs) -> ActivationScheme:
