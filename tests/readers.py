@@ -76,6 +76,57 @@ def _samples() -> dict[str, Any]:
             left_out=(records.LeftOut(module="lm_head", why="the head"),),
             versions={"studfinder": "0"},
         ),
+        "Plan": records.Plan(
+            model=findings.model,
+            run=run,
+            budget="4.5 bits a weight",
+            method="rtn",
+            text="t",
+            judged_on="u",
+            solutions=(
+                records.Solution(
+                    formats=("int4-g4", "16"),
+                    groups=(
+                        records.PlannedGroup(
+                            name="a.o",
+                            layer=0,
+                            modules=("a.o",),
+                            shapes=((4, 8),),
+                            stored_as="int4-g4",
+                            bits=8.0,
+                            kl=0.1,
+                        ),
+                    ),
+                    bits=8.0,
+                    size=32,
+                    predicted=0.1,
+                    gap=0.0,
+                    kl=score,
+                    rivals=(records.Rival(name="all 16", kind="uniform", bits=16.0, kl=score, less=score),),
+                    better=False,
+                    verdict="no",
+                ),
+            ),
+        ),
+        "Sensitivity": records.Sensitivity(
+            model=findings.model,
+            run=run,
+            text="t",
+            tokens=7,
+            groups=(
+                records.GroupCosts(
+                    name="a.o",
+                    layer=0,
+                    modules=("a.o",),
+                    shapes=((4, 8),),
+                    costs=(
+                        records.FormatCost(
+                            stored_as="int4-g4", bits=8.0, kl=0.1, error=0.01, together=0.2, measured=score
+                        ),
+                    ),
+                ),
+            ),
+        ),
         "Training": records.Training(
             run=run, parameters=1, tokens=2, loss=score, accuracy=score, log=({"step": 1, "eval_loss": 2.0},)
         ),

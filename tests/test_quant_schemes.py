@@ -151,7 +151,7 @@ def test_clip_search_never_loses_and_wins_with_an_outlier():
     w = weight(16, 64)
     w[:, 7] *= 4
     scheme = Scheme(element="int3", block=64, zero="integer", scale="float32")
-    clip = Clip(norm=2.0, lowest=0.3)
+    clip = Clip(norm=2.0, weight=0.0, lowest=0.3)
     plain, clipped = round_to_nearest(w, RTN(scheme=scheme)), round_to_nearest(w, RTN(scheme=scheme, clip=clip))
     loss = lambda q: (q.dequantized() - w).pow(2).sum(dim=1)  # noqa: E731
     assert (loss(clipped) <= loss(plain)).all()
@@ -161,13 +161,25 @@ def test_clip_search_never_loses_and_wins_with_an_outlier():
     assert factors.min() >= 0.3 - 1e-6
 
 
+def test_the_default_search_counts_large_numbers_more_and_keeps_the_one_that_carries_a_model():
+    w = weight(16, 64)
+    w[3, 7] = 30.0
+    scheme = Scheme(element="int4", block=64, zero="integer", scale="float32")
+    loss = lambda q: (w.abs() * (q.dequantized() - w).pow(2)).sum(dim=1)  # noqa: E731
+    plain, clipped = round_to_nearest(w, RTN(scheme=scheme)), round_to_nearest(w, RTN(scheme=scheme, clip=Clip()))
+    assert (loss(clipped) <= loss(plain) * (1 + 1e-6)).all()
+    assert abs(float(clipped.dequantized()[3, 7]) - 30) < 0.5
+    alike = round_to_nearest(w, RTN(scheme=scheme, clip=Clip(weight=0.0)))
+    assert float(alike.dequantized()[3, 7]) < float(clipped.dequantized()[3, 7])
+
+
 def test_importance_moves_the_clip():
     w = weight(16, 64)
     w[:, 7] *= 6
     scheme = Scheme(element="int3", block=64, zero="integer", scale="float32")
     importance = torch.ones(64)
     importance[7] = 1e4
-    clip = Clip(norm=2.0, lowest=0.3)
+    clip = Clip(norm=2.0, weight=0.0, lowest=0.3)
     assert search(w, scheme, clip, importance_C=importance).mean() > search(w, scheme, clip).mean() + 0.05
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from studfinder.records import Findings, Quantization, Recipe, Result, Scorecard, Training, schema
+from studfinder.records import (
+    Findings,
+    Plan,
+    Quantization,
+    Recipe,
+    Result,
+    Scorecard,
+    Sensitivity,
+    Training,
+    schema,
+)
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
 RECORDS = {
@@ -20,6 +30,8 @@ RECORDS = {
     "training": Training,
     "quantization": Quantization,
     "recipe": Recipe,
+    "plan": Plan,
+    "sensitivity": Sensitivity,
 }
 
 

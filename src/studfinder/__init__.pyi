@@ -17,8 +17,10 @@ from studfinder.records import Findings as Findings
 from studfinder.records import Scorecard as Scorecard
 from studfinder.runs import read as read
 from studfinder.sites import capture as capture
+from studfinder.verbs.diagnose import diagnose as diagnose
 from studfinder.verbs.load import load as load
 from studfinder.verbs.measure import measure as measure
+from studfinder.verbs.plan import plan as plan
 from studfinder.verbs.quantize import quantize as quantize
 from studfinder.verbs.scan import scan as scan
 from studfinder.verbs.train import train as train

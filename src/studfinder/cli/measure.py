@@ -7,7 +7,7 @@ import sys
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import place_of, say_if_older
+from studfinder.cli.shown import gated, place_of, say_if_older
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.visible import say, say_json
 
@@ -18,6 +18,7 @@ EXAMPLES = """Examples:
   studfinder measure smollm2 --edit zero:runs/smollm2/scan-4428c2f28f --limit 100
   studfinder measure smollm2 --edit pooled-mean:query+key.top1 --measures perplexity,passkey,facts
   studfinder measure ./my-w4 --against Qwen/Qwen3-8B                 what a quantised model lost
+  studfinder measure ./my-w4 --against ./mine --measures kl,agreement --fail-if "kl>0.1"     a gate: exit code 1
   studfinder measure smollm2 --tasks piqa,arc_easy --limit 200       public tasks, through lm-eval
 """
 
@@ -37,7 +38,10 @@ def command(
     """
     from dataclasses import replace
 
-    from studfinder.verbs.measure import SCORECARD_FILE, measure_run, plan_measure, run_measure
+    from studfinder.verbs.gate import WORSE, failed_gates, parse_gates
+    from studfinder.verbs.measure import SCORECARD_FILE, card_values, measure_run, plan_measure, run_measure
+
+    gates = parse_gates(config.fail_if, (WORSE,))
 
     with progress_bar(as_json) as progress:
         plan = plan_measure(model, replace(config, progress=progress))
@@ -53,11 +57,13 @@ def command(
             return
         card, folder = run_measure(plan, write=True, command="studfinder " + " ".join(sys.argv[1:]))
     assert folder is not None
+    failed = failed_gates(gates, card_values(card))
     say_if_older(card.run)
     if as_json:
         say_json((folder / SCORECARD_FILE).read_text(encoding="utf-8"))
-        return
-    from studfinder.report.cells import print_sheet
-    from studfinder.report.scorecard import tables
+    else:
+        from studfinder.report.cells import print_sheet
+        from studfinder.report.scorecard import tables
 
-    print_sheet("scorecard", tables([card]), [f"edit: {words}" for words in card.edits], folder)
+        print_sheet("scorecard", tables([card]), [f"edit: {words}" for words in card.edits], folder)
+    gated(failed)

@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Draw the report of a run again, or set several side by side.
 
-    Scans, scorecards and experiments can be set side by side; trainings and quantised models are drawn again, each by
-    itself.
+    Scans, scorecards and experiments can be set side by side; trainings, plans and quantised models are drawn again,
+    each by itself.
     """
     from studfinder.errors import StudfinderError
     from studfinder.runs import kind_of
@@ -98,6 +98,12 @@ def _quantizations(runs: list[Path], out: Path | None) -> Path | None:
     return redraw_quantization(_one(runs), out)
 
 
+def _plans(runs: list[Path], out: Path | None) -> Path | None:
+    from studfinder.verbs.results import redraw_plan
+
+    return redraw_plan(_one(runs), out)
+
+
 def _one(runs: list[Path]) -> Path:
     from studfinder.errors import StudfinderError
 
@@ -112,4 +118,5 @@ _DRAWN: dict[str, Callable[[list[Path], Path | None], Path | None]] = {
     "studfinder.experiment": _experiments,
     "studfinder.training": _trainings,
     "studfinder.quantization": _quantizations,
+    "studfinder.plan": _plans,
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+import typer
 
 from studfinder.visible import say
 
@@ -33,3 +36,11 @@ def place_of(run: Run, overwrite: bool) -> str:
     run.check(overwrite)
     found = None if overwrite else run.finished()
     return f"into {run.path}" if found is None else f"it is finished in {found}, and would be shown again"
+
+
+def gated(failed: Sequence[str]) -> None:
+    """Say which conditions of --fail-if hold, and end with 1 if any does."""
+    for line in failed:
+        say(f"studfinder: failed: {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)

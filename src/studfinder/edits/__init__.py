@@ -32,7 +32,7 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
-from studfinder.edits.streams import null_streams, stream_of
+from studfinder.edits.streams import null_streams, parameter_places, stream_of
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.records.public import public
 
@@ -75,6 +75,7 @@ __all__ = [
     "noise",
     "null",
     "null_streams",
+    "parameter_places",
     "parse_edits",
     "restore",
     "restore_output",

@@ -44,8 +44,14 @@ def _places(lm: LM, edit: Edit) -> tuple[Sequence[int], tuple[str, ...] | None]:
     if isinstance(edit, SiteEdit):
         layer = Site.parse(edit.site).layer
         return [0 if layer is None else layer], None
+    return parameter_places(lm, edit.target.parameter)
+
+
+def parameter_places(lm: LM, parameter: str) -> tuple[Sequence[int], tuple[str, ...] | None]:
+    """The layers that use a parameter (-1: before the blocks; their number: after them), and the modules of the first
+    of them that do; None if it may be any."""
     depth = len(lm.anatomy.layers)
-    names = tied_to(lm.model, edit.target.parameter)  # wherever it is used, under whatever name
+    names = tied_to(lm.model, parameter)  # wherever it is used, under whatever name
     blocks = [layer.block + "." for layer in lm.anatomy.layers]
     layers = [number for number, block in enumerate(blocks) if any(name.startswith(block) for name in names)]
     outside = {name for name in names if not name.startswith(tuple(blocks))}

@@ -60,6 +60,17 @@ class Clean:
         return total_T - torch.stack(means).sum(dim=0), total_T - label_T
 
 
+def likeliest(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The likeliest word at each position, (T,), of logits in pieces of words (T,W)."""
+    tops, first = [], 0
+    for piece in pieces:
+        value_T, place_T = piece.float().max(dim=-1)
+        tops.append((value_T, place_T + first))
+        first += piece.shape[-1]
+    best_T = torch.stack([value_T for value_T, _ in tops]).argmax(dim=0)
+    return torch.stack([place_T for _, place_T in tops]).gather(0, best_T[None])[0]
+
+
 def _cut(pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """What comes in larger pieces is cut like the rest: of two models' logits one may."""
     return (part for piece in pieces for part in piece.split(WORDS_AT_ONCE, dim=1))

@@ -39,6 +39,18 @@ MEASURES: dict[str, Measure] = {
         "perplexity on windows of 512 tokens",
         "proof (default), wikitext2, c4, a file, a folder or a data set of the hub",
     ),
+    "kl": Measure(
+        "fluency",
+        "studfinder.measures.beside:kl_beside",
+        "KL from the baseline, nats per token: with --against or --edit",
+        "proof (default), wikitext2, c4, a file, a folder or a data set of the hub",
+    ),
+    "agreement": Measure(
+        "fluency",
+        "studfinder.measures.beside:agreement_beside",
+        "how often the likeliest token is the baseline's: with --against or --edit",
+        "proof (default), wikitext2, c4, a file, a folder or a data set of the hub",
+    ),
     "repetition": Measure(
         "fluency",
         "studfinder.measures.repetition:repetition",

@@ -18,13 +18,16 @@ class Clip(Config):
     Attributes:
         steps: how many candidates, evenly spaced from 1 downwards.
         lowest: the smallest factor.
-        norm: the exponent of the error |w - q|^norm; 2.4 as in GPTQ's own search (IST-DASLab `quant.py`), which tries
-            80 factors down to 0.2. A smaller one clips more of what stands out.
+        norm: the exponent of the error |w - q|^norm. A smaller one clips more of what stands out.
+        weight: the exponent of the |w| by which an error counts. With 0 all count alike, as in GPTQ's own search
+            (IST-DASLab `quant.py`: norm 2.4, 80 factors down to 0.2), which clips the few large numbers that carry a
+            model; llama.cpp counts by w^2.
     """
 
     steps: int = option(16, least=2)
     lowest: float = option(0.6, above=0, below=1)
-    norm: float = option(2.4, above=0)
+    norm: float = option(2.0, above=0)
+    weight: float = option(1.0, least=0)
 
 
 def search(
@@ -49,6 +52,9 @@ def search(
     counted = iter(()) if counts is None else pieces_of(counts, (), scheme)
     for part, tiles, _ in pieces_of(weight_RC, (), scheme):
         count = None if counts is None else next(counted)[1]
+        if clip.weight:
+            size = tiles.float().abs().pow_(clip.weight)
+            count = size if count is None else size * count
         errors = torch.stack([_error(tiles, grid, part, scheme, clip.norm, count) for grid in grids])
         best[part] = errors.argmin(dim=0)  # the first of equals: no clip where it is no worse
     return factors.to(low.device)[best]

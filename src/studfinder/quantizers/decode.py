@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from studfinder.errors import StudfinderError
+from studfinder.quantizers.export import meant_module
 from studfinder.quantizers.source import stored_files
 from studfinder.quantizers.targets import other_matrices
 from studfinder.records.outside import read_json
@@ -42,7 +43,7 @@ def uncovered(folder: Path, model: nn.Module, quantised: Collection[str]) -> str
     settings = read_json(folder / "config.json").get("quantization_config")
     if settings is None:
         return None if not quantised else "its config.json says nothing of compressed tensors"
-    targets = {name for group in settings["config_groups"].values() for name in group["targets"]}
+    targets = {meant_module(name) for group in settings["config_groups"].values() for name in group["targets"]}
     ignore = set(settings["ignore"])
     if wrong := sorted(targets ^ set(quantised)):
         return f"{wrong[0]} is {'announced as' if wrong[0] in targets else 'not announced as'} quantised"
@@ -60,7 +61,8 @@ def _decompressed(folder: Path, module: str, held: dict[str, torch.Tensor]) -> t
     if set(held) == {"weight"}:  # a dense checkpoint
         return held["weight"]
     config = QuantizationConfig.model_validate(read_json(folder / "config.json").get("quantization_config"))
-    scheme = next((group for group in config.config_groups.values() if module in group.targets), None)
+    schemes = ((group, {meant_module(name) for name in group.targets}) for group in config.config_groups.values())
+    scheme = next((group for group, names in schemes if module in names), None)
     if scheme is None:
         raise StudfinderError(f"{module} is compressed in {folder}, and its config.json does not say how")
     compressor = BaseCompressor.get_value_from_registry(scheme.format or config.format)

@@ -17,7 +17,7 @@ from studfinder.quantizers.grid import Quantized, with_tensor_scale
 from studfinder.quantizers.rtn import RTN, round_to_nearest
 from studfinder.quantizers.scheme import Scheme
 from studfinder.quantizers.source import Files
-from studfinder.quantizers.stored import Stored
+from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import Target
 from studfinder.quantizers.verify import Meant
 
@@ -73,7 +73,7 @@ def rounded_from_file(files: Files, name: str, method: RTN, held_RC: torch.Tenso
         raise StudfinderError(f"{name}: {error.what}", expected=error.expected, do=error.do) from None
 
 
-def bench_entries(bench: Workbench, layout: Mapping[str, Stored]) -> list[TensorGroup]:
+def bench_entries(bench: Workbench, layout: Mapping[str, Storage]) -> list[TensorGroup]:
     """Every tensor of a model as it stands on the bench; plain tied ones once, under their first name.
 
     Args:

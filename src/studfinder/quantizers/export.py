@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from studfinder.errors import StudfinderError, unknown
 from studfinder.models import LM
 from studfinder.quantizers.grid import Quantized, RoundingGrid
 from studfinder.quantizers.scheme import SCHEMES, Scheme, tile
-from studfinder.quantizers.stored import Stored, format_of
+from studfinder.quantizers.storage import Storage, format_of
 from studfinder.quantizers.targets import Target, left_experts
 from studfinder.records.compressed import weight_arguments
 from studfinder.report.words import count
@@ -98,7 +99,7 @@ def holds_experts(scheme: Scheme, format: str) -> bool:
 
 
 def whole_experts(
-    lm: LM, found: Sequence[Target], skipped: Collection[str], layout: Mapping[str, Stored]
+    lm: LM, found: Sequence[Target], skipped: Collection[str], layout: Mapping[str, Storage]
 ) -> tuple[set[str], list[str]]:
     """Fused groups of experts that stay as they are, because plain transformers would not read them from this format;
     and what is said of all experts that do.
@@ -122,7 +123,7 @@ def whole_experts(
 
 
 def quantization_config(
-    chosen: Mapping[Stored, Sequence[str]], ignore: Sequence[str], *, dense: bool = False
+    chosen: Mapping[tuple[Storage, bool], Sequence[str]], ignore: Sequence[str], *, dense: bool = False
 ) -> dict[str, Any]:
     """What goes into config.json: which modules are quantised, and how.
 
@@ -130,7 +131,7 @@ def quantization_config(
     class that somebody loads: projections outside the blocks, towers of other modalities, routers.
 
     Args:
-        chosen: what is quantised, by how it is stored.
+        chosen: what is quantised, by how it is stored and whether it is an expert of a fused parameter.
         ignore: everything else that holds a matrix, see `other_matrices`; engines refuse what no list names.
         dense: have transformers dequantise weights as it loads them, not in the first forward pass.
 
@@ -143,27 +144,42 @@ def quantization_config(
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
     groups = {}
-    for number, (stored, modules) in enumerate(chosen.items()):
+    several = len({stored for stored, _ in chosen}) > 1
+    for number, ((stored, experts), modules) in enumerate(chosen.items()):
         acts = stored.arguments
         groups[f"group_{number}"] = QuantizationScheme(
-            targets=list(modules),
+            # transformers finds the scheme of experts, which it knows one of, by a pattern that names them
+            targets=[exactly(module) for module in modules] if experts and several else list(modules),
             weights=QuantizationArgs(**weight_arguments(stored.scheme)),
             input_activations=None if acts is None else QuantizationArgs(**acts),
             format=stored.format,
         )
     config = QuantizationConfig(
-        config_groups=groups, format=format_of(chosen), ignore=list(ignore), quantization_status="compressed"
+        config_groups=groups,
+        format=format_of(stored for stored, _ in chosen),
+        ignore=list(ignore),
+        quantization_status="compressed",
     )
     made = {
         "version": compressed_tensors.__version__,
         "quant_method": "compressed-tensors",
         **config.model_dump(exclude={"quant_method"}),
     }
-    if dense or any(one.scheme.zero == "integer" and one.format == "pack-quantized" for one in chosen):
+    if dense or any(one.scheme.zero == "integer" and one.format == "pack-quantized" for one, _ in chosen):
         # compressed-tensors 0.20 lays out packed zero points in the wrong shape when transformers prepares the modules
         # to load into, which then refuses the checkpoint; dequantising while loading does not prepare them.
         made["dequantize"] = True
     return made
+
+
+def exactly(module: str) -> str:
+    """A pattern of compressed-tensors' that matches one module."""
+    return f"re:^{re.escape(module)}$"
+
+
+def meant_module(target: str) -> str:
+    """The module that a name or a pattern of ours stands for."""
+    return re.sub(r"\\(.)", r"\1", target[4:-1]) if target.startswith("re:^") else target
 
 
 def described_tensors(shape: Sequence[int], scheme: Scheme, format: str, dtype: torch.dtype) -> dict[str, tuple]:

@@ -2,6 +2,7 @@
 
 from studfinder.records.chart import Chart, Plot, Point, Series, line, point
 from studfinder.records.claims import Claim, ClaimResult, Decision
+from studfinder.records.diagnosis import Diagnosis
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -17,6 +18,7 @@ from studfinder.records.findings import (
 from studfinder.records.interval import Comparison, Interval
 from studfinder.records.json import from_json, read_record, schema, to_json, to_plain
 from studfinder.records.numbers import CensusCard, CensusPlace, Effect, OtherNumber, SuperWeight
+from studfinder.records.plan import FormatCost, GroupCosts, Plan, PlannedGroup, Rival, Sensitivity, Solution
 from studfinder.records.quantization import Quantization
 from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.result import Cell, Measured, Result, Scorecard, Table
@@ -37,9 +39,12 @@ __all__ = [
     "Comparison",
     "Continuation",
     "Decision",
+    "Diagnosis",
     "Effect",
     "Findings",
     "Format",
+    "FormatCost",
+    "GroupCosts",
     "Inputs",
     "Interval",
     "LeftOut",
@@ -49,6 +54,8 @@ __all__ = [
     "Measured",
     "ModelCard",
     "OtherNumber",
+    "Plan",
+    "PlannedGroup",
     "Plot",
     "Point",
     "PromptCard",
@@ -58,10 +65,13 @@ __all__ = [
     "Recipe",
     "RecipeGroup",
     "Result",
+    "Rival",
     "RunCard",
     "Scheme",
     "Scorecard",
+    "Sensitivity",
     "Series",
+    "Solution",
     "Summary",
     "SuperWeight",
     "Table",

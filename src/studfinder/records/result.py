@@ -103,6 +103,13 @@ class Measured(OneLine):
     details: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    @property
+    def worse(self) -> bool:
+        """Whether it changed for the worse, beyond its interval."""
+        if self.change is None or not self.change.changed:
+            return False
+        return (self.change.interval.value > (self.change.kind == "ratio")) == (self.better == "lower")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scorecard(Presented):

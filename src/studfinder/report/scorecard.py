@@ -39,8 +39,7 @@ def _remark(line: Measured) -> str:
         remarks.append("no headroom: at chance before, so it can show nothing")
     if line.change is not None:
         if line.change.changed:
-            worse = (line.change.interval.value > (line.change.kind == "ratio")) == (line.better == "lower")
-            remarks.append("worse" if worse else "better")
+            remarks.append("worse" if line.worse else "better")
         else:
             remarks.append("no change seen")
         if line.change.p is not None:

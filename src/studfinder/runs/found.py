@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any, overload
 
 from studfinder.errors import StudfinderError
-from studfinder.records import Findings, Quantization, Recipe, Result, Scorecard, Training, read_record
+from studfinder.records import (
+    Diagnosis,
+    Findings,
+    Plan,
+    Quantization,
+    Recipe,
+    Result,
+    Scorecard,
+    Sensitivity,
+    Training,
+    read_record,
+)
 from studfinder.records.json import Record
 from studfinder.records.outside import read_json
 
@@ -18,6 +29,9 @@ _FILES: dict[type, str] = {
     Training: "result.json",
     Quantization: "studfinder.json",
     Recipe: "recipe.json",
+    Plan: "plan.json",
+    Sensitivity: "sensitivity.json",
+    Diagnosis: "diagnosis.json",
 }
 """The records, and how the file is called that holds one."""
 
@@ -26,12 +40,14 @@ RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignor
 
 
 @overload
-def read(path: str | os.PathLike[str]) -> Findings | Scorecard | Result | Training | Quantization | Recipe: ...
+def read(
+    path: str | os.PathLike[str],
+) -> Findings | Scorecard | Result | Training | Quantization | Recipe | Plan | Sensitivity | Diagnosis: ...
 @overload
 def read(path: str | os.PathLike[str], kind: type[Record]) -> Record: ...
 def read(path: str | os.PathLike[str], kind: type | None = None) -> Any:
     """Read what a run wrote: findings, a scorecard, an experiment's result, a training, a quantisation's card,
-    a recipe.
+    a recipe, a plan and the sensitivities it was made from, a diagnosis.
 
     Args:
         path: a run folder, or the record itself.

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from studfinder.measures import Scores, effects_of
-from studfinder.measures.divergence import Clean
+from studfinder.measures.divergence import Clean, likeliest
 from studfinder.measures.effects import batched
+from studfinder.measures.perplexity import windows_of
 from studfinder.models import LM
 from studfinder.passes import Stream, carry
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
 from studfinder.studies.scored import KL
-from studfinder.texts import Batch, batches, encode, proof_text
+from studfinder.texts import Batch, batches, check_ids, encode, proof_text
 
 ReadParts = Callable[[Mapping[str, Callable[[], Any]]], list[Any]]
 
@@ -102,7 +103,7 @@ class Original:
 
     def _read(self, lm: LM) -> Iterator[list[torch.Tensor]]:
         """Logits at every position of a piece but the last, one piece of text after the other; see `Head.pieces`."""
-        return (list(ends.pieces((0, slice(0, -1)))) for ends in carry(lm, self._batches))
+        return _read(lm, self._batches)
 
     def streamed(
         self, lm: LM, streams: Sequence[Stream], read: ReadParts, advance: Callable[[float], Any]
@@ -158,3 +159,56 @@ class Original:
         """In which windows every logit is bit for bit the original's."""
         both = zip(self._logits, self._read(lm), strict=True)
         return [all(map(torch.equal, clean, changed)) for clean, changed in both]
+
+
+class Beside:
+    """`kl` and `agreement` of a scorecard: what a model says on a text, held against what the baseline says.
+
+    Args:
+        name: "kl" or "agreement", with a text behind a colon; our proof text without one.
+        original: the baseline; None is the grid's model before it is changed.
+        limit: windows at most.
+    """
+
+    def __init__(self, name: str, original: LM | None = None, limit: int | None = None) -> None:
+        self.name, self.original, self.limit = name, original, limit
+        self.kind, _, self._text = name.partition(":")
+        self._seen: list[list[torch.Tensor]] = []
+        self._batches: list[Batch] = []
+        self._on = ""
+
+    def see(self, lm: LM) -> None:
+        """Read the baseline, once."""
+        if not self._batches:
+            own = self.original or lm
+            self._on, windows = windows_of(own, self._text or "proof", limit=self.limit)
+            self._batches = list(batches(windows))
+            self._seen = list(_read(own, self._batches))
+
+    def scores(self, lm: LM) -> dict[str, Scores]:
+        """See `Watch`."""
+        check_ids(lm, [batch.input_ids_BT[0].tolist() for batch in self._batches])
+        sums, tokens = [], []
+        for batch, clean, other in zip(self._batches, self._seen, _read(lm, self._batches), strict=True):
+            next_T = batch.input_ids_BT[0, 1:]
+            value_T = (
+                Clean(clean, next_T).against(other)[0] if self.kind == "kl" else likeliest(clean) == likeliest(other)
+            )
+            sums.append(float(value_T.double().sum()))
+            tokens.append(len(next_T))
+        interval = ratio_interval(np.array(sums), np.array(tokens))
+        what = "KL(baseline || model), nats per token" if self.kind == "kl" else "same likeliest token as the baseline"
+        found = Scores(
+            measure=what,
+            value=interval.value,
+            interval=interval,
+            items={"kl": tuple(sums), "tokens": tuple(map(float, tokens))},  # a mean over tokens, whichever it is
+            text=self._on,
+            better="lower" if self.kind == "kl" else "higher",
+        )
+        return {self.name: found}
+
+
+def _read(lm: LM, cut: Sequence[Batch]) -> Iterator[list[torch.Tensor]]:
+    """Logits at every position of a window but the last; see `Head.pieces`."""
+    return (list(ends.pieces((0, slice(0, -1)))) for ends in carry(lm, cut))

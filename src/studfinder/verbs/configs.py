@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from studfinder.training import ToyTask
 
 _Given = str | os.PathLike[str]
+_FAIL_IF = 'End with 1 if this holds, e.g. "kl>0.1", "kl.high>0.1" or {} (repeatable).'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,31 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     against: Any = option(None, line=str, help="Another model as the baseline.")
     limit: int | None = option(None, least=1, help="At most so many items of each measure.")
     seed: int = option(0, help="For what is drawn at random.")
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("worse"), identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(OutConfig, ReadConfig):
+    """What `diagnose` holds a checkpoint against, and on which text."""
+
+    against: Any = option(
+        None, line=str, help="What it was made from.", otherwise="what its card or config names", identity=False
+    )
+    text: str | Path = option(
+        "proof", line=str, help="The text that is read: proof, wikitext2, c4, a file or a data set of the hub."
+    )
+    window: int = option(256, least=8, help="Tokens of a window.")
+    limit: int = option(8, least=1, help="Windows.")
+    most: int = option(
+        32, least=1, help="Parts that are put back, each alone: broken ones first, then those of the worst blocks."
+    )
+    outputs: _Given | None = option(
+        None,
+        line=Path,
+        help='An engine\'s log-probabilities of prompts: JSON lines {"token_ids": [...], "logprobs": [...]}.',
+        identity=False,
+    )
+    fail_if: Sequence[str] = option((), help=_FAIL_IF.format("ill"), identity=False)
 
 
 @dataclass(frozen=True)
@@ -144,7 +170,14 @@ class QuantizeConfig(LoadConfig):
     _: KW_ONLY
     out: _Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
-    scheme: Scheme | str | None = option(None, line=str, help="A scheme by name, e.g. fp8, mxfp4, int4-g64-zero.")
+    scheme: Scheme | str | None = option(
+        None,
+        line=str,
+        help="A scheme by name, e.g. fp8, mxfp4, int4-g64-zero; with rounded inputs: fp8+fp8, int8-channel+int8.",
+    )
+    plan: Any = option(
+        None, line=Path, help="A recipe or a plan that says the scheme of each fused group: its file or run folder."
+    )
     bits: int | None = option(None, help="Bits of an integer, 2 to 8.", otherwise="4")
     group: int | str | None = option(
         None,
@@ -155,7 +188,10 @@ class QuantizeConfig(LoadConfig):
     zero: Literal["integer", "none", "float"] | None = option(
         None, help="Zero point: integer, none or float.", otherwise="integer"
     )
-    clip: bool = option(True, help="Search the range of each block (rtn).")
+    clip: bool = option(
+        False,
+        help="Search the range of each block (rtn): helps nvfp4 and fp8, may help or hurt elsewhere; see docs.",
+    )
     keep: Any = option(
         (),
         line=list[Path],
@@ -322,3 +358,51 @@ class ImatrixConfig(LoadConfig):
     progress: Progress = option(
         in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(OutConfig, LoadConfig):
+    """What a plan may cost, what it may be made of, and on which text it is chosen and judged."""
+
+    dtype: Any = option(
+        "float32",
+        line=str,
+        help="float32 (in 16 bits, small costs are noise), auto (the checkpoint's own), bfloat16 or float16.",
+        identity=False,
+    )
+    bits: float | None = option(
+        None, above=0, most=16, help="Bits a weight over the planned matrices, scales and kept numbers included."
+    )
+    size: str | None = option(None, help="Bytes of the whole file, e.g. 4GB, everything else in 16 bits.")
+    kl: float | None = option(None, above=0, help="The cheapest plan within this KL, nats per token.")
+    formats: Sequence[str] = option(
+        (), commas=True, help="Formats to choose from, with commas between.", otherwise="all that the tool takes"
+    )
+    skip: Sequence[str] = option((), help="A matrix that is left out of the plan; * matches (repeatable).")
+    tools: Sequence[str] = option(
+        (), flag="--for", help="A tool that is to read it, which restricts the formats: one solution each (repeatable)."
+    )
+    method: Literal["rtn"] = option("rtn", help="How weights are rounded: rtn.")
+    score: Literal["auto", "gradient", "measured"] = option(
+        "auto",
+        help="What decides: gradient, one backward pass; measured, the KL of every group in every format; auto, the "
+        "first, corrected by the second where it is not to be trusted.",
+    )
+    text: str | Path | None = option(
+        None,
+        line=str,
+        help="Text that chooses, and another part of it judges.",
+        otherwise="our prompts, and our proof text",
+    )
+    windows: int = option(24, least=1, help="Windows of --text that choose.")
+    judges: int = option(16, least=0, help="Windows of --text, or pieces of our proof text, that judge; 0 for none.")
+    length: int = option(256, least=2, help="Tokens of a window of --text.")
+    chat_template: bool = option(False, help="Put each text into the model's chat template, as what a user says.")
+    draws: int = option(1, least=1, help="Labels drawn at each token; each is a backward pass.")
+    findings: str | Path | None = option(
+        None, line=Path, help="A scan of this model, which tells why a matrix hurts.", identity=False
+    )
+    earlier: str | Path | None = option(
+        None, line=Path, flag="--from", help="An earlier plan's run: its costs, so that nothing is predicted anew."
+    )
+    seed: int = option(0, help="For what is drawn at random.")

@@ -15,8 +15,9 @@ from studfinder.edits import Edit, edited, edits_hash, tied_notes
 from studfinder.edits.spec import edits_of
 from studfinder.errors import NotApplicable, NoWorkers, StudfinderError
 from studfinder.measures import MEASURES, batch_size, measure_named
+from studfinder.measures.beside import BESIDE
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
-from studfinder.records import Measured, RunCard, Scorecard, to_json
+from studfinder.records import Interval, Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
 from studfinder.records.presented import Presented
 from studfinder.report.result import Sheet, drawing
@@ -24,9 +25,11 @@ from studfinder.report.scorecard import draw_scorecard, tables
 from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, silent, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, ModelVariant
+from studfinder.studies.divergence import Beside
 from studfinder.studies.workers import Crew, Workers, crew_of, workers_of
 from studfinder.texts import WHOLE, encode, proof_text
 from studfinder.verbs.configs import MeasureConfig
+from studfinder.verbs.gate import WORSE
 from studfinder.verbs.load import load_as
 from studfinder.verbs.measure_lines import measured_line
 from studfinder.verbs.results import write_sheet
@@ -241,7 +244,7 @@ def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
         run=steps,
         lm=plan.lm,
         variants=[*baseline, model],
-        measures=plan.measures,
+        measures=[_beside(plan, name) for name in plan.measures] if baseline else plan.measures,
         limits=dict.fromkeys(MEASURES, plan.config.limit),
         seed=plan.config.seed,
         passes=(NotApplicable,),
@@ -249,6 +252,22 @@ def _lines(plan: MeasurePlan, steps: Steps) -> list[Measured]:
     )
     scored = grid.scored()
     return [measured_line(scored, name) for name in plan.measures]
+
+
+def _beside(plan: MeasurePlan, name: str) -> str | Beside:
+    """A measure of both models at once is a watch."""
+    return Beside(name, plan.against, plan.config.limit) if name.partition(":")[0] in BESIDE else name
+
+
+def card_values(card: Scorecard) -> dict[str, Interval | bool]:
+    """What a gate may ask for: every score; its change from the baseline as "NAME.change"; "worse"."""
+    found: dict[str, Interval | bool] = {}
+    for line in card.measured:
+        if line.score is not None:
+            found[line.measure] = line.score
+        if line.change is not None:
+            found[f"{line.measure} change"] = line.change.interval
+    return {**found, WORSE: any(line.worse for line in card.measured)}
 
 
 def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:

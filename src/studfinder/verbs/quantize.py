@@ -26,7 +26,7 @@ from studfinder.quantizers.apply import prepared, running
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.fused_scales import shared_of_files
 from studfinder.quantizers.source import Files
-from studfinder.quantizers.stored import Stored, format_of, in_words
+from studfinder.quantizers.storage import Storage, format_of, in_words
 from studfinder.quantizers.targets import targets
 from studfinder.quantizers.verify import meant_of, meant_of_files
 from studfinder.records import Quantization, read_record, to_plain
@@ -209,7 +209,7 @@ def _kept(keep: Sequence[Any], held: Mapping[str, int]) -> tuple[str, ...]:
     return (*map(str, keep), *([came] if held else []))
 
 
-def _record(model: str, origin: str, method: Method, layout: Mapping[str, Stored], **rest: Any) -> Quantization:
+def _record(model: str, origin: str, method: Method, layout: Mapping[str, Storage], **rest: Any) -> Quantization:
     # As JSON has them, so that the record reads back as it was; infinity as a text, as records write it.
     plain = json.dumps(dataclasses.asdict(method), default=str)  # type: ignore[call-overload]
     kernels = {

@@ -36,15 +36,17 @@ from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, unkept
 from studfinder.quantizers.source import Files, open_files
-from studfinder.quantizers.stored import Stored, format_of
+from studfinder.quantizers.storage import Storage, format_of
 from studfinder.quantizers.targets import targets
-from studfinder.records import Findings, scheme_named
+from studfinder.records import Findings, Recipe
 from studfinder.records.outside import whole_number
 from studfinder.records.presented import Presented
+from studfinder.records.scheme import Inputs, format_named
 from studfinder.report.words import count
 from studfinder.runs import check_place, read
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
+from studfinder.verbs.quantize_recipe import alike, assigned, check_readable, recipe_given, rounding_of
 
 _GROUPS = (128, 64, 32)
 
@@ -85,6 +87,8 @@ class QuantizePlan(Presented):
         format: what is written.
         keep: what survives.
         transforms: changes before rounding.
+        recipe: the format of each fused group, where they differ.
+        inputs: how what enters every matrix is rounded, where the scheme says so.
     """
 
     model: str
@@ -95,6 +99,8 @@ class QuantizePlan(Presented):
     format: str
     keep: tuple[Any, ...]
     transforms: tuple[Any, ...]
+    recipe: Recipe | None = None
+    inputs: Inputs | None = None
 
 
 def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
@@ -112,9 +118,15 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     lm, files = opened or (load_as(model, config), None)
     shapes, dtype, experts = shapes_of(lm, files)
     method = _method(config, default_scheme(shapes.values(), dtype, experts=experts))
-    format = stored_as(method, config.format, dtype).format
+    recipe = None if config.plan is None else recipe_given(config.plan)
+    inputs = None
+    if isinstance(config.scheme, str):
+        inputs = format_named(config.scheme).inputs
+    if inputs is not None and getattr(method, "activations", None) is not None:
+        method, inputs = replace(method, activations=rounding_of(inputs)), None  # type: ignore[type-var]
+    format = "as the plan says" if recipe else stored_as(method, config.format, dtype, inputs=inputs).format
     name = model.source.id if isinstance(model, LM) else str(model)
-    return QuantizePlan(name, lm, files, config, method, format, keep, changes)
+    return QuantizePlan(name, lm, files, config, method, format, keep, changes, recipe, inputs)
 
 
 def forecast(plan: QuantizePlan) -> list[str]:
@@ -158,6 +170,8 @@ def _method(config: QuantizeConfig, usual: Scheme) -> Method:
             raise StudfinderError(f"{said[0]} beside a method's own settings", expected="its scheme= in the method")
         return config.method
     kind: Any = method_class(config.method)
+    if config.plan is not None and said:
+        raise StudfinderError(f"--plan with --{said[0]}", expected="one or the other: the plan says the schemes")
     if isinstance(config.scheme, Scheme):
         scheme = config.scheme
     elif config.method == "smoothquant" and not said:
@@ -171,7 +185,9 @@ def _scheme(config: QuantizeConfig, usual: Scheme) -> Scheme:
     if config.scheme is not None:
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
-        known = scheme_named(str(config.scheme))
+        known = format_named(str(config.scheme)).weights
+        if known is None:
+            raise StudfinderError("--scheme 16 leaves every matrix as it is", expected="fewer bits")
         return replace(known, scale=usual.scale) if known.scale in ("bfloat16", "float16") else known
     changes: dict[str, Any] = {}
     if config.bits is not None:
@@ -225,7 +241,7 @@ class LaidOut:
     plan: QuantizePlan
     method: Method
     format: str
-    layout: Mapping[str, Stored]
+    layout: Mapping[str, Storage]
     bench: Workbench
     keep: tuple[Any, ...]
     text: str | None
@@ -239,14 +255,15 @@ def stored_as(
     found: Sequence[Target] = (),
     *,
     scheme: Scheme | None = None,
-    inputs: ActivationScheme | None = None,
-) -> Stored:
+    inputs: ActivationScheme | Inputs | None = None,
+) -> Storage:
     """How a matrix is stored: of the method's scheme and inputs, or of others. Raises as `chosen_format`."""
     scheme = method.scheme if scheme is None else scheme
+    inputs = rounding_of(inputs) if isinstance(inputs, Inputs) else inputs
     inputs = getattr(method, "activations", None) if inputs is None else inputs
     said = asked != "dense" and inputs is not None and inputs.arguments()  # asked before any work: not all can be said
     format = chosen_format(scheme, asked, dtype, found, acts=bool(said))
-    return Stored(scheme=scheme, format=format, inputs=None if format == "dense" else inputs)
+    return Storage(scheme=scheme, format=format, inputs=None if format == "dense" else inputs)
 
 
 def laid_out(plan: QuantizePlan) -> LaidOut:
@@ -254,15 +271,31 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     them where numbers are kept, since findings are held against the weights."""
     config, method, lm = plan.config, plan.method, plan.lm
     by_files = source_files(plan) is not None
-    if plan.files is not None and not (by_files and all(isinstance(one, Skip) for one in plan.keep)):
+    whole = by_files and plan.recipe is None and all(isinstance(one, Skip) for one in plan.keep)
+    if plan.files is not None and not whole:
         lm = load_as(plan.model, config, own_names=by_files)
     found = targets(lm, offloaded=by_files)
-    stored = stored_as(method, config.format, lm.dtype, found)
-    notes = [*plan.lm.source.notes, *unkept(plan.keep)]
-    layout = dict.fromkeys((target.name for target in found), stored)
+    scale = str(lm.dtype).removeprefix("torch.")
+    said_of = alike(found, plan.inputs) if plan.recipe is None else assigned(lm, plan.recipe, found, scale)
+    notes = [*plan.lm.source.notes, *unkept(plan.keep), *said_of.notes]
+    layout = {
+        target.name: stored_as(
+            method,
+            config.format,
+            lm.dtype,
+            found,
+            scheme=said_of.schemes.get(target.name),
+            inputs=said_of.inputs.get(target.name),
+        )
+        for target in found
+        if target.name not in said_of.left
+    }
+    if not layout:
+        raise StudfinderError("the plan leaves every matrix as it is", expected="at least one matrix to quantise")
     format = format_of(layout.values())
-    if format == "dense" and hasattr(method, "weights_only"):
-        method = method.weights_only
+    rounded = said_of.inputs if format != "dense" else {}
+    if format == "dense" and (hasattr(method, "weights_only") or said_of.inputs):
+        method = getattr(method, "weights_only", method)
         notes.append("a dense checkpoint holds weights only: whoever loads it does not round inputs")
     text: str | None = None
     windows: Sequence[Sequence[int]] = ()
@@ -272,7 +305,15 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     # While the model is as it was scanned: inside, findings would be of another one.
     keep = tuple(as_keeps(lm, plan.keep))
     bench = bench_for(
-        lm, method, found, keep=keep, transforms=plan.transforms, windows=windows, progress=config.progress
+        lm,
+        method,
+        found,
+        keep=(*keep, *([skip(*said_of.left)] if said_of.left else [])),
+        transforms=plan.transforms,
+        windows=windows,
+        schemes=said_of.schemes,
+        inputs=rounded,
+        progress=config.progress,
     )
     bench.numbers = format == "dense"
     left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, layout)
@@ -280,6 +321,9 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
     if not bench.targets:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     notes += said
+    layout = {target.name: layout[target.name] for target in bench.targets}
+    if config.verify:
+        check_readable(bench.targets, layout)
     return LaidOut(plan, method, format, layout, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 

@@ -21,7 +21,7 @@ from studfinder.quantizers.checkpoint import TensorGroup, shards, write_index, w
 from studfinder.quantizers.entries import bench_entries, file_entry
 from studfinder.quantizers.export import quantization_config
 from studfinder.quantizers.source import Files
-from studfinder.quantizers.stored import Stored
+from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import other_matrices
 from studfinder.quantizers.verify import Meant, verify
 from studfinder.records import Quantization, to_json
@@ -36,7 +36,7 @@ def write_files(
     files: Files,
     stage: Path,
     methods: Mapping[str, RTN],
-    layout: Mapping[str, Stored],
+    layout: Mapping[str, Storage],
     wholes: Mapping[str, torch.Tensor],
     held: Mapping[str, torch.Tensor],
     meant: Meant | None,
@@ -72,7 +72,7 @@ def write_files(
     write_index(stage, written)
 
 
-def write_bench(bench: Workbench, stage: Path, layout: Mapping[str, Stored]) -> None:
+def write_bench(bench: Workbench, stage: Path, layout: Mapping[str, Storage]) -> None:
     """The weights, and what lies beside them: of the source's files, with the tokenizer in memory over them."""
     lm = bench.lm
     parts = shards(bench_entries(bench, layout))
@@ -103,7 +103,7 @@ def settled(
     stage: Path,
     lm: LM,
     config: dict[str, Any],
-    layout: Mapping[str, Stored],
+    layout: Mapping[str, Storage],
     chosen: Sequence[Target],
     meant: Meant | None,
     *,
@@ -114,12 +114,14 @@ def settled(
     Some classes look for a `weight` before their modules' own forward, or beside it, and are to have dense weights as
     soon as they are loaded; a few others cannot be loaded so. What is likely is tried first. Raises as `verify`.
     """
-    groups: dict[Stored, list[str]] = {}
+    groups: dict[tuple[Storage, bool], list[str]] = {}
     for target in chosen:
         if layout[target.name].format != "dense":
-            groups.setdefault(layout[target.name], []).extend(target.modules)
+            groups.setdefault((layout[target.name], target.part is not None), []).extend(target.modules)
     modules = [module for names in groups.values() for module in names]
-    acts = any(stored.inputs is not None for stored in groups)
+    kinds = {stored for stored, _ in groups}
+    groups = groups if len(kinds) > 1 else {(stored, False): modules for stored in kinds}
+    acts = any(stored.inputs is not None for stored in kinds)
     owners = [lm.model.get_submodule(target.ref.module) for target in chosen]
     odd = any(target.also for target in chosen) or any(type(owner) is not nn.Linear for owner in owners)
     rest = rest_of(lm, chosen, files)
@@ -134,8 +136,13 @@ def settled(
         try:
             return verify(stage, lm, meant, modules, live=files is None, rounded_inputs=acts)
         except StudfinderError as error:
-            failed = error
+            failed = error if len(kinds) < 2 else _of_many(error)
     raise failed
+
+
+def _of_many(error: StudfinderError) -> StudfinderError:
+    said = "It knows one scheme of weights that it decompresses as it loads them, and these have several"
+    return StudfinderError(error.what, expected=error.expected, do=f"{said}. {error.do}")
 
 
 def write_card(stage: Path, done: Quantization) -> None:

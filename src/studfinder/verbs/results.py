@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from studfinder.records import Quantization, Training
+from studfinder.records import Plan, Quantization, Sensitivity, Training
 from studfinder.report.cells import as_csv
+from studfinder.report.plan import plan_sheet
 from studfinder.report.quantization import quantization_sheet
 from studfinder.report.result import Drawing, Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import attempted, rendered
@@ -57,6 +58,17 @@ def redraw_training(path: Path, out: Path | None = None) -> Path:
 def redraw_quantization(path: Path, out: Path | None = None) -> Path:
     """Draw the tables and the page of a quantised checkpoint; arguments and value as of `redraw_training`."""
     return _drawn(quantization_sheet(read(path, Quantization)), record_file(path, "studfinder.json").parent, out)
+
+
+def write_plan(folder: Path, plan: Plan, costs: Sensitivity) -> Path:
+    """The tables, figures and page of a plan; returns the page."""
+    return write_sheet(folder, plan_sheet(plan, costs))
+
+
+def redraw_plan(path: Path, out: Path | None = None) -> Path:
+    """Draw the tables and the page of a plan again; arguments and value as of `redraw_training`."""
+    own = record_file(path, "plan.json").parent
+    return _drawn(plan_sheet(read(path, Plan), read(own, Sensitivity)), own, out)
 
 
 def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:

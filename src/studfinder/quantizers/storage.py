@@ -14,7 +14,7 @@ MIXED = "mixed-precision"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class Storage:
     """Of one matrix.
 
     Attributes:
@@ -37,13 +37,13 @@ class Stored:
         return f"{self.scheme}{inputs}"
 
 
-def format_of(stored: Iterable[Stored]) -> str:
+def format_of(stored: Iterable[Storage]) -> str:
     """What a checkpoint of these calls its format."""
     formats = dict.fromkeys(one.format for one in stored)
     return next(iter(formats)) if len(formats) == 1 else MIXED
 
 
-def in_words(layout: Mapping[str, Stored]) -> str:
+def in_words(layout: Mapping[str, Storage]) -> str:
     """The schemes of a checkpoint's matrices, with how many there are of each where they differ."""
     kinds: dict[str, int] = {}
     for one in layout.values():

@@ -1,0 +1,1 @@
+"""What a checkpoint lost against what it was made from: which parts, which patterns, which settings."""

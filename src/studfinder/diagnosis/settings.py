@@ -1,0 +1,145 @@
+"""What differs between two models besides their weights: settings that change what is computed, words, templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from studfinder.models import LM
+from studfinder.texts import proof_text
+
+_COMPUTES = {
+    "rope": "the rotation of Q and K",
+    "norm_eps": "the epsilon of its norms",
+    "epsilon": "the epsilon of its norms",
+    "eps": "the epsilon of its norms",
+    "act": "its activation function",
+    "sliding": "which tokens attention sees",
+    "window": "which tokens attention sees",
+    "layer_types": "which tokens attention sees",
+    "softcap": "how scores are capped",
+    "scal": "how scores or states are scaled",
+    "multiplier": "how states are scaled",
+    "head": "the number or size of heads",
+    "experts": "which experts are used",
+    "theta": "the rotation of Q and K",
+    "norm": "a norm",
+    "bias": "whether there are biases",
+    "partial": "the rotation of Q and K",
+}
+"""What a setting is about, by a part of its name; the first that fits."""
+_IDENTITY = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class DiffersSetting:
+    """A setting that differs.
+
+    Attributes:
+        name: of the config, the tokenizer or the generation settings.
+        was, is_now: its values, in words.
+        about: what it changes.
+        computes: whether it changes what the model computes of given tokens.
+    """
+
+    name: str
+    was: str
+    is_now: str
+    about: str
+    computes: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.was} and is {self.is_now}: {self.about}"
+
+
+def settings_that_differ(original: LM, made: LM) -> list[DiffersSetting]:
+    """What differs, what computes first."""
+    return [*_config(original, made), *_tied(original, made), *_tokens(original, made)]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: one for part, own in value.items() for key, one in _flat(own, f"{name}.{part}".strip(".")).items()}
+    return {name: value}
+
+
+def _config(original: LM, made: LM) -> list[DiffersSetting]:
+    was, now = (_flat(lm.model.config.get_text_config(decoder=True).to_dict()) for lm in (original, made))
+    found = []
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) == now.get(name) or name.startswith(("quantization_config", "_")):
+            continue
+        about = next((words for part, words in _COMPUTES.items() if part in name), "")
+        if about or name in _IDENTITY:
+            found.append(
+                DiffersSetting(
+                    name=name,
+                    was=_brief(was.get(name)),
+                    is_now=_brief(now.get(name)),
+                    about=about or "which tokens there are, and where texts begin and end",
+                    computes=bool(about),
+                )
+            )
+    return sorted(found, key=lambda one: not one.computes)
+
+
+def _tied(original: LM, made: LM) -> list[DiffersSetting]:
+    def tied(lm: LM) -> bool:
+        head, embedding = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
+        return head is not None and getattr(head, "weight", None) is embedding.weight
+
+    if tied(original) == tied(made):
+        return []
+    words = {True: "the embedding itself", False: "a matrix of its own"}
+    was, now = words[tied(original)], words[tied(made)]
+    return [DiffersSetting(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
+
+
+def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
+    one, other = original.tokenizer, made.tokenizer
+    if one is None or other is None:
+        if one is None or other is one:
+            return []
+        return [
+            DiffersSetting(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)
+        ]
+    found = []
+    text = proof_text()[0].text[:400]
+    was, now = one(text)["input_ids"], other(text)["input_ids"]
+    plain, plain_now = (each(text, add_special_tokens=False)["input_ids"] for each in (one, other))
+    if plain != plain_now:
+        at = next((n for n, (a, b) in enumerate(zip(plain, plain_now, strict=False)) if a != b), 0)
+        found.append(
+            DiffersSetting(
+                name="tokenizer",
+                was=f"token {plain[at]} at {at}",
+                is_now=f"token {plain_now[at] if at < len(plain_now) else 'none'}",
+                about="the same text is cut into other tokens",
+                computes=False,
+            )
+        )
+    elif was != now:
+        what = "BOS" if was[:1] != now[:1] else "the special tokens around a text"
+        found.append(
+            DiffersSetting(
+                name=what,
+                was=f"a text begins with {was[:1]}",
+                is_now=f"with {now[:1]}",
+                about="the first token, which takes much of the attention, is another one",
+                computes=False,
+            )
+        )
+    templates = [getattr(each, "chat_template", None) for each in (one, other)]
+    if templates[0] != templates[1]:
+        was_, now_ = (("missing" if not each else f"{len(str(each)):,} characters") for each in templates)
+        found.append(
+            DiffersSetting(
+                name="chat template", was=was_, is_now=now_, about="how a conversation is put", computes=False
+            )
+        )
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

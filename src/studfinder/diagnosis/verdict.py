@@ -1,0 +1,103 @@
+"""What a diagnosis comes to: the cause, in a sentence, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from studfinder.records import Interval
+from studfinder.records.diagnosis import EngineDiagnosis, PartDiagnosis, SettingDiagnosis
+
+HARMLESS = 0.01
+"""Nats per token: a KL below it is no harm."""
+
+
+@dataclass(frozen=True)
+class CauseFound:
+    """`cause` is a kind, `culprit` a name; both are empty where nothing is wrong that rounding does not do."""
+
+    cause: str
+    culprit: str
+    sentence: str
+    mend: str
+
+    @property
+    def ill(self) -> bool:
+        """Whether there is a cause."""
+        return bool(self.cause)
+
+
+def cause_of(
+    kl: Interval,
+    settings_kl: Interval | None,
+    parts: Sequence[PartDiagnosis],
+    settings: Sequence[SettingDiagnosis],
+    engine: EngineDiagnosis | None,
+    original: str,
+) -> CauseFound:
+    """The first cause: a setting that does most of the harm, then the broken part that does, then other settings,
+    then an engine that says something else than the weights."""
+    computing = [one for one in settings if one.computes]
+    if computing and settings_kl is not None and settings_kl.value > max(HARMLESS, kl.value / 2):
+        return _setting(computing[0], f"with all weights put back a KL of {settings_kl.value:.3g} is left")
+    broken = [part for part in parts if part.breaks and _counts(part)]
+    if broken:
+        return _broken(broken, kl, original)
+    if computing and settings_kl is not None and settings_kl.low > 0:
+        return _setting(computing[0], f"it alone costs {settings_kl.value:.3g} nats per token")
+    rest = [one for one in settings if not one.computes]
+    if rest:
+        return _setting(rest[0], "the weights alone do not show what that costs")
+    if engine is not None and not engine.agrees:
+        where = f"from position {engine.begins} on" if engine.begins is not None else "here and there"
+        return CauseFound(
+            "engine",
+            "engine",
+            f"The weights are not the cause: the engine's log-probabilities differ from theirs {where} "
+            f"(95 of 100 by less than {engine.far:.2g} nats).",
+            "Look at the engine's kernel, the format of its cache and its settings; e.g. a cache in 16 bits",
+        )
+    return _healthy(parts, kl)
+
+
+def _counts(part: PartDiagnosis) -> bool:
+    """Whether a part that breaks counts: putting it back alone does no harm, as it would where the inverse of a change
+    is folded into another part."""
+    return part.won is None or not part.won.high < 0
+
+
+def _setting(one: SettingDiagnosis, why: str) -> CauseFound:
+    return CauseFound(
+        "setting",
+        one.name,
+        f"A setting is the cause: {one.name} was {one.was} and is {one.is_now} ({one.about}); {why}.",
+        f"Set {one.name} to what it was",
+    )
+
+
+def _broken(broken: Sequence[PartDiagnosis], kl: Interval, original: str) -> CauseFound:
+    first = max(broken, key=lambda part: float("inf") if part.won is None else part.won.value)
+    share = "" if first.share is None else f" carries {min(first.share, 1):.0%} of the loss"
+    more = f"; {len(broken) - 1} more parts are broken" if len(broken) > 1 else ""
+    return CauseFound(
+        first.pattern,
+        first.name,
+        f"{first.name}{share or ' is broken'}: {first.words}{more}.",
+        f"Write {', '.join(part.name for part in broken[:4])} anew from {original}, or leave it in 16 bits",
+    )
+
+
+def _healthy(parts: Sequence[PartDiagnosis], kl: Interval) -> CauseFound:
+    if not parts:
+        return CauseFound("", "", "Nothing differs: the two models are the same.", "")
+    ranked = [part for part in parts if part.won is not None and part.won.low > 0]
+    cost = f"a KL of {kl.value:.3g} nats per token"
+    if not ranked:
+        return CauseFound("", "", f"Nothing is broken: rounding costs {cost}, spread over all parts.", "")
+    first = ranked[0]
+    return CauseFound(
+        "",
+        "",
+        f"Nothing is broken: rounding costs {cost}, most of it in {first.name}, which carries {first.share or 0:.0%}.",
+        f"To lose less leave {', '.join(part.name for part in ranked[:2])} in more bits",
+    )

@@ -1,0 +1,115 @@
+"""KLs of many roundings of one model, several to a reading, remembered as steps of the run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from studfinder.measures import effects_of
+from studfinder.models import LM
+from studfinder.passes import Stream
+from studfinder.quantizers.formats import WeightFormat
+from studfinder.quantizers.mixed import KeptPlaces, Mixed, mixed_stream
+from studfinder.quantizers.targets import Target
+from studfinder.records import Interval
+from studfinder.runs import Progress, Steps
+from studfinder.stats import crossed, ratio_interval
+
+_TOGETHER = 24
+"""Changed models that share a reading of the original, and are one step."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What roundings are made and measured on.
+
+    Attributes:
+        found: the matrices that are planned.
+        formats: by name.
+        kept: see `KeptPlaces`.
+    """
+
+    lm: LM
+    found: Sequence[Target]
+    formats: Mapping[str, WeightFormat]
+    kept: KeptPlaces
+    steps: Steps
+    progress: Progress
+
+    def stream(self, chosen: Mapping[str, str]) -> Stream:
+        """The model with some groups in formats, and the others left as they are."""
+        formats = {group: self.formats[name] for group, name in chosen.items()}
+        return mixed_stream(self.lm, Mixed(formats=formats, kept=self.kept), self.found)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """KLs by changed model and window, summed over a window's positions.
+
+    Attributes:
+        sums: by name, (windows,).
+        tokens: scored positions, (windows,).
+    """
+
+    sums: dict[str, np.ndarray]
+    tokens: np.ndarray
+
+    def kl(self, name: str, minus: str | None = None) -> Interval:
+        """Nats per token, windows resampled; or by how much it exceeds another's."""
+        return ratio_interval(self.sums[name] - (0 if minus is None else self.sums[minus]), self.tokens)
+
+    def mean(self, names: Sequence[str], minus: str | None = None) -> Interval:
+        """The same of several draws, draws and windows resampled."""
+        drawn = np.stack([self.sums[name] - (0 if minus is None else self.sums[minus]) for name in names])
+        sums = {"kl": drawn, "tokens": self.tokens[None].astype(float)}
+        return crossed(lambda mean: mean["kl"] / mean["tokens"], sums, what="windows")
+
+
+def kls_of(
+    bed: Bed,
+    what: str,
+    windows: Sequence[Sequence[int]],
+    variants: Mapping[str, Mapping[str, str]],
+    others: Mapping[str, Callable[[], Stream]] | None = None,
+) -> Judged:
+    """KLs from the model as it is, of roundings and of other streams; each reading is a step of the run.
+
+    Args:
+        what: in words, for the line of progress.
+        windows: token ids.
+        variants: by name, formats by group; groups that are not there are left as they are.
+        others: by name, what makes another changed model.
+    """
+    makers: dict[str, Callable[[], Stream]] = {name: _maker(bed, one) for name, one in variants.items()}
+    makers |= others or {}
+    keys = {name: _key(variants.get(name, name)) for name in makers}
+    sums: dict[str, np.ndarray] = {}
+    done = 0.0
+    every = list(makers)
+    for start in range(0, len(every), _TOGETHER):
+        names = every[start : start + _TOGETHER]
+        step = f"{what} {_key([keys[name] for name in names])} {_key(windows)}"
+
+        def advance(share: float) -> None:
+            nonlocal done
+            done += share * len(names)  # noqa: B023
+            bed.progress(what, int(done), len(makers))
+
+        def read() -> Any:
+            return effects_of(bed.lm, windows, [makers[name]() for name in names], advance=advance).kl.tolist()  # noqa: B023
+
+        sums |= zip(names, map(np.array, bed.steps.once(step, read)), strict=True)
+    return Judged(sums, np.array([len(ids) - 1 for ids in windows]))
+
+
+def _maker(bed: Bed, chosen: Mapping[str, str]) -> Callable[[], Stream]:
+    return lambda: bed.stream(chosen)
+
+
+def _key(of: Any) -> str:
+    plain = sorted(of.items()) if isinstance(of, Mapping) else of
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:12]

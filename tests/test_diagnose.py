@@ -1,0 +1,202 @@
+"""diagnose: planted faults are named by cause and place, healthy checkpoints are not called ill, and the gate."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from architected import built
+from checkpoints import PROMPT, checkpoint
+from faults import FAULTS, planted_in
+from studfinder.cli.app import run_cli
+from studfinder.diagnosis.outputs import engine_beside
+from studfinder.diagnosis.patterns import pattern_of
+from studfinder.errors import StudfinderError
+from studfinder.models import LM, load
+from studfinder.quantizers import GPTQ, RTN, quantized
+from studfinder.records import Diagnosis, scheme_named
+from studfinder.runs import read
+from studfinder.verbs.diagnose import diagnose
+from studfinder.verbs.gate import failed_gates, parse_gates
+from studfinder.verbs.quantize import quantize
+from tiny import tiny, token_ids, tokenizer
+
+KINDS = ("llama", "gemma3_text", "mixtral", "phi3", "gpt_neox", "deepseek_v3")
+SCHEMES = ("int8-channel", "int4-channel", "fp8", None)
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{random.Random(n).randrange(3, 60)}" for n in range(400)))
+    return file
+
+
+def pair(kind: str, scheme: str | None, method: type = RTN) -> tuple[LM, LM]:
+    """A model, and a copy of it that is rounded."""
+    original, made = (replace(load(built(kind)), tokenizer=tokenizer()) for _ in range(2))
+    if scheme is not None:
+        windows = token_ids().tolist()
+        with quantized(made, method(scheme=replace(scheme_named(scheme), scale="float32")), windows=windows):
+            state = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        made.model.load_state_dict(state)
+    return original, made
+
+
+def broken(fault: str, seed: int) -> tuple[LM, LM, tuple[str, str]]:
+    draw = random.Random(f"{fault} {seed}")
+    original, made = pair(draw.choice(KINDS), draw.choice(SCHEMES))
+    planted = planted_in(made, fault, draw.randrange(10**6))
+    return original, made, (planted.cause, planted.culprit)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_with_its_place(fault, text):
+    original, made, planted = broken(fault, 1000)
+    found = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert found.ill
+    assert (found.cause, found.culprit) == planted
+    assert found.parts
+    assert found.verdict.startswith(planted[1])
+
+
+@pytest.mark.parametrize("scheme", ["int8-channel", "int4-channel", "int3-channel", "fp8"])
+@pytest.mark.parametrize("method", [RTN, GPTQ])
+def test_a_healthy_checkpoint_is_not_called_ill(scheme, method, text):
+    original, made = pair("llama", scheme, method)
+    found = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert not found.ill
+    assert found.kl.value > 0
+    assert sum(part.won.value > 0 for part in found.parts if part.won) > len(found.parts) // 2
+
+
+@pytest.mark.deep
+def test_of_many_at_most_one_in_twenty_is_named_wrong(text):
+    faults = list(FAULTS)
+    wrong = []
+    for seed in range(2000, 2160):
+        fault = faults[seed % len(faults)]
+        original, made, planted = broken(fault, seed)
+        found = diagnose(made, against=original, text=text, window=32, limit=4)
+        if (found.cause, found.culprit) != planted:
+            wrong.append((seed, fault, planted, found.cause, found.culprit))
+    assert len(wrong) <= 8, wrong
+    ill = []
+    for seed in range(3000, 3040):
+        draw = random.Random(seed)
+        original, made = pair(draw.choice(KINDS), draw.choice(SCHEMES[:3]), draw.choice((RTN, GPTQ)))
+        ill += [seed] if diagnose(made, against=original, text=text, window=32, limit=4).ill else []
+    assert len(ill) <= 1, ill
+
+
+def test_the_same_model_has_nothing(text):
+    original, made = pair("llama", None)
+    found = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert not found.ill
+    assert found.parts == ()
+    assert (found.kl.value, found.agreement.value) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rope", lambda config: setattr(config, "rope_parameters", {**config.rope_parameters, "rope_theta": 50.0})),
+        ("rms_norm_eps", lambda config: setattr(config, "rms_norm_eps", 0.5)),
+    ],
+)
+def test_a_setting_is_named(tmp_path, name, change, text):
+    source = checkpoint(tmp_path / "m")
+    other = checkpoint(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    model = tiny("llama").model
+    change(model.config)
+    (other / "config.json").write_text(json.dumps({**config, **json.loads(model.config.to_json_string())}))
+    found = diagnose(other, against=source, text=text, window=32, limit=4)
+    assert found.cause == "setting"
+    assert name in found.culprit
+
+
+def test_a_first_token_and_a_template_that_differ_are_named(text):
+    original, made = pair("llama", "int8-channel")
+    chat = tokenizer()
+    chat.chat_template = "{{ messages }}"
+    found = diagnose(replace(made, tokenizer=chat), against=original, text=text, window=32, limit=4)
+    assert (found.cause, found.culprit) == ("setting", "chat template")
+
+
+def test_an_engine_that_says_something_else_is_named(tmp_path, text):
+    lm = tiny("llama")
+    ids = token_ids().tolist()
+    with torch.no_grad():
+        logs = torch.log_softmax(lm.model(token_ids()).logits.float(), -1)
+    said = [
+        [float(logs[row, place, ids[row][place + 1]]) for place in range(len(ids[row]) - 1)] for row in range(len(ids))
+    ]
+    assert engine_beside(lm, ids, said).agrees
+    wrong = [[one - 0.8 * (place > 5) for place, one in enumerate(row)] for row in said]
+    found = engine_beside(lm, ids, wrong)
+    assert not found.agrees
+    assert found.begins == 7
+    file = tmp_path / "out.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"token_ids": a, "logprobs": [None, *b]}) for a, b in zip(ids, wrong, strict=True))
+    )
+    original, made = pair("llama", None)
+    done = diagnose(made, against=original, text=text, window=32, limit=4, outputs=file)
+    assert done.cause in ("engine", "")
+    file.write_text('{"token_ids": [1, 2]}')
+    with pytest.raises(StudfinderError, match="line 1"):
+        diagnose(made, against=original, outputs=file)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.02, 0.3])
+@pytest.mark.parametrize("shape", [(64, 96), (7, 33), (40, 1)])
+def test_noise_is_rounding_and_equal_is_nothing(scale, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    found = pattern_of(weight, weight + scale * noise)
+    if not scale:
+        assert found is None
+    else:
+        assert found is not None
+        assert not found.breaks
+
+
+def test_the_gate_on_the_command_line(tmp_path, capsys, text):
+    source = checkpoint(tmp_path / "m")
+    quantize(source, bits=4, group="channel", out=tmp_path / "w4")
+    words = ["diagnose", str(tmp_path / "w4"), "--against", str(source), "--text", str(text), "--window", "32"]
+    out = ["--out", str(tmp_path / "run")]
+    assert run_cli([*words, *out, "--fail-if", "kl>100", "--fail-if", "ill"]) == 0
+    assert "Nothing is broken" in capsys.readouterr().out
+    assert isinstance(read(tmp_path / "run"), Diagnosis)
+    assert run_cli([*words, *out, "--fail-if", "kl.high>0"]) == 1
+    assert "failed: kl.high>0: kl is" in capsys.readouterr().err
+    assert run_cli([*words, *out, "--fail-if", "klo>0"]) == 2
+    assert run_cli([*words, *out, "--fail-if", "kl"]) == 2
+    measure = ["measure", str(tmp_path / "w4"), "--against", str(source), "--measures", f"kl:{text},agreement:{text}"]
+    assert run_cli([*measure, "--out", str(tmp_path / "card"), "--fail-if", f"kl:{text}>0"]) == 1
+    assert run_cli([*measure, "--out", str(tmp_path / "card"), "--fail-if", f"agreement:{text}<0"]) == 0
+    assert run_cli(["measure", str(source), "--measures", "kl", "--out", str(tmp_path / "none")]) == 2
+    assert PROMPT
+
+
+def test_gates_are_parsed():
+    (gate,) = parse_gates(["kl.high >= 0.5"])
+    assert (gate.name, gate.end, gate.sign, gate.limit) == ("kl", "high", ">=", 0.5)
+    assert failed_gates(parse_gates(["worse"], ("worse",)), {"worse": True}) == ["worse: yes"]
+    for line in ("", "kl>", "kl>x", "worse", "kl=1"):
+        with pytest.raises(StudfinderError, match="fail-if"):
+            parse_gates([line])
+
+
+def test_the_original_is_found_where_the_card_names_it(tmp_path, text):
+    source = checkpoint(tmp_path / "m")
+    quantize(source, bits=4, group="channel", out=tmp_path / "w4")
+    assert diagnose(tmp_path / "w4", text=text, window=32, limit=2).original.id.endswith("m")
+    with pytest.raises(StudfinderError, match="--against"):
+        diagnose(source, text=text)
