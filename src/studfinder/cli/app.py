@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from studfinder.cli import anatomy, env, experiment, ls, measure, quantize, report, scan, train
+from studfinder.cli import anatomy, env, experiment, ls, measure, quantize, recipe, report, scan, train
 from studfinder.cli.process import INTERRUPTED
 from studfinder.errors import StudfinderError, known
 from studfinder.visible import say
@@ -68,6 +68,10 @@ app.command("anatomy", epilog=anatomy.EXAMPLES)(_bounded(anatomy.command))
 app.command("measure", epilog=measure.EXAMPLES)(_bounded(measure.command))
 app.command("experiment", epilog=experiment.EXAMPLES, **experiment.OWN_OPTIONS)(_bounded(experiment.command))
 app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
+recipes = typer.Typer(no_args_is_help=True, help="Write what was found for another tool, and check its recipes.")
+recipes.command("write", epilog=recipe.WRITE_EXAMPLES)(_bounded(recipe.write))
+recipes.command("check", epilog=recipe.CHECK_EXAMPLES)(_bounded(recipe.check))
+app.add_typer(recipes, name="recipe")
 app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
 app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))
 app.command("ls")(_bounded(ls.command))

@@ -284,3 +284,31 @@ class ExperimentConfig(OutConfig, LoadConfig, BatchConfig, SpreadConfig):
         False, flag="--all", help="A whole set, in the order of a file: the papers' claims, or --from's."
     )
     listing: Path | None = option(None, flag="--from", help="With --all: a .toml that lists other runs.")
+
+
+_TOOLS = "llm-compressor, gptqmodel, auto-round, torchao, modelopt, llama.cpp, mlx, bitsandbytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(SourceConfig):
+    """Which format, what is spared, and for which tools."""
+
+    tools: Sequence[str] = option((), flag="--for", help=f"A tool to write for (repeatable): {_TOOLS}.")
+    bits: int | None = option(None, least=2, most=8, help="Bits of an integer.", otherwise="4")
+    group: str | None = option(
+        None, help="Inputs that share a scale, or channel.", otherwise="128, 64 or 32, what divides, or channel"
+    )
+    zero: str | None = option(None, help="Zero point: integer, none or float.", otherwise="integer")
+    format: str | None = option(
+        None, help="The format by its name instead, e.g. int4-g64-zero, fp8+fp8, nvfp4 (studfinder ls schemes)."
+    )
+    spare: str | None = option(
+        None,
+        help="Which groups are spared: of a scan those that hold its proven, tested or all numbers, of "
+        "quantize/which-layer the worst:N; or none.",
+        otherwise="proven, or worst",
+    )
+    spare_as: str = option("16", help="The format of what is spared, e.g. int8-channel; 16 leaves it alone.")
+    model: str | None = option(None, help="Where the model is now.", otherwise="where the run had it")
+    out: _Given | None = option(None, line=Path, help="Folder.", otherwise="runs/<model>/recipe-<key>")
+    overwrite: bool = option(False, help="Replace what is there.")
