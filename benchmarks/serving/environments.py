@@ -80,7 +80,8 @@ def _llama_cpp(folder: Path) -> None:
 def llama_command(program: str) -> list[str | Path]:
     """How a program of llama.cpp's is started: by the loader that its packages brought."""
     usr = environment("llama.cpp") / "root" / "usr"
-    return [usr / "lib64" / "ld-linux-x86-64.so.2", "--library-path", usr / "lib" / ARCH, usr / "bin" / program]
+    libraries = f"{usr}/lib/{ARCH}:{usr}/lib/{ARCH}/llama"
+    return [usr / "lib64" / "ld-linux-x86-64.so.2", "--library-path", libraries, usr / "bin" / program]
 
 
 def llama_version() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import studfinder as sf
-from environments import BUILD
+from environments import BUILD, llama_version
 from in_llama_cpp import measured, to_gguf
 from kept import in_transformers, in_vllm, keep, made, original, record, say
 from studfinder.errors import StudfinderError
@@ -69,20 +69,21 @@ def run(model: str, formats: Sequence[str]) -> None:
     found = {format: folder for format in ("original", *formats) if (folder := export(model, format)) is not None}
     say(f"{model}: {len(found)} checkpoints")
     in_transformers([(model, folder, ("transformers", model, format)) for format, folder in found.items()])
-    for format, folder in found.items():
-        if record("llama.cpp", model, format) is None:
-            keep(_by_llama_cpp(model, format, folder), "llama.cpp", model, format)
+    if model != "small":  # whose vocabulary is not its tokenizer's, which the converter refuses
+        _by_llama_cpp(model, found)
     in_vllm([(model, folder, ("vllm", model, format)) for format, folder in found.items()])
     usual = [(model, found[format], ("vllm bfloat16", model, format)) for format in BFLOAT16 if format in found]
     in_vllm(usual, dtype="bfloat16")
 
 
-def _by_llama_cpp(model: str, format: str, folder: Path) -> dict[str, Any]:
-    try:
-        file = to_gguf(folder, f"{model}-{format.replace(' ', '-')}")
-    except RuntimeError as error:
-        return {"engine": "llama.cpp", "error": f"its converter: {str(error).splitlines()[-1][:400]}"}
-    return measured(file, model)
+def _by_llama_cpp(model: str, found: dict[str, Path]) -> None:
+    names = {format: f"{model}-{format}" for format in found}
+    files = to_gguf({names[format]: folder for format, folder in found.items()})
+    for format, name in names.items():
+        if record("llama.cpp", model, format) is None:
+            refused = files[name].get("error")
+            said = {"engine": "llama.cpp", "version": llama_version(), "error": f"its converter: {refused}"}
+            keep(said if refused else measured(Path(files[name]["file"]), model), "llama.cpp", model, format)
 
 
 if __name__ == "__main__":

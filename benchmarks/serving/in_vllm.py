@@ -19,6 +19,8 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
+import int4_stand_in
+
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # errors come here and not from a process of its own
 os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # which asking the model for its classes needs
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -67,10 +69,12 @@ def classes(model) -> dict[str, int]:
 
 def answered(folder: str, windows: list[list[int]], dtype: str) -> dict:
     """What came of one checkpoint."""
-    from vllm import LLM
+    from vllm import LLM, _custom_ops  # noqa: F401 (which loads its operations)
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    answer: dict = {}
+    if int4_stand_in.needed():
+        int4_stand_in.install()
+    answer: dict = {"int4 stood in for": int4_stand_in.installed()}
     said, logger, llm = Said(), logging.getLogger("vllm"), None
     logger.addHandler(said)
     try:
@@ -91,6 +95,7 @@ def answered(folder: str, windows: list[list[int]], dtype: str) -> dict:
         answer["trace"] = traceback.format_exc()[-4000:]
     logger.removeHandler(said)
     del llm
+    int4_stand_in.forget()
     gc.collect()
     cleanup_dist_env_and_memory()
     return {**answer, "said": sorted(set(said.lines))}
