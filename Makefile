@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests are compiled once, and not by every process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: scan test unit deep device check setup clean
+.PHONY: scan test unit deep device peers check setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make unit    the unit tests alone (no downloads)"
 	@echo "make deep    what is too long for make test: many kills, many signals, every scheme on every family"
 	@echo "make device  on a machine with a GPU: that all works there and is what a CPU gives, ten minutes"
+	@echo "make peers   recipes against torchao, AutoRound and Model Optimizer themselves, in an environment of their own"
 	@echo "make check   ruff, mypy, import-linter, deptry"
 	@echo "make clean   remove .venv and caches"
 
@@ -48,5 +49,19 @@ deep: $(STAMP)
 device: $(STAMP)
 	$(BIN)/python benchmarks/device.py --out device.md
 
+# The libraries that recipes are written for want versions of their own, and one after the other: pip looks for long otherwise.
+PEERS := .venv-peers
+
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	@test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q --upgrade pip
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt torch
+	@while read -r peer; do $(PEERS)/bin/python -m pip install -q -c constraints.txt "$$peer" || exit 1; done < benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e . pytest pytest-timeout hypothesis
+	@touch $@
+
+peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pytest tests/test_recipe_peers.py tests/test_recipe_tools.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache

@@ -257,6 +257,38 @@ def _(folder: Path) -> Any:
     return content_hash(load(folder, own_names=True))
 
 
+_RULES = """config_groups:
+  a:
+    targets: ['re:.*_proj', 'lm_head']
+    weights: {num_bits: 4, group_size: 8, symmetric: false}
+ignore: ['re:.*down_proj']
+"""
+
+
+@reader(
+    "a tool's recipe", _text("r.yaml", _RULES), "recipes/registry.py:read_rules_file", "recipes/registry.py:_parsed"
+)
+def _(folder: Path) -> Any:
+    from studfinder.recipes import NamedMatrix, read_rules_file, rule_set
+
+    rules = rule_set(read_rules_file(folder / "r.yaml"))
+    return [rules.format_of(NamedMatrix(f"a.{name}")) for name in ("q_proj", "down_proj", "lm_head")]
+
+
+@reader(
+    "a model's outline",
+    _model("config.json", "model.safetensors.index.json", shards=True),
+    "models/shell.py:shell_of",
+    "models/shell.py:_names",
+    cost=8,
+)
+def _(folder: Path) -> Any:
+    from studfinder.records.loading import SourceConfig
+    from studfinder.verbs.recipe_outline import outline_of
+
+    return outline_of(str(folder), SourceConfig()).matrices
+
+
 def _sources(folder: Path) -> Files:
     return _model("config.json", "model.safetensors.index.json", "model-00001-of-*.safetensors", shards=True)(folder)
 

@@ -28,6 +28,12 @@ PLAIN = {
     "experiments/outlier_free_finetune.py": "puts variants into a model",
     "studies/swept.py": "asks whether an edit changed anything",
     "cli/app.py": "prints it",
+    "recipes/auto_round.py": "names a format that is none of ours in the tool's words",
+    "recipes/gptqmodel.py": "names a format that is none of ours in the tool's words",
+    "recipes/llm_compressor.py": "names a format that is none of ours in the tool's words",
+    "recipes/mlx.py": "names a format that is none of ours in the tool's words",
+    "recipes/model_optimizer.py": "names a format that is none of ours in the tool's words",
+    "recipes/torchao.py": "names a format that is none of ours in the tool's words",
 }
 """Where passing over a StudfinderError can hide no failed write."""
 

@@ -27,6 +27,10 @@ ALLOWED = {
     "cli.app": "the class of an error that two libraries have",
     "attention.gated.layer": "a kind of gate is called so",
     "experiments.kv_shift_theory": "a model that this file makes itself",
+    "recipes.auto_round": "what AutoRound itself calls the head",
+    "recipes.bitsandbytes": "what transformers itself skips",
+    "recipes.mlx": "what mlx itself calls the matrices of experts",
+    "verbs.recipe_outline": "what vLLM itself calls what it fuses",
 }
 """Files and rooms that may, each with its reason."""
 

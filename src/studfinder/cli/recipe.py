@@ -10,7 +10,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.records.loading import SourceConfig
-from studfinder.verbs.configs import RecipeConfig
+from studfinder.verbs.configs import ImatrixConfig, RecipeConfig
 from studfinder.visible import say, say_json
 
 if TYPE_CHECKING:
@@ -31,11 +31,18 @@ CHECK_EXAMPLES = """Examples:
   studfinder recipe check ./w4 ./w4                         a finished checkpoint's own quantization_config
   studfinder recipe check mine.txt smollm2 --tool llama.cpp
 """
+IMATRIX_EXAMPLES = """Examples:
+
+\b
+  studfinder recipe imatrix ./my-model --out my-model.imatrix.gguf
+  studfinder recipe imatrix smollm2 --out apart.gguf --first-token-apart    without the first token's spike
+  llama-quantize --imatrix my-model.imatrix.gguf my-model.gguf out.gguf Q4_K_M
+"""
 _SHOWN = 12
 
 
 @face(RecipeConfig)
-def write(
+def write_command(
     findings: Annotated[Path, typer.Argument(metavar="FINDINGS", help="A scan, a which-layer run, or a recipe.json.")],
     config: RecipeConfig,
     as_json: o.Json = False,
@@ -65,7 +72,7 @@ def write(
 
 
 @face(SourceConfig)
-def check(
+def check_command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file, or a quantised checkpoint.")],
     model: o.Model,
     config: SourceConfig,
@@ -90,6 +97,24 @@ def check(
         raise typer.Exit(1)
 
 
+@face(ImatrixConfig)
+def imatrix_command(model: o.Model, config: ImatrixConfig, debug: o.Debug = False) -> None:
+    """Write an importance file for llama-quantize: how large each input of each matrix is on calibration text."""
+    from dataclasses import replace
+
+    from studfinder.cli.progress import progress_bar
+    from studfinder.verbs.recipe_imatrix import write_imatrix
+
+    with progress_bar(False) as progress:
+        tensors = write_imatrix(model, replace(config, progress=progress))
+    tokens = int(max(one.counts.max() for one in tensors.values()))
+    say(f"{len(tensors)} tensors over {tokens:,} tokens")
+    empty = sum(int((one.counts == 0).sum()) for one in tensors.values())
+    if empty:
+        say(f"{empty} experts were reached by no token")
+    say(f"written   {config.out}")
+
+
 def _print(found: RecipeCheck) -> None:
     from rich.table import Table
 
@@ -98,7 +123,7 @@ def _print(found: RecipeCheck) -> None:
     console = Screen()
     table = Table("rule", "becomes", "matches", "decides", "by the name of", "e.g.", box=None, header_style="dim")
     for one in found.rules[:_SHOWN]:
-        kinds = [kind for kind in ("module", "checkpoint", "fused", "gguf") if getattr(one, kind)]
+        kinds = [kind for kind in ("module", "stacked", "checkpoint", "fused", "gguf") if getattr(one, kind)]
         table.add_row(
             one.rule,
             one.stored_as,

@@ -1,12 +1,14 @@
 """One tool a file: a recipe written in its language, and what the rules of such a file match."""
 
 from studfinder.recipes.gguf_names import gguf_names
+from studfinder.recipes.imatrix_file import ImportanceSums, write_importance
 from studfinder.recipes.matching import NamedMatrix, Rule, RuleSet
 from studfinder.recipes.registry import TOOLS, read_rules_file, rule_set, tool_named, written
 from studfinder.records.public import public
 
 __all__ = [
     "TOOLS",
+    "ImportanceSums",
     "NamedMatrix",
     "Rule",
     "RuleSet",
@@ -14,6 +16,7 @@ __all__ = [
     "read_rules_file",
     "rule_set",
     "tool_named",
+    "write_importance",
     "written",
 ]
 

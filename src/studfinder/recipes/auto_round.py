@@ -2,7 +2,8 @@
 
 Matching is AutoRound 0.16's (`compressors/layer_config_resolver.py`): a key that is the name of a layer is that layer.
 Any other key is searched for in the names, where one without signs of a pattern is a part of a name. What is found so
-overwrites what keys before it said, exact names too. A finished checkpoint has the same as `extra_config`.
+overwrites what keys before it said, exact names too. With integers, sizes that 32 does not divide stay whole. A
+finished checkpoint has the same as `extra_config`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -28,12 +30,12 @@ _LEFT = {"bits": 16, "data_type": "fp", "act_bits": 16}
 def write(recipe: Recipe) -> str:
     """AutoRound's keywords. Raises StudfinderError for a format that it lacks."""
     base = usual(recipe)
-    config = {module: settings(name) for module, name in recipe.formats.items() if name != base}
-    made = {"studfinder": header(recipe), "scheme": settings(base), "layer_config": config}
+    config = {module: _settings(name) for module, name in recipe.formats.items() if name != base}
+    made = {"studfinder": header(recipe), "scheme": _settings(base), "layer_config": config}
     return json.dumps(made, indent=1) + "\n"
 
 
-def settings(name: str) -> dict[str, Any]:
+def _settings(name: str) -> dict[str, Any]:
     """A format as the fields of AutoRound's QuantizationScheme."""
     format = format_named(name)
     scheme, inputs = format.weights, format.inputs
@@ -41,6 +43,8 @@ def settings(name: str) -> dict[str, Any]:
         return dict(_LEFT)
     if scheme.zero == "float" or scheme.narrow or scheme.smaller_last:
         raise no_place(name, TOOL, "no float minimum, narrow codes or smaller last block")
+    if scheme.integer and scheme.bits == 8 and scheme.zero != "none":
+        raise no_place(name, TOOL, "8 bits without a zero point (it refuses others)")
     kind = {"e4m3": "nv_fp", "e8m0": "mx_fp"}.get(scheme.scale, "fp") if not scheme.integer else "int"
     made: dict[str, Any] = {
         "bits": scheme.bits,
@@ -60,7 +64,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def spelled(name: str) -> str:
     """A format as it comes back."""
-    settings(name)
+    _settings(name)
     return name
 
 
@@ -78,18 +82,24 @@ def rules(value: Any) -> RuleSet:
     exact: list[Rule] = []
     searched: list[Rule] = []
     for key, said in given.items():
-        pattern = compiled(_standard(key))
-
-        def found(name: str, matrix: NamedMatrix, key: str = key, pattern: re.Pattern[str] = pattern) -> bool:
-            # A key that is some layer's name is that layer; where this one has another, it is none of it.
-            return name == key if _named(key) else pattern.search(name) is not None
-
-        (exact if _named(key) else searched).append(Rule(key, _stored(said, base), found))
+        if _named(key):
+            exact.append(Rule(key, _stored(said, base), by_name(key.__eq__)))
+        searched.append(Rule(key, _stored(said, base), by_name(partial(_found, key, compiled(_standard(key))))))
     ignored = str(value.get("ignore_layers") or "").replace(" ", "")
     for key in filter(None, ignored.split(",")):
         part = f"{key}." if key[-1].isdigit() else key
         searched.append(Rule(f"ignore {key}", UNTOUCHED, by_name(compiled(re.escape(part)).search)))
-    return RuleSet(TOOL, (*reversed(searched), *exact, *_outside()), _stored(base, {}))
+    return RuleSet(TOOL, (*_odd(base), *reversed(searched), *exact, *_outside()), _stored(base, {}))
+
+
+def _odd(base: Any) -> tuple[Rule, ...]:
+    """What AutoRound leaves alone whatever is said: with integers, sizes that 32 does not divide."""
+
+    def odd(name: str, matrix: NamedMatrix) -> bool:
+        return matrix.shape is not None and any(size % 32 for size in matrix.shape)
+
+    plain = isinstance(base, Mapping) and base.get("data_type", "int") == "int" and (base.get("act_bits") or 16) >= 16
+    return (Rule("(sizes that 32 does not divide)", UNTOUCHED, odd),) if plain else ()
 
 
 def _outside() -> tuple[Rule, ...]:
@@ -108,6 +118,14 @@ def _named(key: str) -> bool:
     return not any(sign in key for sign in _SIGNS) and (
         key == "lm_head" or bool(re.search(r"\.\d+\..*[a-z_]\w*$", key))
     )
+
+
+def _found(key: str, pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a key is found in a name that it is not itself. One that could be another layer's whole name, as
+    ...mlp.gate beside ...mlp.gate_proj, is taken for that."""
+    if _named(key) and (name == key or (name.startswith(key) and name[len(key)] != ".")):
+        return False
+    return pattern.search(name) is not None
 
 
 def _standard(key: str) -> str:

@@ -8,6 +8,7 @@ or stands at its end. A list that is given replaces the usual one, which holds t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ TOOL = "bitsandbytes"
 FILE = "bitsandbytes.json"
 USE = "BitsAndBytesConfig(**json.load(open('bitsandbytes.json'))['config'])"
 _FORMATS = {4: "nf4", 8: "llm.int8"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _SKIPS = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
@@ -46,8 +48,8 @@ def _skipped(recipe: Recipe) -> list[str]:
     skipped = ["lm_head", *recipe.left_modules]
     for group in recipe.groups:
         if group.stored_as == UNTOUCHED:
-            experts = len(group.members) > 1 and all(member.startswith(f"{group.name}.") for member in group.members)
-            skipped += [group.name] if experts else group.members  # transformers has all experts in one module
+            # transformers has all experts of a layer in one module, whose name is the group's
+            skipped += [group.name] if _EXPERT.search(group.members[0]) else group.members
     return skipped
 
 

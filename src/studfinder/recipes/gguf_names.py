@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 _ARCHITECTURES = {
     "mistral": "llama",
     "mixtral": "llama",
     "cohere": "command-r",
-    "gpt_neox": "gptneox",
-    "llama4_text": "llama4",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }
 """Types of Hugging Face that are called otherwise in GGUF, beside what differs in signs alone."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -25,7 +25,7 @@ def gguf_architecture(model_type: str) -> str | None:
     return known.get(_plain(asked)) or known.get(_plain(asked.removesuffix("_text")))
 
 
-def gguf_names(model_type: str, layers: int, modules: Iterable[str]) -> dict[str, str]:
+def gguf_names(model_type: str, layers: int, modules: Collection[str]) -> dict[str, str]:
     """The tensor's name of each module's weight; "" where there is none. Experts of a layer share one tensor."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 

@@ -37,7 +37,8 @@ def write(recipe: Recipe) -> str:
 
 def spelled(name: str) -> str:
     """A format as it comes back."""
-    _settings(name)
+    if name != UNTOUCHED:
+        _settings(name)
     return name
 
 

@@ -66,7 +66,8 @@ def arguments(name: str) -> dict[str, Any]:
 
 def spelled(name: str) -> str:
     """A format as it comes back."""
-    arguments(name)
+    if name != UNTOUCHED:
+        arguments(name)
     return name
 
 

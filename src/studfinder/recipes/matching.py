@@ -15,26 +15,31 @@ class NamedMatrix:
 
     Attributes:
         module: the Hugging Face module; of an expert that of its matrix kept apart.
+        stacked: the live module that has it, where transformers stacks it with others: experts.
         checkpoint: its module's name in the checkpoint's files, where that is another.
         fused: what vLLM calls the matrix that it becomes a part of; the module's own name where it is fused with none.
         group: the fused group; "" outside the blocks.
         kinds: names of the module's class and of those it derives from.
         gguf: the tensor's name in GGUF; "" where there is none.
         layer: the block; None outside the blocks.
+        shape: (out, in); None where it is not known.
     """
 
     module: str
+    stacked: str = ""
     checkpoint: str = ""
     fused: str = ""
     group: str = ""
     kinds: tuple[str, ...] = ("Linear",)
     gguf: str = ""
     layer: int | None = None
+    shape: tuple[int, int] | None = None
 
     def names(self) -> Iterator[tuple[str, str]]:
         """(kind of name, name), its own first, each name once."""
         seen: set[str] = set()
-        for kind, name in (("module", self.module), ("checkpoint", self.checkpoint), ("fused", self.fused)):
+        for kind in ("module", "stacked", "checkpoint", "fused"):
+            name = getattr(self, kind)
             if name and name not in seen:
                 seen.add(name)
                 yield kind, name

@@ -29,14 +29,14 @@ _LEAVES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 def write(recipe: Recipe) -> str:
     """What goes into config.json as "quantization". Raises StudfinderError for a format that mlx lacks."""
     base = usual(recipe)
-    said: dict[str, Any] = dict(settings(base))
+    said: dict[str, Any] = dict(_settings(base))
     for module, name in recipe.formats.items():
         if spelled(name) != spelled(base):
-            said[_path(module)] = False if name == UNTOUCHED else settings(name)
+            said[_path(module)] = False if name == UNTOUCHED else _settings(name)
     return json.dumps({"studfinder": header(recipe), "quantization": said}, indent=1) + "\n"
 
 
-def settings(name: str) -> dict[str, Any]:
+def _settings(name: str) -> dict[str, Any]:
     """A format as mlx's group_size, bits and mode."""
     format = format_named(name)
     scheme = format.weights
@@ -50,7 +50,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def spelled(name: str) -> str:
     """What becomes of a format: integers have a float minimum."""
-    return name if name == UNTOUCHED else _stored(settings(name))
+    return name if name == UNTOUCHED else _stored(_settings(name))
 
 
 def owns(value: Any) -> bool:

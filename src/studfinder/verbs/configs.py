@@ -312,3 +312,20 @@ class RecipeConfig(SourceConfig):
     model: str | None = option(None, help="Where the model is now.", otherwise="where the run had it")
     out: _Given | None = option(None, line=Path, help="Folder.", otherwise="runs/<model>/recipe-<key>")
     overwrite: bool = option(False, help="Replace what is there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixConfig(LoadConfig):
+    """Which text, where to, and what of it counts."""
+
+    out: _Given = option(line=Path, help="The file, e.g. my-model.imatrix.gguf.")
+    overwrite: bool = option(False, help="Replace what is there.")
+    first_token_apart: bool = option(False, help="Leave each window's first token, whose spike is most of a sum, out.")
+    calibration: str | Path = option(
+        "wikipedia", line=str, help="Calibration text: wikipedia, c4, a file, a folder or a data set of the hub."
+    )
+    samples: int = option(128, least=1, help="Calibration windows.")
+    length: int = option(512, least=2, help="Tokens of a calibration window.")
+    progress: Progress = option(
+        in_notebook, line=False, identity=False, help="Told what is being done.", otherwise="a bar in notebooks"
+    )

@@ -26,7 +26,7 @@ class RuleMatch:
     Attributes:
         rule: as the file says it.
         stored_as: what it makes of a matrix.
-        module, checkpoint, fused, gguf: how many matrices it matches, by the kind of name that it matched.
+        module, stacked, checkpoint, fused, gguf: how many matrices it matches, by the kind of name that it matched.
         decides: of how many it is the rule that counts: others may come before it.
         first: some of them.
     """
@@ -34,6 +34,7 @@ class RuleMatch:
     rule: str
     stored_as: str
     module: int = 0
+    stacked: int = 0
     checkpoint: int = 0
     fused: int = 0
     gguf: int = 0
@@ -43,7 +44,7 @@ class RuleMatch:
     @property
     def matches(self) -> int:
         """How many matrices, by any name."""
-        return self.module + self.checkpoint + self.fused + self.gguf
+        return self.module + self.stacked + self.checkpoint + self.fused + self.gguf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def _outline(lm: LM, names: Iterable[str]) -> Outline:
     stored = _stored_names(lm.model, names)
     modules = dict(lm.model.named_modules(remove_duplicate=False))
     found = [
-        _of(group, target, module, modules, stored)
+        _of(group, target, module, lm, modules, stored)
         for group, each in groups.items()
         for target in each
         for module in target.modules
@@ -78,7 +78,7 @@ def _outline(lm: LM, names: Iterable[str]) -> Outline:
     left += [name for name, module in modules.items() if isinstance(module, nn.Embedding) and name not in left]
     blocks = {layer.block: number for number, layer in enumerate(lm.anatomy.layers)}
     found += [
-        NamedMatrix(name, stored.get(name, ""), kinds=_kinds(modules[name]), layer=_within(name, blocks))
+        NamedMatrix(name, checkpoint=stored.get(name, ""), kinds=_kinds(modules[name]), layer=_within(name, blocks))
         for name in left
     ]
     ggufs = gguf_names(lm.anatomy.architecture, len(lm.anatomy.layers), [matrix.module for matrix in found])
@@ -91,10 +91,21 @@ def _with_gguf(matrix: NamedMatrix, names: dict[str, str]) -> NamedMatrix:
     return replace(matrix, gguf=names[matrix.module])
 
 
-def _of(group: str, target: Target, module: str, modules: dict[str, Any], stored: dict[str, str]) -> NamedMatrix:
+def _of(
+    group: str, target: Target, module: str, lm: LM, modules: dict[str, Any], stored: dict[str, str]
+) -> NamedMatrix:
     live = modules.get(module)
-    kinds = ("Linear",) if live is None else _kinds(live)
-    return NamedMatrix(module, stored.get(module, ""), _fused(group, module), group, kinds, layer=target.layer)
+    rows, cols = target.weight(lm).shape
+    return NamedMatrix(
+        module,
+        stacked="" if target.part is None else target.ref.module,
+        checkpoint=stored.get(module, ""),
+        fused=_fused(group, target, module),
+        group=group,
+        kinds=("Linear",) if live is None else _kinds(live),
+        layer=target.layer,
+        shape=(rows, cols),
+    )
 
 
 def _kinds(module: nn.Module) -> tuple[str, ...]:
@@ -105,10 +116,10 @@ def _within(name: str, blocks: dict[str, int]) -> int | None:
     return next((number for block, number in blocks.items() if name.startswith(f"{block}.")), None)
 
 
-def _fused(group: str, module: str) -> str:
+def _fused(group: str, target: Target, module: str) -> str:
     """What vLLM calls the matrix that a member of a group is a part of."""
     parent, _, leaves = group.rpartition(".")
-    if module.startswith(f"{group}."):
+    if target.part is not None:
         return group  # an expert: all of a layer are one module
     parts = tuple(leaves.split("+"))
     if len(parts) == 1:
