@@ -25,12 +25,40 @@ from studfinder.verbs.configs import RecipeConfig
 from studfinder.verbs.recipe import recipe_for
 from studfinder.verbs.recipe_outline import outline_of
 
-INPUTS = ("fp8+fp8", "int8-channel+int8", "fp8-tensor+fp8-tensor", "int8-tensor-narrow+int8", "int4-g64+int8", "int4-g64+fp8")
-OTHERS = ("int4-g64", "int4-g32", "int4-g32-zero", "int4-g128", "int4-channel", "int8-g64", "int8-g64-zero", "int8-channel-zero", "fp8-tensor", "int2-g64")
+INPUTS = (
+    "fp8+fp8",
+    "int8-channel+int8",
+    "fp8-tensor+fp8-tensor",
+    "int8-tensor-narrow+int8",
+    "int4-g64+int8",
+    "int4-g64+fp8",
+)
+OTHERS = (
+    "int4-g64",
+    "int4-g32",
+    "int4-g32-zero",
+    "int4-g128",
+    "int4-channel",
+    "int8-g64",
+    "int8-g64-zero",
+    "int8-channel-zero",
+    "fp8-tensor",
+    "int2-g64",
+)
 FORMATS = (*SCHEMES, *OTHERS, *INPUTS)
 MIXED = {"mixed int4-g64 and 16": ("int4-g64", "16"), "mixed int4-g64 and fp8+fp8": ("int4-g64", "fp8+fp8")}
 """By a plan: what most matrices have, and the second layer's down projection."""
-ON_SMOLLM2 = ("w4-g64", "int4-g64", "w4-channel", "w8-channel", "fp8", "nvfp4", "fp8+fp8", "int8-channel+int8", "mixed int4-g64 and 16")
+ON_SMOLLM2 = (
+    "w4-g64",
+    "int4-g64",
+    "w4-channel",
+    "w8-channel",
+    "fp8",
+    "nvfp4",
+    "fp8+fp8",
+    "int8-channel+int8",
+    "mixed int4-g64 and 16",
+)
 BFLOAT16 = ("original", "int4-g64", "fp8+fp8", "int8-channel+int8", "mixed int4-g64 and 16")
 """What is run in vLLM's usual dtype too."""
 

@@ -165,7 +165,9 @@ def imatrix() -> Path:
     path = gguf(f"{MODEL}-imatrix")
     if not path.exists():
         with made(path) as partial:
-            studfinder("recipe", "imatrix", original(MODEL), "--dtype", "float32", "--out", partial)
+            studfinder(
+                "recipe", "imatrix", original(MODEL), "--dtype", "float32", "--samples", CALIBRATION, "--out", partial
+            )
     return path
 
 
@@ -184,7 +186,9 @@ def run(findings: Path, rows: tuple[str, ...]) -> None:
             folder = by_llm_compressor(product, findings)
             in_transformers([(MODEL, folder, names)])
             checkpoints.append((product, folder))
-    in_vllm([(MODEL, folder, ("vllm product", one.row, one.spared)) for one, folder in checkpoints if one.spared == "found"])
+    in_vllm(
+        [(MODEL, folder, ("vllm product", one.row, one.spared)) for one, folder in checkpoints if one.spared == "found"]
+    )
 
 
 if __name__ == "__main__":

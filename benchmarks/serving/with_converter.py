@@ -1,6 +1,6 @@
 """llama.cpp's converter, in its own environment: one process for many checkpoints. Not to be started by hand.
 
-    python with_converter.py ORDER.json
+python with_converter.py ORDER.json
 """
 
 from __future__ import annotations
