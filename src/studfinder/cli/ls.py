@@ -75,11 +75,12 @@ def command(
         console.print(table)
         console.print("studfinder quantize MODEL --method NAME --out DIR", style="dim")
     elif what == "schemes":
-        from studfinder.quantizers import SCHEMES, kernel
+        from studfinder.quantizers import SCHEMES, seen_in_words
+        from studfinder.records import Format
 
-        table = Table("name", "spelled", "what it is", "kernel in vLLM", box=None, header_style="dim")
+        table = Table("name", "spelled", "what it is", "seen to load in", box=None, header_style="dim")
         for name, scheme in SCHEMES.items():
-            table.add_row(name, scheme.name, str(scheme), kernel(scheme) or "none known")
+            table.add_row(name, scheme.name, str(scheme), seen_in_words(Format(weights=scheme)))
         console.print(table)
         console.print("Others are spelled the same way: int3-g32, int8-channel-zero, int4-128x128.", style="dim")
         console.print("studfinder quantize MODEL --scheme NAME --out DIR", style="dim")

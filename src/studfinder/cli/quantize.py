@@ -66,5 +66,5 @@ def _print(done: Quantization, out: Path) -> None:
     say(f"verified: {done.verified}")
     for note in done.notes:
         say(note)
-    say(f"kernel in vLLM: {done.kernel or ('not needed' if done.stored_as == 'dense' else 'none known')}")
+    say(f"seen to load in: {done.engines}")
     say(f"checkpoint {out}")

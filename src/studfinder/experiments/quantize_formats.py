@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from studfinder.experiments.quantize_keeps import KEEP_CONTROLS, ROWS, WEIGHTS, findings_keeps
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
-from studfinder.quantizers import RTN, kernel
-from studfinder.records import Table, scheme_named
+from studfinder.quantizers import RTN, seen_in_words
+from studfinder.records import Format, Table, scheme_named
 from studfinder.records.config import option
 from studfinder.studies import PAIRED
 from studfinder.studies.experiment import Bench, Experiment, Outcome
@@ -51,7 +51,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     rounding, variants, formats = Rounding(bench, lm), [], []
     for name in bench.config.formats:
         method = RTN(scheme=rounding.scheme(scheme_named(name)))
-        formats.append((name, str(method.scheme), kernel(method.scheme) or "none"))
+        formats.append((name, str(method.scheme), seen_in_words(Format(weights=method.scheme))))
         variants.append(rounding.variant(name, method))
         variants += [
             rounding.variant(f"{name}, keep {kept}", method, keep=keep, kept=kept, family=name)
@@ -69,7 +69,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
         scored.changes_table(
             "with something kept, against the same format with nothing kept", f"{PAIRED} {CAVEAT}", pairs=pairs
         ),
-        Table(title="the formats", columns=("format", "in words", "kernel in vLLM"), rows=tuple(formats)),
+        Table(title="the formats", columns=("format", "in words", "seen to load in"), rows=tuple(formats)),
     ]
     notes = keeping_notes(scored, scored.measures, "formats", against=KEEP_CONTROLS)
     notes += [f"it has none of {kept}." for kept in (WEIGHTS, ROWS) if kept not in keeps]

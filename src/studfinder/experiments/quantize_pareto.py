@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from studfinder.experiments.quantize_phase import Shifted, shifts
 from studfinder.experiments.weights import load_findings
 from studfinder.models import LM
-from studfinder.quantizers import RTN, Clip, Scheme, hold_out, kernel, method_class
-from studfinder.records import Cell, Comparison, SuperWeight, Table
+from studfinder.quantizers import RTN, Clip, Scheme, hold_out, method_class, seen_in_words
+from studfinder.records import Cell, Comparison, Format, SuperWeight, Table
 from studfinder.records.config import option
 from studfinder.records.outside import whole_number
 from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
@@ -199,12 +199,12 @@ def _schemes_table(scored: GridScores, tried: Sequence[ModelVariant], measure: s
     original = scored.scores[scored.original][measure]
     rows: list[tuple[Cell, ...]] = [("original", None, original.interval, None, None)]
     for one in sorted(tried, key=lambda one: scored.bits(one.label) or 0.0):
-        runs = "no place for single numbers" if one.kept else kernel(one.detail.method.scheme) or "none"
+        runs = "no place for single numbers" if one.kept else seen_in_words(Format(weights=one.detail.method.scheme))
         score, change = scored.scores[one.label][measure].interval, scored.change(measure, one.label)
         rows.append((one.label, scored.bits(one.label), score, change, runs))
     return Table(
         title="every scheme",
-        columns=("scheme", "bits per weight", measure.replace(":", " "), "/ original", "kernel in vLLM"),
+        columns=("scheme", "bits per weight", measure.replace(":", " "), "/ original", "seen to load in"),
         rows=tuple(rows),
         note="Bits: elements, scales (bf16), zero points, and 48 bits a kept number, over the matrices of the blocks; "
         "what is kept is held out of its block before the range is taken. Windows of 512 tokens resampled. Taken on: "

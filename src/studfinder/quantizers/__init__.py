@@ -18,7 +18,8 @@ from studfinder.quantizers.residual import rounded_stream
 from studfinder.quantizers.rotary_pairs import RotaryPairs
 from studfinder.quantizers.rotation import Rotate
 from studfinder.quantizers.rtn import RTN
-from studfinder.quantizers.scheme import SCHEMES, Scheme, bits_per_weight, kernel
+from studfinder.quantizers.scheme import SCHEMES, Scheme, bits_per_weight
+from studfinder.quantizers.seen import Seen, seen, seen_in_words
 from studfinder.quantizers.smoothquant import SmoothQuant
 from studfinder.quantizers.targets import Target, targets
 from studfinder.quantizers.transforms import Permute, Rebalance, Split, neurons_of
@@ -47,6 +48,7 @@ __all__ = [
     "Rotate",
     "RoundingGrid",
     "Scheme",
+    "Seen",
     "Skip",
     "SmoothQuant",
     "Split",
@@ -59,13 +61,14 @@ __all__ = [
     "dequantized",
     "fit_grid",
     "hold_out",
-    "kernel",
     "method_class",
     "neurons_of",
     "quantize_weight",
     "quantized",
     "quantized_cache",
     "rounded_stream",
+    "seen",
+    "seen_in_words",
     "skip",
     "super_channels",
     "targets",

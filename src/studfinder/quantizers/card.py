@@ -9,7 +9,6 @@ from studfinder.visible import visible
 
 def card(done: Quantization) -> str:
     """The README.md of the checkpoint."""
-    served = done.kernel or ("none needed: the weights are dense" if done.stored_as == "dense" else "none known")
     stored = "dense: dequantised weights" if done.stored_as == "dense" else f"compressed-tensors, {done.stored_as}"
     calibration = done.calibration or "none: the method looks at the weights only"
     lines = [
@@ -29,7 +28,7 @@ def card(done: Quantization) -> str:
         f"| bits per weight | {done.bits:.3f} over the matrices of the blocks, scales and zero points included |",
         f"| matrices quantised | {done.quantized} |",
         f"| format | {for_markdown(stored)} |",
-        f"| kernel in vLLM | {for_markdown(served)} |",
+        f"| seen to load in | {for_markdown(done.engines)} |",
         f"| verified | {for_markdown(done.verified)} |",
         f"| calibration text | {for_markdown(calibration)} |",
         "",

@@ -1,4 +1,4 @@
-"""What a scheme comes to on a matrix: the size of its blocks, its true bits, and what runs it.
+"""What a scheme comes to on a matrix: the size of its blocks and its true bits.
 
 The scheme itself, and the grammar of names of schemes and formats, are plain data: `records.scheme`.
 """
@@ -55,31 +55,3 @@ def bits_per_weight(shape: tuple[int, ...] | torch.Size, scheme: Scheme, kept: i
     zero = {"none": 0, "integer": scheme.bits, "float": scale}[scheme.zero]
     extra = 32 if scheme.scale == "e4m3" else 0
     return scheme.bits + (blocks * (scale + zero) + extra + kept * (16 + 32)) / (rows * cols)
-
-
-def kernel(scheme: Scheme, *, acts: str | None = None) -> str | None:
-    """What vLLM runs a weight in this scheme with, or None where it has nothing for it that we know.
-
-    Read from vLLM's compressed-tensors schemes (`compressed_tensors_wNa16.py`, `_w8a8_int8.py`, `_w8a16_fp8.py`,
-    `_w4a16_nvfp4.py`, `_w4a16_mxfp4.py`) and its kernels' own lists: Marlin takes groups of -1, 32, 64 and 128, and a
-    zero point with 4 bits only; Machete (Hopper) -1, 64 and 128, and one with 8 bits too. State of 2026. Nothing here
-    was run. Kernels for other hardware may support less.
-
-    Args:
-        acts: the element that inputs are rounded to, e.g. "int8"; None leaves them.
-    """
-    if scheme.zero == "float" or (scheme.remainder == "block" and isinstance(scheme.block, int)):
-        return None
-    if acts is not None:
-        whole = scheme.block in ("channel", "tensor") and scheme.zero == "none"
-        return f"CUTLASS W8A8 {acts}" if whole and scheme.element == acts and acts in ("int8", "fp8") else None
-    if scheme.integer:
-        if scheme.bits not in (4, 8) or scheme.scale not in ("bfloat16", "float16"):
-            return None
-        if scheme.bits == 8 and scheme.zero == "integer":
-            return "Machete W8A16 (Hopper)" if scheme.block in ("channel", 64, 128) else None
-        return f"Marlin W{scheme.bits}A16" if scheme.block in ("channel", 32, 64, 128) else None
-    if scheme.element == "fp8" and scheme.block in ("tensor", "channel", (128, 128)) and scheme.scale != "e8m0":
-        return "Marlin W8A16 fp8"
-    name = next((name for name in ("nvfp4", "mxfp4") if SCHEMES[name] == scheme), None)
-    return None if name is None else f"Marlin W4A16 {name}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from studfinder.quantizers.activations import ActivationScheme
 from studfinder.quantizers.scheme import Scheme
+from studfinder.records.scheme import Format, Inputs
 from studfinder.report.words import count
 
 MIXED = "mixed-precision"
@@ -31,6 +32,14 @@ class Storage:
     def arguments(self) -> dict[str, Any] | None:
         """Its inputs as compressed-tensors' QuantizationArgs. Raises StudfinderError for what that has no place for."""
         return None if self.inputs is None or self.format == "dense" else self.inputs.arguments()
+
+    @property
+    def named(self) -> Format:
+        """The format that a checkpoint says it is in."""
+        rounded = self.inputs
+        if rounded is None:
+            return Format(weights=self.scheme)
+        return Format(weights=self.scheme, inputs=Inputs(element=rounded.element, scope=rounded.scope))
 
     def __str__(self) -> str:
         inputs = "" if self.inputs is None else f", inputs {self.inputs.element} per {self.inputs.scope}"

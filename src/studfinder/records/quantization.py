@@ -16,7 +16,8 @@ class Quantization(OneLine):
     Attributes:
         model, origin: the id it was asked for by, and where it came from.
         method, settings: the method's class and record.
-        scheme, kernel: in words; what vLLM runs it with, or None.
+        scheme: in words.
+        engines: in which engines and versions this format was seen to load, or that it was not tried, in words.
         stored_as: the checkpoint's format; see `quantizers.export.FORMATS`.
         bits: true bits a weight over all matrices in the blocks: elements, scales, zero points, and what is left in
             full precision.
@@ -37,7 +38,7 @@ class Quantization(OneLine):
     method: str
     settings: Mapping[str, Any]
     scheme: str
-    kernel: str | None
+    engines: str
     stored_as: str
     bits: float
     quantized: int

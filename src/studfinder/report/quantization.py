@@ -14,7 +14,7 @@ def quantization_sheet(done: Quantization) -> Sheet:
         ("bits a weight, over the matrices of the blocks", done.bits),
         ("matrices quantised", done.quantized),
         ("stored as", done.stored_as),
-        ("kernel in vLLM", done.kernel),
+        ("seen to load in", done.engines),
         ("calibration text", done.calibration or "none: the method looks at the weights only"),
         ("verified", done.verified),
     ]

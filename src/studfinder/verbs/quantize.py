@@ -20,7 +20,7 @@ from studfinder.models.places import fetched
 from studfinder.quantizers import (
     RTN,
     Method,
-    kernel,
+    seen_in_words,
 )
 from studfinder.quantizers.apply import prepared, running
 from studfinder.quantizers.bench import Workbench
@@ -126,7 +126,7 @@ def _origin(source: Source) -> str:
 def _run(laid: LaidOut, done: Quantization, **model: Any) -> Run:
     """The run's identity: the model, and everything in the record but what comes out of the work itself."""
     asked = laid.plan.config
-    came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "kernel")
+    came = ("bits", "quantized", "notes", "instead", "verified", "scores", "versions", "made", "engines")
     settings = {name: value for name, value in to_plain(done).items() if name not in came}
     if len(set(laid.layout.values())) > 1:
         settings["layout"] = key_of({name: str(stored) for name, stored in laid.layout.items()})
@@ -212,19 +212,23 @@ def _kept(keep: Sequence[Any], held: Mapping[str, int]) -> tuple[str, ...]:
 def _record(model: str, origin: str, method: Method, layout: Mapping[str, Storage], **rest: Any) -> Quantization:
     # As JSON has them, so that the record reads back as it was; infinity as a text, as records write it.
     plain = json.dumps(dataclasses.asdict(method), default=str)  # type: ignore[call-overload]
-    kernels = {
-        None if one.format == "dense" else kernel(one.scheme, acts=None if one.inputs is None else one.inputs.element)
-        for one in layout.values()
-    }
     return Quantization(
         model=model,
         origin=origin,
         method=type(method).__name__,
         settings=json.loads(plain, parse_constant=str),
         scheme=in_words(layout),
-        kernel=None if None in kernels else ", ".join(sorted(filter(None, kernels))),
+        engines=_engines(layout),
         stored_as=format_of(layout.values()),
         versions=versions(),
         made=now(),
         **rest,
     )
+
+
+def _engines(layout: Mapping[str, Storage]) -> str:
+    """Where checkpoints of these formats were seen to load, in words."""
+    stored = layout.values()
+    if format_of(stored) == "dense":
+        return "whatever loads the model: the weights are dense"
+    return seen_in_words(dict.fromkeys(one.named for one in stored))
