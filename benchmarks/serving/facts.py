@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from formats import FORMATS, ON_SMOLLM2
 from kept import record
+
 from studfinder.records.scheme import format_named
 
 SEEN = Path(__file__).resolve().parents[2] / "src" / "studfinder" / "quantizers" / "seen.json"

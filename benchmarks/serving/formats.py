@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import studfinder as sf
 from environments import BUILD, llama_version
 from in_llama_cpp import measured, to_gguf
 from kept import in_transformers, in_vllm, keep, made, original, record, say
+
+import studfinder as sf
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
 from studfinder.models.card import model_card

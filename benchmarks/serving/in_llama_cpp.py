@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from environments import BUILD, environment, llama_command, llama_version
 from kept import ask, command, made, original, record, record_path, windows
+
 from studfinder.measures.divergence import Clean
 
 THREADS = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))
@@ -58,14 +58,15 @@ def quantized(source: Path, name: str, kind: str, *, recipe: Path | None = None,
 
 
 def logits(file: Path, model: str) -> Iterator[torch.Tensor]:
-    """Logits (T-1, W) of each window, that foretell all tokens but the first. Raises RuntimeError if it does not run."""
+    """Logits (T-1, W) of each window, of all tokens but the first. Raises RuntimeError if it does not run."""
     ids = windows(model)
     path = BUILD / f"windows-{model}.bin"
     path.write_bytes(struct.pack("2i", len(ids), len(ids[0])) + np.asarray(ids, np.int32).tobytes())
     backends = environment("llama.cpp") / "root" / "usr" / "lib" / "x86_64-linux-gnu" / "ggml" / "backends0"
     line = [*llama_command("llama-logits"), file, path, THREADS]
     run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=backends)
-    assert run.stdout is not None and run.stderr is not None
+    assert run.stdout is not None
+    assert run.stderr is not None
     head = run.stdout.read(4)
     if len(head) == 4:
         (words,) = struct.unpack("i", head)

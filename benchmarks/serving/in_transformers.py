@@ -2,8 +2,8 @@
 
     python in_transformers.py ORDER.json
 
-Loads one checkpoint after the other, in fp32 where that runs, and writes of each the log-probability of every token of its windows given
-those before it, and KL(original || it) at each of them, in nats.
+Loads one checkpoint after the other, in fp32 where that runs, and writes of each the log-probability of every token of
+its windows given those before it, and KL(original || it) at each of them, in nats.
 """
 
 from __future__ import annotations

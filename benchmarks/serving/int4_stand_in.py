@@ -41,7 +41,7 @@ def forget() -> None:
 
 
 def unpacked(q_weight: torch.Tensor, scales_GN: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:
-    """The matrix (in, out): blocks of 16 outputs lie one after the other, in each 8 codes to a word along the outputs."""
+    """The matrix (in, out): blocks of 16 outputs one after the other, in each 8 codes to a word along the outputs."""
     groups, outputs = scales_GN.shape
     words = q_weight.reshape(outputs // 16, -1, 2, 1)
     codes_KN = ((words >> _NIBBLES) & 15).reshape(outputs // 16, -1, 16).permute(1, 0, 2).reshape(-1, outputs)

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import studfinder as sf
 from environments import BUILD, HERE, environment
+
+import studfinder as sf
 from studfinder.measures.perplexity import windows_of
 from studfinder.models import BUILTINS, builtin_folder
 
@@ -122,8 +123,8 @@ def small() -> Path:
 
 
 def ask(child: str, python: Path | str, checkpoints: list[dict[str, Any]]) -> None:
-    """Have a child answer for each checkpoint. Where it ends without an answer, that is the answer of the first that has
-    none, and the rest is asked for again."""
+    """Have a child answer for each checkpoint. Where it ends without one, that is the answer of the first that
+    has none, and the rest is asked for again."""
     left = [one for one in checkpoints if not Path(one["out"]).exists()]
     while left:
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:

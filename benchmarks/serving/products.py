@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import studfinder as sf
 from environments import BUILD, HERE, environment
 from in_llama_cpp import gguf, measured, quantized, unquantised
 from kept import command, in_transformers, in_vllm, keep, made, original, record, say, studfinder
+
+import studfinder as sf
 from studfinder.quantizers import calibration_windows
 from studfinder.records import Recipe, read_record, to_json
 from studfinder.verbs.configs import RecipeConfig

@@ -69,7 +69,7 @@ def _together(facts: list[Seen], formats: int) -> Seen | None:
 
 
 def _as_stored(format: Format) -> str:
-    """The name of what a checkpoint says of a format: neither which float its scales are nor whether codes are narrow."""
+    """The name of what a checkpoint says of a format: not which float its scales are, nor whether codes are narrow."""
     scheme = format.weights
     if scheme is None:
         return format.name
