@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studfinder.errors import StudfinderError
-from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit_grid, kernel, quantize_weight
+from studfinder.quantizers import RTN, SCHEMES, Clip, Scheme, bits_per_weight, fit_grid, quantize_weight
 from studfinder.quantizers.clip import search
 from studfinder.quantizers.grid import codes, dequantized, grid_of
 from studfinder.quantizers.rtn import round_to_nearest
+from studfinder.quantizers.seen import NOT_TRIED, seen, seen_in_words, seen_record
+from studfinder.records import Format
 
 
 def weight(rows: int = 8, cols: int = 64, seed: int = 0) -> torch.Tensor:
@@ -65,21 +67,26 @@ def test_rounding_twice_is_rounding_once(element, block, scale, zero, rows, cols
     assert torch.equal(codes(value, grid, scheme).float(), once.float())
 
 
-@pytest.mark.parametrize(
-    ("scheme", "acts", "name"),
-    [
-        (SCHEMES["w4-g128"], None, "Marlin W4A16"),
-        (SCHEMES["w8-channel"], None, "Marlin W8A16"),
-        (Scheme(element="int8", block=64, zero="integer"), None, "Machete W8A16 (Hopper)"),
-        (Scheme(element="int8", block=32, zero="integer"), None, None),
-        (Scheme(element="int3", block=64), None, None),
-        (Scheme(element="int8", block="channel", narrow=True), "int8", "CUTLASS W8A8 int8"),
-        (Scheme(element="int4", block="channel"), "int8", None),
-        (SCHEMES["fp8"], "fp8", "CUTLASS W8A8 fp8"),
-    ],
-)
-def test_kernels_of_vllm(scheme, acts, name):
-    assert kernel(scheme, acts=acts) == name
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_named_scheme_was_tried_in_an_engine(name):
+    format = Format(weights=SCHEMES[name])
+    assert seen(format)
+    said = seen_in_words(format)
+    assert said.startswith("transformers ")  # the promise of every export
+    assert all(one.engine in said for one in seen(format))
+
+
+def test_what_was_seen_is_said_of_what_was_tried_only():
+    untried = Format(weights=Scheme(element="int7", block=5))
+    assert seen(untried) == ()
+    assert seen_in_words(untried) == NOT_TRIED
+    both = seen_in_words([untried, Format(weights=SCHEMES["fp8"])])
+    assert NOT_TRIED in both
+    assert untried.name in both
+    assert seen_in_words([Format()]) == NOT_TRIED  # left alone: nothing to try
+    narrow = Scheme(element="int8", block="channel", narrow=True, scale="float16")
+    assert seen(Format(weights=narrow)) == seen(Format(weights=SCHEMES["w8-channel"]))  # stored alike
+    assert set(seen_record()["formats"]) >= {"fp8+fp8", "int8-channel+int8"}
 
 
 def test_stored_scales_are_of_their_type():

@@ -133,7 +133,7 @@ def card_of(payload: str) -> Scorecard:
 def quantization_of(payload: str) -> Quantization:
     return Quantization(
         model=payload, origin=payload, method=payload, scheme=payload, settings={payload: payload}, bits=4.0, quantized=1,
-        stored_as=payload, kernel=payload, calibration=payload, kept=(payload,), skipped=(payload,), instead=(payload,),
+        stored_as=payload, engines=payload, calibration=payload, kept=(payload,), skipped=(payload,), instead=(payload,),
         scores={payload: payload}, verified=payload, notes=(payload,), versions={"studfinder": payload}, made=payload,
     )  # fmt: skip
 

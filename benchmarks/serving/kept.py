@@ -131,6 +131,8 @@ def ask(child: str, python: Path | str, checkpoints: list[dict[str, Any]]) -> No
             json.dump({"checkpoints": left}, file)
             file.flush()
             done = subprocess.run([python, HERE / child, file.name], capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise SystemExit(f"{child} was ended by signal {-done.returncode}; the same command goes on from here")
         still = [one for one in left if not Path(one["out"]).exists()]
         if len(still) == len(left) or (still and done.returncode):
             ended = {"error": f"ended with {done.returncode}: {done.stderr.strip()[-1500:]}"}

@@ -39,7 +39,8 @@ def lm():
 def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(tmp_path):
     lm = sf.load("smollm2")  # in its own dtype, as the files are
     done = quantize("smollm2", out=tmp_path / "out")
-    assert (done.bits, done.kernel) == (4.3125, "Marlin W4A16")
+    assert done.bits == 4.3125
+    assert done.engines.startswith("transformers ")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", PLAIN, tmp_path / "out", json.dumps(IDS), tmp_path / "logits.pt"]
     subprocess.run(command, check=True, env=environment)

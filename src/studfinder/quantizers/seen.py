@@ -1,4 +1,4 @@
-"""In which engines a checkpoint of a format was seen to load and to mean the same: facts of a benchmark that ran them.
+"""In which engines a checkpoint of a format was seen to load and to run: facts of a benchmark that ran them.
 
 `seen.json` is written by benchmarks/serving/facts.py, and by nothing else: where it says nothing of a format, nobody
 tried, and that is what is said.

@@ -18,6 +18,7 @@ class Quantization(OneLine):
         method, settings: the method's class and record.
         scheme: in words.
         engines: in which engines and versions this format was seen to load, or that it was not tried, in words.
+        kernel: what earlier versions quoted from reading; not written any more.
         stored_as: the checkpoint's format; see `quantizers.export.FORMATS`.
         bits: true bits a weight over all matrices in the blocks: elements, scales, zero points, and what is left in
             full precision.
@@ -38,7 +39,8 @@ class Quantization(OneLine):
     method: str
     settings: Mapping[str, Any]
     scheme: str
-    engines: str
+    engines: str = ""
+    kernel: str | None = None
     stored_as: str
     bits: float
     quantized: int
