@@ -192,9 +192,9 @@ def test_awq_takes_matrices_of_zeros(matrices):
 
 VERBS = {
     # By module, the verbs that can raise what it says; a folder stands for all of its files.
-    "models/": ("scan", "measure", "quantize", "train", "experiment"),
-    "models/memory.py": ("scan", "measure", "quantize", "experiment"),
-    "hub.py": ("scan", "measure", "quantize", "train", "experiment"),
+    "models/": ("scan", "measure", "plan", "quantize", "train", "experiment"),
+    "models/memory.py": ("scan", "measure", "plan", "quantize", "experiment"),
+    "hub.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
     "quantizers/": ("quantize",),
     "verbs/quantize": ("quantize",),
     "verbs/configs.py": ("measure", "experiment"),
@@ -205,23 +205,35 @@ VERBS = {
     "verbs/measure.py": ("measure",),
     "verbs/report.py": ("report",),
     "training/": ("train",),
-    "runs/": ("scan", "measure", "quantize", "train", "experiment"),
-    "runs/run.py": ("scan", "measure", "quantize", "train", "experiment"),
+    "runs/": ("scan", "measure", "plan", "quantize", "train", "experiment"),
+    "runs/run.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
     "detectors/observe.py": ("scan", "experiment"),
     "measures/": ("measure", "experiment"),
+    "measures/registry.py": ("measure",),
+    "models/original.py": ("diagnose",),
+    "diagnosis/": ("diagnose",),
+    "verbs/diagnose.py": ("diagnose",),
+    "verbs/gate.py": ("measure", "diagnose"),
+    "cli/diagnose.py": ("diagnose",),
+    "quantizers/budget.py": ("plan",),
+    "verbs/recipe": ("recipe write",),
+    "verbs/recipe_imatrix.py": ("recipe imatrix",),
+    "cli/recipe.py": ("recipe write", "recipe check", "recipe imatrix"),
     "experiments/": ("experiment",),
     "cli/ls.py": ("quantize",),
     "cli/scan.py": ("scan",),
     "cli/measure.py": ("measure",),
+    "cli/plan.py": ("plan",),
+    "verbs/plan": ("plan",),
     "cli/quantize.py": ("quantize",),
     "cli/report.py": ("report",),
     "verbs/scan.py": ("scan",),
     "cli/train.py": ("train",),
     "cli/experiment.py": ("experiment",),
     "cli/options.py": ("measure", "experiment"),
-    "cli/shown.py": ("scan", "measure", "train", "experiment"),
-    "errors.py": ("scan", "measure", "quantize", "train", "experiment"),
-    "cli/app.py": ("scan", "measure", "quantize", "train", "experiment"),
+    "cli/shown.py": ("scan", "measure", "plan", "train", "experiment"),
+    "errors.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
+    "cli/app.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
 }
 OF_OTHERS = {
     "--merge": "llama-gguf-split's",
@@ -253,7 +265,9 @@ def _options() -> dict[str, set[str]]:
 
     from studfinder.cli.app import app
 
-    commands = typer.main.get_command(app).commands
+    commands = dict(typer.main.get_command(app).commands)
+    for verb in [verb for verb, command in commands.items() if hasattr(command, "commands")]:
+        commands |= {f"{verb} {name}": command for name, command in commands.pop(verb).commands.items()}
     return {
         verb: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--debug", "--help"}
         for verb, command in commands.items()

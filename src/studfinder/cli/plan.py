@@ -63,7 +63,10 @@ def command(
         print_sheet("plan", plan_tables(one), plan_notes(made, one), None)
     say("")
     say(f"report    {folder}/report.html")
-    say(f"next      studfinder quantize {model} --plan {folder} --out {Path(model).name}-planned")
+    said = "next      studfinder quantize MODEL --plan RUN --out OUT"
+    for word, one in (("MODEL", model), ("RUN", folder), ("OUT", f"{Path(model).name}-planned")):
+        said = said.replace(word, str(one), 1)
+    say(said)
 
 
 def _forecast(ready: object, place: str) -> list[str]:

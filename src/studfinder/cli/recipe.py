@@ -68,7 +68,7 @@ def write_command(
     for tool in config.tools:
         say(f"use       {tool_named(tool).USE}")
     if not config.tools:
-        say("Next: add --for TOOL")
+        say("Next: studfinder recipe write with --for TOOL")
 
 
 @face(SourceConfig)
@@ -134,7 +134,7 @@ def _print(found: RecipeCheck) -> None:
         )
     console.print(table)
     if len(found.rules) > _SHOWN:
-        console.print(f"and {len(found.rules) - _SHOWN:,} rules more (--json has them all)", style="dim")
+        console.print(f"and {len(found.rules) - _SHOWN:,} rules more (recipe check --json has them all)", style="dim")
     for name, number in found.formats.items():
         say(f"{name}: {number:,} matrices of the blocks")
     if found.left_over:

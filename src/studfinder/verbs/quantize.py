@@ -231,4 +231,4 @@ def _engines(layout: Mapping[str, Storage]) -> str:
     stored = layout.values()
     if format_of(stored) == "dense":
         return "whatever loads the model: the weights are dense"
-    return seen_in_words(dict.fromkeys(one.named for one in stored))
+    return seen_in_words(tuple(dict.fromkeys(one.named for one in stored)))
