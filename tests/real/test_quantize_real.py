@@ -45,7 +45,7 @@ def test_the_default_checkpoint_gives_the_logits_of_the_model_in_memory(tmp_path
     command = [sys.executable, "-c", PLAIN, tmp_path / "out", json.dumps(IDS), tmp_path / "logits.pt"]
     subprocess.run(command, check=True, env=environment)
     scheme = Scheme(block=64, zero="integer")
-    with quantized(lm, RTN(scheme=scheme, clip=Clip())), torch.no_grad():
+    with quantized(lm, RTN(scheme=scheme)), torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), lm.model(torch.tensor([IDS])).logits)
 
 
@@ -60,9 +60,12 @@ def test_the_zero_point_matters_and_a_clip_helps_only_what_holds_out(lm, data):
             return perplexity(lm, "wikitext2", limit=4).value
 
     floating, integer = after("float"), after("integer")
-    clipped, kept = after("integer", Clip()), after("integer", Clip(), hold_out(fraction=0.005))
+    alike = Clip(norm=2.4, weight=0.0)
+    clipped, kept = after("integer", alike), after("integer", alike, hold_out(fraction=0.005))
+    sized = after("integer", Clip())
     assert floating > 1.3 * integer
     assert clipped > 1.1 * integer
+    assert sized < integer
     assert kept < 0.9 * integer
 
 
