@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from studfinder import records
+from studfinder.records.diagnosis import PartDiagnosis
 
 Files = list[Path]
 
@@ -64,6 +65,34 @@ def _samples() -> dict[str, Any]:
         "Quantization": quantization_of("x"),
         "Result": records.Result(
             name="n", paper="p", shows="s", models=(findings.model,), run=run, tables=(table,), data={"x": [1, 2.0]}
+        ),
+        "Diagnosis": records.Diagnosis(
+            model=findings.model,
+            original=findings.model,
+            ill=True,
+            cause="scaled",
+            culprit="a.o",
+            verdict="a.o is broken.",
+            mend="",
+            text="t",
+            kl=score,
+            back=score,
+            agreement=score,
+            perplexity=score,
+            by_position=((1, 0.5),),
+            parts=(
+                PartDiagnosis(
+                    name="a.o",
+                    members=("a.o",),
+                    layer=0,
+                    pattern="scaled",
+                    words="x",
+                    breaks=True,
+                    error=0.5,
+                    won=score,
+                ),
+            ),
+            run=run,
         ),
         "Recipe": records.Recipe(
             model=findings.model,
@@ -580,6 +609,47 @@ def _(folder: Path) -> Any:
     from studfinder.measures.tasks.harness import _read
 
     return _read(folder / "t.jsonl", TASKS["piqa"])
+
+
+# --- what a diagnosis and a plan read ---
+
+
+@reader(
+    "engine's log-probabilities",
+    _text("out.jsonl", *(json.dumps({"token_ids": [1, 5, 9], "logprobs": [None, -2.0, -0.5]}) for _ in range(3))),
+    "diagnosis/outputs.py:engine_outputs",
+)
+def _(folder: Path) -> Any:
+    from studfinder.diagnosis.outputs import engine_outputs
+
+    return engine_outputs(folder / "out.jsonl")
+
+
+@reader(
+    "card that names the original",
+    _text("README.md", "---", "library_name: transformers", "base_model: owner/name", "---", "# A model"),
+    "models/original.py:_named",
+)
+def _(folder: Path) -> Any:
+    from studfinder.models.original import original_named
+
+    return original_named(folder)
+
+
+def _kept(folder: Path) -> Files:
+    import torch
+
+    from studfinder.verbs.plan_costs import write_kept
+
+    write_kept(folder / "kept.safetensors", {("int4-g4-keep1%", "a.weight"): torch.tensor([1, 5, 9])})
+    return [folder / "kept.safetensors"]
+
+
+@reader("kept.safetensors", _kept, "verbs/plan_costs.py:read_kept")
+def _(folder: Path) -> Any:
+    from studfinder.verbs.plan_costs import read_kept
+
+    return {name: places.tolist() for name, places in read_kept(folder / "kept.safetensors").items()}
 
 
 # --- training and arrays ---

@@ -124,7 +124,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path, capsy
         (["ls", "models"], "Apache-2.0"),
         (["ls", "architectures"], "gpt_oss"),
         (["ls", "methods"], "Minimise the error of each matrix"),
-        (["ls", "schemes"], "Marlin W4A16 mxfp4"),
+        (["ls", "schemes"], "seen to load in"),
         (["ls", "detectors"], "massive_values"),
         (["env"], "transformers"),
         (["--version"], sf.__version__),

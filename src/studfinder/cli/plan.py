@@ -64,8 +64,8 @@ def command(
     say("")
     say(f"report    {folder}/report.html")
     said = "next      studfinder quantize MODEL --plan RUN --out OUT"
-    for word, one in (("MODEL", model), ("RUN", folder), ("OUT", f"{Path(model).name}-planned")):
-        said = said.replace(word, str(one), 1)
+    for word, meant in (("MODEL", model), ("RUN", str(folder)), ("OUT", f"{Path(model).name}-planned")):
+        said = said.replace(word, meant, 1)
     say(said)
 
 

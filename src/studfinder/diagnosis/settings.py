@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studfinder.models import LM
-from studfinder.texts import proof_text
+from studfinder.texts import proof_text, token_ids
 
 _COMPUTES = {
     "rope": "the rotation of Q and K",
@@ -105,8 +105,8 @@ def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
         ]
     found = []
     text = proof_text()[0].text[:400]
-    was, now = one(text)["input_ids"], other(text)["input_ids"]
-    plain, plain_now = (each(text, add_special_tokens=False)["input_ids"] for each in (one, other))
+    was, now = (token_ids(each, [text])[0] for each in (one, other))
+    plain, plain_now = (token_ids(each, [text], special=False)[0] for each in (one, other))
     if plain != plain_now:
         at = next((n for n, (a, b) in enumerate(zip(plain, plain_now, strict=False)) if a != b), 0)
         found.append(

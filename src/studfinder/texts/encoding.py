@@ -20,6 +20,12 @@ WHOLE = sys.maxsize
 _PROBES = 12
 
 
+def as_user_says(tokenizer: Any, text: str) -> str:
+    """A text as what a user says, in the tokenizer's chat template, ready for the answer."""
+    said = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+
+
 def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
     """Ids of each text, without what the tokenizer puts at the end.
 

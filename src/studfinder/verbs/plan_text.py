@@ -9,7 +9,7 @@ from typing import Any
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
 from studfinder.quantizers import calibration_windows
-from studfinder.texts import Text, corpus, default_prompts, encode, proof_text
+from studfinder.texts import Text, as_user_says, corpus, default_prompts, encode, proof_text
 from studfinder.texts.prompts import DEFAULT_PROMPTS, PROOF_TEXT
 from studfinder.verbs.configs import PlanConfig
 
@@ -74,12 +74,4 @@ def _framed(lm: LM, texts: Sequence[Text], config: PlanConfig) -> Sequence[Text]
     tokenizer: Any = lm.tokenizer
     if getattr(tokenizer, "chat_template", None) is None:
         raise StudfinderError(f"the tokenizer of {lm.source.id} has no chat template", do="Leave --chat-template out")
-    return [
-        Text(
-            one.name,
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": one.text}], tokenize=False, add_generation_prompt=True
-            ),
-        )
-        for one in texts
-    ]
+    return [Text(one.name, as_user_says(tokenizer, one.text)) for one in texts]
