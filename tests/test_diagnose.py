@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from architected import built
-from checkpoints import PROMPT, checkpoint
+from checkpoints import checkpoint
 from faults import FAULTS, planted_in
 from studfinder.cli.app import run_cli
 from studfinder.diagnosis.outputs import engine_beside
@@ -145,9 +145,13 @@ def test_an_engine_that_says_something_else_is_named(tmp_path, text):
     file.write_text(
         "\n".join(json.dumps({"token_ids": a, "logprobs": [None, *b]}) for a, b in zip(ids, wrong, strict=True))
     )
-    original, made = pair("llama", None)
+    original, made = (replace(tiny("llama"), tokenizer=tokenizer()) for _ in range(2))
     done = diagnose(made, against=original, text=text, window=32, limit=4, outputs=file)
-    assert done.cause in ("engine", "")
+    assert (done.cause, done.ill) == ("engine", True)
+    right = tmp_path / "right.jsonl"
+    lines = ({"token_ids": own, "logprobs": [None, *logs]} for own, logs in zip(ids, said, strict=True))
+    right.write_text("\n".join(map(json.dumps, lines)))
+    assert not diagnose(made, against=original, text=text, window=32, limit=4, outputs=right).ill
     file.write_text('{"token_ids": [1, 2]}')
     with pytest.raises(StudfinderError, match="line 1"):
         diagnose(made, against=original, outputs=file)
@@ -182,7 +186,6 @@ def test_the_gate_on_the_command_line(tmp_path, capsys, text):
     assert run_cli([*measure, "--out", str(tmp_path / "card"), "--fail-if", f"kl:{text}>0"]) == 1
     assert run_cli([*measure, "--out", str(tmp_path / "card"), "--fail-if", f"agreement:{text}<0"]) == 0
     assert run_cli(["measure", str(source), "--measures", "kl", "--out", str(tmp_path / "none")]) == 2
-    assert PROMPT
 
 
 def test_gates_are_parsed():

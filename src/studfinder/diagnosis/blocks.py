@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from studfinder.measures.effects import batched
 from studfinder.models import LM
 from studfinder.passes import Blocks
-
-
-@dataclass(frozen=True)
-class BlockError:
-    """Of one block, the norm of the difference over the norm of what there should be, a mean over tokens.
-
-    Attributes:
-        layer: from 0.
-        injected: what the block does wrong when it is given what the original gives its own.
-        total: of what really leaves it; what is not injected here was inherited.
-    """
-
-    layer: int
-    injected: float
-    total: float
+from studfinder.records.diagnosis import BlockDiagnosis
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def block_errors(original: LM, made: LM, windows: Sequence[Sequence[int]]) -> list[BlockError]:
+def block_errors(original: LM, made: LM, windows: Sequence[Sequence[int]]) -> list[BlockDiagnosis]:
     """Both models block by block, and the made one's blocks on the original's states; empty of architectures whose
     blocks cannot be called one by one."""
     one, other = Blocks(original), Blocks(made)
@@ -51,7 +36,7 @@ def block_errors(original: LM, made: LM, windows: Sequence[Sequence[int]]) -> li
                     tokens += int(real.sum()) if step == 0 else 0
                     states[place] = (right, really)
     return [
-        BlockError(layer=layer, injected=own / tokens, total=total / tokens)
+        BlockDiagnosis(layer=layer, injected=own / tokens, total=total / tokens)
         for layer, (own, total) in zip(one.layers, sums, strict=True)
     ]
 

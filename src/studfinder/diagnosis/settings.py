@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from studfinder.models import LM
+from studfinder.records.diagnosis import SettingDiagnosis
 from studfinder.texts import proof_text, token_ids
 
 _COMPUTES = {
@@ -31,28 +31,7 @@ _COMPUTES = {
 _IDENTITY = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-@dataclass(frozen=True)
-class DiffersSetting:
-    """A setting that differs.
-
-    Attributes:
-        name: of the config, the tokenizer or the generation settings.
-        was, is_now: its values, in words.
-        about: what it changes.
-        computes: whether it changes what the model computes of given tokens.
-    """
-
-    name: str
-    was: str
-    is_now: str
-    about: str
-    computes: bool
-
-    def __str__(self) -> str:
-        return f"{self.name} was {self.was} and is {self.is_now}: {self.about}"
-
-
-def settings_that_differ(original: LM, made: LM) -> list[DiffersSetting]:
+def settings_that_differ(original: LM, made: LM) -> list[SettingDiagnosis]:
     """What differs, what computes first."""
     return [*_config(original, made), *_tied(original, made), *_tokens(original, made)]
 
@@ -63,7 +42,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def _config(original: LM, made: LM) -> list[DiffersSetting]:
+def _config(original: LM, made: LM) -> list[SettingDiagnosis]:
     was, now = (_flat(lm.model.config.get_text_config(decoder=True).to_dict()) for lm in (original, made))
     found = []
     for name in sorted(was.keys() | now.keys()):
@@ -72,7 +51,7 @@ def _config(original: LM, made: LM) -> list[DiffersSetting]:
         about = next((words for part, words in _COMPUTES.items() if part in name), "")
         if about or name in _IDENTITY:
             found.append(
-                DiffersSetting(
+                SettingDiagnosis(
                     name=name,
                     was=_brief(was.get(name)),
                     is_now=_brief(now.get(name)),
@@ -83,7 +62,7 @@ def _config(original: LM, made: LM) -> list[DiffersSetting]:
     return sorted(found, key=lambda one: not one.computes)
 
 
-def _tied(original: LM, made: LM) -> list[DiffersSetting]:
+def _tied(original: LM, made: LM) -> list[SettingDiagnosis]:
     def tied(lm: LM) -> bool:
         head, embedding = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
         return head is not None and getattr(head, "weight", None) is embedding.weight
@@ -92,16 +71,16 @@ def _tied(original: LM, made: LM) -> list[DiffersSetting]:
         return []
     words = {True: "the embedding itself", False: "a matrix of its own"}
     was, now = words[tied(original)], words[tied(made)]
-    return [DiffersSetting(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
+    return [SettingDiagnosis(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
 
 
-def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
+def _tokens(original: LM, made: LM) -> list[SettingDiagnosis]:
     one, other = original.tokenizer, made.tokenizer
     if one is None or other is None:
         if one is None or other is one:
             return []
         return [
-            DiffersSetting(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)
+            SettingDiagnosis(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)
         ]
     found = []
     text = proof_text()[0].text[:400]
@@ -110,7 +89,7 @@ def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
     if plain != plain_now:
         at = next((n for n, (a, b) in enumerate(zip(plain, plain_now, strict=False)) if a != b), 0)
         found.append(
-            DiffersSetting(
+            SettingDiagnosis(
                 name="tokenizer",
                 was=f"token {plain[at]} at {at}",
                 is_now=f"token {plain_now[at] if at < len(plain_now) else 'none'}",
@@ -121,7 +100,7 @@ def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
     elif was != now:
         what = "BOS" if was[:1] != now[:1] else "the special tokens around a text"
         found.append(
-            DiffersSetting(
+            SettingDiagnosis(
                 name=what,
                 was=f"a text begins with {was[:1]}",
                 is_now=f"with {now[:1]}",
@@ -133,7 +112,7 @@ def _tokens(original: LM, made: LM) -> list[DiffersSetting]:
     if templates[0] != templates[1]:
         was_, now_ = (("missing" if not each else f"{len(str(each)):,} characters") for each in templates)
         found.append(
-            DiffersSetting(
+            SettingDiagnosis(
                 name="chat template", was=was_, is_now=now_, about="how a conversation is put", computes=False
             )
         )

@@ -93,11 +93,17 @@ def _healthy(parts: Sequence[PartDiagnosis], kl: Interval) -> CauseFound:
     ranked = [part for part in parts if part.won is not None and part.won.low > 0]
     cost = f"a KL of {kl.value:.3g} nats per token"
     if not ranked:
-        return CauseFound("", "", f"Nothing is broken: rounding costs {cost}, spread over all parts.", "")
-    first = ranked[0]
+        return CauseFound(
+            "",
+            "",
+            f"Nothing is broken: rounding costs {cost}; no part that was put back alone is shown to win any of it.",
+            "",
+        )
+    first, tried = ranked[0], sum(part.won is not None for part in parts)
     return CauseFound(
         "",
         "",
-        f"Nothing is broken: rounding costs {cost}, most of it in {first.name}, which carries {first.share or 0:.0%}.",
+        f"Nothing is broken: rounding costs {cost}; of {tried} parts put back alone, of {len(parts)} that differ, "
+        f"{first.name} wins most, {first.share or 0:.0%} of it.",
         f"To lose less leave {', '.join(part.name for part in ranked[:2])} in more bits",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from studfinder.models import LM, cached_content_hash, config_hash, content_hash
 from studfinder.models.original import original_named
 from studfinder.records import Diagnosis, Interval, RunCard, to_json
 from studfinder.records.config import identity, takes
-from studfinder.records.diagnosis import BlockDiagnosis, PartDiagnosis, SettingDiagnosis, WorstToken
+from studfinder.records.diagnosis import PartDiagnosis, WorstToken
 from studfinder.records.presented import Presented
 from studfinder.report.diagnosis import diagnosis_sheet
 from studfinder.runs import SCORING, Run, key_of, now, read, run_of, versions, write_text
@@ -118,7 +118,7 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
         progress("comparing weights", int(share * 100), 100)
 
     found = parts_that_differ(original, made, advance=compared)
-    settings = [SettingDiagnosis(**asdict(one)) for one in settings_that_differ(original, made)]
+    settings = settings_that_differ(original, made)
     was = dict(original.model.named_parameters())
     blocks = block_errors(original, made, windows[:4])
     found = _likeliest_first(found, {block.layer: block.injected for block in blocks})
@@ -153,7 +153,7 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
         settings_kl=settings_kl,
         by_position=_by_position(losses.kl_WT),
         parts=tuple(parts),
-        blocks=tuple(BlockDiagnosis(**vars(one)) for one in blocks),
+        blocks=tuple(blocks),
         worst=tuple(_worst(original, losses.kl_WT, windows)),
         settings=tuple(settings),
         engine=engine,
