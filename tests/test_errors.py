@@ -13,7 +13,6 @@ from studfinder.errors import NotApplicable, NoWorkers, StudfinderError, Unavail
 
 HOME = Path(studfinder.__file__).parent
 PLAIN = {
-    "quantizers/auto.py": "a look at the model's parts",
     "quantizers/folds.py": "a look at the model's parts",
     "measures/tasks/cache.py": "hashing, which writes nothing",
     "models/pretrained.py": "raises it again",

@@ -1,4 +1,4 @@
-"""CLIP-quantise-RESTORE and auto: choices are made by measured error on calibration text."""
+"""CLIP-quantise-RESTORE: choices are made by measured error on calibration text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from studfinder.edits import Weights
 from studfinder.errors import StudfinderError
 from studfinder.models import content_hash
 from studfinder.quantizers import RTN, Scheme, hold_out, neurons_of, quantized, targets
-from studfinder.quantizers.apply import bench_for, running
-from studfinder.quantizers.auto import Auto, as_it_is
+from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.clip_restore import ClipRestore
-from studfinder.quantizers.grid import quantize_weight
 from studfinder.quantizers.keep import resolve
 from studfinder.quantizers.walk import output_error, second_moments, walk
 from tiny import prompts, tiny
@@ -104,87 +102,6 @@ def test_what_was_found_in_another_model_is_refused():
     assert resolve(lm, targets(lm), replace(keep, model=content_hash(lm)))
 
 
-def test_auto_takes_the_cheapest_within_its_budget():
-    lm = with_outlier()
-    windows = prompts()
-    for budget, labels in ((1e6, {"as it is: 12"}), (0.001, {"skipped", "held out"})):
-        with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=budget), windows=windows) as bench:
-            note = bench.notes[0]
-            assert all(label in note for label in labels), note
-            if budget > 1:
-                assert not bench.held
-                free = bench.bits
-            else:
-                assert DOWN in bench.held
-                assert bench.held[DOWN][3, 4]
-                assert bench.bits > free
-
-
-def errors_of_ways(lm, scheme, keep):
-    """Relative error of each way to store the down projection with the outlier."""
-    bench = bench_for(lm, RTN(scheme=scheme), keep=keep, windows=prompts())
-    block = next(block for block in walk(bench) if block.layer == 1)
-    moments = second_moments(block)
-    (target,) = [target for target in block.targets if target.name == DOWN]
-    weight = lm.model.get_parameter(DOWN).detach()
-    size = output_error(weight, moments[DOWN])
-    found = {}
-    for way in Auto(fractions=())._ways(bench, [target], as_it_is(bench, [target], moments)):
-        held = way.masks[DOWN] if way.masks[DOWN].any() else None
-        rounded = quantize_weight(way.weights[DOWN], scheme, held_RC=held).dequantized()
-        found[way.label] = output_error(rounded - way.weights[DOWN], way.moments[DOWN]) / size
-    return found
-
-
-@pytest.mark.parametrize("change", ["neurons sorted", "rebalanced by"])
-def test_auto_takes_an_exact_change_where_that_is_enough(change):
-    lm, scheme = with_outlier(), Scheme(element="int4", block=16)
-    with torch.no_grad():
-        down, up = (lm.model.get_parameter(DOWN.replace("down", name)) for name in ("down", "up"))
-        if change == "neurons sorted":  # small written weights that count beside large ones that do not
-            down[3, 4] = down[3, 5]
-            down[:, ::2] *= 30
-            up[::2] /= 30
-        else:  # a large written weight that hardly counts
-            down[:, 4] = 1.0
-            up[4] /= 200
-    keep = hold_out(Weights(parameter=DOWN, entries=((3, 4),)))
-    errors = errors_of_ways(lm, scheme, keep)
-    cheaper = {
-        label: min([e for other, e in errors.items() if other != label][: list(errors).index(label)] or [0])
-        for label in errors
-    }
-    wanted = next(label for label in errors if label.startswith(change) and errors[label] < 0.8 * cheaper[label])
-    budget = (errors[wanted] + cheaper[wanted]) / 2
-    old = down.detach().clone()
-    with quantized(lm, RTN(scheme=scheme), keep=keep) as free:
-        bits = free.bits
-    with quantized(lm, RTN(scheme=scheme), keep=keep, transforms=Auto(budget=budget), windows=prompts()) as bench:
-        assert f"{wanted}: " in bench.notes[-1]
-        assert DOWN not in bench.held
-        if not bench.skipped:
-            assert bench.bits < bits
-    assert torch.equal(down, old)
-
-
-def test_auto_skips_where_there_is_no_place_for_numbers():
-    lm = with_outlier()
-    with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.005), windows=prompts()) as bench:
-        held = set(bench.held)
-        assert held
-    bench = bench_for(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.005), windows=prompts())
-    bench.numbers = False
-    with running(bench, RTN(scheme=CHANNEL)):
-        assert not bench.held
-        assert bench.done
-        assert not held & set(bench.done)  # what would have been held out is whole instead
-        assert "held out" not in bench.notes[0]
-    two = RTN(scheme=Scheme(element="int2", block="channel"))
-    with pytest.raises(StudfinderError, match="no group keeps its error"):
-        with quantized(lm, two, transforms=Auto(budget=1e-9, fractions=()), windows=prompts()):
-            pass
-
-
 def test_findings_mean_their_super_weights_less_the_inert_ones():
     lm = with_outlier()
     findings = findings_for(lm, [(DOWN, (3, 4), "proven"), (DOWN, (5, 6), "inert")])
@@ -211,29 +128,5 @@ def test_what_needs_calibration_says_so():
     lm = tiny("llama")
     with pytest.raises(StudfinderError, match="ClipRestore needs calibration text"):
         quantized(lm, ClipRestore(scheme=CHANNEL))
-    with pytest.raises(StudfinderError, match="Auto needs calibration text"):
-        quantized(lm, RTN(scheme=CHANNEL), transforms=Auto())
     with pytest.raises(StudfinderError, match=r"candidates=0.0; expected above 0"):
         ClipRestore(candidates=(0.0,))
-    with pytest.raises(StudfinderError, match=r"budget=.*expected above 0"):
-        Auto(budget=0)
-
-
-def test_auto_holds_out_the_columns_of_loud_inputs_where_that_is_cheapest():
-    lm = tiny("llama")
-    with torch.no_grad():
-        up = lm.model.get_parameter("model.layers.1.mlp.up_proj.weight")
-        up[4] *= 100
-    scheme = Scheme(element="int3", block=16, scale="float32")
-    with quantized(lm, RTN(scheme=scheme), transforms=Auto(budget=0.01, fractions=(0.02,)), windows=prompts()) as bench:
-        assert "by columns" in bench.notes[0]
-        held = bench.held[DOWN]
-        assert held[:, 4].all()
-        assert held.sum() == held.shape[0]
-
-
-def test_auto_holds_out_of_transposed_matrices_too():
-    lm = tiny("gpt2")
-    with quantized(lm, RTN(scheme=CHANNEL), transforms=Auto(budget=0.006), windows=prompts()) as bench:
-        assert bench.held
-        assert "held out" in bench.notes[0]

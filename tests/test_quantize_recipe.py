@@ -161,6 +161,13 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_budget_of_before_is_refused_in_a_line(tmp_path, capsys):
+    assert run_cli(["quantize", "smollm2", "--auto", "0.02", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "studfinder plan --kl" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_recipe_does_not_name_stays_as_it_is(tmp_path):
     lm = tiny("llama")
     recipe = drawn(lm, 4, ("int8-channel",))

@@ -47,7 +47,9 @@ def environment(name: str) -> Path:
 def _pip(name: str, folder: Path) -> None:
     venv.create(folder, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip"]
-    subprocess.run([*pip, "install", "-q", *PIP[name], "--extra-index-url", INDEX], check=True)
+    install = [*pip, "install", "-q", *PIP[name]]
+    if subprocess.run(install, check=False).returncode:  # an index asked in vain is retried for minutes a package
+        subprocess.run([*install, "--extra-index-url", INDEX], check=True)
     if UNWANTED.get(name):
         subprocess.run([*pip, "uninstall", "-q", "-y", *UNWANTED[name]], check=True)
 

@@ -3,7 +3,8 @@
     python in_transformers.py ORDER.json
 
 Loads one checkpoint after the other, in fp32 where that runs, and writes of each the log-probability of every token of
-its windows given those before it, and KL(original || it) at each of them, in nats.
+its windows given those before it, and KL(original || it) at each of them, in nats; then all of it once more with the
+sums of attention in another order, which is how far two right computations of this checkpoint lie apart.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def answered(folder: str, windows: list[list[int]], cleans: list[Clean], dtype: 
     try:
         model, how = loaded(folder, dtype)
         found = [clean.against([logits_of(model, ids)]) for ids, clean in zip(windows, cleans, strict=True)]
+        model.set_attn_implementation("eager")
+        again = [-clean.against([logits_of(model, ids)])[1] for ids, clean in zip(windows, cleans, strict=True)]
     except Exception as error:  # whatever it is, it is the library's answer
         return {"error": f"{type(error).__name__}: {error}"[:1500], "dtype": str(dtype).removeprefix("torch.")}
     return {
@@ -61,6 +64,7 @@ def answered(folder: str, windows: list[list[int]], cleans: list[Clean], dtype: 
         "dtype": str(dtype).removeprefix("torch."),
         "kl": [float(kl_T.double().sum()) for kl_T, _ in found],
         "logprobs": [(-nll_T).tolist() for _, nll_T in found],
+        "logprobs in another order": [logprobs_T.tolist() for logprobs_T in again],
     }
 
 

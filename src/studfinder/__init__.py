@@ -29,7 +29,7 @@ _MOVED = {
     "keep": "hold_out skip",
     "measures": "compare contrast damage_matched facts_in_context facts_parametric_matched log_likelihoods perplexity",
     "measures.tasks": "tasks",
-    "quantizers": "AWQ Auto Clip ClipRestore GPTQ KVCache RTN Scheme SmoothQuant WithActivations calibration_windows "
+    "quantizers": "AWQ Clip ClipRestore GPTQ KVCache RTN Scheme SmoothQuant WithActivations calibration_windows "
     "quantized_cache",
     "records": "Interval",
 }

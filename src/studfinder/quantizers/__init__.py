@@ -2,7 +2,6 @@
 
 from studfinder.quantizers.activations import ActivationScheme, Restore, WithActivations, super_channels
 from studfinder.quantizers.apply import quantized
-from studfinder.quantizers.auto import Auto
 from studfinder.quantizers.awq import AWQ
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.calibration import calibration_windows
@@ -32,7 +31,6 @@ __all__ = [
     "RTN",
     "SCHEMES",
     "ActivationScheme",
-    "Auto",
     "Clip",
     "ClipRestore",
     "HoldOut",

@@ -41,7 +41,7 @@ def quantized(
     Args:
         method: its settings, e.g. RTN(...).
         keep: what must survive: findings, hold_out(...), skip(...); several are combined.
-        transforms: changes before rounding, in order: Rebalance(...), Rotate(...), Auto(...).
+        transforms: changes before rounding, in order: Rebalance(...), Rotate(...).
         windows: calibration token ids, for methods that need them.
         schemes: of matrices that are stored in another way than the method says, by parameter name.
         inputs: how what enters a matrix is rounded, by parameter name; dynamic ranges only.
@@ -76,16 +76,11 @@ def running(bench: Workbench, method: Method) -> Iterator[Workbench]:
 
 
 @contextmanager
-def prepared(bench: Workbench, *, chosen: bool = True) -> Iterator[Workbench]:
-    """The bench as a method finds it: exact changes made, and skipped what has numbers that there is no place for.
-
-    Args:
-        chosen: also what is chosen on calibration text, which takes a pass through the model.
-    """
+def prepared(bench: Workbench) -> Iterator[Workbench]:
+    """The bench as a method finds it: exact changes made, and skipped what has numbers that there is no place for."""
     with bench.journal:
         for transform in bench.transforms:
-            if chosen or not getattr(transform, "calibrated", False):
-                transform.apply(bench)
+            transform.apply(bench)
         if bench.held and not bench.numbers:
             bench.skip_held()
         yield bench

@@ -57,6 +57,7 @@ def _caution(origin: str) -> list[str]:
     if "Q4" not in origin:
         return []
     return [
-        "The model it was made from comes from 4-bit blocks of 32 itself, so that quantising it to 4 bits in groups of "
-        "32 is nearly lossless by construction: judge groups of 64 and more."
+        "The model it was made from comes from 4-bit blocks of 32 itself: with a scale and a float minimum a block, as "
+        "there, 4 bits in groups of 32 hardly lose anything (with an integer zero point they do). Judge groups of 64 "
+        "and more."
     ]

@@ -36,9 +36,7 @@ def transforms_of(lm: LM, given: Any) -> tuple[Transform, ...]:
     if isinstance(given, list | tuple):
         return tuple(one for part in given for one in transforms_of(lm, part))
     if not hasattr(given, "apply"):
-        raise StudfinderError(
-            f"a {type(given).__name__} is no transform", expected="Rebalance, Rotate, Auto or the like"
-        )
+        raise StudfinderError(f"a {type(given).__name__} is no transform", expected="Rebalance, Rotate or the like")
     if getattr(given, "model", ""):
         check_same_weights(lm, given.model, "of a model")
     return (given,)

@@ -217,9 +217,7 @@ class QuantizeConfig(LoadConfig):
     hold_fraction: float = option(
         0.0, least=0, most=0.5, help="Hold out this share of each matrix, the largest by magnitude."
     )
-    auto: float | None = option(
-        None, least=0, help="Keep each fused group's relative output error below this, at the least cost."
-    )
+    auto: Any = option(None, line=str, help="Gone: `studfinder plan --kl` spends bits where they count, in nats.")
     skip: Sequence[str] = option((), help="A matrix to leave alone; * matches (repeatable).")
     format: str = option("auto", help="auto, dense, or the name of a compressed-tensors format.")
     calibration: str | Path = option(

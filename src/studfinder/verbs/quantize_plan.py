@@ -18,7 +18,6 @@ from studfinder.models.places import fetched, source_named
 from studfinder.quantizers import (
     RTN,
     ActivationScheme,
-    Auto,
     Clip,
     MassiveRows,
     Method,
@@ -116,6 +115,11 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     by_name = isinstance(model, str | os.PathLike)
     source: Any = source_named(os.fspath(model), config.revision) if by_name else getattr(model, "source", None)
     check_place(Path(config.out), config.overwrite, [] if source is None else [source.folder])
+    if config.auto is not None:
+        raise StudfinderError(
+            "--auto is gone: it judged an error by the size of the output, which a spike decides",
+            do="Spend bits where they count by `studfinder plan --kl`, in nats per token, then --plan RUN",
+        )
     keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
     opened = _opened(source) if by_name and not set(options_of(config)) - {"revision", "memory"} else None
     lm, files = opened or (load_as(model, config), None)
@@ -133,18 +137,16 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
 
 
 def forecast(plan: QuantizePlan) -> list[str]:
-    """What it will come to, a sentence each, from the same steps that quantising begins with. What is chosen on
-    calibration text is not known before, and said to be so. Raises as `quantize`."""
+    """What it will come to, a sentence each, from the same steps that quantising begins with. Raises as `quantize`."""
     laid = laid_out(plan)
-    with prepared(laid.bench, chosen=False) as bench:
+    with prepared(laid.bench) as bench:
         sizes = {target.name: target.weight(bench.lm).numel() for target in bench.targets}
         said = [_sentence(plan, laid.format, len(sizes), sum(sizes.values()), bench.planned, bench.size)]
         held = [int(bench.held[name].sum()) for name in sizes if name in bench.held]
         if held:
             said.append(f"held out: {sum(held):,} numbers of {count(len(held), 'matrix', 'matrices')}")
         said += [f"left whole{', for what is kept in it' * (one in bench.instead)}: {one}" for one in bench.skipped]
-        late = [f"chosen on calibration text, not counted here: {one}" for one in bench.transforms if _late(one)]
-        return [*said, *laid.notes, *bench.notes, *late]
+        return [*said, *laid.notes, *bench.notes]
 
 
 def _late(part: Any) -> bool:
@@ -233,7 +235,7 @@ def _transforms(config: QuantizeConfig) -> tuple[Any, ...]:
         model = one.findings.model.content_hash if isinstance(one, Selection) else ""
         changes.append(Rebalance(neurons=neurons_of(one), power=3, model=model))
     changes += _flat(config.transforms)
-    return tuple(changes if config.auto is None else [*changes, Auto(budget=config.auto)])
+    return tuple(changes)
 
 
 @dataclass(frozen=True)
