@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 
 import studfinder as sf
 from studfinder.measures import effects_of
-from studfinder.quantizers.formats import weight_formats
-from studfinder.quantizers.mixed import Mixed, mixed_stream
+from studfinder.quantizers.formats import candidates
+from studfinder.quantizers.mixed import mixed_stream
 from studfinder.quantizers.sensitivity import sensitivities
 from studfinder.quantizers.targets import by_fused, targets
 from studfinder.texts import default_prompts, encode, proof_text
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1)
     asked = parser.parse_args()
     lm = sf.load(asked.model, dtype="float32")
-    found, formats = targets(lm), weight_formats(asked.formats.split(","))
+    found, formats = targets(lm), candidates(asked.formats.split(","))
     began = time.monotonic()
     made = sensitivities(lm, encode(lm, default_prompts())[0], formats, found, draws=asked.draws)
     print(f"{asked.model}: {len(made.costs)} groups predicted in {time.monotonic() - began:.0f} s\n")
@@ -45,7 +45,7 @@ def main() -> None:
         alone = [{group: one} for group in groups] + [dict.fromkeys(groups, one)]
         began = time.monotonic()
         kept = made.kept
-        effects = effects_of(lm, windows, [mixed_stream(lm, Mixed(formats=f, kept=kept), found) for f in alone])
+        effects = effects_of(lm, windows, [mixed_stream(lm, f, kept, found) for f in alone])
         *kl, whole = effects.kl.sum(axis=1) / effects.tokens.sum()
         measured = np.array(kl)
         own = [made.costs[group][one.name] for group in groups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.passes import gradients, sampled_likelihood
-from studfinder.quantizers.apply import quantized
+from studfinder.quantizers import RTN
+from studfinder.quantizers.apply import running
 from studfinder.quantizers.budget import cheapest
-from studfinder.quantizers.formats import LEFT, PLAN_FORMATS, group_size, weight_format, weight_formats
-from studfinder.quantizers.mixed import Mixed, mixed_stream
+from studfinder.quantizers.formats import PLAN_FORMATS, candidate, candidates, group_size
+from studfinder.quantizers.mixed import mixed_bench, mixed_stream
 from studfinder.quantizers.sensitivity import rounding_error, sensitivities
 from studfinder.quantizers.targets import by_fused, targets
 from studfinder.recipes import rule_set, tool_named, written
-from studfinder.records import ModelCard, Plan, Recipe, RecipeGroup, Sensitivity
+from studfinder.records import UNTOUCHED, ModelCard, Plan, Recipe, RecipeGroup, Sensitivity
 from studfinder.runs import read
 from studfinder.texts import batches, default_prompts, proof_text
 from studfinder.verbs.configs import PlanConfig
@@ -34,13 +36,21 @@ from studfinder.verbs.plan import plan, plan_run, ready_plan
 from studfinder.verbs.plan_tools import CANDIDATES
 from tiny import prompts, tiny, tokenizer
 
-NAMES = ("int4-g16", "int4-g8-zero", "int8-channel", "int4-g16-keep2%", LEFT)
+NAMES = ("int4-g16", "int4-g8-zero", "int8-channel", "int4-g16-keep2%", UNTOUCHED)
 ARCHITECTURES = ("llama", "qwen3", "gemma3_text", "phi3", "gpt2", "opt", "mixtral", "lfm2")
 
 
 def live(architecture: str = "llama", **options) -> LM:
     made = tiny(architecture, **options)
     return replace(made, tokenizer=tokenizer())
+
+
+@contextmanager
+def rounded(lm: LM, formats, kept):
+    """The live model with every group in its format."""
+    bench = mixed_bench(lm, formats, kept, targets(lm))
+    with running(bench, RTN()):
+        yield bench
 
 
 def quick(lm: LM, out: Path, **more) -> Plan:
@@ -100,7 +110,7 @@ def test_a_budget_that_nothing_fits_says_what_would() -> None:
 
 @pytest.mark.parametrize("name", PLAN_FORMATS)
 def test_a_format_is_read_back_by_its_name(name) -> None:
-    assert weight_format(name).name == name
+    assert candidate(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,7 @@ def test_a_format_is_read_back_by_its_name(name) -> None:
 )
 def test_what_is_no_format_is_refused(name) -> None:
     with pytest.raises(StudfinderError):
-        weight_format(name)
+        candidate(name)
 
 
 @pytest.mark.parametrize("tool", CANDIDATES)
@@ -121,7 +131,7 @@ def test_each_tool_has_a_place_for_its_candidates_and_for_mixtures_of_them(tool)
     if tool != "llama.cpp":  # which has names of its own, of known architectures alone
         assert MODEL.content_hash in written(recipe, tool)
     for name in CANDIDATES[tool]:
-        if name != LEFT:
+        if name != UNTOUCHED:
             assert tool_named(tool).spelled(name)
 
 
@@ -131,7 +141,7 @@ def test_each_tool_has_a_place_for_its_candidates_and_for_mixtures_of_them(tool)
 def test_predictions_are_what_they_say_they_are() -> None:
     """The diagonal and the directional form, from the gradients themselves."""
     lm, windows, draws = tiny("llama"), prompts(), 2
-    chosen, found = weight_format("int4-g16"), targets(lm)
+    chosen, found = candidate("int4-g16"), targets(lm)
     made = sensitivities(lm, windows, [chosen], found, draws=draws)
     errors = {target.ref.parameter: rounding_error(target.weight(lm), chosen) for target in found}
     tokens, group = sum(map(len, windows)), by_fused(found)["model.layers.1.mlp.gate_proj+up_proj"]
@@ -151,10 +161,10 @@ def test_predictions_are_what_they_say_they_are() -> None:
 def test_predictions_are_near_what_is_measured() -> None:
     """Of a tiny random model all of whose groups are rounded, each by itself; nats per token."""
     lm, windows = tiny("llama"), prompts((24, 20, 28, 22, 26, 24))
-    chosen, found = weight_format("int4-g16"), targets(lm)
+    chosen, found = candidate("int4-g16"), targets(lm)
     made = sensitivities(lm, windows, [chosen], found, draws=24)
     groups = list(by_fused(found))
-    streams = [mixed_stream(lm, Mixed(formats={group: chosen}), found) for group in groups]
+    streams = [mixed_stream(lm, {group: chosen}, {}, found) for group in groups]
     effects = effects_of(lm, windows, streams)
     measured = effects.kl.sum(axis=1) / effects.tokens.sum()
     predicted = np.array([made.costs[group]["int4-g16"].kl for group in groups])
@@ -164,13 +174,13 @@ def test_predictions_are_near_what_is_measured() -> None:
 
 def test_kept_numbers_are_those_that_cost_most_and_stay() -> None:
     lm, windows = tiny("llama"), prompts()
-    plain, keeping = weight_formats(["int4-g16", "int4-g16-keep2%"])
+    plain, keeping = candidates(["int4-g16", "int4-g16-keep2%"])
     found = targets(lm)
     made = sensitivities(lm, windows, [plain, keeping], found)
     assert all(own[keeping.name].kl < own[plain.name].kl for own in made.costs.values())
     target = found[0]
     before = target.weight(lm).clone()
-    with quantized(lm, Mixed(formats=dict.fromkeys(by_fused(found), keeping), kept=made.kept)):
+    with rounded(lm, dict.fromkeys(by_fused(found), keeping), made.kept):
         same = (target.weight(lm) == before).flatten()
         places = made.kept[keeping.name, target.name]
         assert len(places) == int(0.02 * before.numel())
@@ -187,10 +197,9 @@ def test_the_bits_of_a_plan_are_what_quantising_costs(architecture, tmp_path) ->
     lm = live(architecture, dtype=torch.bfloat16)
     made = quick(lm, tmp_path / "p")
     found, solution = targets(lm), made.solution()
-    formats = {group.name: weight_format(group.stored_as) for group in solution.groups}
-    costs = sensitivities(lm, ready_plan(lm, PlanConfig(bits=6)).text.choosing, weight_formats(NAMES), found)
-    method = Mixed(formats=formats, kept=costs.kept)
-    with quantized(lm, method, keep=method.left_whole(found)) as bench:
+    formats = {group.name: candidate(group.stored_as) for group in solution.groups}
+    costs = sensitivities(lm, ready_plan(lm, PlanConfig(bits=6)).text.choosing, candidates(NAMES), found)
+    with rounded(lm, formats, costs.kept) as bench:
         assert bench.bits == pytest.approx(solution.bits, rel=1e-9)
     assert solution.bits <= 6
     assert solution.size * 8 == pytest.approx(
@@ -296,8 +305,10 @@ def test_measured_scores_are_of_every_group_and_format(tmp_path) -> None:
     lm = live()
     made = quick(lm, tmp_path / "p", score="measured")
     costs = read(tmp_path / "p", Sensitivity)
-    assert all((cost.measured is None) == (cost.stored_as == LEFT) for group in costs.groups for cost in group.costs)
-    assert {group.basis for group in made.solution().groups if group.stored_as != LEFT} == {"measured"}
+    assert all(
+        (cost.measured is None) == (cost.stored_as == UNTOUCHED) for group in costs.groups for cost in group.costs
+    )
+    assert {group.basis for group in made.solution().groups if group.stored_as != UNTOUCHED} == {"measured"}
 
 
 # --- what is written, what is refused -------------------------------------------------------------------------------
@@ -334,7 +345,7 @@ def test_a_solution_a_tool(tmp_path) -> None:
     made = plan(lm, bits=9, tools=("llm-compressor", "modelopt"), judges=0, out=tmp_path / "p")
     assert [one.tool for one in made.solutions] == ["llm-compressor", "modelopt"]
     for one in made.solutions:
-        assert {group.stored_as for group in one.groups} <= {*CANDIDATES[one.tool], LEFT}
+        assert {group.stored_as for group in one.groups} <= {*CANDIDATES[one.tool], UNTOUCHED}
         text = (tmp_path / "p" / tool_named(one.tool).FILE).read_text()
         assert made.model.content_hash in text
     assert rule_set(__import__("yaml").safe_load((tmp_path / "p" / "llm-compressor.yaml").read_text())) is not None

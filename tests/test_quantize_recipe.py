@@ -156,6 +156,8 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path):
             quantize(lm, plan=one, out=tmp_path / "out")
     with pytest.raises(StudfinderError, match="weights"):
         quantize(tiny("llama", seed=7), plan=recipe, out=tmp_path / "out")
+    with pytest.raises(StudfinderError, match="does not say which numbers are kept"):
+        quantize(lm, scheme="int4-channel-keep0.1%", out=tmp_path / "out")
     with pytest.raises(StudfinderError, match="one or the other"):
         quantize(lm, plan=recipe, bits=4, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

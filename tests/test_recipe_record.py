@@ -39,12 +39,17 @@ def inputs(draw):
     return Inputs(element=element, scope=draw(scope))
 
 
-@given(st.one_of(st.just(Format()), st.builds(Format, weights=schemes(), inputs=st.none() | inputs())))
+@given(
+    st.one_of(
+        st.just(Format()), st.builds(Format, weights=schemes(), inputs=st.none() | inputs(), kept=st.floats(0, 0.4))
+    )
+)
 @settings(deadline=None)
 def test_every_format_has_a_name_that_is_read_back(format):
     assert format_named(format.name) == format
     if format.weights is not None:
         assert scheme_named(format.weights.name) == format.weights
+        assert format_named(format.plain.name) == Format(weights=format.weights, inputs=format.inputs)
 
 
 def test_the_names_of_schemes_are_the_grammar():
@@ -58,7 +63,7 @@ def test_the_names_of_schemes_are_the_grammar():
     assert format_named("16") == Format()
 
 
-BAD = "|int9-g64|int4|int4-g0|int4-g٣|fp8-g64-zero|int4-zero-g64|16+int8|fp8+|fp8+fp4|w4-g32"
+BAD = "|int9-g64|int4|int4-g0|int4-g٣|fp8-g64-zero|int4-zero-g64|16+int8|fp8+|fp8+fp4|w4-g32|int4-g64-keep|int4-g64-keep0%|int4-g64-keep60%|int4-g64-keep1|16-keep1%"
 
 
 @pytest.mark.parametrize("name", BAD.split("|"))
@@ -84,6 +89,8 @@ def test_a_recipe_names_a_matrix_once_and_in_a_known_format(tmp_path):
         RecipeGroup(name="g", members=("a",), stored_as="int9")
     with pytest.raises(ValueError, match="1 shapes for 2 members"):
         RecipeGroup(name="g", members=("a", "b"), shapes=((1, 2),), stored_as="16")
+    with pytest.raises(ValueError, match="and not which"):
+        RecipeGroup(name="g", members=("a",), stored_as="int4-g64-keep0.1%")
     (tmp_path / "recipe.json").write_text(to_json(recipe).replace('"int4-g4"', '"int4-q4"'))
     with pytest.raises(StudfinderError, match=r"does not fit its format at 'groups.0'.*int4-q4"):
         sf.read(tmp_path, Recipe)

@@ -151,7 +151,8 @@ WikiText-2. KL is KL(original || quantised) in nats a token, in the engine itsel
 
 Each tool quantises the model by its own command: plainly; with the matrices spared that a scan proves
 (`studfinder recipe write RUN --for TOOL`; {spared}); and with as many down projections of other layers spared, drawn
-{CONTROLS} times. *Gain* is the KL that sparing saves, paired by window. *Beyond* is held against the draw that gained most.
+{CONTROLS} times. *Gain* is the KL that sparing saves, paired by window. *Beyond* is held against the draw that gained
+most.
 
 {markdown(table)}
 

@@ -53,7 +53,7 @@ class Workbench:
     lm: LM
     targets: tuple[Target, ...]
     windows: Sequence[Sequence[int]] = ()
-    held: dict[str, torch.Tensor] = field(default_factory=dict)
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     left: tuple[Target, ...] = ()
     instead: tuple[str, ...] = ()

@@ -1,9 +1,8 @@
-"""Rounding to nearest, every fused group in a format of its own."""
+"""Rounding to nearest, every fused group in a format of its own, on the bench that `quantize` works on too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -11,56 +10,60 @@ from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.quantizers.apply import bench_for
 from studfinder.quantizers.bench import Workbench
-from studfinder.quantizers.formats import WeightFormat
-from studfinder.quantizers.keep import Skip, skip
-from studfinder.quantizers.rtn import RTN, round_to_nearest
-from studfinder.quantizers.scheme import Scheme
-from studfinder.quantizers.sensitivity import mask_of
+from studfinder.quantizers.keep import skip
+from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.streams import quantized_stream
 from studfinder.quantizers.targets import Target
+from studfinder.records.scheme import Format, Scheme
 
 KeptPlaces = Mapping[tuple[str, str], torch.Tensor]
-"""By format and matrix, flat indices into (out, in) of the numbers that it keeps."""
+"""By a format's name and a matrix's, flat indices into (out, in) of the numbers that it keeps."""
+_NEAREST = RTN(scheme=Scheme(block="tensor"))  # whose scheme is that of no matrix: each has its own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mixed:
-    """A method of `quantized`; groups that are left in 16 bits are to be skipped, see `left_whole`.
+class HeldPlaces(Mapping[str, torch.Tensor]):
+    """Bool masks (out, in) by matrix, made of flat indices when they are asked for: as masks, the numbers that are kept
+    of many matrices in many formats would take a byte for each number of the model."""
 
-    Attributes:
-        formats: by fused group.
-        kept: see `KeptPlaces`; needed of formats that keep something.
-        scheme: nothing is read from it.
-    """
+    def __init__(self, lm: LM, places: Mapping[str, torch.Tensor], found: Sequence[Target]) -> None:
+        self.places = places
+        self.shapes = {target.name: target.weight(lm).shape for target in found if target.name in places}
+        self.device = lm.device
 
-    formats: Mapping[str, WeightFormat]
-    kept: KeptPlaces = field(default_factory=dict)
-    scheme: Scheme = field(default_factory=lambda: Scheme(block="tensor"))
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return mask_of(self.shapes[name], self.places[name], self.device)
 
-    @property
-    def calibrated(self) -> bool:
-        return False
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
 
-    def run(self, bench: Workbench) -> None:
-        for target in bench.targets:
-            chosen = self.formats[target.fused]
-            assert chosen.scheme is not None, f"{target.fused} is left whole"
-            weight_RC = target.weight(bench.lm)
-            held_RC = None
-            if chosen.count(weight_RC.shape):
-                held_RC = mask_of(weight_RC.shape, self.kept[chosen.name, target.name], weight_RC.device)
-            bench.put(target, round_to_nearest(weight_RC, RTN(scheme=chosen.scheme), held_RC))
-
-    def left_whole(self, found: Sequence[Target]) -> Skip | None:
-        """What to `keep` on the bench: the groups that are left in 16 bits; None if there are none."""
-        names = [t.modules[0] for t in found if t.fused not in self.formats or self.formats[t.fused].scheme is None]
-        return skip(*names) if names else None
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
-def mixed_stream(lm: LM, method: Mixed, found: Sequence[Target]) -> Stream:
-    """The model with every group in its format, as a stream of the engine.
+def mask_of(shape: torch.Size, kept: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """A bool mask (out, in), True at some flat indices."""
+    mask_RC = torch.zeros(shape, dtype=torch.bool, device=device)
+    mask_RC.view(-1)[kept.to(mask_RC.device).long()] = True
+    return mask_RC
+
+
+def mixed_bench(lm: LM, formats: Mapping[str, Format], kept: KeptPlaces, found: Sequence[Target]) -> Workbench:
+    """What is needed to round every group in its format.
 
     Args:
+        formats: by fused group; groups without one, and those in 16 bits, are left as they are.
+        kept: see `KeptPlaces`; needed of formats that keep something.
         found: every matrix that may be rounded.
     """
-    return quantized_stream(bench_for(lm, method, found, keep=method.left_whole(found)), method)
+    said = {target.name: formats.get(target.fused, Format()) for target in found}
+    whole = [target.modules[0] for target in found if said[target.name].weights is None]
+    schemes = {name: format.weights for name, format in said.items() if format.weights is not None}
+    bench = bench_for(lm, _NEAREST, found, keep=skip(*whole) if whole else None, schemes=schemes)
+    places = {name: kept[format.name, name] for name, format in said.items() if format.kept}
+    bench.held = HeldPlaces(lm, places, found)
+    return bench
+
+
+def mixed_stream(lm: LM, formats: Mapping[str, Format], kept: KeptPlaces, found: Sequence[Target]) -> Stream:
+    """The model with every group in its format, as a stream of the engine; arguments as `mixed_bench`."""
+    return quantized_stream(mixed_bench(lm, formats, kept, found), _NEAREST)

@@ -20,9 +20,11 @@ import torch
 from studfinder.models import LM
 from studfinder.passes import gradients, sampled_likelihood
 from studfinder.quantizers.finite import finite_weight
-from studfinder.quantizers.formats import WeightFormat
+from studfinder.quantizers.formats import fits_all, kept_count
 from studfinder.quantizers.grid import quantize_weight
+from studfinder.quantizers.mixed import mask_of
 from studfinder.quantizers.targets import Target, by_fused
+from studfinder.records import Format
 from studfinder.runs import Progress, silent
 from studfinder.texts import batches
 
@@ -83,7 +85,7 @@ class Sensitivities:
 def sensitivities(
     lm: LM,
     windows: Sequence[Sequence[int]],
-    formats: Sequence[WeightFormat],
+    formats: Sequence[Format],
     found: Sequence[Target],
     *,
     draws: int = 1,
@@ -110,10 +112,10 @@ def sensitivities(
         owners.setdefault(target.ref.parameter, []).append(target)
     groups = by_fused(found)
     fitting = {
-        name: [one for one in formats if one.holds(target.weight(lm).shape for target in group)]
+        name: [one for one in formats if fits_all(one, (target.weight(lm).shape for target in group))]
         for name, group in groups.items()
     }
-    plain = [one for one in formats if one.scheme is not None and not one.kept]
+    plain = [one for one in formats if one.weights is not None and not one.kept]
     followed = plain[:1] if lm.memory is not None and lm.memory.streamed else plain
     tallies: dict[int, _BlockTally] = {}
     total = (len(lm.anatomy.layers) + 2) * len(windows) * draws
@@ -141,8 +143,8 @@ class _BlockTally:
         self,
         lm: LM,
         own: Sequence[Target],
-        fitting: Mapping[str, Sequence[WeightFormat]],
-        followed: Sequence[WeightFormat],
+        fitting: Mapping[str, Sequence[Format]],
+        followed: Sequence[Format],
         draws: int,
     ) -> None:
         self.lm, self.own, self.fitting, self.draws = lm, own, fitting, draws
@@ -160,7 +162,7 @@ class _BlockTally:
         """By group and window, what the first format that is followed costs there by the diagonal."""
         self._first: dict[str, float] = {}
 
-    def _errors(self, target: Target, followed: Sequence[WeightFormat]) -> torch.Tensor:
+    def _errors(self, target: Target, followed: Sequence[Format]) -> torch.Tensor:
         weight_RC = finite_weight(target, self.lm)
         some = [one for one in followed if one in self.fitting[target.fused]]
         if not some:
@@ -199,7 +201,7 @@ class _BlockTally:
         for group, followed in self.names.items():
             own = [target for target in self.own if target.fused == group]
             spread = self._relative(group, windows)
-            first = next((one for one in self.fitting[group] if one.scheme is not None), None)
+            first = next((one for one in self.fitting[group] if one.weights is not None), None)
             if first is not None:
                 made.places[group] = [self._place(target, first, half) for target in own]
             for one in self.fitting[group]:
@@ -207,7 +209,7 @@ class _BlockTally:
                 place = followed.index(one.name) if one.name in followed else None
                 together = None if place is None else half * float(self.together[group][place])
                 made.costs.setdefault(group, {})[one.name] = PredictedCost(
-                    kl=kl, error=kl * spread, together=0.0 if one.scheme is None else together
+                    kl=kl, error=kl * spread, together=0.0 if one.weights is None else together
                 )
 
     def _relative(self, group: str, windows: int) -> float:
@@ -216,7 +218,7 @@ class _BlockTally:
         total = float(costs.sum())
         return float(costs.std() * windows**0.5) / total if windows > 1 and total else 0.0
 
-    def _place(self, target: Target, chosen: WeightFormat, half: float) -> CostPlace:
+    def _place(self, target: Target, chosen: Format, half: float) -> CostPlace:
         errors_RC = rounding_error(finite_weight(target, self.lm), chosen)
         costs_RC = errors_RC.square_().mul_(target.of(self.squares[target.ref.parameter]))
         columns, rows = costs_RC.sum(dim=0), costs_RC.sum(dim=1)
@@ -231,33 +233,26 @@ class _BlockTally:
             row_share=float(rows[row]) / total,
         )
 
-    def _cost(self, target: Target, chosen: WeightFormat, made: Sensitivities) -> float:
+    def _cost(self, target: Target, chosen: Format, made: Sensitivities) -> float:
         """Sum of F d^2 of a matrix; what the format keeps is added to what was made."""
-        if chosen.scheme is None:
+        if chosen.weights is None:
             return 0.0
         weight_RC = finite_weight(target, self.lm)
         squares_RC = target.of(self.squares[target.ref.parameter])
         costs_RC = rounding_error(weight_RC, chosen).square_().mul_(squares_RC)
-        if (count := chosen.count(weight_RC.shape)) > 0:
+        if (count := kept_count(chosen, weight_RC.shape)) > 0:
             kept = costs_RC.flatten().topk(count).indices.sort().values
             made.kept[chosen.name, target.name] = kept.cpu()
             costs_RC = rounding_error(weight_RC, chosen, kept).square_().mul_(squares_RC)
         return float(costs_RC.sum(dtype=torch.float64))
 
 
-def rounding_error(weight_RC: torch.Tensor, chosen: WeightFormat, kept: torch.Tensor | None = None) -> torch.Tensor:
+def rounding_error(weight_RC: torch.Tensor, chosen: Format, kept: torch.Tensor | None = None) -> torch.Tensor:
     """What rounding to nearest adds to every number of a matrix (out, in), fp32; `kept` are flat indices of numbers
     that are held out."""
-    assert chosen.scheme is not None
+    assert chosen.weights is not None
     held_RC = None if kept is None else mask_of(weight_RC.shape, kept, weight_RC.device)
-    return quantize_weight(weight_RC, chosen.scheme, held_RC=held_RC).dequantized().sub_(weight_RC.float())
-
-
-def mask_of(shape: torch.Size, kept: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-    """A bool mask (out, in), True at some flat indices."""
-    mask_RC = torch.zeros(shape, dtype=torch.bool, device=device)
-    mask_RC.view(-1)[kept.to(mask_RC.device).long()] = True
-    return mask_RC
+    return quantize_weight(weight_RC, chosen.weights, held_RC=held_RC).dequantized().sub_(weight_RC.float())
 
 
 def worst_first(costs: Mapping[str, Mapping[str, PredictedCost]], format: str) -> Iterator[str]:

@@ -86,7 +86,7 @@ class Permute:
             order = by_size(down)
             bench.journal.write(writer.parameter, down[:, order])
             if writer.parameter in bench.held:
-                bench.held[writer.parameter] = bench.held[writer.parameter][:, order]
+                bench.held = {**bench.held, writer.parameter: bench.held[writer.parameter][:, order]}
             moved: dict[str, torch.Tensor] = {}  # which row comes where; gate and up may be one matrix
             for part in inner:
                 name = part.ref.parameter
@@ -96,7 +96,7 @@ class Permute:
                 for parameter, value in with_bias(lm, name).items():
                     bench.journal.write(parameter, value[rows.to(value.device)])
                 if name in bench.held:
-                    bench.held[name] = bench.held[name][rows]
+                    bench.held = {**bench.held, name: bench.held[name][rows]}
         bench.notes.append("neurons sorted by the largest weight they write (exact but for the order of a sum)")
 
 
@@ -194,4 +194,4 @@ def _widen_mask(bench: Workbench, name: str, added: int, dim: int) -> None:
         mask = bench.held[name]
         shape = list(mask.shape)
         shape[dim] = added
-        bench.held[name] = torch.cat([mask, mask.new_zeros(shape)], dim=dim)
+        bench.held = {**bench.held, name: torch.cat([mask, mask.new_zeros(shape)], dim=dim)}

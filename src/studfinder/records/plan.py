@@ -10,6 +10,7 @@ from studfinder.records.presented import Presented
 from studfinder.records.public import OneLine
 from studfinder.records.recipe import LeftOut, Recipe, RecipeGroup
 from studfinder.records.run import ModelCard, RunCard
+from studfinder.records.scheme import format_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +227,14 @@ class Plan(Presented):
         return f"Plan({self.model.id!r}, {self.budget}: {said})"
 
 
-KEEPS = "-keep"
-"""In the name of a format: behind it stands the share of a matrix's numbers that keeps its 16 bits."""
-
-
 def _recipe_group(group: PlannedGroup) -> RecipeGroup:
-    plain, keeps, share = group.stored_as.partition(KEEPS)
-    kept = [f"{share} of its numbers are kept"] if keeps else []
+    format = format_named(group.stored_as)
+    kept = [f"{100 * format.kept:g}% of its numbers are kept"] if format.kept else []
     return RecipeGroup(
         name=group.name,
         members=group.modules,
         shapes=group.shapes,
-        stored_as=plain,
+        stored_as=format.plain.name,
         why="; ".join([*kept, *([group.why] if group.why else [])]),
         layer=group.layer,
     )

@@ -42,9 +42,11 @@ class RecipeGroup(OneLine):
         if self.shapes and (len(self.shapes) != len(self.members) or any(min(shape) < 1 for shape in self.shapes)):
             raise ValueError(f"group {self.name!r}: {len(self.shapes)} shapes for {len(self.members)} members")
         try:
-            format_named(self.stored_as)
+            format = format_named(self.stored_as)
         except StudfinderError as error:
             raise ValueError(f"group {self.name!r}: {error}") from None
+        if format.kept:
+            raise ValueError(f"group {self.name!r}: {self.stored_as} says how many numbers are kept, and not which")
 
     @property
     def weights(self) -> int:

@@ -1,7 +1,8 @@
 """A scheme says how the numbers of a matrix are stored: element x block x scale x zero point, as one small record; and
 a format is a scheme with what becomes of the matrix's inputs. Both have a name of one word, which is read back.
 
-    format:  WEIGHTS or WEIGHTS+INPUTS, e.g. int4-g64-zero, fp8+fp8, int8-channel+int8; 16 is a matrix left alone
+    format:  WEIGHTS, WEIGHTS-keepN% (that share of the numbers keeps its 16 bits), each with +INPUTS or without, e.g.
+             int4-g64-zero, int4-g64-keep0.05%, fp8+fp8, int8-channel+int8; 16 is a matrix left alone
     WEIGHTS: a name of SCHEMES, or ELEMENT-BLOCK with more behind it, in this order, where it is not the usual:
              int2 to int8, fp8, fp4 - channel, tensor, g64 (inputs that share a scale), 128x128 (tiles)
              - zero (an integer zero point), float (a float minimum), narrow
@@ -13,7 +14,7 @@ a format is a scheme with what becomes of the matrix's inputs. Both have a name 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from studfinder.errors import StudfinderError
@@ -26,6 +27,7 @@ Granularity = Literal["tensor", "channel"] | int | tuple[int, int]
 
 UNTOUCHED = "16"
 """The format of a matrix that is left alone."""
+_KEEPS = "-keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,22 +146,40 @@ class Inputs(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Format(Config):
-    """What becomes of a matrix: how its weights are stored (None: they are left alone), and how its inputs are rounded
-    (None: they are not)."""
+    """What becomes of a matrix.
+
+    Attributes:
+        weights: how they are stored; None: they are left alone.
+        inputs: how they are rounded; None: they are not.
+        kept: the share of its numbers that keep their 16 bits, whichever those are; to eight places.
+    """
 
     weights: Scheme | None = None
     inputs: Inputs | None = None
+    kept: float = 0.0
 
     def __post_init__(self) -> None:
         if self.weights is None and self.inputs is not None:
             raise StudfinderError("rounded inputs of a matrix that is left alone", expected="weights in 8 bits or less")
+        object.__setattr__(self, "kept", round(self.kept, 8))
+        if self.weights is None and self.kept:
+            raise StudfinderError("kept numbers of a matrix that is left alone", expected=f"{UNTOUCHED} as it is")
+        if not 0 <= self.kept < 0.5:
+            raise StudfinderError(f"{self.kept:.0%} of the numbers kept", expected="less than half of them")
 
     @property
     def name(self) -> str:
         """Its name, which `format_named` reads."""
         if self.weights is None:
             return UNTOUCHED
-        return self.weights.name + (f"+{self.inputs.name}" if self.inputs is not None else "")
+        share = f"{100 * self.kept:.6f}".rstrip("0").rstrip(".")
+        kept = f"{_KEEPS}{share}%" if self.kept else ""
+        return self.weights.name + kept + (f"+{self.inputs.name}" if self.inputs is not None else "")
+
+    @property
+    def plain(self) -> Format:
+        """The same without kept numbers."""
+        return replace(self, kept=0.0)
 
 
 _NAMES = {
@@ -183,6 +203,7 @@ _GRAMMAR = re.compile(
     r"(?:-(?P<zero>zero|float))?(?:-(?P<narrow>narrow))?"
     rf"(?:-(?P<scale>{'|'.join(get_args(ScaleType))}))?(?:-(?P<rest>rest))?"
 )
+_PERCENT = re.compile(r"[0-9]{1,2}(\.[0-9]{1,6})?%")
 _INPUTS = re.compile(r"(?P<element>int[2-8]|fp8)(?:-(?:(?P<whole>token|tensor)|g(?P<run>[1-9][0-9]{0,17})))?")
 
 
@@ -212,15 +233,25 @@ def scheme_named(text: str) -> Scheme:
 
 
 def format_named(text: str) -> Format:
-    """The format of a name: a scheme's, with +INPUTS where inputs are rounded, or 16.
+    """The format of a name: a scheme's, with -keepN% where numbers are kept, with +INPUTS where inputs are
+    rounded; or 16.
 
     Raises:
-        StudfinderError: as `scheme_named`; or there are no such inputs.
+        StudfinderError: as `scheme_named`; or there are no such inputs, or no such share.
     """
     if text == UNTOUCHED:
         return Format()
     name, plus, inputs = str(text).partition("+")
-    return Format(weights=scheme_named(name), inputs=_inputs(inputs) if plus else None)
+    name, keeps, share = name.partition(_KEEPS)
+    return Format(
+        weights=scheme_named(name), inputs=_inputs(inputs) if plus else None, kept=_share(share) if keeps else 0.0
+    )
+
+
+def _share(text: str) -> float:
+    if _PERCENT.fullmatch(text) is None or not 0 < (share := float(text[:-1]) / 100) < 0.5:
+        raise StudfinderError(f"there is no share {text[:40]!r} of numbers to keep", expected="e.g. -keep0.05%")
+    return share
 
 
 def _inputs(text: str) -> Inputs:

@@ -15,13 +15,15 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.models.memory import as_bytes, in_bytes
-from studfinder.quantizers.formats import LEFT, WHOLE_BITS, WeightFormat, weight_format, weight_formats
+from studfinder.quantizers.formats import WHOLE_BITS, candidate, candidates
 from studfinder.quantizers.keep import resolve, skip
 from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.targets import Target, by_fused, other_matrices, targets
 from studfinder.recipes import tool_named, written
 from studfinder.records import (
+    UNTOUCHED,
     Findings,
+    Format,
     GroupCosts,
     LeftOut,
     ModelCard,
@@ -76,9 +78,9 @@ class PlanReady(Presented):
     settings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def formats(self) -> tuple[WeightFormat, ...]:
+    def formats(self) -> tuple[Format, ...]:
         """All that any tool takes, and 16 bits, in which a group is left that no other fits."""
-        return weight_formats([*(name for names in self.tools.values() for name in names), LEFT])
+        return candidates([*(name for names in self.tools.values() for name in names), UNTOUCHED])
 
     @property
     def weights(self) -> int:
@@ -126,7 +128,7 @@ def ready_plan(model: Any, config: PlanConfig) -> PlanReady:
             "a plan needs a budget" if not given else "a plan has one budget",
             expected="one of --bits 4.5, --size 4GB and --kl 0.05",
         )
-    asked = [weight_format(name).name for name in config.formats]
+    asked = [candidate(name).name for name in config.formats]
     tools = {tool: formats_for(tool, asked) for tool in dict.fromkeys(config.tools or ("",))}
     hash_of = content_hash if isinstance(model, LM) else cached_content_hash
     lm = model if isinstance(model, LM) else load_as(model, config, dtype=config.dtype)
@@ -273,7 +275,7 @@ def _costs(ready: PlanReady, work: Work) -> tuple[tuple[GroupCosts, ...], KeptPl
 
 def _solution(ready: PlanReady, bed: Bed, groups: Sequence[GroupCosts], tool: str, names: Sequence[str]) -> Solution:
     fitting = {group.name: {one.stored_as for one in group.costs} & set(names) for group in groups}
-    able = tuple(names) if all(fitting.values()) else (*names, LEFT)
+    able = tuple(names) if all(fitting.values()) else (*names, UNTOUCHED)
     found = chosen(bed, groups, able, ready.text.choosing, ready.aim, ready.config.score, ready.config.draws)
     formats = found.choice.formats
     bits = found.choice.size / ready.weights

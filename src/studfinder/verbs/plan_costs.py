@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.formats import LEFT, WeightFormat, group_size
+from studfinder.quantizers.formats import group_size
 from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.sensitivity import CostPlace, sensitivities
 from studfinder.quantizers.targets import Target, by_fused
-from studfinder.records import FormatCost, GroupCosts, Sensitivity
+from studfinder.records import UNTOUCHED, Format, FormatCost, GroupCosts, Sensitivity
 from studfinder.runs import Progress, Work, read, write_bytes
 from studfinder.verbs.plan_measure import Bed, kls_of
 
@@ -30,7 +30,7 @@ _MUCH = 0.2
 def predicted_costs(
     lm: LM,
     found: Sequence[Target],
-    formats: Sequence[WeightFormat],
+    formats: Sequence[Format],
     windows: Sequence[Sequence[int]],
     work: Work,
     *,
@@ -105,7 +105,7 @@ def read_kept(file: Path) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def earlier_costs(
-    place: Path, model_hash: str, text: str, found: Mapping[str, Sequence[Target]], formats: Sequence[WeightFormat]
+    place: Path, model_hash: str, text: str, found: Mapping[str, Sequence[Target]], formats: Sequence[Format]
 ) -> tuple[tuple[GroupCosts, ...], KeptPlaces]:
     """Those of an earlier plan's run, of these groups and formats.
 
@@ -167,7 +167,7 @@ def measured_costs(bed: Bed, groups: Sequence[GroupCosts], windows: Sequence[Seq
         f"{group.name}|{cost.stored_as}": {group.name: cost.stored_as}
         for group in groups
         for cost in group.costs
-        if cost.stored_as != LEFT
+        if cost.stored_as != UNTOUCHED
     }
     seen = kls_of(bed, "measuring every group in every format", windows, pairs)
 

@@ -11,9 +11,7 @@ import numpy as np
 
 from studfinder.edits import null, stream_of, zero
 from studfinder.passes import Stream
-from studfinder.quantizers.formats import LEFT
-from studfinder.records import GroupCosts, Interval, Rival
-from studfinder.records.plan import KEEPS
+from studfinder.records import UNTOUCHED, GroupCosts, Interval, Rival, format_named
 from studfinder.verbs.plan_measure import Bed, Judged, kls_of
 
 _CLOSE = 0.01
@@ -124,10 +122,10 @@ def _entrants(
     groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str]
 ) -> dict[str, _Entrant]:
     """By name. Rules and random groups are made of formats that keep nothing: which numbers are kept is predicted."""
-    every = {name: one for name in names if name != LEFT and (one := _for_all(groups, name, names)) is not None}
+    every = {name: one for name in names if name != UNTOUCHED and (one := _for_all(groups, name, names)) is not None}
     below = sorted((name for name in every if every[name].bits <= bits + _CLOSE), key=lambda name: -every[name].bits)
-    plain = {name: one for name, one in every.items() if KEEPS not in name}
-    keeping = [name for name in below if KEEPS in name][:_KEEPING]
+    plain = {name: one for name, one in every.items() if not format_named(name).kept}
+    keeping = [name for name in below if format_named(name).kept][:_KEEPING]
     found = {f"all {name}": every[name] for name in [*[one for one in below if one in plain][:_UNIFORM], *keeping]}
     costs = {name: _cost(groups, one.formats) for name, one in plain.items()}
     bases = [name for name, one in plain.items() if one.bits <= bits - _ROOM]
@@ -161,8 +159,8 @@ def _for_all(groups: Sequence[GroupCosts], name: str, names: Sequence[str]) -> _
     formats = {}
     for group in groups:
         able = own[group.name]
-        others = [one for one, bits in able.items() if KEEPS not in one and bits >= rate]
-        formats[group.name] = name if name in able else min(others, key=able.__getitem__, default=LEFT)
+        others = [one for one, bits in able.items() if not format_named(one).kept and bits >= rate]
+        formats[group.name] = name if name in able else min(others, key=able.__getitem__, default=UNTOUCHED)
     if any(formats[group.name] not in own[group.name] for group in groups):
         return None
     return _Entrant("uniform", formats, _bits(groups, formats))

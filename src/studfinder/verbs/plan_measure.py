@@ -12,10 +12,9 @@ import numpy as np
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.passes import Stream
-from studfinder.quantizers.formats import WeightFormat
-from studfinder.quantizers.mixed import KeptPlaces, Mixed, mixed_stream
+from studfinder.quantizers.mixed import KeptPlaces, mixed_stream
 from studfinder.quantizers.targets import Target
-from studfinder.records import Interval
+from studfinder.records import Format, Interval
 from studfinder.runs import Progress, Steps
 from studfinder.stats import crossed, ratio_interval
 
@@ -35,7 +34,7 @@ class Bed:
 
     lm: LM
     found: Sequence[Target]
-    formats: Mapping[str, WeightFormat]
+    formats: Mapping[str, Format]
     kept: KeptPlaces
     steps: Steps
     progress: Progress
@@ -43,7 +42,7 @@ class Bed:
     def stream(self, chosen: Mapping[str, str]) -> Stream:
         """The model with some groups in formats, and the others left as they are."""
         formats = {group: self.formats[name] for group, name in chosen.items()}
-        return mixed_stream(self.lm, Mixed(formats=formats, kept=self.kept), self.found)
+        return mixed_stream(self.lm, formats, self.kept, self.found)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
 from studfinder.records import FormatCost, GroupCosts
-from studfinder.records.plan import KEEPS
+from studfinder.records.scheme import format_named
 from studfinder.verbs.plan_measure import Bed, kls_of
 
 _DIFFER = 2.0
@@ -154,7 +154,7 @@ class _Work:
     def _differs(self, group: str, name: str) -> bool:
         """Whether the two predictions of a group differ by more than the direction's own noise lets them; where numbers
         are kept those of the same format without."""
-        one = self.every[group].get(name.partition(KEEPS)[0])
+        one = self.every[group].get(format_named(name).plain.name)
         if one is None or one.together is None or not one.kl:
             return False
         ratio = one.together / one.kl

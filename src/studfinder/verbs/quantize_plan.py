@@ -34,7 +34,7 @@ from studfinder.quantizers.apply import bench_for, prepared
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.export import chosen_format, whole_experts
 from studfinder.quantizers.keep import Skip, as_keeps, unkept
-from studfinder.quantizers.sensitivity import mask_of
+from studfinder.quantizers.mixed import mask_of
 from studfinder.quantizers.source import Files, open_files
 from studfinder.quantizers.storage import Storage, format_of
 from studfinder.quantizers.targets import targets
@@ -190,9 +190,14 @@ def _scheme(config: QuantizeConfig, usual: Scheme) -> Scheme:
     if config.scheme is not None:
         if (config.bits, config.group, config.zero) != (None, None, None):
             raise StudfinderError("--scheme with --bits, --group or --zero", expected="one or the other")
-        known = format_named(str(config.scheme)).weights
+        asked = format_named(str(config.scheme))
+        known = asked.weights
         if known is None:
             raise StudfinderError("--scheme 16 leaves every matrix as it is", expected="fewer bits")
+        if asked.kept:
+            raise StudfinderError(
+                f"--scheme {asked.name} does not say which numbers are kept", do="Plan it: studfinder plan --formats"
+            )
         return replace(known, scale=usual.scale) if known.scale in ("bfloat16", "float16") else known
     changes: dict[str, Any] = {}
     if config.bits is not None:
@@ -347,7 +352,8 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
         for target in bench.targets
         if target.name in plan.kept
     }
-    bench.held |= {name: mask | bench.held[name] if name in bench.held else mask for name, mask in held.items()}
+    also = {name: mask | bench.held[name] if name in bench.held else mask for name, mask in held.items()}
+    bench.held = {**bench.held, **also}
     left, said = whole_experts(lm, (*bench.targets, *bench.left), bench.skipped, layout)
     bench.skip(left)
     if not bench.targets:

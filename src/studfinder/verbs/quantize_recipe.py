@@ -15,7 +15,6 @@ from studfinder.quantizers import ActivationScheme, Scheme, Target
 from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import by_fused
 from studfinder.records import Plan, Recipe
-from studfinder.records.plan import KEEPS
 from studfinder.records.scheme import Format, Inputs, format_named
 from studfinder.report.words import count
 from studfinder.runs import kind_of, read
@@ -67,7 +66,7 @@ def recipe_given(given: Any) -> tuple[Recipe, dict[str, torch.Tensor]]:
     if isinstance(given, Recipe):
         return given, {}
     if isinstance(given, Plan):
-        if any(KEEPS in group.stored_as for group in given.solution().groups):
+        if any(format_named(group.stored_as).kept for group in given.solution().groups):
             raise StudfinderError("which numbers the plan keeps stands in its run", expected="the run's folder")
         return given.recipe(), {}
     kind, file = kind_of(Path(given))
@@ -78,7 +77,7 @@ def recipe_given(given: Any) -> tuple[Recipe, dict[str, torch.Tensor]]:
     kept = {
         f"{module}.weight": places[group.stored_as, f"{module}.weight"]
         for group in plan.solution().groups
-        if KEEPS in group.stored_as
+        if format_named(group.stored_as).kept
         for module in group.modules
     }
     return plan.recipe(origin=str(given)), kept
