@@ -63,7 +63,10 @@ def test_the_names_of_schemes_are_the_grammar():
     assert format_named("16") == Format()
 
 
-BAD = "|int9-g64|int4|int4-g0|int4-g٣|fp8-g64-zero|int4-zero-g64|16+int8|fp8+|fp8+fp4|w4-g32|int4-g64-keep|int4-g64-keep0%|int4-g64-keep60%|int4-g64-keep1|16-keep1%"
+BAD = (
+    "|int9-g64|int4|int4-g0|int4-g٣|fp8-g64-zero|int4-zero-g64|16+int8|fp8+|fp8+fp4|w4-g32|int4-g64-keep|"
+    "int4-g64-keep0%|int4-g64-keep60%|int4-g64-keep1|16-keep1%"
+)
 
 
 @pytest.mark.parametrize("name", BAD.split("|"))
