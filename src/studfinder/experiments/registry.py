@@ -28,6 +28,8 @@ EXPERIMENTS: dict[str, str] = {
     "quantize/which-layer": "studfinder.experiments.quantize_which_layer",
     "quantize/formats": "studfinder.experiments.quantize_formats",
     "quantize/transforms": "studfinder.experiments.quantize_transforms",
+    "plan/scores": "studfinder.experiments.plan_scores",
+    "plan/additivity": "studfinder.experiments.plan_additivity",
     "massive-values/map": "studfinder.experiments.massive_values_map",
     "massive-values/layers": "studfinder.experiments.massive_values_layers",
     "massive-values/rope": "studfinder.experiments.massive_values_rope",

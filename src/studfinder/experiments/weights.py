@@ -67,7 +67,7 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], Fin
     Raises:
         StudfinderError: there are none, or the findings that are named are not of this model.
     """
-    chosen = _meant(bench, lm)
+    chosen = selection_of(bench, lm)
     weights = sorted(chosen.weights, key=lambda one: (-one.effect.kl.value if one.effect else 0.0, -one.score))
     if not weights:
         none = f"no super weight is proven in {lm.source.id}" if chosen.which == "proven" else chosen.nothing
@@ -78,7 +78,9 @@ def super_weights_of(bench: Bench, lm: LM) -> tuple[tuple[SuperWeight, ...], Fin
     return tuple(weights[: getattr(bench.config, "most", None)]), chosen.findings
 
 
-def _meant(bench: Bench, lm: LM) -> Selection:
+def selection_of(bench: Bench, lm: LM) -> Selection:
+    """The super weights that the settings mean; there may be none. Raises StudfinderError where the findings that are
+    named are not of this model."""
     given = getattr(bench.config, "findings", ())
     if not given:
         return Selection(load_findings(bench, lm))
