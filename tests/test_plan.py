@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import escape
 
 import studfinder as sf
 from checkpoints import checkpoint
@@ -335,6 +336,10 @@ def test_records_pages_and_recipes(tmp_path, capsys) -> None:
     (tmp_path / "p" / "report.html").unlink()
     assert run_cli(["report", str(tmp_path / "p")]) == 0
     page = (tmp_path / "p" / "report.html").read_text()
+    assert page.count("data-copy=") == page.count("<details")
+    assert {"figure-skyline.png", "figure-bits.png", "figure-beside.png"} <= {
+        one.name for one in (tmp_path / "p").iterdir()
+    }
     assert "The plan beside others" in page
     assert run_cli(command[:-4]) == 2  # another run is there
     assert "skip was" in capsys.readouterr().err
@@ -348,6 +353,7 @@ def test_a_solution_a_tool(tmp_path) -> None:
         assert {group.stored_as for group in one.groups} <= {*CANDIDATES[one.tool], UNTOUCHED}
         text = (tmp_path / "p" / tool_named(one.tool).FILE).read_text()
         assert made.model.content_hash in text
+        assert f'data-copy="{escape(text)}"' in (tmp_path / "p" / "report.html").read_text()
     assert rule_set(__import__("yaml").safe_load((tmp_path / "p" / "llm-compressor.yaml").read_text())) is not None
 
 

@@ -115,16 +115,21 @@ def render(template: str, **context: object) -> str:
     )
     environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
     environment.tests |= {"one_more": one_more}
-    css, script = _read("page.css"), _read("page.js")
-    # The page may run this one script and load nothing: a browser refuses what a prompt might smuggle in.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    css, script, buttons = _read("page.css"), _read("page.js"), _read("buttons.js")
+    # The page may run these two scripts and load nothing: a browser refuses what a prompt might smuggle in.
+    digests = " ".join(f"'sha256-{_digest(one)}'" for one in (script, buttons))
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {digests}"
     return environment.get_template(template).render(
         css=Markup(css),
         script=Markup(script),
+        buttons=Markup(buttons),
         policy=policy,
         **context,
     )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _shown(value: object) -> object:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from studfinder.records import (
@@ -24,14 +26,16 @@ from studfinder.records import (
     point,
 )
 from studfinder.report.charts import draw_chart
-from studfinder.report.result import Drawing, Sheet, drawing
+from studfinder.report.result import Drawing, Paste, Sheet, drawing
+from studfinder.report.skyline import Tower, draw_skyline, said_of_skyline
+from studfinder.report.style import CATEGORIES, MARKERS, new_figure
 
 _MOST = 12
 """Groups that a table shows."""
 
 
-def plan_sheet(plan: Plan, costs: Sensitivity) -> Sheet:
-    """What a person reads of a plan."""
+def plan_sheet(plan: Plan, costs: Sensitivity, recipes: Mapping[str, str]) -> Sheet:
+    """What a person reads of a plan; `recipes` are the files of its tools, by a title."""
     tables = [table for one in plan.solutions for table in plan_tables(one, every=True)]
     lead = (
         f"Which matrices of {plan.model.id} get which format at {plan.budget}, so that the model changes least. "
@@ -47,6 +51,7 @@ def plan_sheet(plan: Plan, costs: Sensitivity) -> Sheet:
         tables=tables,
         notes=(*notes, *plan.notes),
         charts=dict(_charts(plan, costs)),
+        pastes=[Paste(title=title, text=text) for title, text in recipes.items()],
     )
 
 
@@ -116,38 +121,40 @@ def short(group: PlannedGroup | GroupCosts) -> str:
 
 
 def _charts(plan: Plan, costs: Sensitivity) -> Iterator[tuple[str, Drawing]]:
-    drawn = {
-        "skyline": (partial(_skyline, costs), "What rounding each group alone is predicted to cost, by layer."),
-        "beside": (partial(_beside, plan.solutions), "KL of the plan and of others, with intervals."),
-    }
-    for name, (draw, words) in drawn.items():
-        made = drawing(name, draw, words)
+    name, towers = _towers(costs)
+    drawn: dict[str, tuple[Callable[[float], Figure | None], str]] = {}
+    if towers:
+        y = f"KL alone in {name}, nats per token"
+        words = said_of_skyline(towers, f"What rounding each group alone to {name} costs")
+        drawn["skyline"] = partial(draw_skyline, towers, y=y), words
+    drawn["beside"] = partial(_beside, plan.solutions), "KL of the plan and of others, with intervals."
+    drawn["bits"] = (
+        partial(_by_bits, plan.solutions),
+        "KL of the plan and of others over the bits a weight that they take.",
+    )
+    for called, (draw, words) in drawn.items():
+        made = drawing(called, draw, words)
         if made is not None:
-            yield name, made
+            yield called, made
 
 
-def _skyline(costs: Sensitivity, width: float) -> Figure | None:
-    """In the format that most groups have as their first, the one that is dearest."""
+def _towers(costs: Sensitivity) -> tuple[str, list[Tower]]:
+    """In the format that most groups have as their first, the one that is dearest; measured where it was."""
     names = Counter(one.costs[0].stored_as for one in costs.groups if one.costs)
     if not names:
-        return None
+        return "", []
     name = max(names, key=lambda one: names[one])
-    kinds: dict[str, list[GroupCosts]] = {}
-    for group in costs.groups:
-        if any(one.stored_as == name and one.kl > 0 for one in group.costs):
-            kinds.setdefault(group.name.rpartition(".")[2], []).append(group)
-    if not kinds:
-        return None
-    series = tuple(
-        Series(
-            name=kind,
-            x=tuple(float(group.layer) for group in own),
-            points=tuple(point(group.cost(name).kl) for group in own),
+    return name, [
+        Tower(
+            layer=group.layer,
+            kind=group.name.rpartition(".")[2],
+            kl=cost.kl if cost.measured is None else max(cost.measured.value, 0.0),
+            why=group.why,
         )
-        for kind, own in kinds.items()
-    )
-    plot = Plot(kind="lines", series=series, x=f"layer (alone in {name})", y="predicted KL, nats per token", log=True)
-    return draw_chart(Chart(name="skyline", plots=(plot,)), width)
+        for group in costs.groups
+        for cost in group.costs
+        if cost.stored_as == name
+    ]
 
 
 def _beside(solutions: Sequence[Solution], width: float) -> Figure | None:
@@ -161,3 +168,37 @@ def _beside(solutions: Sequence[Solution], width: float) -> Figure | None:
         series = (Series(name="KL", points=points),)
         plots.append(Plot(kind="dots", rows=rows, series=series, title=one.tool, x="KL, nats per token"))
     return draw_chart(Chart(name="beside", plots=tuple(plots)), width) if plots else None
+
+
+_KINDS = {"uniform": "one format for all", "rule": "rules", "random": "random groups"}
+
+
+def _by_bits(solutions: Sequence[Solution], width: float) -> Figure | None:
+    """One pair of axes a tool, a mark for each choice of formats with its interval."""
+    judged = [one for one in solutions if one.kl is not None]
+    if not judged:
+        return None
+    wide = width > 600
+    figure = new_figure(width, (340 if wide else 300) * len(judged))
+    for place, one in enumerate(judged):
+        axes = figure.add_subplot(len(judged), 1, place + 1)
+        marks = [("the plan", one.bits, one.kl)]
+        marks += [(_KINDS[rival.kind], rival.bits, rival.kl) for rival in one.rivals if rival.kind in _KINDS]
+        for number, label in enumerate(("the plan", *_KINDS.values())):
+            own = [(bits, kl) for name, bits, kl in marks if name == label and kl is not None]
+            if not own:
+                continue
+            x, y = [bits for bits, _ in own], np.array([kl.value for _, kl in own])
+            ends = np.abs(np.array([[kl.low, kl.high] for _, kl in own]).T - y)
+            look: dict[str, Any] = {
+                "color": CATEGORIES[number],
+                "marker": MARKERS[number],
+                "label": label if place == 0 else None,
+            }
+            axes.errorbar(x, y, yerr=ends, linestyle="none", capsize=3, markersize=7, **look)
+        axes.set(title=one.tool, xlabel="bits a weight, scales and kept numbers included", ylabel="KL, nats per token")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.1)
+        axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=4 if wide else 2, borderaxespad=0.2)
+    return figure

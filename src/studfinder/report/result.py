@@ -37,6 +37,14 @@ def drawing(name: str, draw: Callable[[float], Figure | None], description: str)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paste:
+    """A text to be copied from the page: what it is, and itself."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sheet:
     """What a person reads of a result.
 
@@ -44,6 +52,7 @@ class Sheet:
         title, lead: what it is, and what it asks.
         models, run: what it was made from.
         tables, notes, charts: what was measured, what that says, and how it looks.
+        pastes: what the page has to copy; elsewhere they are files of their own.
     """
 
     title: str
@@ -53,6 +62,7 @@ class Sheet:
     tables: Sequence[Table]
     notes: Sequence[str] = ()
     charts: Mapping[str, Drawing] = field(default_factory=dict)
+    pastes: Sequence[Paste] = ()
 
 
 def markdown_sheet(sheet: Sheet) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from studfinder.recipes import tool_named
 from studfinder.records import Plan, Quantization, Sensitivity, Training
 from studfinder.report.cells import as_csv
 from studfinder.report.plan import plan_sheet
@@ -61,14 +63,27 @@ def redraw_quantization(path: Path, out: Path | None = None) -> Path:
 
 
 def write_plan(folder: Path, plan: Plan, costs: Sensitivity) -> Path:
-    """The tables, figures and page of a plan; returns the page."""
-    return write_sheet(folder, plan_sheet(plan, costs))
+    """The tables, figures and page of a plan, with what its tools read; returns the page."""
+    return write_sheet(folder, plan_sheet(plan, costs, _pasted(folder, plan)))
+
+
+def _pasted(folder: Path, plan: Plan) -> dict[str, str]:
+    """The files that a plan's run wrote for tools, those that are there, and how to carry it out here."""
+    found = {
+        f"{one.tool}: {file}": folder / file
+        for one in plan.solutions
+        if one.tool and (file := tool_named(one.tool).FILE)
+    }
+    carry = f"studfinder quantize {shlex.quote(plan.model.id)} --plan RUN --out OUT"
+    texts = {title: path.read_text("utf-8") for title, path in found.items() if path.is_file()}
+    return texts | {"studfinder, where RUN is this folder": carry}
 
 
 def redraw_plan(path: Path, out: Path | None = None) -> Path:
     """Draw the tables and the page of a plan again; arguments and value as of `redraw_training`."""
     own = record_file(path, "plan.json").parent
-    return _drawn(plan_sheet(read(path, Plan), read(own, Sensitivity)), own, out)
+    plan = read(path, Plan)
+    return _drawn(plan_sheet(plan, read(own, Sensitivity), _pasted(own, plan)), own, out)
 
 
 def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:
