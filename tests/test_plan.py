@@ -19,12 +19,14 @@ from checkpoints import checkpoint
 from studfinder.cli.app import run_cli
 from studfinder.errors import StudfinderError
 from studfinder.measures import effects_of
+from studfinder.measures.divergence import Clean
 from studfinder.models import LM
 from studfinder.passes import gradients, sampled_likelihood
 from studfinder.quantizers import RTN
 from studfinder.quantizers.apply import running
 from studfinder.quantizers.budget import cheapest
 from studfinder.quantizers.formats import PLAN_FORMATS, candidate, candidates, group_size
+from studfinder.quantizers.method import method_class
 from studfinder.quantizers.mixed import mixed_bench, mixed_stream
 from studfinder.quantizers.sensitivity import rounding_error, sensitivities
 from studfinder.quantizers.targets import by_fused, targets
@@ -380,3 +382,41 @@ def test_mistakes_are_said(given, said, tmp_path) -> None:
 def test_the_dry_run_says_where_it_would_go(tmp_path) -> None:
     ready = ready_plan(live(), PlanConfig(bits=6, formats=NAMES, out=tmp_path / "p"))
     assert plan_run(ready).path == tmp_path / "p"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_plan_is_judged_with_the_method_that_it_is_for(method, tmp_path, monkeypatch) -> None:
+    """What is measured is the live model as that method leaves it, and the model is as before."""
+    lm = live(seed=2)
+    random = np.random.default_rng(0)
+    calibration = [random.integers(0, 64, 24).tolist() for _ in range(3)]
+    monkeypatch.setattr("studfinder.verbs.plan.calibration_windows", lambda *_, **__: ("", calibration))
+    before = {name: one.clone() for name, one in lm.model.named_parameters()}
+    names = ("int3-g16", "int8-channel", UNTOUCHED)
+    made = plan(lm, bits=6, formats=names, judges=3, score="gradient", method=method, out=tmp_path / "p")
+    assert all(torch.equal(one, before[name]) for name, one in lm.model.named_parameters())
+    solution = made.solution()
+    formats = {group.name: candidate(group.stored_as) for group in solution.groups}
+    config = method_class(method)()
+    bench = mixed_bench(lm, formats, {}, targets(lm), config, calibration)
+    windows = ready_plan(lm, PlanConfig(bits=6, judges=3)).text.judging
+    logits = [logits_of(lm, ids) for ids in windows]
+    with running(bench, config):
+        kl = [
+            clean.against([logits_of(lm, ids)[0]])[0].double().sum()
+            for ids, clean in zip(windows, map(clean_of, windows, logits), strict=True)
+        ]
+    assert solution.kl.value == pytest.approx(float(sum(kl)) / sum(len(ids) - 1 for ids in windows), rel=1e-4)
+    assert any(method in note for note in made.notes)
+    nearest = plan(lm, bits=6, formats=names, judges=3, score="gradient", out=tmp_path / "q").solution()
+    assert [group.stored_as for group in nearest.groups] == [group.stored_as for group in solution.groups]
+    assert nearest.kl.value != pytest.approx(solution.kl.value, rel=1e-3)
+
+
+def logits_of(lm: LM, ids) -> tuple[torch.Tensor]:
+    with torch.no_grad():
+        return (lm.model(input_ids=torch.tensor([ids])).logits[0, :-1].float(),)
+
+
+def clean_of(ids, logits) -> Clean:
+    return Clean(logits, torch.tensor(ids[1:]))

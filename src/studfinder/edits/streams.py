@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
 
 from studfinder.edits.apply import GivenEdits, edited
 from studfinder.edits.edit import Edit, SiteEdit
@@ -11,7 +14,7 @@ from studfinder.edits.spec import edits_of
 from studfinder.models import LM
 from studfinder.models.offloaded import tied_to
 from studfinder.passes import Blocks, Stream
-from studfinder.sites import Site
+from studfinder.sites import Journal, Site
 
 
 def stream_of(lm: LM, edits: GivenEdits) -> Stream:
@@ -29,6 +32,29 @@ def stream_of(lm: LM, edits: GivenEdits) -> Stream:
         touches=None if None in touches else tuple(known),
         masked=any(isinstance(edit, SiteEdit) for edit in change.edits),
         done=change.check_done,
+    )
+
+
+def replaced_stream(lm: LM, parameters: Mapping[str, torch.Tensor]) -> Stream:
+    """The model with other numbers in some parameters, by name, as a stream."""
+    places = {name: parameter_places(lm, name) for name in parameters}
+    first = min(own[0] for own, _ in places.values())
+    touches = [names for own, names in places.values() if own[0] == first]
+
+    @contextmanager
+    def enter(layer: int) -> Iterator[None]:
+        with Journal(lm.model) as journal:
+            for name, (own, _) in places.items():
+                if layer in own:
+                    journal.write(name, parameters[name])
+            yield
+
+    known = [name for names in touches for name in names or ()]
+    return Stream(
+        enter=enter,
+        first=first,
+        last=max(own[-1] for own, _ in places.values()),
+        touches=None if None in touches else tuple(dict.fromkeys(known)),
     )
 
 

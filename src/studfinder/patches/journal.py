@@ -132,6 +132,11 @@ class Journal:
                     self._whole.add(id(tensor))
                 tensor[index] = value
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The parameters and buffers that were written to, each once."""
+        return tuple(dict.fromkeys(record.what for record in self._records if isinstance(record, _Write)))
+
     def replace(self, name: str, value: torch.Tensor) -> None:
         """Put another tensor in the place of a parameter, of whatever shape; what was tied to it no longer is."""
         owner, key = self._find(name)

@@ -1,4 +1,4 @@
-"""Rounding to nearest, every fused group in a format of its own, on the bench that `quantize` works on too."""
+"""Every fused group in a format of its own, on the bench that `quantize` works on too."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 
 from studfinder.models import LM
 from studfinder.passes import Stream
-from studfinder.quantizers.apply import bench_for
+from studfinder.quantizers.apply import bench_for, running
 from studfinder.quantizers.bench import Workbench
 from studfinder.quantizers.keep import skip
+from studfinder.quantizers.method import Method
 from studfinder.quantizers.rtn import RTN
 from studfinder.quantizers.streams import quantized_stream
 from studfinder.quantizers.targets import Target
-from studfinder.records.scheme import Format, Scheme
+from studfinder.records.scheme import Format
 
 KeptPlaces = Mapping[tuple[str, str], torch.Tensor]
 """By a format's name and a matrix's, flat indices into (out, in) of the numbers that it keeps."""
-_NEAREST = RTN(scheme=Scheme(block="tensor"))  # whose scheme is that of no matrix: each has its own
+NEAREST = RTN()  # whose scheme is that of no matrix: each has its own
 
 
 class HeldPlaces(Mapping[str, torch.Tensor]):
@@ -47,18 +48,28 @@ def mask_of(shape: torch.Size, kept: torch.Tensor, device: torch.device | None =
     return mask_RC
 
 
-def mixed_bench(lm: LM, formats: Mapping[str, Format], kept: KeptPlaces, found: Sequence[Target]) -> Workbench:
-    """What is needed to round every group in its format.
+def mixed_bench(
+    lm: LM,
+    formats: Mapping[str, Format],
+    kept: KeptPlaces,
+    found: Sequence[Target],
+    method: Method = NEAREST,
+    windows: Sequence[Sequence[int]] = (),
+) -> Workbench:
+    """What a method needs to round every group in its format.
 
     Args:
         formats: by fused group; groups without one, and those in 16 bits, are left as they are.
         kept: see `KeptPlaces`; needed of formats that keep something.
         found: every matrix that may be rounded.
+        method: the formats stand for its scheme.
+        windows: token ids that it is calibrated on, if it is.
     """
     said = {target.name: formats.get(target.fused, Format()) for target in found}
     whole = [target.modules[0] for target in found if said[target.name].weights is None]
     schemes = {name: format.weights for name, format in said.items() if format.weights is not None}
-    bench = bench_for(lm, _NEAREST, found, keep=skip(*whole) if whole else None, schemes=schemes)
+    keep = skip(*whole) if whole else None
+    bench = bench_for(lm, method, found, keep=keep, schemes=schemes, windows=windows)
     places = {name: kept[format.name, name] for name, format in said.items() if format.kept}
     bench.held = HeldPlaces(lm, places, found)
     return bench
@@ -66,4 +77,10 @@ def mixed_bench(lm: LM, formats: Mapping[str, Format], kept: KeptPlaces, found: 
 
 def mixed_stream(lm: LM, formats: Mapping[str, Format], kept: KeptPlaces, found: Sequence[Target]) -> Stream:
     """The model with every group in its format, as a stream of the engine; arguments as `mixed_bench`."""
-    return quantized_stream(mixed_bench(lm, formats, kept, found), _NEAREST)
+    return quantized_stream(mixed_bench(lm, formats, kept, found), NEAREST)
+
+
+def written_by(bench: Workbench, method: Method) -> dict[str, torch.Tensor]:
+    """The parameters that a method changes, by name, as it leaves them; the model is as before."""
+    with running(bench, method):
+        return {name: bench.lm.model.get_parameter(name).detach().clone() for name in bench.journal.written}

@@ -380,7 +380,11 @@ class PlanConfig(OutConfig, LoadConfig):
     tools: Sequence[str] = option(
         (), flag="--for", help="A tool that is to read it, which restricts the formats: one solution each (repeatable)."
     )
-    method: Literal["rtn"] = option("rtn", help="How weights are rounded: rtn.")
+    method: Literal["rtn", "gptq", "awq"] = option(
+        "rtn",
+        help="What you will quantise with: rtn, gptq or awq. All is predicted for rtn; the plan and its rivals are "
+        "judged with the method, calibrated on Wikipedia.",
+    )
     score: Literal["auto", "gradient", "measured"] = option(
         "auto",
         help="What decides: gradient, one backward pass; measured, the KL of every group in every format; auto, the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import torch
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.models.memory import as_bytes, in_bytes
+from studfinder.quantizers.calibration import calibration_windows
 from studfinder.quantizers.formats import WHOLE_BITS, candidate, candidates
 from studfinder.quantizers.keep import resolve, skip
+from studfinder.quantizers.method import method_class
 from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.targets import Target, by_fused, other_matrices, targets
 from studfinder.recipes import tool_named, written
@@ -57,6 +59,8 @@ from studfinder.verbs.plan_tools import formats_for
 from studfinder.verbs.plan_why import causes
 
 PLAN_FILE = "plan.json"
+_CALIBRATION, _LENGTH = 32, 512
+"""Windows of Wikipedia that a method is calibrated on, and their tokens."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,10 @@ def _planned(ready: PlanReady, work: Work, command: str) -> tuple[Plan, Sensitiv
         versions=versions(),
     )
     notes = []
+    if config.method != "rtn":
+        notes.append(
+            f"costs are those of rounding to nearest; plan and rivals were judged as {config.method} rounds them"
+        )
     if lm.dtype is not torch.float32:
         notes.append(f"the model ran in {ready.model.dtype}: small costs are noise there (--dtype float32)")
     made = Plan(
@@ -281,7 +289,9 @@ def _solution(ready: PlanReady, bed: Bed, groups: Sequence[GroupCosts], tool: st
     bits = found.choice.size / ready.weights
     judgement = None
     if ready.text.judging:
-        judgement = judged_plan(bed, groups, able, ready.text.judging, formats, bits, ready.config.seed)
+        judgement = judged_plan(
+            _judging(ready, bed), groups, able, ready.text.judging, formats, bits, ready.config.seed
+        )
     return Solution(
         tool=tool,
         formats=able,
@@ -296,6 +306,15 @@ def _solution(ready: PlanReady, bed: Bed, groups: Sequence[GroupCosts], tool: st
         verdict="" if judgement is None else judgement.verdict,
         notes=tuple(found.notes),
     )
+
+
+def _judging(ready: PlanReady, bed: Bed) -> Bed:
+    """What a plan is judged on: rounded by the method that it is made for."""
+    if ready.config.method == "rtn":
+        return bed
+    _, windows = calibration_windows(ready.lm, "wikipedia", count=_CALIBRATION, length=_LENGTH)
+    method = method_class(ready.config.method)()
+    return replace(bed, method=method, windows=windows)
 
 
 def _group(group: GroupCosts, found: Chosen, formats: Mapping[str, str]) -> PlannedGroup:

@@ -23,6 +23,8 @@ _UNIFORM = 4
 _KEEPING = 2
 """Of those that keep numbers, besides."""
 _DRAWS = 3
+_FEW = 1
+"""Of each kind, with a method that is calibrated anew for every choice."""
 _PLAN, _NULL, _RANDOM = "the plan", "null edit", "random groups"
 
 
@@ -62,7 +64,7 @@ def judged_plan(
         plan: format by group.
         bits: a weight, of the plan.
     """
-    rivals = _entrants(groups, names, bits, seed, _writing(bed))
+    rivals = _entrants(groups, names, bits, seed, _writing(bed), few=bool(bed.windows))
     variants = {_PLAN: dict(plan)} | {label: one.formats for label, one in rivals.items()}
     nulls: dict[str, Callable[[], Stream]] = {_NULL: partial(_nothing, bed, seed)}
     seen = kls_of(bed, "judging", windows, variants, nulls)
@@ -119,14 +121,15 @@ def _writing(bed: Bed) -> set[str]:
 
 
 def _entrants(
-    groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str]
+    groups: Sequence[GroupCosts], names: Sequence[str], bits: float, seed: int, writing: set[str], *, few: bool
 ) -> dict[str, _Entrant]:
     """By name. Rules and random groups are made of formats that keep nothing: which numbers are kept is predicted."""
     every = {name: one for name in names if name != UNTOUCHED and (one := _for_all(groups, name, names)) is not None}
     below = sorted((name for name in every if every[name].bits <= bits + _CLOSE), key=lambda name: -every[name].bits)
     plain = {name: one for name, one in every.items() if not format_named(name).kept}
-    keeping = [name for name in below if format_named(name).kept][:_KEEPING]
-    found = {f"all {name}": every[name] for name in [*[one for one in below if one in plain][:_UNIFORM], *keeping]}
+    keeping = [name for name in below if format_named(name).kept][: _FEW if few else _KEEPING]
+    uniform = [one for one in below if one in plain][: _FEW if few else _UNIFORM]
+    found = {f"all {name}": every[name] for name in [*uniform, *keeping]}
     costs = {name: _cost(groups, one.formats) for name, one in plain.items()}
     bases = [name for name, one in plain.items() if one.bits <= bits - _ROOM]
     if not bases:
@@ -141,7 +144,7 @@ def _entrants(
         formats = _spent(groups, order, plain[base].formats, plain[best].formats, most)
         found[f"{label} in {best}, else {base}"] = _Entrant("rule", formats, _bits(groups, formats))
     random = np.random.default_rng(seed)
-    for draw in range(_DRAWS):
+    for draw in range(_FEW if few else _DRAWS):
         order = [groups[place] for place in random.permutation(len(groups))]
         formats = _spent(groups, order, plain[base].formats, plain[best].formats, most)
         found[f"{_RANDOM}, draw {draw + 1}"] = _Entrant("random", formats, _bits(groups, formats))

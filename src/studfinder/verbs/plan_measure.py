@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from studfinder.edits import replaced_stream
 from studfinder.measures import effects_of
 from studfinder.models import LM
 from studfinder.passes import Stream
-from studfinder.quantizers.mixed import KeptPlaces, mixed_stream
+from studfinder.quantizers.method import Method
+from studfinder.quantizers.mixed import NEAREST, KeptPlaces, mixed_bench, mixed_stream, written_by
 from studfinder.quantizers.targets import Target
 from studfinder.records import Format, Interval
 from studfinder.runs import Progress, Steps
 from studfinder.stats import crossed, ratio_interval
 
 _TOGETHER = 24
-"""Changed models that share a reading of the original, and are one step."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Bed:
         found: the matrices that are planned.
         formats: by name.
         kept: see `KeptPlaces`.
+        method: how groups are rounded to their formats.
+        windows: token ids that it is calibrated on; none of a method that needs none.
     """
 
     lm: LM
@@ -38,11 +41,22 @@ class Bed:
     kept: KeptPlaces
     steps: Steps
     progress: Progress
+    method: Method = NEAREST
+    windows: Sequence[Sequence[int]] = ()
+
+    @property
+    def together(self) -> int:
+        """Changed models that share a reading of the original, and are one step: of a calibrated method all that it
+        changes is held in memory."""
+        return 2 if self.windows else _TOGETHER
 
     def stream(self, chosen: Mapping[str, str]) -> Stream:
         """The model with some groups in formats, and the others left as they are."""
         formats = {group: self.formats[name] for group, name in chosen.items()}
-        return mixed_stream(self.lm, formats, self.kept, self.found)
+        if not self.windows:
+            return mixed_stream(self.lm, formats, self.kept, self.found)
+        bench = mixed_bench(self.lm, formats, self.kept, self.found, self.method, self.windows)
+        return replaced_stream(self.lm, written_by(bench, self.method))
 
 
 @dataclass(frozen=True)
@@ -89,9 +103,11 @@ def kls_of(
     sums: dict[str, np.ndarray] = {}
     done = 0.0
     every = list(makers)
-    for start in range(0, len(every), _TOGETHER):
-        names = every[start : start + _TOGETHER]
+    for start in range(0, len(every), bed.together):
+        names = every[start : start + bed.together]
         step = f"{what} {_key([keys[name] for name in names])} {_key(windows)}"
+        if bed.windows:
+            step += f" {_key((bed.method, bed.windows))}"
 
         def advance(share: float) -> None:
             nonlocal done
