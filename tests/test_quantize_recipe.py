@@ -193,6 +193,8 @@ def test_what_plain_transformers_cannot_read_of_several_schemes_is_refused_befor
     done = quantize(lm, plan=zeros, out=tmp_path / "dense")
     assert done.stored_as == "dense"
     assert any("packed zero points" in note for note in done.notes)
+    said = quantize(lm, plan=zeros, format="pack-quantized", verify=False, out=tmp_path / "unread").notes
+    assert any("for engines only: plain transformers reads packed zero points" in note for note in said)
     lm = load(built("mamba"))  # reads its weights without its modules' forward
     with pytest.raises(StudfinderError, match="these have several"):
         quantize(lm, plan=drawn(lm, 1, ("int4-channel", "fp8")), out=tmp_path / "out")
@@ -214,3 +216,11 @@ def test_a_plan_is_carried_out_with_the_numbers_that_it_keeps(tmp_path):
     assert any("held out" in line for line in done.kept)
     with pytest.raises(StudfinderError, match="the run's folder"):
         quantize(source, plan=made, out=tmp_path / "other")
+    tools = ("llm-compressor", "gptqmodel")
+    several = plan(
+        lm, bits=8.4, formats=("int8-g16", "int4-g32", "16"), tools=tools, judges=0, out=tmp_path / "several"
+    )
+    with pytest.raises(StudfinderError, match="none for quantize"):
+        quantize(source, plan=several, out=tmp_path / "other")
+    one = plan(lm, bits=9, tools=tools[:1], judges=0, out=tmp_path / "one")
+    assert quantize(source, plan=one, out=tmp_path / "ours").bits == pytest.approx(one.solution().bits, rel=1e-6)

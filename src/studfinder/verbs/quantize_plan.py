@@ -360,10 +360,13 @@ def laid_out(plan: QuantizePlan) -> LaidOut:
         raise StudfinderError("everything is skipped", expected="at least one matrix to quantise")
     notes += said
     layout = {target.name: layout[target.name] for target in bench.targets}
-    if config.verify and (why := unreadable(bench.targets, layout)):
+    why = unreadable(bench.targets, layout)
+    if why and config.verify:
         raise StudfinderError(
             why, do="Give them one scheme; or --format dense; or --no-verify, for an engine that reads them"
         )
+    if why:
+        notes.append(f"for engines only: {why}")
     return LaidOut(plan, method, format, layout, bench, (*keep, *plan.transforms), text, tuple(notes))
 
 

@@ -14,7 +14,7 @@ from studfinder.models import LM, content_hash
 from studfinder.quantizers import ActivationScheme, Scheme, Target
 from studfinder.quantizers.storage import Storage
 from studfinder.quantizers.targets import by_fused
-from studfinder.records import Plan, Recipe
+from studfinder.records import Plan, Recipe, Solution
 from studfinder.records.scheme import Format, Inputs, format_named
 from studfinder.report.words import count
 from studfinder.runs import kind_of, read
@@ -61,26 +61,40 @@ def recipe_given(given: Any) -> tuple[Recipe, dict[str, torch.Tensor]]:
     which, as flat indices by parameter name.
 
     Raises:
-        StudfinderError: there is none; or a plan that keeps numbers was given without its run's folder.
+        StudfinderError: there is none; a plan that keeps numbers was given without its run's folder; or it has several
+            solutions, and none of them is for us.
     """
     if isinstance(given, Recipe):
         return given, {}
     if isinstance(given, Plan):
-        if any(format_named(group.stored_as).kept for group in given.solution().groups):
+        solution = _own(given)
+        if any(format_named(group.stored_as).kept for group in solution.groups):
             raise StudfinderError("which numbers the plan keeps stands in its run", expected="the run's folder")
-        return given.recipe(), {}
+        return given.recipe(solution.tool), {}
     kind, file = kind_of(Path(given))
     if kind != _PLAN:
         return read(given, Recipe), {}
     plan = read(file, Plan)
+    solution = _own(plan)
     places = read_kept(file.parent / KEPT_FILE)
     kept = {
         f"{module}.weight": places[group.stored_as, f"{module}.weight"]
-        for group in plan.solution().groups
+        for group in solution.groups
         if format_named(group.stored_as).kept
         for module in group.modules
     }
-    return plan.recipe(origin=str(given)), kept
+    return plan.recipe(solution.tool, origin=str(given)), kept
+
+
+def _own(plan: Plan) -> Solution:
+    """A plan's solution that is carried out here: in formats of ours, or the only one."""
+    own = [one for one in plan.solutions if not one.tool] or list(plan.solutions)
+    if len(own) > 1:
+        raise StudfinderError(
+            f"the plan has a solution for each of {', '.join(one.tool for one in own)}, and none for quantize",
+            do="Plan without --for, or give one of its recipes",
+        )
+    return own[0]
 
 
 def rounding_of(inputs: Inputs) -> ActivationScheme:
