@@ -107,6 +107,11 @@ def unknown(what: str, name: object, known: Iterable[object]) -> StudfinderError
 
 
 def near(name: object, known: Iterable[object]) -> str:
-    """What is called nearly so; all that is there if nothing is."""
+    """All of which it is the first part; else what is called nearly so; all that is there if nothing is."""
     names = [str(one) for one in known]
-    return " or ".join(difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)) or ", ".join(names)
+    begun = [one for one in names if name and one.startswith(f"{name}/")]  # the first part of it, as "super-weight"
+    return (
+        ", ".join(begun)
+        or " or ".join(difflib.get_close_matches(str(name), names, n=3, cutoff=0.6))
+        or ", ".join(names)
+    )

@@ -294,5 +294,5 @@ def _dtype(dtype: str | torch.dtype) -> Any:
     short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
     found = getattr(torch, short.get(str(dtype), str(dtype)), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise StudfinderError(f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16")
+        raise StudfinderError(f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16, float16 or float64")
     return found

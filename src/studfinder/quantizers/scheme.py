@@ -37,7 +37,7 @@ def tile(shape: tuple[int, ...] | torch.Size, scheme: Scheme) -> tuple[int, int]
         raise StudfinderError(
             f"blocks of {size[0]} x {size[1]} do not divide a matrix of {rows} x {cols}",
             expected="a divisor",
-            do="Choose another block, or remainder='block' for a smaller last one",
+            do="Choose another block; a smaller last one is -rest behind the scheme's name, for dense checkpoints",
         )
     return size
 

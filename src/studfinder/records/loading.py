@@ -32,7 +32,7 @@ class LoadConfig(SourceConfig):
     """What may be loaded, in which dtype, where to, and into how much memory."""
 
     dtype: Any = option(
-        "auto", line=str, help="auto (the checkpoint's own), float32, bfloat16 or float16.", identity=False
+        "auto", line=str, help="auto (the checkpoint's own), float32, bfloat16, float16 or float64.", identity=False
     )
     device: Any = option(None, line=str, help="Where to run, e.g. cuda.", otherwise="cpu", identity=False)
     memory: Any = option(

@@ -365,7 +365,7 @@ class PlanConfig(OutConfig, LoadConfig):
     dtype: Any = option(
         "float32",
         line=str,
-        help="float32 (in 16 bits, small costs are noise), auto (the checkpoint's own), bfloat16 or float16.",
+        help="float32 (in 16 bits, small costs are noise), auto (the checkpoint's own), bfloat16, float16 or float64.",
         identity=False,
     )
     bits: float | None = option(
