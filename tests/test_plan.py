@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from studfinder.quantizers.method import method_class
 from studfinder.quantizers.mixed import mixed_bench, mixed_stream
 from studfinder.quantizers.sensitivity import rounding_error, sensitivities
 from studfinder.quantizers.targets import by_fused, targets
-from studfinder.recipes import rule_set, tool_named, written
+from studfinder.recipes import mlx, rule_set, tool_named, written
 from studfinder.records import UNTOUCHED, ModelCard, Plan, Recipe, RecipeGroup, Sensitivity
 from studfinder.runs import read
 from studfinder.texts import batches, default_prompts, proof_text
@@ -420,3 +421,19 @@ def logits_of(lm: LM, ids) -> tuple[torch.Tensor]:
 
 def clean_of(ids, logits) -> Clean:
     return Clean(logits, torch.tensor(ids[1:]))
+
+
+def test_sensitivities_are_given_as_mlx_reads_them(tmp_path) -> None:
+    lm = live(seed=5)
+    plan(lm, bits=12, formats=("mxfp4", "int4-g32-float"), tools=("mlx",), judges=0, out=tmp_path / "p")
+    pairs = json.loads((tmp_path / "p" / mlx.SENSITIVITIES).read_text())
+    costs = read(tmp_path / "p", Sensitivity)
+    assert sorted(path for path, _ in pairs) == sorted(m for group in costs.groups for m in group.modules)
+    assert [score for _, score in pairs] == sorted((score for _, score in pairs), reverse=True)
+    scored = 0
+    for group in costs.groups:
+        own = {one.stored_as: one.kl for one in group.costs}
+        less = own["mxfp4"] - own["int4-g32-float"] if "mxfp4" in own else 0.0
+        scored += less != 0
+        assert dict(pairs)[group.modules[0]] == pytest.approx(less / (group.weights / 1e6), rel=1e-6)
+    assert scored

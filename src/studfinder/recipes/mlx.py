@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from studfinder.errors import StudfinderError
 from studfinder.recipes.matching import NamedMatrix, Rule, RuleSet, by_name
 from studfinder.recipes.tool import header, no_place, usual
-from studfinder.records import UNTOUCHED, Recipe, Scheme, format_named
+from studfinder.records import UNTOUCHED, Recipe, Scheme, Sensitivity, format_named
 
 TOOL = "mlx"
 FILE = "mlx.json"
+SENSITIVITIES = "mlx-sensitivities.json"
 USE = "convert(MODEL, quantize=True, quant_predicate=lambda path, module: r.get(path, True)), r its quantization"
 _MODES = {"mxfp4": 32, "nvfp4": 16}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -34,6 +35,22 @@ def write(recipe: Recipe) -> str:
         if spelled(name) != spelled(base):
             said[_path(module)] = False if name == UNTOUCHED else _settings(name)
     return json.dumps({"studfinder": header(recipe), "quantization": said}, indent=1) + "\n"
+
+
+def sensitivities(costs: Sensitivity, formats: Collection[str]) -> str:
+    """What `mlx_lm.dynamic_quant --sensitivities` reads: a pair (module, score) for every matrix, the dearest first.
+
+    Its own score is how much a loss falls, to first order, from the low to the high format for every million numbers.
+    Here it is by how much the KL does, in nats per token, from the group's smallest of some formats to its largest.
+    What is fused has one score; 0 where none of them fits.
+    """
+    found = []
+    for group in costs.groups:
+        own = sorted((one for one in group.costs if one.stored_as in formats), key=lambda one: one.bits)
+        rounded = [one for one in own if one.stored_as != UNTOUCHED]
+        less = rounded[0].nats - rounded[-1].nats if rounded else 0.0
+        found += [(_path(module), less / (group.weights / 1e6)) for module in group.modules]
+    return json.dumps(sorted(found, key=lambda pair: -pair[1]), indent=1) + "\n"
 
 
 def _settings(name: str) -> dict[str, Any]:

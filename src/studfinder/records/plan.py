@@ -34,6 +34,11 @@ class FormatCost(OneLine):
     together: float | None = None
     measured: Interval | None = None
 
+    @property
+    def nats(self) -> float:
+        """What it is taken to cost: as measured, where it was."""
+        return self.kl if self.measured is None else max(self.measured.value, 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCosts(OneLine):

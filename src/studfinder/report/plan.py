@@ -148,7 +148,7 @@ def _towers(costs: Sensitivity) -> tuple[str, list[Tower]]:
         Tower(
             layer=group.layer,
             kind=group.name.rpartition(".")[2],
-            kl=cost.kl if cost.measured is None else max(cost.measured.value, 0.0),
+            kl=cost.nats,
             why=group.why,
         )
         for group in costs.groups

@@ -21,7 +21,7 @@ from studfinder.quantizers.keep import resolve, skip
 from studfinder.quantizers.method import method_class
 from studfinder.quantizers.mixed import KeptPlaces
 from studfinder.quantizers.targets import Target, by_fused, other_matrices, targets
-from studfinder.recipes import tool_named, written
+from studfinder.recipes import mlx, tool_named, written
 from studfinder.records import (
     UNTOUCHED,
     Findings,
@@ -198,6 +198,8 @@ def run_plan(ready: PlanReady, *, command: str = "") -> tuple[Plan, Path]:
         for tool in filter(None, ready.tools):
             text = written(made.recipe(tool, origin=str(run.path)), tool)
             write_text(work.path / tool_named(tool).FILE, text)
+        if "mlx" in ready.tools:
+            write_text(work.path / mlx.SENSITIVITIES, mlx.sensitivities(costs, ready.tools["mlx"]))
         from studfinder.verbs.results import write_plan
 
         write_plan(work.path, made, costs)
@@ -319,7 +321,6 @@ def _judging(ready: PlanReady, bed: Bed) -> Bed:
 
 def _group(group: GroupCosts, found: Chosen, formats: Mapping[str, str]) -> PlannedGroup:
     cost = group.cost(formats[group.name])
-    kl = cost.kl if cost.measured is None else max(cost.measured.value, 0.0)
     return PlannedGroup(
         name=group.name,
         layer=group.layer,
@@ -327,7 +328,7 @@ def _group(group: GroupCosts, found: Chosen, formats: Mapping[str, str]) -> Plan
         shapes=group.shapes,
         stored_as=cost.stored_as,
         bits=cost.bits,
-        kl=kl * found.factors.get(group.name, 1.0),
+        kl=cost.nats * found.factors.get(group.name, 1.0),
         basis="measured" if cost.measured is not None else found.basis.get(group.name, "predicted"),
         why=group.why,
     )

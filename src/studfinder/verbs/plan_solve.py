@@ -13,7 +13,7 @@ from typing import Literal
 
 from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
-from studfinder.records import FormatCost, GroupCosts
+from studfinder.records import GroupCosts
 from studfinder.records.scheme import format_named
 from studfinder.verbs.plan_measure import Bed, kls_of
 
@@ -108,7 +108,7 @@ class _Work:
 
     def solve(self, factors: Mapping[str, float], cost: float | None = None) -> Choice:
         costs = {
-            group: {name: _kl(one) * factors.get(group, 1.0) for name, one in own.items()}
+            group: {name: one.nats * factors.get(group, 1.0) for name, one in own.items()}
             for group, own in self.costs.items()
         }
         if self.aim.size is None:
@@ -161,7 +161,7 @@ class _Work:
         return ratio > _DIFFER * (1 + 2 * self.noise) or ratio < (1 - 2 * self.noise) / _DIFFER
 
     def _predicted(self, found: Chosen, group: str) -> float:
-        return _kl(self.costs[group][found.choice.formats[group]])
+        return self.costs[group][found.choice.formats[group]].nats
 
     def looked_at(self, found: Chosen) -> Chosen:
         """The whole measured; where the budget is nats, the choice scaled until the whole is within it."""
@@ -212,10 +212,6 @@ class _Work:
             whole=whole,
             notes=[*found.notes, f"{said}, and the plan made from that costs {whole:.3g}."],
         )
-
-
-def _kl(one: FormatCost) -> float:
-    return one.kl if one.measured is None else max(one.measured.value, 0.0)
 
 
 def _bounded(factor: float) -> float:
