@@ -106,7 +106,7 @@ def loads(model: str, formats: Sequence[str], llama: bool) -> Table:
         if "error" in plain:
             kl, own = f"refused: {in_few_words(plain['error'])}", ""
         else:
-            kl, own = mean_kl(plain), f"{own_gap(plain):.2g}"
+            kl, own = mean_kl(plain), f"{own_gap(plain):.2g}" + " (bf16)" * (plain["dtype"] != "float32")
         row: list[Cell] = [format, kl, own, cell("vllm", model, format), cell("vllm bfloat16", model, format)]
         if llama:
             there = record("llama.cpp", model, format)
