@@ -16,7 +16,7 @@ from formats import FORMATS, MIXED, ON_SMOLLM2
 from kept import LENGTH, WINDOWS, record
 from products import CONTROLS, ROWS, SPARED_AS
 
-from studfinder.records import Interval, Table
+from studfinder.records import Comparison, Interval, Table
 from studfinder.records.result import Cell
 from studfinder.report.cells import markdown
 from studfinder.stats import student_interval
@@ -62,9 +62,9 @@ def gains() -> tuple[Table, list[str]]:
                 row,
                 interval(plain),
                 interval(found),
-                gain,
+                Comparison(kind="difference", interval=gain),
                 ", ".join(f"{one:.4f}" for one in others),
-                beyond,
+                Comparison(kind="difference", interval=beyond),
                 "" if np.isnan(more) else f"{more:+.1%}",
             )
         )
@@ -91,6 +91,15 @@ def cell(engine: str, model: str, format: str) -> str:
     return "runs" if plain is None or "error" in plain else f"{gap(found, plain):.2g}"
 
 
+def loss(engine: str, model: str, format: str) -> Comparison | None:
+    """By how much an engine's loss on the text exceeds plain transformers', nats a token, paired by window."""
+    found, plain = record(engine, model, format), record("transformers", model, format)
+    if found is None or plain is None or "error" in found or "error" in plain:
+        return None
+    more = [sum(ours) - sum(theirs) for ours, theirs in zip(plain["logprobs"], found["logprobs"], strict=True)]
+    return Comparison(kind="difference", interval=interval(more, len(plain["logprobs"][0])))
+
+
 def own_gap(answer: dict[str, Any]) -> float:
     """How far transformers is from itself with the sums of attention in another order."""
     return gap(answer, {"logprobs": answer["logprobs in another order"]})
@@ -107,13 +116,15 @@ def loads(model: str, formats: Sequence[str], llama: bool) -> Table:
             kl, own = f"refused: {in_few_words(plain['error'])}", ""
         else:
             kl, own = mean_kl(plain), f"{own_gap(plain):.2g}" + " (bf16)" * (plain["dtype"] != "float32")
-        row: list[Cell] = [format, kl, own, cell("vllm", model, format), cell("vllm bfloat16", model, format)]
+        row: list[Cell] = [format, kl, own, cell("vllm", model, format), loss("vllm", model, format)]
+        if not llama:
+            row.append(cell("vllm bfloat16", model, format))
         if llama:
             there = record("llama.cpp", model, format)
             row.append("not tried" if there is None else in_llama(there))
         rows.append(tuple(row))
-    columns = ["format", "KL in transformers", "transformers to itself", "vLLM, fp32", "vLLM, bf16"]
-    columns += ["KL in llama.cpp"] * llama
+    columns = ["format", "KL in transformers", "transformers to itself", "vLLM, fp32", "its loss - transformers'"]
+    columns += ["KL in llama.cpp" if llama else "vLLM, bf16"]
     return Table(title=f"Formats, {model}", columns=tuple(columns), rows=tuple(rows))
 
 
@@ -162,6 +173,11 @@ vLLM's columns are the mean |difference| of the log-probabilities of the text's 
 transformers in fp32, in nats. *Transformers to itself* is the same difference with the sums of attention in another
 order (eager for SDPA): no engine can be nearer. Where inputs are rounded as they come, a number that falls to the other
 side of a step moves all that follows, so that two right computations lie further apart than of the unquantised model.
+What an engine does wrong shows in the loss, which no such chance moves in one direction.
+
+Two rows need a word. With zero points (w4-...) transformers rounds what it decompresses to bfloat16, the type of the
+scales, and vLLM does not; without them both compute in fp32. The int8 product of this vLLM, on a processor without
+VNNI, costs more than the format does: the sums of its 8-bit products are documented to saturate there.
 
 {markdown(loads("smollm2", ON_SMOLLM2, llama=True))}
 
