@@ -15,11 +15,11 @@ from studfinder.passes import gradients, likelihood, sampled_likelihood
 from studfinder.quantizers import Target
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.formats import fits_all
+from studfinder.quantizers.importance import Sums, importance_sums
 from studfinder.quantizers.sensitivity import rounding_error
 from studfinder.quantizers.targets import by_fused
 from studfinder.records import Format
 from studfinder.texts import Batch, batches
-from studfinder.verbs.recipe_imatrix import Sums, importance_sums
 
 DIAGONAL, DIRECTION = "gradient, diagonal", "gradient, own direction"
 OURS = (DIAGONAL, DIRECTION)
@@ -66,7 +66,7 @@ def rival_scores(
         for target in group
     }
     tokens = sum(map(len, windows))
-    inputs = importance_sums(lm, tuple(found), [list(ids) for ids in windows], apart=False)
+    inputs = importance_sums(lm, tuple(found), windows, apart=False)
     table: ByFormat = {score: {group: {} for group in groups} for score in SCORES}
     for own in _layers(lm, windows, found, fitting, seed, progress):
         for fused, matrices in own.items():
