@@ -98,9 +98,12 @@ def plan_equalize(model: Any, config: EqualizeConfig) -> EqualizePlan:
     shapes = [target.weight(lm).shape for target in targets(lm)]
     fitting = tuple(one for one in formats if fits_all(one, shapes))
     hash_of = content_hash if isinstance(model, LM) else cached_content_hash
+    plain = identity(config)
     card = model_card(lm, hash_of(lm))
     settings = {
-        **identity(config),
+        **{name: ", ".join(map(str, one)) if isinstance(one, tuple | list) else one for name, one in plain.items()},
+        "text": str(config.text),
+        "calibration": str(config.calibration),
         "model": card.id,
         "model_hash": card.content_hash,
         "config": config_hash(lm),
@@ -271,7 +274,7 @@ def _gains(
         original = Original()
         original.see(lm, windows)
         for name, element in _CACHES.items():
-            cache = KVCache(element=element)  # type: ignore[arg-type]
+            cache = KVCache(element=element, zero="none" if element == "fp8" else "float")  # type: ignore[arg-type]
             with quantized_cache(lm, cache):
                 was = original.kl(lm)
             with equalized(lm, changes), quantized_cache(lm, cache):
