@@ -20,7 +20,7 @@ from studfinder.models import LM, content_hash, load
 from studfinder.quantizers import KVCache, Scheme, quantized_cache, targets
 from studfinder.quantizers.equal import columns, equal_parameters, equalized, rounding_cost
 from studfinder.quantizers.importance import importance_sums
-from studfinder.quantizers.key_bias import cut, frequencies, key_biases, value_biases
+from studfinder.quantizers.key_bias import frequencies, invisible_pairs, key_biases, value_biases
 from studfinder.quantizers.rotary_pairs import pairs_of
 from studfinder.records import Equivalence, to_json
 from studfinder.runs import read
@@ -111,7 +111,9 @@ def test_the_bound_holds_for_any_query_and_keys(seed, tokens, bound) -> None:
     freq = torch.rand(pairs, generator=random, dtype=torch.float64) ** 6
     bias = torch.randn(pairs, 2, generator=random, dtype=torch.float64) * 5
     query = torch.randn(pairs, 2, generator=random, dtype=torch.float64) * 3
-    taken, worst = cut(bias.norm(dim=1), query.norm(dim=1)[None], freq, scaling, context=tokens, bound=bound)
+    taken, worst = invisible_pairs(
+        bias.norm(dim=1), query.norm(dim=1)[None], freq, scaling, context=tokens, bound=bound
+    )
     assert worst <= bound * (1 + 1e-9)
     scores = torch.randn(tokens, generator=random, dtype=torch.float64) * 4
     angle = freq[None] * torch.arange(tokens, dtype=torch.float64)[:, None]

@@ -22,7 +22,7 @@ from studfinder.records import Format
 from studfinder.texts import Batch, batches
 
 DIAGONAL, DIRECTION = "gradient, diagonal", "gradient, own direction"
-OURS = (DIAGONAL, DIRECTION)
+FISHER_SCORES = (DIAGONAL, DIRECTION)
 """1/2 sum F d^2 and 1/2 E[(g . d)^2]: what `plan` predicts with, in nats per token."""
 DELTA_LOSS = "DeltaLoss"
 """E sum |g d|: AutoRound's form."""
@@ -36,7 +36,7 @@ SQUARED = "squared error"
 """sum d^2."""
 KURTOSIS = "kurtosis"
 """of the weights, times sum d^2 / sum w^2, which is that of the format."""
-SCORES = (*OURS, DELTA_LOSS, DOT, TRACE, IMPORTANCE, SQUARED, KURTOSIS)
+SCORES = (*FISHER_SCORES, DELTA_LOSS, DOT, TRACE, IMPORTANCE, SQUARED, KURTOSIS)
 
 ByFormat = dict[str, dict[str, dict[str, float]]]
 """A number by score, group and format."""

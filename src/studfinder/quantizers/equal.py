@@ -53,14 +53,13 @@ def columns(
         moment_C = (sum_C / max(count, 1)).float().to(lm.device)
         weight_RC = target.weight(lm).detach().float()
         for column in sorted(col for layer, col in neurons if layer == target.layer):
-            errors = {
-                power: rounding_cost(*scaled(weight_RC, moment_C, column, power), scheme) for power in (0, *POWERS)
-            }
+            changed = {power: _with_column(weight_RC, moment_C, column, power) for power in (0, *POWERS)}
+            errors = {power: rounding_cost(*both, scheme) for power, both in changed.items()}
             power = min(errors, key=lambda one: errors[one])
             if not power:
                 notes.append(f"column {column} of layer {target.layer}: no power of two rounds better")
                 continue
-            weight_RC, moment_C = scaled(weight_RC, moment_C, column, power)
+            weight_RC, moment_C = changed[power]
             words = (
                 f"layer {target.layer}: column {column} of the down projection times {2**power}, its input divided by "
                 f"that; the matrix's rounding error falls to {errors[power] / errors[0]:.0%}"
@@ -79,7 +78,7 @@ def columns(
     return changes, notes
 
 
-def scaled(
+def _with_column(
     weight_RC: torch.Tensor, moment_C: torch.Tensor, column: int, power: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix and the mean squares of its inputs with a column times 2^power, and its input divided by that."""

@@ -76,7 +76,9 @@ def _of_layer(
     for head, first in enumerate(mixer.key.first):
         bias_D = bias[first : first + mixer.key.width]
         size_P = torch.zeros(len(freq_P), dtype=torch.float64).index_add_(0, pair_D, bias_D.square()).sqrt()
-        taken_P, worst = cut(size_P * factor_of(lm), each[head], freq_P, scaling, context=context, bound=bound)
+        taken_P, worst = invisible_pairs(
+            size_P * factor_of(lm), each[head], freq_P, scaling, context=context, bound=bound
+        )
         share = float(size_P[taken_P].square().sum() / size_P.square().sum().clamp_min(1e-300))
         if share < _LITTLE:
             continue
@@ -101,7 +103,7 @@ def _of_layer(
     return changes
 
 
-def cut(
+def invisible_pairs(
     bias_P: torch.Tensor,
     query_HP: torch.Tensor,
     freq_P: torch.Tensor,

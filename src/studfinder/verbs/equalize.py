@@ -46,7 +46,7 @@ from studfinder.runs import SCORING, Run, check_place, key_of, now, read, run_of
 from studfinder.sites import check_causal
 from studfinder.stats import ratio_interval
 from studfinder.studies import Original
-from studfinder.verbs.equalize_config import KINDS, EqualizeConfig
+from studfinder.verbs.equalize_config import EQUAL_KINDS, EqualizeConfig
 from studfinder.verbs.load import load_as
 from studfinder.verbs.quantize_write import settled, write_bench
 from studfinder.verbs.results import write_sheet
@@ -78,9 +78,9 @@ def plan_equalize(model: Any, config: EqualizeConfig) -> EqualizePlan:
             is taken, or what `load` raises.
     """
     for one in config.only:
-        if one not in KINDS:
-            raise unknown("there is nothing to change called", one, KINDS)
-    kinds = tuple(KINDS[one] for one in config.only or KINDS)
+        if one not in EQUAL_KINDS:
+            raise unknown("there is nothing to change called", one, EQUAL_KINDS)
+    kinds = tuple(EQUAL_KINDS[one] for one in config.only or EQUAL_KINDS)
     formats = candidates(config.formats) if config.formats else ()
     if any(one.weights is None or one.kept for one in formats):
         raise StudfinderError("a format that keeps or leaves numbers", expected="formats that round every number")

@@ -12,7 +12,7 @@ from studfinder.records.loading import LoadConfig
 from studfinder.runs import Progress
 from studfinder.verbs.configs import in_notebook
 
-KINDS = {"columns": "column", "key-bias": "key bias", "value-bias": "value bias"}
+EQUAL_KINDS = {"columns": "column", "key-bias": "key bias", "value-bias": "value bias"}
 """What may be changed, as it is asked for and as records call it."""
 
 
