@@ -94,6 +94,28 @@ def _samples() -> dict[str, Any]:
             ),
             run=run,
         ),
+        "Equivalence": records.Equivalence(
+            model=findings.model,
+            changes=(
+                records.EqualChange(
+                    kind="key bias",
+                    layer=0,
+                    parameter="a.k.bias",
+                    words="x",
+                    exact=False,
+                    head=0,
+                    dims=(1, 2),
+                    bound=0.1,
+                ),
+            ),
+            checks=(records.EqualCheck(tokens=8, windows=2, kl=score, largest=0.5, equal=False),),
+            gains=(records.EqualGain(stored_as="KV int8", before=score, after=score, less=score),),
+            context=8,
+            text="t",
+            judged_on="u",
+            verdict="1 change.",
+            run=run,
+        ),
         "Recipe": records.Recipe(
             model=findings.model,
             decided="by hand",

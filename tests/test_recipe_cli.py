@@ -177,8 +177,9 @@ def test_importance_sums_are_those_of_the_inputs(scanned, capsys, tmp_path):
 def test_experts_of_a_layer_are_matrices_of_one_tensor(tmp_path):
     from gguf import GGUFReader
 
+    from studfinder.quantizers.importance import importance_sums
     from studfinder.quantizers.targets import targets
-    from studfinder.verbs.recipe_imatrix import _names, importance_sums, joined
+    from studfinder.verbs.recipe_imatrix import _names, joined
 
     lm = tiny("mixtral")
     found = targets(lm)

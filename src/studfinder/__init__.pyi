@@ -18,6 +18,7 @@ from studfinder.records import Scorecard as Scorecard
 from studfinder.runs import read as read
 from studfinder.sites import capture as capture
 from studfinder.verbs.diagnose import diagnose as diagnose
+from studfinder.verbs.equalize import equalize as equalize
 from studfinder.verbs.load import load as load
 from studfinder.verbs.measure import measure as measure
 from studfinder.verbs.plan import plan as plan

@@ -11,7 +11,21 @@ from typing import Any
 
 import typer
 
-from studfinder.cli import anatomy, diagnose, env, experiment, ls, measure, plan, quantize, recipe, report, scan, train
+from studfinder.cli import (
+    anatomy,
+    diagnose,
+    env,
+    equalize,
+    experiment,
+    ls,
+    measure,
+    plan,
+    quantize,
+    recipe,
+    report,
+    scan,
+    train,
+)
 from studfinder.cli.process import INTERRUPTED
 from studfinder.errors import StudfinderError, known
 from studfinder.visible import say
@@ -70,6 +84,7 @@ app.command("experiment", epilog=experiment.EXAMPLES, **experiment.OWN_OPTIONS)(
 app.command("plan", epilog=plan.EXAMPLES)(_bounded(plan.command))
 app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
 app.command("diagnose", epilog=diagnose.EXAMPLES)(_bounded(diagnose.command))
+app.command("equalize", epilog=equalize.EXAMPLES)(_bounded(equalize.command))
 recipes = typer.Typer(no_args_is_help=True, help="Write what was found for another tool, and check its recipes.")
 recipes.command("write", epilog=recipe.WRITE_EXAMPLES)(_bounded(recipe.write_command))
 recipes.command("check", epilog=recipe.CHECK_EXAMPLES)(_bounded(recipe.check_command))

@@ -17,7 +17,7 @@ from itertools import combinations
 
 import numpy as np
 
-from studfinder.experiments.plan_scores import Groups, kl_of
+from studfinder.experiments.plan_scores import FusedGroups, kl_of
 from studfinder.experiments.weights import SuperWeightConfig, selection_of
 from studfinder.models import LM
 from studfinder.quantizers.formats import candidates
@@ -47,12 +47,12 @@ EXPERIMENT = Experiment(
     presets={"cpu": AdditivityConfig()},
     spread=True,
 )
-EVERYTHING = "everything"
+_EVERYTHING = "everything"
 
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Singles, the whole, pairs, and all but one."""
-    work = Groups(bench, lm, candidates(bench.config.formats))
+    work = FusedGroups(bench, lm, candidates(bench.config.formats))
     path = spike_path(work, [weight.parameter for weight in selection_of(bench, lm).weights])
     alone = work.scored(work.singles(work.formats))
     whole = work.scored([work.variant(_all(one), dict.fromkeys(work.groups, one)) for one in work.formats])
@@ -69,7 +69,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return outcome
 
 
-def spike_path(work: Groups, parameters: Sequence[str]) -> set[str]:
+def spike_path(work: FusedGroups, parameters: Sequence[str]) -> set[str]:
     """Groups that hold one of these matrices, each of which writes what a feed-forward network has made, and those that
     hold what comes before it in the same network."""
     inner: set[str] = set(parameters)
@@ -84,7 +84,7 @@ def spike_path(work: Groups, parameters: Sequence[str]) -> set[str]:
 
 
 def _all(one: Format) -> str:
-    return f"{EVERYTHING} in {one.name}"
+    return f"{_EVERYTHING} in {one.name}"
 
 
 def _single(group: str, one: Format) -> str:
@@ -96,17 +96,17 @@ def _pair(pair: tuple[str, str], one: Format) -> str:
 
 
 def _without(group: str, one: Format) -> str:
-    return f"{EVERYTHING} but {group} in {one.name}"
+    return f"{_EVERYTHING} but {group} in {one.name}"
 
 
-def _but(work: Groups, group: str, one: Format) -> dict[str, Format]:
+def _but(work: FusedGroups, group: str, one: Format) -> dict[str, Format]:
     return {other: one for other in work.groups if other != group}
 
 
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _add_sums(outcome: Outcome, work: Groups, alone: GridScores, whole: GridScores) -> None:
+def _add_sums(outcome: Outcome, work: FusedGroups, alone: GridScores, whole: GridScores) -> None:
     rows: list[tuple[Cell, ...]] = []
     for one in work.formats:
         every = kl_of(whole, _all(one))
@@ -126,7 +126,7 @@ def _add_sums(outcome: Outcome, work: Groups, alone: GridScores, whole: GridScor
 
 def _add_pairs(
     outcome: Outcome,
-    work: Groups,
+    work: FusedGroups,
     one: Format,
     pairs: Sequence[tuple[str, str]],
     scored: tuple[GridScores, GridScores],
@@ -169,7 +169,7 @@ def _excess(one: Format, pair: tuple[str, str], alone: GridScores, seen: GridSco
 
 def _add_restored(
     outcome: Outcome,
-    work: Groups,
+    work: FusedGroups,
     one: Format,
     worst: Sequence[str],
     scored: tuple[GridScores, GridScores, GridScores],

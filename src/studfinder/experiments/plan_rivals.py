@@ -15,14 +15,14 @@ from studfinder.passes import gradients, likelihood, sampled_likelihood
 from studfinder.quantizers import Target
 from studfinder.quantizers.finite import finite_weight
 from studfinder.quantizers.formats import fits_all
+from studfinder.quantizers.importance import Sums, importance_sums
 from studfinder.quantizers.sensitivity import rounding_error
 from studfinder.quantizers.targets import by_fused
 from studfinder.records import Format
 from studfinder.texts import Batch, batches
-from studfinder.verbs.recipe_imatrix import Sums, importance_sums
 
 DIAGONAL, DIRECTION = "gradient, diagonal", "gradient, own direction"
-OURS = (DIAGONAL, DIRECTION)
+FISHER_SCORES = (DIAGONAL, DIRECTION)
 """1/2 sum F d^2 and 1/2 E[(g . d)^2]: what `plan` predicts with, in nats per token."""
 DELTA_LOSS = "DeltaLoss"
 """E sum |g d|: AutoRound's form."""
@@ -36,7 +36,7 @@ SQUARED = "squared error"
 """sum d^2."""
 KURTOSIS = "kurtosis"
 """of the weights, times sum d^2 / sum w^2, which is that of the format."""
-SCORES = (*OURS, DELTA_LOSS, DOT, TRACE, IMPORTANCE, SQUARED, KURTOSIS)
+SCORES = (*FISHER_SCORES, DELTA_LOSS, DOT, TRACE, IMPORTANCE, SQUARED, KURTOSIS)
 
 ByFormat = dict[str, dict[str, dict[str, float]]]
 """A number by score, group and format."""
@@ -66,7 +66,7 @@ def rival_scores(
         for target in group
     }
     tokens = sum(map(len, windows))
-    inputs = importance_sums(lm, tuple(found), [list(ids) for ids in windows], apart=False)
+    inputs = importance_sums(lm, tuple(found), windows, apart=False)
     table: ByFormat = {score: {group: {} for group in groups} for score in SCORES}
     for own in _layers(lm, windows, found, fitting, seed, progress):
         for fused, matrices in own.items():

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from studfinder.errors import StudfinderError
-from studfinder.experiments.plan_rivals import OURS, SCORES, ByFormat, rival_scores
+from studfinder.experiments.plan_rivals import FISHER_SCORES, SCORES, ByFormat, rival_scores
+from studfinder.experiments.quantize_which_layer import CHOOSING, JUDGING
 from studfinder.models import LM
 from studfinder.passes import Stream
 from studfinder.quantizers.formats import candidates, group_size
@@ -35,9 +36,7 @@ from studfinder.studies.experiment import Bench, Experiment, Outcome, StudyConfi
 from studfinder.studies.rounding import CAVEAT, Rounding
 from studfinder.texts import default_prompts, encode
 
-MEASURED, RANDOM = "measured", "at random"
-CHOOSING, JUDGING = slice(0, None, 2), slice(1, None, 2)
-"""Windows that measure, and those that judge the plans."""
+MEASURED, _AT_RANDOM = "measured", "at random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ EXPERIMENT = Experiment(
 
 def run(bench: Bench, lm: LM) -> Outcome:
     """Scores, what they foretell, and the plans made from them."""
-    work = Groups(bench, lm, candidates(bench.config.formats))
+    work = FusedGroups(bench, lm, candidates(bench.config.formats))
     began = time.monotonic()
     told = bench.once("scores", lambda: {"scores": work.predicted(), "seconds": time.monotonic() - began})
     alone = work.scored(work.singles(work.formats))
@@ -84,7 +83,7 @@ def run(bench: Bench, lm: LM) -> Outcome:
     return outcome
 
 
-class Groups:
+class FusedGroups:
     """A model's fused groups, each of which may be in any of some formats."""
 
     def __init__(self, bench: Bench, lm: LM, formats: Sequence[Format]) -> None:
@@ -129,7 +128,7 @@ class Groups:
         return rival_scores(self.lm, windows, self.formats, self.found, seed=self.bench.config.seed, progress=progress)
 
 
-def _stream(work: Groups, formats: Mapping[str, Format]) -> tuple[Stream, None]:
+def _stream(work: FusedGroups, formats: Mapping[str, Format]) -> tuple[Stream, None]:
     return mixed_stream(work.lm, formats, {}, work.found), None
 
 
@@ -144,7 +143,7 @@ _Plans = dict[str, tuple[dict[str, Format], float]]
 """By label, the format of every group, and bits a weight."""
 
 
-def _plans(work: Groups, scores: ByFormat, alone: GridScores) -> _Plans:
+def _plans(work: FusedGroups, scores: ByFormat, alone: GridScores) -> _Plans:
     """Of every order of groups and every budget, and all groups in the first format."""
     base, better = work.formats[0], work.formats[-1]
     orders = dict(_orders(work, scores, alone))
@@ -159,7 +158,7 @@ def _plan_label(name: str, bits: float) -> str:
     return f"{name}, {bits:g} bits"
 
 
-def _orders(work: Groups, scores: ByFormat, alone: GridScores) -> Iterable[tuple[str, list[str]]]:
+def _orders(work: FusedGroups, scores: ByFormat, alone: GridScores) -> Iterable[tuple[str, list[str]]]:
     """By name, the groups in the order in which they are given the better format."""
     base, better = work.formats[0].name, work.formats[-1].name
     more = {group: work.size(group, work.formats[-1]) - work.size(group, work.formats[0]) for group in work.groups}
@@ -180,7 +179,10 @@ def _orders(work: Groups, scores: ByFormat, alone: GridScores) -> Iterable[tuple
         yield "down projections, deepest first", sorted(down, key=lambda group: -layer[group])
     random = np.random.default_rng(work.bench.config.seed)
     for draw in range(work.bench.config.draws):
-        yield f"{RANDOM}, draw {draw + 1}", [list(work.groups)[place] for place in random.permutation(len(work.groups))]
+        yield (
+            f"{_AT_RANDOM}, draw {draw + 1}",
+            [list(work.groups)[place] for place in random.permutation(len(work.groups))],
+        )
 
 
 def _chosen_by(alone: GridScores, group: str, format: str) -> float:
@@ -188,7 +190,7 @@ def _chosen_by(alone: GridScores, group: str, format: str) -> float:
 
 
 def _spent(
-    work: Groups, order: Sequence[str], base: Format, better: Format, most: float
+    work: FusedGroups, order: Sequence[str], base: Format, better: Format, most: float
 ) -> tuple[dict[str, Format], float]:
     formats = dict.fromkeys(work.groups, base)
     size = sum(work.size(group, base) for group in work.groups)
@@ -203,7 +205,7 @@ def _spent(
 # --- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def _add_ranks(outcome: Outcome, work: Groups, scores: ByFormat, alone: GridScores) -> None:
+def _add_ranks(outcome: Outcome, work: FusedGroups, scores: ByFormat, alone: GridScores) -> None:
     from scipy.stats import spearmanr
 
     rows: list[tuple[Cell, ...]] = []
@@ -213,7 +215,7 @@ def _add_ranks(outcome: Outcome, work: Groups, scores: ByFormat, alone: GridScor
         for score in SCORES:
             told = np.array([scores[score][group][one.name] for group in work.groups])
             rows.append((one.name, score, float(spearmanr(told, measured)[0]), _of_worst(told, measured)))
-            if score in OURS:
+            if score in FISHER_SCORES:
                 within = (told > measured / 2) & (told < measured * 2)
                 ratio = float(told.sum() / measured.sum())
                 near.append((one.name, score, float(within.mean()), float(within[_worst(measured)].mean()), ratio))
@@ -240,7 +242,7 @@ def _of_worst(told: np.ndarray, measured: np.ndarray) -> float:
     return len(set(_worst(told)) & set(_worst(measured))) / len(_worst(measured))
 
 
-def _add_regrets(outcome: Outcome, work: Groups, plans: _Plans, judged: GridScores) -> None:
+def _add_regrets(outcome: Outcome, work: FusedGroups, plans: _Plans, judged: GridScores) -> None:
     rows: list[tuple[Cell, ...]] = []
     for label, (_, bits) in plans.items():
         kl = kl_of(judged, label)[JUDGING]
@@ -280,7 +282,7 @@ def _verdict(bits: float, rows: Sequence[tuple[Any, ...]], judged: GridScores) -
     whole = own[MEASURED][2].value
     none = [name for name, row in own.items() if row[3] is not None and row[3].interval.low <= 0]
     best = min((name for name in own if name != MEASURED), key=lambda name: own[name][2].value)
-    ours = own[OURS[0]]
+    ours = own[FISHER_SCORES[0]]
     return (
         f"at {bits:g} bits the plan made from what was measured costs {whole:.3g} nats per token, that of the diagonal "
         f"{ours[2].value:.3g} (regret {ours[3].interval}, {ours[3].interval.value / whole:+.0%}); the best but the "

@@ -6,12 +6,14 @@ Of a format that keeps a share of each matrix's numbers, those are kept whose ro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers.scheme import bits_per_weight, tile
+from studfinder.quantizers.grid import fits
+from studfinder.quantizers.scheme import bits_per_weight
 from studfinder.quantizers.targets import Target
 from studfinder.records.scheme import UNTOUCHED, Format, format_named
 
@@ -52,13 +54,10 @@ def matrix_size(format: Format, shape: torch.Size) -> float:
 
 def fits_all(format: Format, shapes: Iterable[torch.Size]) -> bool:
     """Whether a format's blocks divide matrices of these shapes."""
-    try:
-        for shape in shapes:
-            if format.weights is not None:
-                tile(shape, format.weights)
-    except StudfinderError:
-        return False
-    return True
+    if format.weights is None or format.weights.remainder == "block":
+        return True
+    loose = replace(format.weights, remainder="block")  # with which none is refused
+    return all(fits(shape, loose) for shape in shapes)
 
 
 def candidate(name: str) -> Format:

@@ -139,7 +139,7 @@ def check_supported(lm: LM, config: KVCache) -> None:
         )
     if config.centre != "dropped":
         return
-    seen = _sees_constants(lm)
+    seen = sees_constants(lm)
     if seen is not None:
         raise StudfinderError(
             f"{seen} sees a constant that is added to all scores of a query",
@@ -253,7 +253,7 @@ def _keys(
 
 
 @torch.no_grad()
-def _sees_constants(lm: LM) -> str | None:
+def sees_constants(lm: LM) -> str | None:
     """What in a model's attention tells apart scores that differ by a constant; None if nothing does.
 
     Attention of unknown kind is asked: one vector is added to all keys, and whatever then changes has seen it.

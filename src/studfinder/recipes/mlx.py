@@ -37,7 +37,7 @@ def write(recipe: Recipe) -> str:
     return json.dumps({"studfinder": header(recipe), "quantization": said}, indent=1) + "\n"
 
 
-def sensitivities(costs: Sensitivity, formats: Collection[str]) -> str:
+def mlx_sensitivities(costs: Sensitivity, formats: Collection[str]) -> str:
     """What `mlx_lm.dynamic_quant --sensitivities` reads: a pair (module, score) for every matrix, the dearest first.
 
     Its own score is how much a loss falls, to first order, from the low to the high format for every million numbers.

@@ -3,6 +3,7 @@
 from studfinder.records.chart import Chart, Plot, Point, Series, line, point
 from studfinder.records.claims import Claim, ClaimResult, Decision
 from studfinder.records.diagnosis import Diagnosis
+from studfinder.records.equivalence import EqualChange, EqualCheck, EqualGain, Equivalence
 from studfinder.records.findings import (
     AttentionSink,
     Continuation,
@@ -41,6 +42,10 @@ __all__ = [
     "Decision",
     "Diagnosis",
     "Effect",
+    "EqualChange",
+    "EqualCheck",
+    "EqualGain",
+    "Equivalence",
     "Findings",
     "Format",
     "FormatCost",

@@ -9,6 +9,7 @@ from typing import Any, overload
 from studfinder.errors import StudfinderError
 from studfinder.records import (
     Diagnosis,
+    Equivalence,
     Findings,
     Plan,
     Quantization,
@@ -32,6 +33,7 @@ _FILES: dict[type, str] = {
     Plan: "plan.json",
     Sensitivity: "sensitivity.json",
     Diagnosis: "diagnosis.json",
+    Equivalence: "equivalence.json",
 }
 """The records, and how the file is called that holds one."""
 
@@ -42,12 +44,15 @@ RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignor
 @overload
 def read(
     path: str | os.PathLike[str],
-) -> Findings | Scorecard | Result | Training | Quantization | Recipe | Plan | Sensitivity | Diagnosis: ...
+) -> (
+    Findings | Scorecard | Result | Training | Quantization | Recipe | Plan | Sensitivity | Diagnosis | Equivalence
+): ...
 @overload
 def read(path: str | os.PathLike[str], kind: type[Record]) -> Record: ...
 def read(path: str | os.PathLike[str], kind: type | None = None) -> Any:
     """Read what a run wrote: findings, a scorecard, an experiment's result, a training, a quantisation's card,
-    a recipe, a plan and the sensitivities it was made from, a diagnosis.
+    a recipe, a plan and the sensitivities it was made from, a diagnosis, an
+    equivalent checkpoint.
 
     Args:
         path: a run folder, or the record itself.

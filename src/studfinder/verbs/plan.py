@@ -199,7 +199,7 @@ def run_plan(ready: PlanReady, *, command: str = "") -> tuple[Plan, Path]:
             text = written(made.recipe(tool, origin=str(run.path)), tool)
             write_text(work.path / tool_named(tool).FILE, text)
         if "mlx" in ready.tools:
-            write_text(work.path / mlx.SENSITIVITIES, mlx.sensitivities(costs, ready.tools["mlx"]))
+            write_text(work.path / mlx.SENSITIVITIES, mlx.mlx_sensitivities(costs, ready.tools["mlx"]))
         from studfinder.verbs.results import write_plan
 
         write_plan(work.path, made, costs)

@@ -118,7 +118,7 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
     if config.auto is not None:
         raise StudfinderError(
             "--auto is gone: it judged an error by the size of the output, which a spike decides",
-            do="Spend bits where they count by `studfinder plan --kl`, in nats per token, then --plan RUN",
+            do="Spend bits where they count by `studfinder plan --kl`, in nats per token, and quantise what it made",
         )
     keep, changes = _keeps(config), _transforms(config)  # said before a model is loaded for nothing
     opened = _opened(source) if by_name and not set(options_of(config)) - {"revision", "memory"} else None

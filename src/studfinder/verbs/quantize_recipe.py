@@ -92,7 +92,7 @@ def _own(plan: Plan) -> Solution:
     if len(own) > 1:
         raise StudfinderError(
             f"the plan has a solution for each of {', '.join(one.tool for one in own)}, and none for quantize",
-            do="Plan without --for, or give one of its recipes",
+            do="Make one by `studfinder plan` without --for, or give one of its recipes",
         )
     return own[0]
 

@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.quantizers import RTN, Scheme, calibration_windows
-from studfinder.quantizers.apply import bench_for
+from studfinder.quantizers import calibration_windows
+from studfinder.quantizers.importance import Sums, importance_sums
 from studfinder.quantizers.targets import Target, targets
-from studfinder.quantizers.walk import gathered, walk
 from studfinder.recipes import ImportanceSums, gguf_names, write_importance
 from studfinder.runs import check_place, write_bytes
 from studfinder.verbs.configs import ImatrixConfig
 from studfinder.verbs.load import load_as
-
-Sums = tuple[torch.Tensor, int]
-"""Squared inputs summed over tokens, (in,) fp64; and how many."""
 
 
 def write_imatrix(model: Any, config: ImatrixConfig) -> dict[str, ImportanceSums]:
@@ -47,34 +42,6 @@ def write_imatrix(model: Any, config: ImatrixConfig) -> dict[str, ImportanceSums
     write = partial(write_importance, tensors=tensors, datasets=datasets, chunks=len(windows), length=config.length)
     write_bytes(out, write)
     return tensors
-
-
-def importance_sums(
-    lm: LM, found: tuple[Target, ...], windows: list[list[int]], *, apart: bool, progress: Any = None
-) -> dict[str, Sums]:
-    """The sums of each matrix that a token entered, by its name.
-
-    Args:
-        apart: leave each window's first token out. Most models make an enormous spike of it, which is then nearly all
-            of its channel's sum and of no other token. Where experts are sent only some of a window's tokens, which of
-            them is the first is not known, and it counts.
-    """
-    length = len(windows[0])
-
-    def statistic(_: str, x_NC: torch.Tensor) -> Sums:
-        whole = apart and len(x_NC) == length
-        x_NC = (x_NC[1:] if whole else x_NC).double()
-        return x_NC.square().sum(dim=0).cpu(), len(x_NC)
-
-    bench = bench_for(lm, RTN(scheme=Scheme(block="tensor")), found, windows=windows)  # nothing is rounded
-    sums: dict[str, Sums] = {}
-    for number, block in enumerate(walk(bench)):
-        first = {target.reads: target.name for target in reversed(block.targets)}  # what is given the same is read once
-        own = gathered(block, first.values(), statistic, lambda one, other: (one[0] + other[0], one[1] + other[1]))
-        sums |= {t.name: own[first[t.reads]] for t in block.targets if first[t.reads] in own}
-        if progress is not None:
-            progress("reading", number + 1, len(lm.anatomy.layers))
-    return sums
 
 
 def joined(found: tuple[Target, ...], names: dict[str, str], sums: dict[str, Sums]) -> dict[str, ImportanceSums]:
