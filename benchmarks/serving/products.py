@@ -28,7 +28,7 @@ from studfinder.verbs.configs import RecipeConfig
 from studfinder.verbs.recipe import write_recipe
 
 MODEL = "smollm2"
-CONTROLS = 3
+CONTROLS = 5
 """How many draws of other matrices."""
 SPARED_AS = {"llm-compressor": "16", "llama.cpp": "int8-g32"}
 """Of llama.cpp q8_0, as its own mixtures have it: 1 % more of the file."""
