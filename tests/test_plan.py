@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_the_solver_is_exact(drawn) -> None:
 def test_a_budget_that_nothing_fits_says_what_would() -> None:
     with pytest.raises(StudfinderError, match="the least is 7"):
         cheapest({"a": {"x": 1.0}}, {"a": {"x": 7.0}}, size=5)
+
+
+def test_what_the_solver_says_by_itself_is_not_heard(monkeypatch, capfd) -> None:
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def loud(*args, **options):
+        os.write(1, b"tmpSolver.run();")
+        return real(*args, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    assert cheapest({"a": {"x": 1.0}}, {"a": {"x": 7.0}}, size=8).formats == {"a": "x"}
+    os.write(1, b"ours")
+    assert capfd.readouterr().out == "ours"
 
 
 # --- formats --------------------------------------------------------------------------------------------------------

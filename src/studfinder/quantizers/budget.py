@@ -5,7 +5,9 @@ It is handed to scipy's mixed-integer programme (HiGHS), which says how far from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,14 +85,34 @@ def _solved(pairs: list[tuple[str, str]], aim: np.ndarray, held: np.ndarray, mos
     one = csr_array((np.ones(len(row)), (row, np.concatenate(groups))), shape=(len(groups), len(pairs)))
     unit, scale = max(held.max(), 1e-300), max(aim.max(), 1e-300)  # numbers of size 1, whatever nats and bits are
     within = LinearConstraint(held[None] / unit, -np.inf, most / unit * (1 + _SLACK))
-    found = milp(
-        aim / scale,
-        constraints=[LinearConstraint(one, 1, 1), within],
-        integrality=np.ones(len(pairs)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
-    )
+    with _quiet():
+        found = milp(
+            aim / scale,
+            constraints=[LinearConstraint(one, 1, 1), within],
+            integrality=np.ones(len(pairs)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+        )
     if found.x is None:
         raise StudfinderError(f"the solver found no plan ({found.message})", do="Say fewer --formats")
     chosen = [max(places, key=lambda place: found.x[place]) for places in groups]
     return chosen, float(found.mip_gap or 0.0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what the solver's library writes to standard output by itself (HiGHS 1.12 has lines that no option
+    turns off) comes between ours."""
+    try:
+        own = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+        os.close(nowhere)
