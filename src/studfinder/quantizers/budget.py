@@ -101,8 +101,8 @@ def _solved(pairs: list[tuple[str, str]], aim: np.ndarray, held: np.ndarray, mos
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing of what the solver's library writes to standard output by itself (HiGHS 1.12 has lines that no option
-    turns off) comes between ours."""
+    """Nothing of what the solver's library writes to standard output by itself comes between ours: some lines of HiGHS
+    no option turns off."""
     try:
         own = os.dup(1)
     except OSError:  # there is none
