@@ -25,7 +25,7 @@ from studfinder.quantizers.rotary_pairs import pairs_of
 from studfinder.records import Equivalence, to_json
 from studfinder.runs import read
 from studfinder.verbs.equalize import equalize
-from tiny import CONFIGS, prompts, tiny, token_ids, tokenizer
+from tiny import ARCHITECTURES, CONFIGS, prompts, tiny, token_ids, tokenizer
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 INT4 = Scheme(element="int4", block="channel", zero="integer")
@@ -188,6 +188,18 @@ def test_a_bias_of_v_comes_out_of_attention_as_it_went_in() -> None:
         assert not any(lm.model.get_parameter(change.parameter).any() for change in changes)
         assert torch.allclose(logits(lm), before, atol=1e-4)
     assert "no output projection" in value_biases(tiny("qwen2"))[1][0]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_in_every_type_what_may_be_taken_leaves_the_model_what_it_is(kind) -> None:
+    lm = tiny(kind)
+    changes = [*key_biases(lm, prompts(), context=64, bound=1e-4)[0], *value_biases(lm)[0]]
+    biased = any(name.endswith("bias") and "norm" not in name for name, _ in lm.model.named_parameters())
+    assert biased or not changes
+    before = logits(lm)
+    with equalized(lm, changes):
+        assert (logits(lm) - before).abs().max() <= 2e-3 * before.abs().max()
+    assert torch.equal(logits(lm), before)
 
 
 # --- the verb -------------------------------------------------------------------------------------------------------

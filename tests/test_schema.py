@@ -10,29 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from studfinder.records import (
-    Findings,
-    Plan,
-    Quantization,
-    Recipe,
-    Result,
-    Scorecard,
-    Sensitivity,
-    Training,
-    schema,
-)
+from studfinder.records import schema
+from studfinder.runs.found import RECORDS as KINDS
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "schema"
-RECORDS = {
-    "findings": Findings,
-    "scorecard": Scorecard,
-    "experiment": Result,
-    "training": Training,
-    "quantization": Quantization,
-    "recipe": Recipe,
-    "plan": Plan,
-    "sensitivity": Sensitivity,
-}
+RECORDS = {name.removeprefix("studfinder."): record for name, record in KINDS.items()}
 
 
 def renew() -> None:
