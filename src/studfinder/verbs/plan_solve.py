@@ -15,6 +15,7 @@ from studfinder.errors import StudfinderError
 from studfinder.quantizers.budget import Choice, cheapest
 from studfinder.records import GroupCosts
 from studfinder.records.scheme import format_named
+from studfinder.report.words import count
 from studfinder.verbs.plan_measure import Bed, kls_of
 
 _DIFFER = 2.0
@@ -143,7 +144,7 @@ class _Work:
         pairs = {group: {group: found.choice.formats[group]} for group in doubtful}
         seen = kls_of(self.bed, "measuring single groups", self.windows, pairs)
         factors = {group: _bounded(seen.kl(group).value / self._predicted(found, group)) for group in doubtful}
-        notes = [f"{len(doubtful)} groups whose two predictions differ were measured alone."]
+        notes = [f"measured alone, since two predictions differ: {count(len(doubtful), 'group')}."]
         return replace(
             found,
             factors=found.factors | factors,
@@ -198,7 +199,7 @@ class _Work:
         choice = self.solve(every)
         said = (
             f"on the choosing text the whole costs {found.whole:.3g} nats, its parts come to {found.choice.cost:.3g}: "
-            f"{len(worst)} groups were put back one at a time"
+            f"{count(len(worst), 'group')} put back, one at a time"
         )
         if choice.formats == formats:
             return replace(found, notes=[*found.notes, f"{said}; the plan stays."])
