@@ -17,18 +17,23 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KEPT = ("table*.md", "table*.csv", "figure-*.png", "result.json", "scorecard.json")
+RECORDS = {"result.json": "", "scorecard.json": "measure", "plan.json": "plan", "equivalence.json": "equalize"}
+"""The record of a run, and what the run is called where the record does not say."""
 LARGEST = 400_000
 """Bytes: larger pictures are made smaller, other larger files stay in the run folder."""
 
 
 def collect(folder: Path) -> None:
     """Keep the tables and figures of a finished run as docs/results/runs/<verb>-<models>."""
-    record = next((folder / name for name in ("result.json", "scorecard.json") if (folder / name).is_file()), None)
+    record = next((folder / name for name in RECORDS if (folder / name).is_file()), None)
     if record is None:
         sys.exit(f"{folder} holds no finished run")
     plain = json.loads(record.read_text("utf-8"))
     cards = plain["models"] if "models" in plain else [plain["model"]]
-    name = "-".join([plain.get("name", "measure").replace("/", "-"), *(Path(card["id"]).name for card in cards)])
+    kind = plain.get("name") or RECORDS[record.name]
+    name = "-".join([kind.replace("/", "-"), *(Path(card["id"]).name for card in cards)])
+    if record.name == "plan.json":
+        name += "-" + plain["budget"].partition(" ")[0]
     if plain.get("edits"):
         name += "-edited"
     target = HERE / "runs" / name
