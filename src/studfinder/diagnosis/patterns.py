@@ -71,7 +71,7 @@ def pattern_of(was_RC: torch.Tensor, is_RC: torch.Tensor) -> Pattern | None:
         found = test(was, now, error)
         if found is not None:
             return found
-    factor_C = _factors(was, now, 0)
+    factor_C = line_factors(was, now, 0)
     explained = (now - was * factor_C).norm() < _EXPLAINED * (now - was).norm()
     scaled = bool(explained) and float((factor_C - 1).abs().median()) > 0.01
     if scaled and was.shape[1] > 1:
@@ -85,9 +85,14 @@ def pattern_of(was_RC: torch.Tensor, is_RC: torch.Tensor) -> Pattern | None:
     return Pattern("rounding", f"rounded: {error:.2%} of its size", error)
 
 
-def _factors(was: torch.Tensor, now: torch.Tensor, dim: int) -> torch.Tensor:
-    """By which factor each column (dim 0 summed) or row (dim 1 summed) was multiplied, least squares."""
-    return (was * now).sum(dim, keepdim=True) / was.square().sum(dim, keepdim=True).clamp_min(1e-30)
+def line_factors(was_RC: torch.Tensor, is_RC: torch.Tensor, dim: int) -> torch.Tensor:
+    """By which factor each column (dim 0 summed) or row (dim 1 summed) was multiplied, least squares. The largest
+    number of each does not count: if that alone is lost, the others are not multiplied."""
+    was = was_RC
+    if was.shape[dim] >= 8:
+        size = was.abs()
+        was = was.masked_fill(size == size.amax(dim, keepdim=True), 0)
+    return (was * is_RC).sum(dim, keepdim=True) / was.square().sum(dim, keepdim=True).clamp_min(1e-30)
 
 
 def _zeroed_rows(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
@@ -101,20 +106,32 @@ def _zeroed_rows(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern 
 
 def _multiplied(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
     """One factor for all numbers, or one for each row."""
-    off = (now - was).norm()
+    # Of another tensor that is smaller, hardly anything is left when it is taken to be 0 times this one.
+    limit = _EXPLAINED * min((now - was).norm(), now.norm())
     factor = float((was * now).sum() / was.square().sum().clamp_min(1e-30))
-    if abs(factor - 1) > _OFF and (now - factor * was).norm() < _EXPLAINED * off:
+    if abs(factor - 1) > _OFF and (now - factor * was).norm() < limit:
         return Pattern("scaled", f"its numbers are {factor:.3g} times what they were", error)
     if was.shape[1] == 1:
-        return None
-    factor_R = _factors(was, now, 1)
+        return _some_multiplied(was[:, 0], now[:, 0], error)
+    factor_R = line_factors(was, now, 1)
     wrong = ((factor_R - 1).abs() > _OFF)[:, 0]
-    if wrong.any() and (now - factor_R * was).norm() < _EXPLAINED * off:
+    if wrong.any() and (now - factor_R * was).norm() < limit:
         rows = wrong.nonzero()[:, 0].tolist()
         usual = float(factor_R[wrong].median())
         words = f"{_named('rows', rows)} are multiplied (median factor {usual:.3g})"
         return Pattern("row scales", words, error, tuple(rows))
     return None
+
+
+def _some_multiplied(was_N: torch.Tensor, is_N: torch.Tensor, error: float) -> Pattern | None:
+    """Some numbers of a vector by one factor."""
+    places = (was_N != is_N).nonzero()[:, 0]
+    factor_N = is_N[places] / was_N[places]
+    factor = float(factor_N.median())
+    if len(places) < 2 or not bool(((factor_N - factor).abs() < 0.02 * abs(factor)).all()) or abs(factor - 1) <= _OFF:
+        return None
+    words = f"{_named('numbers', places.tolist())} are {factor:.3g} times what they were"
+    return Pattern("row scales", words, error, tuple(places.tolist()))
 
 
 def _elsewhere(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from studfinder.diagnosis.settings import HEAD
 from studfinder.records import Interval
 from studfinder.records.diagnosis import EngineDiagnosis, PartDiagnosis, SettingDiagnosis
 
@@ -34,18 +35,22 @@ def cause_of(
     settings: Sequence[SettingDiagnosis],
     engine: EngineDiagnosis | None,
     original: str,
+    output_matrix: str,
 ) -> CauseFound:
     """The first cause: a setting that does most of the harm, then the broken part that does, then other settings,
     then an engine that says something else than the weights."""
-    computing = [one for one in settings if one.computes]
+    computing = [one for one in settings if one.computes and one.counts]
+    broken = [part for part in parts if part.breaks and _counts(part)]
+    head = [one for one in settings if one.name == HEAD]
+    if broken and head and _worst(broken).name == output_matrix:
+        return _setting(head[0], f"{_worst(broken).words}")
     if computing and settings_kl is not None and settings_kl.value > max(HARMLESS, kl.value / 2):
         return _setting(computing[0], f"with all weights put back a KL of {settings_kl.value:.3g} is left")
-    broken = [part for part in parts if part.breaks and _counts(part)]
     if broken:
         return _broken(broken, kl, original)
     if computing and settings_kl is not None and settings_kl.low > 0:
         return _setting(computing[0], f"it alone costs {settings_kl.value:.3g} nats per token")
-    rest = [one for one in settings if not one.computes]
+    rest = [one for one in settings if not one.computes and one.counts]
     if rest:
         return _setting(rest[0], "the weights alone do not show what that costs")
     if engine is not None and not engine.agrees:
@@ -66,6 +71,10 @@ def _counts(part: PartDiagnosis) -> bool:
     return part.won is None or not part.won.high < 0
 
 
+def _worst(broken: Sequence[PartDiagnosis]) -> PartDiagnosis:
+    return max(broken, key=lambda part: float("inf") if part.won is None else part.won.value)
+
+
 def _setting(one: SettingDiagnosis, why: str) -> CauseFound:
     return CauseFound(
         "setting",
@@ -76,7 +85,7 @@ def _setting(one: SettingDiagnosis, why: str) -> CauseFound:
 
 
 def _broken(broken: Sequence[PartDiagnosis], kl: Interval, original: str) -> CauseFound:
-    first = max(broken, key=lambda part: float("inf") if part.won is None else part.won.value)
+    first = _worst(broken)
     share = "" if first.share is None else f" carries {min(first.share, 1):.0%} of the loss"
     more = f"; {len(broken) - 1} more parts are broken" if len(broken) > 1 else ""
     return CauseFound(

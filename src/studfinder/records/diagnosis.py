@@ -61,14 +61,23 @@ class WorstToken(OneLine):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingDiagnosis(OneLine):
-    """A setting that differs: what it was and is, what it is about, and whether it changes what is computed of given
-    tokens."""
+    """A setting that differs.
+
+    Attributes:
+        name, was, is_now: which, and what it was and is.
+        about: what it is about.
+        computes: whether it changes what is computed of given tokens.
+        counts: whether that may be a fault; False of what changes nothing.
+        kl: what it alone costs the original, nats per token; None where that was not measured.
+    """
 
     name: str
     was: str
     is_now: str
     about: str
     computes: bool
+    counts: bool = True
+    kl: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ from studfinder.verbs.results import write_sheet
 
 DIAGNOSIS_FILE = "diagnosis.json"
 _CONTEXT, _WORST = 12, 10
+_TRIED = 4
+"""Windows on which settings are tried, and blocks one by one."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
     def compared(share: float) -> None:
         progress("comparing weights", int(share * 100), 100)
 
-    found = parts_that_differ(original, made, advance=compared)
-    settings = settings_that_differ(original, made)
-    was = dict(original.model.named_parameters())
-    blocks = block_errors(original, made, windows[:4])
+    found, folded = parts_that_differ(original, made, advance=compared)
+    settings = settings_that_differ(original, made, windows[:_TRIED])
+    was = folded.was
+    blocks = block_errors(original, made, windows[:_TRIED])
     found = _likeliest_first(found, {block.layer: block.injected for block in blocks})
-    whole = {name: was[name].detach() for part in found for name in part.parameters}
-    alone = [{name: was[name].detach() for name in part.parameters} for part in found[: config.most]]
+    whole = {name: was[name].detach() for name in folded.differing}
+    alone = [{name: folded.tensor(name) for name in part.parameters} for part in found[: config.most]]
     done = 0.0
 
     def advance(share: float) -> None:
@@ -136,7 +138,7 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
     parts = _parts(found, losses, kl, len(alone))
     settings_kl = losses.left(len(alone)) if whole else kl
     engine = None if plan.outputs is None else engine_beside(made, *plan.outputs)
-    verdict = cause_of(kl, settings_kl, parts, settings, engine, original.source.id)
+    verdict = cause_of(kl, settings_kl, parts, settings, engine, original.source.id, _head(original))
     return Diagnosis(
         model=model_card(made, plan.settings["model_hash"]),
         original=model_card(original, plan.settings["against_hash"]),
@@ -168,6 +170,12 @@ def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
             versions=versions(),
         ),
     )
+
+
+def _head(lm: LM) -> str:
+    """The name of the output matrix."""
+    head = lm.model.get_output_embeddings()
+    return next((f"{name}.weight" for name, module in lm.model.named_modules() if module is head), "")
 
 
 def gate_values(found: Diagnosis) -> dict[str, Interval | bool]:
