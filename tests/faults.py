@@ -56,7 +56,7 @@ def case(fault: str, seed: int) -> Case:
 
 def healthy(draw: random.Random) -> Case:
     """An ordinary export."""
-    return _rounded(*_two(draw, draw.choice(KINDS), heavy=draw.random() < 0.5), _export(draw, (*FOUR, *EIGHT)))
+    return _stored(draw, _two(draw, draw.choice(KINDS), heavy=draw.random() < 0.5), whole=0)
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -84,15 +84,23 @@ def _two(
     return pair[0], pair[1]
 
 
-def _export(draw: random.Random, schemes: Sequence[str]) -> Any:
+def _export(draw: random.Random, schemes: Sequence[str], kind: str) -> Any:
     """How a checkpoint is rounded: a method with a scheme."""
     scheme = scheme_named(draw.choice(schemes))
     method = draw.choice((RTN, RTN, GPTQ, AWQ)) if scheme.integer else RTN
     if scheme.block == "tensor":
         method = RTN
-    if scheme.integer and scheme.bits == 8 and draw.random() < 0.3:
+    if scheme.integer and scheme.bits == 8 and draw.random() < 0.3 and kind != "olmo2":  # has no norm in front
         method = SmoothQuant
     return method(scheme=scheme)
+
+
+def _stored(
+    draw: random.Random, pair: tuple[LM, LM], schemes: Sequence[str] = (*FOUR, *EIGHT), *, whole: float = 0.2
+) -> Case:
+    """A pair whose second is rounded; in a share of all cases it is left as it is."""
+    kind = pair[0].model.config.model_type
+    return _rounded(*pair, None if draw.random() < whole else _export(draw, schemes, kind))
 
 
 def _rounded(original: LM, made: LM, method: Any = None) -> Case:
@@ -106,7 +114,7 @@ def _rounded(original: LM, made: LM, method: Any = None) -> Case:
 def _exported(draw: random.Random, kinds: Sequence[str] = KINDS, schemes: Sequence[str] = (*FOUR, *EIGHT)) -> Case:
     """A rounded one, or one that is stored as it was."""
     pair = _two(draw, draw.choice(kinds), heavy=draw.random() < 0.5)
-    return _rounded(*pair, None if draw.random() < 0.2 else _export(draw, schemes))
+    return _stored(draw, pair, schemes)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -179,7 +187,7 @@ def _lost_super_weight(draw: random.Random) -> Case:
         weight = writer.weight(live)
         weight.view(-1)[int(place * weight.numel())] = times * weight.abs().max()
 
-    found = _exported_pair(draw, _two(draw, kind, prepared=prepared))
+    found = _stored(draw, _two(draw, kind, prepared=prepared), EIGHT)
     target = _down(found.made, layer)
     weight = target.weight(found.original)
     at = divmod(int(weight.abs().argmax()), weight.shape[1])
@@ -187,10 +195,6 @@ def _lost_super_weight(draw: random.Random) -> Case:
     made[at] = draw.choice((0.0, float(weight.abs().median())))
     _write(found, target, made)
     return replace(found, cause={"numbers"})
-
-
-def _exported_pair(draw: random.Random, pair: tuple[LM, LM]) -> Case:
-    return _rounded(*pair, None if draw.random() < 0.2 else _export(draw, EIGHT))
 
 
 def _down(lm: LM, share: float) -> Target:
@@ -241,7 +245,7 @@ def _key_bias(draw: random.Random) -> Case:
 
     kind = draw.choice(("qwen2", "qwen2_moe"))
     pair = _two(draw, kind, prepared=prepared)
-    found = _rounded(*pair, None if draw.random() < 0.2 else _export(draw, (*FOUR, *EIGHT)))
+    found = _stored(draw, pair)
     name = draw.choice([name for name, _ in found.made.model.named_parameters() if name.endswith("k_proj.bias")])
     width = found.made.anatomy.head_dim
     pairs = draw.randrange(1, width // 4 + 1)
@@ -340,7 +344,7 @@ def _untied(draw: random.Random) -> Case:
     """A head of its own, not the embedding that it was: another one's, of zeros, or of too few bits."""
     kind = draw.choice(("gemma3_text", "llama", "qwen2", "mistral"))
     pair = _two(draw, kind, tie_word_embeddings=True)
-    found = _rounded(*pair, None if draw.random() < 0.3 else _export(draw, (*FOUR, *EIGHT)))
+    found = _stored(draw, pair)
     own = built(kind, seed=draw.randrange(10**6), tie_word_embeddings=False)
     state = found.made.model.state_dict()
     head = state["model.embed_tokens.weight"]
@@ -387,7 +391,7 @@ def _engine(draw: random.Random) -> Case:
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter.mul_(6)
 
-    found = _rounded(*_two(draw, "qwen2", prepared=prepared), _export(draw, (*FOUR, *EIGHT)))
+    found = _stored(draw, _two(draw, "qwen2", prepared=prepared))
     ids = token_ids(3, 40, seed=draw.randrange(1000))
     with torch.no_grad(), quantized_cache(found.made, KVCache(element="fp8", zero="none")):
         logs_BTV = found.made.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)

@@ -40,7 +40,7 @@ def cause_of(
     """The first cause: a setting that does most of the harm, then the broken part that does, then other settings,
     then an engine that says something else than the weights."""
     computing = [one for one in settings if one.computes and one.counts]
-    broken = [part for part in parts if part.breaks and _counts(part)]
+    broken = [part for part in parts if part.breaks]
     head = [one for one in settings if one.name == HEAD]
     if broken and head and _worst(broken).name == output_matrix:
         return _setting(head[0], f"{_worst(broken).words}")
@@ -63,12 +63,6 @@ def cause_of(
             "Look at the engine's kernel, the format of its cache and its settings; e.g. a cache in 16 bits",
         )
     return _healthy(parts, kl)
-
-
-def _counts(part: PartDiagnosis) -> bool:
-    """Whether a part that breaks counts: putting it back alone does no harm, as it would where the inverse of a change
-    is folded into another part."""
-    return part.won is None or not part.won.high < 0
 
 
 def _worst(broken: Sequence[PartDiagnosis]) -> PartDiagnosis:
