@@ -1,4 +1,4 @@
-"""Broken checkpoints of sixteen kinds, and healthy ones: what is broken, where, by how much, and in which model is drawn.
+"""Broken checkpoints of sixteen kinds, and healthy ones: what is broken, where, how much, and in which model is drawn.
 
 Each is a pair of tiny live models: one that was rounded as exports are, and broken, and the one that it was made from.
 """

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from architected import built
 from checkpoints import checkpoint
-from faults import FAULTS, planted_in
+from faults import FAULTS, Case, case
 from studfinder.cli.app import run_cli
 from studfinder.diagnosis.outputs import engine_beside
 from studfinder.diagnosis.patterns import pattern_of
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
-from studfinder.quantizers import GPTQ, RTN, quantized
+from studfinder.quantizers import AWQ, GPTQ, RTN, SmoothQuant, quantized
 from studfinder.records import Diagnosis, scheme_named
 from studfinder.runs import read
 from studfinder.verbs.diagnose import diagnose
@@ -25,8 +26,8 @@ from studfinder.verbs.gate import failed_gates, parse_gates
 from studfinder.verbs.quantize import quantize
 from tiny import tiny, token_ids, tokenizer
 
-KINDS = ("llama", "gemma3_text", "mixtral", "phi3", "gpt_neox", "deepseek_v3")
-SCHEMES = ("int8-channel", "int4-channel", "fp8", None)
+SEEDS = range(7000, 7010)
+"""Those that nobody looked at while the rules were made."""
 
 
 @pytest.fixture
@@ -47,21 +48,23 @@ def pair(kind: str, scheme: str | None, method: type = RTN) -> tuple[LM, LM]:
     return original, made
 
 
-def broken(fault: str, seed: int) -> tuple[LM, LM, tuple[str, str]]:
-    draw = random.Random(f"{fault} {seed}")
-    original, made = pair(draw.choice(KINDS), draw.choice(SCHEMES))
-    planted = planted_in(made, fault, draw.randrange(10**6))
-    return original, made, (planted.cause, planted.culprit)
+def said(drawn: Case, text: Path) -> Diagnosis:
+    """What is said of a case."""
+    file = text.with_suffix(".jsonl")
+    file.write_text("\n".join(map(json.dumps, drawn.outputs)))
+    outputs = file if drawn.outputs else None
+    return diagnose(drawn.made, against=drawn.original, text=text, window=32, limit=4, outputs=outputs)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named_with_its_place(fault, text):
-    original, made, planted = broken(fault, 1000)
-    found = diagnose(made, against=original, text=text, window=32, limit=4)
+def test_a_fault_is_named_with_its_place(fault, text):
+    drawn = case(fault, 1000)
+    found = said(drawn, text)
     assert found.ill
-    assert (found.cause, found.culprit) == planted
-    assert found.parts
-    assert found.verdict.startswith(planted[1])
+    assert found.cause in drawn.cause
+    assert found.culprit in drawn.culprit
+    assert found.culprit in found.verdict or found.cause == "engine"
+    assert found.mend
 
 
 @pytest.mark.parametrize("scheme", ["int8-channel", "int4-channel", "int3-channel", "fp8"])
@@ -74,22 +77,34 @@ def test_a_healthy_checkpoint_is_not_called_ill(scheme, method, text):
     assert sum(part.won.value > 0 for part in found.parts if part.won) > len(found.parts) // 2
 
 
+@pytest.mark.parametrize("method", [AWQ, SmoothQuant])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_factors_that_were_moved_are_no_difference(kind, method, text):
+    original, made = pair(kind, "int8-channel", method)
+    found = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert not found.ill
+    assert max(part.error for part in found.parts) < 0.05  # as rounding to 8 bits leaves; the factors are larger
+    moved = max(
+        float((now / was - 1).abs().median())
+        for (_, was), (_, now) in zip(original.model.named_parameters(), made.model.named_parameters(), strict=True)
+        if was.dim() == 2
+    )
+    assert moved > 0.05
+
+
 @pytest.mark.deep
 def test_of_many_at_most_one_in_twenty_is_named_wrong(text):
-    faults = list(FAULTS)
     wrong = []
-    for seed in range(2000, 2160):
-        fault = faults[seed % len(faults)]
-        original, made, planted = broken(fault, seed)
-        found = diagnose(made, against=original, text=text, window=32, limit=4)
-        if (found.cause, found.culprit) != planted:
-            wrong.append((seed, fault, planted, found.cause, found.culprit))
+    for fault in FAULTS:
+        for seed in SEEDS:
+            drawn = case(fault, seed)
+            found = said(drawn, text)
+            if not drawn.right(found):
+                wrong.append((fault, seed, drawn.cause, drawn.culprit, found.cause, found.culprit))
     assert len(wrong) <= 8, wrong
     ill = []
-    for seed in range(3000, 3040):
-        draw = random.Random(seed)
-        original, made = pair(draw.choice(KINDS), draw.choice(SCHEMES[:3]), draw.choice((RTN, GPTQ)))
-        ill += [seed] if diagnose(made, against=original, text=text, window=32, limit=4).ill else []
+    for seed in range(8000, 8040):
+        ill += [seed] if said(case("", seed), text).ill else []
     assert len(ill) <= 1, ill
 
 

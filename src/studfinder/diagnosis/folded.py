@@ -53,6 +53,13 @@ class FoldedOriginal:
             made = made * one
         return (made - offset).to(found.dtype)
 
+    def error(self, name: str) -> torch.Tensor:
+        """What a parameter differs by, fp32, in the original's own numbers: as if no factor had been moved."""
+        found = self.now[name].detach().float() - self.tensor(name).float()
+        for one in self.moved.get(name, ()):
+            found = found / one
+        return found
+
     @property
     def differing(self) -> list[str]:
         """Every parameter of the checkpoint that is not the original's bit by bit."""

@@ -104,9 +104,9 @@ def _one(
 
 
 def _flattened(was: torch.Tensor, now: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Matrices as they are; of experts in one parameter each by itself."""
+    """Matrices as they are, vectors as one column; of experts in one parameter each by itself."""
     if was.dim() < 3:
-        yield was, now
+        yield was.reshape(len(was), -1), now.reshape(len(now), -1)
     else:
         yield from zip(was, now, strict=True)
 

@@ -127,21 +127,18 @@ def _with_setting(lm: LM, name: str, value: Any) -> LM:
         )
     kept = {key for key, _ in lm.model.named_buffers()} & set(lm.model.state_dict())
     for key, parameter in lm.model.named_parameters(remove_duplicate=False):
-        own = nn.Parameter(parameter.detach(), requires_grad=False)
-        own._is_hf_initialized = True  # so that transformers leaves it alone  # type: ignore[attr-defined]
-        _put(made, key, own)
+        own: Any = nn.Parameter(parameter.detach(), requires_grad=False)
+        own._is_hf_initialized = True  # so that transformers leaves it alone
+        owner, _, leaf = key.rpartition(".")
+        made.get_submodule(owner).register_parameter(leaf, own)
     for key, buffer in list(made.named_buffers()):
-        _put(made, key, torch.empty_like(buffer, device=lm.device))
+        owner, _, leaf = key.rpartition(".")
+        saved = key in made.state_dict()
+        made.get_submodule(owner).register_buffer(leaf, torch.empty_like(buffer, device=lm.device), persistent=saved)
     made.init_weights()
     for key in kept:
         made.get_buffer(key).copy_(lm.model.get_buffer(key))
     return LM(made.eval(), lm.tokenizer, lm.anatomy, replace(lm.source), None)
-
-
-def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    table = model.get_submodule(owner)._parameters
-    (table if isinstance(tensor, nn.Parameter) else model.get_submodule(owner)._buffers)[leaf] = tensor
 
 
 def _buffers(original: LM, made: LM) -> Iterator[SettingDiagnosis]:

@@ -94,15 +94,17 @@ def _template(was: Any, now: Any) -> Iterator[SettingDiagnosis]:
     one, other = (getattr(each, "chat_template", None) for each in (was, now))
     if one == other:
         return
-    sizes = ["missing" if not each else f"{len(str(each)):,} characters" for each in (one, other)]
+    was_, now_ = ("missing" if not each else f"{len(str(each)):,} characters" for each in (one, other))
     given = [(_given(was, said), _given(now, said)) for said in _SAID]
     differs = next((pair for pair in given if pair[0] != pair[1]), None)
     if not one:
-        yield _setting("chat template", *sizes, "how a conversation is put: there was none", counts=False)
+        yield _setting("chat template", was_, now_, "how a conversation is put: there was none", counts=False)
     elif differs is None and other:
-        yield _setting("chat template", *sizes, f"it gives the same text for {len(given)} conversations", counts=False)
+        yield _setting(
+            "chat template", was_, now_, f"it gives the same text for {len(given)} conversations", counts=False
+        )
     else:
-        yield _setting("chat template", *sizes, "how a conversation is put")
+        yield _setting("chat template", was_, now_, "how a conversation is put")
 
 
 def _given(tokenizer: Any, said: list[dict[str, str]]) -> str:

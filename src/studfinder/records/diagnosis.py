@@ -25,6 +25,7 @@ class PartDiagnosis(OneLine):
         error: relative, of the worst of them.
         won: nats per token by which the KL falls when this alone is put back; None if that was not measured.
         share: of the whole KL.
+        predicted: nats per token that its difference costs, to second order (`diagnosis.predicted`).
     """
 
     name: str
@@ -36,6 +37,7 @@ class PartDiagnosis(OneLine):
     error: float
     won: Interval | None = None
     share: float | None = None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,25 @@ class BlockDiagnosis(OneLine):
     layer: int
     injected: float
     total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarrierDiagnosis(OneLine):
+    """Something that carries the original, and what it is in the checkpoint.
+
+    Attributes:
+        kind: "super-weight candidate" (its value), "output spike" (the largest output of down_proj in that layer),
+            "massive activation", "massive K" (its norm over tokens), "attention to the first token".
+        place: where.
+        was, is_now: in the original (with factors moved as the checkpoint has them) and in the checkpoint.
+        intact: whether it changed by a quarter at most.
+    """
+
+    kind: str
+    place: str
+    was: float
+    is_now: float
+    intact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +139,7 @@ class Diagnosis(Presented):
         settings_kl: the KL that is left with all weights put back: what settings do; None if not measured.
         by_position: KL in stretches of a window, as (first position, KL).
         parts: those that differ, the worst first.
+        carriers: what carries the original, and what it is here.
         blocks, worst, settings, engine: see their records.
         run: settings, command, time.
     """
@@ -139,6 +161,7 @@ class Diagnosis(Presented):
     settings_kl: Interval | None = None
     by_position: tuple[tuple[int, float], ...] = ()
     parts: tuple[PartDiagnosis, ...] = ()
+    carriers: tuple[CarrierDiagnosis, ...] = ()
     blocks: tuple[BlockDiagnosis, ...] = ()
     worst: tuple[WorstToken, ...] = ()
     settings: tuple[SettingDiagnosis, ...] = ()
