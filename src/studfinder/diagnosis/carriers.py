@@ -17,7 +17,7 @@ _MOST = 8
 """Carriers of each kind that are looked for."""
 
 
-def carriers(
+def what_carries(
     original: LM, made: LM, folded: FoldedOriginal, windows: Sequence[Sequence[int]]
 ) -> tuple[list[CarrierDiagnosis], list[SuperWeight]]:
     """Super-weight candidates with their output spikes, massive activations, massive values of K, and attention to the

@@ -18,6 +18,12 @@ from studfinder.quantizers.targets import Target, by_input
 
 _SEEN = 0.05
 """Logs of factors nearer to 0 are what rounding leaves."""
+_EXPLAINED = 0.5
+"""A norm explains the factors of columns if no more than this share of them is left."""
+_SPREAD = 0.02
+"""Logs of factors that differ by less from each other tell nothing."""
+_ALIKE = 0.3
+"""Or what it may be off by over its own size, by the median over channels."""
 _INVERSE = 0.12
 """What the log of a factor times its inverse may be off by, so rounded."""
 
@@ -84,7 +90,7 @@ class FoldedOriginal:
                 if len(one) == width
             }
             best = min(off, key=lambda norm: off[norm], default=None)
-            if best is None or off[best] > max(_SEEN, 0.3 * float(ratios[best].log().abs().median())):
+            if best is None or off[best] > _EXPLAINED:
                 continue
             moved.add(best)
             for name in names:
@@ -133,7 +139,8 @@ class FoldedOriginal:
         row_C = rows_R[fold.row_C]
         inverse_C = (row_C + cols_C).abs() < _INVERSE
         seen_C = row_C.abs() > 2 * _SEEN
-        if not (inverse_C & seen_C).any() or int((inverse_C & seen_C).sum()) * 2 < int(seen_C.sum()):
+        some = bool((inverse_C & seen_C).any()) and int((inverse_C & seen_C).sum()) * 2 >= int(seen_C.sum())
+        if not some and float((row_C + cols_C).abs().median()) > _ALIKE * float(row_C.abs().median()):
             return
         scale_C = torch.where(inverse_C, (cols_C - row_C) / 2, 0.0).exp()
         self._move(reader.parameter, scale_C[:, None] if reader.transposed else scale_C)
@@ -154,6 +161,10 @@ class FoldedOriginal:
 
 
 def _off(ratio_C: torch.Tensor, was_RC: torch.Tensor, is_RC: torch.Tensor) -> float:
-    """How far the factors of a matrix's columns are from the inverse of what a norm was multiplied by."""
-    factor_C = line_factors(was_RC.float(), is_RC.float(), 0)[0].clamp_min(1e-6)
-    return float((factor_C * ratio_C).log().abs().median())
+    """What is left of the factors of a matrix's columns, as logs, when what a norm was multiplied by is undone: as they
+    are, or but for one factor of the whole matrix, which is its own fault."""
+    logs_C = line_factors(was_RC.float(), is_RC.float(), 0)[0].clamp_min(1e-6).log()
+    left_C = logs_C + ratio_C.log()
+    whole = float(left_C.abs().median()) / max(1e-9, float(logs_C.abs().median()))
+    spread, own = ((one - one.median()).abs().median() for one in (left_C, logs_C))
+    return min(whole, float(spread / own)) if float(own) > _SPREAD else whole

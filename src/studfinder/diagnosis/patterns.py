@@ -20,8 +20,8 @@ _EXPLAINED = 0.5
 """A factor explains a difference if it leaves no more than this share of it."""
 _OUTLIER, _LARGER = 8.0, 2.5
 """A row or column stands out whose log error lies so many deviations off (by the median), and so many times larger."""
-_GAP = 1.5
-"""Or half as many, if it is so many times as large as the next smaller one."""
+_GAP, _APART = 1.5, 3.0
+"""Or if it is so many times as large as the next smaller one, and so many deviations off."""
 _CHUNK = 32
 """Columns that any common block of a row holds whole."""
 _SHIFTED = 0.6
@@ -241,7 +241,7 @@ def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
     over = logs - logs[positive].median()
     larger = positive & (over > math.log(_LARGER))
     out = larger & (over > _OUTLIER * _spread(size_N))
-    far, order = larger & (over > _OUTLIER / 2 * _spread(size_N)), logs.sort(descending=True)
+    far, order = larger & (over > _APART * _spread(size_N)), logs.sort(descending=True)
     gaps = (order.values[:-1] - order.values[1:]) > math.log(_GAP)
     for count in (gaps[: len(logs) // 4].nonzero()[:, 0] + 1).tolist():
         if bool(far[order.indices[:count]].all()):  # well apart from all others

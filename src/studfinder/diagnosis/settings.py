@@ -120,7 +120,7 @@ def _with_setting(lm: LM, name: str, value: Any) -> LM:
             place = place.setdefault(part, {})
         place[inner[-1]] = value
         value = whole
-    setattr(holder, first, value)
+    holder.update({first: value})
     with torch.device("meta"):
         made = type(lm.model)._from_config(
             config, dtype=lm.model.dtype, attn_implementation=config._attn_implementation

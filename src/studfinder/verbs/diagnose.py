@@ -10,6 +10,7 @@ from typing import Any
 from studfinder.diagnosis.outputs import engine_outputs
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash
 from studfinder.models.original import original_named
+from studfinder.models.places import source_named
 from studfinder.records import Diagnosis, Interval, to_json
 from studfinder.records.config import identity, takes
 from studfinder.records.presented import Presented
@@ -41,6 +42,8 @@ def plan_diagnose(model: Any, config: DiagnoseConfig) -> DiagnosePlan:
         StudfinderError: the original is neither named nor at hand, `outputs` cannot be read, or what `load` raises.
     """
     outputs = None if config.outputs is None else engine_outputs(Path(config.outputs))
+    if not isinstance(model, LM):
+        source_named(os.fspath(model), config.revision)  # that there is no such model is said first
     against = config.against if config.against is not None else original_named(model)
     made = load_as(model, config)
     original = against if isinstance(against, LM) else load_as(against, config)

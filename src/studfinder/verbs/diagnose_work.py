@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from studfinder.diagnosis.blocks import block_errors
-from studfinder.diagnosis.carriers import carriers
+from studfinder.diagnosis.carriers import what_carries
 from studfinder.diagnosis.losses import Losses, losses_of
 from studfinder.diagnosis.outputs import engine_beside
 from studfinder.diagnosis.parts import DiffersPart, parts_that_differ
@@ -60,7 +60,7 @@ def diagnosed(
     predicted = predicted_costs_of(original, folded, names, windows, advance=told("predicting"))
     blocks = block_errors(original, made, few)
     found = _likeliest_first(found, predicted)
-    carried, candidates = carriers(original, made, folded, few)
+    carried, candidates = what_carries(original, made, folded, few)
     whole = {name: folded.was[name].detach() for name in folded.differing}
     alone = [{name: folded.tensor(name) for name in part.parameters} for part in found[: config.most]]
     back = [*alone, *([whole] if whole else [])]
