@@ -21,7 +21,8 @@ _EXPLAINED = 0.5
 _OUTLIER, _LARGER = 8.0, 2.5
 """A row or column stands out whose log error lies so many deviations off (by the median), and so many times larger."""
 _GAP, _APART = 1.5, 3.0
-"""Or if it is so many times as large as the next smaller one, and so many deviations off."""
+"""Or a column that is so many times as large as the next smaller one, and so many deviations off. Rows that hold one
+large number stand apart so when all is well."""
 _CHUNK = 32
 """Columns that any common block of a row holds whole."""
 _SHIFTED = 0.6
@@ -216,7 +217,7 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
     relative = absolute / was.square().mean(1).sqrt().clamp_min(1e-30)
     by_row = min(relative, absolute, key=_spread)
     for what, size in (("columns", by_column), ("rows", by_row)):
-        places = list(_standing_out(size))
+        places = list(_standing_out(size, apart=what == "columns"))
         if places:
             rest = size.clone()
             rest[places] = 0
@@ -230,7 +231,7 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
     return None
 
 
-def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
+def _standing_out(size_N: torch.Tensor, *, apart: bool) -> Iterator[int]:
     positive = size_N > 0
     if int(positive.sum()) * 2 <= len(size_N):  # the others are as they were
         yield from positive.nonzero()[:, 0].tolist()
@@ -243,7 +244,7 @@ def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
     out = larger & (over > _OUTLIER * _spread(size_N))
     far, order = larger & (over > _APART * _spread(size_N)), logs.sort(descending=True)
     gaps = (order.values[:-1] - order.values[1:]) > math.log(_GAP)
-    for count in (gaps[: len(logs) // 4].nonzero()[:, 0] + 1).tolist():
+    for count in (gaps[: len(logs) // 4].nonzero()[:, 0] + 1).tolist() if apart else ():
         if bool(far[order.indices[:count]].all()):  # well apart from all others
             out[order.indices[:count]] = True
     if int(out.sum()) <= len(size_N) // 2:

@@ -8,6 +8,7 @@ from typing import Literal
 from studfinder.records.interval import Interval
 from studfinder.records.presented import Presented
 from studfinder.records.public import OneLine
+from studfinder.records.recipe import Recipe
 from studfinder.records.run import ModelCard, RunCard
 
 
@@ -132,6 +133,7 @@ class Diagnosis(Presented):
         culprit: what it was found in: a part's or a setting's name.
         verdict: in a sentence.
         mend: what to do.
+        recipe: the same for a tool, where more bits mend it and the checkpoint says its formats.
         text: what was read.
         kl, back: KL(original || model) and KL(model || original), nats per token.
         agreement: the share of positions where both find the same token likeliest.
@@ -153,6 +155,7 @@ class Diagnosis(Presented):
     culprit: str
     verdict: str
     mend: str
+    recipe: Recipe | None = None
     text: str
     kl: Interval
     back: Interval

@@ -9,6 +9,7 @@ from typing import Any
 
 from studfinder.diagnosis.outputs import engine_outputs
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash
+from studfinder.models.memory import as_bytes
 from studfinder.models.original import original_named
 from studfinder.models.places import source_named
 from studfinder.records import Diagnosis, Interval, to_json
@@ -21,7 +22,7 @@ from studfinder.verbs.diagnose_work import diagnosed
 from studfinder.verbs.load import load_as
 from studfinder.verbs.results import write_sheet
 
-DIAGNOSIS_FILE = "diagnosis.json"
+DIAGNOSIS_FILE, RECIPE_FILE = "diagnosis.json", "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def plan_diagnose(model: Any, config: DiagnoseConfig) -> DiagnosePlan:
     if not isinstance(model, LM):
         source_named(os.fspath(model), config.revision)  # that there is no such model is said first
     against = config.against if config.against is not None else original_named(model)
-    made = load_as(model, config)
-    original = against if isinstance(against, LM) else load_as(against, config)
+    made = load_as(model, config, **_half(config))
+    original = against if isinstance(against, LM) else load_as(against, config, **_half(config))
     settings = {
         **identity(config),
         "model": made.source.id,
@@ -60,6 +61,11 @@ def plan_diagnose(model: Any, config: DiagnoseConfig) -> DiagnosePlan:
         "scoring": SCORING,
     }
     return DiagnosePlan(made, original, outputs, config, settings)
+
+
+def _half(config: DiagnoseConfig) -> dict[str, Any]:
+    """Each of the two models may take half of the memory."""
+    return {} if config.memory is None else {"memory": as_bytes(config.memory) // 2}
 
 
 @takes(DiagnoseConfig)
@@ -80,14 +86,16 @@ def diagnose(model: LM | str | os.PathLike[str], config: DiagnoseConfig) -> Diag
 def run_diagnose(plan: DiagnosePlan, *, write: bool = False, command: str = "") -> tuple[Diagnosis, Path | None]:
     """Carry out what was planned, or read it where it is finished; with the run's folder, if there is one."""
     if plan.config.out is None and not write:
-        return _diagnosed(plan, command), None
+        return _diagnosed(plan, command, "its recipe"), None
     run = diagnose_run(plan)
     found = None if plan.config.overwrite else run.finished()
     if found is not None:
         return read(found, Diagnosis), found
     sources = [lm.source.folder for lm in (plan.made, plan.original)]
     with run.work(overwrite=plan.config.overwrite, sources=sources) as work:
-        done = _diagnosed(plan, command)
+        done = _diagnosed(plan, command, str(run.path / RECIPE_FILE))
+        if done.recipe is not None:
+            write_text(work.path / RECIPE_FILE, to_json(done.recipe, indent=1) + "\n")
         write_text(work.path / DIAGNOSIS_FILE, to_json(done, indent=1))
         write_sheet(work.path, diagnosis_sheet(done))
     return done, run.path
@@ -100,8 +108,8 @@ def diagnose_run(plan: DiagnosePlan) -> Run:
     )
 
 
-def _diagnosed(plan: DiagnosePlan, command: str) -> Diagnosis:
-    return diagnosed(plan.original, plan.made, plan.outputs, plan.config, plan.settings, command)
+def _diagnosed(plan: DiagnosePlan, command: str, recipe: str) -> Diagnosis:
+    return diagnosed(plan.original, plan.made, plan.outputs, plan.config, plan.settings, command, recipe)
 
 
 def gate_values(found: Diagnosis) -> dict[str, Interval | bool]:

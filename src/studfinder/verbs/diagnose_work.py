@@ -22,6 +22,7 @@ from studfinder.records import Diagnosis, Interval, RunCard, SuperWeight
 from studfinder.records.diagnosis import PartDiagnosis, WorstToken
 from studfinder.runs import key_of, now, versions
 from studfinder.verbs.configs import DiagnoseConfig
+from studfinder.verbs.diagnose_mend import mend_line, recipe_mend, spared_parts
 
 _CONTEXT, _WORST = 12, 10
 _TRIED = 4
@@ -35,8 +36,13 @@ def diagnosed(
     config: DiagnoseConfig,
     settings: Mapping[str, Any],
     command: str,
+    recipe: str,
 ) -> Diagnosis:
-    """Carry out a diagnosis; see `verbs.diagnose`."""
+    """Carry out a diagnosis; see `verbs.diagnose`.
+
+    Args:
+        recipe: where the mend's recipe will be, in words.
+    """
     started, clock = now(), time.monotonic()
     name, windows = windows_of(original, config.text, window=config.window, limit=config.limit)
     progress, few = config.progress, windows[:_TRIED]
@@ -72,6 +78,8 @@ def diagnosed(
     verdict = cause_of(
         kl, settings_kl, parts, differing, engine, original.source.id, _head(original), _spikes(candidates)
     )
+    spared = spared_parts(parts) if verdict.cause in ("", *(part.pattern for part in parts)) else []
+    mend = recipe_mend(original, made, spared)
     return Diagnosis(
         model=model_card(made, settings["model_hash"]),
         original=model_card(original, settings["against_hash"]),
@@ -79,7 +87,8 @@ def diagnosed(
         cause=verdict.cause,
         culprit=verdict.culprit,
         verdict=verdict.sentence,
-        mend=verdict.mend,
+        mend=verdict.mend if mend is None else mend_line(made, original.source.id, spared, recipe),
+        recipe=mend,
         text=f"{name}, {len(windows)} windows of up to {max(map(len, windows))} tokens",
         kl=kl,
         back=losses.per_token(losses.back_WT),
