@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers, pre_tokenizers
 
 from architected import built
@@ -21,11 +22,12 @@ from studfinder.diagnosis.words import words_that_differ
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
 from studfinder.quantizers import AWQ, GPTQ, RTN, SmoothQuant, quantized
-from studfinder.records import Diagnosis, scheme_named
+from studfinder.records import Diagnosis, scheme_named, to_plain
 from studfinder.runs import read
 from studfinder.verbs.diagnose import diagnose
 from studfinder.verbs.gate import failed_gates, parse_gates
 from studfinder.verbs.quantize import quantize
+from test_weights_at_hand import TINY
 from tiny import tiny, token_ids, tokenizer
 
 SEEDS = range(7000, 7010)
@@ -258,3 +260,77 @@ def test_the_original_is_found_where_the_card_names_it(tmp_path, text):
     assert diagnose(tmp_path / "w4", text=text, window=32, limit=2).original.id.endswith("m")
     with pytest.raises(StudfinderError, match="--against"):
         diagnose(source, text=text)
+
+
+def test_models_larger_than_memory_are_diagnosed_as_others_are(tmp_path, text):
+    files = [checkpoint(tmp_path / name) for name in ("m", "broken")]
+    path = files[1] / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.down_proj.weight"] *= 2
+    save_file(weights, path, metadata={"format": "pt"})
+    original, made = (load(folder, carried=True) for folder in files)
+    options = {"text": text, "window": 32, "limit": 4}
+    found, streamed = (
+        diagnose(replace(made, memory=plan), against=replace(original, memory=plan), **options) for plan in (None, TINY)
+    )
+    assert (streamed.cause, streamed.culprit) == ("scaled", "model.layers.1.mlp.down_proj")
+    plain = [{**to_plain(one), "run": {}} for one in (found, streamed)]
+    assert plain[0] == plain[1]
+
+
+def test_memory_is_shared_by_the_two_models(tmp_path, text, capsys):
+    source = checkpoint(tmp_path / "m")
+    words = ["diagnose", str(source), "--against", str(source), "--memory", "1GB", "--out", str(tmp_path / "run")]
+    assert run_cli(words) == 2  # half of it is less than the libraries take
+    assert "cannot be read in 500 MB of memory" in capsys.readouterr().err
+
+
+def test_too_few_bits_are_mended_by_a_recipe_that_spares_the_dearest_groups(tmp_path, text):
+    source = checkpoint(tmp_path / "m")
+    quantize(source, bits=2, group="channel", out=tmp_path / "w2")
+    found = diagnose(tmp_path / "w2", against=source, text=text, window=32, limit=8, out=tmp_path / "run")
+    assert found.recipe is not None
+    spared = {group.name for group in found.recipe.groups if group.stored_as == "16"}
+    won = [part.name for part in found.parts if part.won is not None and part.won.low > 0]
+    assert spared <= set(won[:3])
+    assert spared
+    assert {group.stored_as for group in found.recipe.groups} == {"16", "int2-channel-zero"}
+    assert f"studfinder quantize {source} --plan {tmp_path / 'run' / 'recipe.json'} --out NEW" in found.mend
+    quantize(source, plan=tmp_path / "run" / "recipe.json", out=tmp_path / "mended")
+    mended = diagnose(tmp_path / "mended", against=source, text=text, window=32, limit=8)
+    assert mended.kl.value < found.kl.value
+
+
+def test_what_carries_the_original_is_looked_for_in_the_checkpoint(text):
+    def spiked():
+        lm = replace(tiny("llama"), tokenizer=tokenizer())
+        with torch.no_grad():
+            lm.model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 5] = 400.0
+        return lm
+
+    original, made = spiked(), spiked()
+    intact = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert intact.carriers
+    assert all(one.intact and one.was == one.is_now for one in intact.carriers)
+    with torch.no_grad():
+        made.model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 5] = 0.0
+    found = diagnose(made, against=original, text=text, window=32, limit=4)
+    lost = {one.place: one for one in found.carriers if not one.intact}
+    assert lost["model.layers.1.mlp.down_proj.weight[3, 5]"].is_now == 0
+    assert lost["down_proj.output[1]"].kind == "output spike"
+    assert (found.cause, found.culprit) == ("numbers", "model.layers.1.mlp.down_proj")
+    assert "its column 5 meets a spike" in found.verdict
+
+
+def test_healthy_parts_are_ranked_by_what_they_are_predicted_to_cost(text):
+    original, made = pair("llama", "int4-channel")
+    with torch.no_grad():  # what this layer's matrix writes counts many times
+        for lm in (original, made):
+            lm.model.get_parameter("model.layers.2.mlp.down_proj.weight").mul_(40)
+    found = diagnose(made, against=original, text=text, window=32, limit=4, most=1)
+    (tried,) = [part for part in found.parts if part.won is not None]
+    predicted = {part.name: part.predicted for part in found.parts}
+    assert max(predicted, key=predicted.get) == tried.name
+    assert tried.won.value == pytest.approx(tried.predicted, rel=0.9)
+    everything = diagnose(made, against=original, text=text, window=32, limit=4)
+    assert everything.parts[0].name in sorted(predicted, key=predicted.get)[-3:]

@@ -23,6 +23,7 @@ _OUTLIER, _LARGER = 8.0, 2.5
 _GAP, _APART = 1.5, 3.0
 """Or a column that is so many times as large as the next smaller one, and so many deviations off. Rows that hold one
 large number stand apart so when all is well."""
+_BLOCKS = (32, 64, 128)
 _CHUNK = 32
 """Columns that any common block of a row holds whole."""
 _SHIFTED = 0.6
@@ -102,12 +103,21 @@ def line_factors(was_RC: torch.Tensor, is_RC: torch.Tensor, dim: int) -> torch.T
 
 
 def _zeroed_rows(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
-    rows = (was.any(1) & ~now.any(1)).nonzero()[:, 0].tolist()
-    cols = (was.any(0) & ~now.any(0)).nonzero()[:, 0].tolist()
-    if was.shape[1] == 1 or not (rows or cols):
+    """Rows or columns of zeros; not those that are no larger than what rounding does to the others."""
+    if was.shape[1] == 1:
         return None
-    what, places = ("rows", rows) if rows else ("columns", cols)
-    return Pattern("zeroed", f"{_are(what, places)} 0", error, tuple(rows), tuple(cols if not rows else ()))
+    off = (now - was).square()
+    for what, dim in (("rows", 1), ("columns", 0)):
+        zero = was.any(dim) & ~now.any(dim)
+        if not zero.any():
+            continue
+        size, others = was.square().mean(dim).sqrt(), off.mean(dim)[~zero]
+        usual = float(others.mean().sqrt()) if len(others) else 0.0
+        places = (zero & (size > _LARGER * usual)).nonzero()[:, 0].tolist()
+        if places:
+            rows, cols = (tuple(places), ()) if what == "rows" else ((), tuple(places))
+            return Pattern("zeroed", f"{_are(what, places)} 0", error, rows, cols)
+    return None
 
 
 def _multiplied(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
@@ -158,6 +168,9 @@ def _elsewhere(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | 
             words = f"{_named(what, list(places))} hold what belongs to others of its {what}"
             rows, cols = (places, ()) if what == "rows" else ((), places)
             return Pattern(f"permuted {what}", words, error, rows, cols)
+    if was.numel() > 8 * _LARGEST:  # a number that outweighs all others may be lost
+        largest = was.abs().flatten().topk(_LARGEST).indices
+        was, now = (one.flatten().index_fill(0, largest, 0.0) for one in (was, now))
     cosine = float((was * now).sum() / (was.norm() * now.norm()).clamp_min(1e-30))
     return Pattern("unrelated", _other(cosine), error) if cosine < _UNRELATED else None
 
@@ -212,10 +225,7 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
     usual_R = off.mean(1, keepdim=True)
     # Of columns relative to the rows' errors: rows have scales of their own.
     by_column = (off / usual_R.clamp_min(1e-30)).mean(0).sqrt()
-    # Rows may have a scale each, which makes their errors as large as they are, or share one, which makes them alike.
-    absolute = usual_R[:, 0].sqrt()
-    relative = absolute / was.square().mean(1).sqrt().clamp_min(1e-30)
-    by_row = min(relative, absolute, key=_spread)
+    by_row = min((usual_R[:, 0].sqrt() / size_R for size_R in _sizes(was)), key=_spread)
     for what, size in (("columns", by_column), ("rows", by_row)):
         places = list(_standing_out(size, apart=what == "columns"))
         if places:
@@ -229,6 +239,17 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
             rows, cols = (tuple(places), ()) if what == "rows" else ((), tuple(places))
             return Pattern(what, words, error, rows, cols)
     return None
+
+
+def _sizes(was: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What the errors of rows may go with: nothing, as they share a scale; a row's size or its largest number, as each
+    has one; or those of its blocks."""
+    yield torch.ones(len(was))
+    yield was.square().mean(1).sqrt().clamp_min(1e-30)
+    yield was.abs().amax(1).clamp_min(1e-30)
+    for block in _BLOCKS:
+        if was.shape[1] % block == 0 and was.shape[1] > block:
+            yield was.reshape(len(was), -1, block).abs().amax(2).square().mean(1).sqrt().clamp_min(1e-30)
 
 
 def _standing_out(size_N: torch.Tensor, *, apart: bool) -> Iterator[int]:

@@ -80,7 +80,8 @@ def _meets(part: PartDiagnosis, spikes: Mapping[str, tuple[int, float]]) -> str:
 
 
 def _worst(broken: Sequence[PartDiagnosis]) -> PartDiagnosis:
-    return max(broken, key=lambda part: float("inf") if part.won is None else part.won.value)
+    """Of broken parts, the one that wins most when it is put back, or is predicted to."""
+    return max(broken, key=lambda part: (part.won is not None, part.won.value if part.won else part.predicted or 0.0))
 
 
 def _setting(one: SettingDiagnosis, why: str) -> CauseFound:

@@ -50,6 +50,7 @@ def plan_diagnose(model: Any, config: DiagnoseConfig) -> DiagnosePlan:
     original = against if isinstance(against, LM) else load_as(against, config, **_half(config))
     settings = {
         **identity(config),
+        "text": str(config.text),
         "model": made.source.id,
         "model_hash": content_hash(made) if isinstance(model, LM) else cached_content_hash(made),
         "config": config_hash(made),
