@@ -105,7 +105,7 @@ def _stored(
 
 def _rounded(original: LM, made: LM, method: Any = None) -> Case:
     if method is not None:
-        with quantized(made, method, windows=token_ids(4, 24).tolist()):
+        with quantized(made, method, windows=token_ids(16, 32).tolist()):
             state = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
         made.model.load_state_dict(state)
     return Case(original, made)

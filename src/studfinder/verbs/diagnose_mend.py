@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
-from studfinder.models import LM, model_card
+from studfinder.models import LM
 from studfinder.recipes import read_rules_file, rule_set
-from studfinder.records import UNTOUCHED, Recipe
+from studfinder.records import UNTOUCHED, ModelCard, Recipe
 from studfinder.records.diagnosis import PartDiagnosis
 from studfinder.records.loading import SourceConfig
 from studfinder.verbs.recipe import recipe_for
@@ -33,7 +33,7 @@ def spared_parts(parts: Sequence[PartDiagnosis]) -> list[PartDiagnosis]:
     return won[:_MOST]
 
 
-def recipe_mend(original: LM, made: LM, spared: Sequence[PartDiagnosis]) -> Recipe | None:
+def recipe_mend(card: ModelCard, original: LM, made: LM, spared: Sequence[PartDiagnosis]) -> Recipe | None:
     """The checkpoint's own formats, with some groups left in 16 bits; None where it does not say its formats, or they
     have no name here."""
     folder = made.source.folder
@@ -46,10 +46,10 @@ def recipe_mend(original: LM, made: LM, spared: Sequence[PartDiagnosis]) -> Reci
         return None
     usual = Counter(formats.values()).most_common(1)[0][0]
     decided = "spared: what wins most when it alone is put back (studfinder diagnose)"
+    formats |= dict.fromkeys(names, UNTOUCHED)
     try:
-        card = model_card(original, "")
-        return recipe_for(outline, card, usual, {**formats, **dict.fromkeys(names, UNTOUCHED)}, names, decided=decided)
-    except (StudfinderError, ValueError):
+        return recipe_for(outline, card, usual, formats, names, decided=decided)
+    except (StudfinderError, ValueError):  # a tool's own word for a format
         return None
 
 

@@ -79,10 +79,11 @@ def diagnosed(
         kl, settings_kl, parts, differing, engine, original.source.id, _head(original), _spikes(candidates)
     )
     spared = spared_parts(parts) if verdict.cause in ("", *(part.pattern for part in parts)) else []
-    mend = recipe_mend(original, made, spared)
+    card = model_card(original, settings["against_hash"])
+    mend = recipe_mend(card, original, made, spared)
     return Diagnosis(
         model=model_card(made, settings["model_hash"]),
-        original=model_card(original, settings["against_hash"]),
+        original=card,
         ill=verdict.ill,
         cause=verdict.cause,
         culprit=verdict.culprit,
