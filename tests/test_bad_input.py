@@ -318,3 +318,22 @@ def test_errors_are_of_one_type(tmp_path):
 @pytest.mark.parametrize("name", ["foo", "piqa:3", "arithmetic:x", "piqa foo", "², "])
 def test_a_task_that_is_none_is_said_before_a_model_is_loaded(mistake, name):
     assert "task" in mistake("measure", "./nowhere", "--tasks", name)
+
+
+@pytest.mark.parametrize(
+    "verb", [["scan"], ["plan", "--bits", "4.5"], ["diagnose"], ["anatomy"], ["recipe", "check", "x"]]
+)
+def test_a_wrong_path_without_network_is_one_line_at_once(verb, monkeypatch, tmp_path, capsys, caplog):
+    """The hub's own client tries again for half a minute, for every file that it is asked for."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "x").write_text('{"quant_method": "gptq", "bits": 4, "group_size": 128}')
+    monkeypatch.chdir(tmp_path)
+    assert run_cli([*verb, "nope"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("studfinder: error: there is no folder 'nope' here, it is not in the hub's cache")
+    assert said.count("\n") == 1
+    assert "Retrying" not in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 from studfinder.errors import StudfinderError, Unavailable, WriteFailed
 
@@ -19,7 +20,31 @@ _CUT_OFF = {
     "XetDownloadError",
     "IncompleteSnapshotError",
 }
+_PATIENCE = 10
+"""Seconds in which the hub must answer."""
 _KEPT = "What came whole is kept in the hub's cache, and the same command fetches the rest"
+
+
+def check_reached(asked: str) -> None:
+    """Ask once whether the hub answers, of a repository of which its cache holds nothing: its own client would try
+    again for half a minute, for every file.
+
+    Raises:
+        Unavailable: it does not.
+    """
+    from huggingface_hub import constants, get_session
+
+    kept = Path(constants.HF_HUB_CACHE) / f"models--{asked.replace('/', '--')}"
+    if kept.is_dir() or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception as error:  # of whichever HTTP client is under it
+        if {kind.__name__ for one in _chain(error) for kind in type(one).__mro__} & _UNREACHABLE:
+            raise Unavailable(
+                f"there is no folder {asked!r} here, it is not in the hub's cache, and the hub cannot be reached",
+                do="Check the spelling, or the network and HF_ENDPOINT",
+            ) from error
 
 
 def hub_failure(asked: str, error: BaseException, revision: str | None = None) -> StudfinderError | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from studfinder.diagnosis.folded import FoldedOriginal
 from studfinder.diagnosis.patterns import Pattern, pattern_of
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
@@ -39,13 +40,15 @@ class DiffersPart:
 
 def parts_that_differ(
     original: LM, made: LM, *, advance: Callable[[float], Any] = lambda share: None
-) -> list[DiffersPart]:
-    """Every part in which a model's weights are not the original's.
+) -> tuple[list[DiffersPart], FoldedOriginal]:
+    """Every part in which a model's weights are not the original's, but for factors that were moved; and those weights.
 
     Raises:
         StudfinderError: the two are not of one shape.
     """
-    was, now = dict(original.model.named_parameters()), dict(made.model.named_parameters())
+    every = targets(original)
+    folded = FoldedOriginal(original, made, every)
+    was, now = folded.was, folded.now
     for name, tensor in was.items():
         if name in now and now[name].shape != tensor.shape:
             raise StudfinderError(
@@ -56,14 +59,23 @@ def parts_that_differ(
     if not was.keys() & now.keys():
         raise StudfinderError("the two models share no parameter", expected="a checkpoint made from the original")
     found: dict[str, DiffersPart] = {}
-    matrices = _matrices(original)
-    shared = [name for name in was if name in now]
+    matrices = _matrices(every)
+    own = {name for name, _ in made.model.named_parameters()}  # of one that is tied, the first of its names
+    shared = [name for name in was if name in own]
     for number, name in enumerate(shared):
-        if not torch.equal(was[name].detach().to(now[name].dtype), now[name].detach()):
+        before, after = folded.tensor(name), now[name].detach()
+        if not _same(before, after, exact=name not in folded.moved):
             for target in matrices.get(name, [None]):
-                _one(found, name, target, was[name].detach(), now[name].detach(), original)
+                _one(found, name, target, before, after, original)
         advance((number + 1) / len(shared))
-    return [part for part in found.values() if part.worst is not None]
+    return [part for part in found.values() if part.worst is not None], folded
+
+
+def _same(before: torch.Tensor, after: torch.Tensor, *, exact: bool) -> bool:
+    """Bit by bit; of what factors were moved in, as far as they are known."""
+    if exact:
+        return torch.equal(before.to(after.dtype), after)
+    return bool(torch.allclose(before.float(), after.float(), rtol=1e-3, atol=1e-6))
 
 
 def _one(
@@ -92,15 +104,15 @@ def _one(
 
 
 def _flattened(was: torch.Tensor, now: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Matrices as they are; of experts in one parameter each by itself."""
+    """Matrices as they are, vectors as one column; of experts in one parameter each by itself."""
     if was.dim() < 3:
-        yield was, now
+        yield was.reshape(len(was), -1), now.reshape(len(now), -1)
     else:
         yield from zip(was, now, strict=True)
 
 
-def _matrices(lm: LM) -> dict[str, list[Target | None]]:
+def _matrices(every: Iterable[Target]) -> dict[str, list[Target | None]]:
     found: dict[str, list[Target | None]] = {}
-    for target in targets(lm):
+    for target in every:
         found.setdefault(target.ref.parameter, []).append(target)
     return found

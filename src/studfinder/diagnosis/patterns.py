@@ -6,6 +6,7 @@ does not: a wrong scale multiplies, a wrong zero point shifts, a wrong file is u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,12 +20,18 @@ _EXPLAINED = 0.5
 """A factor explains a difference if it leaves no more than this share of it."""
 _OUTLIER, _LARGER = 8.0, 2.5
 """A row or column stands out whose log error lies so many deviations off (by the median), and so many times larger."""
+_GAP, _APART = 1.5, 3.0
+"""Or a column that is so many times as large as the next smaller one, and so many deviations off. Rows that hold one
+large number stand apart so when all is well."""
+_BLOCKS = (32, 64, 128)
 _CHUNK = 32
 """Columns that any common block of a row holds whole."""
 _SHIFTED = 0.6
 """Mean over root mean square of the difference within a block: about 0.14 of rounding, 0.96 of zero points one off."""
 _LOST = 0.5
 """Of the largest numbers rounding leaves more than half; clipping to 0.6 of a range, too."""
+_ALONE = 16.0
+"""A lost number's error over the root mean square of all: where GPTQ makes up for other errors, up to 11 was seen."""
 _LARGEST = 16
 
 
@@ -71,7 +78,7 @@ def pattern_of(was_RC: torch.Tensor, is_RC: torch.Tensor) -> Pattern | None:
         found = test(was, now, error)
         if found is not None:
             return found
-    factor_C = _factors(was, now, 0)
+    factor_C = line_factors(was, now, 0)
     explained = (now - was * factor_C).norm() < _EXPLAINED * (now - was).norm()
     scaled = bool(explained) and float((factor_C - 1).abs().median()) > 0.01
     if scaled and was.shape[1] > 1:
@@ -85,36 +92,62 @@ def pattern_of(was_RC: torch.Tensor, is_RC: torch.Tensor) -> Pattern | None:
     return Pattern("rounding", f"rounded: {error:.2%} of its size", error)
 
 
-def _factors(was: torch.Tensor, now: torch.Tensor, dim: int) -> torch.Tensor:
-    """By which factor each column (dim 0 summed) or row (dim 1 summed) was multiplied, least squares."""
-    return (was * now).sum(dim, keepdim=True) / was.square().sum(dim, keepdim=True).clamp_min(1e-30)
+def line_factors(was_RC: torch.Tensor, is_RC: torch.Tensor, dim: int) -> torch.Tensor:
+    """By which factor each column (dim 0 summed) or row (dim 1 summed) was multiplied, least squares. The largest
+    number of each does not count: if that alone is lost, the others are not multiplied."""
+    was = was_RC
+    if was.shape[dim] >= 8:
+        size = was.abs()
+        was = was.masked_fill(size == size.amax(dim, keepdim=True), 0)
+    return (was * is_RC).sum(dim, keepdim=True) / was.square().sum(dim, keepdim=True).clamp_min(1e-30)
 
 
 def _zeroed_rows(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
-    rows = (was.any(1) & ~now.any(1)).nonzero()[:, 0].tolist()
-    cols = (was.any(0) & ~now.any(0)).nonzero()[:, 0].tolist()
-    if was.shape[1] == 1 or not (rows or cols):
+    """Rows or columns of zeros; not those that are no larger than what rounding does to the others."""
+    if was.shape[1] == 1:
         return None
-    what, places = ("rows", rows) if rows else ("columns", cols)
-    return Pattern("zeroed", f"{_named(what, places)} are 0", error, tuple(rows), tuple(cols if not rows else ()))
+    off = (now - was).square()
+    for what, dim in (("rows", 1), ("columns", 0)):
+        zero = was.any(dim) & ~now.any(dim)
+        if not zero.any():
+            continue
+        size, others = was.square().mean(dim).sqrt(), off.mean(dim)[~zero]
+        usual = float(others.mean().sqrt()) if len(others) else 0.0
+        places = (zero & (size > _LARGER * usual)).nonzero()[:, 0].tolist()
+        if places:
+            rows, cols = (tuple(places), ()) if what == "rows" else ((), tuple(places))
+            return Pattern("zeroed", f"{_are(what, places)} 0", error, rows, cols)
+    return None
 
 
 def _multiplied(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
     """One factor for all numbers, or one for each row."""
-    off = (now - was).norm()
+    # Of another tensor that is smaller, hardly anything is left when it is taken to be 0 times this one.
+    limit = _EXPLAINED * min((now - was).norm(), now.norm())
     factor = float((was * now).sum() / was.square().sum().clamp_min(1e-30))
-    if abs(factor - 1) > _OFF and (now - factor * was).norm() < _EXPLAINED * off:
+    if abs(factor - 1) > _OFF and (now - factor * was).norm() < limit:
         return Pattern("scaled", f"its numbers are {factor:.3g} times what they were", error)
     if was.shape[1] == 1:
-        return None
-    factor_R = _factors(was, now, 1)
+        return _some_multiplied(was[:, 0], now[:, 0], error)
+    factor_R = line_factors(was, now, 1)
     wrong = ((factor_R - 1).abs() > _OFF)[:, 0]
-    if wrong.any() and (now - factor_R * was).norm() < _EXPLAINED * off:
+    if wrong.any() and (now - factor_R * was).norm() < limit:
         rows = wrong.nonzero()[:, 0].tolist()
         usual = float(factor_R[wrong].median())
-        words = f"{_named('rows', rows)} are multiplied (median factor {usual:.3g})"
+        words = f"{_are('rows', rows)} multiplied (median factor {usual:.3g})"
         return Pattern("row scales", words, error, tuple(rows))
     return None
+
+
+def _some_multiplied(was_N: torch.Tensor, is_N: torch.Tensor, error: float) -> Pattern | None:
+    """Some numbers of a vector by one factor."""
+    places = (was_N != is_N).nonzero()[:, 0]
+    factor_N = is_N[places] / was_N[places]
+    factor = float(factor_N.median())
+    if len(places) < 2 or not bool(((factor_N - factor).abs() < 0.02 * abs(factor)).all()) or abs(factor - 1) <= _OFF:
+        return None
+    words = f"{_are('numbers', places.tolist())} {factor:.3g} times what they were"
+    return Pattern("row scales", words, error, tuple(places.tolist()))
 
 
 def _elsewhere(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None:
@@ -135,6 +168,9 @@ def _elsewhere(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | 
             words = f"{_named(what, list(places))} hold what belongs to others of its {what}"
             rows, cols = (places, ()) if what == "rows" else ((), places)
             return Pattern(f"permuted {what}", words, error, rows, cols)
+    if was.numel() > 8 * _LARGEST:  # a number that outweighs all others may be lost
+        largest = was.abs().flatten().topk(_LARGEST).indices
+        was, now = (one.flatten().index_fill(0, largest, 0.0) for one in (was, now))
     cosine = float((was * now).sum() / (was.norm() * now.norm()).clamp_min(1e-30))
     return Pattern("unrelated", _other(cosine), error) if cosine < _UNRELATED else None
 
@@ -166,7 +202,7 @@ def _numbers(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | No
         flat = one.abs().flatten()
         for place in flat.topk(min(_LARGEST, len(flat))).indices.tolist():
             row, col = divmod(place, was.shape[1])
-            if off[row, col] > _LOST * flat[place] and off[row, col] > 8 * usual:
+            if off[row, col] > _LOST * flat[place] and off[row, col] > _ALONE * usual:
                 lost.append((row, col))
     lost = sorted(set(lost), key=lambda at: -float(off[at]))
     if not lost:
@@ -186,11 +222,12 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
         words = f"{_named('numbers', changed)} differ"
         return Pattern("numbers", words, error, tuple(changed))
     off = (now - was).square()
-    by_column = off.mean(0).sqrt()
-    # Of rows relative to their size: a scale for each row makes the error as large as the row.
-    by_row = off.mean(1).sqrt() / was.square().mean(1).sqrt().clamp_min(1e-30)
+    usual_R = off.mean(1, keepdim=True)
+    # Of columns relative to the rows' errors: rows have scales of their own.
+    by_column = (off / usual_R.clamp_min(1e-30)).mean(0).sqrt()
+    by_row = min((usual_R[:, 0].sqrt() / size_R for size_R in _sizes(was)), key=_spread)
     for what, size in (("columns", by_column), ("rows", by_row)):
-        places = list(_standing_out(size))
+        places = list(_standing_out(size, apart=what == "columns"))
         if places:
             rest = size.clone()
             rest[places] = 0
@@ -198,13 +235,24 @@ def _lines(was: torch.Tensor, now: torch.Tensor, error: float) -> Pattern | None
             more = (
                 f"{float(size[places].median()) / usual:.1f} times as wrong as the others" if usual else "alone wrong"
             )
-            words = f"{_named(what, places)} are {more}"
+            words = f"{_are(what, places)} {more}"
             rows, cols = (tuple(places), ()) if what == "rows" else ((), tuple(places))
             return Pattern(what, words, error, rows, cols)
     return None
 
 
-def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
+def _sizes(was: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What the errors of rows may go with: nothing, as they share a scale; a row's size or its largest number, as each
+    has one; or those of its blocks."""
+    yield torch.ones(len(was))
+    yield was.square().mean(1).sqrt().clamp_min(1e-30)
+    yield was.abs().amax(1).clamp_min(1e-30)
+    for block in _BLOCKS:
+        if was.shape[1] % block == 0 and was.shape[1] > block:
+            yield was.reshape(len(was), -1, block).abs().amax(2).square().mean(1).sqrt().clamp_min(1e-30)
+
+
+def _standing_out(size_N: torch.Tensor, *, apart: bool) -> Iterator[int]:
     positive = size_N > 0
     if int(positive.sum()) * 2 <= len(size_N):  # the others are as they were
         yield from positive.nonzero()[:, 0].tolist()
@@ -212,11 +260,26 @@ def _standing_out(size_N: torch.Tensor) -> Iterator[int]:
     if int(positive.sum()) < 8:
         return
     logs = size_N.clamp_min(1e-30).log()
-    middle = logs[positive].median()
-    spread = 1.4826 * (logs[positive] - middle).abs().median().clamp_min(0.01)
-    out = positive & (logs - middle > _OUTLIER * spread) & (logs - middle > torch.tensor(_LARGER).log())
+    over = logs - logs[positive].median()
+    larger = positive & (over > math.log(_LARGER))
+    out = larger & (over > _OUTLIER * _spread(size_N))
+    far, order = larger & (over > _APART * _spread(size_N)), logs.sort(descending=True)
+    gaps = (order.values[:-1] - order.values[1:]) > math.log(_GAP)
+    for count in (gaps[: len(logs) // 4].nonzero()[:, 0] + 1).tolist() if apart else ():
+        if bool(far[order.indices[:count]].all()):  # well apart from all others
+            out[order.indices[:count]] = True
     if int(out.sum()) <= len(size_N) // 2:
         yield from out.nonzero()[:, 0].tolist()
+
+
+def _spread(size_N: torch.Tensor) -> float:
+    """Of the logs of sizes, as a standard deviation, by the median."""
+    logs = size_N[size_N > 0].log()
+    return 0.01 if not len(logs) else 1.4826 * max(0.01, float((logs - logs.median()).abs().median()))
+
+
+def _are(what: str, places: list[int]) -> str:
+    return f"{_named(what, places)} {'is' if len(places) == 1 else 'are'}"
 
 
 def _named(what: str, places: list[int]) -> str:

@@ -1,17 +1,46 @@
-"""What differs between two models besides their weights: settings that change what is computed, words, templates."""
+"""What differs between two models besides their weights, and what each setting does alone.
+
+Whether a setting changes what is computed is tried, not told by its name: the original's weights are put into a model
+that is built with that one setting of the checkpoint.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from studfinder.diagnosis.losses import losses_of
+from studfinder.diagnosis.words import words_that_differ
 from studfinder.models import LM
 from studfinder.records.diagnosis import SettingDiagnosis
-from studfinder.texts import proof_text, token_ids
 
-_COMPUTES = {
+_BOOKS = (
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "name_or_path",
+    "problem_type",
+    "quantization_config",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Settings that are about files and loading; whatever else differs is tried."""
+_TOKENS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+"""Settings that say where texts begin and end."""
+_ABOUT = {
     "rope": "the rotation of Q and K",
-    "norm_eps": "the epsilon of its norms",
-    "epsilon": "the epsilon of its norms",
+    "rotary": "the rotation of Q and K",
     "eps": "the epsilon of its norms",
     "act": "its activation function",
     "sliding": "which tokens attention sees",
@@ -20,20 +49,19 @@ _COMPUTES = {
     "softcap": "how scores are capped",
     "scal": "how scores or states are scaled",
     "multiplier": "how states are scaled",
-    "head": "the number or size of heads",
     "experts": "which experts are used",
-    "theta": "the rotation of Q and K",
-    "norm": "a norm",
-    "bias": "whether there are biases",
-    "partial": "the rotation of Q and K",
 }
-"""What a setting is about, by a part of its name; the first that fits."""
-_IDENTITY = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""What a setting is about, by a part of its name, in print only."""
+_MOST = 16
+"""Settings that are tried."""
+HEAD = "output matrix"
 
 
-def settings_that_differ(original: LM, made: LM) -> list[SettingDiagnosis]:
-    """What differs, what computes first."""
-    return [*_config(original, made), *_tied(original, made), *_tokens(original, made)]
+def settings_that_differ(original: LM, made: LM, windows: Sequence[Sequence[int]]) -> list[SettingDiagnosis]:
+    """What differs, what costs most first."""
+    found = [*_config(original, made, windows), *_buffers(original, made)]
+    found.sort(key=lambda one: -(one.kl.value if one.kl else 0.0))
+    return [*found, *_tied(original, made), *words_that_differ(original.tokenizer, made.tokenizer)]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -42,81 +70,105 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def _config(original: LM, made: LM) -> list[SettingDiagnosis]:
+def _config(original: LM, made: LM, windows: Sequence[Sequence[int]]) -> Iterator[SettingDiagnosis]:
     was, now = (_flat(lm.model.config.get_text_config(decoder=True).to_dict()) for lm in (original, made))
-    found = []
-    for name in sorted(was.keys() | now.keys()):
-        if was.get(name) == now.get(name) or name.startswith(("quantization_config", "_")):
-            continue
-        about = next((words for part, words in _COMPUTES.items() if part in name), "")
-        if about or name in _IDENTITY:
-            found.append(
-                SettingDiagnosis(
-                    name=name,
-                    was=_brief(was.get(name)),
-                    is_now=_brief(now.get(name)),
-                    about=about or "which tokens there are, and where texts begin and end",
-                    computes=bool(about),
-                )
+    names = [
+        name
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+        and not name.startswith((*_BOOKS, "_"))
+        and name not in ("pad_token_id", "tie_word_embeddings")  # padding is not read; tied heads see `_tied`
+    ]
+    for number, name in enumerate(names):
+        tokens = name in _TOKENS
+        kl = None if tokens or number >= _MOST else _alone(original, name, now.get(name), windows)
+        about = next((words for part, words in _ABOUT.items() if part in name), "")
+        if tokens:
+            about = "where texts begin and end"
+        elif not about:
+            about = "not tried" if kl is None else "what is computed" if kl.value else "nothing that is computed"
+        yield SettingDiagnosis(
+            name=name,
+            was=_brief(was.get(name)),
+            is_now=_brief(now.get(name)),
+            about=about,
+            computes=not tokens and (kl is None or kl.value > 0),
+            counts=tokens or kl is None or kl.value > 0,
+            kl=kl,
+        )
+
+
+def _alone(original: LM, name: str, value: Any, windows: Sequence[Sequence[int]]) -> Any:
+    """The KL of the original with one setting changed, an Interval; None where no such model can be built or run."""
+    try:
+        other = _with_setting(original, name, value)
+        found = losses_of(original, other, windows)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError):
+        return None  # e.g. a size: what other sizes there are is said of the weights
+    return found.per_token(found.kl_WT)
+
+
+def _with_setting(lm: LM, name: str, value: Any) -> LM:
+    """A model of a config that differs in one setting, around the same tensors; its own are what the config makes."""
+    config = copy.deepcopy(lm.model.config)
+    holder: Any = config.get_text_config(decoder=True)
+    first, *inner = name.split(".")
+    if inner:
+        whole = copy.deepcopy(getattr(holder, first)) or {}
+        place = whole
+        for part in inner[:-1]:
+            place = place.setdefault(part, {})
+        place[inner[-1]] = value
+        value = whole
+    holder.update({first: value})
+    with torch.device("meta"):
+        made = type(lm.model)._from_config(
+            config, dtype=lm.model.dtype, attn_implementation=config._attn_implementation
+        )
+    kept = {key for key, _ in lm.model.named_buffers()} & set(lm.model.state_dict())
+    for key, parameter in lm.model.named_parameters(remove_duplicate=False):
+        own: Any = nn.Parameter(parameter.detach(), requires_grad=False)
+        own._is_hf_initialized = True  # so that transformers leaves it alone
+        owner, _, leaf = key.rpartition(".")
+        made.get_submodule(owner).register_parameter(leaf, own)
+    for key, buffer in list(made.named_buffers()):
+        owner, _, leaf = key.rpartition(".")
+        saved = key in made.state_dict()
+        made.get_submodule(owner).register_buffer(leaf, torch.empty_like(buffer, device=lm.device), persistent=saved)
+    made.init_weights()
+    for key in kept:
+        made.get_buffer(key).copy_(lm.model.get_buffer(key))
+    return LM(made.eval(), lm.tokenizer, lm.anatomy, replace(lm.source), None)
+
+
+def _buffers(original: LM, made: LM) -> Iterator[SettingDiagnosis]:
+    """Saved tensors that are no parameters, e.g. what corrects the scores of experts."""
+    was, now = (
+        {name: one for name, one in lm.model.named_buffers() if name in lm.model.state_dict()}
+        for lm in (original, made)
+    )
+    for name in was.keys() & now.keys():
+        if was[name].shape != now[name].shape or not torch.equal(was[name].to(now[name].dtype), now[name]):
+            yield SettingDiagnosis(
+                name=name,
+                was=_brief(was[name].flatten()[:3].tolist()),
+                is_now=_brief(now[name].flatten()[:3].tolist()),
+                about="a saved tensor that is no weight",
+                computes=True,
             )
-    return sorted(found, key=lambda one: not one.computes)
 
 
-def _tied(original: LM, made: LM) -> list[SettingDiagnosis]:
+def _tied(original: LM, made: LM) -> Iterator[SettingDiagnosis]:
     def tied(lm: LM) -> bool:
         head, embedding = lm.model.get_output_embeddings(), lm.model.get_input_embeddings()
         return head is not None and getattr(head, "weight", None) is embedding.weight
 
-    if tied(original) == tied(made):
-        return []
-    words = {True: "the embedding itself", False: "a matrix of its own"}
-    was, now = words[tied(original)], words[tied(made)]
-    return [SettingDiagnosis(name="output matrix", was=was, is_now=now, about="a tied head came apart", computes=False)]
-
-
-def _tokens(original: LM, made: LM) -> list[SettingDiagnosis]:
-    one, other = original.tokenizer, made.tokenizer
-    if one is None or other is None:
-        if one is None or other is one:
-            return []
-        return [
-            SettingDiagnosis(name="tokenizer", was="there", is_now="missing", about="how text is cut", computes=False)
-        ]
-    found = []
-    text = proof_text()[0].text[:400]
-    was, now = (token_ids(each, [text])[0] for each in (one, other))
-    plain, plain_now = (token_ids(each, [text], special=False)[0] for each in (one, other))
-    if plain != plain_now:
-        at = next((n for n, (a, b) in enumerate(zip(plain, plain_now, strict=False)) if a != b), 0)
-        found.append(
-            SettingDiagnosis(
-                name="tokenizer",
-                was=f"token {plain[at]} at {at}",
-                is_now=f"token {plain_now[at] if at < len(plain_now) else 'none'}",
-                about="the same text is cut into other tokens",
-                computes=False,
-            )
-        )
-    elif was != now:
-        what = "BOS" if was[:1] != now[:1] else "the special tokens around a text"
-        found.append(
-            SettingDiagnosis(
-                name=what,
-                was=f"a text begins with {was[:1]}",
-                is_now=f"with {now[:1]}",
-                about="the first token, which takes much of the attention, is another one",
-                computes=False,
-            )
-        )
-    templates = [getattr(each, "chat_template", None) for each in (one, other)]
-    if templates[0] != templates[1]:
-        was_, now_ = (("missing" if not each else f"{len(str(each)):,} characters") for each in templates)
-        found.append(
-            SettingDiagnosis(
-                name="chat template", was=was_, is_now=now_, about="how a conversation is put", computes=False
-            )
-        )
-    return found
+    if tied(original) != tied(made):
+        words = {True: "the embedding itself", False: "a matrix of its own"}
+        came = "a tied head came apart" if tied(original) else "a head of its own was tied"
+        was, now = words[tied(original)], words[tied(made)]
+        apart = tied(original)  # then what it is now is compared with the other weights
+        yield SettingDiagnosis(name=HEAD, was=was, is_now=now, about=came, computes=False, counts=not apart)
 
 
 def _brief(value: Any) -> str:

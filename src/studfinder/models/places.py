@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from studfinder.errors import StudfinderError
+from studfinder.hub import check_reached
 from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.files import weights_of
 from studfinder.models.lm import Source
@@ -15,6 +16,7 @@ def source_named(asked: str, revision: str | None = None) -> Source:
 
     Raises:
         StudfinderError: it can be none of these.
+        Unavailable: it can only be the hub's, nothing of it is in the hub's cache, and the hub cannot be reached.
     """
     if asked in BUILTINS:
         return Source(asked, BUILTINS[asked].origin, ensure(BUILTINS[asked]))
@@ -25,7 +27,9 @@ def source_named(asked: str, revision: str | None = None) -> Source:
         raise StudfinderError(f"{asked} is a file", expected="a folder with config.json, a .gguf file or a hub id")
     if asked and path.is_dir():  # an empty name is not the current folder
         return Source(asked, "a local folder", path)
-    return hub_source(asked, revision)
+    found = hub_source(asked, revision)
+    check_reached(asked)
+    return found
 
 
 def hub_source(asked: str, revision: str | None = None) -> Source:

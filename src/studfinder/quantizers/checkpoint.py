@@ -92,7 +92,10 @@ def _write_entry(file: Any, entry: TensorGroup) -> None:
         tensor = made[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, described as {dtype} {tuple(shape)}")
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.stride(0) != 1:  # one number of a slice counts as contiguous whatever its stride
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        flat = flat.view(torch.uint8)
         file.write(flat.numpy().data)
 
 

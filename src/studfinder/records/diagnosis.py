@@ -8,6 +8,7 @@ from typing import Literal
 from studfinder.records.interval import Interval
 from studfinder.records.presented import Presented
 from studfinder.records.public import OneLine
+from studfinder.records.recipe import Recipe
 from studfinder.records.run import ModelCard, RunCard
 
 
@@ -25,6 +26,7 @@ class PartDiagnosis(OneLine):
         error: relative, of the worst of them.
         won: nats per token by which the KL falls when this alone is put back; None if that was not measured.
         share: of the whole KL.
+        predicted: nats per token that its difference costs, to second order (`diagnosis.predicted`).
     """
 
     name: str
@@ -36,6 +38,7 @@ class PartDiagnosis(OneLine):
     error: float
     won: Interval | None = None
     share: float | None = None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,25 @@ class BlockDiagnosis(OneLine):
     layer: int
     injected: float
     total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarrierDiagnosis(OneLine):
+    """Something that carries the original, and what it is in the checkpoint.
+
+    Attributes:
+        kind: "super-weight candidate" (its value), "output spike" (the largest output of down_proj in that layer),
+            "massive activation", "massive K" (its norm over tokens), "attention to the first token".
+        place: where.
+        was, is_now: in the original (with factors moved as the checkpoint has them) and in the checkpoint.
+        intact: whether it changed by a quarter at most.
+    """
+
+    kind: str
+    place: str
+    was: float
+    is_now: float
+    intact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +83,23 @@ class WorstToken(OneLine):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingDiagnosis(OneLine):
-    """A setting that differs: what it was and is, what it is about, and whether it changes what is computed of given
-    tokens."""
+    """A setting that differs.
+
+    Attributes:
+        name, was, is_now: which, and what it was and is.
+        about: what it is about.
+        computes: whether it changes what is computed of given tokens.
+        counts: whether that may be a fault; False of what changes nothing.
+        kl: what it alone costs the original, nats per token; None where that was not measured.
+    """
 
     name: str
     was: str
     is_now: str
     about: str
     computes: bool
+    counts: bool = True
+    kl: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +133,7 @@ class Diagnosis(Presented):
         culprit: what it was found in: a part's or a setting's name.
         verdict: in a sentence.
         mend: what to do.
+        recipe: the same for a tool, where more bits mend it and the checkpoint says its formats.
         text: what was read.
         kl, back: KL(original || model) and KL(model || original), nats per token.
         agreement: the share of positions where both find the same token likeliest.
@@ -109,6 +141,7 @@ class Diagnosis(Presented):
         settings_kl: the KL that is left with all weights put back: what settings do; None if not measured.
         by_position: KL in stretches of a window, as (first position, KL).
         parts: those that differ, the worst first.
+        carriers: what carries the original, and what it is here.
         blocks, worst, settings, engine: see their records.
         run: settings, command, time.
     """
@@ -122,6 +155,7 @@ class Diagnosis(Presented):
     culprit: str
     verdict: str
     mend: str
+    recipe: Recipe | None = None
     text: str
     kl: Interval
     back: Interval
@@ -130,6 +164,7 @@ class Diagnosis(Presented):
     settings_kl: Interval | None = None
     by_position: tuple[tuple[int, float], ...] = ()
     parts: tuple[PartDiagnosis, ...] = ()
+    carriers: tuple[CarrierDiagnosis, ...] = ()
     blocks: tuple[BlockDiagnosis, ...] = ()
     worst: tuple[WorstToken, ...] = ()
     settings: tuple[SettingDiagnosis, ...] = ()

@@ -32,12 +32,13 @@ def diagnosis_tables(found: Diagnosis) -> list[Table]:
         losses.append(("KL with all weights put back (what settings do)", found.settings_kl))
     tables = [Table(title="What is lost", columns=("", "value"), rows=tuple(losses), note=f"On {found.text}.")]
     if found.settings:
-        rows = tuple((one.name, one.was, one.is_now, one.about) for one in found.settings)
-        tables.append(Table(title="Settings that differ", columns=("setting", "was", "is", "about"), rows=rows))
+        rows = tuple((one.name, one.was, one.is_now, one.about, one.kl) for one in found.settings)
+        heads: tuple[str, ...] = ("setting", "was", "is", "about", "KL of it alone")
+        tables.append(Table(title="Settings that differ", columns=heads, rows=rows))
     if found.engine is not None:
         one = found.engine
         begins = "nowhere" if one.begins is None else f"position {one.begins}"
-        row = (one.prompts, one.tokens, one.off, one.far, "yes" if one.agrees else "no", begins)
+        row = (one.prompts, one.tokens, one.off, one.far, _yes(one.agrees), begins)
         heads = ("prompts", "tokens", "median, nats", "95th percentile", "agree", "differs from")
         tables.append(Table(title="The engine beside the weights", columns=heads, rows=(row,)))
     if found.parts:
@@ -45,12 +46,28 @@ def diagnosis_tables(found: Diagnosis) -> list[Table]:
         tables.append(
             Table(
                 title="Where the loss comes from",
-                columns=("part", "won when put back", "share of the KL", "what is wrong with it"),
+                columns=("part", "won when put back", "share of the KL", "predicted", "what is wrong with it"),
                 rows=tuple(
-                    (part.name, part.won, None if part.share is None else f"{part.share:.0%}", part.words)
+                    (
+                        part.name,
+                        part.won,
+                        None if part.share is None else f"{part.share:.0%}",
+                        part.predicted,
+                        part.words,
+                    )
                     for part in found.parts[:_SHOWN]
                 ),
-                note="Each alone; damages need not add up." + (f" {more} more in diagnosis.json." if more > 0 else ""),
+                note="Each alone; damages need not add up. Predicted: to second order, good for small errors."
+                + (f" {more} more in diagnosis.json." if more > 0 else ""),
+            )
+        )
+    if found.carriers:
+        tables.append(
+            Table(
+                title="What carries the original",
+                columns=("what", "where", "was", "is", "intact"),
+                rows=tuple((one.kind, one.place, one.was, one.is_now, _yes(one.intact)) for one in found.carriers),
+                note="Intact is what changed by a quarter at most.",
             )
         )
     if found.blocks:
@@ -70,3 +87,7 @@ def diagnosis_tables(found: Diagnosis) -> list[Table]:
         worst_rows = tuple((one.context, one.token, one.kl) for one in found.worst)
         tables.append(Table(title="Tokens that differ most", columns=("after", "token", "KL, nats"), rows=worst_rows))
     return tables
+
+
+def _yes(which: bool) -> str:
+    return "yes" if which else "no"
