@@ -100,6 +100,7 @@ def test_a_model_of_the_hub_that_cannot_be_had(failure, mistake, monkeypatch, ca
         raise caused(OSError("We couldn't connect"), make())
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("studfinder.models.places.check_reached", lambda _: None)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fails)
     monkeypatch.setattr("transformers.utils.hub.cached_file", fails)
     line = mistake("scan", "owner/name", "--revision", "v9")

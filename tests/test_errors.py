@@ -26,6 +26,7 @@ PLAIN = {
     "experiments/massive_onset.py": "a look at activations",
     "experiments/outlier_free_finetune.py": "puts variants into a model",
     "studies/swept.py": "asks whether an edit changed anything",
+    "verbs/diagnose_mend.py": "a recipe in memory; whether the checkpoint's own formats have a name",
     "cli/app.py": "prints it",
     "recipes/auto_round.py": "names a format that is none of ours in the tool's words",
     "recipes/gptqmodel.py": "names a format that is none of ours in the tool's words",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from studfinder.edits import parameter_places
+from studfinder.edits import replaced_stream
 from studfinder.measures.divergence import Clean, likeliest
 from studfinder.measures.effects import batched
 from studfinder.models import LM
-from studfinder.passes import Ends, Stream, carry
-from studfinder.patches import Journal
+from studfinder.passes import Ends, carry
 from studfinder.records import Interval
 from studfinder.stats import ratio_interval
 
@@ -84,7 +82,7 @@ def losses_of(
     filled = [np.full((len(windows), longest), np.nan) for _ in range(5)]
     kl, back, agree, nll, made_nll = filled
     found = Losses(kl, back, agree, nll, made_nll, np.zeros((len(parts), len(windows))))
-    streams = [_put_back(made, part) for part in parts]
+    streams = [replaced_stream(made, part) for part in parts]
     for was, now in zip(carry(original, cut), carry(made, cut, streams, advance=advance), strict=True):
         _take(found, was, now)
     return found
@@ -108,24 +106,3 @@ def _take(found: Losses, was: Ends, now: Ends) -> None:
         for stream in range(len(now.changed)):
             kl_T, _ = clean.against(now.pieces(rows, stream=stream))
             np.add.at(found.restored_SW[stream], at[0], kl_T.double().cpu().numpy())
-
-
-def _put_back(lm: LM, part: Mapping[str, torch.Tensor]) -> Stream:
-    """A model in which some parameters are what they were."""
-    places = {name: parameter_places(lm, name) for name in part}
-    layers = sorted({layer for own, _ in places.values() for layer in own})
-    first = layers[0]
-    touches = [names for own, names in places.values() if own[0] == first]
-
-    @contextmanager
-    def enter(layer: int) -> Iterator[None]:
-        with Journal(lm.model) as journal:
-            for name, (own, _) in places.items():
-                if layer in own:
-                    journal.write(name, part[name])
-            yield
-
-    known = [name for names in touches for name in names or ()]
-    return Stream(
-        enter=enter, first=first, last=layers[-1], touches=None if None in touches else tuple(dict.fromkeys(known))
-    )

@@ -32,7 +32,7 @@ from studfinder.edits.selections import (
     TopDims,
 )
 from studfinder.edits.spec import edits_of, parse_edits
-from studfinder.edits.streams import null_streams, parameter_places, replaced_stream, stream_of
+from studfinder.edits.streams import null_streams, replaced_stream, stream_of
 from studfinder.edits.tied import TiedWeightsWarning, tied_notes
 from studfinder.records.public import public
 
@@ -75,7 +75,6 @@ __all__ = [
     "noise",
     "null",
     "null_streams",
-    "parameter_places",
     "parse_edits",
     "replaced_stream",
     "restore",
