@@ -15,6 +15,7 @@ def diagnosis_sheet(found: Diagnosis) -> Sheet:
         lead=found.verdict,
         models=(found.model, found.original),
         run=found.run,
+        record=found,
         tables=diagnosis_tables(found),
         notes=tuple(filter(None, (found.mend,))),
     )
