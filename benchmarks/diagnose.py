@@ -40,9 +40,7 @@ def main(seeds: range) -> None:
             right += len(seeds) - len(wrong)
             print(f"{len(seeds) - len(wrong):3} of {len(seeds)}  {fault}", *wrong, sep="\n", flush=True)
         ill = [seed for seed in range(seeds.stop, seeds.stop + HEALTHY) if said(case("", seed), text).ill]
-    print(
-        f"{right} of {len(FAULTS) * len(seeds)} named right; of {HEALTHY} healthy ones {len(ill)} ill {ill or ''}"
-    )
+    print(f"{right} of {len(FAULTS) * len(seeds)} named right; of {HEALTHY} healthy ones {len(ill)} ill {ill or ''}")
 
 
 if __name__ == "__main__":

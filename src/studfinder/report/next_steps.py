@@ -83,7 +83,8 @@ def _plan(plan: Plan, run: str) -> list[NextStep]:
 
 
 def _diagnosis(found: Diagnosis, run: str) -> list[NextStep]:
-    mend = [NextStep(command=found.mend, why="What mends it.")] if found.mend.startswith("studfinder ") else []
+    what, _, line = found.mend.partition(": studfinder ")
+    mend = [NextStep(command=f"studfinder {line}", why=f"{what}.")] if line else []
     again = f"studfinder measure {_model(found.model.id)} --against {_model(found.original.id)}"
     return [*mend, NextStep(command=again, why="What it can still do, beside the original.")]
 
