@@ -25,9 +25,14 @@ from studfinder.models import LM, load
 from studfinder.models.files import Held
 from studfinder.models.fingerprint import content_hash
 from studfinder.models.headers import DTYPE_NAMES
+from studfinder.models.lm import Source
+from studfinder.models.load import _is_larger
+from studfinder.models.memory import OWN
 from studfinder.models.packed import plain_view
+from studfinder.models.paging import mapped_spans
 from studfinder.quantizers import RTN, SCHEMES, Scheme
 from studfinder.quantizers.activations import WithActivations
+from studfinder.records.loading import ReadConfig
 from studfinder.verbs import quantize_scores
 from studfinder.verbs.quantize import quantize
 from tiny import token_ids, tokenizer
@@ -313,6 +318,30 @@ def test_a_model_is_the_plain_one_of_the_same_numbers(tmp_path, capsys, kind, me
     assert getattr(found.model.config, "quantization_config", None) is None
     found.model.save_pretrained(tmp_path / "again")
     check_same(load(tmp_path / "again"), meant)
+
+
+@pytest.mark.parametrize(("kind", "method"), MODELS)
+def test_one_that_is_larger_than_memory_is_mapped_from_a_copy(tmp_path, capsys, cache, kind, method):
+    packed, _ = pack(tmp_path, kind, method)
+    found = load(packed, own_names=True)
+    check_same(found, load(packed))
+    assert found.source.quantised is not None
+    assert mapped_spans(found.model)
+    assert "dequantised to bfloat16" in capsys.readouterr().err
+    check_same(load(packed, own_names=True, dtype="float32"), load(packed, dtype="float32"))
+    (written,) = (cache / "unpacked").glob("*/config.json")  # the one before gave way
+    assert "quantization_config" not in json.loads(written.read_text())
+    load(packed, own_names=True, dtype="float32")
+    assert "once" not in capsys.readouterr().err.rpartition("float32")[2]
+
+
+def test_what_is_quantised_takes_more_memory_than_its_files(tmp_path):
+    for method in METHODS:
+        packed, plain = pack(tmp_path / method, "llama", method)
+        size = sum(path.stat().st_size for path in plain.glob("*.safetensors"))
+        source, how = Source("m", "a local folder", packed), ReadConfig()
+        assert _is_larger(source, how, OWN + size * 3 // 4, ask=False)
+        assert not _is_larger(source, how, OWN + 2 * size, ask=False)
 
 
 def test_parts_of_a_matrix_may_lie_in_several_shards(tmp_path):

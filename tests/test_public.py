@@ -181,6 +181,9 @@ class _Bar:
     def update(self, more) -> None:
         self.n += more
 
+    def set_postfix_str(self, words, refresh=True) -> None:
+        self.times = words
+
     def close(self) -> None:
         self.said.append("closed")
 
@@ -202,12 +205,43 @@ def test_progress_is_shown_in_notebooks_only(lm, monkeypatch, capsys, shell):
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then():
-    said, seconds = [], iter([0, 10, 16, 20, 31, 60, 90])
-    lines = progress.Lines(said.append, every=15.0, clock=lambda: next(seconds))
-    for done, total in [(0, 400), (100, 400), (100, 500), (150, 500), (250, 500), (500, 500)]:
+    said, at = [], [0.0]
+    lines = progress.Lines(said.append, every=15.0, clock=lambda: at[0])
+    told = [(0, 0, 400), (10, 100, 400), (16, 100, 500), (20, 150, 500), (31, 250, 500), (60, 500, 500)]
+    for at[0], done, total in told:
         lines("proving", done, total)
-    lines("drawing", 1, 2)  # what has just begun says nothing yet
-    assert said == ["proving: 20%, about 64 s left", "proving: 50%, about 31 s left"]
+    at[0] = 90
+    lines("drawing", 0, 2)
+    lines.close()
+    assert said == [
+        "proving: 20%, 16 seconds so far, about 64 seconds left",
+        "proving: 50%, 31 seconds so far, about 31 seconds left",
+        "drawing: 0%, 90 seconds so far",
+    ]
+
+
+def test_what_is_left_is_of_the_whole_where_the_steps_are_known():
+    said, at = [], [0.0]
+    lines = progress.Lines(said.append, every=10.0, clock=lambda: at[0])
+    progress.expect(lines, {"observing": 1, "skipped": 0, "proving": 3})
+    for at[0], what, done in [(0, "observing", 0), (10, "observing", 1), (20, "proving", 0), (40, "proving", 1)]:
+        lines(what, done, 2)
+    at[0] = 60
+    lines.beat()  # nothing was told since
+    assert said == [
+        "observing (step 1 of 2): 50%, 10 seconds so far, about 70 seconds left",
+        "proving (step 2 of 2): 0%, 20 seconds so far, about 60 seconds left",
+        "proving (step 2 of 2): 50%, 40 seconds so far, about 24 seconds left",
+        "proving (step 2 of 2): 50%, 60 seconds so far, about 36 seconds left",
+    ]
+
+
+def test_cells_of_one_count_go_on_under_other_names():
+    said, at = [], [0.0]
+    lines = progress.Lines(said.append, every=10.0, clock=lambda: at[0])
+    for at[0], what, done in [(0, "perplexity, model", 0), (30, "facts, model", 1), (60, "facts, edited", 2)]:
+        lines(what, done, 4)
+    assert said[-1] == "facts, edited: 50%, 60 seconds so far, about 60 seconds left"
 
 
 # --- wrong arguments ----------------------------------------------------------------------------------------------

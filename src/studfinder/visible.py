@@ -1,4 +1,5 @@
-"""Text from outside, made visible before it is printed, and the two ways in which a line reaches the terminal.
+"""Text from outside, made visible before it is printed, and the two ways in which a line reaches the terminal; spans of
+time in words.
 
 A model's name, a token, a path or a library's message may hold ESC sequences that recolour or retitle a terminal, a
 carriage return or a line break that forges a line of ours, controls that turn the reading direction, and characters
@@ -54,3 +55,13 @@ def say_json(text: str) -> None:
 
 def _in_json(character: str) -> str:
     return character if _shown(character, "\n\t") == character else json.dumps(character)[1:-1]
+
+
+def duration(seconds: float) -> str:
+    """'45 seconds', '12 minutes', '3.5 hours'."""
+    number, unit = seconds, "seconds"
+    for name, size in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            number, unit = seconds / size, name
+            break
+    return f"{number:.2g} {unit}" if number < 10 else f"{number:,.0f} {unit}"

@@ -16,7 +16,7 @@ from studfinder.cli.shown import say_if_older, say_next
 from studfinder.errors import StudfinderError
 from studfinder.records.config import settings_of
 from studfinder.verbs.configs import ExperimentConfig
-from studfinder.visible import say, say_json
+from studfinder.visible import duration, say, say_json
 
 if TYPE_CHECKING:
     from studfinder.experiments import EndedRun
@@ -114,7 +114,6 @@ def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: 
     from studfinder.experiments import listed_runs, run_listed
     from studfinder.experiments.listed import CLAIMS
     from studfinder.measures import batch_size as reading
-    from studfinder.report.words import duration
     from studfinder.runs import first_process
     from studfinder.verbs.load import load_as, options_of
 
@@ -171,7 +170,6 @@ def _say_ended(ended: Sequence[EndedRun], as_json: bool) -> None:
     from studfinder.records import Table
     from studfinder.report.cells import print_sheet
     from studfinder.report.claims import claims_overview, verdicts
-    from studfinder.report.words import duration
 
     if as_json:
         plain = [

@@ -62,12 +62,12 @@ def parts_that_differ(
     matrices = _matrices(every)
     own = {name for name, _ in made.model.named_parameters()}  # of one that is tied, the first of its names
     shared = [name for name in was if name in own]
-    for number, name in enumerate(shared):
+    for name in shared:
         before, after = folded.tensor(name), now[name].detach()
         if not _same(before, after, exact=name not in folded.moved):
             for target in matrices.get(name, [None]):
                 _one(found, name, target, before, after, original)
-        advance((number + 1) / len(shared))
+        advance(1 / len(shared))
     return [part for part in found.values() if part.worst is not None], folded
 
 

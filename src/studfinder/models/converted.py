@@ -90,15 +90,32 @@ def in_own_names(folder: Path, model: Any) -> Path:
     again = own_tensors(model, described)
     if len(again) < len(described) or not all(group.plain for group in again):
         return folder  # transformers would convert the model's own names once more
-    place = private_folder("own-names")
+    size = sum(group.size for group in groups)
+    what = f"{folder} in its model's own names, {size / 1e9:,.2f} GB"
+    return written_once("own-names", folder, "", size, what, lambda stage: _write(folder, held, groups, stage))
+
+
+def written_once(kind: str, folder: Path, also: str, size: int, what: str, write: Callable[[Path], None]) -> Path:
+    """What is made of a checkpoint's files and kept in the cache until they change; written if it is not there.
+
+    Args:
+        kind: its folder in the cache.
+        also: what it follows from beside the files, their config and transformers.
+        size: bytes, and `what` in words, for print.
+        write: fills a folder; its config.json and what lies beside the weights are put there behind it.
+
+    Raises:
+        StudfinderError: others can write to the cache.
+        WriteFailed: the disk has too little room.
+    """
+    place = private_folder(kind)
     source = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    made = place / f"{source}-{_key(folder)}"
+    made = place / f"{source}-{_key(folder, also)}"
     with FileLock(place / f"{source}.lock", mode=0o600):
         if not _as_made(made):
             for other in (*place.glob(f"{source}-*"), *place.glob(f".{source}.*")):  # outdated, or of a killed process
                 shutil.rmtree(other)
-            size, free = sum(group.size for group in groups), shutil.disk_usage(place).free
-            what = f"{folder} in its model's own names, {size / 1e9:,.2f} GB"
+            free = shutil.disk_usage(place).free
             if free < size + _ROOM:
                 raise WriteFailed(
                     f"there is no room for {what}, in {place}: {free / 1e9:,.2f} GB are free",
@@ -108,7 +125,8 @@ def in_own_names(folder: Path, model: Any) -> Path:
             with tempfile.TemporaryDirectory(prefix=f".{source}.", dir=place) as work:
                 stage = Path(work) / "model"
                 stage.mkdir(mode=0o700)
-                _write(folder, held, groups, stage)
+                write(stage)
+                _seal(folder, stage)
                 stage.replace(made)
     return made
 
@@ -152,13 +170,13 @@ def own_tensors(model: Any, held: Mapping[str, Any]) -> list[OwnTensors]:
     return found
 
 
-def _key(folder: Path) -> str:
+def _key(folder: Path, also: str) -> str:
     """What the converted tensors follow from: the files, the config, and whose conversion it is."""
     import transformers
 
     files = [[name, marks(folder / name)] for name in weights_of(folder).files]
     config = (folder / "config.json").read_text(encoding="utf-8")
-    text = json.dumps([_FORMAT, transformers.__version__, config, files])
+    text = json.dumps([_FORMAT, transformers.__version__, config, files, *filter(None, [also])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -194,12 +212,19 @@ def _write(folder: Path, held: Mapping[str, Any], groups: Iterable[OwnTensors], 
             save_file(tensors, stage / file, metadata={"format": "pt"})
             where |= dict.fromkeys(tensors, file)
             del tensors
-    total = sum(group.size for group in groups)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
+    index_shards(stage, where, sum(group.size for group in groups))
+
+
+def index_shards(stage: Path, where: Mapping[str, str], size: int) -> None:
+    """The index of shards: the file of each tensor, and how many bytes all of them have."""
+    index = {"metadata": {"total_size": size}, "weight_map": dict(where)}
     private_text(stage / "model.safetensors.index.json", json.dumps(index))
-    config = {
-        name: value for name, value in read_json(folder / "config.json").items() if name != "transformers_weights"
-    }
+
+
+def _seal(folder: Path, stage: Path) -> None:
+    """The config and all else that belongs to weights that were written anew, and the marks of all of it."""
+    gone = ("transformers_weights", "quantization_config")
+    config = {name: value for name, value in read_json(folder / "config.json").items() if name not in gone}
     private_text(stage / "config.json", json.dumps(config))
     put_beside(Source(str(folder), "a local folder", folder), stage)
     for path in stage.rglob("*"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import platform
 import sys
@@ -19,6 +20,8 @@ from studfinder.errors import StudfinderError
 from studfinder.models.adapters import adapter_at, merged, refuse_adapter, without_adapter
 from studfinder.models.carried import carry_blocks
 from studfinder.models.classes import check_decoder
+from studfinder.models.files import held_in
+from studfinder.models.headers import DTYPES
 from studfinder.models.lm import LM, Source
 from studfinder.models.measured import anatomy_of
 from studfinder.models.memory import OWN, as_bytes, free_memory, memory_plan
@@ -151,8 +154,21 @@ def _is_larger(source: Source, how: ReadConfig, budget: int, *, ask: bool) -> bo
         said = read_json(folder / index).get("metadata")
         total = said.get("total_size") if isinstance(said, dict) else None
         size = total if isinstance(total, int) else 0
+    if size and _is_quantised(folder):  # unpacked it is larger
+        size = sum(
+            _UNPACKED.get(one.dtype, 1) * math.prod(one.shape) * DTYPES[one.dtype].itemsize
+            for one in held_in(folder).values()
+            if one.dtype in DTYPES
+        )
     size *= 2 if how.dtype is torch.float32 else 1  # most are stored in half of that
     return size + OWN > budget
+
+
+def _is_quantised(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    config = read_json(folder / "config.json")
+    return any(isinstance(one, dict) and one.get("quantization_config") for one in (config, *config.values()))
 
 
 def _slow(lm: LM) -> Iterator[str]:
@@ -169,6 +185,8 @@ def fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+_UNPACKED = {"I32": 4, "U8": 4, "I8": 2, "F8_E4M3": 2, "F8_E5M2": 2}
+"""How much larger 16 bits are than codes that are stored so, four of them in 16 bits where there are several."""
 _LARGE = 50_000_000
 """Parameters from which it matters."""
 _PART = 1 << 22

@@ -190,6 +190,24 @@ def _note(settings: Mapping[str, Any], weights: Mapping[str, PackedWeight], dtyp
     return f"quantised by {settings['quant_method']}, dequantised to {to} in memory: {read}{inputs}"
 
 
+def view_of(
+    source: str,
+    settings: Mapping[str, Any],
+    auto: Any,
+    config: Any,
+    folder: Path,
+    held: Mapping[str, Held],
+    **options: Any,
+) -> tuple[Any, torch.dtype, PlainView]:
+    """The plain model without numbers, the dtype that is unpacked to, and the plain view; see `load_plain`."""
+    with torch.device("meta"):
+        shell = auto.from_config(config, trust_remote_code=options["trust_remote_code"])
+    own = getattr(shell.config, "dtype", None)
+    dtype = options["dtype"] if options["dtype"] != "auto" else own
+    dtype = dtype if isinstance(dtype, torch.dtype) and dtype.itemsize > 1 else torch.bfloat16
+    return shell, dtype, plain_view(source, settings, folder, held, dtype, shell)
+
+
 def load_plain(
     source: str,
     settings: Mapping[str, Any],
@@ -215,12 +233,7 @@ def load_plain(
     """
     from transformers import GenerationConfig
 
-    with torch.device("meta"):
-        shell = auto.from_config(config, trust_remote_code=options["trust_remote_code"])
-    own = getattr(shell.config, "dtype", None)
-    dtype = options["dtype"] if options["dtype"] != "auto" else own
-    dtype = dtype if isinstance(dtype, torch.dtype) and dtype.itemsize > 1 else torch.bfloat16
-    view = plain_view(source, settings, folder, held, dtype, shell)
+    shell, dtype, view = view_of(source, settings, auto, config, folder, held, **options)
     kept = {name: value for name, value in options.items() if name not in ("revision", "use_safetensors")}
     try:
         model, info = type(shell).from_pretrained(

@@ -25,9 +25,10 @@ from studfinder.models.files import PIPELINE, Held, check_folder, held_in, weigh
 from studfinder.models.judging import judge
 from studfinder.models.lm import Source
 from studfinder.models.loading import report_of
-from studfinder.models.packed import load_plain, taken_out
+from studfinder.models.packed import load_plain, taken_out, view_of
 from studfinder.models.places import fetched, hub_folder
 from studfinder.models.sizes import check_sizes
+from studfinder.models.unpacked import unpacked_folder
 from studfinder.records.loading import ReadConfig
 from studfinder.records.outside import read_json
 
@@ -98,11 +99,19 @@ def from_pretrained(
         if how.attention is not None:
             options["attn_implementation"] = how.attention
         with unsaid("modeling_utils", "LOAD REPORT|will NOT tie|seem corrupted"):
-            if quantised is None:
+            plain = None
+            if quantised is not None and own_names:  # mapped, as what is not quantised
+                folder = source.folder or fetched(source)
+                held = held or held_in(folder)
+                _, dtype, view = view_of(source.id, quantised, auto, config, folder, held, **options)
+                plain = unpacked_folder(folder, view, dtype)
+                listed = [view.note.replace(" in memory", " in files of the cache")]
+                where, held = str(plain), held_in(plain)
+            if quantised is None or plain is not None:
                 carried = carried and how.dtype != "auto" and how.device_map is None
                 read, lacking, stored_names = where, {}, partial(_held, source, held)
                 if own_names:
-                    folder = source.folder or fetched(source)
+                    folder = plain or source.folder or fetched(source)
                     shell, lacking = auto.from_pretrained(
                         where, config=copy.deepcopy(config), **{**options, "device_map": {"": "meta"}}
                     )
@@ -116,6 +125,8 @@ def from_pretrained(
                     model.config._name_or_path = model.name_or_path = where
                     model._weight_conversions = shell._weight_conversions  # it is saved as ever, experts apart
                     info = {kind: {*found, *lacking[kind]} for kind, found in info.items()}
+                if plain is not None:
+                    model.config._name_or_path = model.name_or_path = str(source.folder or source.id)
                 if carried:
                     carry_blocks(model, how.dtype)
             else:

@@ -23,7 +23,8 @@ looks. The chance that any of a scan's lower bounds is too high is then 2.5 %, a
 another 2.5 %.
 """
 
-from studfinder.prove.proof import prove
+from studfinder.prove.pools import MISSED
+from studfinder.prove.proof import PROVING, prove
 from studfinder.prove.rule import CONTROLS, FLOOR, LOOKS, MOST, VERSION
 
-__all__ = ["CONTROLS", "FLOOR", "LOOKS", "MOST", "VERSION", "prove"]
+__all__ = ["CONTROLS", "FLOOR", "LOOKS", "MISSED", "MOST", "PROVING", "VERSION", "prove"]

@@ -28,6 +28,8 @@ from studfinder.sites import Journal
 FULL = 0.6
 """What is predicted of a pool, over the threshold that it is held against: more would be loud by themselves."""
 _TOGETHER = 16
+MISSED = "looking for what was missed"
+"""A step, as it is told to progress."""
 """Pools measured in one pass."""
 
 
@@ -143,7 +145,7 @@ def missed(
     wholes = {of: float(kl) for (of, kind), kl in census.groups.items() if kind in ("whole", "layer")}
 
     def measure(turn: int, some: Sequence[Pool]) -> list[float]:
-        what = "looking for what was missed" if not turn else f"looking closer, round {turn}"
+        what = MISSED if not turn else f"looking closer, round {turn}"
         found: list[float] = []
         for start in range(0, len(some), _TOGETHER):
             part = some[start : start + _TOGETHER]

@@ -24,6 +24,8 @@ from studfinder.stats import most_unseen, student_interval
 from studfinder.texts import proof_windows
 from studfinder.texts.prompts import PROOF_TEXT
 
+PROVING = "proving"
+"""A step, as it is told to progress."""
 _SMALL = 10
 """Floors: below so many, what any change at all does may be a part of what an effect is."""
 _DRAWS = 4
@@ -62,7 +64,7 @@ def prove(
     Raises:
         StudfinderError: a model that is not causal; findings that do not know the token ids of their prompts.
     """
-    bench = ProofBench(lm, proof_windows(lm, bos=bos), lambda done, total: progress("proving", done, total))
+    bench = ProofBench(lm, proof_windows(lm, bos=bos), lambda done, total: progress(PROVING, done, total))
     tested, pooled = in_order(findings)[:most], None
     if census is not None and pools:
         listed = {(one.parameter, one.index) for one in tested}

@@ -17,16 +17,6 @@ def count(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def duration(seconds: float) -> str:
-    """'45 seconds', '12 minutes', '3.5 hours'."""
-    number, unit = seconds, "seconds"
-    for name, size in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            number, unit = seconds / size, name
-            break
-    return f"{number:.2g} {unit}" if number < 10 else f"{number:,.0f} {unit}"
-
-
 def listed(text: str) -> list[str]:
     """The parts of a setting that holds several."""
     return [part.strip() for part in str(text).split(",") if part.strip()]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from studfinder.attention import Variant
-from studfinder.report.words import duration
 from studfinder.training.models import ModelShape, build_model
 from studfinder.training.recipe import TrainingRecipe
+from studfinder.visible import duration
 
 _STATE = 16
 """Bytes a parameter: fp32 weights, gradients and AdamW's two averages."""

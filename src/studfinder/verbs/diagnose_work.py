@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ from studfinder.records import Diagnosis, Interval, RunCard, SuperWeight
 from studfinder.records.diagnosis import PartDiagnosis, WorstToken
 from studfinder.records.loading import SourceConfig
 from studfinder.runs import key_of, now, versions
+from studfinder.runs.progress import expect, in_shares
 from studfinder.verbs.configs import DiagnoseConfig
 from studfinder.verbs.diagnose_mend import mend_line, recipe_mend, spared_parts
 from studfinder.verbs.diagnose_stored import how_it_is_stored, stored_formats
 from studfinder.verbs.recipe_outline import outline_of
 
 _CONTEXT, _WORST = 12, 10
+_COMPARE, _PREDICT, _PUT_BACK = "comparing weights", "predicting what parts cost", "putting parts back"
 _TRIED = 4
 """Windows on which settings are tried, blocks run one by one, and what carries the model is looked for."""
 
@@ -50,31 +52,18 @@ def diagnosed(
     started, clock = now(), time.monotonic()
     name, windows = windows_of(original, config.text, window=config.window, limit=config.limit)
     progress, few = config.progress, windows[:_TRIED]
-
-    def told(what: str) -> Callable[[float], Any]:
-        done = 0.0
-
-        def advance(share: float) -> None:
-            nonlocal done
-            done += share
-            progress(what, int(done * 100), 100)
-
-        return advance
-
-    def compared(share: float) -> None:
-        progress("comparing weights", int(share * 100), 100)
-
-    found, folded = parts_that_differ(original, made, advance=compared)
+    expect(progress, {_COMPARE: 1, _PREDICT: 3, _PUT_BACK: 2 + config.most / 2})
+    found, folded = parts_that_differ(original, made, advance=in_shares(progress, _COMPARE))
     differing = settings_that_differ(original, made, few)
     names = [name for part in found for name in part.parameters]
-    predicted = predicted_costs_of(original, folded, names, windows, advance=told("predicting"))
+    predicted = predicted_costs_of(original, folded, names, windows, advance=in_shares(progress, _PREDICT))
     blocks = block_errors(original, made, few)
     found = _likeliest_first(found, predicted)
     carried, candidates = what_carries(original, made, folded, few)
     whole = {name: folded.was[name].detach() for name in folded.differing}
     alone = [{name: folded.tensor(name) for name in part.parameters} for part in found[: config.most]]
     back = [*alone, *([whole] if whole else [])]
-    losses = losses_of(original, made, windows, back, advance=told("putting parts back"))
+    losses = losses_of(original, made, windows, back, advance=in_shares(progress, _PUT_BACK))
     kl = losses.per_token(losses.kl_WT)
     parts = _parts(found, losses, kl, len(alone), predicted)
     settings_kl = losses.left(len(alone)) if whole else kl

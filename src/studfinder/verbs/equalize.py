@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from studfinder.records.config import identity, takes
 from studfinder.report.equivalence import equivalence_card, equivalence_sheet
 from studfinder.report.words import count
 from studfinder.runs import SCORING, Run, check_place, key_of, now, read, run_of, versions, write_text
+from studfinder.runs.progress import expect, in_shares
 from studfinder.sites import check_causal
 from studfinder.stats import ratio_interval
 from studfinder.studies import Original
@@ -52,6 +53,7 @@ from studfinder.verbs.quantize_write import settled, write_bench
 from studfinder.verbs.results import write_sheet
 
 EQUIVALENCE_FILE = "equivalence.json"
+_CHECK, _GAINS = "checking that it is the same", "measuring what rounding costs"
 _CACHES = {"KV int8": "int8", "KV fp8": "fp8", "KV int4": "int4"}
 
 
@@ -207,9 +209,12 @@ def _measured(plan: EqualizePlan, command: str) -> Equivalence:
     judged = ""
     if changes:
         parameters = equal_parameters(lm, changes)
-        for length in dict.fromkeys(min(length, plan.context) for length in config.lengths):
+        lengths = list(dict.fromkeys(min(length, plan.context) for length in config.lengths))
+        expect(config.progress, {_CHECK: 2.0 * sum(lengths), _GAINS: 3.0 * 256 * len(plan.formats)})
+        advance = in_shares(config.progress, _CHECK)
+        for length in lengths:
             judged, windows = windows_of(lm, config.text, window=length, limit=config.limit)
-            checks.append(_check(lm, parameters, windows, length))
+            checks.append(_check(lm, parameters, windows, length, _part_of(advance, length / sum(lengths))))
         worst = max((one.largest for one in checks), default=float("inf"))
         if not worst <= config.most:
             raise StudfinderError(
@@ -243,8 +248,18 @@ def _measured(plan: EqualizePlan, command: str) -> Equivalence:
     )
 
 
-def _check(lm: LM, parameters: dict[str, torch.Tensor], windows: Sequence[Sequence[int]], length: int) -> EqualCheck:
-    effects = effects_of(lm, windows, [replaced_stream(lm, parameters)])
+def _part_of(advance: Callable[[float], Any], share: float) -> Callable[[float], None]:
+    return lambda done: advance(done * share)
+
+
+def _check(
+    lm: LM,
+    parameters: dict[str, torch.Tensor],
+    windows: Sequence[Sequence[int]],
+    length: int,
+    advance: Callable[[float], Any],
+) -> EqualCheck:
+    effects = effects_of(lm, windows, [replaced_stream(lm, parameters)], advance=advance)
     (sums,), tokens = effects.kl, np.asarray(effects.tokens)
     kl = ratio_interval(sums, tokens) if len(windows) > 1 else None
     return EqualCheck(
@@ -262,12 +277,12 @@ def _gains(
     """By format of weights, all fused groups rounded to nearest; and where K's or V's biases change, by cache."""
     lm, found = plan.lm, targets(plan.lm)
     under = replaced_stream(lm, parameters)
-    for number, one in enumerate(plan.formats):
-        plan.config.progress("measuring what rounding costs", number, len(plan.formats))
+    advance = _part_of(in_shares(plan.config.progress, _GAINS), 1 / max(1, len(plan.formats)))
+    for one in plan.formats:
         all_of_it = dict.fromkeys(by_fused(found), one)
         before = mixed_stream(lm, all_of_it, {}, found)
         after = on_top(under, mixed_stream(lm, all_of_it, {}, found))
-        effects = effects_of(lm, windows, [before, after])
+        effects = effects_of(lm, windows, [before, after], advance=advance)
         before_kl, after_kl = np.asarray(effects.kl)
         yield _gain(one.name, before_kl, after_kl, np.asarray(effects.tokens))
     if any(change.kind != "column" for change in changes):

@@ -20,7 +20,7 @@ from studfinder.detectors.published import published_for
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, cached_content_hash, config_hash, content_hash, model_card
 from studfinder.models.memory import in_bytes
-from studfinder.prove import VERSION
+from studfinder.prove import MISSED, PROVING, VERSION
 from studfinder.prove import prove as prove_candidates
 from studfinder.records import (
     Findings,
@@ -36,6 +36,7 @@ from studfinder.records.config import identity, takes
 from studfinder.records.findings import LISTS
 from studfinder.records.presented import Presented
 from studfinder.runs import SCORING, Run, key_of, now, read, run_of, versions, write_bytes, write_text
+from studfinder.runs.progress import expect
 from studfinder.sites import bidirectional
 from studfinder.texts import Text, default_prompts, encode
 from studfinder.texts.prompts import DEFAULT_PROMPTS, read_prompts
@@ -184,6 +185,7 @@ def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> t
     """The findings, and the arrays for profile.safetensors."""
     started, clock = now(), time.monotonic()
     progress, bos = plan.config.progress, plan.config.bos
+    expect(progress, _steps(plan))
     detectors, finite = observe_model(plan)
     lists: dict[str, Sequence[Any]] = {name: detector.found() for name, detector in detectors.items()}
     if plan.config.iterative:
@@ -249,6 +251,17 @@ def _scanned(plan: ScanPlan, command: str, seen: Callable[[Findings], Any]) -> t
         published=published_for(plan.model, findings.super_weights),
         run=replace(findings.run, seconds=time.monotonic() - clock),
     ), {name: array.contiguous() for name, array in profile.items()}
+
+
+def _steps(plan: ScanPlan) -> dict[str, float]:
+    """What comes, in tokens that run through the model once; of the proof what is usual, as it stops where it can."""
+    tokens, config = plan.prompts.total, plan.config
+    return {
+        "observing": tokens,
+        "census": plan.census * 3.0 * _DRAWS * tokens,
+        MISSED: (plan.census and plan.prove) * 250.0 * config.pools,
+        PROVING: plan.prove * 12_000.0 * config.most,
+    }
 
 
 def observe_model(plan: ScanPlan) -> tuple[dict[str, Detector], bool]:
