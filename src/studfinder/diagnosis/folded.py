@@ -7,7 +7,8 @@ what is put back, is the original with the same factors moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -35,7 +36,13 @@ class FoldedOriginal:
         moved: by name of a parameter, factors that broadcast over it; of norms over what they multiply by.
     """
 
-    def __init__(self, original: LM, made: LM, matrices: Sequence[Target]) -> None:
+    def __init__(
+        self,
+        original: LM,
+        made: LM,
+        matrices: Sequence[Target],
+        advance: Callable[[float], Any] = lambda share: None,
+    ) -> None:
         self.was = dict(original.model.named_parameters(remove_duplicate=False))
         self.now = dict(made.model.named_parameters(remove_duplicate=False))
         self.moved: dict[str, list[torch.Tensor]] = {}
@@ -47,6 +54,7 @@ class FoldedOriginal:
                 for fold in (up_fold(original, layer), value_fold(original, layer, shared=True)):
                     if fold is not None:
                         self._matrix(fold)
+            advance(1 / len(original.anatomy.layers))
 
     def tensor(self, name: str) -> torch.Tensor:
         """A parameter; the original's own where nothing was moved."""

@@ -47,7 +47,7 @@ def parts_that_differ(
         StudfinderError: the two are not of one shape.
     """
     every = targets(original)
-    folded = FoldedOriginal(original, made, every)
+    folded = FoldedOriginal(original, made, every, lambda share: advance(share / 2))
     was, now = folded.was, folded.now
     for name, tensor in was.items():
         if name in now and now[name].shape != tensor.shape:
@@ -67,7 +67,7 @@ def parts_that_differ(
         if not _same(before, after, exact=name not in folded.moved):
             for target in matrices.get(name, [None]):
                 _one(found, name, target, before, after, original)
-        advance(1 / len(shared))
+        advance(1 / len(shared) / 2)
     return [part for part in found.values() if part.worst is not None], folded
 
 
