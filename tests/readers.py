@@ -359,6 +359,17 @@ def _(folder: Path) -> Any:
     return content_hash(load(folder, own_names=True))
 
 
+@reader(
+    "options of a command",
+    _text("run.yaml", "command: scan\nmodel: ./mine\ndtype: float32\nprove: false\nprompt: [one, two]\n"),
+    "cli/given.py:_arguments",
+)
+def _(folder: Path) -> Any:
+    from studfinder.cli.given import with_config
+
+    return with_config(["--config", str(folder / "run.yaml")])
+
+
 _RULES = """config_groups:
   a:
     targets: ['re:.*_proj', 'lm_head']

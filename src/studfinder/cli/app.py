@@ -26,18 +26,29 @@ from studfinder.cli import (
     scan,
     train,
 )
+from studfinder.cli.given import with_config
 from studfinder.cli.process import INTERRUPTED
+from studfinder.cli.progress import QUIET
 from studfinder.errors import StudfinderError, known
 from studfinder.visible import say
 
 # typer comes with its own copy of click, or with click itself in older releases; this is the one it raises.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
+OVERALL = """For every command:
+
+\b
+  -q, --quiet        No progress, and no line of how long it took.
+  --config FILE      Its options from a YAML or JSON file, or as the record of an earlier run has them; what is
+                     given beside it counts.
+  --debug            Show the traceback of an error.
+"""
+
 app = typer.Typer(
     name="studfinder",
     help="Find the load-bearing numbers of a language model before anyone cuts into it.",
+    epilog=OVERALL,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -77,23 +88,32 @@ def _bounded(command: Callable[..., None]) -> Callable[..., None]:
     return bounded
 
 
-app.command("scan", epilog=scan.EXAMPLES)(_bounded(scan.command))
-app.command("anatomy", epilog=anatomy.EXAMPLES)(_bounded(anatomy.command))
-app.command("measure", epilog=measure.EXAMPLES)(_bounded(measure.command))
-app.command("experiment", epilog=experiment.EXAMPLES, **experiment.OWN_OPTIONS)(_bounded(experiment.command))
-app.command("plan", epilog=plan.EXAMPLES)(_bounded(plan.command))
-app.command("quantize", epilog=quantize.EXAMPLES)(_bounded(quantize.command))
-app.command("diagnose", epilog=diagnose.EXAMPLES)(_bounded(diagnose.command))
-app.command("equalize", epilog=equalize.EXAMPLES)(_bounded(equalize.command))
+_COMMANDS = (
+    (scan, "Find the load-bearing numbers, and prove them."),
+    (anatomy, "Print the parts of a model: blocks, attention, MLPs."),
+    (measure, "What a model can do: before and after, with intervals."),
+    (experiment, "A paper's table or figure, on your own model."),
+    (plan, "Choose a format for every matrix within a budget."),
+    (quantize, "Quantise into a checkpoint that others load."),
+    (diagnose, "What a checkpoint lost, where, why, and what mends it."),
+    (equalize, "The same model in a form that rounds better."),
+    (report, "Draw a report again, or set runs side by side."),
+    (train, "Train a small model, and watch outliers appear."),
+    (ls, "List models, measures, experiments and so on."),
+    (env, "Print versions and settings, for a bug report."),
+)
+for _module, _words in _COMMANDS:
+    _own = getattr(_module, "OWN_OPTIONS", {})
+    _name, _examples = _module.__name__.rpartition(".")[2], getattr(_module, "EXAMPLES", None)
+    app.command(_name, short_help=_words, epilog=_examples, **_own)(_bounded(_module.command))
 recipes = typer.Typer(no_args_is_help=True, help="Write what was found for another tool, and check its recipes.")
-recipes.command("write", epilog=recipe.WRITE_EXAMPLES)(_bounded(recipe.write_command))
-recipes.command("check", epilog=recipe.CHECK_EXAMPLES)(_bounded(recipe.check_command))
-recipes.command("imatrix", epilog=recipe.IMATRIX_EXAMPLES)(_bounded(recipe.imatrix_command))
-app.add_typer(recipes, name="recipe")
-app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
-app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))
-app.command("ls")(_bounded(ls.command))
-app.command("env")(_bounded(env.command))
+for _name, _words, _examples, _command in (
+    ("write", "Write what was found for your tool.", recipe.WRITE_EXAMPLES, recipe.write_command),
+    ("check", "Say what a recipe matches, and what it splits.", recipe.CHECK_EXAMPLES, recipe.check_command),
+    ("imatrix", "An importance matrix for llama.cpp.", recipe.IMATRIX_EXAMPLES, recipe.imatrix_command),
+):
+    recipes.command(_name, short_help=_words, epilog=_examples)(_bounded(_command))
+app.add_typer(recipes, name="recipe", short_help="Write for another tool, and check recipes.")
 
 
 @app.callback(invoke_without_command=True)
@@ -108,8 +128,12 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
 def run_cli(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    QUIET.clear()
+    if {"-q", "--quiet"} & set(arguments):
+        QUIET.set()
+    arguments = [argument for argument in arguments if argument not in ("--debug", "-q", "--quiet")]
     try:
+        arguments = with_config(arguments)
         code = app(arguments, standalone_mode=False)
         if code == 130:  # newer releases of typer turn Ctrl-C into an exit code, without a word
             raise KeyboardInterrupt

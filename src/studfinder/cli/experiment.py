@@ -43,7 +43,7 @@ OWN_OPTIONS: dict[str, Any] = {
 def command(
     ctx: typer.Context,
     config: ExperimentConfig,
-    name: Annotated[str | None, typer.Argument(help="Which; see studfinder ls experiments.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which; see studfinder ls experiments.")] = None,
     as_json: o.Json = False,
     dry_run: o.DryRun = False,
     debug: o.Debug = False,
@@ -208,6 +208,8 @@ def _options(given: Sequence[str]) -> dict[str, str]:
     words, found = list(given), {}
     while words:
         name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("-"):
+            raise StudfinderError(f"{name!r} is not understood", expected="a model behind --model, an experiment first")
         if not name.startswith("--") or not (equals or words):
             raise StudfinderError(f"{name!r} is not understood", expected="--NAME VALUE of the experiment's settings")
         found[name[2:].replace("-", "_")] = value if equals else words.pop(0)

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -34,6 +35,9 @@ def face(kind: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return faced
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
 def _parameter(setting: Setting) -> inspect.Parameter:
     said, default = setting.option, setting.default
     kind: Any = list[setting.kind] if setting.many and not said.commas else setting.kind  # type: ignore[name-defined]
@@ -44,7 +48,10 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     if setting.kind is bool and default is not False:
         flag += f"/--no-{flag[2:]}"
     required = default is MISSING
-    info = typer.Option(flag, help=setting.option.help + f"  [{'; '.join(notes)}]" * bool(notes), show_default=False)
+    words = _METAVARS.get(setting.kind)
+    info = typer.Option(
+        flag, metavar=words, help=setting.option.help + f"  [{'; '.join(notes)}]" * bool(notes), show_default=False
+    )
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,

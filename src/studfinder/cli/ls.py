@@ -13,7 +13,7 @@ _WHAT = ("models", "architectures", "detectors", "measures", "tasks", "experimen
 
 
 def command(
-    what: Annotated[str, typer.Argument(help=f"{', '.join(_WHAT[:-1])} or {_WHAT[-1]}.")] = "models",
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(_WHAT[:-1])} or {_WHAT[-1]}.")] = "models",
 ) -> None:
     """List what there is: models, measures, experiments and so on."""
     if what not in _WHAT:

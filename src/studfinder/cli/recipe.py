@@ -76,7 +76,9 @@ def check_command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file, or a quantised checkpoint.")],
     model: o.Model,
     config: SourceConfig,
-    tool: Annotated[str | None, typer.Option(help="Whose file it is.  [default: told by what it holds]")] = None,
+    tool: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Whose file it is.  [default: by what it holds]")
+    ] = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:

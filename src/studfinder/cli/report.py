@@ -24,7 +24,8 @@ EXAMPLES = """Examples:
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, all of one kind.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the page.  [default: the run's own; none for several]")
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder for the page.  [default: the run's own]"),
     ] = None,
     debug: o.Debug = False,
 ) -> None:

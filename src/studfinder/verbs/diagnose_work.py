@@ -52,7 +52,8 @@ def diagnosed(
     started, clock = now(), time.monotonic()
     name, windows = windows_of(original, config.text, window=config.window, limit=config.limit)
     progress, few = config.progress, windows[:_TRIED]
-    expect(progress, {_COMPARE: 1, _PREDICT: 3, _PUT_BACK: 2 + config.most / 2})
+    tokens = sum(map(len, windows))
+    expect(progress, {_COMPARE: 2000, _PREDICT: 3 * tokens, _PUT_BACK: (2 + config.most / 2) * tokens})
     found, folded = parts_that_differ(original, made, advance=in_shares(progress, _COMPARE))
     differing = settings_that_differ(original, made, few)
     names = [name for part in found for name in part.parameters]
