@@ -16,6 +16,7 @@ from studfinder.report.document import document
 from studfinder.report.figures.places import APART
 from studfinder.report.next_steps import next_steps
 from studfinder.report.profile import Profile, pack_profile
+from studfinder.report.skyline import Skyline
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
 from studfinder.report.words import (
@@ -38,7 +39,14 @@ _TITLES = {
 }
 
 
-def page(findings: Findings, profile: Profile, *, folder: str = "", without: Collection[str] = ()) -> str:
+def page(
+    findings: Findings,
+    profile: Profile,
+    *,
+    folder: str = "",
+    without: Collection[str] = (),
+    skyline: Skyline | None = None,
+) -> str:
     """The report of one scan as HTML.
 
     Args:
@@ -46,6 +54,7 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         profile: the arrays of `profile.safetensors`.
         folder: the run folder as a user would type it, for the copied `--keep`.
         without: figures that are left out.
+        skyline: what rounding each group of this model costs, where that is known.
     """
     data = pack_profile(profile)
     at = findings.summary.thresholds
@@ -67,6 +76,8 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         census=census_sentence(findings),
         data=data,
         charts={name: charts.get(name) for name in _STATIC},
+        skyline=skyline,
+        towers=attempted("skyline", partial(_skyline, skyline)) if skyline is not None else None,
         describe={name: figures.describe(name, findings, profile) for name in available},
         controls=_controls(findings),
         apart=sum(one.predicted for one in findings.census.places if one.kind == APART) if findings.census else 0,
@@ -112,6 +123,16 @@ def _svg(name: str, findings: Findings, profile: Profile, width: int, css: str, 
     figure = figures.draw(name, findings, profile, width=width)
     description = figures.describe(name, findings, profile)
     return inline_svg(figure, name=unique, title=_TITLES[name], description=description, css=css)
+
+
+def _skyline(skyline: Skyline) -> Markup:
+    def svg(width: int, size: str) -> Markup:
+        title, words = "What rounding each group alone costs", skyline.describe()
+        return inline_svg(
+            skyline.draw(width), name=f"skyline-{size}", title=title, description=words, css=f"chart {size}"
+        )
+
+    return svg(WIDE, "wide") + svg(NARROW, "narrow")
 
 
 def _controls(findings: Findings) -> str:
