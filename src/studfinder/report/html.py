@@ -10,6 +10,8 @@ from markupsafe import Markup
 from studfinder.records import Findings
 from studfinder.report import figures, tables
 from studfinder.report.caveats import caveats
+from studfinder.report.cells import is_number, text
+from studfinder.report.changes import changes
 from studfinder.report.comparison import WIDEST
 from studfinder.report.comparison import rows as comparison_rows
 from studfinder.report.document import document
@@ -96,11 +98,7 @@ def page(
 
 def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
     """Several scans side by side as HTML: (name, findings, profile) each."""
-    charts = []
-    for place, (name, findings, profile) in enumerate(runs):
-        if "depth" in figures.available(findings, profile):
-            draw = partial(_svg, "depth", findings, profile, NARROW, "chart", f"run{place}-depth")
-            charts.append((name, attempted("depth", draw) or Markup("")))
+    said, tables = changes(runs[0][1], runs[1][1]) if len(runs) == 2 else ([], [])
     return document(
         "comparison.html",
         title=", ".join(name for name, _, _ in runs),
@@ -109,8 +107,25 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
         rows=comparison_rows([findings for _, findings, _ in runs]),
         many=len(runs) > WIDEST,
         verdicts=[(name, verdict_sentence(findings)) for name, findings, _ in runs],
-        charts=charts,
+        said=said,
+        tables=tables,
+        cell=text,
+        is_number=is_number,
+        charts=attempted("depth", partial(_depths, runs)) or [],
     )
+
+
+def _depths(runs: Sequence[tuple[str, Findings, Profile]]) -> list[tuple[str, Markup]]:
+    """The residual stream of each, all on the same axis."""
+    shown = [(name, f, profile) for name, f, profile in runs if "depth" in figures.available(f, profile)]
+    drawn = [figures.draw("depth", f, profile, width=NARROW) for _, f, profile in shown]
+    ends = [figure.axes[0].get_ylim() for figure in drawn]
+    charts = []
+    for place, ((name, f, profile), figure) in enumerate(zip(shown, drawn, strict=True)):
+        figure.axes[0].set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        said = {"title": _TITLES["depth"], "description": figures.describe("depth", f, profile)}
+        charts.append((name, inline_svg(figure, name=f"run{place}-depth", css="chart", **said)))
+    return charts
 
 
 def _chart(name: str, findings: Findings, profile: Profile) -> Markup:
