@@ -24,7 +24,9 @@ def changes(before: Findings, after: Findings) -> tuple[list[str], list[Table]]:
     said = [_said("proven number", numbers), _said("massive dim", activations)]
     if any(heads):
         kept = len(heads[0] & heads[1])
-        said.append(f"Heads with an attention sink: {len(heads[0])} before, {len(heads[1])} after, {kept} of them the same.")
+        said.append(
+            f"Heads with an attention sink: {len(heads[0])} before, {len(heads[1])} after, {kept} of them the same."
+        )
     return [one for one in said if one], [table for table in (numbers, activations) if table.rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -18,9 +19,11 @@ from studfinder.report.document import document
 from studfinder.report.figures.places import APART
 from studfinder.report.next_steps import next_steps
 from studfinder.report.profile import Profile, pack_profile
+from studfinder.report.ranges import ranges_table
 from studfinder.report.skyline import Skyline
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
+from studfinder.report.tables import massive_dims
 from studfinder.report.words import (
     census_sentence,
     count,
@@ -28,7 +31,7 @@ from studfinder.report.words import (
     verdict_sentence,
 )
 
-_STATIC = ("effects", "scores", "iceberg", "places", "predicted", "depth", "spikes")
+_STATIC = ("effects", "scores", "iceberg", "places", "predicted", "depth", "picture", "ranges", "spikes")
 """The page draws maps and sinks itself, so that they can be explored."""
 _TITLES = {
     "effects": "Effect of each super weight against its controls",
@@ -37,6 +40,8 @@ _TITLES = {
     "places": "Predicted KL by layer and kind",
     "predicted": "Measured against predicted KL",
     "depth": "Massive activations by depth",
+    "picture": "Massive activations by token and dim",
+    "ranges": "Largest activations by layer",
     "spikes": "Input and output spikes of down_proj by layer",
 }
 
@@ -85,6 +90,10 @@ def page(
         apart=sum(one.predicted for one in findings.census.places if one.kind == APART) if findings.census else 0,
         layers=_layers(data),
         start=_start(findings, data),
+        ranges=ranges_table(findings, profile),
+        dims=json.dumps(massive_dims(findings)),
+        cell=text,
+        is_number=is_number,
         searched=tables.searched(findings),
         weights=[(one, as_python(findings, (one,))) for one in tables.ranked(findings.super_weights)],
         numbers=[(one, as_python(findings, (one,))) for one in tables.ranked(findings.other_numbers)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from studfinder.report.profile import Profile
 from studfinder.report.sharing import sharing_card
 from studfinder.report.skyline import Skyline, skyline_of
 from studfinder.report.style import WIDE, attempted, rendered
+from studfinder.report.tables import massive_dims
 from studfinder.report.words import verdict_sentence
 from studfinder.runs import drawn, read, record_file, write_bytes, write_text
 
@@ -115,6 +117,8 @@ def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Pat
     if card is not None:
         written.append("card.png")
         write_bytes(folder / "card.png", partial(Path.write_bytes, data=card))
+    written.append("massive-dims.json")
+    write_text(folder / written[-1], json.dumps(massive_dims(findings)) + "\n")
     html = page(findings, profile, folder=str(place), without=failed, skyline=skyline)
     write_text(folder / "report.html", html)
     drawn(folder, written)
