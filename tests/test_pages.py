@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from html import unescape
 from importlib.resources import files
@@ -16,6 +17,7 @@ from paged import pages
 from studfinder.report.document import anchor
 from studfinder.report.glossary import glossary
 from studfinder.report.next_steps import next_steps
+from test_causes import _options
 
 KINDS = (
     *("scan", "scan-null", "scorecard", "plan", "diagnosis", "equivalence", "quantization", "training"),
@@ -68,6 +70,19 @@ def test_words_are_explained_where_they_are_used():
 
 def test_nothing_follows_from_nothing():
     assert next_steps(None) == []
+
+
+@pytest.mark.parametrize("kind", set(KINDS) - {"comparison"})
+def test_what_is_advised_can_be_run(made, kind):
+    """Every command names a verb that there is, and only its options."""
+    html = made[kind].read_text("utf-8")
+    section = re.search(r'<section id="next".*?</section>', html, flags=re.DOTALL)
+    assert section is not None
+    options = _options()
+    for command in re.findall(r'data-copy="studfinder ([^"]+)"', section[0]):
+        words = shlex.split(unescape(command))
+        verb = " ".join(words[:2]) if words[0] == "recipe" else words[0]
+        assert {word for word in words if word.startswith("--")} <= options[verb]
 
 
 def test_an_anchor_is_one_word():

@@ -17,6 +17,7 @@ from studfinder.cli import (
     env,
     equalize,
     experiment,
+    gallery,
     ls,
     measure,
     plan,
@@ -91,6 +92,7 @@ recipes.command("check", epilog=recipe.CHECK_EXAMPLES)(_bounded(recipe.check_com
 recipes.command("imatrix", epilog=recipe.IMATRIX_EXAMPLES)(_bounded(recipe.imatrix_command))
 app.add_typer(recipes, name="recipe")
 app.command("report", epilog=report.EXAMPLES)(_bounded(report.command))
+app.command("gallery", epilog=gallery.EXAMPLES)(_bounded(gallery.command))
 app.command("train", epilog=train.EXAMPLES)(_bounded(train.command))
 app.command("ls")(_bounded(ls.command))
 app.command("env")(_bounded(env.command))
