@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from browsed import chromium
+from browsed import chromium, violations
 from proved import made_up_proof
 from readers import _samples
 from scanned import a_scan
@@ -73,6 +73,10 @@ def test_a_gallery_overwrites_nothing_else(runs, tmp_path, mistake):
 def test_a_gallery_opens_from_a_file(runs, tmp_path):
     assert run_cli(["gallery", str(runs), "--out", str(tmp_path / "site")]) == 0
     with chromium() as browser:
+        with browser.new_context(bypass_csp=True) as context:
+            index = context.new_page()
+            index.goto((tmp_path / "site/index.html").resolve().as_uri())
+            assert violations(index) == []
         page, heard = browser.new_page(), []
         page.on("console", lambda message: heard.append(message.text))
         page.goto((tmp_path / "site/index.html").resolve().as_uri())
