@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 # Tests are compiled once, and not by every process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: scan test unit deep device peers check setup clean
+.PHONY: scan gallery test unit deep device peers check setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make scan    set up .venv, scan the built-in model, say where the report is"
+	@echo "make gallery a site of the built-in models: site/index.html"
 	@echo "make test    set up .venv, run linters, type checks and all tests"
 	@echo "make unit    the unit tests alone (no downloads)"
 	@echo "make deep    what is too long for make test: many kills, many signals, every scheme on every family"
@@ -36,6 +37,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry src
+
+gallery: scan
+	$(BIN)/studfinder scan gemma3-270m
+	$(BIN)/studfinder gallery runs --out site
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real and not deep"

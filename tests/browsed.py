@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -13,6 +14,13 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+
+
+def violations(page: Any) -> list[Any]:
+    """What axe-core finds on a page that was opened past its policy."""
+    axe = files(pytest.importorskip("axe_playwright_python")).joinpath("axe.min.js")
+    page.evaluate(axe.read_text("utf-8"))
+    return page.evaluate("async () => (await axe.run()).violations.map((v) => [v.id, v.nodes[0].html])")
 
 
 @contextmanager

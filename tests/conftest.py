@@ -62,7 +62,8 @@ def figures_in_pages_alone(request, monkeypatch) -> None:
     """Drawing is half of a small run: figures are drawn for the page, but not again for files of their own."""
     if "true_figures" not in request.fixturenames:
         for module in ("report", "results"):
-            monkeypatch.setattr(f"studfinder.verbs.{module}.rendered", lambda *_, **__: b"a figure")
+            for name in ("rendered", "sharing_card"):
+                monkeypatch.setattr(f"studfinder.verbs.{module}.{name}", lambda *_, **__: b"a figure")
 
 
 @pytest.fixture
@@ -72,9 +73,10 @@ def undrawn(monkeypatch) -> None:
 
     for module in (report, results):
         monkeypatch.setattr(module, "rendered", lambda *_, **__: b"a figure")
-    monkeypatch.setattr(report.figures, "draw", lambda *_: None)
+        monkeypatch.setattr(module, "sharing_card", lambda *_, **__: b"a figure")
+    monkeypatch.setattr(report.figures, "draw", lambda *_, **__: None)
     monkeypatch.setattr(report, "page", lambda *_, **__: "a page")
-    monkeypatch.setattr(results, "html_sheet", lambda *_: "a page")
+    monkeypatch.setattr(results, "html_sheet", lambda *_, **__: "a page")
 
 
 @pytest.fixture(scope="session")

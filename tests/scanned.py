@@ -79,6 +79,7 @@ def a_scan(*, found: bool = True) -> tuple[Findings, dict[str, np.ndarray]]:
             nearest_massive_value=value,
             massive_values=summaries,
             sink_heads=L * H,
+            pictured=("<s>", *(f" word{n}" for n in range(1, 12))),
         ),
         super_weights=weights if found else (),
         massive_activations=(activation,) if found else (),
@@ -146,6 +147,11 @@ def _profile(found: bool) -> dict[str, np.ndarray]:
         where[3:6, 0] = (0, 0, 7)
     profile["residual.top"], profile["residual.top.where"] = top, where
     profile["residual.median"] = np.linspace(0.1, 2, L + 1).astype(np.float32)
+    profile["residual.picture"] = random.normal(0, 1, (12, 64)).astype(np.float32)
+    if found:
+        profile["residual.picture"][0, 7] = 20_000.0
+        profile["residual.picture"][0, 33] = -4_000.0
+    profile["residual.picture.where"] = np.array([2, 0, 0])
     for name in ("input", "output"):
         spike = random.uniform(5, 50, L).astype(np.float32)
         spike[2] = -20_000.0 if found else 40.0

@@ -205,6 +205,7 @@ VERBS = {
     "verbs/train.py": ("train",),
     "verbs/measure.py": ("measure",),
     "verbs/report.py": ("report",),
+    "verbs/gallery.py": ("gallery",),
     "training/": ("train",),
     "runs/": ("scan", "measure", "plan", "quantize", "train", "experiment"),
     "runs/run.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),

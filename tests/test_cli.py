@@ -41,8 +41,15 @@ def test_a_scan_prints_a_screen_and_leaves_a_complete_run(model, tmp_path, capsy
     assert "1 prompt" in printed.out
     assert "7 tokens, BOS first" in printed.out
     left = {path.name for path in out.iterdir()}
-    drawn = {f"figure-{name}.{kind}" for name in ("depth", "maps", "sinks", "spikes") for kind in ("png", "svg")}
-    assert left == {"findings.json", "profile.safetensors", "report.html", "run.json"} | drawn
+    drawn = {
+        f"figure-{name}.{kind}"
+        for name in ("depth", "maps", "picture", "ranges", "sinks", "spikes")
+        for kind in ("png", "svg")
+    }
+    assert (
+        left
+        == {"findings.json", "profile.safetensors", "report.html", "card.png", "massive-dims.json", "run.json"} | drawn
+    )
     findings = read_record(Findings, out / "findings.json")
     assert (findings.model.architecture, findings.prompts.bos, findings.prompts.tokens) == ("llama", True, (7,))
     profile = load_file(out / "profile.safetensors")

@@ -34,6 +34,7 @@ PLAIN = {
     "recipes/llm_compressor.py": "names a format that is none of ours in the tool's words",
     "recipes/mlx.py": "names a format that is none of ours in the tool's words",
     "recipes/model_optimizer.py": "names a format that is none of ours in the tool's words",
+    "verbs/report.py": "a look at what lies beside a run",
     "recipes/torchao.py": "names a format that is none of ours in the tool's words",
 }
 """Where passing over a StudfinderError can hide no failed write."""

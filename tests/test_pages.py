@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from html import unescape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from browsed import chromium
+from browsed import chromium, violations
 from paged import pages
 from studfinder.report.document import anchor
 from studfinder.report.glossary import glossary
 from studfinder.report.next_steps import next_steps
+from test_causes import _options
 
 KINDS = (
     *("scan", "scan-null", "scorecard", "plan", "diagnosis", "equivalence", "quantization", "training"),
@@ -70,6 +71,19 @@ def test_nothing_follows_from_nothing():
     assert next_steps(None) == []
 
 
+@pytest.mark.parametrize("kind", set(KINDS) - {"comparison"})
+def test_what_is_advised_can_be_run(made, kind):
+    """Every command names a verb that there is, and only its options."""
+    html = made[kind].read_text("utf-8")
+    section = re.search(r'<section id="next".*?</section>', html, flags=re.DOTALL)
+    assert section is not None
+    options = _options()
+    for command in re.findall(r'data-copy="studfinder ([^"]+)"', section[0]):
+        words = shlex.split(unescape(command))
+        verb = " ".join(words[:2]) if words[0] == "recipe" else words[0]
+        assert {word for word in words if word.startswith("--")} <= options[verb]
+
+
 def test_an_anchor_is_one_word():
     assert anchor("layers.2 down_proj[7, 30]") == "layers-2-down-proj-7-30"
     assert anchor("<é>") == "it"
@@ -88,16 +102,13 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_axe_finds_nothing(made, browser, kind):
     """No violation of axe-core's rules; nothing is wider than the screen, on a phone and on a desk, light and dark."""
-    axe = files(pytest.importorskip("axe_playwright_python")).joinpath("axe.min.js").read_text("utf-8")
     for width, scheme in ((1280, "light"), (390, "dark"), (390, "light"), (1280, "dark")):
         size = {"width": width, "height": 900}
         with browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=True) as context:
             page = context.new_page()
             page.goto(made[kind].resolve().as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.evaluate(axe)
-            found = page.evaluate("async () => (await axe.run()).violations.map((v) => [v.id, v.nodes[0].html])")
-            assert found == []
+            assert violations(page) == []
 
 
 @pytest.mark.real

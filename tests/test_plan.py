@@ -355,7 +355,7 @@ def test_records_pages_and_recipes(tmp_path, capsys) -> None:
     (tmp_path / "p" / "report.html").unlink()
     assert run_cli(["report", str(tmp_path / "p")]) == 0
     page = (tmp_path / "p" / "report.html").read_text()
-    assert page.count("data-copy=") == page.count("<details")
+    assert f'data-copy="studfinder quantize {folder} --plan {tmp_path / "p"} --out' in page
     assert {"figure-skyline.png", "figure-bits.png", "figure-beside.png"} <= {
         one.name for one in (tmp_path / "p").iterdir()
     }

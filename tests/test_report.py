@@ -60,7 +60,7 @@ def test_every_figure_is_a_figure_with_words(state):
 
 def test_every_chart_has_a_title_and_a_description(html):
     charts = re.findall(r"<svg class=\"chart.*?</svg>", html, flags=re.DOTALL)
-    assert len(charts) == 6  # three drawings, each for a wide and a narrow screen
+    assert len(charts) == 10  # five drawings, each for a wide and a narrow screen
     for chart in charts:
         assert re.search(r"<title id=[^>]*>[^<]+</title><desc id=[^>]*>[^<]+</desc>", chart)
     ids = re.findall(r'\bid="([^"]+)"', html)

@@ -115,7 +115,7 @@ def scan_of(payload: str):
         run=replace(findings.run, command=payload, device=payload),
         prompts=replace(findings.prompts, id=payload, names=(payload, payload)),
         super_weights=weights,
-        summary=replace(findings.summary, bidirectional=payload, unreadable=(payload,)),
+        summary=replace(findings.summary, bidirectional=payload, unreadable=(payload,), pictured=(payload,) * 12),
         massive_activations=tuple(replace(a, token=payload) for a in findings.massive_activations),
         nonfinite=(payload,),
         others={payload: ({payload: payload, "a list": [payload]},)},

@@ -85,7 +85,7 @@ def test_the_page_fits_and_follows_the_theme(scanned: ScanRun, browser: Any, tmp
         brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
         assert (sum(brightness) > 384) == (scheme == "light")
         visible = [chart.is_visible() for chart in page.locator("svg.chart").all()]
-        assert visible.count(True) == 3
+        assert visible.count(True) == 5
         assert heard == []
 
 

@@ -43,13 +43,20 @@ def command(
         raise StudfinderError(f"these runs are of different kinds: {named}", expected="runs of one kind")
     if out is not None and out.exists() and not out.is_dir():
         raise StudfinderError(f"--out {out} is a file", expected="a folder, or a name that does not exist yet")
-    if kinds[0] not in _DRAWN:
+    page = draw_runs(kinds[0], runs, out)
+    if page is not None:
+        say(f"report    {page}")
+
+
+def draw_runs(kind: str, runs: list[Path], out: Path | None) -> Path | None:
+    """Draw runs of one kind; returns the page, if there is one. Raises StudfinderError if that kind has none."""
+    from studfinder.errors import StudfinderError
+
+    if kind not in _DRAWN:
         raise StudfinderError(
             f"{runs[0]} is a recipe", expected="a run", do="studfinder recipe write RECIPE --for TOOL"
         )
-    page = _DRAWN[kinds[0]](runs, out)
-    if page is not None:
-        say(f"report    {page}")
+    return _DRAWN[kind](runs, out)
 
 
 def _scans(runs: list[Path], out: Path | None) -> Path | None:

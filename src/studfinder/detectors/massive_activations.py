@@ -22,10 +22,25 @@ KEPT = 32
 """Largest entries remembered for each layer."""
 
 
+_PICTURED = 12
+"""Tokens of the picture: the papers show as many."""
+
+
 @dataclass
 class _Layer:
     top: TopK
     magnitudes: AbsHistogram
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """The residual stream around the largest number of all: `order` sorts by its size, then by its place."""
+
+    order: tuple[float, ...]
+    layer: int
+    prompt: int
+    start: int
+    hidden_TC: torch.Tensor
 
 
 class MassiveActivations(Detector):
@@ -34,6 +49,7 @@ class MassiveActivations(Detector):
     def __init__(self, lm: LM, at: Thresholds | None = None) -> None:
         super().__init__(lm, at)
         self.layers = {layer: _Layer(TopK(KEPT), AbsHistogram()) for layer in range(-1, len(lm.anatomy.layers))}
+        self.picture: _Picture | None = None
 
     @property
     def readers(self) -> Mapping[type, Callable[[list[Any]], None]]:
@@ -46,12 +62,34 @@ class MassiveActivations(Detector):
             bits_NC = magnitude_bits(hidden_NC)
             layer.top.add(hidden_NC, torch.cat([batch.places_N2 for batch, _ in group]), bits_NC)
             layer.magnitudes.add_bits(bits_NC)
+            self._picture(group)
+
+    def _picture(self, group: list[tuple[Batch, BlockOutput]]) -> None:
+        """Keep a few tokens around the layer's largest number if it is the largest so far: it is in this group then."""
+        index = group[0][1].layer
+        entries = self.layers[index].top.entries
+        if index < 0 or not entries:
+            return
+        value, place = entries[0]
+        order = (-abs(value), index, *place)
+        if self.picture is not None and self.picture.order <= order:
+            return
+        prompt, position, _ = place
+        for batch, event in group:
+            for row, name in enumerate(batch.prompts):
+                if name == prompt:
+                    late = min(position - _PICTURED // 2, batch.lengths[row] - _PICTURED)
+                    start = 0 if position < _PICTURED else max(0, late)
+                    own_TC = event.hidden_BTC[row, start : min(start + _PICTURED, batch.lengths[row])]
+                    self.picture = _Picture(order, index, prompt, start, own_TC.detach().float().cpu().clone())
 
     def merge(self, other: MassiveActivations) -> None:
         super().merge(other)
         for index, layer in self.layers.items():
             layer.top.merge(other.layers[index].top)
             layer.magnitudes.merge(other.layers[index].magnitudes)
+        seen = [one for one in (self.picture, other.picture) if one is not None]
+        self.picture = min(seen, key=lambda one: one.order, default=None)
 
     def found(self) -> tuple[MassiveActivation, ...]:
         """The entries that pass the rule, by layer, largest first."""
@@ -68,11 +106,20 @@ class MassiveActivations(Detector):
             "enters": min(layers, default=None),
             "leaves": max(layers) + 1 if layers else None,
             "nearest_massive_activation": self.nearest(),
+            "pictured": self._tokens(),
         }
+
+    def _tokens(self) -> tuple[str, ...]:
+        """Of the picture."""
+        if self.picture is None:
+            return ()
+        ids = self.prompts[self.picture.prompt][self.picture.start :][: len(self.picture.hidden_TC)]
+        return tuple(token_text(self.lm, one) for one in ids)
 
     def profile(self, model: ModelCard) -> dict[str, torch.Tensor]:
         """`residual.top` (L+1, 32), with its places as (prompt, position, dim) in `residual.top.where`, and
-        `residual.median` (L+1,): all begin at the embedding."""
+        `residual.median` (L+1,): all begin at the embedding. `residual.picture` (T, C): the tokens around the largest
+        number of all, after its layer; `residual.picture.where`: that layer, the prompt and the first position."""
         layers = [self.layers[layer] for layer in sorted(self.layers)]
         k = max(len(layer.top.entries) for layer in layers)
         values, where = torch.full((len(layers), k), float("nan")), torch.full((len(layers), k, 3), -1)
@@ -81,7 +128,12 @@ class MassiveActivations(Detector):
                 values[row, column] = value
                 where[row, column] = torch.tensor(coordinates)
         medians = torch.tensor([layer.magnitudes.median for layer in layers])
-        return {"residual.top": values, "residual.top.where": where, "residual.median": medians}
+        found = {"residual.top": values, "residual.top.where": where, "residual.median": medians}
+        if self.picture is not None:
+            found["residual.picture"] = self.picture.hidden_TC
+            at = (self.picture.layer, self.picture.prompt, self.picture.start)
+            found["residual.picture.where"] = torch.tensor(at)
+        return found
 
     def _all(self) -> list[MassiveActivation]:
         return [entry for layer in range(len(self.lm.anatomy.layers)) for entry in self.top(layer)]

@@ -245,12 +245,12 @@ def charts_of(seen: dict[str, Any]) -> list[Chart]:
         )
         return Plot(kind="dots", rows=tuple(found), series=drawn, x=x, none=0.0)
 
-    steps = [lines("top activation", before["outliers"]["top_activation"], title="largest activation", log=True)]
+    steps = [lines("top activation", before["outliers"]["top_activation"], y="largest |activation|", log=True)]
     bits = {way: [gap(state, way) for state in found.values()] for way in WAYS}
     after = [Chart(name="eight-bits", plots=(dots(bits, "weights only", "loss that eight bits add, nats a token"),))]
     if seen["weights"]:
         start = window_mean(before["super"]["kl"][: seen["watched"]]).value
-        steps.append(lines("need", start, title="KL without the super weight, nats a token", low=0))
+        steps.append(lines("need", start, y="KL without the super weight, nats a token", low=0))
         groups = {"super": "the super weight", "control": "a control weight"}
         need = {name: [state[group]["kl"] for state in found.values()] for group, name in groups.items()}
         after.insert(0, Chart(name="need", plots=(dots(need, groups["control"], "KL without it, nats a token"),)))

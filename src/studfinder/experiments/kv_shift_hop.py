@@ -128,7 +128,7 @@ def _chart(cells: Cells, floor: list[float]) -> Chart:
         label_of(name, seeds): [list(enumerate(cell["by_hops"], 1)) for cell in ended(seeds)]
         for name, seeds in cells.items()
     }
-    plot = over(found, x="hops", y="accuracy", low=0)
+    plot = over(found, x="hops", y="accuracy", low=0, percent=True)
     hops = tuple(range(1, len(floor) + 1))
     line = Series(name="without a hop", x=hops, points=tuple(map(point, floor)), dotted=True, quiet=True)
     return Chart(name="hops", plots=(replace(plot, series=(*plot.series, line)),))

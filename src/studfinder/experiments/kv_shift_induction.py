@@ -151,6 +151,6 @@ def _charts(cells: Cells, widths: tuple[int, ...]) -> list[Chart]:
             model: [[(w, last(cell))] for w in sorted(widths) for cell in ended(cells[f"{model}, width {w}"])]
             for model in _MODELS
         }
-        plot = over(at_end, title=f"{title} at the end", x="width", log_x=True, low=0)
+        plot = over(at_end, y=f"{title} at the end", x="width", log_x=True, low=0, percent=True)
         charts.append(Chart(name="width", plots=(plot,)))
     return charts

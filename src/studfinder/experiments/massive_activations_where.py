@@ -262,4 +262,6 @@ def _plot(label: str, windows: SeenWindows) -> Plot:
     )
     shaded = None if span is None else (span[0] - 0.5, span[1] + 0.5)
     below = "after layer; shaded: massive ones are there"
-    return Plot(kind="lines", series=series, title=label, x=below, log=True, shaded=shaded)
+    return Plot(
+        kind="lines", series=series, title=label, x=below, y="|a| in the residual stream", log=True, shaded=shaded
+    )

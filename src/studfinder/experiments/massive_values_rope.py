@@ -266,4 +266,5 @@ def _charts(seen: dict[str, Any]) -> list[Chart]:
     top = float(max(share.max() for share in shares.values()))
     edge = Series(name="one turn", x=(1.0, 1.0), points=(point(0.0), point(top)), dotted=True, quiet=True)
     x = "turns over the distances that the layer sees"
-    return [Chart(name="rope", plots=(Plot(kind="lines", series=(*series, edge), x=x, log_x=True, percent=True),))]
+    y = "share of the entries or dims"
+    return [Chart(name="rope", plots=(Plot(kind="lines", series=(*series, edge), x=x, y=y, log_x=True, percent=True),))]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from studfinder.quantizers import RTN, Clip, Scheme, hold_out, method_class, see
 from studfinder.records import Cell, Comparison, Format, SuperWeight, Table
 from studfinder.records.config import option
 from studfinder.records.outside import whole_number
-from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, VERMILLION, log_ticks, new_figure
+from studfinder.report.style import CATEGORIES, GREY, INK, MARKERS, MUTED, VERMILLION, log_ticks, new_figure
 from studfinder.report.words import number
 from studfinder.studies import GridScores, ModelVariant
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.frontier import Member, Step, steps, verdict
 from studfinder.studies.rounding import CAVEAT, NAMES, CalibratedConfig, Rounding, block_of
+from studfinder.visible import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +260,9 @@ _FRAME = (0.3, 1000.0)
 """Percent: what is higher is broken, and what is lower cannot be told from the original."""
 
 
+_CORNER: dict[str, Any] = {"ha": "right", "va": "top", "color": MUTED, "fontsize": 11}
+
+
 def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     """Perplexity over bits."""
     wide = width > 600
@@ -295,8 +300,11 @@ def draw(name: str, seen: dict[str, Any], width: float) -> Figure:
     over = sum(value > _FRAME[1] for _, value, _ in points) + len(seen["points"]) - len(points)
     under = sum(value == _FRAME[0] for _, value, _ in points)
     outside = [f"{n} {where}" for n, where in ((over, "above"), (under, "at or below")) if n]
-    sides = f" (of {len(seen['points'])}, {' and '.join(outside)} this frame)" if outside else ""
-    axes.set_title(f"{name}{sides}")
+    if outside:
+        said = f"of {len(seen['points'])} schemes, {' and '.join(outside)} this frame"
+        said = said if wide else fill(said, 24)
+        axes.annotate(said, (1, 1), xycoords="axes fraction", xytext=(-4, -4), textcoords="offset points", **_CORNER)
+    axes.set_title(visible(name))
     axes.grid()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3 if wide else 1)
     return figure

@@ -276,26 +276,26 @@ def _against_controls(scored: GridScores) -> list[str]:
 
 
 def _charts(scored: GridScores) -> list[Chart]:
-    """KL by the factor of a rebalancing, a plot a scheme. The ends are those of the paired difference, laid on the KL
-    as it is."""
+    """KL over that as it is, by the factor of a rebalancing, a plot a scheme: on one axis, so that schemes compare. The
+    ends are those of the paired difference."""
     found: dict[str, dict[str, dict[float, Any]]] = {}
     for one, plain in kept_pairs(scored):
         difference = scored.change(KL, one.label, plain.label)
         (transform,) = one.detail.transforms or (None,)
         if isinstance(transform, Rebalance) and difference is not None:
             base = scored.scores[plain.label][KL].value
-            lines = found.setdefault(one.family, {name: {1.0: point(base)} for name in (_OTHERS, _SUPER)})
-            ends = tuple(base + end for end in point(difference))
+            lines = found.setdefault(one.family, {name: {1.0: point(1.0)} for name in (_OTHERS, _SUPER)})
+            ends = tuple(1 + end / base for end in point(difference))
             lines[_SUPER if _SUPER in one.label else _OTHERS][2.0**transform.power] = ends
     plots = tuple(
         Plot(
             kind="lines",
             title=family,
             x="weights times this, their inputs divided by it",
-            y="KL, nats per token",
+            y="KL, times that as it is",
             log_x=True,
             log=True,
-            none=lines[_SUPER][1.0][0],
+            none=1.0,
             series=tuple(
                 Series(name=name, x=tuple(sorted(at)), points=tuple(at[x] for x in sorted(at)), quiet=name == _OTHERS)
                 for name, at in lines.items()

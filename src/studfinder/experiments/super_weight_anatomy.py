@@ -233,6 +233,6 @@ def _plot(one: dict[str, Any]) -> Plot:
     layer, x = one["layer"], range(len(one["medians"]))
     series = [line(label, x, map(abs, one[state]), dotted=state == "control") for state, label in _STATES.items()]
     series.append(line("median |a| of the layer", x, one["medians"], quiet=True, dotted=True))
-    title, below = f"{one['weight']}, |a| in its channel", "after layer (shaded: its own)"
+    below, y = "after layer (shaded: its own)", "|a| in its channel"
     shaded = (layer - 0.5, layer + 0.5)
-    return Plot(kind="lines", series=tuple(series), title=title, x=below, log=True, shaded=shaded)
+    return Plot(kind="lines", series=tuple(series), title=one["weight"], x=below, y=y, log=True, shaded=shaded)

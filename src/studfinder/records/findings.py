@@ -203,6 +203,7 @@ class Summary(OneLine):
         bidirectional: why the model is not causal; empty if it is.
         experts: down projections of experts that were searched; `unseen_experts`: those that no prompt reached.
         without_attention: layers whose tokens meet without a softmax, or in one whose Q and K cannot be told.
+        pictured: the tokens of `residual.picture` in profile.safetensors, as text.
     """
 
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -218,6 +219,7 @@ class Summary(OneLine):
     experts: int = 0
     unseen_experts: tuple[str, ...] = ()
     without_attention: tuple[int, ...] = ()
+    pictured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

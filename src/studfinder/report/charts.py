@@ -12,10 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from studfinder.records import Chart, Plot, Series
-from studfinder.report.style import BLUE, GREEN, GREY, MARKERS, MUTED, ORANGE, PURPLE, VERMILLION, log_ticks, new_figure
+from studfinder.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    log_ticks,
+    new_figure,
+)
 from studfinder.visible import visible
 
-COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
+COLOURS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY, INK)
 _BANDS = 3
 """Lines of a plot whose bands can be told apart."""
 _FEW = 25
@@ -39,12 +52,21 @@ def draw_chart(chart: Chart, width: float) -> Figure:
     across = 1 if not wide else count if count < 4 else 2
     rows = [max(heights[first : first + across]) for first in range(0, count, across)]
     figure = new_figure(width, above + sum(rows))
-    # One scale of rows for all, if all have the same rows.
-    alike = wide and len({plot.rows for plot in chart.plots}) == 1 and bool(chart.plots[0].rows)
+    # One scale for all, if all have the same rows, or lines of the same quantity.
+    alike = wide and len({(plot.rows, plot.y, plot.log) for plot in chart.plots}) == 1
+    alike = alike and bool(chart.plots[0].rows or chart.plots[0].y)
     panels = figure.subplots(len(rows), across, squeeze=False, gridspec_kw={"height_ratios": rows}, sharey=alike).flat
     colours = _colours(chart, names)
-    for axes, plot in zip(panels, chart.plots, strict=False):
+    drawn = list(zip(panels, chart.plots, strict=False))
+    for axes, plot in drawn:
         _draw(axes, plot, colours, wide)
+    for place, (axes, plot) in enumerate(drawn):
+        if plot.kind == "lines":
+            _cut(axes, chart.plots if alike else [plot])
+        if plot.log:
+            log_ticks(axes.yaxis if plot.kind == "lines" else axes.xaxis, most=5)
+        if alike and place % across:
+            axes.set_ylabel("")
     for axes in panels[count:]:
         axes.set_axis_off()
     seen = dict(
@@ -80,12 +102,14 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]], wide
         whole = [series for series in plot.series if not series.thin]
         for series in plot.series:
             beside = whole.index(series) + 1 if len(whole) > _BANDS and not series.thin else 0
-            _line(axes, series, *colours[series.name], beside=beside)
+            _line(axes, series, *colours[series.name], beside=beside, share=plot.percent)
         values: Any = axes.yaxis
         across, along = "axhline", "y"
         if plot.shaded is not None:
             axes.axvspan(*plot.shaded, color=ORANGE, alpha=0.13, linewidth=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(x == int(x) for s in plot.series for x in s.x)))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(8, steps=[1, 2, 5, 10], integer=all(x == int(x) for s in plot.series for x in s.x))
+        )
     else:
         _rows(axes, plot, colours)
         labels = [visible(row) for row in plot.rows]
@@ -95,8 +119,9 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]], wide
     if plot.none is not None:
         getattr(axes, across)(plot.none, color=MUTED, linewidth=1)
     axes.set_xlabel(visible(plot.x))
-    axes.set_ylabel(visible(plot.y))
-    if plot.title:
+    # A plot of lines without a name for its values has it as its title.
+    axes.set_ylabel(fill(visible(plot.y or (plot.title if along == "y" else "")), _TITLE))
+    if plot.title and (plot.y or along == "x"):
         axes.set_title(visible(plot.title) if wide else fill(visible(plot.title), _TITLE))
     axes.grid(axis="y" if along == "y" else "x")
     if plot.log_x:
@@ -107,24 +132,23 @@ def _draw(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]], wide
             axes.set_xticks(places, [f"{x:,g}" for x in places])
     if plot.log:
         (axes.set_yscale if along == "y" else axes.set_xscale)("log")
-    if plot.kind == "lines":
-        _cut(axes, plot)
-        axes.set_ylim(bottom=plot.low)
-    if plot.log:
-        log_ticks(values, most=5)
-    elif plot.percent:
+    if plot.percent and not plot.log:
         values.set_major_formatter(PercentFormatter(1.0))
-    elif along == "x":
+    elif along == "y" and not plot.log:
+        values.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    elif along == "x" and not plot.log:
         values.set_major_locator(MaxNLocator(6 if wide else 4))
 
 
-def _line(axes: Axes, series: Series, colour: str, marker: str, line: str, beside: int) -> None:
+def _line(axes: Axes, series: Series, colour: str, marker: str, line: str, beside: int, share: bool) -> None:
     """A line with a band from low to high; where there are too many bands, the last interval as a bar."""
     found = np.array(series.points, dtype=float).reshape(-1, 3)
     good = np.isfinite(found[:, 0])
     if not good.any():
         return
     x, (value, low, high) = np.array(series.x)[good], found[good].T
+    if share:  # a normal interval knows nothing of the ends
+        low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
     style: Any = {"color": colour, "linestyle": ":" if series.dotted else line}
     if series.thin:
         axes.plot(x, value, linewidth=0.8, alpha=0.5, **style)
@@ -140,9 +164,11 @@ def _line(axes: Axes, series: Series, colour: str, marker: str, line: str, besid
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
-def _cut(axes: Axes, plot: Plot) -> None:
-    """Let no interval that reaches far beyond every value, as those of three seeds do, squeeze the values."""
-    values = np.array([p[0] for series in plot.series for p in series.points], dtype=float)
+def _cut(axes: Axes, plots: Sequence[Plot]) -> None:
+    """Let no interval that reaches far beyond every value, as those of three seeds do, squeeze the values of plots
+    that share an axis."""
+    plot = plots[0]
+    values = np.array([p[0] for one in plots for series in one.series for p in series.points], dtype=float)
     values = values[np.isfinite(values) & ((values > 0) | (not plot.log))]
     if len(values) and values.max() > values.min():
         ends = np.log([values.min(), values.max()]) if plot.log else np.array([values.min(), values.max()])
@@ -152,6 +178,7 @@ def _cut(axes: Axes, plot: Plot) -> None:
         axes.set_ylim(max(bottom, low), min(top, high))
     elif len(values) and not values.any():  # nothing was seen: no axis of negative numbers
         axes.set_ylim(0, 1)
+    axes.set_ylim(bottom=plot.low)
 
 
 def _rows(axes: Axes, plot: Plot, colours: dict[str, tuple[str, str, str]]) -> None:

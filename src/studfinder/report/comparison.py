@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from studfinder.records import CensusCard, Findings, OtherNumber
+from studfinder.report.changes import changes
 from studfinder.report.screen import Screen
 from studfinder.report.tables import ranked
 from studfinder.report.words import dims_in_words
@@ -55,6 +56,8 @@ def print_comparison(names: Sequence[str], runs: Sequence[Findings], console: Sc
     for what, cells in found:
         table.add_row(what, *cells)
     console.print(table)
+    for said in changes(runs[0], runs[1])[0] if len(runs) == 2 else ():
+        console.print(f"• {said}")
 
 
 def _cells(f: Findings) -> dict[str, str]:

@@ -18,13 +18,16 @@ _SECTION = re.compile(r'<section id="([\w-]+)"[^>]*>\s*<h2[^>]*>(.*?) <a ', re.D
 _UNSEEN = re.compile(r"<(script|svg|pre)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
 
-def document(template: str, *, title: str, about: str, beside: str = "", **context: object) -> str:
+def document(
+    template: str, *, title: str, about: str, beside: str = "", pictures: bool = False, **context: object
+) -> str:
     """A template as a whole page: with a list of its sections, and what the words mean that it uses. Everything from
     outside is escaped.
 
     Args:
         template: of the body.
         title, about, beside: of the page; of what kind it is, and what stands at the other end of that line.
+        pictures: whether it shows pictures that lie beside it, which no other page does.
         context: what the template shows.
     """
     environment = Environment(
@@ -43,12 +46,14 @@ def document(template: str, *, title: str, about: str, beside: str = "", **conte
     scripts = [Markup(one) for one in (script, buttons) if one]
     # The page may run these scripts and load nothing: a browser refuses what a prompt might smuggle in.
     digests = " ".join(f"'sha256-{_digest(one)}'" for one in scripts) or "'none'"
+    images = "data: 'self' file:" if pictures else "data:"
     return environment.get_template("frame.html").render(
         title=title,
         about=about,
         beside=beside,
         css=Markup(_read("page.css")),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {digests}",
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src {images}; script-src {digests}",
+        pictures=pictures,
         body=Markup(body),  # a template's own output
         sections=[(name, Markup(heading)) for name, heading in _SECTION.findall(body)],
         words=glossary(_UNSEEN.sub(" ", body)),

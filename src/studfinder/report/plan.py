@@ -27,7 +27,7 @@ from studfinder.records import (
 )
 from studfinder.report.charts import draw_chart
 from studfinder.report.result import Drawing, Paste, Sheet, drawing
-from studfinder.report.skyline import Tower, draw_skyline, said_of_skyline
+from studfinder.report.skyline import skyline_of
 from studfinder.report.style import CATEGORIES, MARKERS, new_figure
 
 _MOST = 12
@@ -122,12 +122,10 @@ def short(group: PlannedGroup | GroupCosts) -> str:
 
 
 def _charts(plan: Plan, costs: Sensitivity) -> Iterator[tuple[str, Drawing]]:
-    name, towers = _towers(costs)
+    skyline = skyline_of(costs)
     drawn: dict[str, tuple[Callable[[float], Figure | None], str]] = {}
-    if towers:
-        y = f"KL alone in {name}, nats per token"
-        words = said_of_skyline(towers, f"What rounding each group alone to {name} costs")
-        drawn["skyline"] = partial(draw_skyline, towers, y=y), words
+    if skyline is not None:
+        drawn["skyline"] = skyline.draw, skyline.describe()
     drawn["beside"] = partial(_beside, plan.solutions), "KL of the plan and of others, with intervals."
     drawn["bits"] = (
         partial(_by_bits, plan.solutions),
@@ -137,25 +135,6 @@ def _charts(plan: Plan, costs: Sensitivity) -> Iterator[tuple[str, Drawing]]:
         made = drawing(called, draw, words)
         if made is not None:
             yield called, made
-
-
-def _towers(costs: Sensitivity) -> tuple[str, list[Tower]]:
-    """In the format that most groups have as their first, the one that is dearest; measured where it was."""
-    names = Counter(one.costs[0].stored_as for one in costs.groups if one.costs)
-    if not names:
-        return "", []
-    name = max(names, key=lambda one: names[one])
-    return name, [
-        Tower(
-            layer=group.layer,
-            kind=group.name.rpartition(".")[2],
-            kl=cost.nats,
-            why=group.why,
-        )
-        for group in costs.groups
-        for cost in group.costs
-        if cost.stored_as == name
-    ]
 
 
 def _beside(solutions: Sequence[Solution], width: float) -> Figure | None:

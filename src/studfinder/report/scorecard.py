@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from matplotlib.figure import Figure
@@ -14,21 +15,50 @@ _KINDS = ("fluency", "context", "memory", "reasoning")
 
 
 def tables(cards: Sequence[Scorecard]) -> list[Table]:
-    """One table: of one card with its baseline and change, of several their scores side by side."""
-    return [_single(cards[0]) if len(cards) == 1 else _several(cards)]
+    """Of one card a table with its baseline and change, and one of the measures without headroom; of several their
+    scores side by side."""
+    if len(cards) > 1:
+        return [_several(cards)]
+    lines = _sorted(cards[0])
+    shown = [line for line in lines if line.headroom is not False]
+    found = [_single(cards[0], shown, "scorecard")] if shown or not lines else []
+    if len(shown) < len(lines):
+        silent = [line for line in lines if line.headroom is False]
+        note = "At chance before anything was done, so these can show nothing."
+        found.append(replace(_single(cards[0], silent, "no headroom"), note=note))
+    return found
 
 
-def _single(card: Scorecard) -> Table:
+def scorecard_verdict(card: Scorecard) -> list[str]:
+    """What a scorecard says, in a sentence or two."""
+    lines = _sorted(card)
+    changed = [line for line in lines if line.change is not None and line.headroom is not False]
+    groups = {
+        "Worse": [line for line in changed if line.worse],
+        "Better": [line for line in changed if line.change is not None and line.change.changed and not line.worse],
+        "No change seen": [line for line in changed if line.change is not None and not line.change.changed],
+    }
+    if not card.against:
+        seen = [line for line in lines if line.score is not None and line.chance is not None]
+        groups = {"Above chance": [line for line in seen if line.headroom is not False]}
+    groups |= {
+        "No headroom, at chance": [line for line in lines if line.headroom is False],
+        "Not measured": [line for line in lines if line.score is None],
+    }
+    return [f"{name}: {', '.join(line.measure for line in of)}." for name, of in groups.items() if of]
+
+
+def _single(card: Scorecard, lines: Sequence[Measured], title: str) -> Table:
     before = card.against
     columns = ("measure", "about", *(("before", "after", "change") if before else ("score",)), "chance", "remark")
     rows: list[tuple[Cell, ...]] = []
-    for line in _sorted(card):
+    for line in lines:
         scores: tuple[Cell, ...] = (line.baseline, line.score, line.change) if before else (line.score,)
         rows.append((line.measure, line.kind, *scores, line.chance, _remark(line)))
     note = "Intervals: 95 %, bootstrap over items."
     if before:
         note += " Change: paired within items; × is a ratio, +/- a difference."
-    return Table(title=f"{card.model.id}: scorecard", columns=columns, rows=tuple(rows), note=note)
+    return Table(title=f"{card.model.id}: {title}", columns=columns, rows=tuple(rows), note=note)
 
 
 def _remark(line: Measured) -> str:
@@ -36,7 +66,7 @@ def _remark(line: Measured) -> str:
         return f"not measured: {line.why_not}"
     remarks = [line.why_not] if line.why_not else []
     if line.headroom is False:
-        remarks.append("no headroom: at chance before, so it can show nothing")
+        remarks.append("no headroom")
     if line.change is not None:
         if line.change.changed:
             remarks.append("worse" if line.worse else "better")

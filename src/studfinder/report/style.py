@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from studfinder.errors import in_a_line, known
 from studfinder.visible import say
@@ -29,6 +29,7 @@ WIDE, NARROW = 980, 358
 INK, MUTED, RULE, PAPER = "#1c2026", "#666c75", "#dcd9d2", "#fffefc"
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 VERMILLION, BLUE, GREEN, PURPLE, ORANGE, GREY = "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#9a9fa8"
+SKY = "#56b4e9"
 CATEGORIES = (VERMILLION, BLUE, GREEN, PURPLE)
 MARKERS = ("o", "s", "^", "D")
 KIND_LOOKS = {
@@ -51,6 +52,7 @@ _VARIABLES = {
     GREEN: "--green",
     PURPLE: "--purple",
     ORANGE: "--orange",
+    SKY: "--sky",
     GREY: "--grey",
 }
 _STYLE = {
@@ -105,7 +107,10 @@ def log_ticks(axis: Axis, *, most: int = 8) -> None:
     low, high = axis.get_view_interval()
     if not 0 < low < high < inf:  # nothing that a log axis can show
         return
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,), numticks=most))
+    if high / low < 4:  # too little for decades
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,), numticks=most))
     axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
 

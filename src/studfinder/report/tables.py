@@ -64,6 +64,11 @@ def activations(findings: Findings) -> list[ActivationRow]:
     return sorted(rows, key=lambda row: -abs(row.largest.value))
 
 
+def massive_dims(findings: Findings) -> list[int]:
+    """Dims with massive activations, the largest first: what other tools ask for."""
+    return [row.dim for row in activations(findings)]
+
+
 def searched(findings: Findings) -> list[Searched]:
     """A row a phenomenon."""
     at, summary = findings.summary.thresholds, findings.summary

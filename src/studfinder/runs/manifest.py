@@ -18,7 +18,7 @@ from studfinder.runs.earlier import earlier_files
 
 MANIFEST = "run.json"
 FORMAT = "studfinder.run"
-_DRAWN = re.compile(r"figure-[^/]*\.(png|svg)|table[^/]*\.csv")
+_DRAWN = re.compile(r"figure-[^/]*\.(png|svg)|table[^/]*\.csv|card\.png")
 
 
 def listing(folder: Path) -> list[str]:

@@ -85,14 +85,14 @@ def curves(
     """A plot for each curve ("outliers/..." of those within it): what it is over steps.
 
     Args:
-        titles: of the plots, by curve.
+        titles: what is plotted, by curve.
         log: the curves whose axis is logarithmic.
         more: of every plot.
     """
     plots = []
     for curve, title in titles.items():
         found = {label_of(one, seeds): [_points(cell, curve) for cell in ended(seeds)] for one, seeds in cells.items()}
-        plots.append(over(found, title=title, x="steps", log=curve in log, **more))
+        plots.append(over(found, y=title, x="steps", log=curve in log, percent=curve == "accuracy", **more))
     return Chart(name=name, plots=tuple(plots))
 
 

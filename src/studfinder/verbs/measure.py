@@ -21,7 +21,7 @@ from studfinder.records import Interval, Measured, RunCard, Scorecard, to_json
 from studfinder.records.config import identity, takes
 from studfinder.records.presented import Presented
 from studfinder.report.result import Sheet, drawing
-from studfinder.report.scorecard import draw_scorecard, tables
+from studfinder.report.scorecard import draw_scorecard, scorecard_verdict, tables
 from studfinder.runs import SCORING, Run, Steps, key_of, now, read, run_of, silent, versions, write_text
 from studfinder.sites import check_causal
 from studfinder.studies import Grid, ModelVariant
@@ -291,6 +291,7 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
         run=card.run,
         record=card if len(cards) == 1 else None,
         tables=tables(cards),
+        notes=scorecard_verdict(card) if len(cards) == 1 else (),
         charts=charts,
     )
     return write_sheet(folder, sheet)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
+
 from studfinder.errors import StudfinderError
-from studfinder.records import Findings
+from studfinder.records import Findings, Result, Sensitivity
 from studfinder.report import figures
 from studfinder.report.html import comparison_page, page
 from studfinder.report.profile import Profile
-from studfinder.report.style import attempted, rendered
+from studfinder.report.sharing import sharing_card
+from studfinder.report.skyline import Skyline, skyline_of
+from studfinder.report.style import WIDE, attempted, rendered
+from studfinder.report.tables import massive_dims
+from studfinder.report.words import verdict_sentence
 from studfinder.runs import drawn, read, record_file, write_bytes, write_text
+
+_CARD = 1300
+"""Width of a card's figure in CSS pixels: flat, so that it fills the card."""
 
 
 class ScanRun(NamedTuple):
@@ -88,19 +98,67 @@ def write_report(folder: Path, findings: Findings, profile: Profile, *, run: Pat
     Args:
         run: the folder that it tells of, if that is not `folder`.
     """
-    written, failed = ["report.html"], set()
-    for name in figures.available(findings, profile):
-        content = attempted(name, partial(_files, name, findings, profile))
+    place, written, failed = run or folder, ["report.html"], set()
+    skyline = skyline_beside(place, findings)
+    draws: dict[str, Callable[..., Figure]] = {
+        name: partial(figures.draw, name, findings, profile) for name in figures.available(findings, profile)
+    }
+    if skyline is not None:
+        draws["skyline"] = skyline.draw
+    for name, draw in draws.items():
+        content = attempted(name, partial(_files, name, draw))
         if content is None:
             failed.add(name)
         for file, of in (content or {}).items():
             written.append(file)
             write_bytes(folder / file, partial(Path.write_bytes, data=of))
-    write_text(folder / "report.html", page(findings, profile, folder=str(run or folder), without=failed))
+    whole = {name: draw for name, draw in draws.items() if name not in failed}
+    card = attempted("card", partial(_card, findings, whole))
+    if card is not None:
+        written.append("card.png")
+        write_bytes(folder / "card.png", partial(Path.write_bytes, data=card))
+    written.append("massive-dims.json")
+    write_text(folder / written[-1], json.dumps(massive_dims(findings)) + "\n")
+    html = page(findings, profile, folder=str(place), without=failed, skyline=skyline)
+    write_text(folder / "report.html", html)
     drawn(folder, written)
     return folder / "report.html"
 
 
-def _files(name: str, findings: Findings, profile: Profile) -> dict[str, bytes]:
-    figure = figures.draw(name, findings, profile)
+_BEST = ("skyline", "effects", "scores", "depth")
+"""Figures by how much they say, of which a card shows the first."""
+
+
+def _card(findings: Findings, draws: Mapping[str, Callable[..., Figure]]) -> bytes:
+    """What the page says, in a picture."""
+    best = next((name for name in _BEST if name in draws), None)
+    return sharing_card(
+        title=verdict_sentence(findings),
+        about="what holds this model up",
+        foot=f"{findings.model.id} · {findings.model.parameters / 1e6:,.0f} M parameters · {findings.run.started[:10]}",
+        picture=draws[best](width=_CARD) if best is not None else None,
+    )
+
+
+def _files(name: str, draw: Callable[..., Figure]) -> dict[str, bytes]:
+    figure = draw(width=WIDE)
     return {f"figure-{name}.{kind}": rendered(figure, kind=kind, name=name) for kind in ("png", "svg")}
+
+
+def skyline_beside(run: Path, findings: Findings) -> Skyline | None:
+    """What rounding each group of a scanned model costs: from the newest plan or which-layer experiment of the same
+    weights beside the run's folder; None where there is none that can be read."""
+    files = [file for name in ("*/sensitivity.json", "*/result.json") for file in run.absolute().parent.glob(name)]
+    for file in sorted(files, key=lambda one: one.stat().st_mtime_ns, reverse=True):
+        try:
+            costs = read(file)
+        except StudfinderError:  # of another kind, or damaged: no matter of this page
+            continue
+        if not isinstance(costs, Sensitivity) and not (
+            isinstance(costs, Result) and costs.name.endswith("which-layer")
+        ):
+            continue
+        cards = costs.models if isinstance(costs, Result) else (costs.model,)
+        if [card.content_hash for card in cards] == [findings.model.content_hash]:
+            return skyline_of(costs, findings)
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ from studfinder.report.equivalence import equivalence_sheet
 from studfinder.report.plan import plan_sheet
 from studfinder.report.quantization import quantization_sheet
 from studfinder.report.result import Drawing, Sheet, html_sheet, markdown_sheet
+from studfinder.report.sharing import sharing_card
 from studfinder.report.style import attempted, rendered
 from studfinder.report.training import training_sheet
 from studfinder.runs import drawn, kind_of, read, write_bytes, write_text, writes_to
@@ -26,8 +26,8 @@ def write_sheet(folder: Path, sheet: Sheet, run: Path | None = None) -> Path:
     """Write everything that a person reads of a result; returns the page.
 
     `table.md` holds the notes and all tables; `table.csv` the first table, `table-2.csv` the second, and so on;
-    `figure-NAME.png` and `.svg`; `report.html` all of it in one file. A figure that cannot be drawn is named on stderr,
-    and left out.
+    `figure-NAME.png` and `.svg`; `card.png`, for sharing; `report.html` all of it in one file. A figure that cannot be
+    drawn is named on stderr, and left out.
 
     Args:
         run: the folder of the run that it tells of, if that is not `folder` (or what that becomes when it is done).
@@ -41,10 +41,24 @@ def write_sheet(folder: Path, sheet: Sheet, run: Path | None = None) -> Path:
     for name, content in texts.items():
         write_text(folder / name, content)
     figures = {file: data for files in drawings.values() for file, data in files.items()}
+    card = attempted("card", partial(_card, sheet))
+    if card is not None:
+        figures["card.png"] = card
     for file, data in figures.items():
         write_bytes(folder / file, partial(Path.write_bytes, data=data))
     drawn(folder, [*texts, *figures])
     return folder / "report.html"
+
+
+def _card(sheet: Sheet) -> bytes:
+    """What the page says, in a picture."""
+    first = next(iter(sheet.charts.values()), None)
+    return sharing_card(
+        title=sheet.notes[0] if sheet.notes else sheet.lead or sheet.title,
+        about=sheet.title,
+        foot=" · ".join([", ".join(card.id for card in sheet.models) or sheet.title, sheet.run.started[:10]]),
+        picture=first.wide if first is not None else None,
+    )
 
 
 def _files(name: str, chart: Drawing) -> dict[str, bytes] | None:
@@ -60,15 +74,13 @@ def write_plan(folder: Path, plan: Plan, costs: Sensitivity) -> Path:
 
 
 def _pasted(folder: Path, plan: Plan) -> dict[str, str]:
-    """The files that a plan's run wrote for tools, those that are there, and how to carry it out here."""
+    """The files that a plan's run wrote for tools, those that are there."""
     found = {
         f"{one.tool}: {file}": folder / file
         for one in plan.solutions
         if one.tool and (file := tool_named(one.tool).FILE)
     }
-    carry = f"studfinder quantize {shlex.quote(plan.model.id)} --plan RUN --out OUT"
-    texts = {title: path.read_text("utf-8") for title, path in found.items() if path.is_file()}
-    return texts | {"studfinder, where RUN is this folder": carry}
+    return {title: path.read_text("utf-8") for title, path in found.items() if path.is_file()}
 
 
 def redraw_record(path: Path, out: Path | None = None) -> Path:

@@ -19,6 +19,8 @@ FIGURES = {
     "places": "studfinder.report.figures.places",
     "predicted": "studfinder.report.figures.predicted",
     "depth": "studfinder.report.figures.depth",
+    "picture": "studfinder.report.figures.picture",
+    "ranges": "studfinder.report.figures.ranges",
     "spikes": "studfinder.report.figures.spikes",
     "maps": "studfinder.report.figures.maps",
     "sinks": "studfinder.report.figures.sinks",
