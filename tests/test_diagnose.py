@@ -18,6 +18,7 @@ from faults import FAULTS, Case, case
 from studfinder.cli.app import run_cli
 from studfinder.diagnosis.outputs import engine_beside
 from studfinder.diagnosis.patterns import pattern_of
+from studfinder.diagnosis.token_kinds import kind_of_token
 from studfinder.diagnosis.words import words_that_differ
 from studfinder.errors import StudfinderError
 from studfinder.models import LM, load
@@ -334,3 +335,36 @@ def test_healthy_parts_are_ranked_by_what_they_are_predicted_to_cost(text):
     assert tried.won.value == pytest.approx(tried.predicted, rel=0.9)
     everything = diagnose(made, against=original, text=text, window=32, limit=4)
     assert everything.parts[0].name in sorted(predicted, key=predicted.get)[-3:]
+
+
+def test_how_a_checkpoint_is_stored_is_said(tmp_path, text):
+    source = checkpoint(tmp_path / "m")
+    quantize(source, bits=4, group="channel", zero="none", out=tmp_path / "w4", skip=("model.layers.1.mlp.down_proj",))
+    path = next((tmp_path / "w4").glob("*.safetensors"))
+    weights = load_file(path)
+    weights["model.layers.0.mlp.down_proj.weight_scale"][:2] = 0
+    save_file(weights, path, metadata={"format": "pt"})
+    found = diagnose(tmp_path / "w4", against=source, text=text, window=32, limit=4)
+    assert {(one.what, one.where) for one in found.stored} == {
+        ("16", "model.layers.1.mlp.down_proj"),
+        ("scales", "model.layers.0.mlp.down_proj.weight_scale"),
+    }
+    assert next(one.about for one in found.stored if one.what == "scales").startswith("2 of ")
+    assert (found.ill, found.culprit) == (True, "model.layers.0.mlp.down_proj")
+    assert sum(one.tokens for one in found.by_kind) == 4 * 31
+
+
+@pytest.mark.parametrize(
+    ("token", "kind"),
+    [
+        ("Ġthe", "a word begins"),
+        ("▁the", "a word begins"),
+        ("ing", "a word goes on"),
+        ("Ġ2011", "a number"),
+        ("Ġ.", "punctuation"),
+        ("ĊĊ", "white space"),
+        ("▁", "white space"),
+    ],
+)
+def test_tokens_are_of_kinds(token, kind):
+    assert kind_of_token(token) == kind

@@ -27,6 +27,7 @@ PLAIN = {
     "experiments/outlier_free_finetune.py": "puts variants into a model",
     "studies/swept.py": "asks whether an edit changed anything",
     "verbs/diagnose_mend.py": "a recipe in memory; whether the checkpoint's own formats have a name",
+    "verbs/diagnose_stored.py": "a look at the checkpoint's own rules",
     "cli/app.py": "prints it",
     "recipes/auto_round.py": "names a format that is none of ours in the tool's words",
     "recipes/gptqmodel.py": "names a format that is none of ours in the tool's words",

@@ -179,7 +179,7 @@ def test_many_runs_have_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "content hash" not in shown
     html = (tmp_path / "all" / "report.html").read_text("utf-8")
     assert "5 scans, side by side" in html
-    assert "<th>content hash</th>" in html
+    assert '<th scope="col">content hash</th>' in html
     assert all(html.count(f"({folder})</th>") == 1 for folder in folders)
 
 

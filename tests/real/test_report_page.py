@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,13 @@ from typing import Any
 import pytest
 
 import studfinder as sf
+from browsed import chromium
 from builtins_here import REAL_DTYPE
 from studfinder.report.profile import head_ratios
 from studfinder.texts import default_prompts
 from studfinder.verbs.report import ScanRun, read_run
 
-sync_api = pytest.importorskip("playwright.sync_api")
-
 pytestmark = pytest.mark.real
-
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +28,8 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> ScanRun:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=_FLAGS.split())
-        yield chromium
-        chromium.close()
+    with chromium() as found:
+        yield found
 
 
 def test_the_manifest_is_written_last_and_lists_all(scanned: ScanRun):

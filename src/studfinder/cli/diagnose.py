@@ -8,7 +8,7 @@ from dataclasses import replace
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import gated, place_of, say_if_older
+from studfinder.cli.shown import gated, place_of, say_if_older, say_next
 from studfinder.verbs.configs import DiagnoseConfig
 from studfinder.visible import say, say_json
 
@@ -57,6 +57,7 @@ def command(
 
         print_sheet("diagnosis", diagnosis_tables(found), [], folder)
         say(found.verdict)
-        if found.mend:
-            say(f"next      {found.mend}")
+        if found.mend and ": studfinder " not in found.mend:
+            say(f"mend      {found.mend}")
+        say_next(found, folder)
     gated(failed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
+from studfinder.cli.shown import say_next
 from studfinder.verbs.equalize_config import EqualizeConfig
 from studfinder.visible import say, say_json
 
@@ -56,4 +58,4 @@ def command(
     say(made.verdict)
     if config.out is not None and made.changes:
         say(f"written   {config.out}")
-        say(f"next      studfinder quantize {config.out} --out {config.out}-w4, or your own tool")
+    say_next(made, Path(config.out or "EQUAL"))

@@ -12,7 +12,7 @@ import typer
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import say_if_older
+from studfinder.cli.shown import say_if_older, say_next
 from studfinder.errors import StudfinderError
 from studfinder.records.config import settings_of
 from studfinder.verbs.configs import ExperimentConfig
@@ -103,6 +103,7 @@ def command(
     from studfinder.report.claims import claims_table
 
     print_sheet(result.name, (*claims_table(result.claims), *result.tables), result.notes, folder)
+    say_next(result, folder)
 
 
 def _all(config: ExperimentConfig, more: Sequence[str], as_json: bool, dry_run: bool) -> None:

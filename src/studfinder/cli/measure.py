@@ -7,7 +7,7 @@ import sys
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import gated, place_of, say_if_older
+from studfinder.cli.shown import gated, place_of, say_if_older, say_next
 from studfinder.verbs.configs import MeasureConfig
 from studfinder.visible import say, say_json
 
@@ -66,4 +66,5 @@ def command(
         from studfinder.report.scorecard import tables
 
         print_sheet("scorecard", tables([card]), [f"edit: {words}" for words in card.edits], folder)
+        say_next(card, folder)
     gated(failed)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import place_of, say_if_older
+from studfinder.cli.shown import place_of, say_if_older, say_next
 from studfinder.verbs.configs import PlanConfig
 from studfinder.visible import say, say_json
 
@@ -63,10 +62,7 @@ def command(
         print_sheet("plan", plan_tables(one), plan_notes(made, one), None)
     say("")
     say(f"report    {folder}/report.html")
-    said = "next      studfinder quantize MODEL --plan RUN --out OUT"
-    for word, meant in (("MODEL", model), ("RUN", str(folder)), ("OUT", f"{Path(model).name}-planned")):
-        said = said.replace(word, meant, 1)
-    say(said)
+    say_next(made, folder)
 
 
 def _forecast(ready: object, place: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
+from studfinder.cli.shown import say_next
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.visible import say, say_json
 
@@ -68,3 +69,4 @@ def _print(done: Quantization, out: Path) -> None:
         say(note)
     say(f"seen to load in: {done.engines}")
     say(f"checkpoint {out}")
+    say_next(done, out)

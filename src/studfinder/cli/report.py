@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Draw the report of a run again, or set several side by side.
 
-    Scans, scorecards and experiments can be set side by side; trainings, plans and quantised models are drawn again,
-    each by itself.
+    Scans, scorecards and experiments can be set side by side; trainings, plans, diagnoses, equivalent and quantised
+    models are drawn again, each by itself.
     """
     from studfinder.errors import StudfinderError
     from studfinder.runs import kind_of
@@ -86,22 +86,10 @@ def _experiments(runs: list[Path], out: Path | None) -> Path | None:
     return page
 
 
-def _trainings(runs: list[Path], out: Path | None) -> Path | None:
-    from studfinder.verbs.results import redraw_training
+def _record(runs: list[Path], out: Path | None) -> Path | None:
+    from studfinder.verbs.results import redraw_record
 
-    return redraw_training(_one(runs), out)
-
-
-def _quantizations(runs: list[Path], out: Path | None) -> Path | None:
-    from studfinder.verbs.results import redraw_quantization
-
-    return redraw_quantization(_one(runs), out)
-
-
-def _plans(runs: list[Path], out: Path | None) -> Path | None:
-    from studfinder.verbs.results import redraw_plan
-
-    return redraw_plan(_one(runs), out)
+    return redraw_record(_one(runs), out)
 
 
 def _one(runs: list[Path]) -> Path:
@@ -116,7 +104,7 @@ _DRAWN: dict[str, Callable[[list[Path], Path | None], Path | None]] = {
     "studfinder.findings": _scans,
     "studfinder.scorecard": _scorecards,
     "studfinder.experiment": _experiments,
-    "studfinder.training": _trainings,
-    "studfinder.quantization": _quantizations,
-    "studfinder.plan": _plans,
+    **dict.fromkeys(
+        (f"studfinder.{kind}" for kind in ("training", "quantization", "plan", "diagnosis", "equivalence")), _record
+    ),
 }

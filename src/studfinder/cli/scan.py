@@ -7,7 +7,7 @@ import sys
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
 from studfinder.cli.progress import progress_bar
-from studfinder.cli.shown import place_of, say_if_older
+from studfinder.cli.shown import place_of, say_if_older, say_next
 from studfinder.verbs.configs import ScanConfig
 from studfinder.visible import say, say_json
 
@@ -71,3 +71,4 @@ def command(
         say_json(to_json(findings, indent=1))  # also where a run of version 1 is shown
     else:
         print_findings(findings, folder)
+        say_next(findings, folder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -36,6 +37,14 @@ def place_of(run: Run, overwrite: bool) -> str:
     run.check(overwrite)
     found = None if overwrite else run.finished()
     return f"into {run.path}" if found is None else f"it is finished in {found}, and would be shown again"
+
+
+def say_next(record: Any, folder: Path, most: int = 3) -> None:
+    """Print what to run next, by what a record says: commands, the first one first, each with its reason."""
+    from studfinder.report.next_steps import next_steps
+
+    for number, step in enumerate(next_steps(record, str(folder))[:most]):
+        say(f"{'' if number else 'next':10}{step.command}", f"{'':12}{step.why}")
 
 
 def gated(failed: Sequence[str]) -> None:

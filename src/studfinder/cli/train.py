@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from studfinder.cli import options as o
 from studfinder.cli.faces import face
-from studfinder.cli.shown import say_if_older
+from studfinder.cli.shown import say_if_older, say_next
 from studfinder.verbs.configs import TrainConfig
 from studfinder.visible import say, say_json
 
@@ -66,3 +66,4 @@ def command(
         if curve:
             say(f"{name.replace('_', ' '):20}{curve[0][1]:.3g} at step {curve[0][0]}, {curve[-1][1]:.3g} at the end")
     say(f"model     {folder / 'model'}")
+    say_next(record, folder)

@@ -19,8 +19,8 @@ from studfinder.studies.experiment import Experiment
 from studfinder.verbs.results import write_sheet
 
 
-def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
-    """Write the tables, figures and page of a result; returns the page."""
+def draw_into(folder: Path, result: Result, module: ModuleType, run: Path | None = None) -> Path:
+    """Write the tables, figures and page of a result; returns the page. `run` as of `write_sheet`."""
     entry: Experiment = module.EXPERIMENT
     said = f"{entry.summary} The tables hold the numbers."
     charts = {chart.name: partial(draw_chart, chart) for chart in result.charts}
@@ -36,19 +36,21 @@ def draw_into(folder: Path, result: Result, module: ModuleType) -> Path:
         lead=lead,
         models=result.models,
         run=result.run,
+        record=result,
         tables=(*claims_table(result.claims), *result.tables),
         notes=result.notes,
         charts=drawn,
     )
-    return write_sheet(folder, sheet)
+    return write_sheet(folder, sheet, run)
 
 
 def redraw(folder: Path, out: Path | None = None) -> Path:
     """Draw the tables, figures and page of a finished experiment again."""
     result = read(folder, Result)
-    target = out or (folder if folder.is_dir() else folder.parent)
+    own = folder if folder.is_dir() else folder.parent
+    target = out or own
     target.mkdir(parents=True, exist_ok=True)
-    return draw_into(target, result, experiment_named(result.name))
+    return draw_into(target, result, experiment_named(result.name), own)
 
 
 def redraw_together(runs: Sequence[Path], out: Path | None) -> tuple[Sheet, Path | None]:

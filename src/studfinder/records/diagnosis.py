@@ -81,6 +81,24 @@ class WorstToken(OneLine):
     kl: float
 
 
+@dataclass(frozen=True)
+class KindDiagnosis(OneLine):
+    """The mean KL, in nats, where a token of a kind comes next, and how many do."""
+
+    kind: str
+    tokens: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class StoredDiagnosis(OneLine):
+    """Something about how a checkpoint is stored: a format or "scales", of which matrix or tensor, and in words."""
+
+    what: str
+    where: str
+    about: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SettingDiagnosis(OneLine):
     """A setting that differs.
@@ -140,6 +158,8 @@ class Diagnosis(Presented):
         perplexity: of the model over that of the original.
         settings_kl: the KL that is left with all weights put back: what settings do; None if not measured.
         by_position: KL in stretches of a window, as (first position, KL).
+        by_kind: KL by the kind of token that comes next.
+        stored: what is stored unlike others, and scales that cannot be right.
         parts: those that differ, the worst first.
         carriers: what carries the original, and what it is here.
         blocks, worst, settings, engine: see their records.
@@ -163,6 +183,8 @@ class Diagnosis(Presented):
     perplexity: Interval
     settings_kl: Interval | None = None
     by_position: tuple[tuple[int, float], ...] = ()
+    by_kind: tuple[KindDiagnosis, ...] = ()
+    stored: tuple[StoredDiagnosis, ...] = ()
     parts: tuple[PartDiagnosis, ...] = ()
     carriers: tuple[CarrierDiagnosis, ...] = ()
     blocks: tuple[BlockDiagnosis, ...] = ()

@@ -15,6 +15,7 @@ def diagnosis_sheet(found: Diagnosis) -> Sheet:
         lead=found.verdict,
         models=(found.model, found.original),
         run=found.run,
+        record=found,
         tables=diagnosis_tables(found),
         notes=tuple(filter(None, (found.mend,))),
     )
@@ -61,6 +62,17 @@ def diagnosis_tables(found: Diagnosis) -> list[Table]:
                 + (f" {more} more in diagnosis.json." if more > 0 else ""),
             )
         )
+    if found.stored:
+        more = len(found.stored) - _SHOWN
+        tables.append(
+            Table(
+                title="How it is stored",
+                columns=("what", "where", "about"),
+                rows=tuple((one.what, one.where, one.about) for one in found.stored[:_SHOWN]),
+                note="Unlike others of its kind, as recipes may want; scales that are zero, not finite or saturated."
+                + (f" {more} more in diagnosis.json." if more > 0 else ""),
+            )
+        )
     if found.carriers:
         tables.append(
             Table(
@@ -83,6 +95,9 @@ def diagnosis_tables(found: Diagnosis) -> list[Table]:
     if found.by_position:
         stretches = tuple((f"from {first}", kl) for first, kl in found.by_position)
         tables.append(Table(title="By position", columns=("positions", "KL"), rows=stretches))
+    if found.by_kind:
+        kinds = tuple((one.kind, one.tokens, one.kl) for one in found.by_kind)
+        tables.append(Table(title="By kind of token", columns=("what comes next", "tokens", "KL"), rows=kinds))
     if found.worst:
         worst_rows = tuple((one.context, one.token, one.kl) for one in found.worst)
         tables.append(Table(title="Tokens that differ most", columns=("after", "token", "KL, nats"), rows=worst_rows))

@@ -15,6 +15,7 @@ def equivalence_sheet(made: Equivalence) -> Sheet:
         lead=made.verdict,
         models=(made.model,),
         run=made.run,
+        record=made,
         tables=equivalence_tables(made),
         notes=made.notes,
     )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Collection, Sequence
 from functools import partial
-from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from studfinder.records import Findings
@@ -16,21 +12,18 @@ from studfinder.report import figures, tables
 from studfinder.report.caveats import caveats
 from studfinder.report.comparison import WIDEST
 from studfinder.report.comparison import rows as comparison_rows
+from studfinder.report.document import document
 from studfinder.report.figures.places import APART
+from studfinder.report.next_steps import next_steps
 from studfinder.report.profile import Profile, pack_profile
 from studfinder.report.snippets import as_keep, as_python
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg
 from studfinder.report.words import (
     census_sentence,
     count,
-    number,
-    one_more,
     other_lists,
-    percent,
-    token,
     verdict_sentence,
 )
-from studfinder.visible import visible
 
 _STATIC = ("effects", "scores", "iceberg", "places", "predicted", "depth", "spikes")
 """The page draws maps and sinks itself, so that they can be explored."""
@@ -63,8 +56,12 @@ def page(findings: Findings, profile: Profile, *, folder: str = "", without: Col
         for name in _STATIC
         if name in available and name not in without
     }
-    return render(
+    return document(
         "page.html",
+        title=findings.model.id,
+        about="what holds this model up",
+        beside=" · ".join(filter(None, (findings.model.id, findings.run.started[:10]))),
+        steps=next_steps(findings, folder),
         f=findings,
         verdict=verdict_sentence(findings),
         census=census_sentence(findings),
@@ -93,52 +90,16 @@ def comparison_page(runs: Sequence[tuple[str, Findings, Profile]]) -> str:
         if "depth" in figures.available(findings, profile):
             draw = partial(_svg, "depth", findings, profile, NARROW, "chart", f"run{place}-depth")
             charts.append((name, attempted("depth", draw) or Markup("")))
-    return render(
+    return document(
         "comparison.html",
+        title=", ".join(name for name, _, _ in runs),
+        about="side by side",
         names=[name for name, _, _ in runs],
         rows=comparison_rows([findings for _, findings, _ in runs]),
         many=len(runs) > WIDEST,
         verdicts=[(name, verdict_sentence(findings)) for name, findings, _ in runs],
         charts=charts,
     )
-
-
-def render(template: str, **context: object) -> str:
-    """A template filled in; everything from outside is escaped."""
-    environment = Environment(
-        loader=PackageLoader("studfinder.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters |= {"count": count, "token": token, "num": number, "percent": percent}
-    environment.tests |= {"one_more": one_more}
-    css, script, buttons = _read("page.css"), _read("page.js"), _read("buttons.js")
-    # The page may run these two scripts and load nothing: a browser refuses what a prompt might smuggle in.
-    digests = " ".join(f"'sha256-{_digest(one)}'" for one in (script, buttons))
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {digests}"
-    return environment.get_template(template).render(
-        css=Markup(css),
-        script=Markup(script),
-        buttons=Markup(buttons),
-        policy=policy,
-        **context,
-    )
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _shown(value: object) -> object:
-    """What a template prints: a name can turn a page's reading direction as it can a terminal's."""
-    return visible(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _read(name: str) -> str:
-    return files("studfinder.report").joinpath(f"templates/{name}").read_text("utf-8")
 
 
 def _chart(name: str, findings: Findings, profile: Profile) -> Markup:

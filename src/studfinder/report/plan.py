@@ -48,6 +48,7 @@ def plan_sheet(plan: Plan, costs: Sensitivity, recipes: Mapping[str, str]) -> Sh
         lead=lead,
         models=(plan.model,),
         run=plan.run,
+        record=plan,
         tables=tables,
         notes=(*notes, *plan.notes),
         charts=dict(_charts(plan, costs)),

@@ -31,6 +31,7 @@ def quantization_sheet(done: Quantization) -> Sheet:
         lead=f"From {done.origin}.",
         models=(),
         run=run,
+        record=done,
         tables=tables,
         notes=done.notes,
     )

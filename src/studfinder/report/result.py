@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from studfinder.records import ModelCard, RunCard, Table
 from studfinder.report.cells import is_number, markdown, text
+from studfinder.report.document import document
 from studfinder.report.escaped import code, for_markdown
-from studfinder.report.html import render
+from studfinder.report.next_steps import next_steps
 from studfinder.report.style import NARROW, WIDE, attempted, inline_svg, styled
 
 
@@ -53,6 +54,7 @@ class Sheet:
         models, run: what it was made from.
         tables, notes, charts: what was measured, what that says, and how it looks.
         pastes: what the page has to copy; elsewhere they are files of their own.
+        record: that it shows, which says what to run next; None where there is no single one.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Sheet:
     notes: Sequence[str] = ()
     charts: Mapping[str, Drawing] = field(default_factory=dict)
     pastes: Sequence[Paste] = ()
+    record: object = None
 
 
 def markdown_sheet(sheet: Sheet) -> str:
@@ -74,18 +77,36 @@ def markdown_sheet(sheet: Sheet) -> str:
     return "\n".join([*lines, "", *(markdown(table) for table in sheet.tables)]).rstrip() + "\n"
 
 
-def html_sheet(sheet: Sheet) -> str:
-    """All of it, in one file that loads nothing."""
+def html_sheet(sheet: Sheet, run: str = "") -> str:
+    """All of it, in one file that loads nothing; `run` is its folder as a user would type it."""
     charts = [
-        (name, drawn, chart.description)
+        (name, _titled(name), drawn, chart.description)
         for name, chart in sheet.charts.items()
         if (drawn := attempted(name, partial(_drawn, name, chart))) is not None
     ]
-    return render("result.html", sheet=sheet, charts=charts, cell=text, is_number=is_number)
+    return document(
+        "result.html",
+        title=sheet.title,
+        about=sheet.run.verb,
+        beside=sheet.run.started,
+        sheet=sheet,
+        steps=next_steps(sheet.record, run),
+        charts=charts,
+        cell=text,
+        is_number=is_number,
+    )
+
+
+def _titled(name: str) -> str:
+    """The name of a figure's file as a heading."""
+    words = name.replace("-", " ")
+    return words[:1].upper() + words[1:]
 
 
 def _drawn(name: str, chart: Drawing) -> Markup:
     def svg(figure: Figure, size: str) -> Markup:
-        return inline_svg(figure, name=f"{name}-{size}", title=name, description=chart.description, css=f"chart {size}")
+        return inline_svg(
+            figure, name=f"{name}-{size}", title=_titled(name), description=chart.description, css=f"chart {size}"
+        )
 
     return svg(chart.wide, "wide") + svg(chart.narrow, "narrow")

@@ -229,7 +229,7 @@ def _tail(findings: Findings, folder: Path | None, console: Screen) -> None:
     best = next(iter(findings.super_weights or ranked(findings.proven_numbers)), None)
     if best is not None:
         console.print(
-            f"next      sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})"
+            f"python    sf.load({findings.model.id!r}).model.get_parameter({shorten(best.parameter)!r})"
             f"[{', '.join(map(str, best.index))}]  # {best.value:+.4g}",
             soft_wrap=True,
         )

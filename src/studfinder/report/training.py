@@ -37,7 +37,14 @@ def training_sheet(record: Training) -> Sheet:
     drawn = drawing("training", partial(_draw, record), "Curves over training steps.") if _seen(record) else None
     charts = {} if drawn is None else {"training": drawn}
     return Sheet(
-        title="Training", lead=lead, models=(), run=record.run, tables=_tables(record), notes=notes, charts=charts
+        title="Training",
+        lead=lead,
+        models=(),
+        run=record.run,
+        record=record,
+        tables=_tables(record),
+        notes=notes,
+        charts=charts,
     )
 
 

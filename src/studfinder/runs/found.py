@@ -29,13 +29,13 @@ _FILES: dict[type, str] = {
     Result: "result.json",
     Training: "result.json",
     Quantization: "studfinder.json",
-    Recipe: "recipe.json",
     Plan: "plan.json",
-    Sensitivity: "sensitivity.json",
     Diagnosis: "diagnosis.json",
     Equivalence: "equivalence.json",
+    Recipe: "recipe.json",
+    Sensitivity: "sensitivity.json",
 }
-"""The records, and how the file is called that holds one."""
+"""The records, and how the file is called that holds one; last those that other runs write beside their own."""
 
 RECORDS: dict[str, type] = {kind.format: kind for kind in _FILES}  # type: ignore[attr-defined]
 """The records by their formats."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from studfinder.errors import StudfinderError
 from studfinder.models import LM
-from studfinder.recipes import read_rules_file, rule_set
+from studfinder.recipes import NamedMatrix
 from studfinder.records import UNTOUCHED, ModelCard, Recipe
 from studfinder.records.diagnosis import PartDiagnosis
-from studfinder.records.loading import SourceConfig
 from studfinder.verbs.recipe import recipe_for
-from studfinder.verbs.recipe_outline import Outline, outline_of
+from studfinder.verbs.recipe_outline import Outline
 
 _OF_PRECISION = ("rows", "columns", "rounding", "column scales")
 """Faults that more bits mend; what is lost or wrong is to be written anew."""
@@ -33,16 +31,17 @@ def spared_parts(parts: Sequence[PartDiagnosis]) -> list[PartDiagnosis]:
     return won[:_MOST]
 
 
-def recipe_mend(card: ModelCard, original: LM, made: LM, spared: Sequence[PartDiagnosis]) -> Recipe | None:
+def recipe_mend(
+    card: ModelCard, outline: Outline, stored: Mapping[NamedMatrix, str], spared: Sequence[PartDiagnosis]
+) -> Recipe | None:
     """The checkpoint's own formats, with some groups left in 16 bits; None where it does not say its formats, or they
     have no name here."""
-    folder = made.source.folder
-    if not spared or folder is None or not folder.is_dir():
-        return None
-    outline = outline_of(original, SourceConfig())
-    formats = _formats(outline, folder)
+    formats: dict[str, str] = {}
+    for matrix, format in stored.items():
+        if matrix.group:
+            formats.setdefault(matrix.group, format)
     names = {part.name: f"wins {part.share or 0:.0%} of the KL when it is put back" for part in spared}
-    if formats is None or not names.keys() <= formats.keys():
+    if not names or not names.keys() <= formats.keys():
         return None
     usual = Counter(formats.values()).most_common(1)[0][0]
     decided = "spared: what wins most when it alone is put back (studfinder diagnose)"
@@ -51,19 +50,6 @@ def recipe_mend(card: ModelCard, original: LM, made: LM, spared: Sequence[PartDi
         return recipe_for(outline, card, usual, formats, names, decided=decided)
     except (StudfinderError, ValueError):  # a tool's own word for a format
         return None
-
-
-def _formats(outline: Outline, folder: Path) -> dict[str, str] | None:
-    """By fused group, as the checkpoint's config has it."""
-    try:
-        rules = rule_set(read_rules_file(folder))
-    except StudfinderError:
-        return None
-    found: dict[str, str] = {}
-    for matrix in outline.matrices:
-        if matrix.group:
-            found.setdefault(matrix.group, rules.format_of(matrix))
-    return found
 
 
 def mend_line(made: LM, original: str, spared: Sequence[PartDiagnosis], recipe: str) -> str:

@@ -15,14 +15,18 @@ from studfinder.diagnosis.outputs import engine_beside
 from studfinder.diagnosis.parts import DiffersPart, parts_that_differ
 from studfinder.diagnosis.predicted import predicted_costs_of
 from studfinder.diagnosis.settings import settings_that_differ
+from studfinder.diagnosis.token_kinds import loss_by_kind
 from studfinder.diagnosis.verdict import cause_of
 from studfinder.measures.perplexity import windows_of
 from studfinder.models import LM, model_card
 from studfinder.records import Diagnosis, Interval, RunCard, SuperWeight
 from studfinder.records.diagnosis import PartDiagnosis, WorstToken
+from studfinder.records.loading import SourceConfig
 from studfinder.runs import key_of, now, versions
 from studfinder.verbs.configs import DiagnoseConfig
 from studfinder.verbs.diagnose_mend import mend_line, recipe_mend, spared_parts
+from studfinder.verbs.diagnose_stored import how_it_is_stored, stored_formats
+from studfinder.verbs.recipe_outline import outline_of
 
 _CONTEXT, _WORST = 12, 10
 _TRIED = 4
@@ -80,7 +84,9 @@ def diagnosed(
     )
     spared = spared_parts(parts) if verdict.cause in ("", *(part.pattern for part in parts)) else []
     card = model_card(original, settings["against_hash"])
-    mend = recipe_mend(card, original, made, spared)
+    outline = outline_of(original, SourceConfig())
+    formats = {} if made.source.folder is None else stored_formats(outline.matrices, made.source.folder)
+    mend = recipe_mend(card, outline, formats, spared)
     return Diagnosis(
         model=model_card(made, settings["model_hash"]),
         original=card,
@@ -97,6 +103,8 @@ def diagnosed(
         perplexity=losses.perplexity_ratio,
         settings_kl=settings_kl,
         by_position=_by_position(losses.kl_WT),
+        by_kind=loss_by_kind(original.tokenizer, windows, losses.kl_WT),
+        stored=how_it_is_stored(made, formats),
         parts=tuple(parts),
         carriers=tuple(carried),
         blocks=tuple(blocks),

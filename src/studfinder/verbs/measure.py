@@ -284,5 +284,13 @@ def write_cards(folder: Path, cards: Sequence[Scorecard]) -> Path:
     drawn = drawing("scorecard", partial(draw_scorecard, cards), "The scores with their intervals and chance.")
     charts = {} if drawn is None else {"scorecard": drawn}
     models = [card.model for card in cards]
-    sheet = Sheet(title=title, lead=lead, models=models, run=card.run, tables=tables(cards), charts=charts)
+    sheet = Sheet(
+        title=title,
+        lead=lead,
+        models=models,
+        run=card.run,
+        record=card if len(cards) == 1 else None,
+        tables=tables(cards),
+        charts=charts,
+    )
     return write_sheet(folder, sheet)

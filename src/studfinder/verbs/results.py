@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from studfinder.recipes import tool_named
-from studfinder.records import Plan, Quantization, Sensitivity, Training
+from studfinder.records import Diagnosis, Equivalence, Plan, Quantization, Sensitivity, Training
 from studfinder.report.cells import as_csv
+from studfinder.report.diagnosis import diagnosis_sheet
+from studfinder.report.equivalence import equivalence_sheet
 from studfinder.report.plan import plan_sheet
 from studfinder.report.quantization import quantization_sheet
 from studfinder.report.result import Drawing, Sheet, html_sheet, markdown_sheet
 from studfinder.report.style import attempted, rendered
 from studfinder.report.training import training_sheet
-from studfinder.runs import drawn, read, record_file, write_bytes, write_text, writes_to
+from studfinder.runs import drawn, kind_of, read, write_bytes, write_text, writes_to
 
 
-def write_sheet(folder: Path, sheet: Sheet) -> Path:
+def write_sheet(folder: Path, sheet: Sheet, run: Path | None = None) -> Path:
     """Write everything that a person reads of a result; returns the page.
 
     `table.md` holds the notes and all tables; `table.csv` the first table, `table-2.csv` the second, and so on;
     `figure-NAME.png` and `.svg`; `report.html` all of it in one file. A figure that cannot be drawn is named on stderr,
     and left out.
+
+    Args:
+        run: the folder of the run that it tells of, if that is not `folder` (or what that becomes when it is done).
     """
     drawings = {name: files for name, chart in sheet.charts.items() if (files := _files(name, chart)) is not None}
     sheet = replace(sheet, charts={name: sheet.charts[name] for name in drawings})
     texts: dict[str, str] = {"table.md": markdown_sheet(sheet)}
     for place, table in enumerate(sheet.tables, 1):
         texts["table.csv" if place == 1 else f"table-{place}.csv"] = as_csv(table)
-    texts["report.html"] = html_sheet(sheet)
+    texts["report.html"] = html_sheet(sheet, str(run or folder.with_name(folder.name.removesuffix(".partial"))))
     for name, content in texts.items():
         write_text(folder / name, content)
     figures = {file: data for files in drawings.values() for file, data in files.items()}
@@ -45,21 +52,6 @@ def _files(name: str, chart: Drawing) -> dict[str, bytes] | None:
         return {f"figure-{name}.{kind}": rendered(chart.wide, kind=kind, name=name) for kind in ("png", "svg")}
 
     return attempted(name, draw)
-
-
-def redraw_training(path: Path, out: Path | None = None) -> Path:
-    """Draw the tables, curves and page of a training run again; returns the page.
-
-    Args:
-        path: its folder, or its result.json.
-        out: where to; the default is its own folder.
-    """
-    return _drawn(training_sheet(read(path, Training)), record_file(path, "result.json").parent, out)
-
-
-def redraw_quantization(path: Path, out: Path | None = None) -> Path:
-    """Draw the tables and the page of a quantised checkpoint; arguments and value as of `redraw_training`."""
-    return _drawn(quantization_sheet(read(path, Quantization)), record_file(path, "studfinder.json").parent, out)
 
 
 def write_plan(folder: Path, plan: Plan, costs: Sensitivity) -> Path:
@@ -79,15 +71,30 @@ def _pasted(folder: Path, plan: Plan) -> dict[str, str]:
     return texts | {"studfinder, where RUN is this folder": carry}
 
 
-def redraw_plan(path: Path, out: Path | None = None) -> Path:
-    """Draw the tables and the page of a plan again; arguments and value as of `redraw_training`."""
-    own = record_file(path, "plan.json").parent
-    plan = read(path, Plan)
-    return _drawn(plan_sheet(plan, read(own, Sensitivity), _pasted(own, plan)), own, out)
+def redraw_record(path: Path, out: Path | None = None) -> Path:
+    """Draw the tables, figures and page of a finished run again; returns the page.
 
+    Args:
+        path: the folder of a plan, a diagnosis, an equivalent or quantised checkpoint or a training, or its record.
+        out: where to; the default is its own folder.
 
-def _drawn(sheet: Sheet, own: Path, out: Path | None) -> Path:
+    Raises:
+        StudfinderError: there is no such record, or `out` cannot be made.
+    """
+    record, own = read(path), kind_of(path)[1].parent
+    if isinstance(record, Plan):
+        sheet = plan_sheet(record, read(own, Sensitivity), _pasted(own, record))
+    else:
+        sheet = _SHEETS[type(record)](record)
     folder = out or own
     with writes_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return write_sheet(folder, sheet)
+    return write_sheet(folder, sheet, own)
+
+
+_SHEETS: dict[type, Callable[[Any], Sheet]] = {
+    Diagnosis: diagnosis_sheet,
+    Equivalence: equivalence_sheet,
+    Quantization: quantization_sheet,
+    Training: training_sheet,
+}
