@@ -29,13 +29,13 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["LOG.md", "results/pages", "results/runs/*/table*.md"]
+exclude_patterns = ["_build", "LOG.md", "reference/glossary.md", "results/pages", "results/runs/*/table*.md"]
 suppress_warnings = [
     "myst.header",  # tables that a run wrote begin at the third level
     "toc.not_included",  # a page of each public name and of each run: reached from the lists, and too many for the menu
 ]
 
-myst_enable_extensions = ["colon_fence", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 # Notebooks are run by the build; what they gave is kept until they change. "off" shows them without outputs.
 nb_execution_mode = os.environ.get("STUDFINDER_NOTEBOOKS", "cache")

@@ -18,6 +18,7 @@ import typer
 
 import studfinder
 from studfinder.cli.app import app
+from studfinder.report.glossary import glossary
 
 ROOT = Path(studfinder.__file__).parent
 NAMESPACES = ("edits", "keep", "measures", "attention", "quantizers", "training")
@@ -26,7 +27,7 @@ ROOMS = ("records", "models", "sites", "passes", "texts", "errors")
 
 def write(folder: Path) -> None:
     """All pages and the drawing, below `folder`."""
-    for name, text in {**command_pages(), **name_pages()}.items():
+    for name, text in {**command_pages(), **name_pages(), "glossary.md": words()}.items():
         _put(folder / name, text)
     _put(folder / "house.svg", drawing())
 
@@ -80,6 +81,12 @@ def _plain(text: str) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def words() -> str:
+    """What the words mean that reports and the site's own pages use, from the list that reports have."""
+    text = "\n".join(file.read_text("utf-8") for file in sorted(Path(__file__).parent.glob("*.md")))
+    return "".join(f"{word}\n: {meaning}\n\n" for word, meaning in glossary(text))
 
 
 # --- public names -------------------------------------------------------------------------------------------------
