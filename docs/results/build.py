@@ -3,8 +3,9 @@
     python docs/results/build.py collect runs/smollm2/super-weight-case-1a2b3c4d5e ...   keep a run's tables and figures
     python docs/results/build.py                                                         write the pages again
 
-A page is a template in docs/results/pages/. A line `{{ NAME }}` in it becomes the tables, notes and figures of the run
-that was collected under docs/results/runs/NAME, with the command that made it.
+A page is a template in docs/results/pages/. A line `{{ NAME }}` in it becomes the answer, notes and figures of the run
+that was collected under docs/results/runs/NAME, with the command that made it. Its tables stand, folded, on a page of the
+run's own: README.md in its folder.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def build() -> None:
         text = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _filled(match[1]), template.read_text("utf-8"), flags=re.M)
         (HERE / template.name).write_text(text, encoding="utf-8")
         print(f"docs/results/{template.name}")
+    for table in sorted(HERE.glob("runs/*/table.md")):
+        table.with_name("README.md").write_text(_run_page(table.parent), encoding="utf-8")
 
 
 def _filled(name: str) -> str:
@@ -105,20 +108,47 @@ def _claims() -> str:
         seconds, of = result.run.seconds, ", ".join(Path(card.id).name for card in result.models) or "its own models"
         lines += [
             f"## {result.name}, {of}",
-            f"[The run](runs/{name}/table.md), {seconds / 60:.0f} minutes: `{result.run.command}`",
+            f"[The run](runs/{name}/README.md), {seconds / 60:.0f} minutes: `{result.run.command}`",
         ]
-        lines += [markdown(table).split("\n", 2)[2] for table in claims_table(result.claims)]
+        claims = [markdown(table).split("\n", 2)[2] for table in claims_table(result.claims)]
+        lines += [f"<details><summary>{verdicts(result.claims)}</summary>", *claims, "</details>"]
     return "\n\n".join(lines)
 
 
 def _run(name: str) -> str:
+    """What a run answers, its figures, and where its tables are."""
     folder = HERE / "runs" / name
     if not (folder / "table.md").is_file():
         sys.exit(f"no run was collected as {name}")
-    text = (folder / "table.md").read_text("utf-8")
-    body = text.split("\n", 1)[1].strip()  # the page has its own heading
-    figures = sorted(folder.glob("figure-*.png"))
-    return "\n\n".join([body, *(f"![{figure.stem}](runs/{name}/{figure.name})" for figure in figures)])
+    answer, tables = _parts(folder)
+    titles = ", ".join(title for title, _ in tables)
+    return "\n\n".join([answer, *_figures(folder, f"runs/{name}/"), f"[Its tables](runs/{name}/README.md): {titles}."])
+
+
+def _run_page(folder: Path) -> str:
+    """The page of one run: the answer and the figures first, then every table, folded."""
+    answer, tables = _parts(folder)
+    title = (folder / "table.md").read_text("utf-8").partition("\n")[0]
+    kind = title.removeprefix("# ").replace("/", "-")
+    of = f": {folder.name.removeprefix(kind)[1:]}" if folder.name.startswith(f"{kind}-") else ""
+    folded = [f"<details><summary>{name}</summary>\n\n{table}\n\n</details>" for name, table in tables]
+    return "\n\n".join([title + of, answer, *_figures(folder, ""), *folded]) + "\n"
+
+
+def _parts(folder: Path) -> tuple[str, list[tuple[str, str]]]:
+    """A run's answer with the time that it took, and its tables by their titles."""
+    answer, *tables = re.split(r"^### ", (folder / "table.md").read_text("utf-8").partition("\n")[2], flags=re.M)
+    record = folder / "result.json"
+    if record.is_file():
+        seconds = json.loads(record.read_text("utf-8"))["run"]["seconds"]
+        answer = re.sub(
+            r"(Command: `[^`]+`)$", rf"\1. It took {seconds / 60:.0f} minutes.", answer, count=1, flags=re.M
+        )
+    return answer.strip(), [(title, table.strip()) for title, _, table in (one.partition("\n") for one in tables)]
+
+
+def _figures(folder: Path, where: str) -> list[str]:
+    return [f"![{figure.stem}]({where}{figure.name})" for figure in sorted(folder.glob("figure-*.png"))]
 
 
 if __name__ == "__main__":
