@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KEPT = ("table*.md", "table*.csv", "figure-*.png", "result.json", "scorecard.json")
+KEPT = ("table*.md", "table*.csv", "figure-*.png", "result.json", "scorecard.json", "equivalence.json")
 RECORDS = {"result.json": "", "scorecard.json": "measure", "plan.json": "plan", "equivalence.json": "equalize"}
 """The record of a run, and what the run is called where the record does not say."""
 LARGEST = 400_000
