@@ -1,16 +1,18 @@
-"""Write docs/results/serving.md from the records of formats.py and products.py.
+"""Write docs/results/serving.md from the records of products.py, and serving-formats.md from those of formats.py.
+
+A page of which nothing was measured here stays as it is.
 
 python benchmarks/serving/page.py
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import PIP
 from facts import gap, in_few_words
 from formats import FORMATS, MIXED, ON_SMOLLM2
 from kept import LENGTH, WINDOWS, record
@@ -21,7 +23,7 @@ from studfinder.records.result import Cell
 from studfinder.report.cells import markdown
 from studfinder.stats import crossed, student_interval
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "serving.md"
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "results"
 TOKENS = WINDOWS * (LENGTH - 1)
 
 
@@ -149,15 +151,15 @@ def versions() -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def main() -> None:
+def products_page() -> str:
+    """What findings gain in other tools."""
     table, said = gains()
     spared = ", ".join(f"{tool}'s in {format}" for tool, format in SPARED_AS.items())
-    text = f"""# Our files in the engines and tools that people use
+    return f"""# What findings gain in other tools
 
-Made by `benchmarks/serving` on two CPU cores with AVX2 ({versions()}); smollm2, {WINDOWS} windows of {LENGTH} tokens of
-WikiText-2. KL is KL(original || quantised) in nats a token, in the engine itself; intervals of 95 % are of windows.
-
-## What findings gain in other tools
+Made by `benchmarks/serving` on two CPU cores ({tools()}); smollm2, {WINDOWS} windows of {LENGTH} tokens of
+WikiText-2. KL is KL(original || quantised) in nats a token; intervals of 95 % are of windows. [What loads
+where](serving-formats.md).
 
 {" ".join(said)}
 
@@ -169,7 +171,21 @@ which those are is what `studfinder plan` says.
 
 {markdown(table)}
 
-## What loads, and whether it means the same
+## Again
+
+```sh
+studfinder scan smollm2 --dtype float32 --out runs/smollm2-scan
+python benchmarks/serving/products.py --findings runs/smollm2-scan && python benchmarks/serving/page.py
+```
+"""
+
+
+def formats_page() -> str:
+    """What loads, and whether it means the same."""
+    return f"""# Our files in the engines that people use
+
+Made by `benchmarks/serving` on two CPU cores with AVX2 ({versions()}); smollm2, {WINDOWS} windows of {LENGTH} tokens of
+WikiText-2. KL is KL(original || quantised) in nats a token, in the engine itself; intervals of 95 % are of windows.
 
 vLLM's columns are the mean |difference| of the log-probabilities of the text's tokens from those of plain
 transformers in fp32, in nats. *Transformers to itself* is the same difference with the sums of attention in another
@@ -192,14 +208,24 @@ Its sizes are all divided by 128, as some formats need; 4 windows of 128 tokens.
 ## Again
 
 ```sh
-studfinder scan smollm2 --dtype float32 --out runs/smollm2-scan
 python benchmarks/serving/formats.py
-python benchmarks/serving/products.py --findings runs/smollm2-scan
 python benchmarks/serving/facts.py && python benchmarks/serving/page.py
 ```
 """
-    PAGE.write_text(text, "utf-8")
-    print(json.dumps({"page": str(PAGE), "gains": said}))
+
+
+def tools() -> str:
+    """The versions of those whose products were measured."""
+    product = record("product", "Q4_0", "plain") or {}
+    return f"llama.cpp {product.get('version', '')}, {PIP['llm-compressor'][0].replace('==', ' ')}"
+
+
+def main() -> None:
+    if record("product", "RTN", "found") is not None:
+        (PAGES / "serving.md").write_text(products_page(), "utf-8")
+        print(*gains()[1])
+    if record("transformers", "smollm2", "original") is not None:
+        (PAGES / "serving-formats.md").write_text(formats_page(), "utf-8")
 
 
 if __name__ == "__main__":
