@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from studfinder.errors import StudfinderError
 from studfinder.training import (
     ModelShape,
-    Outliers,
+    OutlierCallback,
     TaskSource,
     TrainingRecipe,
     build_model,
@@ -51,16 +51,16 @@ class Interrupt(TrainerCallback):
 @pytest.mark.parametrize("step", [3, 7])
 def test_an_interrupted_run_ends_as_if_it_never_stopped(tmp_path, step):
     """Law 12: a resumed run ends with the same numbers as one that was not stopped."""
-    whole = fit(model(), SOURCE, RECIPE, callbacks=[seen := Outliers(SOURCE, sequences=2)])
+    whole = fit(model(), SOURCE, RECIPE, callbacks=[seen := OutlierCallback(SOURCE, sequences=2)])
     options = {"folder": tmp_path / "checkpoints", "key": "k"}
     file = tmp_path / "outliers.jsonl"
     first = fit(
-        model(), SOURCE, RECIPE, callbacks=[Interrupt(step), Outliers(SOURCE, file=file, sequences=2)], **options
+        model(), SOURCE, RECIPE, callbacks=[Interrupt(step), OutlierCallback(SOURCE, file=file, sequences=2)], **options
     )
     assert first.stopped == "interrupted"
     assert latest(tmp_path / "checkpoints", "k").name == f"checkpoint-{step}"
     resumed = fit(
-        model(seed=5), SOURCE, RECIPE, callbacks=[again := Outliers(SOURCE, file=file, sequences=2)], **options
+        model(seed=5), SOURCE, RECIPE, callbacks=[again := OutlierCallback(SOURCE, file=file, sequences=2)], **options
     )
     assert resumed.stopped is None
     assert resumed.log == whole.log
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
 
 def test_watching_does_not_change_training():
     plain = fit(model(), SOURCE, RECIPE)
-    watched = fit(model(), SOURCE, RECIPE, callbacks=[Outliers(SOURCE, sequences=2)])
+    watched = fit(model(), SOURCE, RECIPE, callbacks=[OutlierCallback(SOURCE, sequences=2)])
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, watched.model.state_dict()[name]), name
 
@@ -261,7 +261,9 @@ def test_one_layer_with_kv_shift_learns_induction():
 
 
 def test_a_run_that_only_lacks_its_end(tmp_path):
-    whole = fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Outliers(SOURCE, sequences=2)])
-    again = fit(model(seed=3), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[Outliers(SOURCE, sequences=2)])
+    whole = fit(model(), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[OutlierCallback(SOURCE, sequences=2)])
+    again = fit(
+        model(seed=3), SOURCE, RECIPE, folder=tmp_path, key="k", callbacks=[OutlierCallback(SOURCE, sequences=2)]
+    )
     assert again.log == whole.log
     assert (again.items_N3 == whole.items_N3).all()

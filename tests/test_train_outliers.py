@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,11 +14,22 @@ from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
 from studfinder.detectors.massive_activations import MassiveActivations
 from studfinder.detectors.massive_values import MassiveValues
+from studfinder.errors import StudfinderError
 from studfinder.models import load
 from studfinder.sites import PartOutput, tapped
 from studfinder.sites.parts import part_names
-from studfinder.training import ModelShape, Outliers, TaskSource, TrainingRecipe, build_model, fit, look, task_from
+from studfinder.training import (
+    ModelShape,
+    OutlierCallback,
+    TaskSource,
+    TrainingRecipe,
+    build_model,
+    fit,
+    look,
+    task_from,
+)
 from studfinder.training.moments import Moments
+from studfinder.training.outliers import _first_of
 from studfinder.training.screen import LiveLine
 from tiny import CONFIGS, tiny, token_ids
 
@@ -128,7 +140,7 @@ def watched(tmp_path_factory):
     source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
     recipe = TrainingRecipe(steps=6, batch=4, look_every=2, test=4, precision="fp32")
     file = tmp_path_factory.mktemp("run") / "outliers.jsonl"
-    outliers, screen = Outliers(source, file=file, sequences=3), io.StringIO()
+    outliers, screen = OutlierCallback(source, file=file, sequences=3), io.StringIO()
     model = build_model(ModelShape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
     fitted = fit(model, source, recipe, callbacks=[outliers, LiveLine(screen)])
     return fitted, outliers, file, screen.getvalue()
@@ -149,7 +161,7 @@ def test_a_look_has_the_precision_of_the_training():
     """What is watched is the model that trains: under autocast in bf16, though its weights are fp32."""
     source = TaskSource(task_from("backcopy:vocabulary=20,length=16"))
     recipe = TrainingRecipe(steps=2, batch=4, look_every=2, test=4, precision="bf16")
-    outliers = Outliers(source, sequences=3)
+    outliers = OutlierCallback(source, sequences=3)
     model = build_model(ModelShape(layers=2, hidden=16, heads=2), [], vocabulary=20, length=16, seed=0)
     trained = load(fit(model, source, recipe, callbacks=[outliers]).model)
     exact = look(trained, outliers.encoded)
@@ -185,3 +197,50 @@ def test_the_line_is_rewritten_on_a_terminal():
     assert all(len(line.rstrip("\n")) == 59 for line in painted)
     assert painted[-1].endswith("\n")
     assert painted[-1].startswith("step 3/3")
+
+
+@pytest.mark.parametrize("given", [None, "token ids"])
+def test_it_is_passed_to_any_trainer_and_reports_wherever_that_reports(tmp_path, given):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Watched(TrainerCallback):
+        logged: ClassVar[list] = []
+
+        def on_log(self, args, state, control, logs=None, **_):
+            self.logged.append(logs)
+
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in IDS]
+    options = {"use_cpu": True, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "report_to": ["tensorboard"]}
+    callback = OutlierCallback(None if given is None else IDS, file=tmp_path / "looks.jsonl")
+    trainer = Trainer(
+        model=tiny("llama").model,
+        args=TrainingArguments(str(tmp_path), per_device_eval_batch_size=4, save_strategy="no", **options),
+        train_dataset=rows,
+        eval_dataset=rows,
+        callbacks=[callback, Watched()],
+    )
+    trainer.train()
+    assert list(callback.looks) == [1, 2]
+    assert callback.looks[2].summary == look(load(trainer.model), IDS).summary
+    seen = [logs for logs in Watched.logged if "outliers/inf_norm" in logs]
+    assert [logs["outliers/inf_norm"] for logs in seen[-2:]] == [
+        one.summary["inf_norm"] for one in callback.looks.values()
+    ]
+    assert sum("outliers/inf_norm" in logs for logs in trainer.state.log_history) == 2
+    assert len((tmp_path / "looks.jsonl").read_text().splitlines()) == 2
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    kept = EventAccumulator(str(events)).Reload()
+    assert any("outliers/inf_norm" in tag for tag in kept.Tags()["scalars"])
+
+
+def test_padding_is_not_looked_at_and_nothing_to_look_at_is_said():
+    batch = {"input_ids": torch.arange(24).reshape(3, 8), "attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    batch["attention_mask"][0, 6:] = 0
+    batch["attention_mask"][1, 1:] = 0  # a stub
+    assert _first_of([batch], 8) == [[0, 1, 2, 3, 4, 5], [16, 17, 18, 19, 20, 21]]
+    for nothing in (None, [], [{"pixels": 1}]):
+        with pytest.raises(StudfinderError, match="Give OutlierCallback token ids"):
+            _first_of(nothing, 8)
+    with pytest.raises(StudfinderError, match="nothing to look at"):
+        OutlierCallback([[1]])

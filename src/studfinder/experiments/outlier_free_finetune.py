@@ -38,7 +38,7 @@ from studfinder.records.config import option
 from studfinder.runs import key_of
 from studfinder.studies.experiment import Bench, Experiment, Outcome
 from studfinder.studies.trained import CourseConfig, Watcher, all_trained
-from studfinder.training import Outliers, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
+from studfinder.training import OutlierCallback, TextSource, TrainingRecipe, fit, look, put_in, tokenized, variants_from
 from studfinder.training.estimate import faster_precision
 from studfinder.training.trainable import check_trainable
 
@@ -212,7 +212,7 @@ def _trained(lm: LM, arm: Arm, course: Course, key: str, folder: Path) -> dict[s
         model = put_in(_own(lm), variants_from(arm.attention), trained=True)
     except StudfinderError as error:
         return {"skipped": str(error)}
-    watches: list[Any] = [Outliers(course.source, sequences=course.watched)]
+    watches: list[Any] = [OutlierCallback(course.source, sequences=course.watched)]
     if arm.held:
         until = max(1, course.recipe.steps // 2) if arm.decayed else None
         watches.insert(0, Hold(model, course.groups[arm.held], until))

@@ -19,7 +19,7 @@ from studfinder.records.config import option
 from studfinder.runs import first_process, key_of
 from studfinder.studies.experiment import Bench, StudyConfig
 from studfinder.studies.seeds import DIVERGED, Cells, Curve, Trained
-from studfinder.training import ModelShape, Outliers, TrainingRecipe, build_model, fit, variants_from
+from studfinder.training import ModelShape, OutlierCallback, TrainingRecipe, build_model, fit, variants_from
 from studfinder.training.fit import Fitted
 from studfinder.training.outliers import PREFIX
 from studfinder.training.recipe import Schedule
@@ -188,7 +188,7 @@ def run_cell(
     resumed = folder.is_dir()
     begun = time.monotonic()
     data = {"source": source.settings(), "shape": kind.shape, "attention": list(kind.attention), "recipe": recipe}
-    watches = [*([Outliers(source)] if watch else []), *kind.callbacks]
+    watches = [*([OutlierCallback(source)] if watch else []), *kind.callbacks]
     fitted = fit(model, source, recipe, folder=folder, key=key_of(data), callbacks=watches)
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt  # half a run is not remembered as a whole one

@@ -38,7 +38,7 @@ def vehicle_source(chosen: Preset, recipe: TrainingRecipe, length: int) -> TextS
 
 
 def growth(source: TextSource) -> Watcher:
-    """Sees at each evaluation what tells a vehicle, beside what `Outliers` sees: `ratio` and `kurtosis`."""
+    """Sees at each evaluation what tells a vehicle, beside what `OutlierCallback` sees: `ratio` and `kurtosis`."""
     ids_BT = torch.stack([torch.from_numpy(source.row("test", 0, index)["input_ids"]) for index in range(SEQUENCES)])
 
     def see(lm: LM) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from studfinder.records.public import public
 from studfinder.training.fit import Fitted, fit
 from studfinder.training.models import ModelShape, build_model, put_in, variants_from
-from studfinder.training.outliers import Look, Outliers, look
+from studfinder.training.outliers import Look, OutlierCallback, look
 from studfinder.training.presets import PRESETS, Preset, preset
 from studfinder.training.recipe import TrainingRecipe
 from studfinder.training.streams import TaskSource
@@ -16,7 +16,7 @@ __all__ = [
     "Fitted",
     "Look",
     "ModelShape",
-    "Outliers",
+    "OutlierCallback",
     "Preset",
     "TaskSource",
     "TextSource",

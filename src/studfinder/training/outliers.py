@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from studfinder.detectors import observe
 from studfinder.detectors.attention_sinks import AttentionSinks
@@ -90,42 +92,54 @@ def _top(values: MassiveValues, tensor: str) -> float:
     return max((float(values.ratio_HD(tensor, layer).max()) for layer in values.layers(tensor)), default=0.0)
 
 
-class Outliers(TrainerCallback):
+class OutlierCallback(TrainerCallback):
     """A Trainer callback that looks at each evaluation: into Trainer's log (names begin with "outliers/"), from there
     into TensorBoard and whatever else reports, and, by layer, into outliers.jsonl.
 
-    Every process of a distributed run looks at the same sequences, so that sharded models work too; the first reports.
+    `Trainer(..., callbacks=[sf.training.OutlierCallback()])` is all that it takes. Every process of a distributed run
+    looks at the same sequences, so that sharded models work too; the first reports.
 
     Args:
-        source: test sequences come from here.
+        source: test sequences come from here; or lists of token ids; the default is the first batch that Trainer
+            evaluates, cut to one length.
         file: where to write one JSON line a look; None writes nothing.
         sequences: how many.
     """
 
-    def __init__(self, source: SequenceSource, *, file: Path | None = None, sequences: int = SEQUENCES) -> None:
-        rows = SequenceRows(source, "test", 0, sequences)
-        self.encoded = [rows[index]["input_ids"].tolist() for index in range(len(rows))]
-        self.file = file
+    def __init__(
+        self,
+        source: SequenceSource | Sequence[Sequence[int]] | None = None,
+        *,
+        file: Path | None = None,
+        sequences: int = SEQUENCES,
+    ) -> None:
+        self.encoded: list[list[int]] = []
+        if source is not None and not isinstance(source, Sequence):
+            rows = SequenceRows(source, "test", 0, sequences)
+            self.encoded = [rows[index]["input_ids"].tolist() for index in range(len(rows))]
+        elif source is not None:
+            self.encoded = _alike([list(ids) for ids in source][:sequences])
+        self.file, self.sequences = file, sequences
         self.looks: dict[int, Look] = {}
         self.lm: LM | None = None
-        self.log: Callable[[dict[str, float]], None] = lambda logs: None
-
-    def attach(self, trainer: Any) -> None:
-        """Told by `fit`."""
-        self.log = trainer.log
+        self._handler: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.lm = load(model)
         if self.file is not None and self.file.is_file():  # what was seen after the checkpoint will be seen again
             self.looks |= {step: seen for step, seen in looks_in(self.file).items() if step <= state.global_step}
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any = None, eval_dataloader: Any = None, **_: Any
+    ) -> None:
+        if not self.encoded:
+            self.encoded = _first_of(eval_dataloader, self.sequences)
         lm = self.lm if self.lm is not None and self.lm.model is model else load(model)
         model.eval()
         with torch.no_grad():
             seen = look(lm, self.encoded)
         self.looks[state.global_step] = seen
-        self.log({PREFIX + name: value for name, value in seen.summary.items()})
+        self._log(args, state, control, {PREFIX + name: value for name, value in seen.summary.items()})
         if self.file is not None and state.is_world_process_zero:
             lines = [
                 json.dumps({"step": step, "summary": seen.summary, "layers": seen.layers})
@@ -133,9 +147,40 @@ class Outliers(TrainerCallback):
             ]
             write_text(self.file, "\n".join(lines) + "\n")
 
+    def _log(self, args: Any, state: Any, control: Any, logs: dict[str, float]) -> None:
+        """As `Trainer.log`: into its history and to all that reports. transformers gives a callback no way to its
+        trainer, so the handler that calls it is looked for, once."""
+        if self._handler is None or self not in self._handler.callbacks:
+            every = (one for one in gc.get_objects() if type(one) is CallbackHandler)
+            self._handler = next((one for one in every if self in one.callbacks), None)
+        epoch = {} if state.epoch is None else {"epoch": state.epoch}
+        state.log_history.append({**logs, **epoch, "step": state.global_step})
+        if self._handler is not None:
+            self._handler.on_log(args, state, control, {**logs, **epoch})
+
+
+def _first_of(batches: Any, sequences: int) -> list[list[int]]:
+    """Rows of the first batch of a loader, without padding. Raises StudfinderError if it holds no token ids."""
+    batch = next(iter(batches), None) if batches is not None else None
+    if batch is None or "input_ids" not in batch:
+        raise StudfinderError("Trainer evaluates nothing that has input_ids", do="Give OutlierCallback token ids")
+    rows = batch["input_ids"][:sequences]
+    masks = batch.get("attention_mask")
+    masks = torch.ones_like(rows) if masks is None else masks[:sequences]
+    return _alike([ids[mask.bool()].tolist() for ids, mask in zip(rows, masks, strict=True)])
+
+
+def _alike(rows: list[list[int]]) -> list[list[int]]:
+    """Rows cut to the length of the shortest that is no stub. Raises StudfinderError if there is none."""
+    longest = max(map(len, rows), default=0)
+    kept = [ids for ids in rows if len(ids) >= max(2, longest // 2)]
+    if not kept:
+        raise StudfinderError("there is nothing to look at", expected="sequences of at least two tokens")
+    return [ids[: min(map(len, kept))] for ids in kept]
+
 
 def looks_in(file: Path) -> dict[int, Look]:
-    """What was seen, by step, as `Outliers` wrote it. Raises StudfinderError if a line is damaged."""
+    """What was seen, by step, as `OutlierCallback` wrote it. Raises StudfinderError if a line is damaged."""
     looks = {}
     for number, kept in json_lines(file):
         try:

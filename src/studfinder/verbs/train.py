@@ -23,7 +23,7 @@ from studfinder.records import RunCard, Training, to_json
 from studfinder.records.config import makes
 from studfinder.report.training import training_sheet
 from studfinder.runs import SCORING, Run, Work, first_process, now, process_count, read, run_of, versions, write_text
-from studfinder.training import Fitted, Outliers, TaskSource, build_model, fit, put_in, tokenized
+from studfinder.training import Fitted, OutlierCallback, TaskSource, build_model, fit, put_in, tokenized
 from studfinder.training.disk import writing
 from studfinder.training.screen import LiveLine
 from studfinder.training.streams import SequenceSource
@@ -90,7 +90,7 @@ def _run(plan: TrainPlan, base: LM | None) -> Run:
 
 def _fitted(plan: TrainPlan, run: Run, work: Work, model: Any, source: SequenceSource, reports: list[str]) -> Fitted:
     place = work.path / "checkpoints"
-    outliers = Outliers(source, file=work.path / "outliers.jsonl")
+    outliers = OutlierCallback(source, file=work.path / "outliers.jsonl")
     try:
         fitted = fit(
             model,
