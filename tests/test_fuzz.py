@@ -191,6 +191,7 @@ NOT_A_USERS_FILE = {
     "quantizers/budget.py:_quiet": "/dev/null",
     "report/document.py:_read": "the package's own",
     "verbs/diagnose_stored.py:_scales": "a checkpoint that is loaded by then",
+    "verbs/publish.py:hub_card": "what the same command wrote",
     "verbs/results.py:_pasted": "what the same run wrote",
     "models/load.py:_is_quantised": "a config, which is fuzzed as `load` reads it; only whether it says so is taken of it",
     "models/load.py:_is_larger": "an index, on which `weights_of` is fuzzed; only a number is taken of it",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import yaml
+
 from studfinder.records import Quantization
 from studfinder.report.escaped import code, for_markdown, for_yaml
 from studfinder.visible import visible
@@ -15,6 +19,8 @@ def card(done: Quantization) -> str:
         "---",
         "library_name: transformers",
         f"base_model: {for_yaml(done.model)}",
+        "base_model_relation: quantized",
+        *_metrics(done),
         f"tags: [studfinder, {'quantized' if done.stored_as == 'dense' else 'compressed-tensors'}]",
         "---",
         f"# {for_markdown(done.model.rstrip('/').rpartition('/')[2])}, quantised",
@@ -47,6 +53,19 @@ def card(done: Quantization) -> str:
     lines += _section("Notes", [*map(for_markdown, done.notes), *_caution(done.origin)])
     settings = "\n".join(f"    {visible(name)}: {visible(value)}" for name, value in done.settings.items())
     return "\n".join([*lines, "## Recipe", "", settings, "", f"Made {for_markdown(done.made)}.", ""])
+
+
+def _metrics(done: Quantization) -> list[str]:
+    """What was measured on the written files, as the hub reads it."""
+    found = [(name, re.match(r"[-+.\de]+", line)) for name, line in done.scores.items()]
+    kinds = {name: "kl-divergence" if name.startswith("KL") else "perplexity" for name in done.scores}
+    measured = [{"type": kinds[name], "name": name, "value": float(number[0])} for name, number in found if number]
+    if not measured:
+        return []
+    data = {"type": "text", "name": "the text that the score names"}
+    result = {"task": {"type": "text-generation"}, "dataset": data, "metrics": measured}
+    index = [{"name": done.model.rstrip("/").rpartition("/")[2], "results": [result]}]
+    return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True).rstrip().splitlines()
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -170,6 +170,9 @@ class QuantizeConfig(LoadConfig):
     _: KW_ONLY
     out: _Given = option(line=Path, help="Folder of the new checkpoint.", identity=False)
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
+    push_to_hub: str | None = option(
+        None, help="Upload it to this repository, owner/name; one that is new is private.", identity=False
+    )
     scheme: Scheme | str | None = option(
         None,
         line=str,

@@ -49,6 +49,7 @@ from studfinder.stats import ratio_interval
 from studfinder.studies import Original
 from studfinder.verbs.equalize_config import EQUAL_KINDS, EqualizeConfig
 from studfinder.verbs.load import load_as
+from studfinder.verbs.publish import check_repository, publish
 from studfinder.verbs.quantize_write import settled, write_bench
 from studfinder.verbs.results import write_sheet
 
@@ -82,6 +83,12 @@ def plan_equalize(model: Any, config: EqualizeConfig) -> EqualizePlan:
     for one in config.only:
         if one not in EQUAL_KINDS:
             raise unknown("there is nothing to change called", one, EQUAL_KINDS)
+    if config.push_to_hub is not None:
+        check_repository(config.push_to_hub)
+        if config.out is None:
+            raise StudfinderError(
+                "--push-to-hub uploads a checkpoint that is written", expected="--out FOLDER beside it"
+            )
     kinds = tuple(EQUAL_KINDS[one] for one in config.only or EQUAL_KINDS)
     formats = candidates(config.formats) if config.formats else ()
     if any(one.weights is None or one.kept for one in formats):
@@ -166,6 +173,8 @@ def run_equalize(plan: EqualizePlan, *, command: str = "") -> Equivalence:
         return made
     with run.work(overwrite=config.overwrite, sources=[plan.lm.source.folder], fresh=True) as work:
         _write(plan, made, work.path)
+    if config.push_to_hub is not None:
+        publish(run.path, config.push_to_hub)
     return made
 
 

@@ -21,6 +21,9 @@ class EqualizeConfig(LoadConfig):
     """What `equalize` changes, how sure it has to be, and what it measures."""
 
     out: Any = option(None, line=Path, help="Folder of the new checkpoint.", identity=False)
+    push_to_hub: str | None = option(
+        None, help="Upload it to this repository, owner/name; one that is new is private.", identity=False
+    )
     _: KW_ONLY
     overwrite: bool = option(False, help="Replace a checkpoint in --out.", identity=False)
     dtype: Any = option(

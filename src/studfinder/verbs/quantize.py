@@ -35,6 +35,7 @@ from studfinder.records.outside import read_json
 from studfinder.report.words import count
 from studfinder.runs import SCORING, Run, Work, key_of, now, run_of, versions
 from studfinder.verbs.configs import QuantizeConfig
+from studfinder.verbs.publish import publish
 from studfinder.verbs.quantize_plan import (
     LaidOut,
     QuantizePlan,
@@ -78,7 +79,10 @@ def quantize(model: LM | str | os.PathLike[str], config: QuantizeConfig) -> Quan
 def run_quantize(plan: QuantizePlan) -> Quantization:
     """Carry out what was planned, or read it where it is finished."""
     files = source_files(plan)
-    return _from_memory(laid_out(plan)) if files is None else _from_files(laid_out(plan), files)
+    done = _from_memory(laid_out(plan)) if files is None else _from_files(laid_out(plan), files)
+    if plan.config.push_to_hub is not None:
+        publish(Path(plan.config.out), plan.config.push_to_hub)
+    return done
 
 
 def _from_files(laid: LaidOut, files: Files) -> Quantization:

@@ -46,6 +46,7 @@ from studfinder.report.words import count
 from studfinder.runs import check_place, read
 from studfinder.verbs.configs import QuantizeConfig
 from studfinder.verbs.load import load_as, options_of
+from studfinder.verbs.publish import check_repository
 from studfinder.verbs.quantize_recipe import Assigned, alike, assigned, recipe_given, rounding_of, unreadable
 
 _GROUPS = (128, 64, 32)
@@ -112,6 +113,8 @@ def plan_quantize(model: Any, config: QuantizeConfig) -> QuantizePlan:
         StudfinderError: an unknown name, settings that do not go together, a scheme that the format cannot hold, `out`
             is taken, or what `load` raises.
     """
+    if config.push_to_hub is not None:
+        check_repository(config.push_to_hub)
     by_name = isinstance(model, str | os.PathLike)
     source: Any = source_named(os.fspath(model), config.revision) if by_name else getattr(model, "source", None)
     check_place(Path(config.out), config.overwrite, [] if source is None else [source.folder])
