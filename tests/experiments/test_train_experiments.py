@@ -378,9 +378,7 @@ def test_of_many_kinds_the_interval_stands_at_the_end():
 def test_four_plots_stand_two_by_two_and_axes_begin_where_they_are_told():
     cells = {"kind": [{name: [(0, 0.5), (1, 0.9)] for name in "abcd"}] * 2}
     axes = draw_chart(curves(cells, {name: name for name in "abcd"}, low=0), WIDE).axes
-    assert [(one.get_title(loc="left") or one.get_title(), one.get_ylim()[0]) for one in axes] == [
-        (name, 0) for name in "abcd"
-    ]
+    assert [(one.get_ylabel(), one.get_ylim()[0]) for one in axes] == [(name, 0) for name in "abcd"]
     assert {(one.get_subplotspec().rowspan.start, one.get_subplotspec().colspan.start) for one in axes} == {
         (row, column) for row in (0, 1) for column in (0, 1)
     }
