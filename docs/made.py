@@ -199,7 +199,8 @@ def drawing() -> str:
         for other in others - {far for near in others for far in _reached(uses, near)}:
             (x0, y0), (x1, y1) = place[room], place[other]
             lines.append(
-                f'<path d="M{x0:.0f} {y0 + high:.0f} C{x0:.0f} {y0 + high + 28:.0f} {x1:.0f} {y1 - 28:.0f} {x1:.0f} {y1:.0f}"/>'
+                f'<path d="M{x0:.0f} {y0 + high:.0f} C{x0:.0f} {y0 + high + 28:.0f} '
+                f'{x1:.0f} {y1 - 28:.0f} {x1:.0f} {y1:.0f}"/>'
             )
     boxes = [
         f'<g><rect x="{x - wide / 2:.0f}" y="{y:.0f}" width="{wide}" height="{high}" rx="6"/>'
@@ -213,7 +214,8 @@ def drawing() -> str:
     )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {tall:.0f}" role="img" aria-label="the rooms">',
+            '<svg xmlns="http://www.w3.org/2000/svg" '
+            f'viewBox="0 0 {across} {tall:.0f}" role="img" aria-label="the rooms">',
             f"<style>{style}</style>",
             f'<rect x="0" y="0" width="{across}" height="{tall:.0f}" style="fill:#fff;stroke:none"/>',
             *sorted(lines),

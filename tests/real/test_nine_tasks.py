@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.real, pytest.mark.deep]
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 DTYPE = ["--dtype", REAL_DTYPE]
 LESS = {
-    "plan": [*DTYPE, "--windows", "2", "--judges", "4", "--text", "proof", "--formats", "int4-g64-zero,int8-channel,16"],
+    "plan": [*DTYPE, "--windows", "2", "--judges", "4"],
     "quantize": [*DTYPE, "--samples", "4", "--length", "128"],
     "measure": [*DTYPE, "--limit", "4"],
     "scan": [*DTYPE, "--no-prove", "--prompt", "The quick brown fox jumps over the lazy dog."],
