@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, LlamaConfig
 
 import studfinder as sf
-from studfinder.models import BUILTINS, builtin_folder
+from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.models.memory import as_bytes, in_bytes
 from studfinder.models.paging import bring, let_go, mapped_spans
 from studfinder.passes import carry
@@ -39,7 +39,7 @@ ROW, COLUMN = 7, 11
 
 
 def make(folder: Path, layers: int, hidden: int, intermediate: int) -> None:
-    donor = builtin_folder(BUILTINS["smollm2"])
+    donor = ensure(BUILTINS["smollm2"])
     words = AutoConfig.from_pretrained(donor).vocab_size
     config = LlamaConfig(
         hidden_size=hidden,

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import studfinder as sf
-from studfinder.models import BUILTINS, builtin_folder
+from studfinder.models.builtin import BUILTINS, ensure
 from studfinder.texts import default_prompts, encode
 
 HERE = Path(__file__).resolve().parent
@@ -98,7 +98,7 @@ def measured(rounds):
     BUILD.mkdir(parents=True, exist_ok=True)
     for peer in PEERS:
         environment(peer)
-    folder = builtin_folder(BUILTINS["smollm2"])
+    folder = ensure(BUILTINS["smollm2"])
     lm = sf.load(str(folder), dtype="float32")
     ids, _ = encode(lm, default_prompts())
     order = {

@@ -16,7 +16,7 @@ from environments import BUILD, HERE, environment
 
 import studfinder as sf
 from studfinder.measures.perplexity import windows_of
-from studfinder.models import BUILTINS, builtin_folder
+from studfinder.models.builtin import BUILTINS, ensure
 
 WINDOWS, LENGTH = 8, 512
 TEXT = "wikitext2"
@@ -75,7 +75,7 @@ def made(folder: Path) -> Iterator[Path]:
 @cache
 def original(model: str) -> Path:
     """The folder of a model that exports are made of: a built-in one, or the small one."""
-    return small() if model == "small" else builtin_folder(BUILTINS[model])
+    return small() if model == "small" else ensure(BUILTINS[model])
 
 
 @cache

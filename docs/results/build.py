@@ -4,8 +4,8 @@
     python docs/results/build.py                                                         write the pages again
 
 A page is a template in docs/results/pages/. A line `{{ NAME }}` in it becomes the answer, notes and figures of the run
-that was collected under docs/results/runs/NAME, with the command that made it. Its tables stand, folded, on a page of its own:
-README.md in its folder.
+that was collected under docs/results/runs/NAME, with the command that made it. Its tables stand, folded, on a page of
+their own: README.md in its folder.
 """
 
 from __future__ import annotations
