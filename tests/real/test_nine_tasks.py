@@ -103,6 +103,17 @@ def test_a_gate_in_ci(tmp_path, monkeypatch):
     assert carried_out("A gate in CI", tmp_path, monkeypatch, **names) == [0, 0]
 
 
+def test_publish_model_and_report(tmp_path, monkeypatch):
+    from test_publish import StandIn
+
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: StandIn(tmp_path / "hub"))
+    plan = ["plan", "smollm2", "--bits", "4.5", *LESS["plan"], "--out", str(tmp_path / "runs" / "plan")]
+    assert run_cli(plan) == 0
+    assert carried_out("Publish model and report", tmp_path, monkeypatch) == [0, 0]
+    assert {"model.safetensors", "README.md"} <= {one.name for one in (tmp_path / "hub" / "me" / "my-w4").iterdir()}
+    assert (tmp_path / "runs" / "lost" / "report.html").is_file()
+
+
 def test_llama_to_kv_shift(tmp_path, monkeypatch):
     text = tmp_path / "books.txt"
     text.write_text(sf.texts.proof_text() * 4, "utf-8")

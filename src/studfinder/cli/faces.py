@@ -49,9 +49,8 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         flag += f"/--no-{flag[2:]}"
     required = default is MISSING
     words = _METAVARS.get(setting.kind)
-    info = typer.Option(
-        flag, metavar=words, help=setting.option.help + f"  [{'; '.join(notes)}]" * bool(notes), show_default=False
-    )
+    shown = setting.option.help + f"  [{'; '.join(notes)}]" * bool(notes)
+    info = typer.Option(flag, metavar=words, help=shown, show_default=False, hidden=said.gone)
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -56,6 +56,7 @@ class Option:
         commas: several in one text, with commas between.
         line: its type on the command line, where Python takes more; False: it is not there.
         identity: whether it is part of what a run is.
+        gone: it was taken out, and is accepted only to be refused in words: --help leaves it out.
         late: it came after the others, so that it is part of it only where it is not the default: runs of before are
             found again.
     """
@@ -70,6 +71,7 @@ class Option:
     commas: bool = False
     line: Any = True
     identity: bool = True
+    gone: bool = False
     late: bool = False
 
     @property

@@ -120,7 +120,7 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     """What `measure` measures, before and after what."""
 
     measures: Sequence[str] | None = option(
-        None, commas=True, help="Names with commas between.", otherwise="a set that needs no data"
+        None, commas=True, help="Names with commas between.", otherwise="nine of our own texts and items; one of them needs the extra `evaluate`"
     )
     _: KW_ONLY
     tasks: Sequence[str] = option(
@@ -220,7 +220,7 @@ class QuantizeConfig(LoadConfig):
     hold_fraction: float = option(
         0.0, least=0, most=0.5, help="Hold out this share of each matrix, the largest by magnitude."
     )
-    auto: Any = option(None, line=str, help="Gone: `studfinder plan --kl` spends bits where they count, in nats.")
+    auto: Any = option(None, line=str, gone=True)
     skip: Sequence[str] = option((), help="A matrix to leave alone; * matches (repeatable).")
     format: str = option("auto", help="auto, dense, or the name of a compressed-tensors format.")
     calibration: str | Path = option(
