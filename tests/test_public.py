@@ -383,9 +383,7 @@ def test_the_readme_runs(lm, monkeypatch):
     """The block of Python in the README, on a tiny model in place of the built-in one."""
     text = (HOME.parent.parent / "README.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0].replace('sf.load("smollm2")', "lm")
-    code = code.replace('"proof")', '"proof", window=64, limit=2)').replace(
-        "sf.scan(lm)", "sf.scan(lm, prompts=PROMPTS)"
-    )
+    code = code.replace("limit=4)", "window=64, limit=2)").replace("sf.scan(lm)", "sf.scan(lm, prompts=PROMPTS)")
     exec(code, {"lm": provable("llama", planted=True)[0], "PROMPTS": [PROMPT]})
 
 
