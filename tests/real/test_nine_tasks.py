@@ -117,7 +117,7 @@ def test_publish_model_and_report(tmp_path, monkeypatch):
 def test_llama_to_kv_shift(tmp_path, monkeypatch):
     text = tmp_path / "books.txt"
     text.write_text("\n\n".join(piece.text for piece in sf.texts.proof_text()), "utf-8")
-    short = [*DTYPE, "--batch", "1", "--length", "64"]
+    short = ["--precision", "fp32", "--batch", "1", "--length", "64"]
     monkeypatch.setitem(LESS, "train", short)
     assert carried_out("Llama to KV shift, and a hundred steps on my text", tmp_path, monkeypatch) == [0, 0]
     record = json.loads((tmp_path / "runs" / "shifted" / "result.json").read_text("utf-8"))
