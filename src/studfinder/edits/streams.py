@@ -36,7 +36,11 @@ def stream_of(lm: LM, edits: GivenEdits) -> Stream:
 
 
 def replaced_stream(lm: LM, parameters: Mapping[str, torch.Tensor]) -> Stream:
-    """The model with other numbers in some parameters, by name, as a stream."""
+    """The model with other numbers in some parameters, by name, as a stream.
+
+    Where they fit as they are, the tensors themselves stand in the parameters' places: numbers written into weights that
+    are mapped from a file would stay in memory, page by page, until there is all of the model.
+    """
     places = {name: parameter_places(lm, name) for name in parameters}
     first = min(own[0] for own, _ in places.values())
     touches = [names for own, names in places.values() if own[0] == first]
@@ -46,7 +50,7 @@ def replaced_stream(lm: LM, parameters: Mapping[str, torch.Tensor]) -> Stream:
         with Journal(lm.model) as journal:
             for name, (own, _) in places.items():
                 if layer in own:
-                    journal.write(name, parameters[name])
+                    _put(journal, lm, name, parameters[name])
             yield
 
     known = [name for names in touches for name in names or ()]
@@ -56,6 +60,15 @@ def replaced_stream(lm: LM, parameters: Mapping[str, torch.Tensor]) -> Stream:
         last=max(own[-1] for own, _ in places.values()),
         touches=None if None in touches else tuple(dict.fromkeys(known)),
     )
+
+
+def _put(journal: Journal, lm: LM, name: str, value: torch.Tensor) -> None:
+    now = lm.model.get_parameter(name)
+    if (value.shape, value.dtype, value.device) != (now.shape, now.dtype, now.device):
+        journal.write(name, value)
+        return
+    for one in tied_to(lm.model, name):
+        journal.replace(one, value)
 
 
 def null_streams(lm: LM, edits: GivenEdits, draws: int = 8, seed: int = 0) -> list[Stream]:
