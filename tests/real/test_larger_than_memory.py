@@ -1,5 +1,5 @@
 """A checkpoint of a gigabyte scanned in 400 MB more than the interpreter takes with its libraries, and two blocks of it
-quantised by GPTQ in the memory of two blocks and three of the largest Hessian."""
+quantised by GPTQ in the memory of two blocks and three of the largest Hessian; all of its weights put into another."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import json, sys, threading, time
 import studfinder as sf
 import studfinder.detectors, studfinder.quantizers, studfinder.verbs.scan
 import transformers.models.llama.modeling_llama
+from studfinder.diagnosis.losses import losses_of
 from studfinder.edits import zero
 from studfinder.measures import effects_of
 from studfinder.quantizers import GPTQ, Scheme, quantized, skip
@@ -39,8 +40,13 @@ def watch():
         time.sleep(0.02)
 threading.Thread(target=watch, daemon=True).start()
 what = sys.argv[2]
-lm = sf.load(sys.argv[1], dtype="float32", memory=sys.argv[3])
-if what == "scan":
+lm = sf.load(sys.argv[1], dtype="auto" if what == "put-back" else "float32", memory=sys.argv[3])
+if what == "put-back":
+    other = sf.load(sys.argv[1], memory=sys.argv[3])
+    numbers = {name: one.detach() for name, one in other.model.named_parameters() if ".layers." in name}
+    kl = losses_of(other, lm, [list(range(3, 35))], [numbers]).kl_WT.mean()
+    said = {"kl": float(kl)}
+elif what == "scan":
     found = sf.scan(lm, prompt=["a load bearing number"], prove=False)
     weight = found.super_weights[0]
     effects = effects_of(lm, [list(range(3, 67))] * 2, [zero(weight)])
@@ -107,7 +113,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of its own is read from /proc")
-@pytest.mark.parametrize("what", ["scan", "gptq"])
+@pytest.mark.parametrize("what", ["scan", "gptq", "put-back"])
 def test_a_gigabyte_in_little_memory(folder: Path, what: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCAN, str(folder), what, "1.1GB"], capture_output=True, text=True, check=False
@@ -119,6 +125,9 @@ def test_a_gigabyte_in_little_memory(folder: Path, what: str) -> None:
         assert said["more"] < 400_000_000
         assert said["place"] == [LAYERS - 2, 7, 11]
         assert said["kl"] > 0.01
+    elif what == "put-back":  # numbers written into mapped weights stay in memory
+        assert said["more"] < 400_000_000
+        assert said["kl"] == 0
     else:
         block, hessian = 4 * (4 * HIDDEN**2 + 3 * HIDDEN * INNER), 4 * INNER**2
         states = 8 * 256 * HIDDEN * 4
