@@ -206,6 +206,7 @@ VERBS = {
     "verbs/measure.py": ("measure",),
     "verbs/report.py": ("report",),
     "verbs/gallery.py": ("gallery",),
+    "verbs/publish.py": ("quantize", "equalize"),
     "training/": ("train",),
     "runs/": ("scan", "measure", "plan", "quantize", "train", "experiment"),
     "runs/run.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
@@ -242,6 +243,7 @@ VERBS = {
     "cli/app.py": ("scan", "measure", "plan", "quantize", "train", "experiment"),
 }
 OF_OTHERS = {
+    "--config": "every verb's: it is read before any of them",
     "--merge": "llama-gguf-split's",
     "--no-deps": "pip's",
     "--only-binary": "pip's",

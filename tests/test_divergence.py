@@ -47,7 +47,7 @@ def test_windows_count_by_their_tokens():
     original.see(lm, windows)
     with edited(lm, off):
         found = original.kl(lm)
-    assert found.sums == pytest.approx(effects.kl[0], rel=1e-5)
+    assert found.sums == pytest.approx(effects.kl[0], abs=1e-6)  # logits in fp32, read in batches of other shapes
     assert found.tokens.tolist() == [2, 23, 3]
     assert found.value == pytest.approx(effects.kl_interval(0).value, rel=1e-5)
     assert found.value == pytest.approx(float(effects.kl[0].sum()) / 28, rel=1e-5)

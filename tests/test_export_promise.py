@@ -359,6 +359,7 @@ def test_the_hub_s_files_come_from_its_cache(tmp_path, monkeypatch):
         return str(snapshot / name) if (snapshot / name).is_file() else None
 
     monkeypatch.setattr("transformers.utils.hub.cached_file", cached)
+    monkeypatch.setattr("studfinder.models.places.check_reached", lambda _: None)
     hub = Source("some/model", "the Hugging Face hub", None, "v2")
     assert set(put_beside(hub, tmp_path / "out")) == set(BESIDE)
     assert ("some/model", "preprocessor_config.json", "v2", False) in asked

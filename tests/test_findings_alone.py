@@ -113,7 +113,7 @@ def as_version_1(findings: Findings) -> str:
     for weight in (*plain["super_weights"], plain["summary"]["nearest_super_weight"]):
         if weight:
             del weight["predicted"]
-    for name in ("experts", "unseen_experts", "without_attention"):
+    for name in ("experts", "unseen_experts", "without_attention", "pictured"):
         del plain["summary"][name]
     proof = plain["proof"] or {}
     for effect in (proof.get("joint"), *(weight["effect"] for weight in plain["super_weights"])):

@@ -261,9 +261,9 @@ def test_the_table_holds_both_edits_and_what_can_be_pasted():
     html = words_of(findings)
     table = re.sub(r"<[^>]+>|\s+", " ", html.split('<table id="other-numbers">')[1].split("</table>")[0])
     text = " ".join(table.split())
-    assert "norm[17] w at 0: factor 1 gain proven +60.5 0.7 ± 0.2 3 2.7 to 3.3" in text
+    assert "norm[17] # w at 0: factor 1 gain proven +60.5 0.7 ± 0.2 3 2.7 to 3.3" in text
     assert "factor 1 + w at 0 +61.5 0.9 4 3.6 to 4.4" in text
-    assert "norm[3] gain candidate" in text
+    assert "norm[3] # gain candidate" in text
     (python,) = re.findall(r'data-copy="(import[^"]*)">copy as Python', html)
     assert "('model.norm.weight', (17,)), # +60.5, proven" in python
     assert "(3,)" not in python

@@ -296,7 +296,7 @@ def test_a_card_holds_its_fields_and_no_more(payload):
     written, plain = card(quantization_of(payload)), card(quantization_of("x"))
     clean(written)
     _, head, body = written.split("---\n", 2)
-    assert set(yaml.safe_load(head)) == {"library_name", "base_model", "tags"}
+    assert set(yaml.safe_load(head)) == {"library_name", "base_model", "base_model_relation", "tags"}
     assert yaml.safe_load(head)["base_model"] == visible(payload)
     assert written.count("\n") == plain.count("\n")
     assert len(re.findall(r"(?m)^#", body)) == len(re.findall(r"(?m)^#", plain))

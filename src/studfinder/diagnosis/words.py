@@ -8,7 +8,7 @@ from typing import Any
 
 from studfinder.errors import in_a_line
 from studfinder.records.diagnosis import SettingDiagnosis
-from studfinder.texts import proof_text, token_ids
+from studfinder.texts import conversation, proof_text, token_ids
 
 _TEXTS = (
     "The quick brown fox doesn't jump: 3.14159, 2026-11-30, 1,000,000 and 0x7f.",
@@ -109,6 +109,6 @@ def _template(was: Any, now: Any) -> Iterator[SettingDiagnosis]:
 
 def _given(tokenizer: Any, said: list[dict[str, str]]) -> str:
     try:
-        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        return conversation(tokenizer, said)
     except Exception as error:  # a template's own, or Jinja's: of whatever kind, it is what the template gives
         return in_a_line(error)

@@ -38,8 +38,8 @@ def stream_of(lm: LM, edits: GivenEdits) -> Stream:
 def replaced_stream(lm: LM, parameters: Mapping[str, torch.Tensor]) -> Stream:
     """The model with other numbers in some parameters, by name, as a stream.
 
-    Where they fit as they are, the tensors themselves stand in the parameters' places: numbers written into weights that
-    are mapped from a file would stay in memory, page by page, until there is all of the model.
+    Where they fit as they are, the tensors themselves stand in the parameters' places: numbers written into weights
+    that are mapped from a file would stay in memory, page by page, until there is all of the model.
     """
     places = {name: parameter_places(lm, name) for name in parameters}
     first = min(own[0] for own, _ in places.values())

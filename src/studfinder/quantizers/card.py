@@ -57,9 +57,12 @@ def card(done: Quantization) -> str:
 
 def _metrics(done: Quantization) -> list[str]:
     """What was measured on the written files, as the hub reads it."""
-    found = [(name, re.match(r"[-+.\de]+", line)) for name, line in done.scores.items()]
-    kinds = {name: "kl-divergence" if name.startswith("KL") else "perplexity" for name in done.scores}
-    measured = [{"type": kinds[name], "name": name, "value": float(number[0])} for name, number in found if number]
+    measured = [
+        {"type": kind, "name": name, "value": float(number[0])}
+        for name, line in done.scores.items()
+        for begins, kind in (("KL", "kl-divergence"), ("perplexity", "perplexity"))
+        if name.startswith(begins) and (number := re.match(r"\d+(\.\d+)?(?=[,\s])", line))
+    ]
     if not measured:
         return []
     data = {"type": "text", "name": "the text that the score names"}

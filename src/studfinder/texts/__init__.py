@@ -3,7 +3,15 @@
 from studfinder.texts.batches import Batch, batches
 from studfinder.texts.corpora import ONE_DOCUMENT, corpus, documents, fingerprint, texts_in
 from studfinder.texts.digest import digest
-from studfinder.texts.encoding import WHOLE, added_before, as_user_says, check_ids, token_ids, tokenizer_of
+from studfinder.texts.encoding import (
+    WHOLE,
+    added_before,
+    as_user_says,
+    check_ids,
+    conversation,
+    token_ids,
+    tokenizer_of,
+)
 from studfinder.texts.nonce import filler, nonce_names
 from studfinder.texts.pairs import encode_pairs
 from studfinder.texts.pinned import commit_of, said, split_revision
@@ -23,6 +31,7 @@ __all__ = [
     "batches",
     "check_ids",
     "commit_of",
+    "conversation",
     "corpus",
     "default_prompts",
     "digest",

@@ -8,7 +8,7 @@ is taken off again, and what stands at the beginning stays as the tokenizer puts
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studfinder.errors import StudfinderError
@@ -22,7 +22,11 @@ _PROBES = 12
 
 def as_user_says(tokenizer: Any, text: str) -> str:
     """A text as what a user says, in the tokenizer's chat template, ready for the answer."""
-    said = [{"role": "user", "content": text}]
+    return conversation(tokenizer, [{"role": "user", "content": text}])
+
+
+def conversation(tokenizer: Any, said: Sequence[Mapping[str, str]]) -> str:
+    """Turns of a conversation, each with role and content, in the tokenizer's chat template, ready for the answer."""
     return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
 
 

@@ -120,7 +120,10 @@ class MeasureConfig(OutConfig, ReadConfig, BatchConfig, SpreadConfig):
     """What `measure` measures, before and after what."""
 
     measures: Sequence[str] | None = option(
-        None, commas=True, help="Names with commas between.", otherwise="nine of our own texts and items; one of them needs the extra `evaluate`"
+        None,
+        commas=True,
+        help="Names with commas between.",
+        otherwise="nine of our own texts and items; one of them needs the extra `evaluate`",
     )
     _: KW_ONLY
     tasks: Sequence[str] = option(

@@ -45,8 +45,8 @@ DEFAULT = (
     "facts",
     "tasks:arithmetic",
 )
-"""Fluency, context, memory and reasoning, from texts and items of our own: they need no download. Arithmetic is scored by
-lm-eval (the extra `evaluate`), and left out with a reason where that is not installed."""
+"""Fluency, context, memory and reasoning, from texts and items of our own: they need no download. Arithmetic is
+scored by lm-eval (the extra `evaluate`), and left out with a reason where that is not installed."""
 
 SCORECARD_FILE = "scorecard.json"
 
