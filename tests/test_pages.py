@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from browsed import chromium, violations
 from paged import pages
+from readers import _samples
 from studfinder.report.document import anchor
 from studfinder.report.glossary import glossary
 from studfinder.report.next_steps import next_steps
@@ -82,6 +84,13 @@ def test_what_is_advised_can_be_run(made, kind):
         words = shlex.split(unescape(command))
         verb = " ".join(words[:2]) if words[0] == "recipe" else words[0]
         assert {word for word in words if word.startswith("--")} <= options[verb]
+
+
+def test_a_plan_made_for_a_method_is_carried_out_by_it():
+    plan = _samples()["Plan"]
+    said = {method: next_steps(replace(plan, method=method), "run")[0].command for method in ("rtn", "gptq")}
+    assert said["gptq"] == said["rtn"].replace(" --plan run", " --plan run --method gptq")
+    assert "--method" not in said["rtn"]
 
 
 def test_an_anchor_is_one_word():

@@ -34,7 +34,7 @@ def collect(folder: Path) -> None:
     kind = plain.get("name") or RECORDS[record.name]
     name = "-".join([kind.replace("/", "-"), *(Path(card["id"]).name for card in cards)])
     if record.name == "plan.json":
-        name += "-" + plain["budget"].partition(" ")[0]
+        name += "-" + plain["budget"].partition(" ")[0] + f"-{plain['method']}" * (plain["method"] != "rtn")
     if plain.get("edits"):
         name += "-edited"
     target = HERE / "runs" / name

@@ -68,7 +68,8 @@ def _scorecard(card: Scorecard, run: str) -> list[NextStep]:
 
 def _plan(plan: Plan, run: str) -> list[NextStep]:
     model = plan.model.id
-    checkpoint = _command("quantize", model, plan=run, out=f"{_named(model)}-planned")
+    method = {} if plan.method == "rtn" else {"method": plan.method}
+    checkpoint = _command("quantize", model, plan=run, **method, out=f"{_named(model)}-planned")
     tools = [one.tool for one in plan.solutions if one.tool]
     return [
         NextStep(command=checkpoint, why="The plan carried out: a checkpoint."),
