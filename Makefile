@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 # Tests are compiled once, and not by every process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: scan gallery test unit deep device peers check setup clean
+.PHONY: scan docs gallery test unit deep device peers check setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make scan    set up .venv, scan the built-in model, say where the report is"
+	@echo "make docs    the documentation as a site: docs/_build/html/index.html"
 	@echo "make gallery a site of the built-in models: site/index.html"
 	@echo "make test    set up .venv, run linters, type checks and all tests"
 	@echo "make unit    the unit tests alone (no downloads)"
@@ -23,7 +24,7 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,evaluate,train,ray]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,docs,evaluate,train,ray]"
 	@touch $(STAMP)
 
 setup: $(STAMP)
@@ -37,6 +38,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry src
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 gallery: scan
 	$(BIN)/studfinder scan gemma3-270m

@@ -29,7 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "LOG.md", "reference/glossary.md", "results/pages", "results/runs/*/table*.md"]
+exclude_patterns = ["_build", "LOG.md", "reference/glossary.md", "reference/changes.md", "results/pages", "results/runs/*/table*.md"]
 suppress_warnings = [
     "myst.header",  # tables that a run wrote begin at the third level
     "toc.not_included",  # a page of each public name and of each run: reached from the lists, and too many for the menu
@@ -57,6 +57,7 @@ html_title = "studfinder"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_use_index = False  # the menu and the search lead to every name; all on one page are too many
 
 
 def setup(app: Sphinx) -> None:

@@ -27,7 +27,7 @@ ROOMS = ("records", "models", "sites", "passes", "texts", "errors")
 
 def write(folder: Path) -> None:
     """All pages and the drawing, below `folder`."""
-    for name, text in {**command_pages(), **name_pages(), "glossary.md": words()}.items():
+    for name, text in {**command_pages(), **name_pages(), "glossary.md": words(), "changes.md": changes()}.items():
         _put(folder / name, text)
     _put(folder / "house.svg", drawing())
 
@@ -37,6 +37,18 @@ def _put(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.is_file() or file.read_text("utf-8") != text:
         file.write_text(text, encoding="utf-8")
+
+
+def changes() -> str:
+    """The changelog, each of its parts folded."""
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text("utf-8")
+    head, *parts = re.split(r"(?m)^### ", text.partition("\n")[2])
+    folded = []
+    for part in parts:
+        title, _, body = part.partition("\n")
+        body, version, behind = body.partition("\n## ")  # the next version begins behind the last part of this one
+        folded.append(f"::::{{dropdown}} {title}\n{body.strip()}\n::::\n" + (version + behind).strip())
+    return "\n".join([head.strip(), "", *folded])
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
