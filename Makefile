@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests are compiled once, and not by every process again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: scan docs gallery test unit deep device peers check setup clean
+.PHONY: scan docs dist gallery test unit deep device peers check setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make device  on a machine with a GPU: that all works there and is what a CPU gives, ten minutes"
 	@echo "make peers   recipes against torchao, AutoRound and Model Optimizer themselves, in an environment of their own"
 	@echo "make check   ruff, mypy, import-linter, deptry"
+	@echo "make dist    wheel and sdist in dist/, checked"
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +43,12 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -j 2 docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 gallery: scan
 	$(BIN)/studfinder scan gemma3-270m

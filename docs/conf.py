@@ -29,7 +29,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "LOG.md", "reference/glossary.md", "reference/changes.md", "results/pages", "results/runs/*/table*.md"]
+exclude_patterns = ["_build", "LOG.md", "results/pages", "results/runs/*/table*.md"]
+exclude_patterns += ["reference/glossary.md", "reference/changes.md"]  # included by others
 suppress_warnings = [
     "myst.header",  # tables that a run wrote begin at the third level
     "toc.not_included",  # a page of each public name and of each run: reached from the lists, and too many for the menu
