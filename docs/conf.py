@@ -29,9 +29,17 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "LOG.md", "results/pages", "results/runs/*/table*.md"]
+exclude_patterns = [
+    "_build",
+    "notebooks/runs",
+    "notebooks/smollm2-w4",
+    "LOG.md",
+    "results/pages",
+    "results/runs/*/table*.md",
+]
 exclude_patterns += ["reference/glossary.md", "reference/changes.md"]  # included by others
 suppress_warnings = [
+    "myst-nb.lexer",  # notebooks that are not run do not say their language
     "myst.header",  # tables that a run wrote begin at the third level
     "toc.not_included",  # a page of each public name and of each run: reached from the lists, and too many for the menu
 ]

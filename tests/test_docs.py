@@ -18,13 +18,14 @@ from studfinder.cli.app import app
 
 HOME = Path(__file__).parents[1]
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted((HOME / "docs").glob("*.md"))]
+PAGES += sorted((HOME / "docs" / "notebooks").glob("*.md"))
 RESULTS = sorted((HOME / "docs" / "results").glob("*.md"))
 PROMPTS = ["a load bearing number", "The quick brown fox."]
 MADE = ("reference/", "changelog.md", "contributing.md", "security.md")
 """Pages that the build makes, or that hold another file."""
 
 NOT_RUN = {
-    "spike = findings.massive_activations[0]": "a tiny model has no massive activation: tests/test_findings_alone.py reads others",
+    "spike = findings.massive_activations[0]": "a tiny model has no massive activation",
     "sf.attention.import_kernels(lm, tensors)": "tensors of the authors' own code, which is not here",
     'runs = listed_runs(Path("mine.toml")': "whole experiments: tests/test_experiment_all.py runs a list",
     'scores = tasks(lm, "piqa"': "needs lm-eval and its data: tests/real/test_tasks_real.py runs it",
