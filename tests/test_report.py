@@ -150,7 +150,9 @@ def test_report_draws_a_run_again(tmp_path: Path):
     _, html = report(folder)
     assert html == folder / "report.html"
     assert {file.name for file in folder.glob("figure-*")} == {
-        f"figure-{name}.{kind}" for name in ("scores", "depth", "spikes", "maps", "sinks") for kind in ("png", "svg")
+        f"figure-{name}.{kind}"
+        for name in ("scores", "depth", "spikes", "maps", "sinks", "picture", "ranges")
+        for kind in ("png", "svg")
     }
     first = (folder / "figure-depth.svg").read_bytes()
     report(folder / "findings.json")
