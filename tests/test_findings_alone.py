@@ -163,5 +163,6 @@ def test_a_finished_run_of_version_1_is_shown_with_the_ids_of_the_prompts_asked_
     assert folder is not None
     write_text(folder / "findings.json", as_version_1(findings))
     again = run_scan(plan)[0]
-    assert again == findings
+    unpictured = replace(findings.summary, pictured=again.summary.pictured)  # which version 1 does not know
+    assert again == replace(findings, summary=unpictured)
     assert continuations(lm, again)
