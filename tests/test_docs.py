@@ -98,6 +98,7 @@ def user(tmp_path_factory) -> Path:
     copies = {
         m: [
             "my-model",
+            "7b",
             "mine",
             "base",
             "instruct",
