@@ -51,6 +51,8 @@ nb_execution_mode = os.environ.get("STUDFINDER_NOTEBOOKS", "cache")
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+nb_output_stderr = "remove"  # progress bars, a picture of each state
+nb_merge_streams = True
 
 autosummary_generate = False  # made.py makes the pages
 autodoc_typehints = "signature"
