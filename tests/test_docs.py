@@ -86,9 +86,9 @@ def user(tmp_path_factory) -> Path:
     lm.model.save_pretrained(m)
     lm.tokenizer.save_pretrained(m)
     sf.scan(sf.load(str(m)), prompts=PROMPTS, most=1, pools=0, census=False, out=runs / "mine")
-    short = ["--formats", "int8-channel,16", "--windows", "1", "--judges", "0", "--out", str(runs / "plan")]
+    short = ["--formats", "int8-channel,16", "--windows", "1", "--judges", "0", "--for", "llm-compressor"]
     for words in (
-        ["plan", str(m), "--bits", "12", *short],
+        ["plan", str(m), "--bits", "12", *short, "--out", str(runs / "plan")],
         ["quantize", str(m), "--group", "channel", "--out", str(w4)],
         ["measure", str(m), "--measures", "repetition", "--limit", "1", "--out", str(runs / "m" / "measure-1")],
         ["experiment", "kv-shift/theory", "--out", str(runs / "m" / "super-weight-ablation-1")],
@@ -135,7 +135,7 @@ def test_a_command_runs(page, line, user, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(user)
     words = []
     for word in shlex.split(line)[1:]:
-        word = word.replace("…", "1").replace("scan-...", "scan-1")
+        word = word.replace("…", "1").replace("scan-...", "scan-1").replace("int4-g64", "int4-g8")
         words += [str(tmp_path / "out")] if words[-1:] == ["--out"] else sorted(map(str, user.glob(word))) or [word]
     verb = " ".join(words[:2]) if words[0] == "recipe" else words[0]
     dry = ["--dry-run"] if "--dry-run" in _options()[verb] and "--dry-run" not in words else []

@@ -13,6 +13,8 @@ from readers import _samples
 from studfinder.errors import StudfinderError
 from studfinder.quantizers import SCHEMES, Scheme
 from studfinder.records import Format, Inputs, LeftOut, Recipe, RecipeGroup, format_named, scheme_named, to_json
+from studfinder.verbs.configs import RecipeConfig
+from studfinder.verbs.recipe import recipe_of
 
 SIZES = st.integers(1, 10**6)
 
@@ -97,3 +99,15 @@ def test_a_recipe_names_a_matrix_once_and_in_a_known_format(tmp_path):
     (tmp_path / "recipe.json").write_text(to_json(recipe).replace('"int4-g4"', '"int4-q4"'))
     with pytest.raises(StudfinderError, match=r"does not fit its format at 'groups.0'.*int4-q4"):
         sf.read(tmp_path, Recipe)
+
+
+def test_a_plan_is_written_for_its_tool(tmp_path):
+    plan, file = _samples()["Plan"], tmp_path / "plan.json"
+    one = plan.solutions[0]
+    both = replace(plan, solutions=(replace(one, tool="llm-compressor"), replace(one, tool="torchao", bits=5.0)))
+    for made, tools, bits in ((plan, (), one.bits), (both, ("torchao",), 5.0)):
+        file.write_text(to_json(made), "utf-8")
+        assert f"{bits:.4g} bits a weight" in recipe_of(file, RecipeConfig(tools=tools)).decided
+    for tools in ((), ("mlx",), ("llm-compressor", "torchao")):
+        with pytest.raises(StudfinderError, match="--for"):
+            recipe_of(file, RecipeConfig(tools=tools))

@@ -15,6 +15,7 @@ from studfinder.records import (
     Findings,
     LeftOut,
     ModelCard,
+    Plan,
     Recipe,
     RecipeGroup,
     Result,
@@ -38,7 +39,7 @@ def recipe_of(source: str | Path, config: RecipeConfig | None = None) -> Recipe:
     """The recipe that a run's findings come to, or the one that a file holds.
 
     Args:
-        source: a scan, a run of quantize/which-layer, or a recipe: its folder or its file.
+        source: a scan, a run of quantize/which-layer, a plan or a recipe: its folder or its file.
 
     Raises:
         StudfinderError: the run is of another kind, the model is not where it was or another one, a format that does
@@ -47,8 +48,8 @@ def recipe_of(source: str | Path, config: RecipeConfig | None = None) -> Recipe:
     config = config or RecipeConfig()
     place = Path(source)
     kind, file = kind_of(place)
-    if kind == Recipe.format:
-        return _read(file, config)
+    if kind in (Recipe.format, Plan.format):
+        return _read(kind, file, config)
     usual, spared_as = _asked(config)
     if kind == Findings.format:
         found: Any = read_record(Findings, file)
@@ -57,7 +58,9 @@ def recipe_of(source: str | Path, config: RecipeConfig | None = None) -> Recipe:
         found = read_record(Result, file)
         card, run = _judged(found, config), found.run
     else:
-        raise StudfinderError(f"{place} says nothing of layers", expected="a scan, quantize/which-layer or a recipe")
+        raise StudfinderError(
+            f"{place} says nothing of layers", expected="a scan, quantize/which-layer, plan or recipe"
+        )
     outline = outline_of(config.model or card.id, config)
     _check_same(outline, card)
     if isinstance(found, Findings):
@@ -160,11 +163,21 @@ def write_recipe(source: str | Path, config: RecipeConfig) -> tuple[Recipe, list
     return recipe, [folder / name for name in texts]
 
 
-def _read(file: Path, config: RecipeConfig) -> Recipe:
+def _read(kind: str, file: Path, config: RecipeConfig) -> Recipe:
+    """What says already which matrix gets which format; of a plan with several solutions, that of the tool."""
     said = [name for name in ("bits", "group", "zero", "format", "spare") if getattr(config, name) is not None]
     if said:
-        raise StudfinderError(f"--{said[0]} beside a recipe, which says it already", expected="a run's findings")
-    return read_record(Recipe, file)
+        what = "a recipe" if kind == Recipe.format else "a plan"
+        raise StudfinderError(f"--{said[0]} beside {what}, which says it already", expected="a run's findings")
+    if kind == Recipe.format:
+        return read_record(Recipe, file)
+    plan, asked = read_record(Plan, file), set(config.tools)
+    tools = [one.tool for one in plan.solutions]
+    if len(tools) > 1 and not (len(asked) == 1 and asked <= set(tools)):
+        raise StudfinderError(
+            f"{file} holds a plan for each of {', '.join(tools)}", do="Ask for one of them with --for"
+        )
+    return plan.recipe(tools[0] if len(tools) == 1 else asked.pop(), origin=str(file.parent))
 
 
 def _asked(config: RecipeConfig) -> tuple[str | None, str]:
