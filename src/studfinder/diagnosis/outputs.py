@@ -43,7 +43,7 @@ def engine_outputs(path: Path) -> tuple[list[list[int]], list[list[float]]]:
             logs = logs[1:] if len(logs) == len(tokens) else logs
             own = [float("nan") if one is None else float(one) for one in logs]
             right = len(own) == len(tokens) - 1 > 0 and all(type(token) is int for token in tokens)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             right = False
         if not right:
             raise StudfinderError(

@@ -69,7 +69,12 @@ def _misread(found: Any, where: str) -> StudfinderError | None:
         return None
     from sentencepiece import SentencePieceProcessor
 
-    own = SentencePieceProcessor(model_file=str(file))
+    try:
+        own = SentencePieceProcessor(model_file=str(file))
+    except RuntimeError as error:
+        return StudfinderError(
+            f"the tokenizer of {where} cannot be loaded ({in_a_line(error)})", do="Download or save its tokenizer again"
+        )
     words = [word for i in range(len(own)) if (word := own.id_to_piece(i).strip("▁")).isalnum() and len(word) > 1]
     for i in range(0, len(words), len(words) // 8 + 1):
         text = " ".join(words[i : i + 3])
